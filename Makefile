@@ -1,0 +1,40 @@
+# Targets for people. `make help` lists them.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+DATA ?=
+export PYTHONWARNINGS ?= ignore::FutureWarning
+
+.PHONY: help setup demo test test-all check lock ui clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(VENV)/.ready ## make .venv with every pinned dependency (nothing to do the second time)
+
+$(VENV)/.ready: requirements.lock pyproject.toml scripts/setup.sh
+	@PYTHON="$(PYTHON)" bash scripts/setup.sh $(VENV)
+
+demo: setup ## the main job, end to end (DATA=DIR runs it on real data)
+	@$(BIN)/python -m jobs.demo $(if $(DATA),--data "$(DATA)")
+
+check: setup ## ruff and mypy
+	@$(BIN)/ruff check -q .
+	@$(BIN)/ruff format -q --check .
+	@$(BIN)/mypy
+
+test: check ## what a change must pass, under 15 minutes on 2 cores
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: check ## the slow tests too
+	@$(BIN)/python -m pytest
+
+ui: setup ## open the MLflow pages of this directory's runs
+	@$(BIN)/raylab ui
+
+lock: setup ## pin again what pyproject.toml allows
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --group dev pyproject.toml -o requirements.lock
+
+clean: ## remove the environment and caches; runs in .raylab stay
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

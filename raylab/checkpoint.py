@@ -1,0 +1,98 @@
+"""Checkpoints that are complete or absent: written beside, renamed once, read only when their checksum holds.
+
+    checkpoints/step-00000120/state.pt       tensors and plain values, loadable with weights_only=True
+                              sha256         of state.pt
+"""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raylab.data.prepared import sha256
+from raylab.errors import CheckpointError
+
+
+def save(directory: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
+    """Write the checkpoint of `step` and remove all but the newest `keep`.
+
+    Raises CheckpointError when the storage is full or not writable; earlier checkpoints are then untouched.
+    """
+    final = directory / f"step-{step:08d}"
+    work = directory / f".step-{step:08d}.{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for stale in directory.glob(".step-*"):  # left by a writer that was killed: one writer at a time
+            shutil.rmtree(stale)
+        work.mkdir()
+        with (work / "state.pt").open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        with (work / "sha256").open("w") as note:
+            note.write(sha256(work / "state.pt"))
+            note.flush()
+            os.fsync(note.fileno())
+        if final.exists() and not valid(final):
+            shutil.rmtree(final)
+        if final.exists():  # the same step again, after a restart that had to go further back
+            shutil.rmtree(work)
+        else:
+            os.rename(work, final)
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        for old in listed(directory)[keep:]:
+            shutil.rmtree(old)
+    except (OSError, RuntimeError) as error:  # torch wraps a failed write in RuntimeError
+        with contextlib.suppress(OSError):
+            shutil.rmtree(work, ignore_errors=True)
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written to {directory}",
+            str(error).splitlines()[0],
+            "free space or choose another RAYLAB_HOME, then: raylab train --resume NAME",
+        ) from error
+    return final
+
+
+def listed(directory: Path) -> list[Path]:
+    """Checkpoints, newest first, valid or not."""
+    return sorted(directory.glob("step-*"), reverse=True)
+
+
+def valid(path: Path) -> bool:
+    state, note = path / "state.pt", path / "sha256"
+    return state.is_file() and note.is_file() and sha256(state) == note.read_text().strip()
+
+
+def newest(directory: Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint whose checksum holds, and the damaged ones that are newer than it.
+
+    Raises CheckpointError when there are checkpoints and all of them are damaged.
+    """
+    damaged = []
+    for path in listed(directory):
+        if valid(path):
+            return path, damaged
+        damaged.append(path)
+    if damaged:
+        raise CheckpointError(
+            f"every checkpoint in {directory} is damaged",
+            "no checksum holds: " + ", ".join(p.name for p in damaged),
+            "start the run anew",
+        )
+    return None, []
+
+
+def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """The state as saved. No pickle is executed (weights_only)."""
+    try:
+        state: dict[str, Any] = torch.load(path / "state.pt", map_location=device, weights_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} could not be read", str(error).splitlines()[0]) from error
+    return state

@@ -1,0 +1,70 @@
+"""What can go wrong, and with which exit code.
+
+    RaylabError            1  anything below
+    ├── UsageError         2  a wrong option, name or recipe field
+    ├── DataError          2  input that is missing, damaged, changed or of another kind
+    ├── TrackingError      2  a tracking address that no MLflow server answers
+    └── RunError           1  a run that failed
+        ├── NonFiniteError 1  a loss or gradient that is not a number
+        ├── CheckpointError 1 a checkpoint that could not be written or read
+        └── IncompleteError 1 a run that ended before its planned last step
+
+Every error says what happened, why, and what to do next. `jobs` prints it and exits with
+`exit_code`; nothing else in the project ends the process.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RaylabError(Exception):
+    """`what` happened (with the place), `why`, and `do`: the next command or edit."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str = "", do: str = "") -> None:
+        super().__init__(what, why, do)
+        self.what, self.why, self.do = what, why, do
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"  why:  {self.why}")
+        if self.do:
+            lines.append(f"  next: {self.do}")
+        return "\n".join(lines)
+
+
+class UsageError(RaylabError):
+    exit_code = 2
+
+
+class DataError(RaylabError):
+    exit_code = 2
+
+
+class TrackingError(RaylabError):
+    exit_code = 2
+
+
+class RunError(RaylabError):
+    pass
+
+
+class NonFiniteError(RunError):
+    pass
+
+
+class CheckpointError(RunError):
+    pass
+
+
+class IncompleteError(RunError):
+    pass
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that is not one of `known`: prints the nearest, else all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
+    return UsageError(f"unknown {kind} '{name}'", do=f"use one of: {', '.join(near or names)}")

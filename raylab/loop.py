@@ -1,0 +1,360 @@
+"""The training loop: plain torch, the same on one process or many.
+
+One optimiser step is: cut the global batch into logical shards; each rank runs forward and backward on whole
+shards; sum the shards' gradients (exactly, on a CPU); clip; step. Nothing in it depends on which rank computed
+which shard, so a run that is resized, killed or resumed follows the same curve (DESIGN rule 1). The loop's only
+way to the world is `report(metrics, checkpoint)`.
+"""
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raylab.config import Recipe, Schedule
+from raylab.data.sampler import shards_of, steps_per_epoch
+from raylab.data.samples import Samples
+from raylab.errors import CheckpointError, IncompleteError, NonFiniteError
+from raylab.tasks import Task
+from raylab.world import World
+
+EVAL_BATCH = 256  # rows scored at a time; fixed, so that scores do not depend on the workers
+
+Metrics = dict[str, Any]
+Report = Callable[[Metrics, dict[str, Any] | None], bool]
+"""Called by every rank after every step with that step's metrics, and with the state when a checkpoint is due.
+Returns True to ask for a checkpoint at once (a preemption, a clock)."""
+
+
+def fit(
+    recipe: Recipe,
+    task: Task,
+    model: nn.Module,
+    train: Samples,
+    val: Samples,
+    report: Report,
+    resume: dict[str, Any] | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Train `model` from its present weights, or from the state `resume`, to the last planned step.
+
+    Returns {"steps", "epochs", "stopped" ("planned" or "early"), "train_loss", "val": metrics of the last
+    epoch, "best": metrics of the best epoch, "weights_sha256"}, and leaves the best epoch's weights in `model`.
+    Raises NonFiniteError when a loss or a gradient is no number, IncompleteError when the planned step was missed.
+    """
+    loop = recipe.loop
+    torch.set_num_threads(loop.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+    world = World()
+    exact = loop.sum == "exact" or (loop.sum == "auto" and device == "cpu")
+    per_epoch = steps_per_epoch(len(train), loop.batch)
+    planned = loop.epochs * per_epoch
+
+    model.to(device)
+    if loop.channels_last:
+        model.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(model).requires_grad_(False) if loop.ema else None
+    weights = [p for p in model.parameters() if p.requires_grad]
+    flat = _flatten_gradients(weights)
+    optim = torch.optim.AdamW(
+        weights,
+        lr=recipe.optim.lr,
+        betas=(recipe.optim.beta1, recipe.optim.beta2),
+        weight_decay=recipe.optim.weight_decay,
+    )
+    class_weight = _class_weight(recipe, train, device)
+    progress = Progress()
+    if resume is not None:
+        model.load_state_dict(resume["model"])
+        optim.load_state_dict(resume["optim"])
+        if average is not None:
+            average.load_state_dict(resume["average"])
+        progress = Progress(**resume["progress"])
+    if progress.step > planned:
+        raise CheckpointError(f"the checkpoint is at step {progress.step}, the recipe ends at {planned}")
+
+    statistics = ShardStatistics(model)
+    saved_at, saved_step = time.monotonic(), progress.step
+    while progress.step < planned and progress.stopped is None:
+        started = time.perf_counter()
+        step = progress.step
+        epoch, shards = shards_of(step, len(train), loop.batch, loop.shards, recipe.seed)
+        count = sum(len(s) for s in shards)
+        model.train()
+        rows: dict[int, Tensor] = {}  # per shard: loss sum, then batch-norm statistics
+        gradients: list[Tensor] = []
+        with statistics.per_shard():
+            for shard in world.mine(loop.shards):
+                index = shards[shard]
+                if len(index) == 0:
+                    continue
+                _seed(recipe.seed, step, shard)
+                x = train.batch(index, augment=(recipe.seed, epoch) if recipe.data.augment else None)
+                y = torch.from_numpy(train.y[index]).to(device)
+                loss = task.loss(_forward(model, x, loop.bf16, loop.channels_last, device), y, class_weight).sum()
+                flat.zero_()
+                (loss / count).backward()  # type: ignore[no-untyped-call]
+                gradients.append(flat.clone())
+                rows[shard] = torch.cat([loss.detach().double().reshape(1).cpu(), statistics.row()])
+        table = world.gather(rows, loop.shards, 1 + statistics.width)  # [shards, 1 + S]
+        train_loss = float(table[:, 0].sum()) / count
+        if not math.isfinite(train_loss):
+            raise NonFiniteError(
+                f"the training loss is {train_loss} at step {step} (epoch {epoch})",
+                "the loss left the range of numbers",
+                f"lower optim.lr (now {recipe.optim.lr:g}), set optim.clip, or look at the inputs",
+            )
+        statistics.fold(table[[len(s) > 0 for s in shards], 1:])
+        try:
+            total = world.sum_exact(gradients, loop.shards, flat) if exact else world.sum_float(gradients, flat)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error.what} at step {step} (epoch {epoch})", do="lower optim.lr") from error
+        flat.copy_(total)
+        norm = float(torch.linalg.vector_norm(flat))
+        if recipe.optim.clip is not None and norm > recipe.optim.clip:
+            flat.mul_(recipe.optim.clip / norm)
+        rate = recipe.optim.lr * _rate(recipe.schedule, step, planned, progress.cuts)
+        for group in optim.param_groups:
+            group["lr"] = rate
+        optim.step()
+        if average is not None and loop.ema is not None:
+            _update_average(average, model, loop.ema)
+        progress.step = step + 1
+
+        metrics: Metrics = {
+            "step": progress.step,
+            "epoch": epoch,
+            "train/loss": train_loss,
+            "train/lr": rate,
+            "train/grad_norm": norm,
+            "train/samples_per_s": count / (time.perf_counter() - started),
+        }
+        if progress.step % per_epoch == 0:
+            scores = validate(task, average or model, val, world, recipe, device)
+            metrics |= {f"val/{name}": score for name, score in scores.items()}
+            progress.end_epoch(recipe, scores, task.objective, average or model)
+        last = progress.step == planned or progress.stopped is not None
+        due = last or (loop.checkpoint_steps is not None and progress.step % loop.checkpoint_steps == 0)
+        overdue = loop.checkpoint_seconds is not None and time.monotonic() - saved_at >= loop.checkpoint_seconds
+        asked = report(metrics, None) or overdue
+        if due or world.any(asked):
+            saved_at, saved_step = time.monotonic(), progress.step
+            report({"step": progress.step}, _state(recipe, model, optim, average, progress))
+
+    if progress.step != planned and progress.stopped is None:
+        raise IncompleteError(f"the run ended at step {progress.step} of {planned}")
+    if saved_step != progress.step:
+        report({"step": progress.step}, _state(recipe, model, optim, average, progress))
+    digest = weights_sha256(average or model)
+    model.load_state_dict(progress.best_model)
+    return {
+        "steps": progress.step,
+        "planned_steps": planned,
+        "epochs": progress.step // per_epoch,
+        "stopped": progress.stopped or "planned",
+        "val": progress.val,
+        "best": {"epoch": progress.best_epoch, **progress.best},
+        "weights_sha256": digest,
+    }
+
+
+class Progress:
+    """Where a run stands: all of it that is not tensors of model and optimiser."""
+
+    def __init__(
+        self,
+        step: int = 0,
+        cuts: int = 0,
+        waited: int = 0,
+        cut_wait: int = 0,
+        stopped: str | None = None,
+        val: Metrics | None = None,
+        best: Metrics | None = None,
+        best_epoch: int = -1,
+        best_model: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.step = step
+        self.cuts = cuts  # times the plateau schedule has lowered the rate
+        self.waited = waited  # epochs since the best score
+        self.cut_wait = cut_wait  # epochs since the best score or the last cut
+        self.stopped = stopped
+        self.val = val or {}
+        self.best = best or {}
+        self.best_epoch = best_epoch
+        self.best_model = best_model or {}
+        self.epoch = best_epoch + waited if best_epoch >= 0 else -1
+
+    def end_epoch(self, recipe: Recipe, scores: Metrics, objective: str, model: nn.Module) -> None:
+        """Keep the best epoch (by the task's validation objective, by loss where that is undefined)."""
+        self.epoch += 1
+        self.val = scores
+        if not self.best or _key(scores, objective) > _key(self.best, objective):
+            self.best, self.best_epoch, self.waited, self.cut_wait = scores, self.epoch, 0, 0
+            self.best_model = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+        else:
+            self.waited += 1
+            self.cut_wait += 1
+        if recipe.schedule.kind == "plateau" and self.cut_wait > recipe.schedule.patience:
+            self.cuts, self.cut_wait = self.cuts + 1, 0
+        if recipe.loop.early_stop is not None and self.waited >= recipe.loop.early_stop:
+            self.stopped = "early"
+
+    def state(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "epoch"}
+
+
+class ShardStatistics:
+    """Batch-norm running averages that do not depend on which rank saw which shard.
+
+    During a step every shard normalises by its own batch and its statistics are taken down (`row`); afterwards the
+    running averages are updated as if the shards had come one after the other in shard order (`fold`).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        kinds = nn.modules.batchnorm._BatchNorm
+        self.layers = [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
+        self.width = sum(2 * m.num_features for m in self.layers)
+
+    @contextmanager
+    def per_shard(self) -> Iterator[None]:
+        """While open, a layer's running averages are the statistics of its last batch alone (momentum 1)."""
+        kept = [(m.running_mean.clone(), m.running_var.clone(), m.momentum) for m in self.layers]  # type: ignore[union-attr]
+        for layer in self.layers:
+            layer.momentum = 1.0
+        try:
+            yield
+        finally:
+            for layer, (mean, var, momentum) in zip(self.layers, kept, strict=True):
+                layer.running_mean.copy_(mean)  # type: ignore[union-attr]
+                layer.running_var.copy_(var)  # type: ignore[union-attr]
+                layer.momentum = momentum
+
+    def row(self) -> Tensor:
+        """[S] float64: mean and unbiased variance of every layer, of the shard just computed."""
+        parts = [t.detach().double().cpu() for m in self.layers for t in (m.running_mean, m.running_var)]  # type: ignore[union-attr]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    def fold(self, rows: Tensor) -> None:
+        """Update the running averages with rows [shards, S] in shard order. Layers in eval mode stay as they are."""
+        at = 0
+        for layer in self.layers:
+            n = layer.num_features
+            mean, var = rows[:, at : at + n], rows[:, at + n : at + 2 * n]
+            at += 2 * n
+            if not layer.training:
+                continue
+            momentum = 0.1 if layer.momentum is None else layer.momentum
+            for shard in range(len(rows)):
+                layer.running_mean.lerp_(mean[shard].to(layer.running_mean), momentum)  # type: ignore[union-attr]
+                layer.running_var.lerp_(var[shard].to(layer.running_var), momentum)  # type: ignore[union-attr]
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked += len(rows)
+
+
+@torch.no_grad()
+def predict(task: Task, model: nn.Module, samples: Samples, world: World, recipe: Recipe, device: str) -> np.ndarray:
+    """Probabilities, float64 [N] (binary) or [N, classes], on every rank alike. Chunk c is scored by rank c mod size."""
+    model.eval()
+    chunks = [np.arange(a, min(a + EVAL_BATCH, len(samples))) for a in range(0, len(samples), EVAL_BATCH)]
+    width = task.outputs(samples.spec)
+    rows = {}
+    for chunk in world.mine(len(chunks)):
+        x = samples.batch(chunks[chunk])
+        p = task.probabilities(_forward(model, x, recipe.loop.bf16, recipe.loop.channels_last, device).float().double())
+        padded = torch.zeros(EVAL_BATCH, width, dtype=torch.float64)
+        padded[: len(p)] = p.cpu().reshape(len(p), width)
+        rows[chunk] = padded.reshape(-1)
+    table = world.gather(rows, len(chunks), EVAL_BATCH * width).reshape(-1, width)[: len(samples)]
+    return table.numpy()[:, 0] if width == 1 else table.numpy()
+
+
+def validate(
+    task: Task, model: nn.Module, samples: Samples, world: World, recipe: Recipe, device: str
+) -> dict[str, float]:
+    """Loss and point scores over the gathered predictions; never an average of per-rank scores."""
+    p = predict(task, model, samples, world, recipe, device)
+    return {"loss": task.log_loss(samples.y, p), **task.point(samples.y, p)}
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over names and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _forward(model: nn.Module, x: Tensor, bf16: bool, channels_last: bool, device: str) -> Tensor:
+    x = x.to(device, memory_format=torch.channels_last if channels_last and x.ndim == 4 else torch.preserve_format)
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+        out: Tensor = model(x)
+    return out.float()
+
+
+def _flatten_gradients(weights: list[nn.Parameter]) -> Tensor:
+    """One vector [P] of which every parameter's gradient is a view, so that a shard's gradient is one copy."""
+    flat = torch.zeros(sum(w.numel() for w in weights), device=weights[0].device)
+    at = 0
+    for w in weights:
+        w.grad = flat[at : at + w.numel()].view_as(w)
+        at += w.numel()
+    return flat
+
+
+def _seed(seed: int, step: int, shard: int) -> None:
+    """Dropout and the like: a function of (seed, step, shard), whoever computes the shard."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, shard]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def _rate(schedule: Schedule, step: int, planned: int, cuts: int) -> float:
+    """The share of optim.lr that `step` uses."""
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    if schedule.kind == "cosine":
+        span = max(1, planned - schedule.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * (step - schedule.warmup_steps) / span))
+    if schedule.kind == "plateau":
+        return schedule.factor**cuts
+    return 1.0
+
+
+def _key(scores: Metrics, objective: str) -> tuple[float, float]:
+    return (scores.get(objective, -math.inf), -scores["loss"])
+
+
+def _class_weight(recipe: Recipe, train: Samples, device: str) -> Tensor | None:
+    if recipe.optim.class_weight is None:
+        return None
+    return torch.tensor(recipe.optim.class_weight, device=device)
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    for old, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if old.is_floating_point():
+            old.lerp_(new, 1 - decay)
+        else:
+            old.copy_(new)
+
+
+def _state(
+    recipe: Recipe, model: nn.Module, optim: torch.optim.Optimizer, average: nn.Module | None, progress: Progress
+) -> dict[str, Any]:
+    """All that a resumed run needs. Sampler position and random numbers are functions of (seed, step): see `_seed`,
+    `shards_of` and the loaders' augmentation, so seed and step are their whole state."""
+    return {
+        "seed": recipe.seed,
+        "model": model.state_dict(),
+        "optim": optim.state_dict(),
+        "average": average.state_dict() if average is not None else None,
+        "progress": progress.state(),
+    }

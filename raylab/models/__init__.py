@@ -1,0 +1,22 @@
+"""Networks. A new one is a function (config, spec, outputs) -> nn.Module and a line in MODELS."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from raylab.config import Model
+from raylab.models import covidnet, recurrent, vision
+
+MODELS: dict[str, dict[str, Callable[[Model, dict[str, Any], int], nn.Module]]] = {
+    "icu-hourly": {
+        "gru": recurrent.gru,
+        "lstm": recurrent.lstm,
+    },
+    "cxr-frontal-u8": {
+        "covidnet": covidnet.covidnet,
+        "resnet50": vision.resnet50,
+        "vgg19": vision.vgg19,
+    },
+}
+"""By kind of input (a data set's `spec["kind"]`), then by name."""

@@ -1,0 +1,67 @@
+"""The recipes that ship, one full and one `smoke` for each task. Every one of them is a test case."""
+
+from raylab.config import Data, Loop, Model, Optim, Recipe, Schedule, Search
+from raylab.errors import unknown
+
+ARDS = Recipe(
+    task="ards",
+    model=Model(name="gru", hidden=64, dropout=0.3),
+    optim=Optim(lr=1e-3, weight_decay=0.05),
+    schedule=Schedule(kind="cosine", warmup_steps=20),
+    loop=Loop(epochs=20, batch=128, shards=8, ema=0.98, checkpoint_steps=50),
+    search=Search(
+        space={
+            "optim.lr": "loguniform(3e-4,1e-2)",
+            "optim.weight_decay": "loguniform(1e-3,3e-1)",
+            "model.hidden": "choice(32,64,128)",
+            "model.dropout": "uniform(0.0,0.5)",
+        },
+        points=({"optim.lr": 1e-3, "optim.weight_decay": 0.05, "model.hidden": 64, "model.dropout": 0.3},),
+    ),
+)
+
+COVIDNET = Recipe(
+    task="covidnet",
+    data=Data(size=224),
+    model=Model(name="covidnet", dropout=0.3),
+    # the published recipe is Adam at 2e-5 with batch 8 and a factor of .7 on plateau (facts of COVID-Net's repository)
+    optim=Optim(lr=2e-4, weight_decay=1e-2),
+    schedule=Schedule(kind="plateau", warmup_steps=50, factor=0.7, patience=5),
+    loop=Loop(epochs=22, batch=64, shards=8, ema=0.99, checkpoint_steps=50),
+    search=Search(
+        space={
+            "optim.lr": "loguniform(1e-5,1e-3)",
+            "optim.weight_decay": "loguniform(1e-4,1e-1)",
+            "model.dropout": "uniform(0.0,0.5)",
+        },
+        points=({"optim.lr": 2e-4, "optim.weight_decay": 1e-2, "model.dropout": 0.3},),
+    ),
+)
+
+RECIPES = {
+    "ards": ARDS,
+    "ards-smoke": ARDS.model_copy(
+        update={
+            "model": Model(name="gru", hidden=16),
+            "loop": Loop(epochs=3, batch=64, shards=6, checkpoint_steps=5),
+            "schedule": Schedule(kind="cosine"),
+        }
+    ),
+    "covidnet": COVIDNET,
+    "covidnet-smoke": COVIDNET.model_copy(
+        update={
+            "data": Data(size=64),
+            "model": Model(name="covidnet", width=0.25, depth=0.4),
+            "optim": Optim(lr=1e-3),
+            "schedule": Schedule(kind="cosine"),
+            "loop": Loop(epochs=3, batch=32, shards=4, checkpoint_steps=10),
+        }
+    ),
+}
+
+
+def recipe(task: str, smoke: bool = False) -> Recipe:
+    name = f"{task}-smoke" if smoke else task
+    if task.endswith("-smoke") or name not in RECIPES:
+        raise unknown("task", task, [n for n in RECIPES if not n.endswith("-smoke")])
+    return RECIPES[name]

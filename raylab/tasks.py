@@ -1,0 +1,88 @@
+"""A task is data + model + loss + score. A new one is a function here or in its own file, and a line in TASKS."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raylab.config import Data, Recipe
+from raylab.data.icu_samples import load_icu
+from raylab.data.image_samples import load_images
+from raylab.data.samples import Samples
+from raylab.errors import unknown
+from raylab.metrics import binary_scores, multiclass_scores, point
+from raylab.models import MODELS
+
+EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 in a log loss
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    outcome: Literal["binary", "multiclass"]
+    objective: str  # the validation score that picks epochs and trials; higher is better
+    load: Callable[[Path, str, Data, dict[str, Any] | None], Samples]
+    """(prepared directory, split, recipe.data, spec of a trained model or None) -> samples"""
+
+    def outputs(self, spec: dict[str, Any]) -> int:
+        return 1 if self.outcome == "binary" else len(spec["classes"])
+
+    def model(self, recipe: Recipe, spec: dict[str, Any]) -> nn.Module:
+        """A freshly initialised network: the same weights for the same seed."""
+        known = MODELS[spec["kind"]]
+        if recipe.model.name not in known:
+            raise unknown("model", recipe.model.name, known)
+        torch.manual_seed(recipe.seed)
+        return known[recipe.model.name](recipe.model, spec, self.outputs(spec))
+
+    def loss(self, logits: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
+        """Loss of each sample, [B], from logits [B, outputs] and classes int64 [B]."""
+        if self.outcome == "binary":
+            each = F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction="none")
+        else:
+            each = F.cross_entropy(logits, y, reduction="none")
+        return each if class_weight is None else each * class_weight[y]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """[B, outputs] in the logits' type: of the positive class, or of each class."""
+        return torch.sigmoid(logits) if self.outcome == "binary" else torch.softmax(logits, 1)
+
+    def log_loss(self, y: np.ndarray, p: np.ndarray) -> float:
+        """Mean negative log likelihood of y int [N] under p [N] or [N, K]."""
+        of_truth = np.where(y == 1, p, 1 - p) if self.outcome == "binary" else p[np.arange(len(y)), y]
+        return float(-np.log(np.clip(of_truth, EPSILON, 1)).mean())
+
+    def point(self, y: np.ndarray, p: np.ndarray) -> dict[str, float]:
+        return point(self.outcome, y, p)
+
+    def scores(self, samples: Samples, p: np.ndarray, bootstraps: int = 1000, seed: int = 0) -> dict[str, Any]:
+        """Every score with its 95 % interval, clustered by patient."""
+        if self.outcome == "binary":
+            return binary_scores(samples.y, p, samples.group, bootstraps, seed)
+        classes = samples.spec["classes"]
+        return multiclass_scores(samples.y, p, samples.group, classes, samples.source, bootstraps, seed)
+
+
+def _icu(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> Samples:
+    return load_icu(directory, split, data.cohort, spec)
+
+
+def _images(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> Samples:
+    return load_images(directory, split, size=data.size, spec=spec)
+
+
+TASKS = {
+    "ards": Task("ards", "binary", "auroc", _icu),
+    "covidnet": Task("covidnet", "multiclass", "macro_recall", _images),
+}
+
+
+def task(name: str) -> Task:
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return TASKS[name]

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Makes the private environment: `make setup`. Errors say which package to install.
+set -euo pipefail
+venv=$1
+if [ -z "${PYTHON:-}" ]; then
+  echo "raylab needs Python 3.11, 3.12 or 3.13; found $(python3 --version 2>/dev/null || echo none)." >&2
+  echo "  next: install one (Debian, Ubuntu: apt-get install python3 python3-venv), or: make setup PYTHON=/path/to/python3.11" >&2
+  exit 2
+fi
+if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+  echo "raylab needs Python 3.11, 3.12 or 3.13; $PYTHON is $("$PYTHON" --version 2>&1 || true)." >&2
+  exit 2
+fi
+if ! "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null; then
+  version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  echo "this Python has no venv module (Debian keeps it in a package of its own)." >&2
+  echo "  next: apt-get install python$version-venv   and then: make setup" >&2
+  exit 2
+fi
+echo "setting up $venv (once; a few GB, torch with CUDA among them)"
+[ -x "$venv/bin/python" ] || "$PYTHON" -m venv "$venv"
+# uv installs from the lock in a fraction of pip's time; it is itself pinned there
+uv=$(mktemp)
+trap 'rm -f "$uv"' EXIT
+awk '/^uv==/ {on = 1} on {print} on && !/\\$/ {exit}' requirements.lock > "$uv"
+"$venv/bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r "$uv"
+"$venv/bin/uv" pip sync -q --python "$venv/bin/python" --require-hashes requirements.lock
+"$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps --no-build-isolation --offline -e .
+touch "$venv/.ready"

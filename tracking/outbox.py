@@ -1,0 +1,174 @@
+"""What one run wants to tell MLflow, kept on disk until it has been told.
+
+An outbox is a directory:
+
+    outbox.jsonl    one record a line, append-only, fsynced, 0600
+    target.json     {"uri", "run_id"}: where the records go
+    sent.json       {"offset"}: bytes of outbox.jsonl that MLflow has (written by forward.py)
+    rejected.jsonl  records that MLflow refused for good, with the reason (forward.py)
+
+Records carry the time of the append, in ms since 1970, so a replay sends the same points again and
+MLflow's primary key drops them. The kinds of record:
+
+    {"kind": "metrics", "step": int, "values": {name: float}}
+    {"kind": "params", "values": {name: text}}       {"kind": "tags", "values": {name: text}}
+    {"kind": "artifact", "path": absolute local file or directory, "to": artifact directory}
+    {"kind": "input", "name", "digest", "source", "context"}: a data set
+    {"kind": "status", "status": "RUNNING" | "FINISHED" | "FAILED" | "KILLED"}
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raylab.errors import TrackingError
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+KINDS = {
+    "metrics": {"step", "values"},
+    "params": {"values"},
+    "tags": {"values"},
+    "artifact": {"path", "to"},
+    "input": {"name", "digest", "source", "context"},
+    "status": {"status"},
+}
+
+
+class Outbox:
+    """The writing end of one outbox. Any number of threads and processes may append."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = Path(directory)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path = self.directory / "outbox.jsonl"
+
+    def bind(self, uri: str, run_id: str) -> None:
+        """Say where the records go. The address may change later, the run may not (TrackingError)."""
+        bound = target(self.directory)
+        if bound is not None and bound["run_id"] != run_id:
+            raise TrackingError(
+                f"{self.directory} belongs to run {bound['run_id']}, not to {run_id}",
+                "records of two runs in one outbox could not be told apart",
+                "give the new run a directory of its own",
+            )
+        write_json(self.directory / "target.json", {"uri": uri, "run_id": run_id})
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Put `record` on disk: when this returns, a crash cannot lose it.
+
+        Raises ValueError for a record of no known kind and OSError when the disk refuses;
+        a refused record leaves no trace in the file.
+        """
+        line = (json.dumps(_checked(record), allow_nan=False) + "\n").encode()
+        fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _flock(fd, fcntl.LOCK_EX)
+            size = os.fstat(fd).st_size
+            if size and os.pread(fd, 1, size - 1) != b"\n":
+                line = b"\n" + line  # a crash tore the last line: end it, readers skip it
+            try:
+                if os.write(fd, line) != len(line):
+                    raise OSError(errno.ENOSPC, "the disk took only a part of the record", str(self.path))
+                os.fsync(fd)
+            except OSError:
+                os.ftruncate(fd, size)
+                raise
+        finally:
+            os.close(fd)  # and with it the lock
+
+
+def read(directory: Path, offset: int = 0) -> Iterator[tuple[int, Record | None]]:
+    """(offset of its end, record) of every complete line from byte `offset` on.
+
+    A torn line in the middle, from a crash, is None; a torn line at the end is not there yet.
+    """
+    path = Path(directory) / "outbox.jsonl"
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            try:
+                record = json.loads(line)
+            except ValueError:
+                log.warning("%s: skipped a line torn by a crash, ending at byte %d", path, offset)
+                record = None
+            yield offset, record if isinstance(record, dict) else None
+
+
+def target(directory: Path) -> dict[str, str] | None:
+    """{"uri", "run_id"} of an outbox, or None while it is not bound."""
+    path = Path(directory) / "target.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` beside `path`, fsync and rename, 0600: a reader sees the old or the new."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file `path`. Without `wait`, yields False when somebody else holds it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            _flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
+
+
+def _flock(fd: int, how: int) -> None:
+    # flock, not lockf: it belongs to the open file, so it also keeps threads of one process apart.
+    try:
+        fcntl.flock(fd, how)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        # Lustre mounted without -o flock. One O_APPEND write is still one line on one node.
+        log.warning("this file system has no locks: keep to one writer a run")
+
+
+def _checked(record: Mapping[str, Any]) -> Record:
+    kind = record.get("kind")
+    if kind not in KINDS:
+        raise ValueError(f"a record is one of {', '.join(KINDS)}, not {kind!r}")
+    if missing := KINDS[kind] - record.keys():
+        raise ValueError(f"a {kind} record needs {', '.join(sorted(missing))}")
+    checked: Record = {"time": time.time_ns() // 1_000_000, **record}
+    if kind == "metrics":
+        checked["step"] = int(record["step"])
+        checked["values"] = {name: _number(float(value)) for name, value in record["values"].items()}
+    elif kind in ("params", "tags"):
+        checked["values"] = {name: str(value) for name, value in record["values"].items()}
+    elif kind == "artifact":
+        checked["path"] = str(Path(record["path"]).absolute())
+    return checked
+
+
+def _number(value: float) -> float | str:
+    # JSON has no NaN and no infinity; as text, float() reads them back.
+    return value if math.isfinite(value) else str(value)
