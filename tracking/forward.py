@@ -12,13 +12,13 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylab.errors import TrackingError
 from tracking import runs
-from tracking.outbox import Outbox, Record, locked, read, target, write_json
+from tracking.outbox import Record, locked, read, target, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,7 +53,7 @@ def forward(directory: Path, client: "MlflowClient | None" = None) -> int:
             return 0
         sender = _Sender(directory, client or runs.client(bound["uri"]), bound["uri"], bound["run_id"])
         count = 0
-        for end, records in _requests(read(directory, _offset(directory))):
+        for end, records in _requests(directory, _offset(directory)):
             sender.send(records)
             write_json(directory / "sent.json", {"offset": end})
             count += len(records)
@@ -111,7 +111,7 @@ class Forwarder:
         """`poll`: seconds between two looks at the outboxes."""
         self._poll = poll
         self._directories: list[Path] = []
-        self._pauses: dict[str, tuple[float, float]] = {}  # uri -> (not before, length of the pause), s
+        self._pauses: dict[str, tuple[float, float]] = {}  # address or outbox -> (not before, pause), s
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow-forwarder", daemon=True)
         self._thread.start()
@@ -133,26 +133,27 @@ class Forwarder:
 
     def _run(self) -> None:
         while not self._closing.wait(self._poll):
-            self._pass(self._directories)
+            self._pass()
         self._pauses.clear()
-        while time.monotonic() < self._deadline and any(map(unsent, self._directories)):
-            self._pass(self._directories)
+        while time.monotonic() < self._deadline and any(target(d) and unsent(d) for d in self._directories):
+            self._pass()
             time.sleep(0.1)
 
-    def _pass(self, directories: Sequence[Path]) -> None:
-        for directory in list(directories):
+    def _pass(self) -> None:
+        for directory in list(self._directories):
             uri = ""
             try:
                 uri = (target(directory) or {}).get("uri", "")
-                not_before, pause = self._pauses.get(uri, (0.0, 0.5))
-                if time.monotonic() < not_before:
+                if any(time.monotonic() < self._pauses.get(key, (0.0, 0.0))[0] for key in (uri, str(directory))):
                     continue
                 forward(directory)
                 self._pauses.pop(uri, None)
-            except Exception as error:  # whatever it is, training goes on and the records are on disk
-                pause = min(2 * pause, 30.0)
+                self._pauses.pop(str(directory), None)
+            except Exception as error:  # whatever it is: training goes on, and the records are on disk
                 # Only a server that is down holds up its other runs.
-                self._pauses[uri if isinstance(error, _Down) else ""] = (time.monotonic() + pause, pause)
+                key = uri if isinstance(error, _Down) else str(directory)
+                pause = min(2 * self._pauses.get(key, (0.0, 0.5))[1], 30.0)
+                self._pauses[key] = (time.monotonic() + pause, pause)
                 log.warning("tracking waits %.0f s: %s", pause, error, exc_info=not isinstance(error, TrackingError))
 
 
@@ -203,11 +204,12 @@ class _Sender:
             )
 
     def _reject(self, record: Record, refusal: Exception) -> None:
-        log.warning("MLflow refused a %s record of run %s for good: %s", record.get("kind"), self.run_id, refusal)
+        why = str(refusal)[:500]
+        log.warning("MLflow refused a record (%s) of run %s for good: %s", record["kind"], self.run_id, why)
         path = self.directory / "rejected.jsonl"
         with path.open("a") as file:
             path.chmod(0o600)
-            file.write(json.dumps({"record": record, "why": str(refusal)}) + "\n")
+            file.write(json.dumps({"record": record, "why": why}) + "\n")
 
 
 def _deliver(client: "MlflowClient", run_id: str, records: list[Record]) -> None:
@@ -246,13 +248,16 @@ def _deliver(client: "MlflowClient", run_id: str, records: list[Record]) -> None
         client.update_run(run_id, first["status"])
 
 
-def _requests(lines: Iterator[tuple[int, Record | None]]) -> Iterator[tuple[int, list[Record]]]:
-    """Cut records into lists that each fit one request, with the offset where each list ends."""
+def _requests(directory: Path, end: int) -> Iterator[tuple[int, list[Record]]]:
+    """The records after offset `end` in lists that each fit one request, with the new offset after each.
+
+    A record that is cut between two requests counts as sent with the second one.
+    """
     group: list[Record] = []
     params: set[str] = set()
-    counts, size, end = dict.fromkeys(BATCHED, 0), 0, 0
+    counts, size = dict.fromkeys(BATCHED, 0), 0
     limits = dict(zip(BATCHED, (METRICS, PARAMS, TAGS), strict=True))
-    for line_end, record in lines:
+    for line_end, record in read(directory, end):
         if record is None:
             continue
         for part in _parts(record, limits):
@@ -284,12 +289,12 @@ def _parts(record: Record, limits: dict[str, int]) -> list[Record]:
     names = list(record["values"])
     limit = min(limits[record["kind"]], 100)  # 100 values are far below the limit in bytes, too
     chunks = [names[start : start + limit] for start in range(0, len(names), limit)]
-    return [record | {"values": {name: record["values"][name] for name in chunk}} for chunk in chunks]
+    return [record | {"values": {name: record["values"][name] for name in chunk}} for chunk in chunks or [[]]]
 
 
 def _pieces(record: Record) -> list[Record]:
     """A record, one value each."""
-    if record["kind"] not in BATCHED:
+    if record["kind"] not in BATCHED or len(record["values"]) < 2:
         return [record]
     return [record | {"values": {name: value}} for name, value in record["values"].items()]
 
@@ -325,6 +330,3 @@ def _cut(value: str, length: int) -> str:
 def _offset(directory: Path) -> int:
     path = directory / "sent.json"
     return int(json.loads(path.read_text())["offset"]) if path.exists() else 0
-
-
-__all__ = ["Forwarder", "Outbox", "forward", "rejected", "sync", "unsent"]

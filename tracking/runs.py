@@ -1,0 +1,284 @@
+"""Where MLflow is, and the runs there."""
+
+import hashlib
+import importlib.metadata
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from raylab.errors import TrackingError
+from tracking.outbox import locked
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHECK_SECONDS = 5.0  # to connect, and again to read
+# MLflow's own defaults keep a caller of a dead server for minutes, and report usage to its makers.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # s
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
+
+
+def address(home: Path) -> str:
+    """MLFLOW_TRACKING_URI if set, else a SQLite database under `home`, created when missing."""
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri.rstrip("/")
+    return f"sqlite:///{database(home)}"
+
+
+def database(home: Path) -> Path:
+    """HOME/mlflow/mlflow.db with its tables, 0600 in a directory 0700."""
+    directory = Path(home).absolute() / "mlflow"
+    (directory / "artifacts").mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o700)
+    path = directory / "mlflow.db"
+    # Two first migrations at once leave a broken database: one makes it beside and renames it.
+    with locked(directory / "init.lock"):
+        if not path.exists():
+            _environment()
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            beside = directory / "new.db"
+            beside.unlink(missing_ok=True)
+            SqlAlchemyStore(f"sqlite:///{beside}", (directory / "artifacts").as_uri()).engine.dispose()
+            beside.chmod(0o600)
+            beside.rename(path)
+    return path
+
+
+@lru_cache(maxsize=16)
+def client(uri: str) -> "MlflowClient":
+    """A client that notices a dead server within seconds. One writer a process is meant to have it."""
+    _environment()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def check(uri: str) -> None:
+    """Raise TrackingError, within about 10 s, unless an MLflow that takes us answers at `uri`."""
+    parts = urlsplit(uri)
+    if parts.scheme == "sqlite":
+        path = Path(uri.removeprefix("sqlite:///"))
+        if not uri.startswith("sqlite:////") or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise TrackingError(
+                f"cannot write the tracking database {uri}",
+                "the form is sqlite:////absolute/path/mlflow.db, in a directory of your own",
+                "unset MLFLOW_TRACKING_URI to use the one under the raylab home",
+            )
+        return
+    if parts.scheme not in ("http", "https"):
+        raise TrackingError(
+            f"'{uri}' is no tracking address raylab can use",
+            "it must begin with http://, https:// or sqlite:/// (MLflow refuses directories; a team's "
+            "PostgreSQL belongs behind an MLflow server)",
+            "export MLFLOW_TRACKING_URI=http://127.0.0.1:5000, or unset it",
+        )
+    if not parts.hostname:
+        raise TrackingError(f"'{uri}' names no host", "", "write it as http://HOST:PORT")
+    _check_http(uri)
+
+
+def _check_http(uri: str) -> None:
+    import requests
+
+    ask = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
+    login = (os.environ.get("MLFLOW_TRACKING_USERNAME", ""), os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    try:
+        answer = requests.get(
+            ask,
+            timeout=CHECK_SECONDS,
+            auth=login if any(login) else None,
+            headers={"Authorization": f"Bearer {token}"} if token and not any(login) else None,
+        )
+    except requests.Timeout as error:
+        raise TrackingError(
+            f"{uri} does not answer within {CHECK_SECONDS:.0f} s", "a firewall, or a sick server", f"curl -m 5 {uri}"
+        ) from error
+    except (requests.RequestException, ValueError) as error:
+        raise TrackingError(
+            f"nothing answers at {uri}", _reason(error), "start the server (raylab ui), or mend MLFLOW_TRACKING_URI"
+        ) from error
+    if answer.status_code == 403 and "host" in answer.text.lower():
+        raise TrackingError(
+            f"the MLflow server at {uri} refuses the host name in this address",
+            "it only answers to the names it was started with",
+            f"start it with --allowed-hosts {urlsplit(uri).netloc}",
+        )
+    if answer.status_code in (401, 403):
+        raise TrackingError(
+            f"{uri} refuses us (HTTP {answer.status_code})",
+            "it wants a login, or a --allowed-hosts with the name in this address",
+            "export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        )
+    if answer.status_code >= 500:
+        raise TrackingError(f"{uri} answers with HTTP {answer.status_code}", "the server is sick", "look at its log")
+    try:
+        known = answer.ok and isinstance(answer.json(), dict) and answer.json().keys() <= {"experiments", "next_page_token"}
+    except ValueError:
+        known = False
+    if not known:
+        raise TrackingError(
+            f"{uri} answers, but it is no MLflow server (HTTP {answer.status_code})",
+            "another program has this port",
+            "mend MLFLOW_TRACKING_URI",
+        )
+
+
+def start_run(
+    uri: str, experiment: str, name: str, parent_run_id: str | None = None, tags: Mapping[str, str] | None = None
+) -> str:
+    """Create a run, RUNNING, and its experiment when missing; returns the run id."""
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    every = dict(tags or {})
+    if parent_run_id:
+        every[MLFLOW_PARENT_RUN_ID] = parent_run_id
+    run = client(uri).create_run(_experiment(uri, experiment), tags=every, run_name=name)
+    return str(run.info.run_id)
+
+
+def resume_run(uri: str, run_id: str) -> None:
+    """Set a run RUNNING again."""
+    client(uri).update_run(run_id, "RUNNING")
+
+
+def find_run(uri: str, name_or_id: str) -> str:
+    """The id of the run with this id, or of the newest with this name; TrackingError when there is none."""
+    if re.fullmatch(r"[0-9a-f]{32}", name_or_id):
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(client(uri).get_run(name_or_id).info.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    quoted = name_or_id.replace("'", "")
+    found = client(uri).search_runs(
+        [e.experiment_id for e in client(uri).search_experiments()],
+        f"attributes.run_name = '{quoted}'",
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+    )
+    if not found:
+        raise TrackingError(f"no run is named '{name_or_id}' at {uri}", "", "raylab compare lists the runs")
+    return str(found[0].info.run_id)
+
+
+def standard_tags(
+    *,
+    code: Path,
+    task: str,
+    seed: int,
+    synthetic: bool,
+    data_hash: str,
+    split_hash: str,
+) -> dict[str, str]:
+    """The tags that make a run reproducible from MLflow alone, all named raylab.*.
+
+    `code` is a directory of the code; its git repository gives the revision, unless
+    RAYLAB_CODE_REVISION does (a container has no .git).
+    """
+    tags = {
+        "task": task,
+        "seed": str(seed),
+        "synthetic": str(synthetic).lower(),
+        "data_hash": data_hash,
+        "split_hash": split_hash,
+        "code_revision": code_revision(code),
+        "lock_hash": _lock_hash(code),
+        "ray_version": _version("ray"),
+        "torch_version": _version("torch"),
+    }
+    for name, variable in {"slurm_job_id": "SLURM_JOB_ID", "slurm_nodelist": "SLURM_JOB_NODELIST"}.items():
+        if variable in os.environ:
+            tags[name] = os.environ[variable]
+    return {f"raylab.{name}": value for name, value in tags.items()}
+
+
+def code_revision(code: Path) -> str:
+    """The git commit, with "-dirty" when tracked files differ from it; "unknown" without git."""
+    if revision := os.environ.get("RAYLAB_CODE_REVISION"):
+        return revision
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(code), *words], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None  # no git on this node, or a file system too slow to ask: the tag says "unknown"
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if not commit:
+        return "unknown"
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return commit if changed == "" else f"{commit}-dirty"
+
+
+def _lock_hash(code: Path) -> str:
+    for directory in (code.absolute(), *code.absolute().parents):
+        if (lock := directory / "requirements.lock").is_file():
+            return hashlib.sha256(lock.read_bytes()).hexdigest()
+    return "unknown"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def _experiment(uri: str, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client(uri).get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client(uri).create_experiment(name, artifact_location=_artifact_location(uri, name)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client(uri).get_experiment_by_name(name)  # another driver was faster
+    if found is None or found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"the experiment '{name}' was deleted at {uri}",
+            "MLflow keeps its name taken",
+            "restore it in the MLflow UI, or give another name",
+        )
+    return str(found.experiment_id)
+
+
+def _artifact_location(uri: str, name: str) -> str | None:
+    """Beside a SQLite database, as a file address: a direct client and a server both can read that.
+
+    (mlflow-artifacts:/ works through a server only; MLflow's default for SQLite is ./mlruns, which
+    is wherever the process happened to start.) A server decides for itself: None.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40] or "experiment"
+    return (Path(uri.removeprefix("sqlite:///")).parent / "artifacts" / f"{slug}-{uuid4().hex[:8]}").as_uri()
+
+
+def _environment() -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    for known in ("Connection refused", "Name or service not known", "No route to host", "CERTIFICATE_VERIFY_FAILED"):
+        if known in text:
+            return known
+    return text.splitlines()[0][:200] if text else type(error).__name__

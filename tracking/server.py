@@ -1,0 +1,153 @@
+"""An MLflow server of one's own: one process group on loopback over HOME/mlflow."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from json import loads
+from pathlib import Path
+
+import psutil
+
+from raylab.errors import TrackingError
+from tracking.outbox import locked, write_json
+from tracking.runs import database
+
+START_SECONDS = 90.0
+STOP_SECONDS = 10.0
+# Defaults of MLflow that would lose points (a pool of 5 connections), run what a model file says,
+# send usage data out, or keep idle helper processes.
+ENVIRONMENT = {
+    "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "64",
+    "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "64",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: `uri` to reach it, `pid` of its process group."""
+
+    uri: str
+    pid: int
+    home: Path
+
+    def stop(self) -> None:
+        """End this process group, and only this one; harmless when it is gone already."""
+        if _serving(self.home) != self:
+            return
+        processes = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
+        os.killpg(self.pid, signal.SIGTERM)
+        _, alive = psutil.wait_procs(processes, timeout=STOP_SECONDS)
+        for process in alive:
+            process.kill()
+        psutil.wait_procs(alive, timeout=STOP_SECONDS)
+        (self.home / "mlflow" / "server.json").unlink(missing_ok=True)
+
+
+def serve(home: Path, port: int = 5000, host: str = "127.0.0.1") -> Server:
+    """Start a server over HOME/mlflow, or return ours that is already running there.
+
+    When `port` is taken the next free one is used. Raises TrackingError, with the end of
+    HOME/mlflow/server.log, when the server does not answer in time.
+    """
+    home = Path(home).absolute()
+    db = database(home)
+    directory = db.parent
+    with locked(directory / "server.lock"):
+        if running := _serving(home):
+            return running
+        port = _free(host, port)
+        artifacts = (directory / "artifacts").as_uri()
+        command = [sys.executable, "-m", "mlflow", "server"]
+        command += ["--backend-store-uri", f"sqlite:///{db}", "--workers", "1", "--host", host, "--port", str(port)]
+        # The root is a file address, not mlflow-artifacts:/, so that what the server creates a client
+        # on sqlite:// can read, and the other way round. Both see the same file system.
+        command += ["--artifacts-destination", artifacts, "--default-artifact-root", artifacts]
+        command += ["--allowed-hosts", ",".join(_names(host, port))]
+        log = os.open(directory / "server.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            # A session of its own: stop() ends it whole, and a Ctrl-C meant for another does not.
+            process = subprocess.Popen(
+                command,
+                env=os.environ | ENVIRONMENT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=directory,
+                umask=0o077,
+            )
+        finally:
+            os.close(log)
+        started = psutil.Process(process.pid).create_time()
+        shown = "127.0.0.1" if host in ("0.0.0.0", "") else host
+        server = Server(f"http://{shown}:{port}", process.pid, home)
+        write_json(directory / "server.json", {"uri": server.uri, "pid": server.pid, "started": started})
+        try:
+            _wait(server, process)
+        except BaseException:
+            server.stop()
+            raise
+        return server
+
+
+def _wait(server: Server, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not _healthy(server.uri):
+        if process.poll() is not None or time.monotonic() > deadline:
+            log = server.home / "mlflow" / "server.log"
+            why = "it ended" if process.poll() is not None else f"no answer within {START_SECONDS:.0f} s"
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+            raise TrackingError(f"the MLflow server for {server.home} did not start: {why}", tail, f"read {log}")
+        time.sleep(0.2)
+
+
+def _healthy(uri: str) -> bool:
+    import requests
+
+    try:
+        return requests.get(f"{uri}/health", timeout=2).ok
+    except requests.RequestException:
+        return False
+
+
+def _serving(home: Path) -> Server | None:
+    """Ours over this home, if its process is alive: the same pid, start time and user."""
+    path = home / "mlflow" / "server.json"
+    if not path.exists():
+        return None
+    known = loads(path.read_text())
+    try:
+        process = psutil.Process(known["pid"])
+        ours = abs(process.create_time() - known["started"]) < 1 and process.uids().real == os.getuid()
+        alive = process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return None
+    return Server(known["uri"], known["pid"], home) if ours and alive else None
+
+
+def _free(host: str, port: int) -> int:
+    for wanted in (port, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, wanted))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise TrackingError(f"no port can be opened on {host}", "", "give an address of this machine")
+
+
+def _names(host: str, port: int) -> list[str]:
+    """The Host headers to answer: loopback at any port, because a tunnel may end at another one."""
+    names = ["localhost", "127.0.0.1", "localhost:*", "127.0.0.1:*"]
+    if host not in ("127.0.0.1", "localhost"):
+        full = socket.getfqdn()
+        names += [f"{name}:{port}" for name in dict.fromkeys((host, socket.gethostname(), full))]
+    return names
