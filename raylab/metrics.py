@@ -51,15 +51,13 @@ def binary_scores(
     def scores(w: Floats) -> dict[str, Floats]:
         slope = _calibration(y_N, logit_N, w, free_slope=True, start=start[True])[:, 1]
         intercept = _calibration(y_N, logit_N, w, free_slope=False, start=start[False])[:, 0]
-        return _ranking(y_N, p_N, w) | _brier(y_N, p_N, w) | {
-            "calibration_slope": slope,
-            "calibration_intercept": intercept,
-        }
+        found = _ranking(y_N, p_N, w) | _brier(y_N, p_N, w)
+        return found | {"calibration_slope": slope, "calibration_intercept": intercept}
 
-    why = dict.fromkeys(("auroc", "auprc", "brier_scaled", "sensitivity_at_specificity_90"), ONE_CLASS)
-    why |= dict.fromkeys(("ppv_at_sensitivity_80", "calibration_intercept"), ONE_CLASS)
-    both = 0 < y_N.sum() < len(y_N)
-    why["calibration_slope"] = "no finite slope: p separates the classes or is constant" if both else ONE_CLASS
+    if 0 < y_N.sum() < len(y_N):
+        why = {"calibration_slope": "no finite slope: p separates the classes, or nearly, or is constant"}
+    else:
+        why = dict.fromkeys(scores(whole), ONE_CLASS)
     return clustered(scores, group_N, bootstraps, seed, why)
 
 
@@ -98,7 +96,7 @@ def multiclass_scores(
     bin_N = np.clip(np.ceil(confidence_N * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
     gaps_NB = np.eye(ECE_BINS)[bin_N] * (hit_N - confidence_N)[:, None]
     square_N = ((p_NK - np.eye(K)[y_N]) ** 2).sum(axis=1)
-    present = np.flatnonzero(np.bincount(y_N, minlength=K))
+    present = np.unique(y_N).tolist()
     rankings = [(k, _from_highest(y_N == k, p_NK[:, k])) for k in present]
 
     def scores(w: Floats) -> dict[str, Floats]:
@@ -257,15 +255,14 @@ def _brier(y: Ints, p: Floats, w: Floats) -> dict[str, Floats]:
 def _calibration(y: Ints, x: Floats, w: Floats, free_slope: bool, start: Floats | None = None) -> Floats:
     """[R, 2]: a and b of the logistic fit y ~ a + b x of each resample (b = 1 unless free); NaN where there is none.
 
-    Newton, all resamples at once. A step is shortened so that no row's a + b x moves by more than 1, which makes
-    the likelihood rise at every step (Bach 2010, EJS 4:384, proposition 1). The fit exists if both classes are
-    there and, with a free slope, x does not separate them (Albert & Anderson 1984, Biometrika 71:1).
+    Rows from the highest x down. The fit exists if both classes are there and, with a free slope, x does not separate
+    them (Albert & Anderson 1984, Biometrika 71:1). Newton steps, all resamples at once: a step moves no row's a + b x
+    by more than 1 (so near, the likelihood rises: Bach 2010, EJS 4:384, proposition 1), or than half of the largest
+    one where that is more, so that steep fits take few steps. What has not settled after 100 is NaN.
     """
-    positive = y == 1
-    drawn = w > 0
-    low_1, high_1 = _extremes(x[positive], drawn[:, positive])
-    low_0, high_0 = _extremes(x[~positive], drawn[:, ~positive])
-    exists = (low_1 < high_0) & (low_0 < high_1) if free_slope else np.isfinite(low_1) & np.isfinite(low_0)
+    high_1, low_1 = _ends(x[y == 1], w[:, y == 1])
+    high_0, low_0 = _ends(x[y == 0], w[:, y == 0])
+    exists = (low_1 < high_0) & (low_0 < high_1) if free_slope else ~np.isnan(low_1 + low_0)
 
     fit = np.full((len(w), 2), np.nan)
     todo = np.flatnonzero(exists)
@@ -274,7 +271,7 @@ def _calibration(y: Ints, x: Floats, w: Floats, free_slope: bool, start: Floats 
     ab = np.tile((0.0, 1.0) if start is None or np.isnan(start).any() else start, (len(todo), 1))
     powers_N3 = np.stack([np.ones_like(x), x, x * x], axis=1)
     target = (w * y) @ powers_N3[:, :2]
-    x_ends = np.array([x.min(), x.max()])
+    x_ends = x[[0, -1]]
     for _ in range(100):
         if len(todo) == 0:
             break
@@ -289,22 +286,29 @@ def _calibration(y: Ints, x: Floats, w: Floats, free_slope: bool, start: Floats 
         np.subtract(1, mu, out=mu)
         expected *= mu
         h_0, h_1, h_2 = (expected @ powers_N3).T
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # a lost fit turns NaN, and ends below
-            step_b = (gradient[:, 1] - h_1 / h_0 * gradient[:, 0]) / (h_2 - h_1 * h_1 / h_0) * free_slope
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            step_b = (gradient[:, 1] - h_1 / h_0 * gradient[:, 0]) / (h_2 - h_1 * h_1 / h_0)
+            step_b = step_b if free_slope else np.zeros_like(step_b)
             step = np.stack([(gradient[:, 0] - h_1 * step_b) / h_0, step_b], axis=1)
             moved = np.abs(step[:, :1] + step[:, 1:] * x_ends).max(axis=1)
-            ab = ab + step / np.maximum(moved, 1)[:, None]
-        fit[todo[moved < 1e-7]] = ab[moved < 1e-7]  # Newton is quadratic: what is left is rounding
-        going = moved >= 1e-7
+            reach = np.abs(ab[:, :1] + ab[:, 1:] * x_ends).max(axis=1)
+            ab = ab + step / np.maximum(moved / np.maximum(reach / 2, 1), 1)[:, None]
+        ab[~np.isfinite(ab).all(axis=1)] = (0.0, 0.0 if free_slope else 1.0)  # too steep to have curvature: from flat
+        going = ~(moved < 1e-7)  # Newton is quadratic: what is left then is rounding
+        fit[todo[~going]] = ab[~going]
         if not going.all():
             todo, w, ab, target = todo[going], w[going], ab[going], target[going]
     return fit
 
 
-def _extremes(x: Floats, drawn: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Smallest and largest x[N] of the rows drawn[R, N]: inf and -inf where there are none."""
-    x_RN = np.broadcast_to(x, drawn.shape)
-    return x_RN.min(axis=1, where=drawn, initial=np.inf), x_RN.max(axis=1, where=drawn, initial=-np.inf)
+def _ends(x: Floats, w: Floats) -> tuple[Floats, Floats]:
+    """First and last x[N] with a weight in w[R, N]; NaN where no row has one."""
+    if len(x) == 0:
+        return np.full(len(w), np.nan), np.full(len(w), np.nan)
+    drawn = w > 0
+    first, last = drawn.argmax(axis=1), len(x) - 1 - drawn[:, ::-1].argmax(axis=1)
+    some = drawn.any(axis=1)
+    return np.where(some, x[first], np.nan), np.where(some, x[last], np.nan)
 
 
 # Small tools
@@ -322,7 +326,8 @@ def _logit(p: Floats) -> Floats:
 
 def _ratio(top: Floats, bottom: Floats) -> Floats:
     """top / bottom, NaN where bottom is 0."""
-    return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)
+    ratio: Floats = np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)
+    return ratio
 
 
 def _weighted_sum(w: Floats, v: Floats) -> Floats:
@@ -332,7 +337,8 @@ def _weighted_sum(w: Floats, v: Floats) -> Floats:
 
 
 def _count(cell: Ints, K: int) -> Ints:
-    return np.bincount(cell, minlength=K * K).reshape(K, K)
+    counts: Ints = np.bincount(cell, minlength=K * K).reshape(K, K)
+    return counts
 
 
 # Checked inputs
@@ -347,7 +353,7 @@ def _multiclass_inputs(y: ArrayLike, p: ArrayLike, name: str = "p") -> tuple[Int
     p_NK = _probabilities(p, name, 2)
     worst = float(np.abs(p_NK.sum(axis=1) - 1).max())
     if worst > 1e-2:  # wide enough for a softmax in half precision
-        raise DataError(f"rows of {name} do not add up to 1", f"one is off by {worst:.3g}", "give softmax probabilities")
+        raise DataError(f"rows of {name} do not add up to 1", f"one is off by {worst:.3g}", "give softmax outputs")
     return _labels(y, p_NK, name, p_NK.shape[1]), p_NK
 
 
