@@ -1,0 +1,84 @@
+"""COVIDx label lists: `patientid filename class [source]`, one image a line, separated by spaces.
+
+The source column exists from COVIDx v3 on, and some ids and file names contain spaces, so a line is read from the
+right:
+
+1. If the last word but one is a class, the last word is the source. Otherwise, if the last word is a class, the line
+   has no source column. Otherwise the class is unknown.
+2. What stands before the class is id and file. Two words: one each. More words: the cut where the file without its
+   extension equals the id (`COVID (3) COVID (3).png`), else the cut whose file exists in the images folder, else the
+   file is the last word and the id has the spaces.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from raylab.errors import DataError
+
+CLASSES = ("normal", "pneumonia", "COVID-19")
+BINARY = ("positive", "negative")  # the words of COVIDx v6 and of the B lists
+
+
+@dataclass(frozen=True)
+class Line:
+    patient: str
+    file: str  # relative to the images folder
+    label: str  # one of CLASSES
+    source: str  # "unknown" where the list has no source column
+    number: int  # line in the list, from 1
+
+
+def read_list(path: Path, images: Path) -> list[Line]:
+    """The lines of one list in their order; blank lines do not count."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise DataError(f"cannot read the label list {path}", why or "", "give the path of a COVIDx list") from error
+    lines = [
+        _line(path, number, words, images) for number, row in enumerate(text.splitlines(), 1) if (words := row.split())
+    ]
+    if not lines:
+        raise DataError(f"the label list {path} is empty", do="leave it out, or give a list with lines in it")
+    return lines
+
+
+def _line(path: Path, number: int, words: list[str], images: Path) -> Line:
+    form = "a line is: patientid filename class [source]"
+    if len(words) >= 2 and words[-2] in CLASSES:
+        *front, label, source = words
+    elif words[-1] in CLASSES:
+        *front, label = words
+        source = "unknown"
+    elif len(words) < 3:
+        raise DataError(f"{path}, line {number}: {len(words)} word(s)", form, "correct the line")
+    else:
+        found = next((word for word in words[:-3:-1] if word in BINARY), None)
+        why = "binary lists (v6, B) do not tell the three classes apart" if found else form
+        what = f"class '{found}'" if found else f"no class in '... {' '.join(words[-2:])}'"
+        raise DataError(f"{path}, line {number}: {what}", why, f"use a list with the classes {', '.join(CLASSES)}")
+    if len(front) < 2:
+        raise DataError(
+            f"{path}, line {number}: no {'file name' if front else 'id and file name'}", form, "correct the line"
+        )
+    patient, file = _cut(front, images)
+    if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+        raise DataError(
+            f"{path}, line {number}: the file {file} leaves the images folder",
+            "file names are relative to --images",
+            "correct the line",
+        )
+    return Line(patient, file, label, source, number)
+
+
+def _cut(words: list[str], images: Path) -> tuple[str, str]:
+    cuts = [(" ".join(words[:at]), " ".join(words[at:])) for at in range(1, len(words))]
+    if len(cuts) == 1:
+        return cuts[0]
+    for patient, file in cuts:
+        if PurePosixPath(file).stem == patient:
+            return patient, file
+    for patient, file in cuts:
+        if (images / file).is_file():
+            return patient, file
+    return cuts[-1]

@@ -1,0 +1,127 @@
+"""VGG-19, ResNet-50 and any other torchvision classifier, for grey images; and what a network costs.
+
+The body keeps its three input channels and gets the grey image in each: weights pretrained on colour fit as they
+are. VGGs lose their two dense layers (119 of VGG-19's 139 million parameters) for global average pooling, which is
+how the published comparison counts them (20 million).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from raylab.config import Model
+from raylab.errors import DataError, unknown
+
+# Inception and GoogLeNet return auxiliary outputs in training; SqueezeNet has no dense layer to replace.
+NAMES = sorted(
+    set(torchvision.models.list_models(module=torchvision.models))
+    - {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"}
+)
+
+
+class Vision(nn.Module):
+    """x float32 [B, 1, H, W] -> logits [B, outputs]; `body` gives features [B, F], `head` is the classifier."""
+
+    def __init__(self, body: nn.Module, features: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.body = body
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(features, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.head(self.dropout(self.body(x.expand(-1, 3, -1, -1)))))
+
+
+def classifier(name: str) -> Callable[[Model, dict[str, Any], int], Vision]:
+    """The factory of the torchvision classifier `name`: random weights, a new head.
+
+    It reads dropout (before the head) and weights: the path of a state dict with torchvision's names (.safetensors, or
+    whatever torch.load reads with weights_only=True), whose own classifier is left out.
+    """
+    if name not in NAMES:
+        raise unknown("torchvision classifier", name, NAMES)
+
+    def make(config: Model, spec: dict[str, Any], outputs: int) -> Vision:
+        return _make(name, config, spec, outputs)
+
+    return make
+
+
+def _make(name: str, config: Model, spec: dict[str, Any], outputs: int) -> Vision:
+    # Vision transformers are built for one input size; all others take any.
+    size = {"image_size": spec["size"]} if name.startswith("vit_") else {}
+    body: nn.Module = torchvision.models.get_model(name, weights=None, **size)
+    if isinstance(body, torchvision.models.VGG):
+        features, dropped = 512, "classifier"
+        body.avgpool, body.classifier = nn.AdaptiveAvgPool2d(1), nn.Identity()
+    else:
+        dropped, last = [(at, layer) for at, layer in body.named_modules() if isinstance(layer, nn.Linear)][-1]
+        features = last.in_features
+        parent, _, leaf = dropped.rpartition(".")
+        setattr(body.get_submodule(parent), leaf, nn.Identity())
+    if config.weights:
+        _load(body, Path(config.weights), dropped)
+    return Vision(body, features, outputs, config.dropout)
+
+
+def _load(body: nn.Module, path: Path, dropped: str) -> None:
+    """Load the state dict at `path` into `body`; keys below `dropped`, the classifier that was cut off, are ignored."""
+    if not path.is_file():
+        raise DataError(f"no weights at {path}", do="set model.weights to the path of a state dict")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own ways to be damaged
+        do = "give a .safetensors file, or a state dict of tensors alone"
+        raise DataError(f"cannot read the weights {path}", f"{type(error).__name__}: {error}", do) from error
+    if not isinstance(state, dict):
+        raise DataError(f"{path} holds no state dict", f"it holds a {type(state).__name__}", "save model.state_dict()")
+    state = {key: value for key, value in state.items() if not key.startswith(dropped + ".")}
+    try:
+        body.load_state_dict(state)
+    except RuntimeError as error:
+        do = "give weights of the same network with torchvision's names"
+        raise DataError(
+            f"the weights {path} do not fit the network", str(error).replace("\n", " ")[:400], do
+        ) from error
+
+
+resnet50 = classifier("resnet50")
+vgg19 = classifier("vgg19")
+
+
+def describe(model: nn.Module, size: int) -> dict[str, int]:
+    """Parameters, and multiply-accumulates of one size x size image in convolutions and dense layers.
+
+    Products inside attention are not counted.
+    """
+    macs = 0
+
+    def count(layer: nn.Module, _: Any, out: Tensor) -> None:
+        nonlocal macs
+        if isinstance(layer, nn.Conv2d):
+            macs += out.numel() * layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
+        elif isinstance(layer, nn.Linear):
+            macs += out.numel() * layer.in_features
+
+    hooks = [
+        layer.register_forward_hook(count) for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)
+    ]
+    training, first = model.training, next(model.parameters())
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 1, size, size, device=first.device, dtype=first.dtype))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return {"parameters": sum(p.numel() for p in model.parameters()), "macs": macs}
