@@ -15,8 +15,7 @@ MODELS: dict[str, dict[str, Callable[[Model, dict[str, Any], int], nn.Module]]] 
     },
     "cxr-frontal-u8": {
         "covidnet": covidnet.covidnet,
-        "resnet50": vision.resnet50,
-        "vgg19": vision.vgg19,
+        **{name: vision.classifier(name) for name in vision.NAMES},  # vgg19, resnet50 and all that torchvision has
     },
 }
 """By kind of input (a data set's `spec["kind"]`), then by name."""

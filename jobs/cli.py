@@ -1,0 +1,87 @@
+"""The command line: `raylab VERB ...`, and the same as `python -m jobs.VERB ...`.
+
+A verb is a module of this package with PARSER-building `arguments(parser)`, an EXAMPLE that works, and
+`main(args) -> dict`, whose result `--json FILE` writes. Exit codes: 0 done, 1 a run failed, 2 usage or data.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from raylab import __version__
+from raylab.errors import RaylabError, unknown
+from raylab.run import write_json
+
+VERBS = {
+    "prepare": "make a checked data directory from raw tables or images",
+    "train": "train a model, elastically, or resume a run",
+    "transfer": "train with the weights of an earlier run as the start",
+    "tune": "search hyperparameters, or resume a search",
+    "evaluate": "score a run on a split, with intervals",
+    "predict": "write a run's probabilities for every row",
+    "compare": "table and HTML report of tracked runs",
+    "sync": "send to MLflow what is still in outboxes",
+    "ui": "serve the MLflow pages on a loopback port",
+    "demo": "the main job from data to comparison",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in {"-h", "--help"}:
+        print("usage: raylab VERB ...   (raylab VERB --help shows an example)\n")
+        print("\n".join(f"  {verb:9} {text}" for verb, text in VERBS.items()))
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        return run(words[0], words[1:])
+    except RaylabError as error:
+        print(f"raylab: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("raylab: stopped; a run that was training resumes with: raylab train --resume NAME", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, `raylab compare | head` for one
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run(verb: str, words: list[str]) -> int:
+    if verb not in VERBS:
+        raise unknown("verb", verb, VERBS)
+    module = importlib.import_module(f"jobs.{verb}")
+    parser = argparse.ArgumentParser(
+        prog=f"raylab {verb}",
+        description=VERBS[verb],
+        epilog=f"example:\n  {module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.arguments(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    args = parser.parse_args(words)
+    # An interrupt and a polite end of the job take the same way out: outboxes closed, run marked
+    signal.signal(signal.SIGTERM, _interrupt)
+    result: dict[str, Any] = module.main(args)
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.json, result)
+    elif args.quiet:
+        print(json.dumps(result))
+    return int(result.get("exit_code", 0))
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""raylab evaluate: the one place that reads a test split."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobs import cli, home, scores, tracked
+from jobs.progress import say
+from raylab import config
+from raylab.data.prepared import read_meta
+from raylab.errors import DataError
+from tracking.forward import Forwarder
+
+EXAMPLE = "raylab evaluate ards --run NAME --data prepared/ards --split test --json scores.json"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task")
+    parser.add_argument("--run", required=True, help="name, MLflow run id or directory of a finished run")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="any prepared directory of the task")
+    parser.add_argument("--split", choices=["test", "val", "all"], default="test")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    directory, data = checked(args)
+    described = home.note(directory)
+    meta = read_meta(data, args.task)
+    own = meta["data_hash"] == described["data_hash"]
+    if own and args.split == "all":
+        raise DataError(
+            f"run {directory.name} was trained on a part of {data}",
+            "a score over all of it would count rows that the model has learnt",
+            "use --split test, or --split val; --split all is for data that the model never saw",
+        )
+    uri = tracked.checked_address()
+    scored = scores.of_run(directory, data, args.split)
+    reads = described.get("test_reads", 0)
+    if own and args.split == "test":
+        reads += 1
+        home.annotate(directory, test_reads=reads)
+    if own:
+        target, run_id = directory, described["run_id"]
+        with home.held(directory):
+            record(target, scored, reads)
+    else:
+        recipe = config.read(directory / "recipe.json")
+        target = home.new_run(None, f"{directory.name}-on-{data.name}")
+        opened = tracked.opening(target, recipe, meta, data, "evaluate", uri, described, described["run_id"])
+        run_id = opened["run_id"]
+        with tracked.tracked(target, system=False):
+            scores.record(target, scored)
+    out = {
+        "run_id": described["run_id"],
+        "evaluation_run_id": run_id,
+        "name": directory.name,
+        "task": args.task,
+        "data": str(data),
+        "data_hash": meta["data_hash"],
+        "split_hash": meta["split_hash"],
+        "synthetic": bool(meta["synthetic"]),
+        "split": args.split,
+        "seen_in_training": own,
+        "test_reads": reads,
+        **scored["result"],
+    }
+    if not args.quiet:
+        scores.tell(out)
+        if reads > 1:
+            say(f"note: this run's test split has now been read {reads} times; report the first")
+        say("next: raylab compare        raylab ui")
+    return out
+
+
+def checked(args: argparse.Namespace) -> tuple[Path, Path]:
+    """(run directory, data directory) after the checks that evaluate and predict share."""
+    directory = home.find(args.run)
+    described = home.note(directory)
+    if described["task"] != args.task:
+        raise DataError(f"run {directory.name} is of task '{described['task']}', not '{args.task}'")
+    return directory, args.data.absolute()
+
+
+def record(directory: Path, scored: dict[str, Any], reads: int) -> None:
+    """Scores on the run's own data go into the run itself."""
+    scores.record(directory, scored)
+    if scored["split"] == "test":
+        from tracking.outbox import Outbox
+
+        Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.test_reads": str(reads)}})
+    forwarder = Forwarder()
+    forwarder.add(directory / "outbox")
+    if left := forwarder.close(tracked.FLUSH_SECONDS):
+        say(f"{left} records wait on disk for the MLflow server; send them with: raylab sync")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,47 @@
+"""raylab predict: probabilities of every row, as parquet."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from jobs import cli, scores
+from jobs.evaluate import checked
+from jobs.progress import say
+from raylab.errors import DataError
+
+EXAMPLE = "raylab predict ards --run NAME --data prepared/ards --split val --out probabilities.parquet"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task")
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--split", choices=["train", "val", "test", "all"], default="all")
+    parser.add_argument("--out", type=Path, required=True, metavar="P.parquet")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    directory, data = checked(args)
+    if args.out.is_dir():
+        raise DataError(f"{args.out} is a directory", do="give --out a file name, for example p.parquet")
+    job, recipe, samples, network = scores.load(directory, data, args.split)
+    p = scores.probabilities(job, recipe, samples, network)
+    classes = samples.spec["classes"]
+    columns = {f"p_{classes[1]}": p} if job.outcome == "binary" else {f"p_{c}": p[:, k] for k, c in enumerate(classes)}
+    frame = pl.DataFrame({"id": samples.ids, "source": samples.source, "label": samples.y, **columns})
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    work = args.out.with_name(f".{args.out.name}.{os.getpid()}")
+    with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        frame.write_parquet(file)  # it names patients' rows: for its owner alone
+    work.replace(args.out)
+    if not args.quiet:
+        say(f"wrote {len(frame)} rows to {args.out}")
+    return {"run": directory.name, "out": str(args.out.absolute()), "rows": len(frame), "columns": frame.columns}
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["predict", *sys.argv[1:]]))

@@ -1,0 +1,112 @@
+"""What a person sees while a run trains: one line that moves on a terminal, one line an epoch in a file."""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+stream: TextIO | None = None  # set while standard output is kept for Ray (session.py)
+WAIT_SECONDS = 15.0
+
+
+def say(text: str = "", end: str = "\n") -> None:
+    print(text, end=end, file=stream or sys.stdout, flush=True)
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def line(row: Mapping[str, float], epochs: int, objective: str, val: float | None, left: float) -> str:
+    """`epoch 3/20  step 42  loss 0.412  val auroc 0.803  1,840 samples/s  0:12 left`"""
+    shown = f"epoch {int(row['epoch']) + 1}/{epochs}  step {int(row['step'])}  loss {row['train/loss']:.4f}"
+    if val is not None:
+        shown += f"  val {objective} {val:.3f}"
+    return f"{shown}  {row['train/samples_per_s']:,.0f} samples/s  {duration(left)} left"
+
+
+class Tail:
+    """The lines that are added to a JSONL file after this was made."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = path.stat().st_size if path.exists() else 0
+
+    def new(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self.offset += len(whole) + len(newline)
+        return [json.loads(line) for line in whole.split(b"\n") if line.endswith(b"}")]
+
+
+class Display:
+    """Follows a run's outbox and ledger from a thread; shows nothing when `quiet`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        epochs: int,
+        planned: int,
+        objective: str,
+        quiet: bool,
+        waiting: Callable[[], str] | None = None,
+    ) -> None:
+        """`waiting` says what a run that has not begun is waiting for."""
+        self.directory, self.epochs, self.planned, self.objective = directory, epochs, planned, objective
+        self.waiting = waiting
+        self.quiet = quiet
+        self.done = threading.Event()
+        self.outbox = Tail(directory / "outbox" / "outbox.jsonl")
+        self.ledger = Tail(directory / "ledger.jsonl")
+        self.val: float | None = None
+        self.thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+
+    def __enter__(self) -> "Display":
+        if not self.quiet:
+            self.thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.done.set()
+        if self.thread.ident is not None:
+            self.thread.join()
+
+    def _follow(self) -> None:
+        terminal = (stream or sys.stdout).isatty()
+        began, first, told = time.monotonic(), None, False
+        last = False
+        while not last:
+            last = self.done.wait(0.5)
+            for start in (entry for entry in self.ledger.new() if "start" in entry):
+                where = f" from step {start['start']}" if start["start"] else ""
+                again = "started" if start["attempt"] == 0 else "restarted"
+                workers = start["workers"]
+                say(f"{again}{where} on {workers} worker{'s' if workers != 1 else ''}")
+                for name in start["damaged"]:
+                    say(f"checkpoint {name} is damaged (its checksum does not hold); the one before it is used")
+            if self.waiting is not None and not told and first is None and time.monotonic() - began > WAIT_SECONDS:
+                if text := self.waiting():
+                    say(text)
+                told = True
+            records = [r for r in self.outbox.new() if r["kind"] == "metrics" and "train/loss" in r["values"]]
+            rows = [{**r["values"], "step": r["step"]} for r in records]
+            for row in rows:
+                if first is None:
+                    first = (time.monotonic(), row["step"])
+                self.val = row.get(f"val/{self.objective}", self.val)
+                pace = (time.monotonic() - first[0]) / max(1, row["step"] - first[1])
+                shown = line(row, self.epochs, self.objective, self.val, pace * (self.planned - row["step"]))
+                if f"val/{self.objective}" in row and not terminal:
+                    say(shown)
+            if rows and terminal:
+                say(f"\r{shown:<100}", end="")
+        if terminal and first is not None:
+            say()

@@ -1,0 +1,138 @@
+"""Predictions of a finished run on a split: scores with intervals, plots, and their way into MLflow."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs import home
+from jobs.progress import say
+from raylab.config import Recipe
+from raylab.data.prepared import read_meta
+from raylab.data.samples import Samples
+from raylab.errors import DataError
+from raylab.loop import predict
+from raylab.run import read_model
+from raylab.tasks import Task
+from raylab.world import World
+from tracking import plots
+from tracking.outbox import Outbox
+
+COHORTS = {"ards": ("all", "ventilated_pf")}  # scored beside each other: the unflattering one too
+BOOTSTRAPS = 1000
+MATRICES = ("confusion", "confusion_by_source")
+
+
+def load(directory: Path, data: Path, split: str, cohort: str | None = None) -> tuple[Task, Recipe, Samples, Any]:
+    """(task, recipe, samples, network) to score run `directory` on `data`, with the run's own statistics."""
+    job, recipe, spec, network = read_model(directory)
+    part = recipe.data if cohort is None else recipe.data.model_copy(update={"cohort": cohort})
+    samples = job.load(data, split, part, spec)
+    return job, recipe, samples, network
+
+
+def probabilities(job: Task, recipe: Recipe, samples: Samples, network: Any) -> np.ndarray:
+    import torch
+
+    torch.set_num_threads(recipe.loop.threads)
+    return predict(job, network, samples, World(), recipe, "cpu")
+
+
+def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
+    """{"result": scores (JSON), "samples", "p", "split", "meta"} of a run on a split; every cohort of the task."""
+    meta = read_meta(data, home.note(directory)["task"])
+    job, recipe, samples, network = load(directory, data, split)
+    p = probabilities(job, recipe, samples, network)
+    result: dict[str, Any] = {
+        **job.scores(samples, p, BOOTSTRAPS, recipe.seed),
+        "loss": job.log_loss(samples.y, p),
+        "n": len(samples),
+        "patients": len(np.unique(samples.group)),
+        "classes": {name: int((samples.y == k).sum()) for k, name in enumerate(samples.spec["classes"])},
+        "absent": list(getattr(samples, "absent", [])),
+        "bootstraps": BOOTSTRAPS,
+    }
+    if job.name in COHORTS:
+        result["cohort"] = recipe.data.cohort
+        result["cohorts"] = {}
+        for cohort in COHORTS[job.name]:
+            try:
+                _, _, part, _ = load(directory, data, split, cohort)
+            except DataError as empty:
+                result["cohorts"][cohort] = {"n": 0, "why": empty.what}
+                continue
+            of_part = job.scores(part, probabilities(job, recipe, part, network), BOOTSTRAPS, recipe.seed)
+            result["cohorts"][cohort] = {"n": len(part), "positives": int(part.y.sum()), **of_part}
+    return {"result": result, "samples": samples, "p": p, "split": split, "meta": meta, "job": job}
+
+
+def record(directory: Path, scored: dict[str, Any], forwarder: Any = None, prefix: str | None = None) -> None:
+    """Append scores as metrics `SPLIT/score`, `_low`, `_high`, and the plots, to the run's outbox."""
+    result, split = scored["result"], prefix or scored["split"]
+    values: dict[str, float] = {f"{split}/n": result["n"]}
+    for name, score in flat_scores(result).items():
+        for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
+            if score[key] is not None:
+                values[f"{split}/{name}{end}"] = score[key]
+    outbox = Outbox(directory / "outbox")
+    step = int(home.note(directory).get("steps", 0))
+    outbox.append({"kind": "metrics", "step": step, "values": values})
+    folder = directory / "plots"
+    folder.mkdir(exist_ok=True)
+    for name, figure in figures(scored).items():
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
+        file = folder / f"{split}-{name}.png"
+        file.write_bytes(picture.getvalue())
+        outbox.append({"kind": "artifact", "path": str(file), "to": "plots"})
+
+
+def figures(scored: dict[str, Any]) -> dict[str, Any]:
+    samples, p, job = scored["samples"], scored["p"], scored["job"]
+    synthetic = bool(scored["meta"]["synthetic"])
+    where = f"{scored['split']} split, n = {len(samples)}"
+    if job.outcome == "binary":
+        if len(np.unique(samples.y)) < 2:
+            return {}
+        return {
+            "roc": plots.roc(samples.y, p, title=f"ROC, {where}", synthetic=synthetic),
+            "precision-recall": plots.precision_recall(samples.y, p, title=f"Precision and recall, {where}", synthetic=synthetic),
+            "calibration": plots.calibration(samples.y, p, title=f"Calibration, {where}", synthetic=synthetic),
+        }  # fmt: skip
+    matrix = np.array(scored["result"]["confusion"])
+    return {
+        "confusion": plots.confusion(
+            matrix, samples.spec["classes"], title=f"Confusion, {where}", synthetic=synthetic
+        )
+    }
+
+
+def flat_scores(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The scores {name: {"value", "low", "high"}} among a result's entries."""
+    found = {k: v for k, v in result.items() if isinstance(v, dict) and {"value", "low", "high"} <= v.keys()}
+    for cohort, scores in result.get("cohorts", {}).items():
+        if cohort != result.get("cohort"):
+            found |= {f"{cohort}/{k}": v for k, v in flat_scores(scores).items()}
+    return found
+
+
+def text(score: dict[str, Any]) -> str:
+    """`0.812 [0.760, 0.861]`, or why there is none."""
+    if score["value"] is None:
+        return f"undefined: {score.get('why', '')}"
+    if score["low"] is None:
+        return f"{score['value']:.3f} (no interval: {score.get('why', 'too few patients')})"
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def tell(out: dict[str, Any]) -> None:
+    counts = ", ".join(f"{name} {n}" for name, n in out["classes"].items())
+    synthetic = ", SYNTHETIC data" if out.get("synthetic") else ""
+    say(f"{out['split']} split: {out['n']} rows of {out['patients']} patients ({counts}){synthetic}")
+    for name, score in flat_scores(out).items():
+        say(f"  {name:<32} {text(score)}")
+    for source, matrix in out.get("confusion_by_source", {}).items():
+        say(f"  confusion, {source} (rows truth): {matrix}")
+    if out["absent"]:
+        say(f"  never measured in this data: {', '.join(out['absent'])}")

@@ -1,0 +1,89 @@
+"""A connection to Ray: the cluster that RAY_ADDRESS names, or a local one of our own."""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from raylab.errors import RunError
+
+OBJECT_STORE_BYTES = 200_000_000  # nothing large goes through it: data is read from files by every worker
+
+# Read by Ray when it is imported
+ENVIRONMENT = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+}
+
+
+@contextmanager
+def ray_session(cpus: float, log: Path) -> Iterator[None]:
+    """Connected to Ray while open. `cpus`: logical CPUs that a local Ray declares, were they more than real ones.
+
+    What Ray prints goes to the file `log`. A local Ray is ended at the end; a cluster is left as it is.
+    """
+    for name, text in ENVIRONMENT.items():
+        os.environ.setdefault(name, text)
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    remote = os.environ.get("RAY_ADDRESS")
+    with _to_file(log):
+        try:
+            if remote:
+                ray.init(address=remote, log_to_driver=False, logging_level="ERROR")
+            else:
+                os.environ["RAY_AUTH_MODE"] = "token"
+                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+                ray.init(
+                    num_cpus=max(int(-(-cpus // 1)), len(os.sched_getaffinity(0))),
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RunError(
+                f"no Ray cluster could be reached at {remote}" if remote else "a local Ray could not be started",
+                str(error).splitlines()[0],
+                "check RAY_ADDRESS and the token (RAY_AUTH_TOKEN_PATH)" if remote else f"see {log}",
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _to_file(log: Path) -> Iterator[None]:
+    """Output of Ray's own threads and child processes goes to `log`; ours goes through `jobs.progress`."""
+    import sys
+
+    from jobs import progress
+
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept_out, kept_err = os.dup(1), os.dup(2)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    progress.stream = os.fdopen(os.dup(kept_out), "w", buffering=1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(kept_out, 1)
+        os.dup2(kept_err, 2)
+        progress.stream.close()
+        progress.stream = None
+        for fd in (kept_out, kept_err, handle):
+            os.close(fd)

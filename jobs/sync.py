@@ -1,0 +1,33 @@
+"""raylab sync: send to MLflow what is still on disk. Safe to repeat."""
+
+import argparse
+import sys
+from typing import Any
+
+from jobs import cli, home, tracked
+from jobs.progress import say
+from tracking import forward
+
+EXAMPLE = "raylab sync"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    done = forward.sync(home.home())
+    models = 0
+    for path in sorted((home.home() / "runs").glob("*/run.json")):
+        described = home.note(path.parent)
+        if described.get("model_logged") is False and tracked.log_model(path.parent, tuple(described["input_shape"])):
+            models += 1
+    if not args.quiet:
+        say(f"{done['sent']} records and {models} models sent, {done['unsent']} waiting, {done['rejected']} rejected")
+        for outbox, error in done["errors"].items():
+            say(f"  {outbox}: {error}")
+    return {**done, "models": models, "exit_code": 1 if done["unsent"] else 0}
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["sync", *sys.argv[1:]]))

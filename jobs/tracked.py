@@ -1,0 +1,181 @@
+"""A run and its MLflow run, kept together: opened, fed through the outbox, closed with the truth of how it ended.
+
+One process, this one, talks to MLflow. Whoever trains only appends to the outbox in the run's directory.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.home import annotate, home, note
+from jobs.progress import say
+from raylab import config
+from raylab.config import Recipe
+from raylab.errors import RaylabError
+from raylab.loop import Metrics
+from raylab.run import read_lines, read_model
+from tracking import model as tracked_model
+from tracking import runs
+from tracking.forward import Forwarder
+from tracking.outbox import Outbox
+from tracking.system import SystemMonitor
+
+log = logging.getLogger(__name__)
+CODE = Path(__file__).resolve().parents[1]
+FLUSH_SECONDS = 15.0
+
+
+class ToOutbox:
+    """Appends rows of metrics to a run's outbox, each step once however often it was computed.
+
+    A resumed run computes some steps again, to the same bits: what is written already is left out.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.last: int | None = None
+
+    def __call__(self, rows: list[Metrics]) -> None:
+        outbox = Outbox(self.directory / "outbox")
+        if self.last is None:
+            records = read_lines(outbox.path)
+            self.last = max((r["step"] for r in records if "train/loss" in r.get("values", {})), default=0)
+        for row in rows:
+            if row["step"] <= self.last:
+                continue
+            self.last = row["step"]
+            values = {name: value for name, value in row.items() if name != "step"}
+            outbox.append({"kind": "metrics", "step": row["step"], "values": values})
+
+    def send(self, rows: list[Metrics]) -> None:
+        """The `send` of a run without Ray, which nobody preempts."""
+        self(rows)
+
+
+def opening(
+    directory: Path,
+    recipe: Recipe,
+    meta: dict[str, Any],
+    data: Path,
+    kind: str,
+    uri: str,
+    parent: dict[str, Any] | None = None,
+    nested_in: str | None = None,
+) -> dict[str, Any]:
+    """Create the MLflow run of a new run directory and describe it there; returns its run.json.
+
+    `parent` is the run whose weights this one starts from, `nested_in` the id of the run it is shown under.
+    """
+    tags = runs.standard_tags(
+        code=CODE,
+        task=recipe.task,
+        seed=recipe.seed,
+        synthetic=bool(meta["synthetic"]),
+        data_hash=meta["data_hash"],
+        split_hash=meta["split_hash"],
+    ) | {
+        "raylab.kind": kind,
+        "raylab.name": directory.name,
+        "raylab.data_source": str(meta["source"]),
+        **({"raylab.parent": parent["run_id"], "raylab.parent_name": parent["name"]} if parent else {}),
+    }
+    experiment = experiment_name()
+    run_id = runs.start_run(uri, experiment, directory.name, nested_in, tags)
+    described = annotate(
+        directory,
+        name=directory.name,
+        run_id=run_id,
+        uri=uri,
+        experiment=experiment,
+        kind=kind,
+        task=recipe.task,
+        data=str(data),
+        data_hash=meta["data_hash"],
+        split_hash=meta["split_hash"],
+        synthetic=bool(meta["synthetic"]),
+        parent=parent["name"] if parent else None,
+        tags=tags,
+    )
+    (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
+    write_attrition(directory, meta)
+    outbox = Outbox(directory / "outbox")
+    outbox.bind(uri, run_id)
+    values = {path: str(value) for path, value in config.flat(recipe).items()}
+    outbox.append({"kind": "params", "values": values | {"workers": "%d:%d" % recipe.scaling.workers}})
+    source = f"{meta['source']}{' (synthetic)' if meta['synthetic'] else ''}"
+    outbox.append(
+        {"kind": "input", "name": source, "digest": meta["data_hash"][:36], "source": source, "context": "training"}
+    )
+    for file in ("recipe.json", "attrition.json"):
+        outbox.append({"kind": "artifact", "path": str(directory / file), "to": ""})
+    return described
+
+
+def write_attrition(directory: Path, meta: dict[str, Any]) -> None:
+    told = {key: meta[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in meta}
+    (directory / "attrition.json").write_text(json.dumps(told, indent=1) + "\n")
+
+
+def experiment_name() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME", "raylab")
+
+
+def checked_address() -> str:
+    """The tracking address, known to answer: said before anything is trained."""
+    uri = runs.address(home())
+    runs.check(uri)
+    return uri
+
+
+@contextmanager
+def tracked(directory: Path, system: bool = True) -> Iterator[Forwarder]:
+    """While open, the run's outbox is forwarded and this node's load is sampled. At the end the run is marked
+    FINISHED, FAILED (an error) or KILLED (an interrupt), and the outbox flushed as far as the server lets us."""
+    outbox = Outbox(directory / "outbox")
+    forwarder = Forwarder()
+    forwarder.add(outbox.directory)
+    monitor = SystemMonitor(outbox) if system else None
+    status = "FAILED"
+    try:
+        yield forwarder
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if monitor is not None:
+            monitor.stop()
+        annotate(directory, status=status)
+        outbox.append({"kind": "status", "status": status})
+        left = forwarder.close(FLUSH_SECONDS)
+        if left:
+            say(f"{left} records wait on disk for the MLflow server; send them with: raylab sync")
+
+
+def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
+    """Log the finished model to MLflow; when the server is away, leave that to `raylab sync`.
+
+    The input example is random numbers of `shape`: it came from no patient.
+    """
+    described = note(directory)
+    _, _, _, network = read_model(directory)
+    example = tracked_model.synthetic_example(shape)
+    try:
+        runs.check(described["uri"])
+        tracked_model.log_model(described["uri"], described["run_id"], network, example)
+    except RaylabError as error:
+        log.warning("the model waits for `raylab sync`: %s", error.what)
+        annotate(directory, model_logged=False, input_shape=list(shape))
+        return False
+    annotate(directory, model_logged=True, input_shape=list(shape))
+    return True
+
+
+def reopen(directory: Path) -> None:
+    """The run's own MLflow run is RUNNING again; said through the outbox, so that it works without a server."""
+    annotate(directory, status="RUNNING")
+    Outbox(directory / "outbox").append({"kind": "status", "status": "RUNNING"})

@@ -1,0 +1,180 @@
+"""raylab train: a recipe and a data directory -> a tracked run, on any number of workers."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobs import cli, home, scores, tracked
+from jobs.progress import Display, say
+from jobs.session import ray_session
+from raylab import config, recipes
+from raylab.config import Recipe
+from raylab.data.prepared import read_meta
+from raylab.data.sampler import steps_per_epoch
+from raylab.errors import DataError, UsageError
+from raylab.run import execute, read_model
+from raylab.tasks import TASKS, task
+
+EXAMPLE = "raylab train ards --data prepared/ards --smoke --workers 0"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", nargs="?", help=f"one of: {', '.join(TASKS)}")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared directory, on storage that all nodes share")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; takes no other option")
+    add_recipe_options(parser)
+    parser.add_argument("--workers", metavar="N|MIN:MAX", help="0 trains in this process, without Ray")
+    parser.add_argument("--name", help="of the run; made from task and time otherwise")
+    parser.add_argument("--from", dest="parent", metavar="RUN", help="start from the weights of this run")
+
+
+def add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--smoke", action="store_true", help="the task's small recipe")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="PATH=VALUE", help="e.g. --set optim.lr=3e-4"
+    )
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    if args.resume is not None:
+        if args.task or args.data or args.set or args.workers or args.parent or args.name or args.smoke:
+            raise UsageError("--resume takes no other option", "the run's own recipe and data are used")
+        return resume(home.find(args.resume), args.quiet)
+    if args.task is None or args.data is None:
+        raise UsageError("train needs a task and --data", do=f"for example: {EXAMPLE}")
+    recipe = recipe_of(args)
+    parent = None if args.parent is None else home.find(args.parent)
+    return start(recipe, args.data.absolute(), args.name, parent, args.quiet)
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The task's recipe with --set and --workers put in."""
+    settings = config.assignments(args.set)
+    if args.workers is not None:
+        settings["scaling.workers"] = args.workers
+    return config.override(recipes.recipe(args.task, args.smoke), settings)
+
+
+def start(
+    recipe: Recipe, data: Path, name: str | None, parent: Path | None, quiet: bool, kind: str = "train"
+) -> dict[str, Any]:
+    """Train a new run. Everything that can be refused is refused before the run exists."""
+    meta = read_meta(data, recipe.task)
+    inspect(recipe, data)
+    if parent is not None:
+        read_model(parent)
+    uri = tracked.checked_address()
+    directory = home.new_run(name, recipe.task)
+    with home.held(directory):
+        ancestor = None if parent is None else home.note(parent)
+        tracked.opening(directory, recipe, meta, data, kind, uri, ancestor)
+        return _go(directory, recipe, data, parent, quiet)
+
+
+def resume(directory: Path, quiet: bool) -> dict[str, Any]:
+    """Go on with a run from its newest valid checkpoint, in the same MLflow run."""
+    described = home.note(directory)
+    if described["kind"] == "tune":
+        raise UsageError(f"{directory.name} is a search", do=f"raylab tune --resume {directory.name}")
+    recipe, data = config.read(directory / "recipe.json"), Path(described["data"])
+    with home.held(directory):
+        if (directory / "result.json").is_file() and (directory / "model" / "model.json").is_file():
+            say(f"run {directory.name} has reached its last step; nothing to resume")
+        meta = read_meta(data, recipe.task)
+        if meta["data_hash"] != described["data_hash"]:
+            raise DataError(
+                f"{data} is no longer the data that run {directory.name} began with",
+                "its data hash differs, so the result would not be that of an undisturbed run",
+                f"restore the data, or start a new run: raylab train {recipe.task} --data {data}",
+            )
+        tracked.reopen(directory)
+        parent = None if described["parent"] is None else home.find(described["parent"])
+        return _go(directory, recipe, data, parent, quiet)
+
+
+def inspect(recipe: Recipe, data: Path) -> None:
+    """Load train and val and build the model once: a wrong name or kind of data is said before anything starts."""
+    job = task(recipe.task)
+    train = job.load(data, "train", recipe.data, None)
+    job.load(data, "val", recipe.data, train.spec)
+    job.model(recipe, train.spec)
+    weights = recipe.optim.class_weight
+    if weights is not None and len(weights) != len(train.spec["classes"]):
+        raise UsageError(
+            f"optim.class_weight has {len(weights)} values for {len(train.spec['classes'])} classes",
+            do=f"one weight for each of: {', '.join(train.spec['classes'])}",
+        )
+
+
+def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool) -> dict[str, Any]:
+    job = task(recipe.task)
+    samples = job.load(data, "train", recipe.data, None)
+    planned = recipe.loop.epochs * steps_per_epoch(len(samples), recipe.loop.batch)
+    low, high = recipe.scaling.workers
+    if not quiet:
+        note = home.note(directory)
+        say(f"run {directory.name}: {recipe.task} on {len(samples)} samples, {planned} steps, "
+            f"workers {f'{low}:{high}' if low != high else low}{', SYNTHETIC data' if note['synthetic'] else ''}")  # fmt: skip
+    rows = tracked.ToOutbox(directory)
+    with tracked.tracked(directory) as forwarder:
+        if high == 0:
+            with Display(directory, recipe.loop.epochs, planned, job.objective, quiet):
+                result = execute(recipe, data, directory, rows.send, parent)
+        else:
+            from raylab import ray_train
+
+            with (
+                ray_session(high * recipe.scaling.cpus_per_worker, directory / "ray.log"),
+                Display(directory, recipe.loop.epochs, planned, job.objective, quiet, lambda: missing(recipe)),
+            ):
+                result = ray_train.train(recipe, data, directory, rows, parent)
+        return finish(directory, recipe, data, result, forwarder, quiet)
+
+
+def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], forwarder: Any, quiet: bool) -> Any:
+    """Score the kept model on val with intervals, put scores, plots and model into the run, and print them."""
+    scored = scores.of_run(directory, data, "val")
+    scores.record(directory, scored, forwarder)
+    samples = scored["samples"]
+    tracked.log_model(directory, (2, *samples.batch(samples.y[:1] * 0).shape[1:]))
+    described = home.annotate(directory, weights_sha256=result["weights_sha256"])
+    out = {
+        "run_id": described["run_id"],
+        "name": directory.name,
+        "directory": str(directory),
+        "task": recipe.task,
+        "data": str(data),
+        "synthetic": described["synthetic"],
+        "parent": described["parent"],
+        "seed": recipe.seed,
+        "val_loss": result["val"]["loss"],
+        **{k: v for k, v in result.items() if k != "val"},
+        "split": "val",
+        **scored["result"],
+    }
+    if not quiet:
+        scores.tell(out)
+        say(f"finished {directory.name}: {result['steps']} steps, {result['attempts']} start(s), "
+            f"{result['steps_repeated']} steps repeated, weights {result['weights_sha256'][:16]}")  # fmt: skip
+        say(f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split test")
+        say("      raylab compare        raylab ui")
+    return out
+
+
+def missing(recipe: Recipe) -> str:
+    """What a run that does not begin is waiting for, in words; empty when the cluster has it."""
+    import ray
+
+    want = recipe.scaling.workers[0] * recipe.scaling.cpus_per_worker
+    have, free = ray.cluster_resources(), ray.available_resources()
+    text = f"waiting for {recipe.scaling.workers[0]} worker(s): {want:g} CPUs"
+    if recipe.scaling.gpu:
+        text += f" and {recipe.scaling.workers[0]} GPUs; the cluster has {have.get('GPU', 0):g} GPUs,"
+    if have.get("CPU", 0) >= want and free.get("CPU", 0) >= want and not recipe.scaling.gpu:
+        return ""
+    return f"{text}; the cluster has {have.get('CPU', 0):g} CPUs, {free.get('CPU', 0):g} free"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["train", *sys.argv[1:]]))

@@ -1,0 +1,227 @@
+"""A run and its directory: what `--workers 0`, a Ray Train worker and a trial of a search all execute.
+
+    run.json       name, run ids, data, parent (written by jobs)
+    recipe.json    the resolved recipe
+    ledger.jsonl   one line a step: which attempt computed it, on how many workers; and every start and checkpoint
+    checkpoints/   see checkpoint.py
+    model/         the trained network: model.safetensors, and model.json with its recipe and input spec
+    result.json    or failure.json: how it ended
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from raylab import checkpoint, config
+from raylab.config import Recipe
+from raylab.data.samples import Samples
+from raylab.errors import DataError, RaylabError, RunError
+from raylab.loop import Metrics, fit
+from raylab.tasks import Task, task
+from raylab.world import World
+
+FLUSH_SECONDS = 1.0  # metrics wait at most so long before they are sent on
+
+Send = Callable[[list[Metrics]], float | None]
+"""Passes rows of metrics on (a collective where there are several ranks). Returns None, or, when the group is
+about to be taken away, the seconds after which it will be gone."""
+
+T = TypeVar("T")
+
+
+def execute(recipe: Recipe, data: Path, directory: Path, send: Send, parent: Path | None = None) -> dict[str, Any]:
+    """Train from the newest valid checkpoint in `directory` (or from `parent`'s weights, or from nothing) to the end.
+
+    Every rank of the world calls it; rank 0 writes. Returns fit()'s result with "val_samples" and the like.
+    """
+    world = World()
+    device = "cuda" if recipe.scaling.gpu else "cpu"
+    job = task(recipe.task)
+
+    def prepare() -> tuple[Samples, Samples, nn.Module, dict[str, Any] | None, list[Path]]:
+        train = job.load(data, "train", recipe.data, None)
+        val = job.load(data, "val", recipe.data, train.spec)
+        model = job.model(recipe, train.spec)
+        found, damaged = checkpoint.newest(directory / "checkpoints")
+        if found is None and parent is not None:
+            inherit(model, parent, train.spec)
+        return train, val, model, None if found is None else checkpoint.load(found, device), damaged
+
+    train, val, model, state, damaged = agree(world, prepare)
+    recorder = Recorder(directory, recipe, world, send)
+    recorder.start(0 if state is None else int(state["progress"]["step"]), [p.name for p in damaged])
+    result = fit(recipe, job, model, train, val, recorder, state, device)
+    recorder.flush()
+    if world.rank == 0:
+        write_model(directory / "model", model, recipe, train.spec)
+        result |= ledger_facts(directory / "ledger.jsonl")
+        write_json(directory / "result.json", result)
+    return result
+
+
+class Recorder:
+    """The `report` of a run in a directory: ledger, checkpoints, and rows of metrics in bundles to `send`."""
+
+    def __init__(self, directory: Path, recipe: Recipe, world: World, send: Send) -> None:
+        self.directory, self.recipe, self.world, self.send = directory, recipe, world, send
+        self.ledger = directory / "ledger.jsonl"
+        self.rows: list[Metrics] = []
+        self.sent_at = time.monotonic()
+        self.gone_in: float | None = None
+        self.attempt = 0
+
+    def start(self, step: int, damaged: list[str]) -> None:
+        if self.world.rank == 0:
+            lines = read_lines(self.ledger)
+            self.attempt = 1 + max((line["attempt"] for line in lines), default=-1)
+            self._write({"start": step, "workers": self.world.size, "time": time.time(), "damaged": damaged})
+
+    def __call__(self, metrics: Metrics, state: dict[str, Any] | None) -> bool:
+        if state is None:
+            self.rows.append(metrics)
+            self._write({"step": metrics["step"], "loss": metrics["train/loss"]})
+            waited = time.monotonic() - self.sent_at >= FLUSH_SECONDS
+            if self.world.any(waited or "val/loss" in metrics):
+                self.flush()
+            return self.gone_in is not None
+        self.flush()
+        step, keep = metrics["step"], self.recipe.loop.keep
+
+        def save() -> None:
+            if self.world.rank == 0:
+                checkpoint.save(self.directory / "checkpoints", step, state, keep)
+
+        agree(self.world, save)
+        self._write({"checkpoint": step})
+        if self.gone_in is not None:
+            # Returning would end the run early as if it had succeeded, and going on would repeat these steps
+            # elsewhere: wait here until the group is torn down.
+            time.sleep(self.gone_in + 60)
+            raise RunError("this node was announced to go away and did not", do="raylab train --resume NAME")
+        return False
+
+    def flush(self) -> None:
+        self.gone_in = self.send(self.rows)
+        self.rows, self.sent_at = [], time.monotonic()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.world.rank == 0:
+            with self.ledger.open("a") as file:
+                file.write(json.dumps({"attempt": self.attempt, **line}) + "\n")
+
+
+def agree(world: World, action: Callable[[], T]) -> T:
+    """Do `action` on every rank; when it fails on one, every rank raises, so that none waits for it in vain."""
+    error: RaylabError | None = None
+    try:
+        outcome = action()
+    except RaylabError as caught:
+        error = caught
+    if world.any(error is not None):
+        raise error or RunError("another worker of this run failed", "its error is in failure.json or in Ray's logs")
+    return outcome
+
+
+def ledger_facts(ledger: Path) -> dict[str, Any]:
+    """{"attempts", "workers": of each attempt, "steps_repeated", "gaps"} of a ledger.
+
+    A gap is a step that no attempt computed: there must be none.
+    """
+    lines = read_lines(ledger)
+    starts = [line for line in lines if "start" in line]
+    repeated, reached = 0, 0
+    seen: set[int] = set()
+    for line in lines:
+        if "start" in line:
+            repeated += max(0, reached - line["start"])
+        elif "step" in line:
+            reached = line["step"]
+            seen.add(reached)
+    return {
+        "attempts": len(starts),
+        "workers": [line["workers"] for line in starts],
+        "steps_repeated": repeated,
+        "gaps": len(set(range(1, max(seen, default=0) + 1)) - seen),
+        "damaged_checkpoints": sum(len(line["damaged"]) for line in starts),
+    }
+
+
+def write_model(directory: Path, model: nn.Module, recipe: Recipe, spec: dict[str, Any]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    save_file(tensors, directory / "model.safetensors")
+    write_json(directory / "model.json", {"recipe": recipe.model_dump(mode="json"), "spec": spec})
+
+
+def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module]:
+    """(task, recipe, spec, network with its weights) of a run directory; DataError when it holds no finished model."""
+    path = directory / "model" / "model.json"
+    if not path.is_file():
+        raise DataError(
+            f"run {directory.name} has no trained model yet",
+            "it did not reach its last step",
+            f"raylab train --resume {directory.name}",
+        )
+    note = json.loads(path.read_text())
+    recipe = config.load(note["recipe"])
+    job = task(recipe.task)
+    model = job.model(recipe, note["spec"])
+    model.load_state_dict(_tensors(path.with_name("model.safetensors")))
+    return job, recipe, note["spec"], model
+
+
+def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
+    """Start `model` from the weights of run `parent`; its head stays new where the classes differ.
+
+    Raises DataError when the parent was trained on another kind of input or its layers do not fit.
+    """
+    note = json.loads((parent / "model" / "model.json").read_text())
+    theirs = note["spec"]
+    if theirs["kind"] != spec["kind"]:
+        raise DataError(
+            f"run {parent.name} was trained on '{theirs['kind']}', this data is '{spec['kind']}'",
+            do="choose a parent run of the same task",
+        )
+    tensors = _tensors(parent / "model" / "model.safetensors")
+    if theirs["classes"] != spec["classes"]:
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("head.")}
+    own = model.state_dict()
+    wrong = [k for k, v in tensors.items() if k not in own or own[k].shape != v.shape]
+    missing = [k for k in own if k not in tensors and not k.startswith("head.")]
+    if wrong or missing:
+        raise DataError(
+            f"the weights of run {parent.name} do not fit this model",
+            f"layers that differ: {', '.join((wrong + missing)[:6])}",
+            f"use the parent's model, {note['recipe']['model']['name']}, with its options (--set model....)",
+        )
+    model.load_state_dict({**own, **tensors})
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines of a JSONL file that is appended to; a last line cut short by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1] if line.endswith("}")]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write beside and rename: readers see the old file or the new one."""
+    work = path.with_name(f".{path.name}.{os.getpid()}")
+    work.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(work, path)
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} could not be read as safetensors", str(error)) from error
