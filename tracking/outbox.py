@@ -118,7 +118,7 @@ def target(directory: Path) -> dict[str, str] | None:
 def write_json(path: Path, value: object) -> None:
     """Write `value` beside `path`, fsync and rename, 0600: a reader sees the old or the new."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         json.dump(value, file)
         file.flush()
         os.fsync(file.fileno())

@@ -23,6 +23,7 @@ CHECK_SECONDS = 5.0  # to connect, and again to read
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # s
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
@@ -124,7 +125,9 @@ def _check_http(uri: str) -> None:
     if answer.status_code >= 500:
         raise TrackingError(f"{uri} answers with HTTP {answer.status_code}", "the server is sick", "look at its log")
     try:
-        known = answer.ok and isinstance(answer.json(), dict) and answer.json().keys() <= {"experiments", "next_page_token"}
+        known = (
+            answer.ok and isinstance(answer.json(), dict) and answer.json().keys() <= {"experiments", "next_page_token"}
+        )
     except ValueError:
         known = False
     if not known:
@@ -213,7 +216,9 @@ def code_revision(code: Path) -> str:
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(code), *words], capture_output=True, text=True, timeout=20)
+            done = subprocess.run(
+                ["git", "-C", str(code), *words], capture_output=True, text=True, timeout=20, check=False
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None  # no git on this node, or a file system too slow to ask: the tag says "unknown"
         return done.stdout.strip() if done.returncode == 0 else None
@@ -245,7 +250,14 @@ def _experiment(uri: str, name: str) -> str:
     found = client(uri).get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client(uri).create_experiment(name, artifact_location=_artifact_location(uri, name)))
+            return str(
+                client(uri).create_experiment(
+                    name,
+                    artifact_location=_artifact_location(uri, name),
+                    # Or the UI takes it for a language-model experiment and shows traces first.
+                    tags={"mlflow.experimentKind": "custom_model_development"},
+                )
+            )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

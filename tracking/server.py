@@ -29,6 +29,12 @@ ENVIRONMENT = {
 }
 
 
+# MLflow's default, uvicorn, also serves an "assistant" that runs shell commands for whoever reaches
+# the port, without a login: on a login node, for every user of it. The gunicorn application has none.
+# Threads, not processes: one process is enough for one user, and one pool of connections.
+GUNICORN = "--worker-class gthread --threads 16 --no-control-socket"
+
+
 @dataclass(frozen=True)
 class Server:
     """A running server: `uri` to reach it, `pid` of its process group."""
@@ -69,7 +75,7 @@ def serve(home: Path, port: int = 5000, host: str = "127.0.0.1") -> Server:
         # The root is a file address, not mlflow-artifacts:/, so that what the server creates a client
         # on sqlite:// can read, and the other way round. Both see the same file system.
         command += ["--artifacts-destination", artifacts, "--default-artifact-root", artifacts]
-        command += ["--allowed-hosts", ",".join(_names(host, port))]
+        command += ["--allowed-hosts", ",".join(_names(host, port)), "--gunicorn-opts", GUNICORN]
         log = os.open(directory / "server.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             # A session of its own: stop() ends it whole, and a Ctrl-C meant for another does not.

@@ -1,0 +1,242 @@
+"""Arrays in, matplotlib figures out. No global state: `figure.savefig(path)` draws with Agg.
+
+Colours are Okabe and Ito's, which the colour-blind can tell apart. `synthetic=True` says so in the
+title: a picture is often all that is left of a run.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+STYLES = ("-", "--", "-.", ":")
+GREY = "#6B7280"
+LOG_RANGE = 50  # a parameter spread wider than this factor gets a logarithmic axis
+
+Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
+
+
+def roc(labels: ArrayLike, scores: ArrayLike, title: str = "ROC", synthetic: bool = False) -> Figure:
+    """Receiver operating characteristic of one binary label; scores grow with the label."""
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    false, true, _ = roc_curve(labels, scores)
+    figure, axes = _figure(title, synthetic)
+    axes.plot(false, true, color=COLOURS[0], linewidth=2, label=f"AUROC {roc_auc_score(labels, scores):.3f}")
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="chance 0.500")
+    _unit(axes, "False positive rate (1 - specificity)", "True positive rate (sensitivity)")
+    axes.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def precision_recall(
+    labels: ArrayLike, scores: ArrayLike, title: str = "Precision and recall", synthetic: bool = False
+) -> Figure:
+    """Precision over recall, with the prevalence: what a classifier that knows nothing reaches."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    truth = np.asarray(labels)
+    precision, recall, _ = precision_recall_curve(truth, scores)
+    figure, axes = _figure(title, synthetic)
+    axes.step(
+        recall,
+        precision,
+        where="post",
+        color=COLOURS[0],
+        linewidth=2,
+        label=f"AUPRC {average_precision_score(truth, scores):.3f}",
+    )
+    axes.axhline(truth.mean(), color=GREY, linewidth=1, linestyle="--", label=f"prevalence {truth.mean():.3f}")
+    _unit(axes, "Recall (sensitivity)", "Precision (positive predictive value)")
+    axes.legend(loc="best", frameon=False)
+    return figure
+
+
+def calibration(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    bins: int = 10,
+    title: str = "Calibration",
+    synthetic: bool = False,
+) -> Figure:
+    """Observed frequency over predicted probability in bins of equal size, with Wilson's 95 % intervals."""
+    truth, predicted = np.asarray(labels, float), np.asarray(probabilities, float)
+    order = np.argsort(predicted, kind="stable")
+    groups = [group for group in np.array_split(order, bins) if len(group)]
+    mean = np.array([predicted[group].mean() for group in groups])
+    rate = np.array([truth[group].mean() for group in groups])
+    low, high = wilson(rate, np.array([len(group) for group in groups]))
+    figure, axes = _figure(title, synthetic)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="perfect")
+    axes.errorbar(
+        mean,
+        rate,
+        yerr=[np.maximum(rate - low, 0), np.maximum(high - rate, 0)],
+        color=COLOURS[0],
+        marker="o",
+        capsize=3,
+        label=f"{len(groups)} bins of about {len(truth) // max(len(groups), 1)}, 95 % interval",
+    )
+    _unit(axes, "Predicted probability", "Observed frequency")
+    axes.legend(loc="upper left", frameon=False)
+    return figure
+
+
+def confusion(matrix: ArrayLike, classes: Sequence[str], title: str = "Confusion", synthetic: bool = False) -> Figure:
+    """Counts, and shares of each true class; `matrix[true, predicted]`."""
+    counts = np.asarray(matrix)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = max(4.5, 1.1 * len(classes) + 2)
+    figure, axes = _figure(title, synthetic, (size + 2.2, size))
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts):
+        axes.text(
+            column,
+            row,
+            f"{shares[row, column]:.0%}\n{count:,}",
+            ha="center",
+            va="center",
+            color="white" if shares[row, column] > 0.55 else "black",
+        )
+    axes.set_xticks(range(len(classes)), classes, rotation=30 if len(classes) > 3 else 0)
+    axes.set_yticks(range(len(classes)), [f"{c}\n(n={n:,})" for c, n in zip(classes, counts.sum(axis=1), strict=True)])
+    axes.set_xlabel("Predicted")
+    axes.set_ylabel("True")
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, fraction=0.046, label="Share of the true class")
+    return figure
+
+
+def learning(curves: Mapping[str, Curve], metric: str, title: str = "", synthetic: bool = False) -> Figure:
+    """One metric of several runs over steps."""
+    figure, axes = _figure(title or metric, synthetic, (7, 4.2))
+    for index, (name, (steps, values)) in enumerate(curves.items()):
+        axes.plot(
+            steps,
+            values,
+            color=COLOURS[index % len(COLOURS)],
+            linestyle=STYLES[index // len(COLOURS) % len(STYLES)],
+            linewidth=1.8,
+            marker="o" if len(steps) < 3 else None,
+            label=name,
+        )
+    axes.set_xlabel("Step")
+    axes.set_ylabel(metric)
+    axes.grid(alpha=0.25)
+    if len(curves) > 6:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
+    elif curves:
+        axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def forest(
+    names: Sequence[str],
+    values: Sequence[float],
+    lows: Sequence[float | None],
+    highs: Sequence[float | None],
+    score: str,
+    title: str = "",
+    synthetic: bool = False,
+) -> Figure:
+    """A score of several runs with its interval, one line each, the first on top.
+
+    A run without an interval is an open mark: its place is known, its uncertainty is not.
+    """
+    figure, axes = _figure(title or score, synthetic, (7.5, 1.4 + 0.42 * len(names)))
+    for row, (value, low, high) in enumerate(zip(values, lows, highs, strict=True)):
+        known = low is not None and high is not None
+        if low is not None and high is not None:
+            axes.plot([low, high], [row, row], color=COLOURS[0], linewidth=2)
+            axes.plot(
+                [low, low, np.nan, high, high],
+                [row - 0.12, row + 0.12, np.nan, row - 0.12, row + 0.12],
+                color=COLOURS[0],
+            )
+        axes.plot(value, row, marker="o", color=COLOURS[0], markerfacecolor=COLOURS[0] if known else "white")
+        text = f"{value:.3f} [{low:.3f}, {high:.3f}]" if known else f"{value:.3f} (no interval)"
+        axes.annotate(text, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(f"{score}, 95 % interval")
+    axes.grid(axis="x", alpha=0.25)
+    return figure
+
+
+def search(
+    parameters: Mapping[str, Sequence[Any]],
+    scores: Sequence[float],
+    stopped: Sequence[bool],
+    score: str,
+    synthetic: bool = False,
+) -> Figure:
+    """The score of every trial over each parameter searched; stopped trials are crosses."""
+    columns = min(3, max(1, len(parameters)))
+    rows = max(1, -(-len(parameters) // columns))
+    figure = Figure(figsize=(3.4 * columns + 0.6, 2.9 * rows + 0.7), layout="constrained")
+    figure.suptitle(_title(f"{len(scores)} trials", synthetic), fontsize=12)
+    grid = np.asarray(figure.subplots(rows, columns, squeeze=False, sharey=True))
+    result, early = np.asarray(scores, float), np.asarray(stopped, bool)
+    for spare in grid.flat[len(parameters) :]:
+        spare.set_visible(False)
+    for index, (axes, (name, raw)) in enumerate(zip(grid.flat, parameters.items(), strict=False)):
+        numbers = _numbers(raw)
+        if numbers is None:
+            kinds = sorted({str(value) for value in raw})
+            places = np.array([kinds.index(str(value)) for value in raw], float)
+            axes.set_xticks(range(len(kinds)), kinds, rotation=20 if len(kinds) > 3 else 0)
+            axes.set_xlim(-0.5, len(kinds) - 0.5)
+        else:
+            places = numbers
+            if places.min() > 0 and places.max() / places.min() >= LOG_RANGE:
+                axes.set_xscale("log")
+        axes.scatter(places[~early], result[~early], color=COLOURS[0], s=28, alpha=0.8, label="finished")
+        axes.scatter(places[early], result[early], color=COLOURS[1], s=28, alpha=0.8, marker="x", label="stopped early")
+        axes.set_xlabel(name)
+        axes.grid(alpha=0.25)
+        _open(axes)
+        if index % columns == 0:
+            axes.set_ylabel(score)
+    if early.any():
+        grid.flat[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def wilson(rate: ArrayLike, count: ArrayLike, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's interval of a proportion `rate` seen in `count` cases; good near 0 and 1, too."""
+    p, n = np.asarray(rate, float), np.asarray(count, float)
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return middle - half, middle + half
+
+
+def _figure(title: str, synthetic: bool, size: tuple[float, float] = (5.2, 4.8)) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(_title(title, synthetic), fontsize=12)
+    _open(axes)
+    return figure, axes
+
+
+def _title(title: str, synthetic: bool) -> str:
+    return f"{title} - SYNTHETIC DATA" if synthetic else title
+
+
+def _open(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _unit(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y, aspect="equal")
+    axes.grid(alpha=0.25)
+
+
+def _numbers(values: Sequence[Any]) -> np.ndarray | None:
+    try:
+        return np.array([float(value) for value in values])
+    except (TypeError, ValueError):
+        return None
