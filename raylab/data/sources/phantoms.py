@@ -72,7 +72,7 @@ def _images(rng: np.random.Generator, label: NDArray[Any], body: F32, size: int,
     film = 0.62 * torso - 0.40 * lung + 0.25 * heart * torso + 0.12 * spine * torso + 0.05 * ribs * lung
 
     sick, covid = (label > 0)[:, None, None], (label == 2)[:, None, None]
-    strength = uniform(0.05, 0.24)
+    strength = uniform(0.08, 0.32)
     one_side = rng.integers(0, 2, size=(count, 1, 1)).astype(bool)
     focus_y, focus_x = uniform(-0.35, 0.35), uniform(-0.3, 0.3)
     opacity = np.zeros_like(film)

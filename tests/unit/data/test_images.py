@@ -1,0 +1,246 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+
+from raylab.data import splits
+from raylab.data.image_samples import AUGMENT, load_images
+from raylab.data.images import prepare_covidnet
+from raylab.errors import DataError, UsageError
+
+REAL = Path(os.environ.get("RAYLAB_DATA", Path(__file__).parents[4] / "shared" / "data")) / "cxr"
+LABELS = ("normal", "pneumonia", "COVID-19")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """40 small images 0.png .. 39.png."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        pixels = rng.integers(0, 256, (50, 46), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def write(path: Path, numbers: range | list[int], extra: str = "") -> Path:
+    path.write_text("".join(f"p{n // 2} {n}.png {LABELS[n // 2 % 3]} site{n % 2}\n" for n in numbers) + extra)
+    return path
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("drawn") / "out"
+    prepare_covidnet(out, None, None, None, None, source="synthetic", size=64, patients=60)
+    return out
+
+
+def test_three_lists(images: Path, tmp_path: Path) -> None:
+    lists = [
+        write(tmp_path / name, numbers)
+        for name, numbers in {"a": range(24), "b": range(24, 32), "c": range(32, 40)}.items()
+    ]
+    seen: list[tuple[int, int]] = []
+    meta = prepare_covidnet(tmp_path / "out", images, *lists, size=32, progress=lambda *done: seen.append(done))
+    assert meta["task"] == "covidnet" and meta["kind"] == "cxr-frontal-u8" and meta["synthetic"] is False
+    assert meta["counts"]["train"] == {"normal": 8, "pneumonia": 8, "COVID-19": 8}
+    assert meta["patients"] == {"train": 12, "val": 4, "test": 4}
+    assert meta["sources"]["train"]["site0"] == {"normal": 4, "pneumonia": 4, "COVID-19": 4}
+    assert seen[-1] == (40, 40) and len(seen) == 40
+    table = pl.read_parquet(tmp_path / "out" / "index.parquet")
+    assert table["row"].to_list() == list(range(40)) and table["file"][33] == "33.png"
+    pixels = np.load(tmp_path / "out" / "images.npy")
+    assert pixels.shape == (40, 32, 32) and pixels.dtype == np.uint8
+    assert meta["statistics"]["mean"] == pytest.approx(pixels[:24].mean() / 255)  # train only
+    assert meta["statistics"]["std"] == pytest.approx(pixels[:24].std() / 255)
+
+
+def test_val_is_carved_from_train_by_patient(images: Path, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.txt", range(40))
+    meta = prepare_covidnet(tmp_path / "out", images, train, None, None, size=32)
+    assert meta["val_carved_from_train"] is True and "carved" in meta["attrition"][-1]["step"]
+    table = pl.read_parquet(tmp_path / "out" / "index.parquet")
+    parts = table.group_by("patient").agg(pl.col("split").n_unique())
+    assert parts["split"].max() == 1 and set(table["split"]) == {"train", "val"}
+    again = prepare_covidnet(tmp_path / "again", images, train, None, None, size=32)
+    assert (again["split_hash"], again["data_hash"]) == (meta["split_hash"], meta["data_hash"])
+
+
+def test_rows_that_overlap_leave_train_then_val(images: Path, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.txt", range(20), "other 39.png normal x\n" + "p0 0.png normal site0\n")
+    val = write(tmp_path / "val.txt", [18, *range(20, 32)])
+    test = write(tmp_path / "test.txt", [31, *range(32, 40)])
+    meta = prepare_covidnet(tmp_path / "out", images, train, val, test, size=32)
+    assert [(row["images"], row["patients"]) for row in meta["attrition"]] == [
+        (44, 21),  # as listed
+        (43, 21),  # p0's line stood twice
+        (42, 20),  # 39.png stands in test under another id
+        (40, 20),  # both images of p15 leave val: one of them is in test
+        (38, 20),  # both images of p9 leave train: one of them is in val
+    ]
+    table = pl.read_parquet(tmp_path / "out" / "index.parquet")
+    assert table.filter(pl.col("split") == "test").height == 9  # test is kept whole
+    assert table.group_by("patient").agg(pl.col("split").n_unique())["split"].max() == 1
+
+
+def test_nothing_left_of_a_list(images: Path, tmp_path: Path) -> None:
+    same = write(tmp_path / "same.txt", range(6))
+    with pytest.raises(DataError, match=r"every row of .*same\.txt"):
+        prepare_covidnet(tmp_path / "out", images, same, None, same, size=32)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_classes_for_one_file(images: Path, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.txt", range(4), "p0 0.png COVID-19 site0\n")
+    with pytest.raises(DataError, match=r"line 5: 0\.png is COVID-19, but normal in line 1"):
+        prepare_covidnet(tmp_path / "out", images, train, None, None, size=32)
+
+
+def test_missing_images_are_named(images: Path, tmp_path: Path) -> None:
+    test = write(tmp_path / "test.txt", range(30, 55))
+    with pytest.raises(DataError, match=r"15 of 25 images are missing") as caught:
+        prepare_covidnet(tmp_path / "out", images, None, None, test, size=32)
+    assert "49.png" in str(caught.value) and "50.png" not in str(caught.value) and "5 more" in str(caught.value)
+
+
+def test_images_in_a_folder_of_their_split(images: Path, tmp_path: Path) -> None:
+    """As COVIDx is unpacked: names without a folder, images below train/ and test/."""
+    (images / "train").mkdir()
+    for number in range(40):
+        (images / f"{number}.png").rename(images / "train" / f"{number}.png")
+    meta = prepare_covidnet(tmp_path / "out", images, write(tmp_path / "t.txt", range(40)), None, None, size=32)
+    assert sum(meta["patients"].values()) == 20
+
+
+def test_unreadable_images(images: Path, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.txt", range(40))
+    whole = prepare_covidnet(tmp_path / "whole", images, train, None, None, size=32)
+    (images / "3.png").write_text("not an image")
+    (images / "7.png").write_bytes((images / "7.png").read_bytes()[:200])
+    with pytest.raises(DataError, match="2 of 40 images cannot be used") as caught:
+        prepare_covidnet(tmp_path / "out", images, train, None, None, size=32)
+    assert "3.png" in str(caught.value) and "7.png" in str(caught.value) and "--skip-bad" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    meta = prepare_covidnet(tmp_path / "out", images, train, None, None, size=32, skip_bad=True)
+    assert {row["file"] for row in meta["skipped"]} == {"3.png", "7.png"}
+    assert meta["attrition"][-1]["images"] == 38
+    old = {f: i for i, f in enumerate(pl.read_parquet(tmp_path / "whole" / "index.parquet")["file"])}
+    new = pl.read_parquet(tmp_path / "out" / "index.parquet")["file"].to_list()
+    before, after = np.load(tmp_path / "whole" / "images.npy"), np.load(tmp_path / "out" / "images.npy")
+    assert np.array_equal(after, before[[old[f] for f in new]]) and whole["skipped"] == []
+
+
+def test_wrong_use(images: Path, tmp_path: Path) -> None:
+    out, train = tmp_path / "out", write(tmp_path / "train.txt", range(4))
+    with pytest.raises(UsageError, match="no label list"):
+        prepare_covidnet(out, images, None, None, None)
+    with pytest.raises(UsageError, match="no images folder given"):
+        prepare_covidnet(out, None, train, None, None)
+    with pytest.raises(DataError, match="no images folder at"):
+        prepare_covidnet(out, tmp_path / "nowhere", train, None, None)
+    with pytest.raises(UsageError, match="unknown source"):
+        prepare_covidnet(out, images, train, None, None, source="covidnet")
+    with pytest.raises(UsageError, match="--patients"):
+        prepare_covidnet(out, None, None, None, None, source="synthetic", patients=3)
+
+
+def test_synthetic_says_so(drawn: Path) -> None:
+    samples = load_images(drawn, "all")
+    assert samples.meta["synthetic"] is True and samples.meta["source"] == "synthetic"
+    assert all(name.startswith("synthetic-A") for name in samples.ids)
+    assert set(samples.source) == {"synthetic-A"}
+    assert set(samples.meta["counts"]) == {"train", "val", "test"}
+
+
+def test_loader_normalises_with_train_statistics(drawn: Path) -> None:
+    train = load_images(drawn, "train")
+    x = train.batch(np.arange(len(train)))
+    assert x.shape == (len(train), 1, 64, 64) and x.dtype == torch.float32
+    assert abs(float(x.mean())) < 1e-3 and abs(float(x.std()) - 1) < 1e-3
+    assert train.y.dtype == train.group.dtype == np.int64 and train.absent == []
+    whole, parts = load_images(drawn, "all"), [load_images(drawn, s) for s in ("train", "val", "test")]
+    assert len(whole) == sum(len(p) for p in parts)
+    assert len({int(g) for p in parts for g in set(p.group)}) == 60  # numbers of the directory, not of the split
+
+
+def test_smaller_images_are_averaged(drawn: Path) -> None:
+    large, small = load_images(drawn, "val"), load_images(drawn, "val", size=32)
+    index = np.arange(5)
+    means = torch.nn.functional.avg_pool2d(large.batch(index), 2)
+    pair = torch.stack([small.batch(index).flatten(), means.flatten()])
+    assert small.spec["size"] == 32 and torch.corrcoef(pair)[0, 1] > 0.99
+    with pytest.raises(DataError, match="--size 96"):
+        load_images(drawn, "val", size=96)
+
+
+def test_model_brings_its_statistics(drawn: Path, images: Path, tmp_path: Path) -> None:
+    spec = {**load_images(drawn, "train", size=32).spec, "mean": 0.25, "std": 0.5}
+    prepare_covidnet(tmp_path / "out", images, None, None, write(tmp_path / "test.txt", range(8)), size=32)
+    samples = load_images(tmp_path / "out", "test", spec=spec)
+    raw = torch.from_numpy(np.load(tmp_path / "out" / "images.npy")[:, None]).float() / 255
+    assert torch.equal(samples.batch(np.arange(8)), (raw - 0.25) / 0.5) and samples.spec == spec
+    with pytest.raises(DataError, match="no train split to take pixel statistics from"):
+        load_images(tmp_path / "out", "test")
+    with pytest.raises(DataError, match="no train split"):
+        load_images(tmp_path / "out", "train", spec=spec)
+    for other in ({"kind": "icu-hourly"}, {"classes": ["normal", "COVID-19"]}):
+        with pytest.raises(DataError, match="images of another kind"):
+            load_images(tmp_path / "out", "test", spec={**spec, **other})
+
+
+def test_wrong_names(drawn: Path) -> None:
+    with pytest.raises(UsageError, match="unknown split 'tests'"):
+        load_images(drawn, "tests")
+    with pytest.raises(UsageError, match="unknown augmentation 'rotate'"):
+        load_images(drawn, "train", augment={"rotate": 5})
+
+
+def test_augmentation_depends_on_seed_epoch_and_row_alone(drawn: Path) -> None:
+    train = load_images(drawn, "train", size=48)
+    index = np.arange(21)
+    x = train.batch(index, (5, 2))
+    shuffled = np.random.default_rng(0).permutation(index)
+    assert torch.equal(train.batch(shuffled, (5, 2)), x[shuffled])
+    for cut in (index[:1], index[3:10]):  # other batches of other sizes
+        assert torch.equal(train.batch(cut, (5, 2)), x[cut])
+    whole = load_images(drawn, "all", size=48)  # another split object, the same rows of the directory
+    at = np.searchsorted(whole.rows, train.rows[index])
+    assert torch.equal(whole.batch(at, (5, 2)), x)
+    for other in ((5, 3), (6, 2), None):
+        assert not torch.equal(train.batch(index, other), x)
+
+
+def test_augmentation_moves_as_stated(drawn: Path) -> None:
+    index = np.arange(16)
+    still = dict.fromkeys(AUGMENT, 0.0)
+    plain = load_images(drawn, "train").batch(index)
+    spec = load_images(drawn, "train").spec
+    none = load_images(drawn, "train", augment=still).batch(index, (0, 0))
+    assert torch.allclose(none, plain, atol=1e-4)
+    mirrored = load_images(drawn, "train", augment={**still, "flip": 1.0}).batch(index, (0, 0))
+    assert torch.allclose(mirrored, plain.flip(-1), atol=1e-4)
+    brighter = load_images(drawn, "train", augment={**still, "brightness": 0.1}).batch(index, (0, 0))
+    to_pixels = [x * spec["std"] + spec["mean"] for x in (brighter, plain)]
+    ratio = (to_pixels[0].sum((1, 2, 3)) / to_pixels[1].sum((1, 2, 3))).numpy()
+    assert ratio.min() > 0.89 and ratio.max() < 1.11 and ratio.std() > 0.01
+    black = -spec["mean"] / spec["std"]
+    assert float(load_images(drawn, "train").batch(index, (0, 0)).min()) >= black - 1e-5  # outside is air
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real images at {REAL}")
+def test_real_images(tmp_path: Path) -> None:
+    labels = REAL / "labels"
+    meta = prepare_covidnet(tmp_path / "b", REAL / "images", None, labels / "val_B.txt", None, size=64)
+    assert meta["counts"] == {"val": {"normal": 52, "pneumonia": 97, "COVID-19": 25}}
+    assert meta["statistics"] is None and meta["skipped"] == []
+
+
+def test_carving_uses_the_shared_splitter() -> None:
+    """A patient with images of two classes still goes to one split."""
+    parts = splits.assign(["a", "a", "b", "c"], [0, 2, 1, 0], {"train": 0.85, "val": 0.15}, 0)
+    assert parts[0] == parts[1]

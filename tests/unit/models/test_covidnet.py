@@ -1,0 +1,65 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from raylab.config import Model
+from raylab.models.covidnet import covidnet
+from raylab.models.vision import describe
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors: on a busy machine a second thread costs more than it brings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+SMALL = Model(name="covidnet", width=0.25, depth=0.4)
+
+
+@pytest.mark.parametrize("size", [32, 64, 96, 101])
+def test_any_input_size(size: int) -> None:
+    assert covidnet(SMALL, {}, 3)(torch.randn(2, 1, size, size)).shape == (2, 3)
+
+
+def test_published_layout() -> None:
+    model = covidnet(Model(name="covidnet"), {}, 3)
+    stages = [stage for stage in model.stages if hasattr(stage, "blocks")]
+    assert [len(stage.blocks) for stage in stages] == [3, 4, 6, 3]
+    assert [stage.blocks[-1][-3].out_channels for stage in stages] == [56, 112, 216, 424]
+    cost = describe(model, 224)
+    assert 1.4e6 < cost["parameters"] < 1.6e6 and 0.3e9 < cost["macs"] < 0.33e9
+    assert model.head.out_features == 3
+
+
+def test_width_and_depth_scale() -> None:
+    small, full = (describe(covidnet(c, {}, 3), 64) for c in (SMALL, Model(name="covidnet")))
+    assert small["parameters"] < full["parameters"] / 20
+
+
+def test_seed_decides_the_weights() -> None:
+    def state(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return torch.nn.utils.parameters_to_vector(covidnet(SMALL, {}, 3).parameters())
+
+    assert torch.equal(state(1), state(1)) and not torch.equal(state(1), state(2))
+
+
+def test_learns_and_every_parameter_takes_part() -> None:
+    torch.manual_seed(0)
+    model = covidnet(SMALL, {}, 2)
+    y = torch.arange(16) % 2
+    x = torch.randn(16, 1, 32, 32) + y[:, None, None, None]
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    losses = []
+    for _ in range(15):
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert all(p.grad is not None for p in model.parameters())
+    assert losses[-1] < losses[0] / 2

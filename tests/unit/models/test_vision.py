@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from raylab.config import Model
+from raylab.errors import DataError, UsageError
+from raylab.models.vision import NAMES, classifier, describe
+
+SPEC = {"size": 32}
+
+
+def make(name: str, **options: object) -> torch.nn.Module:
+    return classifier(name)(Model(name=name, **options), SPEC, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "densenet121", "mobilenet_v3_small", "vit_b_16"])
+def test_grey_image_to_logits(name: str) -> None:
+    model = make(name).eval()
+    with torch.no_grad():
+        assert model(torch.randn(2, 1, 32, 32)).shape == (2, 3)
+    assert isinstance(model.head, torch.nn.Linear)
+
+
+def test_published_sizes() -> None:
+    """VGG-19 without dense layers 20.0 M and 89.6 GMACs at 480 px, as published; ResNet-50 with its usual 23.5 M."""
+    with torch.device("meta"):
+        vgg, resnet = make("vgg19"), make("resnet50")
+    assert describe(vgg, 480) == {"parameters": 20_025_923, "macs": pytest.approx(89.6e9, rel=0.01)}
+    assert describe(resnet, 480) == {"parameters": 23_514_179, "macs": pytest.approx(18.8e9, rel=0.01)}
+
+
+def test_macs_of_known_layers() -> None:
+    class Toy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(1, 4, 3, padding=1)
+            self.deep = torch.nn.Conv2d(4, 4, 3, padding=1, groups=4)
+            self.head = torch.nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.deep(self.conv(x)).mean((2, 3)))
+
+    toy = Toy().train()
+    assert describe(toy, 8) == {"parameters": 40 + 40 + 10, "macs": 64 * 4 * 9 + 64 * 4 * 9 + 8}
+    assert toy.training and not toy.conv._forward_hooks
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(UsageError, match="use one of: resnet50"):
+        classifier("resnet_50")
+    assert "inception_v3" not in NAMES
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_pretrained_weights(tmp_path: Path, suffix: str) -> None:
+    torch.manual_seed(1)
+    trained = torchvision.models.resnet18(num_classes=10)
+    path = tmp_path / f"weights{suffix}"
+    save_file(trained.state_dict(), path) if suffix == ".safetensors" else torch.save(trained.state_dict(), path)
+    model = make("resnet18", weights=str(path))
+    assert torch.equal(model.body.conv1.weight, trained.conv1.weight)
+    assert model.head.out_features == 3
+    with pytest.raises(DataError, match="do not fit"):
+        make("vgg11", weights=str(path))
+
+
+def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no weights"):
+        make("resnet18", weights=str(tmp_path / "none.pt"))
+    (tmp_path / "bad.pt").write_bytes(b"nothing")
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    torch.save(torch.zeros(2), tmp_path / "tensor.pt")
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "pickle.pt")  # a whole module: code, refused by weights_only
+    for name, what in {"bad.pt": "cannot read", "bad.safetensors": "cannot read", "pickle.pt": "cannot read",
+                       "tensor.pt": "no state dict"}.items():  # fmt: skip
+        with pytest.raises(DataError, match=what):
+            make("resnet18", weights=str(tmp_path / name))
