@@ -75,13 +75,15 @@ def serve(home: Path, port: int = 5000, host: str = "127.0.0.1") -> Server:
         # The root is a file address, not mlflow-artifacts:/, so that what the server creates a client
         # on sqlite:// can read, and the other way round. Both see the same file system.
         command += ["--artifacts-destination", artifacts, "--default-artifact-root", artifacts]
-        command += ["--allowed-hosts", ",".join(_names(host, port)), "--gunicorn-opts", GUNICORN]
+        command += ["--gunicorn-opts", GUNICORN]
+        # The option --allowed-hosts is for uvicorn only; the variable behind it is not.
+        environment = os.environ | ENVIRONMENT | {"MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(_names(host, port))}
         log = os.open(directory / "server.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             # A session of its own: stop() ends it whole, and a Ctrl-C meant for another does not.
             process = subprocess.Popen(
                 command,
-                env=os.environ | ENVIRONMENT,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,0 +1,118 @@
+"""Addresses and tags, without a server."""
+
+import http.server
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raylab.errors import TrackingError
+from tracking import runs
+
+
+class _Other(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        status, body = self.server.answer  # type: ignore[attr-defined]
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def other() -> Iterator[http.server.HTTPServer]:
+    """A web server that is no MLflow; `answer` is its (status, body)."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Other)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("127.0.0.1:5000", "no tracking address"),
+        ("./mlruns", "no tracking address"),
+        ("file:///tmp/mlruns", "no tracking address"),
+        ("postgresql://db/mlflow", "no tracking address"),
+        ("http://", "names no host"),
+        ("http://127.0.0.1:1", "nothing answers"),
+        ("http://127.0.0.1:notaport", "nothing answers"),
+        ("sqlite:///relative.db", "cannot write"),
+        ("sqlite:////nowhere/at/all/mlflow.db", "cannot write"),
+    ],
+)
+def test_wrong_addresses_are_named_at_once(uri: str, says: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(TrackingError, match=says):
+        runs.check(uri)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ((200, b"<html>hello</html>"), "no MLflow"),
+        ((200, b'{"ok": true}'), "no MLflow"),
+        ((404, b"{}"), "no MLflow"),
+        ((403, b"Invalid Host header - possible DNS rebinding attack detected"), "--allowed-hosts"),
+        ((401, b"login"), "MLFLOW_TRACKING_USERNAME"),
+        ((503, b"busy"), "HTTP 503"),
+    ],
+)
+def test_what_answers_but_is_no_mlflow(other: http.server.HTTPServer, answer: tuple[int, bytes], says: str) -> None:
+    other.answer = answer  # type: ignore[attr-defined]
+    with pytest.raises(TrackingError) as caught:
+        runs.check(f"http://127.0.0.1:{other.server_port}")
+    assert says in str(caught.value)
+
+
+def test_the_environment_names_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000/")
+    assert runs.address(tmp_path) == "http://tracking:5000"
+    assert not list(tmp_path.iterdir())
+
+
+def test_tags_make_a_run_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAYLAB_CODE_REVISION", raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    given = {"task": "ards", "seed": 3, "synthetic": True, "data_hash": "d", "split_hash": "s"}
+    tags = runs.standard_tags(code=tmp_path, **given)
+    assert tags["raylab.synthetic"] == "true" and tags["raylab.seed"] == "3" and tags["raylab.slurm_job_id"] == "17"
+    assert tags["raylab.code_revision"] == "unknown" and tags["raylab.lock_hash"] == "unknown"
+    assert tags["raylab.torch_version"].startswith("2.")
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True, text=True).stdout
+
+    git("init", "-q")
+    (tmp_path / "requirements.lock").write_text("torch==1\n")
+    git("add", ".")
+    git("commit", "-qm", "x")
+    head = git("rev-parse", "HEAD").strip()
+    inside = tmp_path / "package"
+    inside.mkdir()
+    tags = runs.standard_tags(code=inside, **given)
+    assert tags["raylab.code_revision"] == head and len(tags["raylab.lock_hash"]) == 64
+    (tmp_path / "requirements.lock").write_text("torch==2\n")
+    assert runs.code_revision(tmp_path) == f"{head}-dirty"
+    monkeypatch.setenv("RAYLAB_CODE_REVISION", "image-1")
+    assert runs.code_revision(tmp_path) == "image-1"
+
+
+def test_importing_tracking_needs_neither_mlflow_nor_torch() -> None:
+    code = (
+        "import sys, tracking.outbox, tracking.forward, tracking.runs, tracking.server, tracking.system, tracking.model"
+    )
+    check = f"{code}; assert not {{'mlflow', 'torch', 'ray'}} & set(sys.modules)"
+    subprocess.run([os.sys.executable, "-c", check], check=True, env=os.environ | {"PYTHONPATH": "."})
