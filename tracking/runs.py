@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHECK_SECONDS = 5.0  # to connect, and again to read
-# MLflow's own defaults keep a caller of a dead server for minutes, and report usage to its makers.
+# MLflow's own defaults keep a caller of a dead server for minutes, report usage to its makers, and
+# print into a training log.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # s
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
