@@ -66,8 +66,17 @@ def prepare_ards(
     hours = int(landmark)
 
     def write(work: Path) -> dict[str, Any]:
-        extract = SOURCES[source](Path(path or "."), patients, seed)
-        present, unique = screen(extract.events)
+        events = work / "events.parquet"  # so that the raw data is read once, however large it is
+        try:
+            extract = SOURCES[source](Path(path or "."), patients, seed)
+            extract.events.sink_parquet(events)
+        except pl.exceptions.PolarsError as error:
+            raise DataError(
+                f"{path} could not be read as '{source}'",
+                str(error).splitlines()[0],
+                "check or copy the raw data again",
+            ) from error
+        present, unique = screen(pl.scan_parquet(events))
         measured = unique.drop_nulls("value")
         ratios = pf_ratios(measured, rule)
         before = measured.filter(pl.col("time") < landmark)
@@ -84,6 +93,7 @@ def prepare_ards(
                 first_values(before),
             ]
         )
+        events.unlink()
         check_needed(by_concept, source)
         stays = extract.stays.join(onsets, "stay_id", "left").join(last, "stay_id", "left")
         at_risk, steps = attrition(stays, landmark)

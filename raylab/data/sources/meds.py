@@ -196,7 +196,7 @@ def descriptors(rows: pl.LazyFrame, stays: pl.LazyFrame) -> pl.LazyFrame:
             "subject_id",
             "stay_id",
             time=pl.lit(0.0),
-            age=(hours(pl.col("start") - pl.col("born")) / (24 * 365.25)).floor(),
+            age=(hours(pl.col("start") - pl.col("born")) / (24 * 365.25)).round(1),
             sex=pl.col("sex").replace_strict({"M": 1.0, "F": 0.0}, default=None),
             icu_type=pl.col("icu_type").cast(pl.Float64),
         )

@@ -1,10 +1,12 @@
 """PhysioNet/Computing in Cardiology Challenge 2012: one text file a stay, `Time,Parameter,Value`, 48 h.
 
-A directory holds `set-a.tar.gz` (read as a stream, never unpacked) or `set-a/`, with `Outcomes-a.txt`; several sets
-may lie side by side. A patient has one stay. Descriptors stand at 00:00; -1 means that one is missing.
+A directory holds `set-a.tar.gz` (read in memory, never unpacked to disk) or `set-a/`, with `Outcomes-a.txt`;
+several sets may lie side by side. A patient has one stay. Descriptors stand at 00:00; -1 means that one is missing.
 Silva et al., Computing in Cardiology 2012;39:245.
 """
 
+import gzip
+import io
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -52,7 +54,7 @@ def find_sets(path: Path) -> dict[str, Path]:
         raise DataError(f"no directory at {path}", do="give --path the directory that holds set-a.tar.gz")
     sets: dict[str, Path] = {}
     for place in sorted(path.glob("set-*")):
-        if place.is_dir() or ".tar" in place.name:
+        if place.is_dir() or place.name.endswith((".tar", ".tar.gz")):
             sets.setdefault(place.name.split(".")[0], place)
     if not sets:
         raise DataError(
@@ -85,7 +87,11 @@ def members(place: Path) -> Iterator[tuple[str, bytes]]:
             yield file.name, file.read_bytes()
         return
     try:
-        with tarfile.open(place, "r|*") as tar:
+        with gzip.open(place) if place.suffix == ".gz" else place.open("rb") as archive:
+            data = archive.read()  # some 40 MB a set; tarfile alone would take a cut-off archive for a short one
+        if data[-1024:].strip(b"\0"):
+            raise tarfile.ReadError("no end-of-archive mark")
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             for member in tar:
                 name = Path(member.name).name
                 stream = tar.extractfile(member) if name.endswith(".txt") and not name.startswith(".") else None

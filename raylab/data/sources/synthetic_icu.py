@@ -86,11 +86,11 @@ def read(patients: int, seed: int) -> Extract:
     icu_type = rng.integers(1, 5, (n, 1)).astype(float)
 
     # the course: inflammation (0 to 1) in some, and in most of these an injured lung hours later
-    inflamed = rng.random((n, 1)) < 0.6
-    injured = inflamed & (rng.random((n, 1)) < 0.6)
-    begin = rng.uniform(-6, 50, (n, 1))
+    inflamed = rng.random((n, 1)) < 0.5
+    injured = inflamed & (rng.random((n, 1)) < 0.75)
+    begin = rng.uniform(2, 46, (n, 1))
     severity = inflamed * draw(0.75, 0.25, 0.2, 1.2)
-    inflammation = severity * rise(begin - rng.uniform(4, 14, (n, 1)), draw(6, 2, 2, 12))
+    inflammation = severity * rise(begin - rng.uniform(8, 26, (n, 1)), draw(5, 2, 2, 10))
     opened = injured * severity * rise(begin, draw(8, 3, 2, 16))
     shunt = np.clip(draw(0.045, 0.015, 0.01, 0.08) + 0.3 * opened + wander(0.008), 0.005, 0.6)
 
