@@ -7,6 +7,7 @@ A verb is a module of this package with PARSER-building `arguments(parser)`, an 
 import argparse
 import importlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -68,6 +69,8 @@ def run(verb: str, words: list[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
     args = parser.parse_args(words)
+    for chatty in ("mlflow", "alembic", "torch.export"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     # An interrupt and a polite end of the job take the same way out: outboxes closed, run marked
     signal.signal(signal.SIGTERM, _interrupt)
     result: dict[str, Any] = module.main(args)

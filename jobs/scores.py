@@ -102,9 +102,7 @@ def figures(scored: dict[str, Any]) -> dict[str, Any]:
         }  # fmt: skip
     matrix = np.array(scored["result"]["confusion"])
     return {
-        "confusion": plots.confusion(
-            matrix, samples.spec["classes"], title=f"Confusion, {where}", synthetic=synthetic
-        )
+        "confusion": plots.confusion(matrix, samples.spec["classes"], title=f"Confusion, {where}", synthetic=synthetic)
     }
 
 

@@ -11,7 +11,7 @@ from raylab.errors import RunError
 
 OBJECT_STORE_BYTES = 200_000_000  # nothing large goes through it: data is read from files by every worker
 
-# Read by Ray when it is imported
+# Read by Ray when it is imported, as is the token: nothing may import it before `ray_session`
 ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -29,19 +29,21 @@ def ray_session(cpus: float, log: Path) -> Iterator[None]:
     """
     for name, text in ENVIRONMENT.items():
         os.environ.setdefault(name, text)
+    remote = os.environ.get("RAY_ADDRESS")
+    if not remote and "RAY_AUTH_TOKEN" not in os.environ:
+        # Other users of this machine can reach a local Ray's ports: they need a token that they cannot read
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    remote = os.environ.get("RAY_ADDRESS")
     with _to_file(log):
         try:
             if remote:
                 ray.init(address=remote, log_to_driver=False, logging_level="ERROR")
             else:
-                os.environ["RAY_AUTH_MODE"] = "token"
-                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
                 ray.init(
                     num_cpus=max(int(-(-cpus // 1)), len(os.sched_getaffinity(0))),
                     object_store_memory=OBJECT_STORE_BYTES,

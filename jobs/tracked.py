@@ -6,6 +6,7 @@ One process, this one, talks to MLflow. Whoever trains only appends to the outbo
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,6 +116,25 @@ def opening(
     return described
 
 
+def open_trial(
+    directory: Path, recipe: Recipe, search: dict[str, Any], number: int, params: dict[str, Any]
+) -> dict[str, Any]:
+    """Create the MLflow run of a trial below its search's run."""
+    tags = {**search["tags"], "raylab.kind": "trial", "raylab.name": f"{search['name']}-{number:03d}"}
+    run_id = runs.start_run(search["uri"], search["experiment"], tags["raylab.name"], search["run_id"], tags)
+    same = {key: search[key] for key in ("uri", "experiment", "task", "data", "data_hash", "split_hash", "synthetic")}
+    described = annotate(
+        directory, name=tags["raylab.name"], run_id=run_id, kind="trial", parent=None, tags=tags, number=number, **same
+    )
+    (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
+    outbox = Outbox(directory / "outbox")
+    outbox.bind(search["uri"], run_id)
+    values = {path: str(value) for path, value in config.flat(recipe).items() if not path.startswith("search.")}
+    outbox.append({"kind": "params", "values": values})
+    outbox.append({"kind": "artifact", "path": str(directory / "recipe.json"), "to": ""})
+    return described
+
+
 def write_attrition(directory: Path, meta: dict[str, Any]) -> None:
     told = {key: meta[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in meta}
     (directory / "attrition.json").write_text(json.dumps(told, indent=1) + "\n")
@@ -166,7 +186,9 @@ def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
     example = tracked_model.synthetic_example(shape)
     try:
         runs.check(described["uri"])
-        tracked_model.log_model(described["uri"], described["run_id"], network, example)
+        with warnings.catch_warnings():  # torch.export speaks of its own internals
+            warnings.simplefilter("ignore")
+            tracked_model.log_model(described["uri"], described["run_id"], network, example)
     except RaylabError as error:
         log.warning("the model waits for `raylab sync`: %s", error.what)
         annotate(directory, model_logged=False, input_shape=list(shape))

@@ -122,13 +122,13 @@ def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet:
             with Display(directory, recipe.loop.epochs, planned, job.objective, quiet):
                 result = execute(recipe, data, directory, rows.send, parent)
         else:
-            from raylab import ray_train
-
             with (
                 ray_session(high * recipe.scaling.cpus_per_worker, directory / "ray.log"),
                 Display(directory, recipe.loop.epochs, planned, job.objective, quiet, lambda: missing(recipe)),
             ):
-                result = ray_train.train(recipe, data, directory, rows, parent)
+                from raylab import ray_train
+
+                result = ray_train.train(recipe, data, directory, ray_train.Forward(rows), parent)
         return finish(directory, recipe, data, result, forwarder, quiet)
 
 

@@ -1,7 +1,7 @@
 """Checkpoints that are complete or absent: written beside, renamed once, read only when their checksum holds.
 
-    checkpoints/step-00000120/state.pt       tensors and plain values, loadable with weights_only=True
-                              sha256         of state.pt
+checkpoints/step-00000120/state.pt       tensors and plain values, loadable with weights_only=True
+                          sha256         of state.pt
 """
 
 import contextlib
@@ -96,3 +96,11 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} could not be read", str(error).splitlines()[0]) from error
     return state
+
+
+def adopt(directory: Path, donor: Path) -> None:
+    """Make the checkpoint `donor` (of another trial) the only one in `directory`."""
+    state = load(donor)
+    for old in listed(directory):
+        shutil.rmtree(old)
+    save(directory, int(state["progress"]["step"]), state)

@@ -75,6 +75,8 @@ def fit(
     if resume is not None:
         model.load_state_dict(resume["model"])
         optim.load_state_dict(resume["optim"])
+        for group in optim.param_groups:  # the recipe's, not the checkpoint's: a search may have changed them
+            group["betas"], group["weight_decay"] = (recipe.optim.beta1, recipe.optim.beta2), recipe.optim.weight_decay
         if average is not None:
             average.load_state_dict(resume["average"])
         progress = Progress(**resume["progress"])

@@ -66,10 +66,12 @@ class Forward(UserCallback):
         self.on_rows(metrics[0]["rows"])
 
 
-def train(recipe: Recipe, data: Path, directory: Path, on_rows: OnRows, parent: Path | None = None) -> dict[str, Any]:
+def train(
+    recipe: Recipe, data: Path, directory: Path, callback: UserCallback, parent: Path | None = None
+) -> dict[str, Any]:
     """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; the result of `execute`.
 
-    `on_rows` is called in Ray Train's controller process with each bundle of metrics. Raises the run's own error,
+    `callback` lives in Ray Train's controller and gets each bundle of metrics (see `Forward`). Raises the run's own error,
     RunError when workers died more often than recipe.scaling.max_failures, and IncompleteError when Ray Train
     reports success without a result.
     """
@@ -97,7 +99,7 @@ def train(recipe: Recipe, data: Path, directory: Path, on_rows: OnRows, parent: 
             name=f"attempt-{attempt}",
             storage_path=str(directory / "ray"),
             failure_config=FailureConfig(max_failures=recipe.scaling.max_failures),
-            callbacks=[Forward(on_rows)],
+            callbacks=[callback],
         ),
     )
     try:

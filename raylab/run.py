@@ -1,11 +1,11 @@
 """A run and its directory: what `--workers 0`, a Ray Train worker and a trial of a search all execute.
 
-    run.json       name, run ids, data, parent (written by jobs)
-    recipe.json    the resolved recipe
-    ledger.jsonl   one line a step: which attempt computed it, on how many workers; and every start and checkpoint
-    checkpoints/   see checkpoint.py
-    model/         the trained network: model.safetensors, and model.json with its recipe and input spec
-    result.json    or failure.json: how it ended
+run.json       name, run ids, data, parent (written by jobs)
+recipe.json    the resolved recipe
+ledger.jsonl   one line a step: which attempt computed it, on how many workers; and every start and checkpoint
+checkpoints/   see checkpoint.py
+model/         the trained network: model.safetensors, and model.json with its recipe and input spec
+result.json    or failure.json: how it ended
 """
 
 import json
@@ -37,10 +37,18 @@ about to be taken away, the seconds after which it will be gone."""
 T = TypeVar("T")
 
 
-def execute(recipe: Recipe, data: Path, directory: Path, send: Send, parent: Path | None = None) -> dict[str, Any]:
+def execute(
+    recipe: Recipe,
+    data: Path,
+    directory: Path,
+    send: Send,
+    parent: Path | None = None,
+    saved: Callable[[Path], None] | None = None,
+) -> dict[str, Any]:
     """Train from the newest valid checkpoint in `directory` (or from `parent`'s weights, or from nothing) to the end.
 
-    Every rank of the world calls it; rank 0 writes. Returns fit()'s result with "val_samples" and the like.
+    Every rank of the world calls it; rank 0 writes, and calls `saved` with each new checkpoint. Returns fit()'s
+    result with the facts of the ledger.
     """
     world = World()
     device = "cuda" if recipe.scaling.gpu else "cpu"
@@ -56,7 +64,7 @@ def execute(recipe: Recipe, data: Path, directory: Path, send: Send, parent: Pat
         return train, val, model, None if found is None else checkpoint.load(found, device), damaged
 
     train, val, model, state, damaged = agree(world, prepare)
-    recorder = Recorder(directory, recipe, world, send)
+    recorder = Recorder(directory, recipe, world, send, saved)
     recorder.start(0 if state is None else int(state["progress"]["step"]), [p.name for p in damaged])
     result = fit(recipe, job, model, train, val, recorder, state, device)
     recorder.flush()
@@ -70,8 +78,10 @@ def execute(recipe: Recipe, data: Path, directory: Path, send: Send, parent: Pat
 class Recorder:
     """The `report` of a run in a directory: ledger, checkpoints, and rows of metrics in bundles to `send`."""
 
-    def __init__(self, directory: Path, recipe: Recipe, world: World, send: Send) -> None:
-        self.directory, self.recipe, self.world, self.send = directory, recipe, world, send
+    def __init__(
+        self, directory: Path, recipe: Recipe, world: World, send: Send, saved: Callable[[Path], None] | None = None
+    ) -> None:
+        self.directory, self.recipe, self.world, self.send, self.saved = directory, recipe, world, send, saved
         self.ledger = directory / "ledger.jsonl"
         self.rows: list[Metrics] = []
         self.sent_at = time.monotonic()
@@ -79,10 +89,19 @@ class Recorder:
         self.attempt = 0
 
     def start(self, step: int, damaged: list[str]) -> None:
+        pids = self.world.gather({self.world.rank: torch.tensor([os.getpid()])}, self.world.size, 1)
         if self.world.rank == 0:
             lines = read_lines(self.ledger)
             self.attempt = 1 + max((line["attempt"] for line in lines), default=-1)
-            self._write({"start": step, "workers": self.world.size, "time": time.time(), "damaged": damaged})
+            self._write(
+                {
+                    "start": step,
+                    "workers": self.world.size,
+                    "pids": [int(pid) for pid in pids[:, 0]],
+                    "time": time.time(),
+                    "damaged": damaged,
+                }
+            )
 
     def __call__(self, metrics: Metrics, state: dict[str, Any] | None) -> bool:
         if state is None:
@@ -97,7 +116,9 @@ class Recorder:
 
         def save() -> None:
             if self.world.rank == 0:
-                checkpoint.save(self.directory / "checkpoints", step, state, keep)
+                path = checkpoint.save(self.directory / "checkpoints", step, state, keep)
+                if self.saved is not None:
+                    self.saved(path)
 
         agree(self.world, save)
         self._write({"checkpoint": step})

@@ -44,7 +44,9 @@ def publish(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
-        raise DataError(f"cannot write beside {out}: {error.strerror}", do="give --out a path you may write to") from error
+        raise DataError(
+            f"cannot write beside {out}: {error.strerror}", do="give --out a path you may write to"
+        ) from error
     try:
         meta = write(work)
         files = {str(p.relative_to(work)): sha256(p) for p in sorted(work.rglob("*")) if p.is_file()}
@@ -98,5 +100,7 @@ def read_meta(directory: Path, task: str) -> dict[str, Any]:
         if not file.is_file():
             raise DataError(f"{file} is missing", "meta.json lists it", again)
         if sha256(file) != recorded:
-            raise DataError(f"{file} has changed since it was prepared", "its SHA-256 no longer matches meta.json", again)
+            raise DataError(
+                f"{file} has changed since it was prepared", "its SHA-256 no longer matches meta.json", again
+            )
     return meta

@@ -1,0 +1,235 @@
+"""raylab tune: a search over a recipe's space; one parent run in MLflow, one child run a trial."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobs import cli, home, scores, tracked, train
+from jobs.progress import say
+from jobs.session import ray_session
+from raylab import config
+from raylab.config import Recipe
+from raylab.data.prepared import read_meta
+from raylab.errors import DataError, RaylabError, UsageError
+from raylab.loop import Metrics
+from raylab.run import write_json
+from tracking import model as tracked_model
+from tracking.forward import Forwarder
+from tracking.outbox import Outbox
+
+EXAMPLE = 'raylab tune ards --data prepared/ards --trials 20 --space "optim.lr=loguniform(1e-4,1e-2)"'
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", nargs="?")
+    parser.add_argument("--data", type=Path, metavar="DIR")
+    parser.add_argument("--resume", metavar="NAME", help="go on with an interrupted search; takes no other option")
+    parser.add_argument("--trials", type=int)
+    parser.add_argument("--scheduler", help="fifo, asha, hyperband, pbt")
+    parser.add_argument("--search", help="random, tpe")
+    parser.add_argument(
+        "--space", nargs="+", action="extend", metavar="PATH=DIST", help="instead of the recipe's own space"
+    )
+    parser.add_argument("--workers-per-trial", type=int, help="0: a trial trains in its own process")
+    parser.add_argument("--concurrent", type=int, help="trials at a time")
+    train.add_recipe_options(parser)
+    parser.add_argument("--name")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    if args.resume is not None:
+        if args.task or args.data or args.set or args.space or args.trials or args.scheduler or args.search:
+            raise UsageError("--resume takes no other option", "the search's own recipe and data are used")
+        return resume(home.find(args.resume), args.quiet)
+    if args.task is None or args.data is None:
+        raise UsageError("tune needs a task and --data", do=f"for example: {EXAMPLE}")
+    return start(recipe_of(args), args.data.absolute(), args.name, args.quiet)
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    args.workers = None
+    settings = {}
+    for option in ("trials", "scheduler", "search", "workers_per_trial", "concurrent"):
+        if getattr(args, option) is not None:
+            settings[f"search.{option}"] = getattr(args, option)
+    recipe = config.override(train.recipe_of(args), settings)
+    if args.space is None:
+        return recipe
+    space = {}
+    for text in args.space:
+        path, equals, distribution = text.partition("=")
+        if not equals:
+            raise UsageError(f"'{text}' is not PATH=DISTRIBUTION", do="--space optim.lr=loguniform(1e-5,1e-3)")
+        config.dimension(path, distribution)
+        space[path] = distribution
+    return config.override(recipe, {"search.space": space, "search.points": ()})
+
+
+def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str, Any]:
+    meta = read_meta(data, recipe.task)
+    train.inspect(recipe, data)
+    check_space(recipe)
+    uri = tracked.checked_address()
+    directory = home.new_run(name, f"{recipe.task}-search")
+    with home.held(directory):
+        tracked.opening(directory, recipe, meta, data, "tune", uri)
+        return _go(directory, recipe, data, quiet)
+
+
+def resume(directory: Path, quiet: bool) -> dict[str, Any]:
+    described = home.note(directory)
+    if described["kind"] != "tune":
+        raise UsageError(f"{directory.name} is no search", do=f"raylab train --resume {directory.name}")
+    recipe, data = config.read(directory / "recipe.json"), Path(described["data"])
+    with home.held(directory):
+        if read_meta(data, recipe.task)["data_hash"] != described["data_hash"]:
+            raise DataError(
+                f"{data} is no longer the data that search {directory.name} began with", "its data hash differs"
+            )
+        tracked.checked_address()
+        tracked.reopen(directory)
+        return _go(directory, recipe, data, quiet)
+
+
+def check_space(recipe: Recipe) -> None:
+    """What can be refused without Ray; the rest is refused by ray_tune.check, in the session."""
+    for path, text in recipe.search.space.items():
+        config.dimension(path, text)
+
+
+class ToMlflow:
+    """Gives each trial an MLflow run below the search's, and feeds its outbox."""
+
+    def __init__(self, directory: Path, recipe: Recipe, forwarder: Forwarder, quiet: bool) -> None:
+        self.directory, self.recipe, self.forwarder, self.quiet = directory, recipe, forwarder, quiet
+        self.parent = home.note(directory)
+        self.rows: dict[int, tracked.ToOutbox] = {}
+        self.best: dict[int, float] = {}
+        self.objective = f"val/{train.task(recipe.task).objective}"
+
+    def trial(self, number: int) -> Path:
+        return self.directory / "trials" / f"{number:03d}"
+
+    def started(self, number: int, params: dict[str, Any]) -> None:
+        directory = self.trial(number)
+        outbox = Outbox(directory / "outbox")
+        self.forwarder.add(outbox.directory)
+        self.rows.setdefault(number, tracked.ToOutbox(directory))
+        recipe = config.override(self.recipe, {p: v for p, v in params.items()})
+        if (directory / "run.json").is_file():
+            outbox.append({"kind": "status", "status": "RUNNING"})
+            return
+        tracked.open_trial(directory, recipe, self.parent, number, params)
+
+    def row(self, number: int, metrics: Metrics) -> None:
+        self.rows[number]([metrics])
+        self.best[number] = max(self.best.get(number, float("-inf")), metrics.get(self.objective, float("-inf")))
+
+    def ended(self, number: int, how: str) -> None:
+        outbox = Outbox(self.trial(number) / "outbox")
+        stopped = {"stopped": f"stopped by {self.recipe.search.scheduler}", "failed": "failed"}.get(how, how)
+        outbox.append({"kind": "tags", "values": {"raylab.stopped": stopped}})
+        outbox.append({"kind": "status", "status": "FAILED" if how == "failed" else "FINISHED"})
+        home.annotate(self.trial(number), status="FAILED" if how == "failed" else "FINISHED")
+        if not self.quiet:
+            end = json.loads((self.trial(number) / "end.json").read_text())
+            say(trial_line(number, end, self.objective))
+
+
+def trial_line(number: int, end: dict[str, Any], objective: str) -> str:
+    score = end.get("objective")
+    params = "  ".join(f"{p}={v:.3g}" if isinstance(v, float) else f"{p}={v}" for p, v in end.get("params", {}).items())
+    shown = end.get("error", "") if score is None else f"{objective} {score:.4f} after {end['epoch']} epochs"
+    return f"  trial {number:3d}  {end['how']:8}  {shown}  {params}"
+
+
+def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
+    options = recipe.search
+    objective = f"val/{train.task(recipe.task).objective}"
+    if not quiet:
+        say(f"search {directory.name}: {options.trials} trials of {recipe.task}, {options.scheduler} + {options.search}, "
+            f"objective {objective}, {recipe.loop.epochs} epochs at most")  # fmt: skip
+    cpus = options.concurrent * max(1.0, options.workers_per_trial * recipe.scaling.cpus_per_worker + 0.5)
+    with tracked.tracked(directory) as forwarder:
+        with ray_session(cpus, directory / "ray.log"):
+            from raylab import ray_tune
+
+            watch = ToMlflow(directory, recipe, forwarder, quiet)
+            ray_tune.search(recipe, data, directory, watch)
+            found = ray_tune.best(directory)
+            ends = ray_tune.Trials(directory / "trials", 0).ended
+        number, end = found  # type: ignore[misc]  # search() raises where there is none
+        winner = watch.trial(number)
+        keep(directory, winner, recipe, end)
+        scored = scores.of_run(directory, data, "val")
+        scores.record(directory, scored)
+        samples = scored["samples"]
+        registered = register(winner, directory, recipe, (2, *samples.batch(samples.y[:1] * 0).shape[1:]), forwarder)
+    result = json.loads((directory / "result.json").read_text())
+    out = {
+        "run_id": home.note(directory)["run_id"],
+        "name": directory.name,
+        "directory": str(directory),
+        "task": recipe.task,
+        "data": str(data),
+        "synthetic": home.note(directory)["synthetic"],
+        "seed": recipe.seed,
+        "trials": len(ends),
+        "ended": {how: sum(e["how"] == how for e in ends.values()) for how in sorted({e["how"] for e in ends.values()})},
+        "best_trial": number,
+        "best_run_id": home.note(winner)["run_id"],
+        "best_params": end["params"],
+        "best_objective": end["objective"],
+        "objective": objective,
+        "registered": registered,
+        "val_loss": result["val"]["loss"],
+        "steps": result["steps"],
+        "weights_sha256": result["weights_sha256"],
+        "split": "val",
+        **scored["result"],
+    }  # fmt: skip
+    if not quiet:
+        say(f"best of {len(ends)} trials:")
+        for n, e in sorted(ends.items(), key=lambda item: -(item[1]["objective"] or -1e9))[:5]:
+            say(trial_line(n, e, objective))
+        scores.tell(out)
+        say(
+            f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split test   (the winner only)"
+        )
+        say("      raylab compare        raylab ui")
+    return out
+
+
+def keep(directory: Path, winner: Path, recipe: Recipe, end: dict[str, Any]) -> None:
+    """The winner's model becomes the search's, so that `--run SEARCH` means it."""
+    target = directory / "model"
+    target.mkdir(exist_ok=True)
+    for name in ("model.safetensors", "model.json"):
+        work = target / f".{name}"
+        work.write_bytes((winner / "model" / name).read_bytes())
+        work.replace(target / name)
+    write_json(directory / "result.json", json.loads((winner / "result.json").read_text()))
+
+
+def register(winner: Path, directory: Path, recipe: Recipe, shape: tuple[int, ...], forwarder: Forwarder) -> str | None:
+    """Log the winner's model to its own MLflow run and register it as raylab-TASK with the alias `best`."""
+    described = home.note(winner)
+    home.annotate(directory, input_shape=list(shape))
+    if not tracked.log_model(winner, shape):
+        return None
+    name = f"raylab-{recipe.task}"
+    try:
+        version = tracked_model.register(described["uri"], described["run_id"], name, "best")
+    except RaylabError as error:
+        say(f"the best model is logged but not registered: {error.what}")
+        return None
+    Outbox(directory / "outbox").append(
+        {"kind": "tags", "values": {"raylab.best_run": described["run_id"], "raylab.registered": f"{name}/{version}"}}
+    )
+    return f"{name}/{version}"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["tune", *sys.argv[1:]]))
