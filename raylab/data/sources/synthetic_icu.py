@@ -3,8 +3,9 @@
 Every patient has a baseline shunt; in some an injury opens a further shunt over hours. Inflammation rises some hours
 before the lung does, and also in patients whose lung stays well, so that an onset can be foreseen but never with
 certainty. The lung model is four textbook equations (below); everything else (who is ventilated when, how often a gas
-is drawn) is a plain rule with its numbers in sight. Nothing here was fitted to patients; how many fall ill, and how long before it shows, was chosen so that
-about a fifth has an onset within 24 h after landmark 12 h and a tree model foresees it with an AUROC near .8.
+is drawn) is a plain rule with its numbers in sight. Nothing here was fitted to patients; how many
+fall ill, and how long before it shows, was chosen so that about a fifth has an onset within 24 h after landmark 12 h
+and a tree model foresees it with an AUROC near .8.
 """
 
 import numpy as np
