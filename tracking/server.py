@@ -32,7 +32,7 @@ ENVIRONMENT = {
 # MLflow's default, uvicorn, also serves an "assistant" that runs shell commands for whoever reaches
 # the port, without a login: on a login node, for every user of it. The gunicorn application has none.
 # Threads, not processes: one process is enough for one user, and one pool of connections.
-GUNICORN = "--worker-class gthread --threads 16 --no-control-socket"
+GUNICORN = "--worker-class gthread --threads 16 --graceful-timeout 3 --no-control-socket"
 
 
 @dataclass(frozen=True)
