@@ -41,7 +41,7 @@ def save(directory: Path, step: int, state: dict[str, Any], keep: int = 2) -> Pa
         if final.exists():  # the same step again, after a restart that had to go further back
             shutil.rmtree(work)
         else:
-            os.rename(work, final)
+            work.rename(final)
         handle = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(handle)

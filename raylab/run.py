@@ -238,7 +238,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write beside and rename: readers see the old file or the new one."""
     work = path.with_name(f".{path.name}.{os.getpid()}")
     work.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(work, path)
+    work.replace(path)
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:

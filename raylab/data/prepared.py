@@ -6,7 +6,6 @@ version, SHA-256 of every file and `data_hash` over them. A directory whose file
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -53,14 +52,15 @@ def publish(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any
         digest = hashlib.sha256("\n".join(f"{name}\t{files[name]}" for name in sorted(files)).encode()).hexdigest()
         meta = {"format": FORMAT, **meta, "files": files, "data_hash": digest}
         (work / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
-        work.chmod(0o700)  # patient data: readable by its owner alone
+        for path in [*work.rglob("*"), work]:  # patient data: readable by its owner alone
+            path.chmod(0o700 if path.is_dir() else 0o600)
         if out.exists():
             old = work.with_name(work.name + ".old")
-            os.rename(out, old)
-            os.rename(work, out)
+            out.rename(old)
+            work.rename(out)
             shutil.rmtree(old)
         else:
-            os.rename(work, out)
+            work.rename(out)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise

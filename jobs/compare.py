@@ -1,0 +1,37 @@
+"""raylab compare: the table of tracked runs, and a self-contained HTML report with plots."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobs import cli, home, tracked
+from jobs.progress import say
+from raylab.errors import UsageError
+from tracking import compare, report
+
+EXAMPLE = "raylab compare --out report.html"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--experiment", metavar="E", help="the MLflow experiment; raylab's own otherwise")
+    parser.add_argument("--out", type=Path, metavar="HTML", help="HOME/report.html otherwise")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    uri = tracked.checked_address()
+    experiment = args.experiment or tracked.experiment_name()
+    frame = compare.collect(uri, experiment)
+    if frame.is_empty():
+        raise UsageError(f"experiment '{experiment}' has no runs yet", do="raylab train TASK --data DIR")
+    path = report.report(uri, experiment, args.out or home.home() / "report.html")
+    if not args.quiet:
+        say(compare.table(frame))
+        say(f"report: {path}")
+    rows = json.loads(frame.write_json())
+    return {"experiment": experiment, "report": str(Path(path).absolute()), "runs": rows}
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["compare", *sys.argv[1:]]))
