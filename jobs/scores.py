@@ -67,9 +67,9 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
     return {"result": result, "samples": samples, "p": p, "split": split, "meta": meta, "job": job}
 
 
-def record(directory: Path, scored: dict[str, Any], forwarder: Any = None, prefix: str | None = None) -> None:
+def record(directory: Path, scored: dict[str, Any]) -> None:
     """Append scores as metrics `SPLIT/score`, `_low`, `_high`, and the plots, to the run's outbox."""
-    result, split = scored["result"], prefix or scored["split"]
+    result, split = scored["result"], scored["split"]
     values: dict[str, float] = {f"{split}/n": result["n"]}
     for name, score in flat_scores(result).items():
         for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
@@ -96,10 +96,10 @@ def figures(scored: dict[str, Any]) -> dict[str, Any]:
         if len(np.unique(samples.y)) < 2:
             return {}
         return {
-            "roc": plots.roc(samples.y, p, title=f"ROC, {where}", synthetic=synthetic),
-            "precision-recall": plots.precision_recall(samples.y, p, title=f"Precision and recall, {where}", synthetic=synthetic),
+            "roc": plots.roc(samples.y, p, f"ROC, {where}", synthetic),
+            "precision-recall": plots.precision_recall(samples.y, p, f"Precision and recall, {where}", synthetic),
             "calibration": plots.calibration(samples.y, p, title=f"Calibration, {where}", synthetic=synthetic),
-        }  # fmt: skip
+        }
     matrix = np.array(scored["result"]["confusion"])
     return {
         "confusion": plots.confusion(matrix, samples.spec["classes"], title=f"Confusion, {where}", synthetic=synthetic)

@@ -106,7 +106,7 @@ def opening(
     outbox = Outbox(directory / "outbox")
     outbox.bind(uri, run_id)
     values = {path: str(value) for path, value in config.flat(recipe).items()}
-    outbox.append({"kind": "params", "values": values | {"workers": "%d:%d" % recipe.scaling.workers}})
+    outbox.append({"kind": "params", "values": values})
     source = f"{meta['source']}{' (synthetic)' if meta['synthetic'] else ''}"
     outbox.append(
         {"kind": "input", "name": source, "digest": meta["data_hash"][:36], "source": source, "context": "training"}

@@ -113,11 +113,12 @@ def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet:
     planned = recipe.loop.epochs * steps_per_epoch(len(samples), recipe.loop.batch)
     low, high = recipe.scaling.workers
     if not quiet:
-        note = home.note(directory)
-        say(f"run {directory.name}: {recipe.task} on {len(samples)} samples, {planned} steps, "
-            f"workers {f'{low}:{high}' if low != high else low}{', SYNTHETIC data' if note['synthetic'] else ''}")  # fmt: skip
+        workers = f"{low}:{high}" if low != high else str(low)
+        synthetic = ", SYNTHETIC data" if home.note(directory)["synthetic"] else ""
+        size = f"{len(samples)} samples, {planned} steps"
+        say(f"run {directory.name}: {recipe.task}, {size}, workers {workers}{synthetic}")
     rows = tracked.ToOutbox(directory)
-    with tracked.tracked(directory) as forwarder:
+    with tracked.tracked(directory):
         if high == 0:
             with Display(directory, recipe.loop.epochs, planned, job.objective, quiet):
                 result = execute(recipe, data, directory, rows.send, parent)
@@ -129,13 +130,13 @@ def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet:
                 from raylab import ray_train
 
                 result = ray_train.train(recipe, data, directory, ray_train.Forward(rows), parent)
-        return finish(directory, recipe, data, result, forwarder, quiet)
+        return finish(directory, recipe, data, result, quiet)
 
 
-def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], forwarder: Any, quiet: bool) -> Any:
+def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], quiet: bool) -> dict[str, Any]:
     """Score the kept model on val with intervals, put scores, plots and model into the run, and print them."""
     scored = scores.of_run(directory, data, "val")
-    scores.record(directory, scored, forwarder)
+    scores.record(directory, scored)
     samples = scored["samples"]
     tracked.log_model(directory, (2, *samples.batch(samples.y[:1] * 0).shape[1:]))
     described = home.annotate(directory, weights_sha256=result["weights_sha256"])

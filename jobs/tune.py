@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from raylab.data.prepared import read_meta
 from raylab.errors import DataError, RaylabError, UsageError
 from raylab.loop import Metrics
 from raylab.run import write_json
+from raylab.tasks import task
 from tracking import model as tracked_model
 from tracking.forward import Forwarder
 from tracking.outbox import Outbox
@@ -107,7 +109,7 @@ class ToMlflow:
         self.parent = home.note(directory)
         self.rows: dict[int, tracked.ToOutbox] = {}
         self.best: dict[int, float] = {}
-        self.objective = f"val/{train.task(recipe.task).objective}"
+        self.objective = f"val/{task(recipe.task).objective}"
 
     def trial(self, number: int) -> Path:
         return self.directory / "trials" / f"{number:03d}"
@@ -147,10 +149,10 @@ def trial_line(number: int, end: dict[str, Any], objective: str) -> str:
 
 def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
     options = recipe.search
-    objective = f"val/{train.task(recipe.task).objective}"
+    objective = f"val/{task(recipe.task).objective}"
     if not quiet:
-        say(f"search {directory.name}: {options.trials} trials of {recipe.task}, {options.scheduler} + {options.search}, "
-            f"objective {objective}, {recipe.loop.epochs} epochs at most")  # fmt: skip
+        how = f"{options.scheduler} + {options.search}, {recipe.loop.epochs} epochs at most"
+        say(f"search {directory.name}: {options.trials} trials of {recipe.task}, {how}, objective {objective}")
     cpus = options.concurrent * max(1.0, options.workers_per_trial * recipe.scaling.cpus_per_worker + 0.5)
     with tracked.tracked(directory) as forwarder:
         with ray_session(cpus, directory / "ray.log"):
@@ -177,7 +179,7 @@ def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, A
         "synthetic": home.note(directory)["synthetic"],
         "seed": recipe.seed,
         "trials": len(ends),
-        "ended": {how: sum(e["how"] == how for e in ends.values()) for how in sorted({e["how"] for e in ends.values()})},
+        "ended": dict(Counter(e["how"] for e in ends.values())),
         "best_trial": number,
         "best_run_id": home.note(winner)["run_id"],
         "best_params": end["params"],

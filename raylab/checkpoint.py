@@ -75,7 +75,7 @@ def newest(directory: Path) -> tuple[Path | None, list[Path]]:
 
     Raises CheckpointError when there are checkpoints and all of them are damaged.
     """
-    damaged = []
+    damaged: list[Path] = []
     for path in listed(directory):
         if valid(path):
             return path, damaged

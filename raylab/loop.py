@@ -52,7 +52,7 @@ def fit(
     loop = recipe.loop
     torch.set_num_threads(loop.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
     world = World()
     exact = loop.sum == "exact" or (loop.sum == "auto" and device == "cpu")
     per_epoch = steps_per_epoch(len(train), loop.batch)

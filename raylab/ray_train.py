@@ -71,8 +71,8 @@ def train(
 ) -> dict[str, Any]:
     """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; the result of `execute`.
 
-    `callback` lives in Ray Train's controller and gets each bundle of metrics (see `Forward`). Raises the run's own error,
-    RunError when workers died more often than recipe.scaling.max_failures, and IncompleteError when Ray Train
+    `callback` lives in Ray Train's controller and gets each bundle of metrics (see `Forward`). Raises the run's own
+    error, RunError when workers died more often than recipe.scaling.max_failures, and IncompleteError when Ray Train
     reports success without a result.
     """
     for stale in ("result.json", "failure.json"):

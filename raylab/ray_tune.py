@@ -259,7 +259,8 @@ class Told(tune.Callback):
     ) -> None:
         number = self.number(trial)
         self.last[number] = result
-        self.watch.row(number, {k: v for k, v in result.items() if "/" in k and "config" not in k} | {"step": result["step"], "epoch": result["epoch"] - 1})  # fmt: skip
+        scores = {name: value for name, value in result.items() if name.startswith(("train/", "val/"))}
+        self.watch.row(number, {**scores, "step": result["step"], "epoch": result["epoch"] - 1})
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = self.number(trial)
@@ -335,9 +336,8 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
         raise
     best_score = result["best"].get(objective.removeprefix("val/"), -result["best"]["loss"])
     final = {f"val/{name}": score for name, score in result["val"].items()}
-    tune.report(
-        {**final, "step": result["steps"], "epoch": result["epochs"], OBJECTIVE: best_score, "stopped": result["stopped"]}
-    )  # fmt: skip
+    ended = {"step": result["steps"], "epoch": result["epochs"], OBJECTIVE: best_score, "stopped": result["stopped"]}
+    tune.report({**final, **ended})
 
 
 class ToTune(TuneReportCallback):
@@ -361,4 +361,4 @@ def _mutation(distribution: BaseDistribution) -> Any:
         return draw(distribution.low, distribution.high)
     if isinstance(distribution, IntDistribution):
         return tune.randint(distribution.low, distribution.high + 1)
-    return tune.choice(list(distribution.choices))  # type: ignore[attr-defined]
+    return tune.choice(list(distribution.choices))

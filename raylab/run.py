@@ -243,6 +243,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path} could not be read as safetensors", str(error)) from error

@@ -47,11 +47,11 @@ class World:
     def sum_exact(self, shards: list[Tensor], count: int, like: Tensor) -> Tensor:
         """Sum of all `count` shards' float32 [P] vectors, the same to the bit for any placement of the shards.
 
-        `shards` are those of this rank, `like` any vector [P] on their device. Each is multiplied by one power of two (exact), rounded to int64 and added
-        as integers, whose addition does not depend on order. The exponent comes from the largest magnitude of
-        all, so that the sum of `count` shards stays under 2^62: the resolution is 2^-60 of the largest element
-        times the number of shards, far below float32's own. Fixed-point summation as in Demmel and Nguyen,
-        "Parallel reproducible summation", IEEE Trans. Computers 64 (2015), with one bin.
+        `shards` are those of this rank, `like` any vector [P] on their device. Each is multiplied by one power of two
+        (exact), rounded to int64 and added as integers, whose addition does not depend on order. The exponent comes
+        from the largest magnitude of all, so that the sum of `count` shards stays under 2^62: the resolution is
+        2^-60 of the largest element times the number of shards, far below float32's own. Fixed-point summation as
+        in Demmel and Nguyen, "Parallel reproducible summation", IEEE Trans. Computers 64 (2015), with one bin.
 
         Raises NonFiniteError when any element is infinite or not a number.
         """

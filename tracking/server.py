@@ -45,7 +45,7 @@ class Server:
 
     def stop(self) -> None:
         """End this process group, and only this one; harmless when it is gone already."""
-        if _serving(self.home) != self:
+        if running(self.home) != self:
             return
         processes = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
         os.killpg(self.pid, signal.SIGTERM)
@@ -66,8 +66,8 @@ def serve(home: Path, port: int = 5000, host: str = "127.0.0.1") -> Server:
     db = database(home)
     directory = db.parent
     with locked(directory / "server.lock"):
-        if running := _serving(home):
-            return running
+        if ours := running(home):
+            return ours
         port = _free(host, port)
         artifacts = (directory / "artifacts").as_uri()
         command = [sys.executable, "-m", "mlflow", "server"]
@@ -125,7 +125,7 @@ def _healthy(uri: str) -> bool:
         return False
 
 
-def _serving(home: Path) -> Server | None:
+def running(home: Path) -> Server | None:
     """Ours over this home, if its process is alive: the same pid, start time and user."""
     path = home / "mlflow" / "server.json"
     if not path.exists():

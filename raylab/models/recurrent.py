@@ -18,7 +18,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.embed = nn.Sequential(nn.Linear(inputs, config.hidden), nn.LayerNorm(config.hidden))
         between = config.dropout if config.layers > 1 else 0.0
-        self.cell = cell(config.hidden, config.hidden, config.layers, batch_first=True, dropout=between)  # type: ignore[call-arg,arg-type]
+        self.cell = cell(config.hidden, config.hidden, config.layers, batch_first=True, dropout=between)  # type: ignore[arg-type]
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(2 * config.hidden, outputs)
 
