@@ -55,7 +55,8 @@ class World:
 
         Raises NonFiniteError when any element is infinite or not a number.
         """
-        top = torch.tensor([max((float(g.abs().max()) for g in shards), default=0.0)], dtype=torch.float64)
+        # by tensor, because Python's max() overlooks a NaN that is not first
+        top = torch.stack([torch.zeros(()), *(g.abs().max().float().cpu() for g in shards)]).max().double().reshape(1)
         # MAX over ranks drops NaN on some backends: make it infinite, which wins everywhere
         top.nan_to_num_(nan=math.inf, posinf=math.inf)
         if self.size > 1:

@@ -1,0 +1,56 @@
+"""What all tests share: small synthetic data, a home of their own, and no way to anybody's tracking server."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing of the caller's MLflow or runs is seen or touched; a test that needs its own home sets it again."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+            patch.delenv(name)
+        patch.setenv("RAYLAB_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("GIT_PYTHON_REFRESH", "quiet")  # MLflow looks for git and complains where there is none
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ards_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 200 virtual patients, prepared. Read only: a test that changes it copies it first."""
+    from raylab.data.icu import prepare_ards
+
+    out = tmp_path_factory.mktemp("data") / "ards"
+    prepare_ards("synthetic", None, out, patients=200)
+    return out
+
+
+@pytest.fixture(scope="session")
+def covidnet_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 phantoms of 64 px, prepared. Read only: a test that changes it copies it first."""
+    from raylab.data.images import prepare_covidnet
+
+    out = tmp_path_factory.mktemp("data") / "covidnet"
+    prepare_covidnet(out, None, None, None, None, source="synthetic", size=64, patients=60)
+    return out
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Where the real data lies; the test is skipped where there is none."""
+    path = Path(os.environ.get("RAYLAB_DATA") or ROOT.parent / "shared" / "data")
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}: set RAYLAB_DATA to its directory")
+    return path
