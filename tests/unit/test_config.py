@@ -1,0 +1,264 @@
+"""Recipes as data: what can be set, what is refused and how it is said, and search dimensions."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raylab import config
+from raylab.config import assignments, dimension, flat, load, override, paths, read, value
+from raylab.errors import UsageError
+from raylab.recipes import ARDS, RECIPES
+
+# every path that a recipe has, as it may be written on the command line -> what it then is
+SETTABLE: dict[str, tuple[str, Any]] = {
+    "task": ("covidnet", "covidnet"),
+    "seed": ("17", 17),
+    "data.cohort": ("ventilated_pf", "ventilated_pf"),
+    "data.size": ("64", 64),
+    "data.augment": ("false", False),
+    "model.name": ("lstm", "lstm"),
+    "model.hidden": ("8", 8),
+    "model.layers": ("2", 2),
+    "model.dropout": ("0.25", 0.25),
+    "model.width": (".5", 0.5),
+    "model.depth": ("0.4", 0.4),
+    "model.weights": ("/data/weights.pt", "/data/weights.pt"),
+    "optim.lr": ("3e-4", 3e-4),
+    "optim.weight_decay": ("0", 0.0),
+    "optim.beta1": ("0.8", 0.8),
+    "optim.beta2": ("0.99", 0.99),
+    "optim.clip": ("None", None),
+    "optim.class_weight": ("(1, 2.5)", (1.0, 2.5)),
+    "schedule.kind": ("plateau", "plateau"),
+    "schedule.warmup_steps": ("5", 5),
+    "schedule.factor": ("0.5", 0.5),
+    "schedule.patience": ("0", 0),
+    "loop.epochs": ("3", 3),
+    "loop.batch": ("32", 32),
+    "loop.shards": ("5", 5),
+    "loop.sum": ("float", "float"),
+    "loop.threads": ("2", 2),
+    "loop.ema": ("null", None),
+    "loop.early_stop": ("4", 4),
+    "loop.bf16": ("True", True),
+    "loop.channels_last": ("true", True),
+    "loop.checkpoint_steps": ("none", None),
+    "loop.checkpoint_seconds": ("90", 90.0),
+    "loop.keep": ("3", 3),
+    "scaling.workers": ("1:3", (1, 3)),
+    "scaling.gpu": ("true", True),
+    "scaling.cpus_per_worker": ("0.5", 0.5),
+    "scaling.max_failures": ("0", 0),
+    "scaling.resize_seconds": ("5", 5.0),
+    "search.trials": ("2", 2),
+    "search.scheduler": ("pbt", "pbt"),
+    "search.search": ("random", "random"),
+    "search.concurrent": ("1", 1),
+    "search.workers_per_trial": ("2", 2),
+    "search.space": ('{"optim.lr": "uniform(1e-4,1e-3)"}', {"optim.lr": "uniform(1e-4,1e-3)"}),
+    "search.points": ("[{'optim.lr': 1e-3}]", ({"optim.lr": 1e-3},)),
+}
+
+
+def test_every_path_is_tried_here():
+    assert set(SETTABLE) == set(paths()) == set(flat(ARDS))
+
+
+@pytest.mark.parametrize("path", SETTABLE)
+def test_every_path_can_be_set(path):
+    text, expected = SETTABLE[path]
+    changed = override(ARDS, assignments([f"{path}={text}"]))
+    assert flat(changed) == {**flat(ARDS), path: expected}
+    assert type(flat(changed)[path]) is type(expected)
+
+
+@given(st.sets(st.sampled_from(sorted(SETTABLE))), st.sampled_from(sorted(RECIPES)))
+def test_overridden_recipes_survive_dumping_and_loading(chosen, name):
+    recipe = override(RECIPES[name], {path: SETTABLE[path][1] for path in chosen})
+    assert load(recipe.model_dump()) == recipe
+    assert load(json.loads(recipe.model_dump_json())) == recipe
+    assert override(RECIPES[name], flat(recipe)) == recipe
+    assert override(recipe, {}) == recipe
+
+
+def test_a_recipe_is_read_from_its_file(tmp_path):
+    (tmp_path / "recipe.json").write_text(ARDS.model_dump_json())
+    assert read(tmp_path / "recipe.json") == ARDS
+
+
+def test_override_leaves_the_recipe_alone():
+    before = ARDS.model_dump_json()
+    override(ARDS, {"search.space": {}, "optim.lr": 1.0})
+    assert ARDS.model_dump_json() == before
+
+
+def refused(settings: dict[str, Any]) -> str:
+    with pytest.raises(UsageError) as caught:
+        override(ARDS, settings)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [("optim.lrr", "optim.lr"), ("optm.lr", "optim.lr"), ("lr", "optim.lr"), ("loop.epoch", "loop.epochs")],
+)
+def test_an_unknown_path_prints_the_nearest(path, near):
+    said = refused({path: 1})
+    assert f"'{path}'" in said and near in said
+
+
+def test_a_part_is_no_field():
+    assert "unknown recipe field 'optim'" in refused({"optim": {"lr": 1}})
+
+
+def test_an_unknown_field_in_a_document_is_refused():
+    document = ARDS.model_dump()
+    document["optim"]["momentum"] = 0.9
+    with pytest.raises(UsageError, match=r"unknown recipe field 'optim\.momentum'"):
+        load(document)
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        ("optim.lr", "fast"),
+        ("optim.lr", 0),
+        ("optim.lr", float("nan")),
+        ("optim.lr", float("inf")),
+        ("optim.lr", None),
+        ("optim.lr", True),
+        ("optim.beta1", 1),
+        ("optim.clip", -1),
+        ("optim.class_weight", "heavy"),
+        ("optim.class_weight", ("a",)),
+        ("model.dropout", 1),
+        ("model.hidden", 2.5),
+        ("model.name", 7),
+        ("schedule.kind", "linear"),
+        ("schedule.factor", 1),
+        ("loop.epochs", 0),
+        ("loop.epochs", True),
+        ("loop.batch", 4),  # fewer than the shards
+        ("loop.shards", 129),  # more than the batch
+        ("loop.sum", "kahan"),
+        ("loop.ema", 1),
+        ("loop.bf16", "maybe"),
+        ("loop.keep", 1),
+        ("data.size", 8),
+        ("seed", -1),
+        ("seed", 2**31),
+        ("search.trials", 0),
+        ("search.space", {"optim.lr": 3}),
+    ],
+)
+def test_ill_typed_and_impossible_values_are_refused_with_their_place(path, wrong):
+    said = refused({path: wrong})
+    assert (path in said) or ("shards" in said), said
+
+
+@pytest.mark.parametrize(
+    ("text", "workers"),
+    [("0", (0, 0)), ("2", (2, 2)), ("1:3", (1, 3)), (2, (2, 2)), ((1, 3), (1, 3)), ([2, 2], (2, 2))],
+)
+def test_workers(text, workers):
+    assert override(ARDS, {"scaling.workers": text}).scaling.workers == workers
+
+
+@pytest.mark.parametrize("text", ["3:1", "0:2", "-1", "1:", ":2", "1:2:3", "two", "1.5", 1.5, -1, (0, 3), True, None])
+def test_workers_that_cannot_be(text):
+    assert "workers" in refused({"scaling.workers": text})
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("3", 3),
+        ("3e-4", 3e-4),
+        ("-1", -1),
+        ("(1, 2.0)", (1, 2.0)),
+        ("[1, 2]", [1, 2]),
+        ("TRUE", True),
+        ("false", False),
+        ("None", None),
+        ("null", None),
+        ("asha", "asha"),
+        ("'3'", "3"),
+        ("1:3", "1:3"),
+        ("a=b", "a=b"),
+        ("", ""),
+        ("__import__('os')", "__import__('os')"),
+        ("{[]: 1}", "{[]: 1}"),
+    ],
+)
+def test_values_of_the_command_line(text, parsed):
+    assert value(text) == parsed and type(value(text)) is type(parsed)
+
+
+@given(st.text("0123eN[](){}:,'\"\\-. \0"))
+def test_any_text_is_some_value(text):
+    value(text)
+
+
+def test_assignments():
+    assert assignments(["optim.lr = 3e-4", "task=a=b"]) == {"optim.lr": 3e-4, "task": "a=b"}
+    for wrong in ("optim.lr", "=3", ""):
+        with pytest.raises(UsageError, match="is not PATH=VALUE"):
+            assignments([wrong])
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("uniform(0.0,0.5)", ("uniform", [0.0, 0.5])),
+        ("uniform(-1, 1)", ("uniform", [-1, 1])),
+        (" loguniform ( 1e-5 , 1e-3 ) ", ("loguniform", [1e-5, 1e-3])),
+        ("randint(1,5)", ("randint", [1, 5])),
+        ("choice(32,64)", ("choice", [32, 64])),
+        ("choice(gru)", ("choice", ["gru"])),
+        ("choice((1.0,2.0),None,true,'a,b')", ("choice", [(1.0, 2.0), None, True, "a,b"])),
+    ],
+)
+def test_dimensions(text, parsed):
+    assert dimension("optim.lr", text) == parsed
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("1e-3", "is not a distribution"),
+        ("loguniform", "is not a distribution"),
+        ("loguniform(1e-5,1e-3", "is not a distribution"),
+        ("lognormal(0,1)", "unknown distribution"),
+        ("logunifrom(1e-5,1e-3)", "loguniform"),
+        ("uniform(1)", "takes two numbers"),
+        ("uniform(1,2,3)", "takes two numbers"),
+        ("uniform()", "takes two numbers"),
+        ("uniform(2,1)", "the lower first"),
+        ("uniform(1,1)", "the lower first"),
+        ("uniform(a,b)", "takes two numbers"),
+        ("uniform(false,true)", "takes two numbers"),
+        ("loguniform(0,1)", "above zero"),
+        ("loguniform(-1,1)", "above zero"),
+        ("randint(1,2.5)", "whole numbers"),
+        ("choice()", "at least one value"),
+    ],
+)
+def test_dimensions_that_cannot_be(text, why):
+    with pytest.raises(UsageError, match=why) as caught:
+        dimension("optim.lr", text)
+    assert caught.value.exit_code == 2
+
+
+def test_a_dimension_of_an_unknown_path_prints_the_nearest():
+    with pytest.raises(UsageError, match=r"optim\.lr"):
+        dimension("optim.learning_rate", "uniform(0,1)")
+
+
+def test_paths_are_leaves_only():
+    assert not {"optim", "loop", "model"} & set(paths())
+    assert len(paths()) == len(set(paths()))
+    assert config.DISTRIBUTIONS.keys() == {"uniform", "loguniform", "randint", "choice"}

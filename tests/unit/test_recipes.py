@@ -1,0 +1,82 @@
+"""Every shipped recipe holds, builds, and searches only where it may; the small ones train."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from raylab.config import dimension, load, override, paths
+from raylab.errors import UsageError
+from raylab.loop import fit
+from raylab.models import MODELS
+from raylab.recipes import RECIPES, recipe
+from raylab.tasks import TASKS, task
+
+DATA = {"ards": "ards_data", "covidnet": "covidnet_data"}
+NAMES = sorted(RECIPES)
+
+
+def test_every_task_ships_a_full_and_a_small_recipe():
+    assert set(RECIPES) == {name for known in TASKS for name in (known, f"{known}-smoke")}
+    for name in TASKS:
+        assert recipe(name) is RECIPES[name] and recipe(name, smoke=True) is RECIPES[f"{name}-smoke"]
+
+
+@pytest.mark.parametrize("wrong", ["ads", "ards-smoke", ""])
+def test_other_names_are_refused_with_the_right_ones(wrong):
+    with pytest.raises(UsageError, match="ards"):
+        recipe(wrong)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loads(name):
+    assert load(json.loads(RECIPES[name].model_dump_json())) == RECIPES[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_model_builds_and_its_seed_decides_the_weights(name, request):
+    chosen = RECIPES[name]
+    job = task(chosen.task)
+    data = chosen.data.model_copy(update={"size": 64})  # the fixture's own
+    train = job.load(request.getfixturevalue(DATA[chosen.task]), "train", data, None)
+    assert chosen.model.name in MODELS[train.spec["kind"]]
+    first, again = job.model(chosen, train.spec), job.model(chosen, train.spec)
+    other = job.model(override(chosen, {"seed": 1}), train.spec)
+    x = train.batch(train.y[:2] * 0)
+    for model in (first, again, other):
+        model.eval()
+    with torch.no_grad():
+        assert first(x).shape == (2, job.outputs(train.spec))
+        assert torch.equal(first(x), again(x)) and not torch.equal(first(x), other(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_search_space_parses_and_its_points_lie_in_it(name):
+    chosen = RECIPES[name]
+    space = {path: dimension(path, text) for path, text in chosen.search.space.items()}
+    assert space and set(space) <= set(paths())
+    for kind, bounds in space.values():
+        assert kind in {"uniform", "loguniform", "randint", "choice"} and bounds
+    for path, (_, bounds) in space.items():
+        for bound in bounds:
+            override(chosen, {path: bound})
+    for point in chosen.search.points:
+        assert set(point) == set(space)
+        override(chosen, point)
+        for path, at in point.items():
+            kind, bounds = space[path]
+            assert at in bounds if kind == "choice" else bounds[0] <= at <= bounds[1], path
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("-smoke")])
+def test_small_recipes_train_an_epoch(name, request):
+    chosen = override(RECIPES[name], {"loop.epochs": 1})
+    job = task(chosen.task)
+    directory = request.getfixturevalue(DATA[chosen.task])
+    train = job.load(directory, "train", chosen.data, None)
+    val = job.load(directory, "val", chosen.data, train.spec)
+    rows = []
+    result = fit(chosen, job, job.model(chosen, train.spec), train, val, lambda row, state: bool(rows.append(row)))
+    assert result["epochs"] == 1 and result["steps"] == result["planned_steps"] > 0
+    assert math.isfinite(result["val"]["loss"]) and 0 <= result["val"][job.objective] <= 1
