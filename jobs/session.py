@@ -25,7 +25,8 @@ ENVIRONMENT = {
 def ray_session(cpus: float, log: Path) -> Iterator[None]:
     """Connected to Ray while open. `cpus`: logical CPUs that a local Ray declares, were they more than real ones.
 
-    What Ray prints goes to the file `log`. A local Ray is ended at the end; a cluster is left as it is.
+    What Ray prints goes to the file `log`. A local Ray is ended at the end; a cluster is left as it is. Within another
+    session this one does nothing.
     """
     for name, text in ENVIRONMENT.items():
         os.environ.setdefault(name, text)
@@ -36,6 +37,9 @@ def ray_session(cpus: float, log: Path) -> Iterator[None]:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
+    if ray.is_initialized():  # a caller's session serves
+        yield
+        return
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)

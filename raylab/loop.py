@@ -128,7 +128,8 @@ def fit(
             group["lr"] = rate
         optim.step()
         if average is not None and loop.ema is not None:
-            _update_average(average, model, loop.ema)
+            # Young averages follow the weights more closely: otherwise the first epochs score the initial weights
+            _update_average(average, model, min(loop.ema, (1 + step) / (10 + step)))
         progress.step = step + 1
         pace_samples += count
 
