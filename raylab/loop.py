@@ -45,8 +45,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train `model` from its present weights, or from the state `resume`, to the last planned step.
 
-    Returns {"steps", "epochs", "stopped" ("planned" or "early"), "train_loss", "val": metrics of the last
-    epoch, "best": metrics of the best epoch, "weights_sha256"}, and leaves the best epoch's weights in `model`.
+    Returns {"steps", "planned_steps", "epochs", "stopped" ("planned" or "early"), "val": metrics of the last epoch,
+    "best": metrics of the best epoch, "weights_sha256"}, and leaves the best epoch's weights in `model`.
     Raises NonFiniteError when a loss or a gradient is no number, IncompleteError when the planned step was missed.
     """
     loop = recipe.loop
@@ -121,6 +121,12 @@ def fit(
             raise NonFiniteError(f"{error.what} at step {step} (epoch {epoch})", do="lower optim.lr") from error
         flat.copy_(total)
         norm = float(torch.linalg.vector_norm(flat))
+        if not math.isfinite(norm):  # before the step: afterwards a checkpoint of spoilt weights could be written
+            raise NonFiniteError(
+                f"the gradient's norm is {norm} at step {step} (epoch {epoch})",
+                "the gradient left the range of numbers",
+                f"lower optim.lr (now {recipe.optim.lr:g}) or optim.class_weight, or look at the inputs",
+            )
         if recipe.optim.clip is not None and norm > recipe.optim.clip:
             flat.mul_(recipe.optim.clip / norm)
         rate = recipe.optim.lr * _rate(recipe.schedule, step, planned, progress.cuts)
@@ -231,15 +237,18 @@ class ShardStatistics:
     @contextmanager
     def per_shard(self) -> Iterator[None]:
         """While open, a layer's running averages are the statistics of its last batch alone (momentum 1)."""
-        kept = [(m.running_mean.clone(), m.running_var.clone(), m.momentum) for m in self.layers]  # type: ignore[union-attr]
+        kept = [
+            ([t.clone() for t in m.buffers()], m.momentum)  # the count of batches too: `fold` counts all ranks' shards
+            for m in self.layers
+        ]
         for layer in self.layers:
             layer.momentum = 1.0
         try:
             yield
         finally:
-            for layer, (mean, var, momentum) in zip(self.layers, kept, strict=True):
-                layer.running_mean.copy_(mean)  # type: ignore[union-attr]
-                layer.running_var.copy_(var)  # type: ignore[union-attr]
+            for layer, (before, momentum) in zip(self.layers, kept, strict=True):
+                for buffer, value in zip(layer.buffers(), before, strict=True):
+                    buffer.copy_(value)
                 layer.momentum = momentum
 
     def row(self) -> Tensor:
