@@ -6,6 +6,7 @@ checkpoints/step-00000120/state.pt       tensors and plain values, loadable with
 
 import contextlib
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from raylab.errors import CheckpointError
 
 
 def save(directory: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
-    """Write the checkpoint of `step` and remove all but the newest `keep`.
+    """Write the checkpoint of `step`, keep the `keep` newest up to it, and remove all others.
 
     Raises CheckpointError when the storage is full or not writable; earlier checkpoints are then untouched.
     """
@@ -47,7 +48,9 @@ def save(directory: Path, step: int, state: dict[str, Any], keep: int = 2) -> Pa
             os.fsync(handle)
         finally:
             os.close(handle)
-        for old in listed(directory)[keep:]:
+        here = listed(directory)
+        at = here.index(final)  # newer ones are damaged: this run has gone back behind them
+        for old in [*here[:at], *here[at + keep :]]:
             shutil.rmtree(old)
     except (OSError, RuntimeError) as error:  # torch wraps a failed write in RuntimeError
         with contextlib.suppress(OSError):
@@ -93,8 +96,10 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """The state as saved. No pickle is executed (weights_only)."""
     try:
         state: dict[str, Any] = torch.load(path / "state.pt", map_location=device, weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path} could not be read", str(error).splitlines()[0]) from error
+    except pickle.UnpicklingError as error:  # torch's own text advises to unpickle it all the same
+        raise CheckpointError(f"{path} could not be read", "it holds more than tensors and plain values") from error
+    except (OSError, RuntimeError, ValueError, EOFError) as error:
+        raise CheckpointError(f"{path} could not be read", str(error).partition("\n")[0]) from error
     return state
 
 
