@@ -8,6 +8,7 @@ model/         the trained network: model.safetensors, and model.json with its r
 result.json    or failure.json: how it ended
 """
 
+import contextlib
 import json
 import os
 import time
@@ -92,6 +93,9 @@ class Recorder:
         pids = self.world.gather({self.world.rank: torch.tensor([os.getpid()])}, self.world.size, 1)
         if self.world.rank == 0:
             lines = read_lines(self.ledger)
+            if self.ledger.is_file() and not self.ledger.read_bytes().endswith(b"\n"):
+                with self.ledger.open("a") as file:
+                    file.write("\n")  # ends the line that a crash has torn: readers leave it out
             self.attempt = 1 + max((line["attempt"] for line in lines), default=-1)
             self._write(
                 {
@@ -227,11 +231,14 @@ def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of a JSONL file that is appended to; a last line cut short by a crash is left out."""
+    """Lines of a JSONL file that is appended to; a line cut short by a crash is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line.endswith("}")]
+    found = []
+    for line in path.read_text(errors="replace").split("\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:
