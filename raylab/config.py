@@ -66,6 +66,8 @@ class Schedule(Part):
 
 
 class Loop(Part):
+    """How long and in which portions is trained, and what is kept on the way."""
+
     epochs: int = Field(10, ge=1)
     batch: int = Field(64, ge=1)  # global: samples of one optimiser step, whatever the number of workers
     shards: int = Field(8, ge=1)  # the batch is computed in so many logical shards
@@ -87,6 +89,8 @@ class Loop(Part):
 
 
 class Scaling(Part):
+    """How many workers a run has and what each gets; none of it changes the result."""
+
     workers: tuple[int, int] = (0, 0)  # least and most; (0, 0) runs in this process without Ray
     gpu: bool = False
     cpus_per_worker: float = Field(1, gt=0)

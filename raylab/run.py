@@ -90,6 +90,7 @@ class Recorder:
         self.attempt = 0
 
     def start(self, step: int, damaged: list[str]) -> None:
+        """Note that an attempt begins after `step`, having passed over the checkpoints named in `damaged`."""
         pids = self.world.gather({self.world.rank: torch.tensor([os.getpid()])}, self.world.size, 1)
         if self.world.rank == 0:
             lines = read_lines(self.ledger)

@@ -23,6 +23,8 @@ EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 in a log loss
 
 @dataclass(frozen=True)
 class Task:
+    """What a run needs to know of its problem; the network itself is in MODELS, chosen by the recipe."""
+
     name: str
     outcome: Literal["binary", "multiclass"]
     objective: str  # the validation score that picks epochs and trials; higher is better
