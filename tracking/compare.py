@@ -1,6 +1,6 @@
 """The runs of an experiment side by side."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,12 @@ from tracking import runs
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-CURVES = ("train/loss", "val/loss", "val/auroc", "val/auprc", "val/macro_recall")
+# The scores that a table has room for, the one that ranks first; greater is better. Other tasks: the first three
+# that have an interval.
+PRIMARY = {"ards": ("auroc", "auprc", "ventilated_pf/auroc"), "covidnet": ("macro_recall", "accuracy")}
+SPLITS = ("test", "val")  # the best known first
+FAILED = ("FAILED", "KILLED")
+CURVES = ("train/loss", "val/loss", *dict.fromkeys(f"val/{name}" for names in PRIMARY.values() for name in names))
 CURVE_POINTS = 400  # more cannot be seen in a plot
 # The columns that every frame has, in this order; all text but the three noted.
 FIXED: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -58,21 +63,24 @@ def collect(uri: str, experiment: str) -> pl.DataFrame:
     return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
 
 
-def scores(frame: pl.DataFrame) -> list[str]:
-    """The scores to compare by, best known first: those of the test split if any run has one, else of val.
-
-    A score is a metric with an interval (`_low`, `_high`) in some run, or a well-known name.
-    """
-    for split in ("test", "val"):
-        usual = [f"{split}/{name}" for name in ("auroc", "auprc", "macro_recall")]
-        ranged = [c.removesuffix("_low") for c in frame.columns if c.startswith(f"{split}/") and c.endswith("_low")]
-        present = [n for n in dict.fromkeys(usual + sorted(ranged)) if n in frame and frame[n].is_not_null().any()]
-        if present:
-            return present
-    return []
+def scores(row: Mapping[str, Any], split: str) -> list[str]:
+    """The names, without the split, of a run's scores on a split: what has an interval (`_low`), and the primary."""
+    usual = [n for n in PRIMARY.get(row["task"] or "", ()) if row.get(f"{split}/{n}") is not None]
+    ends = (name.removeprefix(f"{split}/") for name, value in row.items() if value is not None)
+    ranged = [n.removesuffix("_low") for n in ends if n.endswith("_low") and f"{split}/{n}" in row]
+    return list(dict.fromkeys(usual + sorted(ranged)))
 
 
-def interval(row: dict[str, Any], score: str) -> str:
+def primary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The scores to show for `ranked` rows of one task: those primary ones that a row has on its own split."""
+    if not rows:
+        return []
+    known = list(dict.fromkeys(name for row in rows if row["split"] for name in scores(row, row["split"])))
+    usual = PRIMARY.get(rows[0]["task"] or "")
+    return known[:3] if usual is None else [name for name in usual if name in known]
+
+
+def interval(row: Mapping[str, Any], score: str) -> str:
     """ "0.812 [0.790, 0.833]", without the bracket where there is no interval, "" without the score."""
     value, low, high = row.get(score), row.get(f"{score}_low"), row.get(f"{score}_high")
     if value is None:
@@ -81,40 +89,82 @@ def interval(row: dict[str, Any], score: str) -> str:
 
 
 def ranked(frame: pl.DataFrame) -> pl.DataFrame:
-    """Grouped by task and data, best first; without the trials, which belong to their search."""
-    order = scores(frame)[:1]
-    return frame.filter(pl.col("kind").fill_null("") != "trial").sort(
-        ["task", "data_source", "synthetic", *order, "name"],
-        descending=[False, False, False, *([True] * len(order)), False],
-        nulls_last=True,
+    """Without the trials, which belong to their search: by task and data set, test before val, best first, failed last.
+
+    Two columns more: `data`, the source and a piece of the hash, because two data sets may share a source; `split`,
+    the best known that the run has scores on.
+    """
+    runs = frame.filter(pl.col("kind").fill_null("") != "trial")
+    split, best = [], []
+    for row in runs.iter_rows(named=True):
+        found = next((s for s in SPLITS if scores(row, s)), None)
+        split.append(found)
+        best.append(row[f"{found}/{scores(row, found)[0]}"] if found else None)
+    return (
+        runs.with_columns(
+            pl.Series("split", split, pl.String),
+            pl.Series("_best", best, pl.Float64),
+            pl.concat_str(
+                pl.col("data_source").fill_null("data not named"),
+                pl.col("data_hash").str.slice(0, 8),
+                separator=" ",
+                ignore_nulls=True,
+            ).alias("data"),
+            pl.col("status").is_in(FAILED).alias("_failed"),
+        )
+        .sort(
+            ["task", "data", "synthetic", "_failed", "split", "_best", "name"],
+            descending=[False, False, False, False, False, True, False],
+            nulls_last=True,
+        )
+        .drop("_best", "_failed")
     )
 
 
 def table(frame: pl.DataFrame) -> str:
-    """`ranked` as aligned plain text."""
-    shown = scores(frame)
-    head = ["task", "data", "run", "kind", "status", *shown, "seed", "run id"]
-    lines = [head]
-    for row in ranked(frame).iter_rows(named=True):
-        data = (row["data_source"] or "-") + (" SYNTHETIC" if row["synthetic"] else "")
-        cells = [interval(row, score) or "-" for score in shown]
+    """`ranked` as aligned plain text, one block a task."""
+    shown = ranked(frame)
+    blocks = ["\n".join(_block(runs)) for runs in shown.partition_by("task", maintain_order=True)]
+    if shown["split"].eq("val").any():
+        blocks.append("* val: these scores were used to choose; expect lower ones on the test split")
+    if trials := frame.height - shown.height:
+        blocks.append(f"({trials} trials not shown)")
+    return "\n\n".join(blocks)
+
+
+def _block(runs: pl.DataFrame) -> Iterator[str]:
+    rows = runs.to_dicts()
+    shown = primary(rows)
+    lines = [["run", "kind", "status", "split", *shown, "n", "seed", "run id"]]
+    for row in rows:
+        n = row.get(f"{row['split']}/n")
         lines.append(
             [
-                row["task"] or "-",
-                data,
                 row["name"],
                 row["kind"] or "-",
-                row["status"],
-                *cells,
+                row["status"].lower(),
+                {"val": "val*", None: "-"}.get(row["split"], row["split"]),
+                *(_short(interval(row, f"{row['split']}/{score}")) or "-" for score in shown),
+                "-" if n is None else f"{n:.0f}",
                 row["seed"] or "-",
                 row["run_id"][:8],
             ]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    lines.insert(1, ["-" * width for width in widths])
-    text = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-    trials = frame.filter(pl.col("kind") == "trial").height
-    return text + (f"\n({trials} trials not shown)" if trials else "")
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    head, *text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    yield from (f"{rows[0]['task'] or 'no task named'}", head, "  ".join("-" * w for w in widths))
+    before = None
+    for row, line in zip(rows, text, strict=True):
+        data = row["data"] + (" SYNTHETIC" if row["synthetic"] else "")
+        if data != before:
+            yield f"{data}:"
+        before = data
+        yield line
+
+
+def _short(score: str) -> str:
+    """ "0.812 [0.790, 0.833]" as "0.812 [.790,.833]": lines have an end."""
+    return score.replace("[0.", "[.").replace(", 0.", ",.").replace(", ", ",")
 
 
 def curves(
@@ -122,7 +172,8 @@ def curves(
 ) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
     """{metric: {run label: (steps, values)}} of the runs in `frame`, thinned to what a plot can show.
 
-    A step seen twice (repeated after a restart) keeps its last value.
+    A step seen twice (repeated after a restart) keeps its last value. Training counts steps from 1: what was logged
+    at 0 belongs to the whole run.
     """
     client = runs.client(uri)
     labelled = labels(frame)
@@ -132,9 +183,11 @@ def curves(
             continue
         for run_id in frame.filter(pl.col(metric).is_not_null())["run_id"]:
             history = sorted(client.get_metric_history(run_id, metric), key=lambda m: (m.step, m.timestamp))
-            points = list({m.step: m.value for m in history}.items())
+            points = list({m.step: m.value for m in history if m.step > 0}.items())
+            if not points:
+                continue
             every = -(-len(points) // CURVE_POINTS)
-            kept = points[::every] + ([points[-1]] if points and (len(points) - 1) % every else [])
+            kept = points[::every] + ([points[-1]] if (len(points) - 1) % every else [])
             found.setdefault(metric, {})[labelled[run_id]] = ([s for s, _ in kept], [v for _, v in kept])
     return found
 
@@ -150,11 +203,14 @@ def labels(frame: pl.DataFrame) -> dict[str, str]:
 
 def artifacts(uri: str, run_id: str, directory: str = "", suffix: str = "") -> dict[str, bytes]:
     """{path: content} of the run's artifact files directly in `directory` whose names end so."""
-    client = runs.client(uri)
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    # MlflowClient would ask the server about the run again for every file.
+    kept = get_artifact_repository(runs.client(uri).get_run(run_id).info.artifact_uri, tracking_uri=uri)
     with TemporaryDirectory() as scratch:
         return {
-            item.path: Path(client.download_artifacts(run_id, item.path, scratch)).read_bytes()
-            for item in client.list_artifacts(run_id, directory or None)
+            item.path: Path(kept.download_artifacts(item.path, scratch)).read_bytes()
+            for item in kept.list_artifacts(directory or None)
             if not item.is_dir and item.path.endswith(suffix)
         }
 

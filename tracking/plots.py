@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
@@ -127,8 +128,8 @@ def learning(curves: Mapping[str, Curve], metric: str, title: str = "", syntheti
     axes.set_xlabel("Step")
     axes.set_ylabel(metric)
     axes.grid(alpha=0.25)
-    if len(curves) > 6:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=8)
+    if len(curves) > 6 or any(len(name) > 32 for name in curves):  # no room beside the lines
+        figure.legend(loc="outside lower left", ncols=1 if len(curves) <= 4 else 2, frameon=False, fontsize=8)
     elif curves:
         axes.legend(frameon=False, fontsize=9)
     return figure
@@ -142,28 +143,33 @@ def forest(
     score: str,
     title: str = "",
     synthetic: bool = False,
+    splits: Sequence[str] | None = None,
 ) -> Figure:
     """A score of several runs with its interval, one line each, the first on top.
 
-    A run without an interval is an open mark: its place is known, its uncertainty is not.
+    A run without an interval is an open mark: its place is known, its uncertainty is not. Scores of "val" in `splits`,
+    which were used to choose, are orange diamonds.
     """
-    figure, axes = _figure(title or score, synthetic, (7.5, 1.4 + 0.42 * len(names)))
-    for row, (value, low, high) in enumerate(zip(values, lows, highs, strict=True)):
+    size = (8.6, 1.3 + 0.32 * len(names))
+    figure, axes = _figure(title or score, synthetic, size)
+    marked = splits or ["test"] * len(names)
+    for row, (value, low, high, split) in enumerate(zip(values, lows, highs, marked, strict=True)):
+        colour, marker = (COLOURS[1], "D") if split == "val" else (COLOURS[0], "o")
         known = low is not None and high is not None
         if low is not None and high is not None:
-            axes.plot([low, high], [row, row], color=COLOURS[0], linewidth=2)
-            axes.plot(
-                [low, low, np.nan, high, high],
-                [row - 0.12, row + 0.12, np.nan, row - 0.12, row + 0.12],
-                color=COLOURS[0],
-            )
-        axes.plot(value, row, marker="o", color=COLOURS[0], markerfacecolor=COLOURS[0] if known else "white")
+            axes.plot([low, high], [row, row], color=colour, linewidth=1.8, marker="|", markersize=8)
+        axes.plot(value, row, marker=marker, color=colour, markersize=6, markerfacecolor=colour if known else "white")
         text = f"{value:.3f} [{low:.3f}, {high:.3f}]" if known else f"{value:.3f} (no interval)"
         axes.annotate(text, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(7, min_n_ticks=3))
     axes.set_xlabel(f"{score}, 95 % interval")
     axes.grid(axis="x", alpha=0.25)
+    if "val" in marked:
+        for label, colour, marker in (("test", COLOURS[0], "o"), ("val, used to choose", COLOURS[1], "D")):
+            axes.plot([], [], marker=marker, color=colour, linestyle="", label=label)
+        figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
@@ -175,9 +181,9 @@ def search(
     synthetic: bool = False,
 ) -> Figure:
     """The score of every trial over each parameter searched; stopped trials are crosses."""
-    columns = min(3, max(1, len(parameters)))
+    columns = min(4, max(1, len(parameters)))
     rows = max(1, -(-len(parameters) // columns))
-    figure = Figure(figsize=(3.4 * columns + 0.6, 2.9 * rows + 0.7), layout="constrained")
+    figure = Figure(figsize=(2.6 * columns + 0.8, 2.5 * rows + 0.6), layout="constrained")
     figure.suptitle(_title(f"{len(scores)} trials", synthetic), fontsize=12)
     grid = np.asarray(figure.subplots(rows, columns, squeeze=False, sharey=True))
     result, early = np.asarray(scores, float), np.asarray(stopped, bool)
@@ -194,6 +200,8 @@ def search(
             places = numbers
             if places.min() > 0 and places.max() / places.min() >= LOG_RANGE:
                 axes.set_xscale("log")
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.scatter(places[~early], result[~early], color=COLOURS[0], s=28, alpha=0.8, label="finished")
         axes.scatter(places[early], result[early], color=COLOURS[1], s=28, alpha=0.8, marker="x", label="stopped early")
         axes.set_xlabel(name)

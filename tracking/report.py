@@ -17,22 +17,30 @@ from matplotlib.figure import Figure
 
 from tracking import compare, plots
 
-FORESTS = 3
+# What a page has room for beside the primary scores; "sensitivity/" is that of every class.
+SECONDARY = {"ards": ("brier", "calibration_slope"), "covidnet": ("sensitivity/",)}
 FACTS = ("run_id", "status", "started", "seconds", "seed", "data_source", "data_hash", "split_hash", "code_revision")
+HIDDEN_TAGS = ("tag/parent", "tag/parent_name", "tag/best_run")  # said in their own places
+TOP_TRIALS = 5
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What a run's artifacts add to its row: `plots` {name: PNG}, the attrition table, the recipe."""
+    """What a run's artifacts add to its row: `plots` {path: PNG}, what attrition.json says of the data, the recipe.
+
+    `data`: {"attrition": [{"step", ...}], "label": {...}, "counts": {split: {...}}}, each of them optional.
+    """
 
     plots: Mapping[str, bytes] = field(default_factory=dict)
-    attrition: Sequence[Mapping[str, Any]] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
 
 
-def report(uri: str, experiment: str, path: Path) -> Path:
-    """Collect an experiment and write its report; returns `path`."""
-    frame = compare.collect(uri, experiment)
+def report(uri: str, experiment: str, path: Path, frame: pl.DataFrame | None = None) -> Path:
+    """Write the report of an experiment, or of its runs in `frame` from compare.collect; returns `path`."""
+    frame = compare.collect(uri, experiment) if frame is None else frame
     shown = compare.ranked(frame)
     extras = {run_id: _extras(uri, run_id) for run_id in shown["run_id"]}
     return write_report(path, frame, compare.curves(uri, shown), extras, title=f"raylab report: {experiment}")
@@ -48,25 +56,16 @@ def write_report(
     """Write the page, 0600: `frame` from compare.collect, `curves` {metric: {run: curve}}, `extras` by run id."""
     shown = compare.ranked(frame)
     names = compare.labels(shown)
-    scores = compare.scores(shown)
-    split = scores[0].partition("/")[0] if scores else ""
-    runs = [_run(row, names, scores, split, extras.get(row["run_id"], Extras())) for row in shown.iter_rows(named=True)]
-    groups = [_group(key, list(members), scores) for key, members in groupby(runs, key=_data)]
-    synthetic = sum(run["synthetic"] is True for run in runs)
+    runs = [_run(row, names, extras.get(row["run_id"], Extras())) for row in shown.iter_rows(named=True)]
+    trials = frame.filter(pl.col("kind") == "trial")
     page = _template().render(
         title=title,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         runs=runs,
-        trials=frame.filter(pl.col("kind") == "trial").height,
-        synthetic=synthetic,
+        trials=trials.height,
+        synthetic=sum(run["synthetic"] is True for run in runs),
         unknown_source=sum(run["synthetic"] is None for run in runs),
-        scores=scores,
-        split=split,
-        counted=any(run["n"] for run in runs),
-        groups=groups,
-        forests=[f for group in groups for f in _forests(group, scores[:FORESTS])],
-        curves=[f for group in groups for f in _learning(group, curves)],
-        searches=_searches(frame, names),
+        groups=[_group(list(members), curves, trials) for _, members in groupby(runs, key=_data_set)],
     )
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(page)
@@ -75,108 +74,142 @@ def write_report(
 
 def _extras(uri: str, run_id: str) -> Extras:
     found = compare.artifacts(uri, run_id, suffix=".json")
-    attrition = json.loads(found.get("attrition.json", b"[]"))
-    rows = attrition if isinstance(attrition, list) else [{"step": k, "left": v} for k, v in attrition.items()]
+    told = json.loads(found.get("attrition.json", b"{}"))
     recipe = found.get("recipe.json")
     return Extras(
         compare.artifacts(uri, run_id, "plots", ".png"),
-        rows,
+        told if isinstance(told, dict) else {"attrition": told},
         json.dumps(json.loads(recipe), indent=2) if recipe else "",
     )
 
 
-def _run(
-    row: dict[str, Any], names: Mapping[str, str], scores: Sequence[str], split: str, extras: Extras
-) -> dict[str, Any]:
+def _run(row: Row, names: Mapping[str, str], extras: Extras) -> Row:
     facts = {name.replace("_", " "): row[name] for name in FACTS if row[name] is not None}
     if row["seconds"] is not None:
         facts["seconds"] = f"{row['seconds']:.0f}"
     facts["started"] = row["started"].strftime("%Y-%m-%d %H:%M:%S UTC")
-    facts |= {n.removeprefix("tag/").replace("_", " "): v for n, v in row.items() if n.startswith("tag/") and v}
+    tags = {n: v for n, v in row.items() if n.startswith("tag/") and v and n not in HIDDEN_TAGS}
+    facts |= {n.removeprefix("tag/").replace("_", " "): v for n, v in tags.items()}
+    splits = [split for split in compare.SPLITS if compare.scores(row, split)]
+    every = dict.fromkeys(name for split in splits for name in compare.scores(row, split))
+    of_val = _pictures({name: png for name, png in extras.plots.items() if Path(name).name.startswith("val-")})
+    others = _pictures({name: png for name, png in extras.plots.items() if not Path(name).name.startswith("val-")})
+    parent = row.get("tag/parent")
     return row | {
         "label": names[row["run_id"]],
-        "scores": {score: compare.interval(row, score) for score in scores},
-        "n": _count(row.get(f"{split}/n")),
-        "positives": _count(row.get(f"{split}/positives")),
+        "parent": {"name": row.get("tag/parent_name") or parent, "id": parent, "here": parent in names}
+        if parent
+        else None,
+        "n": _count(row.get(f"{row['split']}/n")),
         "facts": facts,
-        "params": {n.removeprefix("param/"): v for n, v in row.items() if n.startswith("param/") and v is not None},
-        "attrition": extras.attrition,
+        "splits": [split + (f", n = {n}" if (n := _count(row.get(f"{split}/n"))) else "") for split in splits],
+        "scores": {name: [compare.interval(row, f"{split}/{name}") for split in splits] for name in every},
+        "told": extras.data,
         "recipe": extras.recipe,
-        "plots": [_inline(png, Path(name).stem.replace("_", " ")) for name, png in extras.plots.items()],
+        "plots": others or of_val,
+        "more_plots": of_val if others else [],
     }
 
 
-def _data(run: Mapping[str, Any]) -> tuple[str, str, bool | None]:
-    return run["task"] or "no task named", run["data_source"] or "data not named", run["synthetic"]
+def _data_set(run: Row) -> tuple[Any, ...]:
+    return run["task"], run["data"], run["synthetic"]
 
 
-def _group(key: tuple[str, str, bool | None], runs: list[dict[str, Any]], scores: Sequence[str]) -> dict[str, Any]:
+def _group(runs: list[Row], curves: Mapping[str, Mapping[str, plots.Curve]], trials: pl.DataFrame) -> Row:
+    """The runs of one task on one data set."""
+    first = runs[0]
+    primary = compare.primary(runs)
+    known = dict.fromkeys(name for run in runs if run["split"] for name in compare.scores(run, run["split"]))
+    wanted = SECONDARY.get(first["task"], ())
+    shown = primary + [n for n in known if any(n == w or (w.endswith("/") and n.startswith(w)) for w in wanted)]
+    params = [n for n in first if n.startswith("param/") and len({run[n] for run in runs}) > 1]
     for run in runs:
-        # One run alone is not the best of anything.
-        run["best"] = [
-            s
-            for s in scores
-            if len(runs) > 1 and run[s] is not None and run[s] == max(r[s] for r in runs if r[s] is not None)
-        ]
-    return {
-        "task": key[0],
-        "data": key[1],
-        "synthetic": key[2],
+        own = [n for n in params if run[n] is not None and (run["kind"] == "tune" or "/search." not in n)]
+        run["params"] = {n.removeprefix("param/"): run[n] for n in own}
+        run["cells"] = [_cell(run, name, runs if name in primary else []) for name in shown]
+    group = {
+        "task": first["task"] or "no task named",
+        "data": first["data"],
+        "synthetic": first["synthetic"],
         "runs": runs,
+        "scores": shown,
         "splits": len({run["split_hash"] for run in runs}),
-        "seeded": any(run["seed"] for run in runs),
+        "told": {"attrition": [], "counts": {}, "label": {}} | next((run["told"] for run in runs if run["told"]), {}),
+        "searches": [_search(run, trials.filter(pl.col("parent_run_id") == run["run_id"])) for run in runs],
     }
+    group["forest"] = _forest(group, primary[0]) if primary else None
+    group["curves"] = _learning(group, curves)
+    group["searches"] = [found for found in group["searches"] if found]
+    return group
 
 
-def _forests(group: Mapping[str, Any], scores: Sequence[str]) -> list[dict[str, str]]:
-    images = []
-    for score in scores:
-        runs = sorted((r for r in group["runs"] if r[score] is not None), key=lambda r: -r[score])
-        if not runs:
-            continue
-        lows, highs = ([run.get(f"{score}_{end}") for run in runs] for end in ("low", "high"))
-        title = f"{score}: {group['task']} on {group['data']}"
-        figure = plots.forest(
-            [r["label"] for r in runs], [r[score] for r in runs], lows, highs, score, title, bool(group["synthetic"])
-        )
-        images.append(_image(figure, title))
-    return images
+def _cell(run: Row, name: str, rivals: Sequence[Row]) -> dict[str, Any]:
+    """The value, its interval, and whether it is the best on its split: one run alone is the best of nothing."""
+    score = f"{run['split']}/{name}"
+    value, _, interval = compare.interval(run, score).partition(" ")
+    others = {r[score] for r in rivals if r["split"] == run["split"] and r.get(score) is not None}
+    return {"value": value, "interval": interval, "best": len(others) > 1 and run[score] == max(others)}
+
+
+def _forest(group: Mapping[str, Any], name: str) -> dict[str, str] | None:
+    runs = [run for run in group["runs"] if run["split"] and run.get(f"{run['split']}/{name}") is not None]
+    if len(runs) < 2:
+        return None  # the table says it
+    values, lows, highs = ([r.get(f"{r['split']}/{name}{end}") for r in runs] for end in ("", "_low", "_high"))
+    title = f"{name}: {group['task']} on {group['data']}"
+    labels, splits = [r["label"] for r in runs], [r["split"] for r in runs]
+    return _image(plots.forest(labels, values, lows, highs, name, title, bool(group["synthetic"]), splits), title)
 
 
 def _learning(group: Mapping[str, Any], curves: Mapping[str, Mapping[str, plots.Curve]]) -> list[dict[str, str]]:
     images = []
     for metric, lines in curves.items():
-        ours = {run["label"]: lines[run["label"]] for run in group["runs"] if run["label"] in lines}
-        if ours:
-            title = f"{metric}: {group['task']} on {group['data']}"
-            images.append(_image(plots.learning(ours, metric, title, bool(group["synthetic"])), title))
+        same: dict[tuple[tuple[float, ...], ...], list[str]] = {}  # runs that followed the same curve share a line
+        for run in group["runs"]:
+            if run["label"] in lines:
+                steps, values = lines[run["label"]]
+                same.setdefault((tuple(steps), tuple(values)), []).append(run["label"])
+        if same:
+            ours = {" = ".join(labels): (curve[0], curve[1]) for curve, labels in same.items()}
+            figure = plots.learning(ours, metric, metric, bool(group["synthetic"]))
+            images.append(_image(figure, f"{metric}: {group['task']} on {group['data']}"))
     return images
 
 
-def _searches(frame: pl.DataFrame, names: Mapping[str, str]) -> list[dict[str, str]]:
-    """One scatter a search: its trials' validation score over the parameters that differ between them."""
-    images = []
-    trials = frame.filter((pl.col("kind") == "trial") & pl.col("parent_run_id").is_not_null())
-    for (parent,), members in trials.group_by("parent_run_id", maintain_order=True):
-        usual = [f"val/{name}" for name in ("auroc", "auprc", "macro_recall", "loss")]
-        score = next((n for n in usual if n in members and members[n].is_not_null().any()), None)
-        if score is None:
-            continue
-        scored = members.filter(pl.col(score).is_not_null())
-        searched = {
-            name.removeprefix("param/"): scored[name].to_list()
-            for name in scored.columns
-            if name.startswith("param/") and scored[name].n_unique() > 1
-        }
-        stopped = scored["stopped"].is_not_null().to_list()
-        figure = plots.search(searched, scored[score].to_list(), stopped, score, bool(scored["synthetic"].any()))
-        images.append(_image(figure, f"{names.get(str(parent), 'search')}: {scored.height} trials"))
-    return images
+def _search(run: Row, trials: pl.DataFrame) -> Row | None:
+    """The trials' validation score over the parameters that differ between them, and the best few of them."""
+    usual = [*(f"val/{name}" for name in compare.PRIMARY.get(run["task"], ())), "val/loss"]
+    score = next((n for n in usual if n in trials and trials[n].is_not_null().any()), None)
+    if score is None:
+        return None
+    scored = trials.filter(pl.col(score).is_not_null()).sort(score, "name", descending=[score != "val/loss", False])
+    params = [n for n in scored.columns if n.startswith("param/") and scored[n].n_unique() > 1]
+    searched = {name.removeprefix("param/"): scored[name].to_list() for name in params}
+    stopped = [(how or "").startswith("stopped") for how in scored["stopped"]]
+    figure = plots.search(searched, scored[score].to_list(), stopped, score, bool(run["synthetic"]))
+    return {
+        "label": run["label"],
+        "run_id": run["run_id"],
+        "score": score,
+        "params": list(searched),
+        "top": [
+            {
+                "name": trial["name"] + (" (kept)" if trial["run_id"] == run.get("tag/best_run") else ""),
+                "score": compare.interval(trial, score),
+                "params": [_number(trial[name]) for name in params],
+                "end": trial["stopped"] or trial["status"].lower(),
+            }
+            for trial in scored.head(TOP_TRIALS).iter_rows(named=True)
+        ],
+        "scored": scored.height,
+        "unscored": trials.height - scored.height,
+        "image": _image(figure, f"{run['label']}: {scored.height} trials"),
+    }
 
 
 def _image(figure: Figure, alt: str) -> dict[str, str]:
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=130, bbox_inches="tight")
+    figure.savefig(png, format="png", dpi=110)
     return _inline(png.getvalue(), alt)
 
 
@@ -184,11 +217,25 @@ def _inline(png: bytes, alt: str) -> dict[str, str]:
     return {"alt": alt, "src": f"data:image/png;base64,{base64.b64encode(png).decode()}"}
 
 
+def _pictures(pngs: Mapping[str, bytes]) -> list[dict[str, str]]:
+    return [_inline(pngs[name], Path(name).stem.replace("_", " ").replace("-", " ", 1)) for name in sorted(pngs)]
+
+
 def _count(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
+
+
+def _number(value: str | None) -> str:
+    """A parameter's text, with four digits where it is a fraction."""
+    try:
+        return f"{float(value or ''):.4g}"
+    except ValueError:
+        return value or "–"
 
 
 def _template() -> Any:
     # Escaped: a run's name is text from outside.
     loader = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template("report.html.j2")
+    return Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template("report.html.j2")

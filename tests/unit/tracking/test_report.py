@@ -37,26 +37,62 @@ def score(value: float, name: str = "test/auroc") -> dict:
     return {name: value, f"{name}_low": value - 0.02, f"{name}_high": value + 0.02}
 
 
-def test_the_table_is_ranked_within_task_and_data_and_leaves_trials_out() -> None:
+TABLE = """\
+ards
+run   kind   status    split  auroc              auprc  n    seed  run id
+----  -----  --------  -----  -----------------  -----  ---  ----  --------
+icu aaaaaaaa:
+low   train  finished  test   0.700 [.680,.720]  -      516  0     00000000
+high  train  finished  val*   0.900 [.880,.920]  0.410  -    -     00000000
+mid   train  running   val*   0.800              -      -    -     00000000
+none  train  finished  -      -                  -      -    -     00000000
+dead  train  failed    val*   0.990              -      -    -     00000000
+icu bbbbbbbb:
+b     train  finished  test   0.600 [.580,.620]  -      -    -     00000000
+toy cccccccc SYNTHETIC:
+toy   train  finished  test   0.970 [.950,.990]  -      -    -     00000000
+
+covidnet
+run  kind      status    split  macro_recall  accuracy           n  seed  run id
+---  --------  --------  -----  ------------  -----------------  -  ----  --------
+covidx aaaaaaaa:
+x    transfer  finished  test   0.500         0.700 [.680,.720]  -  -     00000000
+
+* val: these scores were used to choose; expect lower ones on the test split
+
+(1 trials not shown)"""
+
+
+def test_the_table_ranks_within_task_and_data_set_and_shows_each_run_on_its_best_known_split() -> None:
+    a = {"data_hash": "a" * 64}
     text = compare.table(
         frame(
-            row("low", **score(0.7)),
-            row("high", **score(0.9)),
-            row("none"),
-            row("toy", synthetic=True, **score(0.99)),
+            row("dead", status="FAILED", **a, **{"val/auroc": 0.99}),
+            row("none", **a),
+            row("mid", status="RUNNING", **a, **{"val/auroc": 0.8, "val/loss": 0.1}),
+            row("high", **a, **score(0.9, "val/auroc"), **{"val/auprc": 0.41}),
+            row("low", seed="0", **a, **score(0.7), **score(0.1, "test/brier"), **{"test/n": 516.0, "val/auroc": 1.0}),
+            row("toy", synthetic=True, data_source="toy", data_hash="c" * 64, **score(0.97)),
+            row("b", data_hash="b" * 64, **score(0.6)),
+            row("x", kind="transfer", task="covidnet", data_source="covidx", **a, **score(0.7, "test/accuracy"))
+            | {"test/macro_recall": 0.5, "test/auroc": 0.9},
             row("t1", kind="trial", **score(0.95)),
         )
     )
-    lines = text.splitlines()
-    assert [line.split()[2] for line in lines[2:5]] == ["high", "low", "none"]
-    assert "0.900 [0.880, 0.920]" in lines[2] and "SYNTHETIC" in lines[5] and "1 trials not shown" in lines[6]
+    assert text == TABLE
 
 
-def test_scores_prefer_the_test_split() -> None:
-    assert compare.scores(frame(row("a", **{"val/auroc": 0.8}))) == ["val/auroc"]
-    both = frame(row("a", **{"val/auroc": 0.8}, **score(0.7), **score(0.2, "test/brier")))
-    assert compare.scores(both) == ["test/auroc", "test/brier"]
-    assert compare.scores(frame(row("a"))) == []
+def test_the_table_fits_a_terminal() -> None:
+    scored = {k: v for n in ("auroc", "auprc", "ventilated_pf/auroc") for k, v in score(0.8, f"test/{n}").items()}
+    name = "ards-undisturbed-20261123-133352"
+    assert max(map(len, compare.table(frame(row(name, **scored, **{"test/n": 5160.0}))).splitlines())) <= 140
+    assert compare.table(frame()) == ""
+
+
+def test_a_task_without_known_scores_shows_what_has_an_interval() -> None:
+    shown = compare.ranked(frame(row("a", task="new", **score(0.7, "val/z"), **score(0.1, "val/k"), **{"val/y": 1.0})))
+    assert compare.primary(shown.to_dicts()) == ["k", "z"] and shown["split"].to_list() == ["val"]
+    assert compare.primary([]) == [] and compare.primary(compare.ranked(frame(row("b"))).to_dicts()) == []
 
 
 def test_two_runs_of_one_name_are_told_apart() -> None:
@@ -64,25 +100,58 @@ def test_two_runs_of_one_name_are_told_apart() -> None:
     assert sorted(compare.labels(same).values()) == ["a (000000)", "a (bbbbbb)", "c"]
 
 
+PNG = b"png"
+
+
 def test_the_page_stands_alone_and_is_honest(tmp_path: Path) -> None:
     runs = [
-        row("real", **score(0.8), **{"test/n": 100.0, "test/positives": 9.0, "param/optim.lr": "0.1"}),
+        row("real", **score(0.8), **score(0.1, "test/brier"), **score(0.6, "test/prevalence"), **{"test/n": 1000.0}),
+        row("same", **score(0.7, "val/auroc"), **{"tag/parent": f"{'real':0>32}", "tag/parent_name": "real"}),
         row("toy <script>", synthetic=True, split_hash="other", **score(0.9)),
+        row("s", kind="tune", **{"val/auroc": 0.8, "tag/best_run": f"{'t3':0>32}"}),
         *[
             row(
-                f"t{i}", kind="trial", parent_run_id="p", **{"val/auroc": 0.5 + i / 10, "param/optim.lr": str(10.0**-i)}
+                f"t{i}",
+                kind="trial",
+                stopped="stopped by asha" if i < 5 else "planned",
+                parent_run_id=f"{'s':0>32}",
+                **{"val/auroc": 0.5 + i / 100, "param/optim.lr": str(0.1 + i)},
             )
-            for i in range(4)
+            for i in range(7)
         ],
     ]
-    curves = {"train/loss": {"real": ([1, 2], [0.5, 0.4])}}
-    extras = {runs[0]["run_id"]: Extras({"plots/roc.png": b"png"}, [{"step": "all", "patients": 5}], "{}")}
+    curves = {"train/loss": {"real": ([1, 2], [0.5, 0.4]), "same": ([1, 2], [0.5, 0.4])}}
+    told = {
+        "attrition": [{"step": "all", "patients": 5000}],
+        "label": {"title": "a <label>", "pf": 300.0},
+        "counts": {"train": {"n": 1677}},
+    }
+    pictures = {"plots/val-roc.png": PNG, "plots/test-roc.png": PNG}
+    extras = {runs[0]["run_id"]: Extras(pictures, told, "{}"), runs[1]["run_id"]: Extras({"plots/val-roc.png": PNG})}
     path = write_report(tmp_path / "report.html", frame(*runs), curves, extras, "A <title>")
     page = path.read_text()
     assert not re.search(r"(src|href)=\"(?!data:|#)", page) and "<script" not in page and "url(" not in page
-    assert "Synthetic data." in page and "0.800 [0.780, 0.820]" in page and "<td>100</td><td>9</td>" in page
-    assert "4 trials" in page and "patients</th>" in page and "<strong>test</strong>" in page
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert "Synthetic data." in page and "7 trials" in page and path.stat().st_mode & 0o777 == 0o600
+    summary, details = page.split('<h2 id="runs">')
+    assert "0.800<small>[0.780, 0.820]</small>" in summary and "<th>brier</th>" in summary
+    assert "prevalence" not in summary and "<td>prevalence</td>" in details and "0.800 [0.780, 0.820]" in details
+    assert '<td class="val" title="used to choose">val</td>' in summary and "<td>1,000</td>" in summary
+    assert "5,000</td>" in summary and "1,677</td>" in summary and "a &lt;label&gt;" in summary and "300.0" not in page
+    assert summary.count("stopped by asha") == 3 and "t3 (kept)" in summary and "t1<" not in summary  # the top 5
+    assert f'started from</dt><dd><a href="#{"real":0>32}">real</a>' in details
+    assert details.index('alt="test roc"') < details.index("Plots of the val split") < details.index('alt="val roc"')
+
+
+def test_an_evaluation_elsewhere_stands_with_that_data_and_names_its_model(tmp_path: Path) -> None:
+    parent = {"tag/parent": "f" * 32, "tag/parent_name": "cova", "kind": "evaluate"}
+    runs = [
+        row("b", task="covidnet", data_hash="b" * 64, **{"val/macro_recall": 0.7, "val/sensitivity/normal": 0.4}),
+        row("a-on-b", task="covidnet", data_hash="b" * 64, **parent, **score(0.6, "test/macro_recall")),
+    ]
+    page = write_report(tmp_path / "report.html", frame(*runs), {}, {}, "t").read_text()
+    assert page.count("<h2") == 2 and "covidnet on icu bbbbbbbb" in page
+    assert "model of cova" in page and f'cova <span class="mono">{"f" * 32}</span>' in page
+    assert page.index(">a-on-b<") < page.index(">b<")
 
 
 def test_a_page_without_any_run_can_be_written(tmp_path: Path) -> None:
@@ -107,7 +176,9 @@ def test_the_other_figures_draw_odd_input(tmp_path: Path) -> None:
     figures = [
         plots.confusion([[5, 0, 1], [0, 0, 0], [2, 2, 2]], ["a", "b", "c"]),
         plots.learning({f"r{i}": ([1], [float("nan")]) for i in range(9)}, "train/loss"),
+        plots.learning({"a" * 40: ([1, 2], [1, 0])}, "train/loss"),
         plots.forest(["a", "b"], [0.5, 0.6], [0.4, None], [0.6, None], "AUROC"),
+        plots.forest(["a", "b"], [0.5, 0.6], [0.4, None], [0.6, None], "AUROC", splits=["val", "test"]),
         plots.search({"lr": ["1e-5", "1e-1"], "model": ["gru", None]}, [0.5, 0.6], [True, False], "val/auroc"),
         plots.search({}, [], [], "val/auroc"),
     ]
