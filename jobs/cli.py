@@ -16,7 +16,7 @@ from typing import Any
 
 from raylab import __version__
 from raylab.errors import RaylabError, unknown
-from raylab.run import write_json
+from raylab.files import write_json
 
 VERBS = {
     "prepare": "make a checked data directory from raw tables or images",

@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     frame = compare.collect(uri, experiment)
     if frame.is_empty():
         raise UsageError(f"experiment '{experiment}' has no runs yet", do="raylab train TASK --data DIR")
-    path = report.report(uri, experiment, args.out or home.home() / "report.html")
+    path = report.report(uri, experiment, args.out or home.home() / "report.html", frame)
     if not args.quiet:
         say(compare.table(frame))
         say(f"report: {path}")

@@ -20,7 +20,7 @@ from jobs import cli, compare, evaluate, home, prepare, train, transfer, tune
 from jobs.progress import duration, say
 from jobs.session import ray_session
 from raylab.errors import DataError, RunError
-from raylab.run import read_lines
+from raylab.files import read_lines
 from tracking import server
 
 EXAMPLE = "raylab demo            (synthetic data)        raylab demo --data ../shared/data"

@@ -48,6 +48,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         target = home.new_run(None, f"{directory.name}-on-{data.name}")
         opened = tracked.opening(target, recipe, meta, data, "evaluate", uri, described, described["run_id"])
         run_id = opened["run_id"]
+        home.annotate(target, steps=described.get("steps", 0))
         with tracked.tracked(target, system=False):
             scores.record(target, scored)
     out = {

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raylab.errors import RunError, UsageError, unknown
-from raylab.run import write_json
-from tracking.outbox import locked
+from raylab.files import locked, write_json
 
 
 def home() -> Path:

@@ -17,8 +17,7 @@ from jobs.progress import say
 from raylab import config
 from raylab.config import Recipe
 from raylab.errors import RaylabError
-from raylab.loop import Metrics
-from raylab.run import read_lines, read_model
+from raylab.files import read_lines
 from tracking import model as tracked_model
 from tracking import runs
 from tracking.forward import Forwarder
@@ -40,7 +39,7 @@ class ToOutbox:
         self.directory = directory
         self.last: int | None = None
 
-    def __call__(self, rows: list[Metrics]) -> None:
+    def __call__(self, rows: list[dict[str, Any]]) -> None:
         outbox = Outbox(self.directory / "outbox")
         if self.last is None:
             records = read_lines(outbox.path)
@@ -52,7 +51,7 @@ class ToOutbox:
             values = {name: value for name, value in row.items() if name != "step"}
             outbox.append({"kind": "metrics", "step": row["step"], "values": values})
 
-    def send(self, rows: list[Metrics]) -> None:
+    def send(self, rows: list[dict[str, Any]]) -> None:
         """The `send` of a run without Ray, which nobody preempts."""
         self(rows)
 
@@ -181,6 +180,8 @@ def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
 
     The input example is random numbers of `shape`: it came from no patient.
     """
+    from raylab.run import read_model
+
     described = note(directory)
     _, _, _, network = read_model(directory)
     example = tracked_model.synthetic_example(shape)

@@ -1,6 +1,7 @@
 """raylab train: a recipe and a data directory -> a tracked run, on any number of workers."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,6 @@ def resume(directory: Path, quiet: bool) -> dict[str, Any]:
         raise UsageError(f"{directory.name} is a search", do=f"raylab tune --resume {directory.name}")
     recipe, data = config.read(directory / "recipe.json"), Path(described["data"])
     with home.held(directory):
-        if (directory / "result.json").is_file() and (directory / "model" / "model.json").is_file():
-            say(f"run {directory.name} has reached its last step; nothing to resume")
         meta = read_meta(data, recipe.task)
         if meta["data_hash"] != described["data_hash"]:
             raise DataError(
@@ -119,7 +118,10 @@ def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet:
         say(f"run {directory.name}: {recipe.task}, {size}, workers {workers}{synthetic}")
     rows = tracked.ToOutbox(directory)
     with tracked.tracked(directory):
-        if high == 0:
+        if (directory / "result.json").is_file():
+            say(f"run {directory.name} has reached its last step already")
+            result = json.loads((directory / "result.json").read_text())
+        elif high == 0:
             with Display(directory, recipe.loop.epochs, planned, job.objective, quiet):
                 result = execute(recipe, data, directory, rows.send, parent)
         else:
@@ -135,11 +137,12 @@ def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet:
 
 def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], quiet: bool) -> dict[str, Any]:
     """Score the kept model on val with intervals, put scores, plots and model into the run, and print them."""
+    home.annotate(directory, steps=result["steps"], weights_sha256=result["weights_sha256"])
     scored = scores.of_run(directory, data, "val")
     scores.record(directory, scored)
     samples = scored["samples"]
     tracked.log_model(directory, (2, *samples.batch(samples.y[:1] * 0).shape[1:]))
-    described = home.annotate(directory, weights_sha256=result["weights_sha256"])
+    described = home.note(directory)
     out = {
         "run_id": described["run_id"],
         "name": directory.name,

@@ -14,8 +14,8 @@ from raylab import config
 from raylab.config import Recipe
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError, RaylabError, UsageError
+from raylab.files import write_json
 from raylab.loop import Metrics
-from raylab.run import write_json
 from raylab.tasks import task
 from tracking import model as tracked_model
 from tracking.forward import Forwarder
@@ -164,7 +164,7 @@ def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, A
             ends = ray_tune.Trials(directory / "trials", 0).ended
         number, end = found  # type: ignore[misc]  # search() raises where there is none
         winner = watch.trial(number)
-        keep(directory, winner, recipe, end)
+        keep(directory, winner)
         scored = scores.of_run(directory, data, "val")
         scores.record(directory, scored)
         samples = scored["samples"]
@@ -204,7 +204,7 @@ def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, A
     return out
 
 
-def keep(directory: Path, winner: Path, recipe: Recipe, end: dict[str, Any]) -> None:
+def keep(directory: Path, winner: Path) -> None:
     """The winner's model becomes the search's, so that `--run SEARCH` means it."""
     target = directory / "model"
     target.mkdir(exist_ok=True)
@@ -212,7 +212,9 @@ def keep(directory: Path, winner: Path, recipe: Recipe, end: dict[str, Any]) -> 
         work = target / f".{name}"
         work.write_bytes((winner / "model" / name).read_bytes())
         work.replace(target / name)
-    write_json(directory / "result.json", json.loads((winner / "result.json").read_text()))
+    result = json.loads((winner / "result.json").read_text())
+    write_json(directory / "result.json", result)
+    home.annotate(directory, steps=result["steps"], weights_sha256=result["weights_sha256"])
 
 
 def register(winner: Path, directory: Path, recipe: Recipe, shape: tuple[int, ...], forwarder: Forwarder) -> str | None:

@@ -20,8 +20,9 @@ import raylab.errors
 from raylab import config
 from raylab.config import Recipe
 from raylab.errors import IncompleteError, RaylabError, RunError
+from raylab.files import write_json
 from raylab.loop import Metrics
-from raylab.run import execute, write_json
+from raylab.run import execute
 
 OnRows = Callable[[list[Metrics]], None]
 
@@ -75,8 +76,7 @@ def train(
     error, RunError when workers died more often than recipe.scaling.max_failures, and IncompleteError when Ray Train
     reports success without a result.
     """
-    for stale in ("result.json", "failure.json"):
-        (directory / stale).unlink(missing_ok=True)
+    (directory / "failure.json").unlink(missing_ok=True)
     low, high = recipe.scaling.workers
     # Attempts of a resumed run each get a name of their own: Ray Train's records are not what we resume from
     attempt = sum(1 for _ in (directory / "ray").glob("*"))

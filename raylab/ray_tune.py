@@ -34,8 +34,9 @@ from raylab import checkpoint, config, ray_train
 from raylab.config import Recipe
 from raylab.data.sampler import steps_per_epoch
 from raylab.errors import RaylabError, RunError, UsageError, unknown
+from raylab.files import write_json
 from raylab.loop import Metrics
-from raylab.run import execute, write_json
+from raylab.run import execute
 from raylab.tasks import task
 
 OBJECTIVE = "objective"  # reported by trials: the best validation score of any epoch so far; higher is better

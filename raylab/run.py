@@ -8,7 +8,6 @@ model/         the trained network: model.safetensors, and model.json with its r
 result.json    or failure.json: how it ended
 """
 
-import contextlib
 import json
 import os
 import time
@@ -25,6 +24,7 @@ from raylab import checkpoint, config
 from raylab.config import Recipe
 from raylab.data.samples import Samples
 from raylab.errors import DataError, RaylabError, RunError
+from raylab.files import read_lines, write_json
 from raylab.loop import Metrics, fit
 from raylab.tasks import Task, task
 from raylab.world import World
@@ -229,24 +229,6 @@ def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
             f"use the parent's model, {note['recipe']['model']['name']}, with its options (--set model....)",
         )
     model.load_state_dict({**own, **tensors})
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of a JSONL file that is appended to; a line cut short by a crash is left out."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(errors="replace").split("\n")[:-1]:
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write beside and rename: readers see the old file or the new one."""
-    work = path.with_name(f".{path.name}.{os.getpid()}")
-    work.write_text(json.dumps(value, indent=1) + "\n")
-    work.replace(path)
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylab.errors import TrackingError
+from raylab.files import locked, write_json
 from tracking import runs
-from tracking.outbox import Record, locked, read, target, write_json
+from tracking.outbox import Record, read, target
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

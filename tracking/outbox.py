@@ -25,11 +25,11 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from raylab.errors import TrackingError
+from raylab.files import flock, write_json
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Outbox:
         line = (json.dumps(_checked(record), allow_nan=False) + "\n").encode()
         fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            _flock(fd, fcntl.LOCK_EX)
+            flock(fd, fcntl.LOCK_EX)
             size = os.fstat(fd).st_size
             if size and os.pread(fd, 1, size - 1) != b"\n":
                 line = b"\n" + line  # a crash tore the last line: end it, readers skip it
@@ -113,43 +113,6 @@ def target(directory: Path) -> dict[str, str] | None:
     """{"uri", "run_id"} of an outbox, or None while it is not bound."""
     path = Path(directory) / "target.json"
     return json.loads(path.read_text()) if path.exists() else None
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write `value` beside `path`, fsync and rename, 0600: a reader sees the old or the new."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-@contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file `path`. Without `wait`, yields False when somebody else holds it."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            _flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(fd)
-
-
-def _flock(fd: int, how: int) -> None:
-    # flock, not lockf: it belongs to the open file, so it also keeps threads of one process apart.
-    try:
-        fcntl.flock(fd, how)
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-        # Lustre mounted without -o flock. One O_APPEND write is still one line on one node.
-        log.warning("this file system has no locks: keep to one writer a run")
 
 
 def _checked(record: Mapping[str, Any]) -> Record:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from raylab.errors import TrackingError
-from tracking.outbox import locked
+from raylab.files import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

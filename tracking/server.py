@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from raylab.errors import TrackingError
-from tracking.outbox import locked, write_json
+from raylab.files import locked, write_json
 from tracking.runs import database
 
 START_SECONDS = 90.0

@@ -13,9 +13,10 @@ from test_world import in_world
 from raylab import run as runs
 from raylab.config import Recipe, override
 from raylab.errors import DataError, NonFiniteError, RunError
+from raylab.files import read_lines
 from raylab.loop import weights_sha256
 from raylab.recipes import RECIPES
-from raylab.run import Recorder, agree, execute, inherit, ledger_facts, read_lines, read_model, write_model
+from raylab.run import Recorder, agree, execute, inherit, ledger_facts, read_model, write_model
 from raylab.tasks import task
 from raylab.world import World
 

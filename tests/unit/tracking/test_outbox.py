@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from raylab.errors import TrackingError
-from tracking.outbox import Outbox, locked, read, target
+from raylab.files import locked
+from tracking.outbox import Outbox, read, target
 
 
 def records(outbox: Outbox) -> list[dict]:

@@ -1,0 +1,149 @@
+"""One real Ray cluster for all tests here: token-protected, on loopback, three logical CPUs. Its processes are
+started in groups of their own and ended by id."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raylab.files import read_lines
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"waited {seconds:.0f} s for {what}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Cluster:
+    """A head and the nodes added to it, each the process group of one `ray start --block`."""
+
+    def __init__(self, temp: Path) -> None:
+        self.temp = temp
+        self.port, self.dashboard_port = free_port(), free_port()
+        self.token = temp / "token"
+        self.token.write_text(secrets.token_hex(32))
+        self.token.chmod(0o600)
+        self.address = f"127.0.0.1:{self.port}"
+        self.environment = {
+            **os.environ,
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token),
+            "RAY_ADDRESS": self.address,
+            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+            "RAY_worker_niceness": "0",
+        }
+        self.groups: list[subprocess.Popen[bytes]] = []
+        head = f"--head --port {self.port} --dashboard-port {self.dashboard_port} --include-dashboard true --num-cpus 3"
+        self.start(f"{head} --temp-dir {temp}/ray --object-store-memory 150000000")
+        wait_for(self.ready, 90, "Ray's dashboard")
+
+    def start(self, options: str) -> "subprocess.Popen[bytes]":
+        command = f"{BIN}/ray start {options} --node-ip-address 127.0.0.1 --disable-usage-stats --block"
+        with (self.temp / f"start-{len(self.groups)}.log").open("wb") as log:
+            group = subprocess.Popen(
+                command.split(), env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self.groups.append(group)
+        return group
+
+    def add_node(self, cpus: int) -> "subprocess.Popen[bytes]":
+        return self.start(f"--address {self.address} --num-cpus {cpus} --object-store-memory 100000000")
+
+    def ready(self) -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            return probe.connect_ex(("127.0.0.1", self.dashboard_port)) == 0
+
+    def stop(self) -> None:
+        for group in reversed(self.groups):
+            try:
+                os.killpg(group.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            group.wait(10)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    temp = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp"))  # short: Ray's socket paths have 107 bytes at most
+    running = Cluster(temp)
+    yield running
+    running.stop()
+    shutil.rmtree(temp, ignore_errors=True)
+
+
+class Lab:
+    """raylab's command line on the cluster, with a home of its own."""
+
+    def __init__(self, cluster: Cluster, home: Path) -> None:
+        self.cluster, self.home = cluster, home
+        self.environment = {**cluster.environment, "RAYLAB_HOME": str(home)}
+
+    def start(self, *words: object, **environment: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "jobs.cli", *map(str, words)]
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *words: object, expect: int = 0, **environment: str) -> dict[str, Any]:
+        """The verb's JSON result; {"output": text} when it failed as expected."""
+        file = self.home / f"result-{secrets.token_hex(4)}.json"
+        process = self.start(*words, "--json", file, **environment)
+        output, _ = process.communicate(timeout=280)
+        assert process.returncode == expect, output
+        return {"output": output} if expect else {**json.loads(file.read_text()), "output": output}
+
+    def ledger(self, name: str) -> list[dict[str, Any]]:
+        return read_lines(self.home / "runs" / name / "ledger.jsonl")
+
+    def at_step(self, name: str, step: int) -> list[dict[str, Any]]:
+        """Wait until the run has computed `step`; its ledger."""
+
+        def there() -> list[dict[str, Any]] | None:
+            lines = self.ledger(name)
+            return lines if any(line.get("step", 0) >= step for line in lines) else None
+
+        found: list[dict[str, Any]] = wait_for(there, 150, f"step {step} of {name}")
+        return found
+
+    def mlflow_runs(self) -> list[Any]:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{self.home}/mlflow/mlflow.db")
+        experiment = client.get_experiment_by_name("raylab")
+        return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+@pytest.fixture(scope="session")
+def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(cluster, tmp_path_factory.mktemp("ray-home"))

@@ -1,0 +1,79 @@
+"""Training on real Ray: the number of workers, kills and preemptions leave the result as it is."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ray.conftest import Lab, wait_for
+
+RECIPE = ("--smoke", "--set", "loop.epochs=30", "loop.ema=0.9", "loop.checkpoint_steps=10", "model.dropout=0.2")
+
+
+@pytest.fixture(scope="session")
+def calm(lab: Lab, ards_data: Path) -> dict[str, Any]:
+    """The undisturbed run, in one process without Ray."""
+    return lab.run("train", "ards", "--data", ards_data, "--workers", 0, "--name", "calm", *RECIPE)
+
+
+def test_a_killed_worker_changes_nothing(lab: Lab, ards_data: Path, calm: dict[str, Any]) -> None:
+    run = lab.start("train", "ards", "--data", ards_data, "--workers", "1:2", "--name", "killed", *RECIPE)
+    ledger = lab.at_step("killed", 25)
+    os.kill(ledger[0]["pids"][-1], signal.SIGKILL)
+    output, _ = run.communicate(timeout=250)
+    assert run.returncode == 0, output
+    result = lab.run("train", "--resume", "killed")
+    assert result["weights_sha256"] == calm["weights_sha256"]
+    assert result["val_loss"] == calm["val_loss"]
+    assert result["steps"] == calm["steps"] == result["planned_steps"]
+    assert result["attempts"] >= 2
+    assert result["gaps"] == 0
+    assert result["steps_repeated"] <= 10 + 1  # one interval; a step may have been computed but not yet noted
+    runs = [run for run in lab.mlflow_runs() if run.info.run_name == "killed"]
+    assert [run.info.status for run in runs] == ["FINISHED"]
+    history = {point.step for point in history_of(lab, runs[0].info.run_id, "train/loss")}
+    assert history == set(range(1, calm["steps"] + 1))
+
+
+def test_three_workers_that_do_not_divide_the_shards(lab: Lab, ards_data: Path, calm: dict[str, Any]) -> None:
+    shards = "loop.shards=6"  # the smoke recipe's; 3 ranks hold two each, 2 held three
+    result = lab.run("train", "ards", "--data", ards_data, "--workers", 3, *RECIPE, shards)
+    assert result["workers"] == [3]
+    assert result["weights_sha256"] == calm["weights_sha256"]
+
+
+def test_a_preempted_node_repeats_nothing(lab: Lab, ards_data: Path, calm: dict[str, Any]) -> None:
+    """SIGTERM to a node's `ray start --block`: warned ahead, a checkpoint is committed before the node goes."""
+    node = lab.cluster.add_node(cpus=2)
+    recipe = (*RECIPE, "loop.checkpoint_steps=1000", "scaling.cpus_per_worker=2")  # the head's 3 CPUs hold one worker
+    run = lab.start("train", "ards", "--data", ards_data, "--workers", "1:2", "--name", "preempted", *recipe)
+    ledger = lab.at_step("preempted", 5)
+    assert ledger[0]["workers"] == 2
+    node.send_signal(signal.SIGTERM)
+    output, _ = run.communicate(timeout=250)
+    assert run.returncode == 0, output
+    result = lab.run("train", "--resume", "preempted")
+    assert result["workers"] == [2, 1]
+    assert result["steps_repeated"] == 0
+    assert result["gaps"] == 0
+    assert result["weights_sha256"] == calm["weights_sha256"]
+    wait_for(lambda: node.poll() is not None, 60, "the node's end")
+
+
+def test_a_loss_that_is_no_number_fails_at_once(lab: Lab, ards_data: Path) -> None:
+    failed = lab.run(
+        "train", "ards", "--data", ards_data, "--smoke", "--workers", 2, "--name", "nan",
+        "--set", "optim.lr=1e30", "optim.clip=None", expect=1,
+    )  # fmt: skip
+    assert "lower optim.lr" in failed["output"]
+    assert "Traceback" not in failed["output"]
+    assert sum("start" in line for line in lab.ledger("nan")) == 1, "it was retried, though it would fail again"
+    assert [run.info.status for run in lab.mlflow_runs() if run.info.run_name == "nan"] == ["FAILED"]
+
+
+def history_of(lab: Lab, run_id: str, metric: str) -> list[Any]:
+    from mlflow import MlflowClient
+
+    return list(MlflowClient(f"sqlite:///{lab.home}/mlflow/mlflow.db").get_metric_history(run_id, metric))
