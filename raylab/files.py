@@ -16,13 +16,17 @@ log = logging.getLogger(__name__)
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` beside `path`, fsync and rename, 0600: a reader sees the old or the new."""
+    text = json.dumps(value, indent=1) + "\n"
     beside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The same examples every time, and no time limit for one: a busy machine must not fail a test
+hypothesis.settings.register_profile("raylab", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("raylab")
 
 ROOT = Path(__file__).parents[1]
 

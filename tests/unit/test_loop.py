@@ -155,18 +155,17 @@ def test_the_cases_are_not_trivial(alone):
     assert any(case["kept"] != case["result"]["weights_sha256"] for case in alone.values())
 
 
-def float_sum(recipe: Recipe, data: dict[str, Path]) -> list[torch.Tensor]:
+def last_weights(recipe: Recipe, data: dict[str, Path]) -> np.ndarray:
     _, log, _ = run(recipe, data)
-    return list(log.state(max(log.states))["model"].values())
+    return torch.cat([t.flatten() for t in log.state(max(log.states))["model"].values()]).numpy()
 
 
 def test_plain_float_sums_agree_with_exact_ones_to_rounding(data, tmp_path):
     recipe = override(ARDS, {"loop.epochs": 2, "schedule.kind": "constant"})
-    exact = float_sum(recipe, data)
+    exact = last_weights(recipe, data)
     inexact = override(recipe, {"loop.sum": "float"})
-    for got in (float_sum(inexact, data), in_world(3, tmp_path / "world", float_sum, inexact, data)[0]):
-        one, other = (torch.cat([t.flatten() for t in tensors]) for tensors in (exact, got))
-        assert torch.linalg.vector_norm(one - other) <= 1e-4 * torch.linalg.vector_norm(one)
+    for got in (last_weights(inexact, data), in_world(3, tmp_path / "world", last_weights, inexact, data)[0]):
+        assert np.linalg.norm(got - exact) <= 1e-4 * np.linalg.norm(exact)
 
 
 # interruptions
@@ -175,9 +174,9 @@ def test_plain_float_sums_agree_with_exact_ones_to_rounding(data, tmp_path):
 @pytest.mark.parametrize(
     ("name", "steps"),
     [
-        ("ards", [1, 2, 3, 4, 6, 7, 11, 12]),  # epochs end at 3, 6, 9, 12
-        ("ards-early", [1, 3, 5]),
-        ("covidnet", [1, 3, 4, 6]),
+        ("ards", [1, 3, 4, 8, 12]),  # epochs end at 3, 6, 9, 12
+        ("ards-early", [3, 5]),
+        ("covidnet", [1, 3, 4]),
     ],
 )
 def test_a_run_stopped_at_any_step_goes_on_to_the_same_weights(name, steps, data, alone):
@@ -189,7 +188,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_weights(name, steps, data
             with pytest.raises(Stop):
                 run(every, data, log)
         else:
-            run(every, data, log)
+            run(every, data, log)  # to its end: resuming finds nothing to do
         again = facts(CASES[name], data, log.states[step])
         assert again["curve"] == whole["curve"][step:], step
         assert again["result"] == whole["result"], step

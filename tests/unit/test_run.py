@@ -1,6 +1,7 @@
 """A run in its directory, end to end without Ray: resumed, damaged, inherited from; and its ledger."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,29 @@ class Killed(BaseException):
 
 
 class Rows:
-    """A `send` that remembers, and is killed when it sees step `at`."""
+    """A `send` that remembers."""
 
-    def __init__(self, at: int | None = None) -> None:
+    def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self.at = at
 
     def __call__(self, rows: list[dict[str, Any]]) -> None:
         self.rows += rows
-        if any(row["step"] == self.at for row in rows):
+
+
+def killed(recipe: Recipe, data: Path, directory: Path, step: int) -> None:
+    """A run that is killed right after `step` went into its ledger, before any checkpoint of it."""
+    whole = Recorder.__call__
+
+    def call(recorder: Recorder, metrics: dict[str, Any], state: dict[str, Any] | None) -> bool:
+        asked = whole(recorder, metrics, state)
+        if state is None and metrics["step"] == step:
             raise Killed
+        return asked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "__call__", call)
+        with pytest.raises(Killed):
+            execute(recipe, data, directory, Rows())
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +79,9 @@ def test_a_run_leaves_its_result_its_ledger_and_its_model(undisturbed, ards_data
     assert len(val) == 29
 
 
-@pytest.mark.parametrize(("killed", "start", "repeated"), [(2, 0, 2), (4, 3, 1), (6, 3, 3)])
-def test_a_killed_run_goes_on_to_the_same_weights(killed, start, repeated, undisturbed, ards_data, tmp_path):
-    with pytest.raises(Killed):
-        execute(RECIPE, ards_data, tmp_path, Rows(at=killed))
+@pytest.mark.parametrize(("at", "start", "repeated"), [(2, 0, 2), (4, 3, 1), (6, 3, 3)])
+def test_a_killed_run_goes_on_to_the_same_weights(at, start, repeated, undisturbed, ards_data, tmp_path):
+    killed(RECIPE, ards_data, tmp_path, at)
     assert not (tmp_path / "result.json").exists() and not (tmp_path / "model").exists()
     again = Rows()
     result = execute(RECIPE, ards_data, tmp_path, again)
@@ -80,8 +93,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(killed, start, repeated, undis
 
 
 def test_a_damaged_checkpoint_costs_an_interval_and_nothing_else(undisturbed, ards_data, tmp_path):
-    with pytest.raises(Killed):
-        execute(override(RECIPE, {"loop.checkpoint_steps": 1}), ards_data, tmp_path, Rows(at=6))
+    killed(override(RECIPE, {"loop.checkpoint_steps": 1}), ards_data, tmp_path, 6)
     newest = tmp_path / "checkpoints" / "step-00000005" / "state.pt"
     newest.write_bytes(newest.read_bytes()[:-1])
     result = execute(RECIPE, ards_data, tmp_path, Rows())
@@ -154,7 +166,8 @@ def test_a_worker_that_will_be_taken_away_saves_and_waits(tmp_path, monkeypatch)
     monkeypatch.setattr(runs.time, "sleep", slept.append)
     recorder = Recorder(tmp_path, RECIPE, World(), lambda rows: 12.0)
     recorder.start(0, [])
-    assert recorder({"step": 1, "train/loss": 0.5, "val/loss": 0.5}, None) is True  # asks for a checkpoint
+    recorder.sent_at = -math.inf  # long ago: the next row is sent on, and the answer says that the node will go
+    assert recorder({"step": 1, "train/loss": 0.5}, None) is True  # asks for a checkpoint
     with pytest.raises(RunError, match="announced"):
         recorder({"step": 1}, {"progress": {"step": 1}})
     assert slept == [72.0]
@@ -208,8 +221,7 @@ def test_lines_cut_short_by_a_crash_are_left_out(tmp_path):
 
 
 def test_a_run_whose_ledger_was_torn_goes_on(tmp_path, undisturbed, ards_data):
-    with pytest.raises(Killed):
-        execute(RECIPE, ards_data, tmp_path, Rows(at=4))
+    killed(RECIPE, ards_data, tmp_path, 4)
     with (tmp_path / "ledger.jsonl").open("a") as file:
         file.write('{"attempt": 0, "step": 5, "lo')
     result = execute(RECIPE, ards_data, tmp_path, Rows())
@@ -300,10 +312,18 @@ def test_models_that_are_not_there_or_damaged(undisturbed, tmp_path):
         read_model(tmp_path / "run")
 
 
-def test_json_is_replaced_whole(tmp_path):
+def test_json_is_replaced_whole(tmp_path, monkeypatch):
     path = tmp_path / "note.json"
     runs.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
         runs.write_json(path, {"a": object()})
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            runs.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["note.json"]
