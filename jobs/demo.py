@@ -23,7 +23,7 @@ from raylab.errors import DataError, RunError
 from raylab.files import read_lines
 from tracking import server
 
-EXAMPLE = "raylab demo            (synthetic data)        raylab demo --data ../shared/data"
+EXAMPLE = "raylab demo --data ../shared/data"
 NO_DATA = "no data given: SYNTHETIC patients and X-rays; their scores say that the software works, nothing else"
 SMALL = ["data.size=64", "loop.epochs=6"]
 ARDS = ["loop.epochs=12", "loop.checkpoint_steps=20"]

@@ -8,9 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from jobs import cli, scores
+from jobs import cli, home, scores
 from jobs.evaluate import checked
 from jobs.progress import say
+from raylab.data.prepared import read_meta
 from raylab.errors import DataError
 
 EXAMPLE = "raylab predict ards --run NAME --data prepared/ards --split val --out probabilities.parquet"
@@ -38,6 +39,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         frame.write_parquet(file)  # it names patients' rows: for its owner alone
     work.replace(args.out)
+    described = home.note(directory)
+    if read_meta(data, args.task)["data_hash"] == described["data_hash"] and args.split in {"test", "all"}:
+        home.annotate(directory, test_reads=described.get("test_reads", 0) + 1)  # the file holds test rows
     if not args.quiet:
         say(f"wrote {len(frame)} rows to {args.out}")
     return {"run": directory.name, "out": str(args.out.absolute()), "rows": len(frame), "columns": frame.columns}

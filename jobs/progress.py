@@ -1,5 +1,6 @@
 """What a person sees while a run trains: one line that moves on a terminal, one line an epoch in a file."""
 
+import contextlib
 import json
 import sys
 import threading
@@ -44,7 +45,11 @@ class Tail:
             file.seek(self.offset)
             whole, newline, _ = file.read().rpartition(b"\n")
         self.offset += len(whole) + len(newline)
-        return [json.loads(line) for line in whole.split(b"\n") if line.endswith(b"}")]
+        lines = []
+        for line in whole.split(b"\n"):
+            with contextlib.suppress(ValueError):  # cut short by a crash, or empty
+                lines.append(json.loads(line))
+        return lines
 
 
 class Display:

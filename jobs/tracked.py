@@ -44,12 +44,15 @@ class ToOutbox:
         if self.last is None:
             records = read_lines(outbox.path)
             self.last = max((r["step"] for r in records if "train/loss" in r.get("values", {})), default=0)
-        for row in rows:
-            if row["step"] <= self.last:
-                continue
-            self.last = row["step"]
-            values = {name: value for name, value in row.items() if name != "step"}
-            outbox.append({"kind": "metrics", "step": row["step"], "values": values})
+        new = [row for row in rows if row["step"] > self.last]
+        if new:
+            self.last = new[-1]["step"]
+            outbox.append(
+                *(
+                    {"kind": "metrics", "step": row["step"], "values": {k: v for k, v in row.items() if k != "step"}}
+                    for row in new
+                )
+            )
 
     def send(self, rows: list[dict[str, Any]]) -> None:
         """The `send` of a run without Ray, which nobody preempts."""

@@ -151,7 +151,12 @@ def load(document: Mapping[str, Any]) -> Recipe:
 
 
 def read(path: Path) -> Recipe:
-    return load(json.loads(path.read_text()))
+    """The recipe in a JSON file; UsageError when there is none that holds."""
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is no recipe", str(error), "it is written by the run itself: restore it") from error
+    return load(document)
 
 
 def paths(part: type[Part] = Recipe, prefix: str = "") -> list[str]:

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raylab.adamw import AdamW
 from raylab.config import Recipe, Schedule
 from raylab.data.sampler import shards_of, steps_per_epoch
 from raylab.data.samples import Samples
-from raylab.errors import CheckpointError, IncompleteError, NonFiniteError
+from raylab.errors import CheckpointError, NonFiniteError, UsageError
 from raylab.tasks import Task
 from raylab.world import World
 
@@ -47,7 +48,7 @@ def fit(
 
     Returns {"steps", "planned_steps", "epochs", "stopped" ("planned" or "early"), "val": metrics of the last epoch,
     "best": metrics of the best epoch, "weights_sha256"}, and leaves the best epoch's weights in `model`.
-    Raises NonFiniteError when a loss or a gradient is no number, IncompleteError when the planned step was missed.
+    Raises NonFiniteError when a loss or a gradient is no number.
     """
     loop = recipe.loop
     torch.set_num_threads(loop.threads)
@@ -64,19 +65,12 @@ def fit(
     average = copy.deepcopy(model).requires_grad_(False) if loop.ema else None
     weights = [p for p in model.parameters() if p.requires_grad]
     flat = _flatten_gradients(weights)
-    optim = torch.optim.AdamW(
-        weights,
-        lr=recipe.optim.lr,
-        betas=(recipe.optim.beta1, recipe.optim.beta2),
-        weight_decay=recipe.optim.weight_decay,
-    )
+    optim = AdamW(weights)
     class_weight = _class_weight(recipe, train, device)
     progress = Progress()
     if resume is not None:
         model.load_state_dict(resume["model"])
         optim.load_state_dict(resume["optim"])
-        for group in optim.param_groups:  # the recipe's, not the checkpoint's: a search may have changed them
-            group["betas"], group["weight_decay"] = (recipe.optim.beta1, recipe.optim.beta2), recipe.optim.weight_decay
         if average is not None:
             average.load_state_dict(resume["average"])
         progress = Progress(**resume["progress"])
@@ -84,7 +78,7 @@ def fit(
         raise CheckpointError(f"the checkpoint is at step {progress.step}, the recipe ends at {planned}")
 
     statistics = ShardStatistics(model)
-    saved_at, saved_step = time.monotonic(), progress.step
+    saved_at = time.monotonic()
     pace_since, pace_samples = time.perf_counter(), 0
     while progress.step < planned and progress.stopped is None:
         step = progress.step
@@ -101,7 +95,17 @@ def fit(
                 _seed(recipe.seed, step, shard, device)
                 x = train.batch(index, augment=(recipe.seed, epoch) if recipe.data.augment else None)
                 y = torch.from_numpy(train.y[index]).to(device)
-                loss = task.loss(_forward(model, x, loop.bf16, loop.channels_last, device), y, class_weight).sum()
+                try:
+                    logits = _forward(model, x, loop.bf16, loop.channels_last, device)
+                except ValueError as error:  # batch norm's, of one sample whose feature map is one pixel
+                    if "more than 1 value per channel" not in str(error):
+                        raise
+                    raise UsageError(
+                        f"a shard of {len(index)} sample at step {step} is too small for batch norm",
+                        str(error),
+                        "choose a loop.batch that leaves more in the last batch, fewer loop.shards, or larger images",
+                    ) from error
+                loss = task.loss(logits, y, class_weight).sum()
                 flat.zero_()
                 (loss / count).backward()  # type: ignore[no-untyped-call]
                 gradients.append(flat.clone())
@@ -130,9 +134,7 @@ def fit(
         if recipe.optim.clip is not None and norm > recipe.optim.clip:
             flat.mul_(recipe.optim.clip / norm)
         rate = recipe.optim.lr * _rate(recipe.schedule, step, planned, progress.cuts)
-        for group in optim.param_groups:
-            group["lr"] = rate
-        optim.step()
+        optim.step(rate, recipe.optim)
         if average is not None and loop.ema is not None:
             # Young averages follow the weights more closely: otherwise the first epochs score the initial weights
             _update_average(average, model, min(loop.ema, (1 + step) / (10 + step)))
@@ -157,13 +159,9 @@ def fit(
         overdue = loop.checkpoint_seconds is not None and time.monotonic() - saved_at >= loop.checkpoint_seconds
         asked = report(metrics, None) or overdue
         if due or world.any(asked):
-            saved_at, saved_step = time.monotonic(), progress.step
+            saved_at = time.monotonic()
             report({"step": progress.step}, _state(recipe, model, optim, average, progress))
 
-    if progress.step != planned and progress.stopped is None:
-        raise IncompleteError(f"the run ended at step {progress.step} of {planned}")
-    if saved_step != progress.step:
-        report({"step": progress.step}, _state(recipe, model, optim, average, progress))
     digest = weights_sha256(average or model)
     model.load_state_dict(progress.best_model)
     return {
@@ -364,7 +362,7 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def _state(
-    recipe: Recipe, model: nn.Module, optim: torch.optim.Optimizer, average: nn.Module | None, progress: Progress
+    recipe: Recipe, model: nn.Module, optim: AdamW, average: nn.Module | None, progress: Progress
 ) -> dict[str, Any]:
     """All that a resumed run needs. Sampler position and random numbers are functions of (seed, step): see `_seed`,
     `shards_of` and the loaders' augmentation, so seed and step are their whole state."""

@@ -124,4 +124,6 @@ def outcome(directory: Path) -> dict[str, Any]:
             f"run {directory.name} ended without reaching its last step", do=f"raylab train --resume {directory.name}"
         )
     found: dict[str, Any] = json.loads(result.read_text())
+    if found["stopped"] == "planned" and found["steps"] != found["planned_steps"]:
+        raise IncompleteError(f"run {directory.name} ended at step {found['steps']} of {found['planned_steps']}")
     return found

@@ -331,7 +331,7 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
         if options.workers_per_trial:
             result = ray_train.train(chosen, Path(data), directory, ToTune(objective))
         else:
-            result = execute(chosen, Path(data), directory, send, saved=saved)
+            result = execute(chosen, Path(data), directory, send, saved=saved, flush_seconds=0)
     except RaylabError as error:
         write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
         raise

@@ -23,13 +23,11 @@ from torch import nn
 from raylab import checkpoint, config
 from raylab.config import Recipe
 from raylab.data.samples import Samples
-from raylab.errors import DataError, RaylabError, RunError
+from raylab.errors import CheckpointError, DataError, RaylabError, RunError
 from raylab.files import read_lines, write_json
 from raylab.loop import Metrics, fit
 from raylab.tasks import Task, task
 from raylab.world import World
-
-FLUSH_SECONDS = 1.0  # metrics wait at most so long before they are sent on
 
 Send = Callable[[list[Metrics]], float | None]
 """Passes rows of metrics on (a collective where there are several ranks). Returns None, or, when the group is
@@ -45,11 +43,12 @@ def execute(
     send: Send,
     parent: Path | None = None,
     saved: Callable[[Path], None] | None = None,
+    flush_seconds: float = 1.0,
 ) -> dict[str, Any]:
     """Train from the newest valid checkpoint in `directory` (or from `parent`'s weights, or from nothing) to the end.
 
-    Every rank of the world calls it; rank 0 writes, and calls `saved` with each new checkpoint. Returns fit()'s
-    result with the facts of the ledger.
+    Every rank of the world calls it; rank 0 writes, and calls `saved` with each new checkpoint. Metrics wait for
+    `flush_seconds` at most before they are sent on. Returns fit()'s result with the facts of the ledger.
     """
     world = World()
     device = "cuda" if recipe.scaling.gpu else "cpu"
@@ -65,8 +64,8 @@ def execute(
         return train, val, model, None if found is None else checkpoint.load(found, device), damaged
 
     train, val, model, state, damaged = agree(world, prepare)
-    recorder = Recorder(directory, recipe, world, send, saved)
-    recorder.start(0 if state is None else int(state["progress"]["step"]), [p.name for p in damaged])
+    recorder = Recorder(directory, recipe, world, send, saved, flush_seconds)
+    recorder.start(state, [p.name for p in damaged])
     result = fit(recipe, job, model, train, val, recorder, state, device)
     recorder.flush()
     if world.rank == 0:
@@ -77,20 +76,34 @@ def execute(
 
 
 class Recorder:
-    """The `report` of a run in a directory: ledger, checkpoints, and rows of metrics in bundles to `send`."""
+    """The `report` of a run in a directory: ledger, checkpoints, and rows of metrics in bundles to `send`.
+
+    A bundle may be lost with the worker that sent it, as long as it has not been fetched; the next `send` waits for
+    that. So the last bundle and the rows after it travel in the checkpoint, and a resumed run sends them again;
+    whoever receives rows takes each step once.
+    """
 
     def __init__(
-        self, directory: Path, recipe: Recipe, world: World, send: Send, saved: Callable[[Path], None] | None = None
+        self,
+        directory: Path,
+        recipe: Recipe,
+        world: World,
+        send: Send,
+        saved: Callable[[Path], None] | None = None,
+        flush_seconds: float = 1.0,
     ) -> None:
         self.directory, self.recipe, self.world, self.send, self.saved = directory, recipe, world, send, saved
+        self.flush_seconds = flush_seconds
         self.ledger = directory / "ledger.jsonl"
         self.rows: list[Metrics] = []
+        self.bundle: list[Metrics] = []  # sent last
         self.sent_at = time.monotonic()
         self.gone_in: float | None = None
         self.attempt = 0
 
-    def start(self, step: int, damaged: list[str]) -> None:
-        """Note that an attempt begins after `step`, having passed over the checkpoints named in `damaged`."""
+    def start(self, state: dict[str, Any] | None, damaged: list[str]) -> None:
+        """Note that an attempt begins from the checkpoint `state`, past the newer ones named in `damaged`."""
+        self.rows = [] if state is None else state["rows"]
         pids = self.world.gather({self.world.rank: torch.tensor([os.getpid()])}, self.world.size, 1)
         if self.world.rank == 0:
             lines = read_lines(self.ledger)
@@ -100,7 +113,7 @@ class Recorder:
             self.attempt = 1 + max((line["attempt"] for line in lines), default=-1)
             self._write(
                 {
-                    "start": step,
+                    "start": 0 if state is None else state["progress"]["step"],
                     "workers": self.world.size,
                     "pids": [int(pid) for pid in pids[:, 0]],
                     "time": time.time(),
@@ -112,16 +125,15 @@ class Recorder:
         if state is None:
             self.rows.append(metrics)
             self._write({"step": metrics["step"], "loss": metrics["train/loss"]})
-            waited = time.monotonic() - self.sent_at >= FLUSH_SECONDS
-            if self.world.any(waited or "val/loss" in metrics):
+            if self.world.any(time.monotonic() - self.sent_at >= self.flush_seconds):
                 self.flush()
             return self.gone_in is not None
-        self.flush()
         step, keep = metrics["step"], self.recipe.loop.keep
+        complete = {**state, "rows": self.bundle + self.rows}
 
         def save() -> None:
             if self.world.rank == 0:
-                path = checkpoint.save(self.directory / "checkpoints", step, state, keep)
+                path = checkpoint.save(self.directory / "checkpoints", step, complete, keep)
                 if self.saved is not None:
                     self.saved(path)
 
@@ -136,12 +148,16 @@ class Recorder:
 
     def flush(self) -> None:
         self.gone_in = self.send(self.rows)
-        self.rows, self.sent_at = [], time.monotonic()
+        self.bundle, self.rows, self.sent_at = self.rows, [], time.monotonic()
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.world.rank == 0:
-            with self.ledger.open("a") as file:
-                file.write(json.dumps({"attempt": self.attempt, **line}) + "\n")
+            try:
+                with self.ledger.open("a") as file:
+                    file.write(json.dumps({"attempt": self.attempt, **line}) + "\n")
+            except OSError as error:
+                do = f"free space, then: raylab train --resume {self.directory.name}"
+                raise CheckpointError(f"{self.ledger} could not be written", str(error), do) from error
 
 
 def agree(world: World, action: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import importlib.metadata
 import logging
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +128,7 @@ def _here(uri: str) -> Iterator[None]:
 
     runs.client(uri)  # its environment
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    named = os.environ.get("MLFLOW_TRACKING_URI")  # which MLflow sets, for child processes
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
@@ -134,3 +136,6 @@ def _here(uri: str) -> Iterator[None]:
     finally:
         mlflow.set_tracking_uri(before[0])
         mlflow.set_registry_uri(before[1])
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if named is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = named

@@ -63,13 +63,13 @@ class Outbox:
             )
         write_json(self.directory / "target.json", {"uri": uri, "run_id": run_id})
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Put `record` on disk: when this returns, a crash cannot lose it.
+    def append(self, *records: Mapping[str, Any]) -> None:
+        """Put `records` on disk in one write: when this returns, a crash cannot lose them.
 
         Raises ValueError for a record of no known kind and OSError when the disk refuses;
-        a refused record leaves no trace in the file.
+        refused records leave no trace in the file.
         """
-        line = (json.dumps(_checked(record), allow_nan=False) + "\n").encode()
+        line = "".join(json.dumps(_checked(record), allow_nan=False) + "\n" for record in records).encode()
         fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             flock(fd, fcntl.LOCK_EX)

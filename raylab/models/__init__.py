@@ -15,7 +15,8 @@ MODELS: dict[str, dict[str, Callable[[Model, dict[str, Any], int], nn.Module]]] 
     },
     "cxr-frontal-u8": {
         "covidnet": covidnet.covidnet,
-        **{name: vision.classifier(name) for name in vision.NAMES},  # vgg19, resnet50 and all that torchvision has
+        "resnet50": vision.resnet50,
+        "vgg19": vision.vgg19,
     },
 }
 """By kind of input (a data set's `spec["kind"]`), then by name."""

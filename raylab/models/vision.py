@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from raylab.config import Model
 from raylab.errors import DataError, unknown
 
 # Inception and GoogLeNet return auxiliary outputs in training; SqueezeNet has no dense layer to replace.
-NAMES = sorted(
-    set(torchvision.models.list_models(module=torchvision.models))
-    - {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"}
-)
+UNFIT = {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"}
+
+
+def names() -> list[str]:
+    """What `classifier` takes."""
+    import torchvision  # here and below, not above: it takes seconds, which every worker would pay at each start
+
+    return sorted(set(torchvision.models.list_models(module=torchvision.models)) - UNFIT)
 
 
 class Vision(nn.Module):
@@ -42,16 +45,18 @@ def classifier(name: str) -> Callable[[Model, dict[str, Any], int], Vision]:
     It reads dropout (before the head) and weights: the path of a state dict with torchvision's names (.safetensors, or
     whatever torch.load reads with weights_only=True), whose own classifier is left out.
     """
-    if name not in NAMES:
-        raise unknown("torchvision classifier", name, NAMES)
 
     def make(config: Model, spec: dict[str, Any], outputs: int) -> Vision:
+        if name not in names():
+            raise unknown("torchvision classifier", name, names())
         return _make(name, config, spec, outputs)
 
     return make
 
 
 def _make(name: str, config: Model, spec: dict[str, Any], outputs: int) -> Vision:
+    import torchvision
+
     # Vision transformers are built for one input size; all others take any.
     size = {"image_size": spec["size"]} if name.startswith("vit_") else {}
     body: nn.Module = torchvision.models.get_model(name, weights=None, **size)

@@ -85,7 +85,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(at, start, repeated, undisturb
     assert not (tmp_path / "result.json").exists() and not (tmp_path / "model").exists()
     again = Rows()
     result = execute(RECIPE, ards_data, tmp_path, again)
-    assert [row["step"] for row in again.rows] == list(range(start + 1, 7))
+    # Nothing was sent before the kill: what the checkpoint held back is sent now, before the steps after it
+    assert [row["step"] for row in again.rows] == list(range(1, 7))
+    assert [line["start"] for line in read_lines(tmp_path / "ledger.jsonl") if "start" in line] == [0, start]
     assert (result["attempts"], result["steps_repeated"], result["gaps"]) == (2, repeated, 0)
     for fact in ("weights_sha256", "val", "best", "steps"):
         assert result[fact] == undisturbed[1][fact]
@@ -106,7 +108,7 @@ def test_a_finished_run_has_nothing_left_to_do(undisturbed, ards_data, tmp_path)
     first = execute(RECIPE, ards_data, tmp_path, Rows())
     rows = Rows()
     again = execute(RECIPE, ards_data, tmp_path, rows)
-    assert rows.rows == []
+    assert [row["step"] for row in rows.rows] == list(range(1, 7))  # once more, lest a bundle was lost at the end
     assert again == first | {"attempts": 2, "workers": [1, 1]}
 
 
@@ -165,7 +167,7 @@ def test_a_worker_that_will_be_taken_away_saves_and_waits(tmp_path, monkeypatch)
     slept: list[float] = []
     monkeypatch.setattr(runs.time, "sleep", slept.append)
     recorder = Recorder(tmp_path, RECIPE, World(), lambda rows: 12.0)
-    recorder.start(0, [])
+    recorder.start(None, [])
     recorder.sent_at = -math.inf  # long ago: the next row is sent on, and the answer says that the node will go
     assert recorder({"step": 1, "train/loss": 0.5}, None) is True  # asks for a checkpoint
     with pytest.raises(RunError, match="announced"):

@@ -303,7 +303,6 @@ def test_resuming_with_other_data_is_refused(trained, own_home):
     shutil.rmtree(own_home / "runs" / "altered")
 
 
-@pytest.mark.xfail(strict=True, reason="tracking/model.py, _here: puts MLflow's default address into the environment")
 def test_logging_a_model_leaves_the_tracking_address_as_it_was(trained, own_home, monkeypatch):
     """Else the next verb in this process would write to ./mlflow.db instead of its home."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")

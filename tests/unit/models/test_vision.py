@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from raylab.config import Model
 from raylab.errors import DataError, UsageError
-from raylab.models.vision import NAMES, classifier, describe
+from raylab.models.vision import classifier, describe, names
 
 SPEC = {"size": 32}
 
@@ -50,8 +50,8 @@ def test_macs_of_known_layers() -> None:
 
 def test_unknown_name() -> None:
     with pytest.raises(UsageError, match="use one of: resnet50"):
-        classifier("resnet_50")
-    assert "inception_v3" not in NAMES
+        classifier("resnet_50")(Model(name="resnet_50"), SPEC, 3)
+    assert "inception_v3" not in names()
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])

@@ -1,0 +1,51 @@
+"""AdamW (Loshchilov and Hutter, arXiv 1711.05101), by torch's own function.
+
+torch.optim's class loads torch's compiler when it is first used, some 4 s of every worker's start and restart; the
+function beneath it does not.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from raylab.config import Optim
+
+
+class AdamW:
+    """First and second moments of `weights`, whose .grad is read at each step."""
+
+    def __init__(self, weights: list[nn.Parameter]) -> None:
+        self.weights = weights
+        self.steps: list[Tensor] = [torch.tensor(0.0) for _ in weights]
+        self.first = [torch.zeros_like(w, memory_format=torch.preserve_format) for w in weights]
+        self.second = [torch.zeros_like(w, memory_format=torch.preserve_format) for w in weights]
+
+    @torch.no_grad()
+    def step(self, rate: float, options: Optim) -> None:
+        adamw(
+            list(self.weights),
+            [w.grad for w in self.weights if w.grad is not None],
+            self.first,
+            self.second,
+            [],
+            self.steps,
+            amsgrad=False,
+            beta1=options.beta1,
+            beta2=options.beta2,
+            lr=rate,
+            weight_decay=options.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        moments = zip(self.steps, self.first, self.second, strict=True)
+        return {"state": {i: {"step": s, "exp_avg": m, "exp_avg_sq": v} for i, (s, m, v) in enumerate(moments)}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for i, kept in state["state"].items():
+            self.steps[i].copy_(kept["step"])
+            self.first[i].copy_(kept["exp_avg"])
+            self.second[i].copy_(kept["exp_avg_sq"])
