@@ -71,6 +71,7 @@ def run(verb: str, words: list[str]) -> int:
     args = parser.parse_args(words)
     for chatty in ("mlflow", "alembic", "torch.export"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
+    os.umask(0o077)  # what is written is for its owner: this may be a shared machine
     # An interrupt and a polite end of the job take the same way out: outboxes closed, run marked
     signal.signal(signal.SIGTERM, _interrupt)
     result: dict[str, Any] = module.main(args)

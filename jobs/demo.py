@@ -57,6 +57,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         serving.stop()
         del os.environ["MLFLOW_TRACKING_URI"]
     part("done")
+    say(f"the table again: raylab compare --experiment demo-{stamp}")
     say("open the MLflow UI with: make ui")
     return result
 

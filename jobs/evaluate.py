@@ -8,6 +8,7 @@ from typing import Any
 from jobs import cli, home, scores, tracked
 from jobs.progress import say
 from raylab import config
+from raylab.data.overlap import leakage
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError
 from tracking.forward import Forwarder
@@ -33,8 +34,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "a score over all of it would count rows that the model has learnt",
             "use --split test, or --split val; --split all is for data that the model never saw",
         )
+    leaked = leakage(args.task, Path(described["data"]), data, args.split)
     uri = tracked.checked_address()
-    scored = scores.of_run(directory, data, args.split)
+    scored = {**scores.of_run(directory, data, args.split), "leakage": leaked}
     reads = described.get("test_reads", 0)
     if own and args.split == "test":
         reads += 1
@@ -61,16 +63,25 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "split_hash": meta["split_hash"],
         "synthetic": bool(meta["synthetic"]),
         "split": args.split,
-        "seen_in_training": own,
+        "leakage": leaked,
         "test_reads": reads,
         **scored["result"],
     }
     if not args.quiet:
         scores.tell(out)
+        say(f"  leakage: {in_words(leaked)}")
         if reads > 1:
             say(f"note: this run's test split has now been read {reads} times; report the first")
         say("next: raylab compare        raylab ui")
     return out
+
+
+def in_words(leaked: dict[str, Any]) -> str:
+    if not leaked["checked"]:
+        return f"not checked, {leaked['why']}"
+    if leaked["shared"]:
+        return f"WARNING, {leaked['shared']} of {leaked['patients']} patients were trained on: the scores flatter"
+    return "none, no patient here was in train or val"
 
 
 def checked(args: argparse.Namespace) -> tuple[Path, Path]:

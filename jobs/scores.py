@@ -1,6 +1,7 @@
 """Predictions of a finished run on a split: scores with intervals, plots, and their way into MLflow."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
         "patients": len(np.unique(samples.group)),
         "classes": {name: int((samples.y == k).sum()) for k, name in enumerate(samples.spec["classes"])},
         "absent": list(getattr(samples, "absent", [])),
+        "differs": differences(samples.spec, meta),
         "bootstraps": BOOTSTRAPS,
     }
     if job.name in COHORTS:
@@ -67,6 +69,12 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
     return {"result": result, "samples": samples, "p": p, "split": split, "meta": meta, "job": job}
 
 
+def differences(spec: dict[str, Any], meta: dict[str, Any]) -> list[str]:
+    """Where this data's label is not the one that the model learnt, in words."""
+    names = [name for name in ("horizon_h",) if name in spec and spec[name] != meta.get(name)]
+    return [f"{name}: the model's {spec[name]:g}, this data's {meta.get(name):g}" for name in names]
+
+
 def record(directory: Path, scored: dict[str, Any]) -> None:
     """Append scores as metrics `SPLIT/score`, `_low`, `_high`, and the plots, to the run's outbox."""
     result, split = scored["result"], scored["split"]
@@ -78,6 +86,8 @@ def record(directory: Path, scored: dict[str, Any]) -> None:
     outbox = Outbox(directory / "outbox")
     step = int(home.note(directory).get("steps", 0))
     outbox.append({"kind": "metrics", "step": step, "values": values})
+    if "leakage" in scored:
+        outbox.append({"kind": "tags", "values": {f"raylab.leakage.{split}": json.dumps(scored["leakage"])}})
     folder = directory / "plots"
     folder.mkdir(exist_ok=True)
     for name, figure in figures(scored).items():
@@ -132,5 +142,7 @@ def tell(out: dict[str, Any]) -> None:
         say(f"  {name:<32} {text(score)}")
     for source, matrix in out.get("confusion_by_source", {}).items():
         say(f"  confusion, {source} (rows truth): {matrix}")
+    if out["differs"]:
+        say(f"  the label differs from the one learnt: {'; '.join(out['differs'])}")
     if out["absent"]:
         say(f"  never measured in this data: {', '.join(out['absent'])}")

@@ -16,6 +16,7 @@ from raylab.data.sampler import steps_per_epoch
 from raylab.errors import DataError, UsageError
 from raylab.run import execute, read_model
 from raylab.tasks import TASKS, task
+from tracking.outbox import Outbox
 
 EXAMPLE = "raylab train ards --data prepared/ards --smoke --workers 0"
 
@@ -143,6 +144,9 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
     samples = scored["samples"]
     tracked.log_model(directory, (2, *samples.batch(samples.y[:1] * 0).shape[1:]))
     described = home.note(directory)
+    facts = ("weights_sha256", "attempts", "steps_repeated", "stopped")
+    tags = {f"raylab.{name}": str(result[name]) for name in facts}
+    Outbox(directory / "outbox").append({"kind": "tags", "values": tags})
     out = {
         "run_id": described["run_id"],
         "name": directory.name,
@@ -161,7 +165,8 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
         scores.tell(out)
         say(f"finished {directory.name}: {result['steps']} steps, {result['attempts']} start(s), "
             f"{result['steps_repeated']} steps repeated, weights {result['weights_sha256'][:16]}")  # fmt: skip
-        say(f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split test")
+        split = list(scored["meta"]["counts"])[-1]  # val where the data has no list to test on
+        say(f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split {split}")
         say("      raylab compare        raylab ui")
     return out
 

@@ -42,7 +42,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.resume is not None:
-        if args.task or args.data or args.set or args.space or args.trials or args.scheduler or args.search:
+        names = (
+            "task",
+            "data",
+            "set",
+            "space",
+            "trials",
+            "scheduler",
+            "search",
+            "workers_per_trial",
+            "concurrent",
+            "smoke",
+            "name",
+        )
+        if any(getattr(args, name) for name in names):
             raise UsageError("--resume takes no other option", "the search's own recipe and data are used")
         return resume(home.find(args.resume), args.quiet)
     if args.task is None or args.data is None:
@@ -223,7 +236,7 @@ def register(winner: Path, directory: Path, recipe: Recipe, shape: tuple[int, ..
     home.annotate(directory, input_shape=list(shape))
     if not tracked.log_model(winner, shape):
         return None
-    name = f"raylab-{recipe.task}"
+    name = f"raylab-{recipe.task}{'-synthetic' if described['synthetic'] else ''}"
     try:
         version = tracked_model.register(described["uri"], described["run_id"], name, "best")
     except RaylabError as error:

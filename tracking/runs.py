@@ -212,7 +212,7 @@ def standard_tags(
 
 
 def code_revision(code: Path) -> str:
-    """The git commit, with "-dirty" when tracked files differ from it; "unknown" without git."""
+    """The git commit, with "-dirty" when tracked files differ from it; without git a hash of the Python files."""
     if revision := os.environ.get("RAYLAB_CODE_REVISION"):
         return revision
 
@@ -226,8 +226,12 @@ def code_revision(code: Path) -> str:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    if not commit:
-        return "unknown"
+    if not commit:  # a submitted job's copy of the code, for one
+        digest = hashlib.sha256()
+        for file in sorted(code.rglob("*.py")):
+            if not any(part.startswith(".") for part in file.relative_to(code).parts):
+                digest.update(file.relative_to(code).as_posix().encode() + file.read_bytes())
+        return f"files-{digest.hexdigest()[:16]}"
     changed = git("status", "--porcelain", "--untracked-files=no")
     return commit if changed == "" else f"{commit}-dirty"
 

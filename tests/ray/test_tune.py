@@ -26,7 +26,7 @@ def test_a_killed_search_resumes_without_losing_or_doubling_a_trial(lab: Lab, ar
     assert {run.info.status for run in runs} == {"FINISHED"}
     best = max(json.loads(path.read_text())["objective"] for path in trials.glob("*/end.json"))
     assert result["best_objective"] <= best
-    assert result["registered"].startswith("raylab-ards/")
+    assert result["registered"].startswith("raylab-ards-synthetic/")
 
 
 def test_population_based_training_and_a_trial_that_fails(lab: Lab, ards_data: Path) -> None:

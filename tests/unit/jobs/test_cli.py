@@ -224,7 +224,7 @@ def test_evaluate_and_the_count_of_test_reads(trained, ards_data, tmp_path):
     code, out, err = raylab(*words, "--json", tmp_path / "scores.json")
     assert code == 0, err
     scored = json.loads((tmp_path / "scores.json").read_text())
-    assert (scored["split"], scored["n"], scored["seen_in_training"], scored["test_reads"]) == ("test", 39, True, 1)
+    assert (scored["split"], scored["n"], scored["leakage"]["shared"], scored["test_reads"]) == ("test", 39, 0, 1)
     assert scored["evaluation_run_id"] == scored["run_id"] == trained[0]["run_id"]
     assert scored["auroc"]["low"] <= scored["auroc"]["value"] <= scored["auroc"]["high"]
     assert set(scored["cohorts"]) == {"all", "ventilated_pf"}
@@ -246,7 +246,7 @@ def test_evaluate_on_other_data_is_a_run_of_its_own(trained, tmp_path, own_home)
     code, _, err = raylab(*words, "--json", tmp_path / "scores.json")
     assert code == 0, err
     scored = json.loads((tmp_path / "scores.json").read_text())
-    assert scored["seen_in_training"] is False and scored["evaluation_run_id"] != scored["run_id"]
+    assert scored["evaluation_run_id"] != scored["run_id"]
     assert home.note(own_home / "runs" / "first").get("test_reads", 0) <= 2
 
 

@@ -1,0 +1,37 @@
+"""The leakage check behind every score: do patients of the scored rows also stand in what the model was fitted on?"""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from raylab.data.prepared import read_meta
+
+TABLES = {"ards": ("samples.parquet", "subject_id"), "covidnet": ("index.parquet", "patient")}
+
+
+def patients(directory: Path, task: str, splits: tuple[str, ...]) -> set[str]:
+    """Identifiers of the patients in these splits of a prepared directory. They stay in this process."""
+    table, column = TABLES[task]
+    rows = pl.scan_parquet(directory / table).filter(pl.col("split").is_in(splits)).select(pl.col(column).unique())
+    return set(rows.collect()[column].cast(pl.String))
+
+
+def origin(meta: dict[str, Any]) -> tuple[Any, ...]:
+    """Where identifiers are valid: a source; of drawn patients, one draw."""
+    return (meta["source"], *((meta["seed"], meta.get("domain")) if meta["synthetic"] else ()))
+
+
+def leakage(task: str, fitted_on: Path, scored_on: Path, split: str) -> dict[str, Any]:
+    """{"checked", "patients", "shared"}: how many patients of `split` in `scored_on` are in the train or val split of
+    `fitted_on`; or {"checked": False, "why"}. For split "val", which picks epochs by design, train alone counts.
+
+    Identifiers are compared within one origin only: the same number means another patient elsewhere.
+    """
+    if not (fitted_on / "meta.json").is_file():
+        return {"checked": False, "why": f"the training data is no longer at {fitted_on}"}
+    if origin(read_meta(fitted_on, task)) != origin(read_meta(scored_on, task)):
+        return {"checked": True, "patients": None, "shared": 0, "why": "another source, so other patients"}
+    mine = patients(scored_on, task, ("train", "val", "test") if split == "all" else (split,))
+    fitted = patients(fitted_on, task, ("train",) if split == "val" else ("train", "val"))
+    return {"checked": True, "patients": len(mine), "shared": len(mine & fitted)}
