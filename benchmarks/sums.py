@@ -1,0 +1,76 @@
+"""What `loop.sum = "exact"` costs against `"float"`: whole training steps, side by side in one run.
+
+    python benchmarks/sums.py [--repeat 5]
+
+Both ways run the same steps of the same networks on one process, alternately; printed are the medians of seconds a step
+and their ratio, and the share of the step that the sum alone takes. The floor of the exact sum on one process is
+reading each shard's gradient (4 bytes an element) and adding into 8-byte integers: (4 + 16) bytes an element a shard.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from raylab.config import override
+from raylab.data.icu import prepare_ards
+from raylab.data.images import prepare_covidnet
+from raylab.loop import fit
+from raylab.recipes import recipe
+from raylab.tasks import task
+from raylab.world import World
+
+
+def seconds_a_step(name: str, data: Path, way: str, settings: dict[str, object]) -> float:
+    job = task(name)
+    chosen = override(recipe(name, smoke=name == "covidnet"), {**settings, "loop.sum": way})
+    train = job.load(data, "train", chosen.data, None)
+    val = job.load(data, "val", chosen.data, train.spec)
+    times: list[float] = []
+
+    def report(metrics: dict[str, object], state: object) -> bool:
+        times.append(time.perf_counter())
+        return False
+
+    fit(chosen, job, job.model(chosen, train.spec), train, val, report)
+    return statistics.median(b - a for a, b in itertools.pairwise(times[3:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeat", type=int, default=5)
+    repeat = parser.parse_args().repeat
+    with tempfile.TemporaryDirectory() as folder:
+        ards, cxr = Path(folder) / "ards", Path(folder) / "cxr"
+        prepare_ards("synthetic", None, ards, patients=2000)
+        prepare_covidnet(cxr, None, None, None, None, source="synthetic", size=64, patients=200)
+        print(f"{'network':<34}{'float ms':>10}{'exact ms':>10}{'ratio':>8}")
+        for label, name, data, settings in (
+            ("GRU, 8 shards of 16", "ards", ards, {"loop.epochs": 3}),
+            ("COVID-Net .25, 64 px, 4 shards of 8", "covidnet", cxr, {"loop.epochs": 2}),
+        ):
+            pairs = [[seconds_a_step(name, data, way, settings) for way in ("float", "exact")] for _ in range(repeat)]
+            plain, exact = (statistics.median(p[i] for p in pairs) for i in (0, 1))
+            print(f"{label:<34}{plain * 1e3:>10.1f}{exact * 1e3:>10.1f}{exact / plain:>8.2f}")
+    world, size = World(), 11_700_000  # COVID-Net's published parameters
+    shards = [torch.randn(size) for _ in range(8)]
+    took: dict[str, list[float]] = {"exact": [], "float": []}
+    for _ in range(repeat):
+        for way, add in (("exact", world.sum_exact), ("float", None)):
+            start = time.perf_counter()
+            world.sum_exact(shards, 8, shards[0]) if add else world.sum_float(shards, shards[0])
+            took[way].append(time.perf_counter() - start)
+    exact, plain = (statistics.median(took[way]) for way in ("exact", "float"))
+    print(
+        f"sum alone, 8 shards of 11.7 M: float {plain * 1e3:.0f} ms, exact {exact * 1e3:.0f} ms, {exact / plain:.1f} times"
+    )
+    print(f"the exact sum moves its floor's bytes at {8 * size * 20 / exact / 1e9:.1f} GB/s")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
