@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do command 
 DATA ?=
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: help setup demo test test-all check lock ui clean
+.PHONY: help setup demo test test-slow check lock ui clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,8 +27,8 @@ check: setup ## ruff and mypy
 test: check ## what a change must pass, under 15 minutes on 2 cores
 	@$(BIN)/python -m pytest -m "not slow"
 
-test-all: check ## the slow tests too
-	@$(BIN)/python -m pytest
+test-slow: setup ## the tests that take minutes each
+	@$(BIN)/python -m pytest -m slow
 
 ui: setup ## open the MLflow pages of this directory's runs
 	@$(BIN)/raylab ui
