@@ -16,7 +16,6 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2: a report waits for the one before it to be fetched
     "RAY_worker_niceness": "0",  # Ray's default of 15 starves workers on a machine that does anything else

@@ -37,6 +37,7 @@ def test_a_killed_worker_changes_nothing(lab: Lab, ards_data: Path, calm: dict[s
     assert history == set(range(1, calm["steps"] + 1))
 
 
+@pytest.mark.slow
 def test_three_workers_that_do_not_divide_the_shards(lab: Lab, ards_data: Path, calm: dict[str, Any]) -> None:
     shards = "loop.shards=6"  # the smoke recipe's; 3 ranks hold two each, 2 held three
     result = lab.run("train", "ards", "--data", ards_data, "--workers", 3, *RECIPE, shards)
@@ -44,6 +45,7 @@ def test_three_workers_that_do_not_divide_the_shards(lab: Lab, ards_data: Path, 
     assert result["weights_sha256"] == calm["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_a_preempted_node_repeats_nothing(lab: Lab, ards_data: Path) -> None:
     """SIGTERM to a node's `ray start --block`: warned ahead, a checkpoint is committed before the node goes."""
     node = lab.cluster.add_node(cpus=2)

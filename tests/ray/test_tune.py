@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.ray.conftest import Lab, wait_for
 
 SMALL = ("--smoke", "--set", "loop.epochs=4")
@@ -44,6 +46,7 @@ def test_population_based_training_and_a_trial_that_fails(lab: Lab, ards_data: P
     assert set(result["ended"]) <= {"planned", "stopped", "failed"}
 
 
+@pytest.mark.slow
 def test_distributed_trials(lab: Lab, ards_data: Path) -> None:
     result = lab.run(
         "tune", "ards", "--data", ards_data, "--trials", 2, "--workers-per-trial", 2, "--concurrent", 1,
