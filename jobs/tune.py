@@ -123,6 +123,17 @@ class ToMlflow:
         self.rows: dict[int, tracked.ToOutbox] = {}
         self.best: dict[int, float] = {}
         self.objective = f"val/{task(recipe.task).objective}"
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Before the search was interrupted, trials may have ended without MLflow hearing of it."""
+        for path in sorted((self.directory / "trials").glob("*/end.json")):
+            directory = path.parent
+            if not (directory / "run.json").is_file():
+                continue
+            self.forwarder.add(directory / "outbox")
+            if home.note(directory).get("status") not in {"FINISHED", "FAILED"}:
+                self.ended(int(directory.name), json.loads(path.read_text())["how"])
 
     def trial(self, number: int) -> Path:
         return self.directory / "trials" / f"{number:03d}"
