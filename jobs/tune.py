@@ -121,7 +121,6 @@ class ToMlflow:
         self.directory, self.recipe, self.forwarder, self.quiet = directory, recipe, forwarder, quiet
         self.parent = home.note(directory)
         self.rows: dict[int, tracked.ToOutbox] = {}
-        self.best: dict[int, float] = {}
         self.objective = f"val/{task(recipe.task).objective}"
         self._catch_up()
 
@@ -151,7 +150,6 @@ class ToMlflow:
 
     def row(self, number: int, metrics: Metrics) -> None:
         self.rows[number]([metrics])
-        self.best[number] = max(self.best.get(number, float("-inf")), metrics.get(self.objective, float("-inf")))
 
     def ended(self, number: int, how: str) -> None:
         outbox = Outbox(self.trial(number) / "outbox")

@@ -46,6 +46,7 @@ def test_three_workers_that_do_not_divide_the_shards(lab: Lab, ards_data: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # Ray Train first waits a minute for the group's old size
 def test_a_preempted_node_repeats_nothing(lab: Lab, ards_data: Path) -> None:
     """SIGTERM to a node's `ray start --block`: warned ahead, a checkpoint is committed before the node goes."""
     node = lab.cluster.add_node(cpus=2)
