@@ -57,7 +57,7 @@ def test_a_preempted_node_repeats_nothing(lab: Lab, ards_data: Path) -> None:
     ledger = lab.at_step("preempted", 5)
     assert ledger[0]["workers"] == 2
     node.send_signal(signal.SIGTERM)
-    output, _ = run.communicate(timeout=250)
+    output, _ = run.communicate(timeout=400)
     assert run.returncode == 0, output
     result = lab.run("train", "--resume", "preempted")
     assert result["workers"] == [2, 1]
