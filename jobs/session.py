@@ -11,7 +11,7 @@ from raylab.errors import RunError
 
 OBJECT_STORE_BYTES = 200_000_000  # nothing large goes through it: data is read from files by every worker
 
-# Read by Ray when it is imported, as is the token: nothing may import it before `ray_session`
+# Read by Ray when it is imported, as is the token: nothing may import it before `ray_environment`
 ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -22,6 +22,16 @@ ENVIRONMENT = {
 }
 
 
+def ray_environment() -> None:
+    """Set what Ray reads when it is imported: call this before anything imports it."""
+    for name, text in ENVIRONMENT.items():
+        os.environ.setdefault(name, text)
+    if not os.environ.get("RAY_ADDRESS") and "RAY_AUTH_TOKEN" not in os.environ:
+        # Other users of this machine can reach a local Ray's ports: they need a token that they cannot read
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
 @contextmanager
 def ray_session(cpus: float, log: Path) -> Iterator[None]:
     """Connected to Ray while open. `cpus`: logical CPUs that a local Ray declares, were they more than real ones.
@@ -29,13 +39,8 @@ def ray_session(cpus: float, log: Path) -> Iterator[None]:
     What Ray prints goes to the file `log`. A local Ray is ended at the end; a cluster is left as it is. Within another
     session this one does nothing.
     """
-    for name, text in ENVIRONMENT.items():
-        os.environ.setdefault(name, text)
+    ray_environment()
     remote = os.environ.get("RAY_ADDRESS")
-    if not remote and "RAY_AUTH_TOKEN" not in os.environ:
-        # Other users of this machine can reach a local Ray's ports: they need a token that they cannot read
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
     if ray.is_initialized():  # a caller's session serves

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs import cli, home, scores, tracked, train
 from jobs.progress import say
-from jobs.session import ray_session
+from jobs.session import ray_environment, ray_session
 from raylab import config
 from raylab.config import Recipe
 from raylab.data.prepared import read_meta
@@ -85,7 +85,10 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str, Any]:
     meta = read_meta(data, recipe.task)
     train.inspect(recipe, data)
-    check_space(recipe)
+    ray_environment()
+    from raylab import ray_tune
+
+    ray_tune.check(recipe)  # a wrong scheduler, search or space is said before the run exists
     uri = tracked.checked_address()
     directory = home.new_run(name, f"{recipe.task}-search")
     with home.held(directory):
@@ -106,12 +109,6 @@ def resume(directory: Path, quiet: bool) -> dict[str, Any]:
         tracked.checked_address()
         tracked.reopen(directory)
         return _go(directory, recipe, data, quiet)
-
-
-def check_space(recipe: Recipe) -> None:
-    """What can be refused without Ray; the rest is refused by ray_tune.check, in the session."""
-    for path, text in recipe.search.space.items():
-        config.dimension(path, text)
 
 
 class ToMlflow:
