@@ -191,7 +191,7 @@ class Trials:
     def new(self, params: dict[str, Any]) -> int:
         number = max(self.params, default=-1) + 1
         self.params[number] = params
-        self.path(number).mkdir()
+        self.path(number).mkdir(exist_ok=True)  # a kill may have left it empty: it counts from params.json on
         write_json(self.path(number) / "params.json", params)
         return number
 
