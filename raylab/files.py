@@ -14,19 +14,29 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write `value` beside `path`, fsync and rename, 0600: a reader sees the old or the new."""
-    text = json.dumps(value, indent=1) + "\n"
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` (0600) to write to; it is fsynced and renamed to `path` at the end, or removed.
+
+    A reader sees the old file, the new one, or none. The name yielded has no suffix: give `numpy.save` an open file.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
+        yield beside
+        with beside.open("rb") as file:
             os.fsync(file.fileno())
         beside.replace(path)
-    except OSError:
+    except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """`value` as JSON at `path`, whole or not at all."""
+    text = json.dumps(value, indent=1) + "\n"
+    with whole(path) as beside:
+        beside.write_text(text)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
