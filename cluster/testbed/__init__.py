@@ -23,7 +23,7 @@ def root() -> Path:
 
 
 def controller(of: Path) -> int | None:
-    """Pid of the first process of the login node of the testbed in `of`, as this host counts; None when it is not up."""
+    """Pid, as this host counts, of the first process of the login node of the testbed in `of`; None when it is down."""
     try:
         pid = int((of / "run/ctl.pid").read_text())
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")

@@ -22,6 +22,7 @@ PACKAGES = "slurmctld slurmd slurm-client munge iproute2"
 TOOLS = ("slurmctld", "slurmd", "munged", *config.COMMANDS, "ip", "unshare", "nsenter", "setpriv", "setsid")
 CGROUPS = Path("/sys/fs/cgroup")
 HIERARCHIES = ("freezer", "memory", "cpuset")  # without these mounts of cgroup version 1, Slurm's plugin does not start
+SPACES = ("--pid", "--fork", "--kill-child", "--mount", "--net", "--uts", "--ipc")
 PRIVATE = Path("/tmp")  # every node has its own
 START_SECONDS, END_SECONDS = 30, 10
 
@@ -34,25 +35,8 @@ def obstacle() -> str:
         return f"not installed: {', '.join(absent)} (Debian, Ubuntu: apt-get install {PACKAGES})"
     if not Path("/etc/slurm").is_dir():
         return "Slurm is not Debian's: it does not read /etc/slurm"
-    tried = subprocess.run(
-        [
-            "unshare",
-            "--pid",
-            "--fork",
-            "--mount",
-            "--net",
-            "--uts",
-            "--ipc",
-            "--cgroup",
-            "mount",
-            "-t",
-            "proc",
-            "proc",
-            "/proc",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    spaces = ["unshare", *SPACES, "--cgroup", "mount", "-t", "proc", "proc", "/proc"]
+    tried = subprocess.run(spaces, capture_output=True, text=True)
     return f"this machine lets nobody make namespaces: {tried.stderr.strip()}" if tried.returncode != 0 else ""
 
 
@@ -71,20 +55,10 @@ def shared(root: Path, environment: dict[str, str]) -> tuple[tuple[Path, ...], t
     asked = [Path(name) for name in environment.get("RAYLAB_TESTBED_SHARE", "").split(":") if name]
     for path in asked:
         if not path.is_absolute() or not path.is_dir():
-            raise UsageError(
-                f"RAYLAB_TESTBED_SHARE names '{path}', which is no directory",
-                do="name directories with their whole path",
-            )
-    data = Path(environment.get("RAYLAB_DATA") or CHECKOUT.parent / "shared/data")
-    wanted = [
-        root,
-        CHECKOUT,
-        CHECKOUT.parent / "shared",
-        data,
-        CHECKOUT / ".venv",
-        Path(sys.prefix),
-        Path(sys.base_prefix),
-    ]
+            raise UsageError(f"RAYLAB_TESTBED_SHARE names '{path}', which is no directory", do="give whole paths")
+    beside = CHECKOUT.parent / "shared"
+    data = Path(environment.get("RAYLAB_DATA") or beside / "data")
+    wanted = [root, CHECKOUT, CHECKOUT / ".venv", Path(sys.prefix), Path(sys.base_prefix), beside, data]
     directories, links = set(), set()
     for path in [*wanted, *asked]:
         if path.is_symlink() and path.is_relative_to(PRIVATE):
@@ -119,30 +93,30 @@ def up(root: Path) -> Testbed:
     bed = Testbed(root, cgroups=has_cgroups(), shares=directories, links=links)
     try:
         write(bed)
-        with (root / "log/ctl.log").open("wb") as log:
-            spaces = ["--pid", "--fork", "--kill-child", "--mount", "--net", "--uts", "--ipc"]
-            first = ["bash", f"{root}/lib/machine.sh", "controller", str(root)]
-            # a session of its own and no child of ours: it stays when we, or the terminal, have gone
-            subprocess.run(
-                ["setsid", "--fork", "unshare", *spaces, *first],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                check=True,
-                cwd="/",
-            )
-        wait_until(
-            lambda: _all_idle(bed), START_SECONDS, lambda: controller(root) is None and (root / "run/ctl.pid").exists()
-        )
+        start(bed)
     except BaseException as error:
         logs = "\n".join(_tail(path) for path in sorted((root / "log").glob("*.log")))
         down(root)
-        if isinstance(error, TimeoutError):
-            raise RaylabError(
-                f"the testbed {root} did not come up", why=logs, do="look at the last lines of its logs above"
-            ) from None
-        raise
+        if not isinstance(error, TimeoutError):
+            raise
+        raise RaylabError(f"the testbed {root} did not come up", why=logs, do="look at its logs above") from None
     return bed
+
+
+def start(bed: Testbed) -> None:
+    """Start the machines and wait until all nodes are idle."""
+    root = bed.root
+    first = ["unshare", *SPACES, "bash", f"{root}/lib/machine.sh", "controller", str(root)]
+    with (root / "log/ctl.log").open("wb") as log:
+        # a session of its own and no child of ours: it stays when we, or the terminal, have gone
+        subprocess.run(
+            ["setsid", "--fork", *first], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True, cwd="/"
+        )
+
+    def ended() -> bool:
+        return (root / "run/ctl.pid").exists() and controller(root) is None
+
+    wait_until(lambda: _all_idle(bed), START_SECONDS, ended)
 
 
 def _all_idle(bed: Testbed) -> bool:
@@ -226,7 +200,7 @@ def _remove_cgroups(name: str) -> None:
         for top in left:
             for directory, _, _ in os.walk(top, topdown=False):
                 with contextlib.suppress(OSError):  # busy until its last process is reaped
-                    os.rmdir(directory)
+                    Path(directory).rmdir()
         return not any(top.exists() for top in left)
 
     if CGROUPS.is_dir():
