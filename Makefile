@@ -5,11 +5,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do command 
 DATA ?=
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: help setup demo test test-slow check lock ui clean
+.PHONY: help setup demo test test-slow test-slurm slurm-up slurm-down slurm-status check lock ui clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: $(VENV)/.ready ## make .venv with every pinned dependency (nothing to do the second time)
 
@@ -27,8 +27,20 @@ check: setup ## ruff and mypy
 test: check ## what a change must pass, under 15 minutes on 2 cores
 	@$(BIN)/python -m pytest -m "not slow"
 
-test-slow: setup ## the tests that take minutes each
-	@$(BIN)/python -m pytest -m slow
+test-slow: setup ## the tests that take minutes each, but those on Slurm
+	@$(BIN)/python -m pytest -m "slow and not slurm"
+
+test-slurm: setup ## the tests on a Slurm cluster of this machine (root, Slurm's Debian packages)
+	@$(BIN)/python -m pytest -m slurm tests/slurm
+
+slurm-up: setup ## start a Slurm cluster of three nodes on this machine (root, Slurm's Debian packages)
+	@$(BIN)/python -m cluster.testbed up
+
+slurm-down: setup ## end it and remove all of it
+	@$(BIN)/python -m cluster.testbed down
+
+slurm-status: setup ## its nodes and jobs
+	@$(BIN)/python -m cluster.testbed status
 
 ui: setup ## open the MLflow pages of this directory's runs
 	@$(BIN)/raylab ui

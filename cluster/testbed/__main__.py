@@ -1,0 +1,86 @@
+"""python -m cluster.testbed VERB: a Slurm cluster of three nodes on this machine, for tests and for trying things."""
+
+import argparse
+import os
+import sys
+import time
+
+from cluster import testbed
+from cluster.testbed import control
+from raylab.errors import RaylabError
+
+VERBS = {
+    "up": "start it, and print the line that brings its Slurm commands into this shell",
+    "down": "end it and remove all of it",
+    "status": "its nodes and jobs; exit code 3 when it is down",
+    "crash": "NODE loses power",
+    "boot": "NODE comes back",
+    "netdown": "NODE's network cable is pulled",
+    "netup": "and plugged in again",
+    "kill-controller": "stop slurmctld; jobs go on",
+    "start-controller": "start slurmctld again",
+    "exec": "[--on NODE] COMMAND...: run it on the login node, or on NODE",
+    "path": "print the directory of its Slurm commands; exit code 3 when it is down",
+}
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m cluster.testbed", description=__doc__, allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, text in VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=text)
+        if name in {"crash", "boot", "netdown", "netup"}:
+            verb.add_argument("node", metavar="NODE")
+        if name == "exec":
+            verb.add_argument("--on", metavar="NODE", default="ctl")
+            verb.add_argument("command", nargs=argparse.REMAINDER)
+    args = parser.parse_args(words)
+    try:
+        return run(args, parser)
+    except RaylabError as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    root = testbed.root()
+    match args.verb:
+        case "up":
+            began = time.monotonic()
+            bed = control.up(root)
+            print(f"{bed.nodes} nodes of {bed.cpus} CPUs, {bed.memory} MB, {bed.gpus} pretended GPUs", end=" ")
+            print(f"after {time.monotonic() - began:.1f} s, in {root}")
+            if not bed.cgroups:
+                print("no cgroups of version 1 here: a job's memory is watched every 2 s, not limited")
+            print(f"  export PATH={root}/bin:$PATH")
+        case "down":
+            control.down(root)
+        case "status" | "path" if testbed.bin_directory() is None:
+            print(f"no testbed is up in {root}", file=sys.stderr)
+            return 3
+        case "status":
+            print(control.status(root), end="")
+        case "path":
+            print(testbed.bin_directory())
+        case "exec":
+            command = args.command[1:] if args.command[:1] == ["--"] else args.command
+            if not command:
+                parser.error("exec: no command given")
+            control.check_up(root)
+            line = control.command(root, command, args.on)
+            os.execvp(line[0], line)
+        case "netdown" | "netup":
+            control.cable(root, args.node, args.verb.removeprefix("net"))
+        case "crash":
+            control.crash(root, args.node)
+        case "boot":
+            control.boot(root, args.node)
+        case "kill-controller":
+            control.kill_controller(root)
+        case "start-controller":
+            control.start_controller(root)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,161 @@
+"""What Slurm and the machines of a testbed are told: text, rendered by pure functions from one dataclass."""
+
+import hashlib
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun", "salloc", "sacct")
+LONGEST = 60  # bytes of the root's path: Slurm puts sockets below it, whose paths end at 107
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """A login node `ctl`, which is the controller too, and equal nodes n1, n2, ...
+
+    Memory is in MB, and is the limit of a node's cgroup where there are `cgroups`. Declared CPUs may be more than the
+    host has. `shares` are directories, and `links` symbolic links, that lie in private places (/tmp) and are there on
+    the nodes too.
+    """
+
+    root: Path
+    nodes: int = 3
+    cpus: int = 4
+    memory: int = 6000
+    gpus: int = 2
+    cgroups: bool = True
+    shares: tuple[Path, ...] = ()
+    links: tuple[Path, ...] = ()
+    network: str = "10.77.0"  # exists in the testbed's own network namespaces only: two testbeds may share it
+
+    @property
+    def names(self) -> list[str]:
+        return [f"n{number}" for number in range(1, self.nodes + 1)]
+
+    @property
+    def cgroup(self) -> str:
+        """Name of the testbed's cgroup, from the root's path."""
+        return "raylab-testbed-" + hashlib.sha256(bytes(self.root)).hexdigest()[:12]
+
+
+def slurm_conf(bed: Testbed) -> str:
+    """Times are short, because tests wait for them: a dead node is noticed after 10 s and not 5 minutes, a job has 5 s
+    between TERM and KILL, a requeued job may start as soon as its old credential has expired (5 s)."""
+    every = f"n[1-{bed.nodes}]"
+    # proctrack/cgroup finds what has made itself a daemon, as Ray does; without cgroups the epilog does that
+    tracking = (
+        "ProctrackType=proctrack/cgroup\nTaskPlugin=task/cgroup\nJobAcctGatherType=jobacct_gather/linux"
+        if bed.cgroups
+        else "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nJobAcctGatherType=jobacct_gather/linux\n"
+        f"JobAcctGatherParams=OverMemoryKill\nEpilog={bed.root}/lib/epilog.sh"
+    )
+    return f"""\
+ClusterName=testbed
+SlurmctldHost=ctl({bed.network}.254)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=cred_expire=5
+MpiDefault=none
+SwitchType=switch/none
+MailProg=/bin/true
+StateSaveLocation={bed.root}/state
+SlurmdSpoolDir={bed.root}/nodes/%n/spool
+SlurmctldPidFile=/run/slurmctld.pid
+SlurmdPidFile=/run/slurmd.pid
+SlurmctldLogFile={bed.root}/log/slurmctld.log
+SlurmdLogFile={bed.root}/log/slurmd.%n.log
+SlurmctldDebug=verbose
+SlurmdDebug=verbose
+{tracking}
+JobAcctGatherFrequency=task=2
+TaskProlog={bed.root}/lib/task-prolog.sh
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU={bed.memory // bed.cpus}
+SlurmdParameters=config_overrides
+LaunchParameters=use_interactive_step
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=5,bf_interval=2,requeue_setup_env_fail
+PriorityType=priority/basic
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+ReturnToService=2
+KillWait=5
+WaitTime=0
+SlurmctldTimeout=10
+SlurmdTimeout=10
+MinJobAge=3600
+JobCompType=jobcomp/filetxt
+JobCompLoc={bed.root}/log/jobs.txt
+AccountingStorageType=accounting_storage/none
+GresTypes=gpu
+NodeName={every} NodeAddr={bed.network}.[1-{bed.nodes}] CPUs={bed.cpus} RealMemory={bed.memory} Gres=gpu:fake:{bed.gpus}
+PartitionName=batch Nodes={every} Default=YES MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
+PartitionName=debug Nodes={every} MaxTime=30 PriorityTier=20 PreemptMode=OFF
+PartitionName=preempt Nodes={every} MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
+"""
+
+
+def gres_conf(bed: Testbed) -> str:
+    return f"NodeName=n[1-{bed.nodes}] Name=gpu Type=fake File={bed.root}/etc/gpu[0-{bed.gpus - 1}]\n"
+
+
+def cgroup_conf() -> str:
+    """Memory is enforced. Cores are not: more of them are declared than there are."""
+    return """\
+CgroupPlugin=cgroup/v1
+CgroupAutomount=no
+ConstrainCores=no
+ConstrainDevices=no
+ConstrainRAMSpace=yes
+ConstrainSwapSpace=no
+AllowedRAMSpace=100
+"""
+
+
+def hosts(bed: Testbed) -> str:
+    lines = ["127.0.0.1 localhost", f"{bed.network}.254 ctl"]
+    return "\n".join(lines + [f"{bed.network}.{number} n{number}" for number in range(1, bed.nodes + 1)]) + "\n"
+
+
+def settings(bed: Testbed) -> str:
+    """What machine.sh reads."""
+
+    def array(paths: tuple[Path, ...]) -> str:
+        return "(" + " ".join(shlex.quote(str(path)) for path in paths) + ")"
+
+    return f"""\
+nodes={shlex.quote(" ".join(bed.names))}
+network={bed.network}
+memory={bed.memory}
+cgroup={bed.cgroup if bed.cgroups else ""}
+shares={array(bed.shares)}
+links={array(bed.links)}
+"""
+
+
+def task_prolog(bed: Testbed) -> str:
+    """Slurm runs it before every task and takes its output into the task's environment: home is on the shared disk,
+    whatever the job was submitted with."""
+    return f"#!/bin/sh\necho export HOME={shlex.quote(f'{bed.root}/shared/home')}\n"
+
+
+def epilog() -> str:
+    """For a host without cgroups: ends what a job has left behind on the node it ran on, daemons too."""
+    return """\
+#!/bin/sh
+for process in /proc/[0-9]*; do
+  tr '\\0' '\\n' 2>/dev/null <"$process/environ" | grep -qx "SLURM_JOB_ID=$SLURM_JOB_ID" || continue
+  [ "${process#/proc/}" = $$ ] || kill -9 "${process#/proc/}" 2>/dev/null
+done
+exit 0
+"""
+
+
+def shim(bed: Testbed, command: Path) -> str:
+    """A Slurm command for a shell of the host: runs on the login node. Jobs inherit the shell's PATH, so on a machine
+    of the testbed it is the command itself."""
+    machine, root = shlex.quote(f"{bed.root}/lib/machine.sh"), shlex.quote(str(bed.root))
+    return f'#!/bin/sh\nexec bash {machine} enter {root} here {shlex.quote(str(command))} "$@"\n'

@@ -1,0 +1,285 @@
+"""The testbed from outside: what the verbs of `python -m cluster.testbed` do."""
+
+import contextlib
+import os
+import secrets
+import select
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cluster.testbed import config, controller
+from cluster.testbed.config import Testbed
+from raylab.errors import RaylabError, UsageError, unknown
+
+CHECKOUT = Path(__file__).parents[2]
+PACKAGES = "slurmctld slurmd slurm-client munge iproute2"
+TOOLS = ("slurmctld", "slurmd", "munged", *config.COMMANDS, "ip", "unshare", "nsenter", "setpriv", "setsid")
+CGROUPS = Path("/sys/fs/cgroup")
+HIERARCHIES = ("freezer", "memory", "cpuset")  # without these mounts of cgroup version 1, Slurm's plugin does not start
+SPACES = ("--pid", "--fork", "--kill-child", "--mount", "--net", "--uts", "--ipc")
+PRIVATE = Path("/tmp")  # every node has its own
+START_SECONDS, END_SECONDS = 30, 10
+
+
+def obstacle() -> str:
+    """Why there can be no testbed on this machine; empty when there can."""
+    if os.getuid() != 0:
+        return "a testbed makes namespaces and cgroups, which only root may"
+    if absent := [tool for tool in TOOLS if shutil.which(tool) is None]:
+        return f"not installed: {', '.join(absent)} (Debian, Ubuntu: apt-get install {PACKAGES})"
+    if not Path("/etc/slurm").is_dir():
+        return "Slurm is not Debian's: it does not read /etc/slurm"
+    spaces = ["unshare", *SPACES, "--cgroup", "mount", "-t", "proc", "proc", "/proc"]
+    tried = subprocess.run(spaces, capture_output=True, text=True)
+    return f"this machine lets nobody make namespaces: {tried.stderr.strip()}" if tried.returncode != 0 else ""
+
+
+def has_cgroups() -> bool:
+    """Can nodes have cgroups of version 1? Version 2 needs a newer Slurm than Debian's, or systemd."""
+    return all(os.access(CGROUPS / name / "cgroup.procs", os.W_OK) for name in HIERARCHIES) and not _read_only(CGROUPS)
+
+
+def _read_only(path: Path) -> bool:
+    return any(os.statvfs(path / name).f_flag & os.ST_RDONLY for name in HIERARCHIES)
+
+
+def shared(root: Path, environment: dict[str, str]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Directories and symbolic links below the private /tmp that the nodes need: the testbed's own, the checkout, its
+    Python, the data beside it, and what RAYLAB_TESTBED_SHARE names."""
+    asked = [Path(name) for name in environment.get("RAYLAB_TESTBED_SHARE", "").split(":") if name]
+    for path in asked:
+        if not path.is_absolute() or not path.is_dir():
+            raise UsageError(f"RAYLAB_TESTBED_SHARE names '{path}', which is no directory", do="give whole paths")
+    beside = CHECKOUT.parent / "shared"
+    data = Path(environment.get("RAYLAB_DATA") or beside / "data")
+    wanted = [root, CHECKOUT, CHECKOUT / ".venv", Path(sys.prefix), Path(sys.base_prefix), beside, data]
+    directories, links = set(), set()
+    for path in [*wanted, *asked]:
+        if path.is_symlink() and path.is_relative_to(PRIVATE):
+            links.add(path)
+        real = path.resolve()
+        if (path == root or real.is_dir()) and real.is_relative_to(PRIVATE) and real != PRIVATE:
+            directories.add(real)
+    outermost = {path for path in directories if not any(other in path.parents for other in directories)}
+    inside = {link for link in links if any(other in link.parents for other in outermost)}
+    return tuple(sorted(outermost)), tuple(sorted(links - inside))
+
+
+# --- up and down ---
+
+
+def up(root: Path) -> Testbed:
+    """Start the testbed in `root`, which must not be there or be what an earlier testbed left."""
+    if why := obstacle():
+        raise UsageError("no testbed on this machine", why=why)
+    if len(bytes(root)) > config.LONGEST:
+        raise UsageError(
+            f"the testbed's directory {root} has a name of {len(bytes(root))} bytes",
+            why=f"sockets lie below it, whose names end at 107: {config.LONGEST} are left for the directory",
+            do="RAYLAB_TESTBED=/tmp/short make slurm-up",
+        )
+    if any(character.isspace() or character in "#,[]%\\" for character in str(root)):
+        raise UsageError(f"the testbed's directory {root!s} has characters that slurm.conf cannot hold")
+    if controller(root) is not None:
+        raise UsageError(f"the testbed {root} is up already", do="make slurm-down")
+    down(root)
+    directories, links = shared(root, dict(os.environ))
+    bed = Testbed(root, cgroups=has_cgroups(), shares=directories, links=links)
+    try:
+        write(bed)
+        start(bed)
+    except BaseException as error:
+        logs = "\n".join(_tail(path) for path in sorted((root / "log").glob("*.log")))
+        down(root)
+        if not isinstance(error, TimeoutError):
+            raise
+        raise RaylabError(f"the testbed {root} did not come up", why=logs, do="look at its logs above") from None
+    return bed
+
+
+def start(bed: Testbed) -> None:
+    """Start the machines and wait until all nodes are idle."""
+    root = bed.root
+    first = ["unshare", *SPACES, "bash", f"{root}/lib/machine.sh", "controller", str(root)]
+    with (root / "log/ctl.log").open("wb") as log:
+        # a session of its own and no child of ours: it stays when we, or the terminal, have gone
+        subprocess.run(
+            ["setsid", "--fork", *first], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True, cwd="/"
+        )
+
+    def ended() -> bool:
+        return (root / "run/ctl.pid").exists() and controller(root) is None
+
+    wait_until(lambda: _all_idle(bed), START_SECONDS, ended)
+
+
+def _all_idle(bed: Testbed) -> bool:
+    if not (bed.root / "run/booted").exists():
+        return False
+    asked = run(bed.root, ["timeout", "5", "sinfo", "--noheader", "--partition=batch", "--states=idle", "--format=%D"])
+    return asked.stdout.strip() == str(bed.nodes)
+
+
+def _tail(path: Path, lines: int = 5) -> str:
+    return "\n".join([f"{path.name}:", *path.read_text(errors="replace").splitlines()[-lines:]])
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, hopeless: Callable[[], bool] = lambda: False) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline or hopeless():
+            raise TimeoutError
+        time.sleep(0.02)
+
+
+def write(bed: Testbed) -> None:
+    """The testbed's directory. Others may pass through it to `shared`, as on a shared file system, and read no key."""
+    root = bed.root
+    root.mkdir(mode=0o711)
+    for name in ("etc", "lib", "bin", "run", "log", "state", "nodes", "shared", "shared/home"):
+        (root / name).mkdir(mode=0o755)
+    root.chmod(0o711)
+    (root / "shared").chmod(0o1777)
+    key = os.open(root / "etc/munge.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(key, "wb") as file:
+        file.write(secrets.token_bytes(1024))
+    for number in range(bed.gpus):  # slurmd wants a device; this one is /dev/null
+        os.mknod(root / f"etc/gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    texts = {
+        "etc/slurm.conf": config.slurm_conf(bed),
+        "etc/gres.conf": config.gres_conf(bed),
+        "etc/cgroup.conf": config.cgroup_conf(),
+        "etc/hosts": config.hosts(bed),
+        "lib/settings.sh": config.settings(bed),
+        "lib/task-prolog.sh": config.task_prolog(bed),
+        "lib/epilog.sh": config.epilog(),
+        "lib/machine.sh": Path(__file__).with_name("machine.sh").read_text(),
+    }
+    for command in config.COMMANDS:
+        texts[f"bin/{command}"] = config.shim(bed, Path(str(shutil.which(command))))
+    for name, text in texts.items():
+        (root / name).write_text(text)
+        (root / name).chmod(0o755 if name.startswith(("bin/", "lib/")) else 0o644)
+
+
+def down(root: Path) -> None:
+    """End the testbed and remove all of it. Nothing is done, and nothing said, where there is none."""
+    if not os.path.lexists(root):
+        return
+    if not (root / "lib/machine.sh").is_file() or root.stat().st_uid != os.getuid() or root.is_symlink():
+        raise UsageError(
+            f"{root} is not a testbed of yours: it is left alone", do="set RAYLAB_TESTBED to another directory"
+        )
+    if (pid := controller(root)) is not None:
+        _kill(root, pid)
+    _remove_cgroups(Testbed(root).cgroup)
+    shutil.rmtree(root)
+
+
+def _kill(root: Path, pid: int) -> None:
+    """End the first process, and with it every process, mount and network of the testbed."""
+    with contextlib.suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        try:
+            if controller(root) == pid:  # looked at again: now the number cannot go to another process
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+                select.select([process], [], [], END_SECONDS)
+        finally:
+            os.close(process)
+
+
+def _remove_cgroups(name: str) -> None:
+    def removed() -> bool:
+        left = {(CGROUPS / top / name).resolve() for top in os.listdir(CGROUPS) if (CGROUPS / top / name).is_dir()}
+        for top in left:
+            for directory, _, _ in os.walk(top, topdown=False):
+                with contextlib.suppress(OSError):  # busy until its last process is reaped
+                    Path(directory).rmdir()
+        return not any(top.exists() for top in left)
+
+    if CGROUPS.is_dir():
+        wait_until(removed, END_SECONDS)
+
+
+# --- a running testbed ---
+
+
+def command(root: Path, words: Sequence[str], on: str = "ctl") -> list[str]:
+    """The command line, for this host, that runs `words` on a machine of the testbed in the present directory."""
+    return ["bash", f"{root}/lib/machine.sh", "enter", str(root), on, *words]
+
+
+def run(root: Path, words: Sequence[str], on: str = "ctl") -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command(root, words, on), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def _do(root: Path, *words: str) -> str:
+    done = run(root, words)
+    if done.returncode != 0:
+        raise RaylabError(f"{' '.join(words)}: exit code {done.returncode}", why=(done.stderr or done.stdout).strip())
+    return done.stdout
+
+
+def check_up(root: Path) -> None:
+    if controller(root) is None:
+        raise UsageError(f"no testbed is up in {root}", do="make slurm-up")
+
+
+def status(root: Path) -> str:
+    nodes = _do(root, "sinfo", "--Node", "--partition=batch", "--format=%N %t %C %m %G %E")
+    return nodes + "\n" + _do(root, "squeue")
+
+
+def _pid_of(root: Path, node: str) -> str | None:
+    """Pid of a node's first process, as ctl counts; None when the node is down."""
+    _node(root, node)
+    pid = (root / f"run/{node}.pid").read_text().strip() if (root / f"run/{node}.pid").exists() else ""
+    words = run(root, ["cat", f"/proc/{pid}/cmdline"]).stdout.split("\0")[1:5]
+    return pid if words == [f"{root}/lib/machine.sh", "node", str(root), node] else None
+
+
+def _node(root: Path, node: str) -> None:
+    check_up(root)
+    settings = (root / "lib/settings.sh").read_text().splitlines()
+    names = next(line for line in settings if line.startswith("nodes=")).removeprefix("nodes=").strip("'").split()
+    if node not in names:
+        raise unknown("node", node, names)
+
+
+def crash(root: Path, node: str) -> None:
+    """The node loses power: all its processes are gone at once. Slurm notices after SlurmdTimeout."""
+    pid = _pid_of(root, node)
+    if pid is None:
+        raise UsageError(f"{node} is down already", do=f"python -m cluster.testbed boot {node}")
+    _do(root, "kill", "-9", pid)
+    wait_until(lambda: _pid_of(root, node) is None, END_SECONDS)
+
+
+def boot(root: Path, node: str) -> None:
+    if _pid_of(root, node) is not None:
+        raise UsageError(f"{node} is up already")
+    _do(root, "bash", f"{root}/lib/machine.sh", "boot", str(root), node)
+
+
+def cable(root: Path, node: str, state: str) -> None:
+    """Pull the node's network cable (`down`) or plug it in (`up`)."""
+    _node(root, node)
+    _do(root, "ip", "link", "set", f"to-{node}", state)
+
+
+def kill_controller(root: Path) -> None:
+    """Stop slurmctld. Jobs go on; squeue and the rest fail until it is started."""
+    check_up(root)
+    _do(root, "sh", "-c", 'kill "$(cat /run/slurmctld.pid)"')
+    wait_until(lambda: run(root, ["sh", "-c", 'kill -0 "$(cat /run/slurmctld.pid)"']).returncode != 0, END_SECONDS)
+
+
+def start_controller(root: Path) -> None:
+    check_up(root)
+    _do(root, "slurmctld")

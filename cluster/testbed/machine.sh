@@ -1,0 +1,174 @@
+#!/bin/bash
+# The machines of a testbed: each is a set of namespaces around a first process, and the nodes' are nested in the
+# login node's, so that the end of that one process ends everything. `up` copies this file into the testbed.
+#   machine.sh controller ROOT                      the first process of ctl
+#   machine.sh boot ROOT NODE                       on ctl: start a node
+#   machine.sh node ROOT NODE                       the first process of a node
+#   machine.sh enter ROOT MACHINE COMMAND...        from the host: run COMMAND on ctl or a node; `here`: where we are, else ctl
+#   machine.sh onward ROOT MACHINE DIRECTORY COMMAND...     on ctl: the same, in DIRECTORY
+set -u
+self=$0 what=$1 root=$2
+shift 2
+. "$root/lib/settings.sh"
+mark=/run/raylab-testbed    # says that we are on a machine of a testbed, and of which
+
+fail() { echo "testbed: $*" >&2; exit 1; }
+
+within() { # SECONDS COMMAND...: until it succeeds
+  local tries=$(($1 * 100)); shift
+  until "$@" >/dev/null 2>&1; do [ $((tries -= 1)) -gt 0 ] || return 1; sleep 0.01; done
+}
+
+is_first_process() { # PID WORDS...: is that still the first process of a machine, or has the number been given away?
+  local pid=$1; shift
+  [ "$(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline")" = "bash $root/lib/machine.sh $* " ]
+}
+
+# --- what ctl and nodes have in common ---
+
+record_pid() { # /proc is still the one from before the namespaces: it tells our pid as those outside see it
+  local pid; read -r pid _ </proc/self/stat
+  echo "$pid" >"$root/run/.$1.pid"; mv "$root/run/.$1.pid" "$root/run/$1.pid"
+  mount -t proc proc /proc
+}
+
+become() { # NAME: host name, and places of its own for sockets, configuration and addresses
+  hostname "$1"
+  mount -t tmpfs -o mode=755 tmpfs /run
+  mkdir -p /run/lock /run/munge
+  echo "$root" >$mark
+  mount --bind "$root/etc/hosts" /etc/hosts
+  mount --bind "$root/etc" /etc/slurm
+  ip link set lo up
+}
+
+munge() { munged --force --key-file="$root/etc/munge.key" --socket=/run/munge/munge.socket.2 --seed-file=/run/munge/seed \
+  --pid-file=/run/munge/munged.pid --log-file="$root/log/munged.$1.log"; }
+
+stay() { # as the first process: collect the dead, end with KILL only
+  trap : TERM INT HUP
+  while :; do sleep infinity & wait $!; done
+}
+
+# --- ctl ---
+
+controller() {
+  record_pid ctl
+  become ctl
+  ip link add bridge type bridge && ip address add "$network.254/24" dev bridge && ip link set bridge up ||
+    fail "no network bridge: does this kernel have them?"
+  munge ctl || fail "munged did not start"
+  slurmctld || fail "slurmctld did not start"
+  local node
+  for node in $nodes; do boot "$node" & done
+  wait
+  touch "$root/run/booted"
+  stay
+}
+
+# --- nodes ---
+
+hierarchies() { # the mounts of cgroup version 1 that Slurm uses; some hosts mount two of them as one
+  local name; for name in freezer memory cpuset cpu cpuacct devices; do readlink -e "/sys/fs/cgroup/$name"; done | sort -u
+}
+
+join_cgroup() { # NODE: puts this shell into the node's cgroup
+  [ -n "$cgroup" ] || return 0
+  local top; for top in $(hierarchies); do
+    mkdir -p "$top/$cgroup/$1"
+    if [ -e "$top/cpuset.cpus" ]; then # a new one is empty, and would take no process
+      local file; for file in cpuset.cpus cpuset.mems; do
+        cat "$top/$file" >"$top/$cgroup/$file"; cat "$top/$file" >"$top/$cgroup/$1/$file"
+      done
+    fi
+    if [ -e "$top/memory.limit_in_bytes" ]; then
+      echo 1 2>/dev/null >"$top/$cgroup/$1/memory.use_hierarchy" # before it has children; newer kernels need no telling
+      echo "${memory}M" >"$top/$cgroup/$1/memory.limit_in_bytes"
+    fi
+    echo "$BASHPID" >"$top/$cgroup/$1/cgroup.procs"
+  done
+}
+
+boot() {
+  local node=$1
+  rm -f "$root/run/$node".*
+  (
+    join_cgroup "$node"
+    exec setsid unshare --pid --fork --kill-child --mount --net --uts --ipc --cgroup bash "$root/lib/machine.sh" node "$root" "$node"
+  ) </dev/null >>"$root/log/$node.log" 2>&1 &
+  within 10 test -s "$root/run/$node.pid" || fail "$node did not start: see $root/log/$node.log"
+  ip link delete "to-$node" 2>/dev/null # a crash may have left it
+  ip link add "to-$node" type veth peer name eth0 netns "$(<"$root/run/$node.pid")"
+  ip link set "to-$node" master bridge up
+  within 10 test -e "$root/run/$node.ready" || fail "$node did not start: see $root/log/$node.log"
+}
+
+node() {
+  local node=$1 top
+  record_pid "$node"
+  become "$node"
+  if [ -n "$cgroup" ]; then # the node sees its own cgroup as the whole
+    for top in $(hierarchies); do mount --bind "$top/$cgroup/$node" "$top"; done
+  fi
+  mount -t tmpfs -o mode=1777,size="$((memory / 2))m" tmpfs /dev/shm
+  private_tmp "$node"
+  within 10 ip link show eth0
+  ip address add "$network.${node#n}/24" dev eth0
+  ip link set eth0 up
+  munge "$node" || fail "munged did not start"
+  slurmd -N "$node" || fail "slurmd did not start"
+  touch "$root/run/$node.ready"
+  stay
+}
+
+private_tmp() { # an empty /tmp, as after a reboot, with the shared directories in it
+  local tmp=$root/nodes/$1/tmp new=/run/tmp path
+  rm -rf "$tmp"; mkdir -p "$tmp" "$root/nodes/$1/spool" $new
+  chmod 1777 "$tmp"
+  mount --bind "$tmp" $new
+  for path in "${shares[@]}"; do mkdir -p "$new/${path#/tmp/}"; mount --bind "$path" "$new/${path#/tmp/}"; done
+  for path in "${links[@]}"; do mkdir -p "$(dirname "$new/${path#/tmp/}")"; ln -s "$(readlink "$path")" "$new/${path#/tmp/}"; done
+  cd /
+  mount --move $new /tmp
+}
+
+# --- from outside ---
+
+# The command gets TERM when who called it is gone: a time-out that kills `srun` out there must end it in here
+follow="setpriv --pdeathsig TERM"
+
+enter() { # MACHINE COMMAND...
+  local machine=$1 here pid; shift
+  if here=$(cat $mark 2>/dev/null); then
+    [ "$here" = "$root" ] || fail "this is a machine of the testbed $here, not of $root"
+    [ "$machine" = here ] || [ "$(hostname)" = ctl ] || fail "from a node there is no way to $machine"
+    [ "$machine" = here ] && run_in "$PWD" "$@"
+    onward "$machine" "$PWD" "$@"
+  fi
+  [ "$machine" = here ] && machine=ctl
+  [ "$(id -u)" = 0 ] || fail "only root can reach the testbed $root"
+  pid=$(cat "$root/run/ctl.pid" 2>/dev/null) && is_first_process "$pid" controller "$root" || fail "the testbed $root is not up"
+  exec nsenter --target "$pid" --mount --uts --ipc --net --pid $follow \
+    env -u SLURM_CONF HOME="$root/shared/home" bash "$self" onward "$root" "$machine" "$PWD" "$@"
+}
+
+onward() { # MACHINE DIRECTORY COMMAND...
+  local machine=$1 directory=$2 pid; shift 2
+  [ "$machine" = ctl ] && run_in "$directory" "$@"
+  pid=$(cat "$root/run/$machine.pid" 2>/dev/null) && is_first_process "$pid" node "$root" "$machine" || fail "$machine is down"
+  join_cgroup "$machine"
+  exec nsenter --target "$pid" --mount --uts --ipc --net --pid --cgroup $follow \
+    bash "$self" run "$root" "$directory" "$@"
+}
+
+run_in() { # DIRECTORY COMMAND...
+  cd "$1" 2>/dev/null || cd /
+  shift
+  exec "$@"
+}
+
+case $what in
+controller | boot | node | enter | onward) "$what" "$@" ;;
+run) run_in "$@" ;;
+*) fail "no such part: $what" ;;
+esac
