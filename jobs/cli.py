@@ -28,6 +28,7 @@ VERBS = {
     "compare": "table and HTML report of tracked runs",
     "sync": "send to MLflow what is still in outboxes",
     "ui": "serve the MLflow pages on a loopback port",
+    "cluster": "a Ray cluster on Slurm: up, status, down, submit, ...",
     "demo": "the main job from data to comparison",
 }
 

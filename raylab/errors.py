@@ -4,6 +4,7 @@
     ├── UsageError         2  a wrong option, name or recipe field
     ├── DataError          2  input that is missing, damaged, changed or of another kind
     ├── TrackingError      2  a tracking address that no MLflow server answers
+    ├── SlurmError         1  Slurm does not answer, or a cluster on it did not do what it was asked
     └── RunError           1  a run that failed
         ├── NonFiniteError 1  a loss or gradient that is not a number
         ├── CheckpointError 1 a checkpoint that could not be written or read
@@ -45,6 +46,10 @@ class DataError(RaylabError):
 
 class TrackingError(RaylabError):
     exit_code = 2
+
+
+class SlurmError(RaylabError):
+    pass
 
 
 class RunError(RaylabError):

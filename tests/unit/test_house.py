@@ -102,6 +102,8 @@ def test_ray_is_imported_in_its_own_files_and_lazily_by_jobs():
         package = path.relative_to(ROOT).parts[0]
         if package == "raylab" and path.stem.startswith("ray_"):
             continue
+        if path == ROOT / "cluster" / "provider.py":  # Ray's autoscaler imports it, and nothing else does
+            continue
         assert not imported(path, lazy=package in {"raylab", "tracking"}), path
 
 

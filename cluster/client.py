@@ -1,0 +1,242 @@
+"""From the login node: start a cluster, see how it stands, end it."""
+
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster import render, scripts, sites, testbed
+from cluster.directory import Comment, Directory, versions
+from cluster.sites import Site
+from cluster.slurm import Job, Slurm
+from raylab.errors import SlurmError, UsageError, unknown
+from raylab.files import locked, write_json
+
+DOWN_SECONDS = 30.0
+STALE_SECONDS = 30.0  # after which status.json says nothing of the present
+
+
+def commands(site: str) -> Slurm:
+    """Slurm's commands for `site`: those of the test cluster, or the ones on PATH."""
+    if site != "testbed":
+        return Slurm()
+    found = testbed.bin_directory()
+    if found is None:
+        raise SlurmError("the test cluster is not up", do="make slurm-up")
+    return Slurm(found)
+
+
+def ask(
+    site: Site,
+    home: Path,
+    code: Path,
+    name: str,
+    low: int,
+    high: int,
+    types: list[str],
+    time: str | None,
+    static: int | None,
+    revision: str,
+    tracking: str,
+    hooks: dict[str, Any],
+    python: str,
+) -> dict[str, Any]:
+    """What a cluster is asked to be (cluster.json), checked. UsageError where it cannot be."""
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise UsageError(f"'{name}' cannot name a cluster", do="use letters, digits, '-' and '_'")
+    if not 0 <= low <= high or high < 1:
+        raise UsageError(f"--min {low} --max {high} is no range of nodes", do="for example --min 0 --max 8")
+    for kind in types:
+        if kind not in site.nodes:
+            raise unknown(f"node type of site '{site.name}':", kind, site.nodes)
+    if static is not None and static < 1:
+        raise UsageError(f"--static {static}: at least one node", do="--static 2")
+    limit = time or site.time
+    sites.check(site, home, limit)
+    return {
+        "name": name,
+        "id": secrets.token_hex(4),
+        "site": site.model_dump(mode="json"),
+        "types": types or list(site.nodes)[:1],
+        "min": low,
+        "max": high,
+        "static": static or 0,
+        "time": limit,
+        "home": str(home),
+        "code": str(code),
+        "revision": revision,
+        "python": site.python or python,
+        "tracking": tracking,
+        "versions": versions(),
+        "hooks": hooks,
+        "kill_seconds": 30,
+    }
+
+
+def dry_run(asked: dict[str, Any], directory: Path) -> dict[str, str]:
+    """Every text that `up` would use: {"head.sbatch", "TYPE.sbatch"..., "autoscaling.json"}."""
+    site = Site.model_validate(asked["site"])
+    texts = {"head.sbatch": scripts.text(directory, asked, first(asked))}
+    if not asked["static"]:
+        for kind in asked["types"]:
+            worker = Comment(asked["id"], 0, "worker", kind, "REQUEST")
+            texts[f"{kind}.sbatch"] = scripts.text(directory, asked, worker)
+        nodes = {kind: site.nodes[kind] for kind in asked["types"]}
+        texts["autoscaling.json"] = render.autoscaling(
+            asked["name"], directory, 0, nodes, asked["min"], asked["max"], site.idle_seconds
+        )
+    return texts
+
+
+def first(asked: dict[str, Any]) -> Comment:
+    """The comment of the job that `up` submits."""
+    return Comment(asked["id"], 0, "head", asked["types"][0] if asked["static"] else "")
+
+
+def up(asked: dict[str, Any], home: Path, slurm: Slurm) -> tuple[Directory, str]:
+    """Submit the head of a new cluster; (its directory, the job's id). A second of one name is refused."""
+    directory = Directory(home / "clusters" / asked["name"])
+    with locked(home / "clusters" / f".{asked['name']}.lock"):
+        if (directory.path / "cluster.json").is_file() and (alive := jobs(directory, slurm)):
+            raise UsageError(
+                f"cluster '{asked['name']}' is there already (job {alive[0].id}, {alive[0].state.lower()})",
+                do=f"raylab cluster status --name {asked['name']}, or choose another --name",
+            )
+        limit = slurm.config().get("KillWait", "30 sec").split()[0]
+        asked = {**asked, "kill_seconds": int(limit)}
+        directory.create(asked)
+        script = directory.scripts / "head.sbatch"
+        script.write_text(scripts.text(directory.path, asked, first(asked)))
+        try:
+            job = slurm.submit(script)
+        except (SlurmError, UsageError):
+            shutil.rmtree(directory.path)
+            raise
+        write_json(directory.path / "cluster.json", {**asked, "job": job})
+    return directory, job
+
+
+def jobs(directory: Directory, slurm: Slurm) -> list[Job]:
+    """The cluster's jobs that are not over, its head first."""
+    id = directory.asked["id"]
+    ours = [(c, job) for job in slurm.jobs() if (c := Comment.parse(job.comment)) is not None and c.cluster == id]
+    return [
+        job
+        for c, job in sorted(ours, key=lambda pair: pair[0].kind != "head")
+        if job.alive or job.state == "COMPLETING"
+    ]
+
+
+def status(directory: Directory, slurm: Slurm) -> dict[str, Any]:
+    """{"name", "state", "head", "jobs", "nodes", "demand", "ray_jobs", "problems"} of a cluster as it stands now."""
+    asked = directory.asked
+    here = jobs(directory, slurm)
+    by_id = {job.id: job for job in here}
+    head, seen = directory.read("head"), directory.read("status") or {}
+    leader = next((job for job in here if (c := Comment.parse(job.comment)) is not None and c.kind == "head"), None)
+    ready = (
+        leader is not None and leader.running and head is not None
+        and head["job"] == leader.id and head["epoch"] == leader.restarts
+    )  # fmt: skip
+    fresh = ready and time.time() - seen.get("time", 0) < STALE_SECONDS
+    if leader is None:
+        state = "down"
+    elif ready:
+        state = "ready"
+    else:
+        state = "starting" if leader.running else "waiting"
+    nodes = seen.get("nodes", []) if fresh else []
+    return {
+        "name": asked["name"],
+        "site": asked["site"]["name"],
+        "state": state,
+        "head": head if ready else None,
+        "jobs": [
+            {
+                "job": job.id,
+                "kind": (Comment.parse(job.comment) or first(asked)).kind,
+                "type": (Comment.parse(job.comment) or first(asked)).type,
+                "state": job.state.lower(),
+                "node": job.node,
+                "seconds_left": job.left if job.running else None,
+                "why": "" if job.running else job.why(),
+            }
+            for job in here
+        ],
+        "nodes": [{**node, "seconds_left": _left(node["instance"], by_id)} for node in nodes],
+        "demand": seen.get("demand", []) if fresh else [],
+        "ray_jobs": seen.get("jobs", []) if fresh else [],
+        "problems": directory.problems(),
+    }
+
+
+def _left(instance: str, by_id: dict[str, Job]) -> float | None:
+    job = by_id.get(instance.split(".")[0])
+    return None if job is None else job.left
+
+
+def wait(directory: Directory, slurm: Slurm, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Until the head is ready; tells what it is waiting for. SlurmError when it ends or does not come in time."""
+    deadline = time.monotonic() + seconds
+    told, silent = "", 0
+    while time.monotonic() < deadline:
+        try:
+            now = status(directory, slurm)
+        except SlurmError as error:  # away for a moment: the head goes on
+            now, text = {"state": "unknown", "jobs": []}, error.what
+        else:
+            why = next((job["why"] for job in now["jobs"] if job["kind"] == "head"), "")
+            text = {"waiting": f"the head waits in the queue: {why}", "starting": "the head starts"}.get(
+                now["state"], ""
+            )
+        if now["state"] == "ready":
+            return now
+        if now["state"] == "down":
+            silent += 1
+            if silent > 2:
+                raise SlurmError(
+                    f"the head of cluster '{directory.path.name}' has ended",
+                    _why(directory, now),
+                    f"read {directory.logs}",
+                )  # fmt: skip
+        if text and text != told:
+            tell(text)
+            told = text
+        time.sleep(1.0)
+    raise SlurmError(
+        f"cluster '{directory.path.name}' is not ready after {seconds:.0f} s", told,
+        f"raylab cluster status --name {directory.path.name}",
+    )  # fmt: skip
+
+
+def _why(directory: Directory, now: dict[str, Any]) -> str:
+    if now["problems"]:
+        return str(now["problems"][0]["text"])
+    outputs = sorted(directory.logs.glob("*.out"), key=lambda p: p.stat().st_mtime)
+    if not outputs:
+        return f"it left no output in {directory.logs}: is that directory shared with the compute nodes?"
+    return " / ".join(outputs[-1].read_text(errors="replace").strip().splitlines()[-3:])
+
+
+def down(directory: Directory, slurm: Slurm) -> dict[str, Any]:
+    """Cancel everything of this cluster and nothing else; {"ended": jobs}. SlurmError when a job stays after 30 s."""
+    (directory.path / "down").touch()  # a head that is told to end must not come back
+    ended: list[str] = []
+    deadline = time.monotonic() + DOWN_SECONDS
+    while True:
+        here = jobs(directory, slurm)
+        if not here:
+            break
+        if time.monotonic() > deadline:
+            raise SlurmError(
+                f"jobs {', '.join(job.id for job in here)} are still there after {DOWN_SECONDS:.0f} s",
+                "Slurm has been told; a node may not answer", f"squeue --jobs={','.join(job.id for job in here)}",
+            )  # fmt: skip
+        slurm.cancel([job.id for job in here if job.alive])
+        ended += [job.id for job in here if job.id not in ended]
+        time.sleep(0.5)
+    for file in ("head.json", "status.json", "token", "cluster.json"):
+        (directory.path / file).unlink(missing_ok=True)
+    return {"name": directory.path.name, "ended": ended}

@@ -1,0 +1,121 @@
+"""A cluster's directory on shared storage: what the login node, the head and the workers tell one another.
+
+RAYLAB_HOME/clusters/NAME/
+  cluster.json     what was asked for; written by `up`, once
+  token            Ray's token of this cluster, 0600
+  head.json        where the head runs now; written by each head when it is ready
+  status.json      Ray's nodes, demand and jobs, every few seconds, by the head
+  scripts/         every script that was submitted
+  logs/            output of jobs and services, and what Ray left in its temporary directories
+  problems/        why a node did not come up, one file a job
+"""
+
+import json
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cluster.sites import Site
+from raylab.errors import SlurmError, UsageError, unknown
+from raylab.files import write_json
+
+
+@dataclass(frozen=True)
+class Comment:
+    """The comment of a job of ours: the whole state of the node provider stands in these, in Slurm alone."""
+
+    cluster: str  # id
+    epoch: int  # restarts of the head that asked for the node
+    kind: str  # head or worker
+    type: str = ""
+    request: str = ""
+
+    def __str__(self) -> str:
+        return ":".join(("raylab", self.cluster, str(self.epoch), self.kind, self.type, self.request))
+
+    @classmethod
+    def parse(cls, text: str) -> "Comment | None":
+        parts = text.split(":")
+        if len(parts) != 6 or parts[0] != "raylab" or not parts[2].isdigit():
+            return None
+        return cls(parts[1], int(parts[2]), *parts[3:])
+
+
+class Directory:
+    """Reads and writes the files above."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.token, self.logs, self.scripts = self.path / "token", self.path / "logs", self.path / "scripts"
+
+    def create(self, asked: dict[str, Any]) -> None:
+        """Make the directory anew for one cluster; logs of an earlier one of this name stay."""
+        for directory in (self.path, self.logs, self.scripts, self.path / "problems"):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for stale in [
+            self.path / "down",
+            self.path / "head.json",
+            self.path / "status.json",
+            *(self.path / "problems").glob("*.json"),
+        ]:
+            stale.unlink(missing_ok=True)
+        self.token.unlink(missing_ok=True)
+        self.token.touch(mode=0o600)
+        self.token.write_text(secrets.token_hex(32))
+        write_json(self.path / "cluster.json", asked)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        path = self.path / "cluster.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise SlurmError(
+                f"{path} is not there", "the cluster's directory is not on storage that this node shares",
+                "set RAYLAB_HOME to a directory that login and compute nodes share",
+            ) from error  # fmt: skip
+        return found
+
+    @property
+    def site(self) -> Site:
+        return Site.model_validate(self.asked["site"])
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """head.json or status.json, None while there is none."""
+        path = self.path / f"{name}.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def problem(self, job: str, text: str) -> None:
+        """Note why the node of `job` did not come up, for `status` and for the node provider."""
+        write_json(self.path / "problems" / f"{job}.json", {"job": job, "text": text, "time": time.time()})
+
+    def problems(self, seconds: float = 600) -> list[dict[str, Any]]:
+        """Those of the last `seconds`, newest first."""
+        found = [json.loads(path.read_text()) for path in (self.path / "problems").glob("*.json")]
+        return sorted((p for p in found if time.time() - p["time"] < seconds), key=lambda p: -p["time"])
+
+
+def versions() -> dict[str, str]:
+    """What must be the same on all nodes of a cluster."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python, **{name: version(name) for name in ("ray", "torch", "raylab")}}
+
+
+def find(home: Path, name: str | None) -> Directory:
+    """The cluster `name` of this home, or its only one. UsageError with the names there are."""
+    known = {path.parent.name: path.parent for path in sorted((home / "clusters").glob("*/cluster.json"))}
+    if name is None and len(known) == 1:
+        return Directory(next(iter(known.values())))
+    if not known:
+        raise UsageError(
+            f"no cluster in {home}", "none was started from this RAYLAB_HOME", "raylab cluster up --site SITE"
+        )
+    if name is None:
+        raise UsageError("there are several clusters", do=f"--name one of: {', '.join(known)}")
+    if name not in known:
+        raise unknown("cluster", name, known)
+    return Directory(known[name])

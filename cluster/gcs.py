@@ -1,0 +1,66 @@
+"""What an agent asks Ray's control store (GCS): to drain a node, and how the cluster stands. Ray is imported late:
+what it reads from the environment must be there first, and only nodes pay for it."""
+
+import time
+from typing import Any
+
+DRAIN_SECONDS = 3.0  # for one request: a store that hangs must not cost the time that a node has left
+
+
+def drain(address: str, seconds: float, why: str, instance: str | None = None) -> list[str]:
+    """Tell Ray that nodes will be gone in `seconds`: the one started as `instance`, or all workers.
+
+    Returns the ids (hex) of the nodes that drain now. Runs see it through `ray.train.get_preemption_info`.
+    """
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated import autoscaler_pb2, gcs_pb2
+
+    client = GcsClient(address=address)
+    deadline = int((time.time() + seconds) * 1000)
+    drained = []
+    for node_id, node in client.get_all_node_info(timeout=DRAIN_SECONDS).items():
+        wanted = not node.is_head_node if instance is None else node.instance_id == instance
+        if wanted and node.state == gcs_pb2.GcsNodeInfo.ALIVE:
+            # the hexadecimal id: a binary one is accepted and drains nothing
+            accepted, _ = client.drain_node(
+                node_id.hex(), autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION, why, deadline, timeout=DRAIN_SECONDS
+            )
+            if accepted:
+                drained.append(node_id.hex())
+    return drained
+
+
+def status(address: str, dashboard: str) -> dict[str, Any]:
+    """{"nodes", "demand", "jobs"}: the nodes that Ray has, what waits for resources, the jobs that run."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.job_submission import JobSubmissionClient
+
+    found = get_cluster_status(address)
+    nodes = []
+    for node in (*found.active_nodes, *found.idle_nodes):
+        usage = node.resource_usage.usage if node.resource_usage else []
+        nodes.append(
+            {
+                "instance": node.instance_id,
+                "type": node.ray_node_type_name,
+                "ip": node.ip_address,
+                "state": node.node_status,
+                "resources": {u.resource_name: [u.used, u.total] for u in usage if u.resource_name in ("CPU", "GPU")},
+            }
+        )
+    demands = found.resource_demands
+    demand = [
+        {"bundle": bundle.bundle, "count": bundle.count}
+        for one in (
+            *demands.ray_task_actor_demand,
+            *demands.placement_group_demand,
+            *demands.cluster_constraint_demand,
+        )
+        for bundle in one.bundles_by_count
+    ]
+    jobs = [
+        {"id": job.submission_id, "status": str(job.status), "entrypoint": job.entrypoint}
+        for job in JobSubmissionClient(dashboard).list_jobs()
+        if job.submission_id and job.status in ("PENDING", "RUNNING")
+    ]
+    return {"nodes": nodes, "demand": demand, "jobs": jobs}

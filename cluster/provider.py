@@ -1,0 +1,131 @@
+"""Ray's autoscaler asks for nodes; this turns them into Slurm jobs, one a node.
+
+    demand -> autoscaler -> create -> sbatch ... squeue -> non_terminated_nodes -> autoscaler -> terminate -> scancel
+
+Ray calls it a node provider (v1, run under autoscaler v2 by an adapter; unsupported by its makers, ray#57153, so a
+test holds it to the locked Ray). It has no memory of its own: which jobs are ours, of which head and type, stands in
+their comments, so that a new head knows all at once. A node's id is JOB.RESTARTS: a requeued job is another node.
+"""
+
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray.autoscaler.node_provider import NodeProvider
+from ray.autoscaler.tags import (
+    NODE_KIND_HEAD,
+    NODE_KIND_WORKER,
+    STATUS_UP_TO_DATE,
+    TAG_RAY_LAUNCH_REQUEST,
+    TAG_RAY_NODE_KIND,
+    TAG_RAY_NODE_STATUS,
+    TAG_RAY_USER_NODE_TYPE,
+)
+
+from cluster import scripts
+from cluster.directory import Comment, Directory
+from cluster.slurm import Job, Slurm
+from raylab.errors import SlurmError
+
+HEAD = "head"  # id of the head's node: it must be listed, or nothing scales (reconciler.py, Ray 2.60)
+FRESH_SECONDS = 2.0  # squeue is asked at most this often
+PROBLEMS = 3  # nodes that may fail to come up within 10 minutes before no more are asked for
+
+
+class SlurmProvider(NodeProvider):
+    """Thread-safe: Ray launches and terminates from threads of its own."""
+
+    def __init__(self, provider_config: dict[str, Any], cluster_name: str, slurm: Slurm | None = None) -> None:
+        super().__init__(provider_config, cluster_name)
+        self.directory = Directory(Path(provider_config["directory"]))
+        self.epoch = int(provider_config["epoch"])
+        self.asked = self.directory.asked
+        self.slurm = slurm or Slurm()
+        self.lock = threading.RLock()
+        self.seen: dict[str, tuple[Job, Comment]] = {}
+        self.seen_at = float("-inf")
+
+    def _nodes(self) -> dict[str, tuple[Job, Comment]]:
+        """Our workers by node id. Raises SlurmError when Slurm does not answer: 'none' would end them all."""
+        with self.lock:
+            if time.monotonic() - self.seen_at > FRESH_SECONDS:
+                found = [(job, Comment.parse(job.comment)) for job in self.slurm.jobs() if job.alive]
+                self.seen = {
+                    f"{job.id}.{job.restarts}": (job, comment)
+                    for job, comment in found
+                    if comment is not None
+                    and (comment.cluster, comment.epoch, comment.kind) == (self.asked["id"], self.epoch, "worker")
+                }
+                self.seen_at = time.monotonic()
+            return self.seen
+
+    def non_terminated_nodes(self, tag_filters: Mapping[str, str]) -> list[str]:
+        ids = [HEAD, *self._nodes()]
+        return [id for id in ids if tag_filters.items() <= self.node_tags(id).items()]
+
+    def is_running(self, node_id: str) -> bool:
+        return node_id == HEAD or (node_id in self.seen and self.seen[node_id][0].running)
+
+    def is_terminated(self, node_id: str) -> bool:
+        return node_id != HEAD and node_id not in self._nodes()
+
+    def node_tags(self, node_id: str) -> dict[str, str]:
+        if node_id == HEAD:
+            return {
+                TAG_RAY_NODE_KIND: NODE_KIND_HEAD,
+                TAG_RAY_USER_NODE_TYPE: "head",
+                TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE,
+            }
+        _, comment = self.seen[node_id]
+        return {
+            TAG_RAY_NODE_KIND: NODE_KIND_WORKER,
+            TAG_RAY_USER_NODE_TYPE: comment.type,
+            TAG_RAY_LAUNCH_REQUEST: comment.request,
+            TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE,
+        }
+
+    def internal_ip(self, node_id: str) -> str:
+        return self.external_ip(node_id)
+
+    def external_ip(self, node_id: str) -> str:
+        return node_id if node_id == HEAD else self.seen[node_id][0].node
+
+    def create_node_with_resources_and_labels(
+        self,
+        node_config: dict[str, Any],
+        tags: dict[str, str],
+        count: int,
+        resources: dict[str, float],
+        labels: dict[str, str],
+    ) -> None:
+        """Submit `count` jobs. Raises when Slurm refuses or nodes keep failing to come up."""
+        problems = self.directory.problems()
+        if len(problems) >= PROBLEMS:
+            raise SlurmError(f"{len(problems)} nodes did not come up in the last 10 minutes", problems[0]["text"])
+        comment = Comment(
+            self.asked["id"], self.epoch, "worker", node_config["type"], tags.get(TAG_RAY_LAUNCH_REQUEST, "")
+        )
+        with self.lock:
+            try:
+                for _ in range(count):
+                    self.slurm.submit(scripts.worker(self.directory, comment))
+            finally:
+                self.seen_at = float("-inf")
+
+    def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> None:
+        self.create_node_with_resources_and_labels(node_config, tags, count, {}, {})
+
+    def terminate_node(self, node_id: str) -> None:
+        self.terminate_nodes([node_id])
+
+    def terminate_nodes(self, node_ids: list[str]) -> None:
+        """Cancel the jobs of these nodes; one that was requeued meanwhile is another node, and stays."""
+        with self.lock:
+            here = self._nodes()
+            self.slurm.cancel([here[id][0].id for id in node_ids if id in here])
+            self.seen_at = float("-inf")
+
+    def set_node_tags(self, node_id: str, tags: dict[str, str]) -> None:
+        """Nothing: the tags are derived from Slurm."""

@@ -1,0 +1,203 @@
+"""One Ray node as a process group of ours: its ports, its temporary directory, its resources, its end."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from raylab.errors import SlurmError
+
+OBJECT_STORE_SHARE, OBJECT_STORE_MOST, OBJECT_STORE_LEAST = 0.1, 2 * 10**9, 80 * 10**6  # data is read from files
+LOG_BYTES = 20_000_000  # of Ray's logs, kept of each node
+
+# How fast a node's death is noticed: 2.1 s instead of 13 (measured on three nodes). On workers, the head's absence.
+HEALTH = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_initial_delay_ms": "1000",
+}
+WORKER = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}  # on the head this makes a good run exit 1
+COMMON = {
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_worker_niceness": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_BACKEND_LOG_LEVEL": "warning",
+}
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What Slurm gave this job on this node."""
+
+    cpus: int
+    gpus: int
+    memory: int  # bytes
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> "Allocation":
+        """From the variables of a step; Ray itself looks at the whole machine (ray#13607)."""
+        cpus = int(environment.get("SLURM_CPUS_ON_NODE") or len(os.sched_getaffinity(0)))
+        per_node, per_cpu = environment.get("SLURM_MEM_PER_NODE"), environment.get("SLURM_MEM_PER_CPU")
+        if per_node:
+            memory = int(per_node) << 20
+        elif per_cpu:
+            memory = (int(per_cpu) << 20) * cpus
+        else:
+            memory = psutil.virtual_memory().total
+        return cls(cpus, int(environment.get("SLURM_GPUS_ON_NODE") or 0), memory)
+
+    def options(self, shared_memory: int) -> list[str]:
+        """`ray start` options; `shared_memory`: bytes free in /dev/shm."""
+        most = min(OBJECT_STORE_MOST, int(0.8 * shared_memory))
+        store = max(OBJECT_STORE_LEAST, min(most, int(OBJECT_STORE_SHARE * self.memory)))
+        return [
+            f"--num-cpus={self.cpus}", f"--num-gpus={self.gpus}",
+            f"--memory={max(0, self.memory - store)}", f"--object-store-memory={store}",
+        ]  # fmt: skip
+
+
+def address_of(interface: str | None) -> str:
+    """The address at which other nodes reach this one. Raises SlurmError for an interface that is not here."""
+    here = {
+        name: [a.address for a in addresses if a.family == socket.AF_INET]
+        for name, addresses in psutil.net_if_addrs().items()
+    }
+    if interface is not None:
+        if not here.get(interface):
+            raise SlurmError(
+                f"this node has no network interface '{interface}'",
+                f"it has: {', '.join(name for name, found in here.items() if found)}",
+                "correct `interface` of the site",
+            )
+        return str(here[interface][0])
+    try:
+        named = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        named = "127.0.0.1"
+    if not named.startswith("127."):
+        return named
+    others = [a for name, found in here.items() if name != "lo" for a in found if not a.startswith("127.")]
+    return others[0] if others else named
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """Ports that are free on `host` now, all different."""
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind((host, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    except OSError as error:
+        raise SlurmError(f"no free port on {host}", str(error), "the node is out of ports: try another") from error
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+class RayProcess:
+    """`ray start --block` in a session of its own. Ended by this process group alone, never by `ray stop`."""
+
+    def __init__(self, scratch: str, log: Path) -> None:
+        try:
+            self.temp = Path(tempfile.mkdtemp(prefix="rl", dir=scratch))
+        except OSError as error:
+            raise SlurmError(
+                f"no directory could be made in {scratch}", str(error), "correct `scratch` of the site"
+            ) from error
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+        self.started: list[psutil.Process] = []
+
+    def start(self, python: str, ip: str, options: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start Ray with `options`; every port that two Rays on a node would fight over is chosen here."""
+        ports = free_ports(ip, 7)
+        names = (
+            "node-manager-port", "object-manager-port", "metrics-export-port", "runtime-env-agent-port",
+            "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+        )  # fmt: skip
+        command = [python, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        command += [f"--node-ip-address={ip}", "--min-worker-port=0", "--max-worker-port=0"]
+        command += [f"--{name}={port}" for name, port in zip(names, ports, strict=False)]
+        shm = shutil.disk_usage("/dev/shm").free
+        command += [*options, *(Allocation.read(os.environ).options(shm) if "--num-cpus=0" not in options else [])]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                env={**os.environ, **HEALTH, **COMMON, "AUTOSCALER_METRIC_PORT": str(ports[6]), **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=self.temp,
+            )
+
+    @property
+    def ended(self) -> int | None:
+        """Ray's exit code, None while it runs."""
+        return None if self.process is None else self.process.poll()
+
+    def busy(self) -> bool:
+        """Whether a Ray worker process here does something: one that waits is called ray::IDLE."""
+        for process in self._family():
+            try:
+                title = (process.cmdline() or [""])[0]
+            except psutil.Error:
+                continue
+            if title.startswith("ray::") and not title.startswith("ray::IDLE"):
+                return True
+        return False
+
+    def end(self) -> None:
+        """Kill the group and what came of it, and remove the temporary directory."""
+        family = self._family()
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        for process in family:
+            try:
+                process.kill()
+            except psutil.Error:
+                continue
+        psutil.wait_procs(family, timeout=5)
+        shutil.rmtree(self.temp, ignore_errors=True)
+
+    def keep_logs(self, directory: Path) -> None:
+        """Copy the newest of Ray's log files to `directory`, up to LOG_BYTES in all."""
+        files = [path for path in self.temp.glob("session_2*/logs/*") if path.is_file()]
+        left = LOG_BYTES
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in sorted(files, key=lambda p: -p.stat().st_mtime):
+            size = path.stat().st_size
+            if size == 0 or size > left:
+                continue
+            left -= size
+            shutil.copyfile(path, directory / path.name)
+
+    def _family(self) -> list[psutil.Process]:
+        if self.process is not None and self.process.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                self.started = psutil.Process(self.process.pid).children(recursive=True)
+        return [process for process in self.started if process.is_running()]
+
+
+def wait_for_port(ip: str, port: int, process: RayProcess, seconds: float) -> bool:
+    """Whether something listens there before the deadline and before the process ends."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.ended is None:
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex((ip, port)) == 0:
+                return True
+        time.sleep(0.2)
+    return False

@@ -1,0 +1,158 @@
+"""Text that leaves the program: job scripts and Ray's autoscaling configuration. Pure functions, tested as text."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.directory import Comment
+from cluster.sites import NodeType, Site
+
+# Nothing of the submitting shell's own clusters may reach a node
+FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_ID", "CUDA_VISIBLE_DEVICES")
+
+
+def script(
+    site: Site,
+    node: NodeType,
+    comment: Comment,
+    job_name: str,
+    time: str,
+    log: Path,
+    environment: Mapping[str, str],
+    command: Sequence[str],
+    nodes: int = 1,
+    requeue: bool = True,
+) -> str:
+    """A job that runs `command` once on each of `nodes` nodes, as a step that gets Slurm's signals.
+
+    Slurm signals a step's own process, not that one's children: so the node agent is told of a limit (USR1) or a
+    preemption (TERM) and Ray is not. The shell ignores both, or it would end the job before the agent has left.
+    """
+    options = {
+        "job-name": job_name,
+        "comment": str(comment),
+        "partition": node.partition or site.partition,
+        "account": site.account,
+        "qos": site.qos,
+        "time": time,
+        "nodes": nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": node.cpus,
+        "mem": f"{node.memory_mb}M",
+        "gres": _gres(node),
+        "constraint": node.features,
+        "signal": f"USR1@{site.lead_seconds}",
+        "output": str(log).replace("%", "%%") + "/%x-%j.out",
+        "open-mode": "append",
+    }
+    lines = [f"#SBATCH --{name}={quoted(str(value))}" for name, value in options.items() if value is not None]
+    lines += [f"#SBATCH {'--requeue' if requeue else '--no-requeue'}"]
+    lines += [f"#SBATCH {option}" for option in (*site.sbatch, *node.sbatch)]
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in {**site.environment, **environment}.items()]
+    step = shlex.join([*_srun(nodes), *_inside(site, environment, command)])
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *lines,
+            "umask 077",
+            "trap '' TERM USR1  # they are for the agent; this shell outlives it",
+            f"unset {' '.join(FOREIGN)}",
+            *site.setup,
+            *exports,
+            step,
+            "",
+        ]
+    )
+
+
+def quoted(text: str) -> str:
+    """`text` as one word of an #SBATCH line: in double quotes where sbatch would split or read on."""
+    if text and not set(text) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./,:@%"):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _gres(node: NodeType) -> str | None:
+    if not node.gpus:
+        return None
+    return ":".join(filter(None, ("gpu", node.gpu_type, str(node.gpus))))
+
+
+def _srun(nodes: int) -> list[str]:
+    return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+
+
+def _inside(site: Site, environment: Mapping[str, str], command: Sequence[str]) -> list[str]:
+    """`command`, in the site's image where it has one: clean environment, explicit binds, an init that reaps."""
+    if site.image is None:
+        return list(command)
+    binds = dict.fromkeys([site.scratch, *([site.shared] if site.shared else []), *site.bind])
+    passed = [f"--env={name}={value}" for name, value in environment.items()]
+    return [
+        "apptainer", "exec", "--cleanenv", "--containall", "--pid", f"--bind={','.join(binds)}", *passed,
+        site.image, *command,
+    ]  # fmt: skip
+
+
+def resources(node: NodeType) -> dict[str, int]:
+    """What Ray is told of a node before it is there. Memory is left out: no task of ours asks for it."""
+    return {"CPU": node.cpus} | ({"GPU": node.gpus} if node.gpus else {})
+
+
+def capacity(nodes: Mapping[str, NodeType], limit: int) -> list[dict[str, Any]]:
+    """The largest this cluster can be, a node type a row: [{"count", "resources"}], for clamping requests."""
+    return [{"count": min(limit, node.max or limit), "resources": resources(node)} for node in nodes.values()]
+
+
+def autoscaling(
+    name: str, directory: Path, epoch: int, nodes: Mapping[str, NodeType], low: int, high: int, idle_seconds: float
+) -> str:
+    """Ray's autoscaling configuration (JSON, which is YAML): our node provider, and every key Ray insists on.
+
+    `low` nodes of the first type are kept, `high` is the most of all types together.
+    """
+    types: dict[str, Any] = {
+        "head": {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0},
+    }
+    for at, (kind, node) in enumerate(nodes.items()):
+        types[kind] = {
+            "resources": resources(node),
+            "node_config": {"type": kind},
+            "min_workers": low if at == 0 else 0,
+            "max_workers": min(high, node.max or high),
+            "idle_timeout_s": idle_seconds,
+        }
+    return json.dumps(
+        {
+            "cluster_name": name,
+            "max_workers": high,
+            "upscaling_speed": 100.0,
+            "idle_timeout_minutes": max(1, round(idle_seconds / 60)),
+            "provider": {
+                "type": "external",
+                "module": "cluster.provider.SlurmProvider",
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+                "directory": str(directory),
+                "epoch": epoch,
+            },
+            "available_node_types": types,
+            "head_node_type": "head",
+            "auth": {},
+            "docker": {},
+            "initialization_commands": [],
+            "setup_commands": [],
+            "head_setup_commands": [],
+            "worker_setup_commands": [],
+            "head_start_ray_commands": [],
+            "worker_start_ray_commands": [],
+            "file_mounts": {},
+            "cluster_synced_files": [],
+            "file_mounts_sync_continuously": False,
+            "rsync_exclude": [],
+            "rsync_filter": [],
+        },
+        indent=1,
+    )

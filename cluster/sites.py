@@ -1,0 +1,164 @@
+"""Sites: what raylab must know of a Slurm to start Ray clusters on it. Data in sites.toml and a file of the user's."""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from raylab.errors import UsageError, unknown
+
+SHIPPED = Path(__file__).with_name("sites.toml")
+BLANK = "<fill in:"
+SOCKET_LIMIT = 107  # bytes of a Unix socket's path, from Linux's sockaddr_un
+SESSION = 80  # bytes that Ray adds: /session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store, and our own directory
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NodeType(Part):
+    """One kind of node: what a job asks of Slurm, and what Ray is told that it has."""
+
+    cpus: int = Field(ge=1)
+    memory_mb: int = Field(ge=1000)
+    gpus: int = Field(0, ge=0)
+    gpu_type: str | None = None  # as in --gres=gpu:TYPE:N
+    features: str | None = None  # as in --constraint
+    partition: str | None = None  # else the site's
+    max: int | None = Field(None, ge=1)  # nodes of this kind at the most
+    sbatch: tuple[str, ...] = ()  # further options, e.g. "--exclusive"
+
+
+class Site(Part):
+    """A section of sites.toml."""
+
+    name: str
+    about: str = ""
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str = "02:00:00"  # of each job, as in --time
+    lead_seconds: int = Field(120, ge=10)  # how long before its limit a job is told to leave
+    idle_seconds: int = Field(300, ge=5)  # after which a node without work is given back
+    setup: tuple[str, ...] = ()  # shell lines before anything else: module load ..., source ...
+    python: Text | None = None  # on the nodes; else the one that runs `raylab`
+    image: Text | None = None  # an Apptainer image in which everything runs
+    bind: tuple[str, ...] = ()  # further paths that the image shall see
+    environment: dict[str, str] = {}  # a proxy, for one
+    scratch: Text = "/tmp"  # node-local and short: Ray's sockets lie below it
+    shared: Text | None = None  # what all nodes share; RAYLAB_HOME must lie below it
+    interface: Text | None = None  # network interface that nodes talk over, e.g. ib0
+    ssh: bool = False  # compute nodes can be reached by ssh from the login node
+    sbatch: tuple[str, ...] = ()  # further options of every job
+    head: NodeType = NodeType(cpus=2, memory_mb=4000)
+    nodes: dict[str, NodeType]
+
+
+def own_file() -> Path:
+    """The user's own sites: RAYLAB_SITES, else sites.toml in the configuration directory."""
+    if chosen := os.environ.get("RAYLAB_SITES"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config")) / "raylab" / "sites.toml"
+
+
+def site(name: str) -> Site:
+    """The site `name`, the user's values before the shipped ones.
+
+    Raises UsageError for an unknown site, a key or value that does not hold, or a blank that is to be filled in.
+    """
+    shipped, own = _read(SHIPPED), _read(own_file())
+    if name not in shipped | own:
+        raise unknown("site", name, shipped | own)
+    merged = _merge(shipped.get(name, {}), own.get(name, {}))
+    where = own_file() if name in own else SHIPPED
+    if blanks := [f"{key}: {text.removeprefix(BLANK).rstrip('> ')}" for key, text in _blanks(merged)]:
+        raise UsageError(
+            f"site '{name}' has blanks: " + "; ".join(blanks),
+            "they are not publicly known, and are not guessed",
+            f"write them into [{name}] of {own_file()}",
+        )
+    try:
+        return Site.model_validate({"name": name, **merged})
+    except ValidationError as error:
+        raise _explain(error, name, where) from error
+
+
+def seconds(time: str) -> int:
+    """Slurm's --time as seconds: MINUTES, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS. UsageError otherwise."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time.strip())
+    if not match:
+        raise UsageError(f"'{time}' is no time limit", do="write for example 02:00:00 or 1-12:00:00")
+    days, *rest = match.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    if days is not None:
+        hours, minutes, secs = (*numbers, 0, 0)[:3]
+        return int(days) * 86400 + hours * 3600 + minutes * 60 + secs
+    if len(numbers) == 3:
+        return numbers[0] * 3600 + numbers[1] * 60 + numbers[2]
+    return numbers[0] * 60 + (numbers[1] if len(numbers) == 2 else 0)
+
+
+def check(site: Site, home: Path, time: str) -> None:
+    """Raise UsageError for what would fail on the nodes: said before anything is submitted."""
+    if seconds(time) < 2 * site.lead_seconds:
+        raise UsageError(
+            f"a time limit of {time} is too short for site '{site.name}'",
+            f"a node is told to leave {site.lead_seconds} s before its limit (lead_seconds); half its time is for work",
+            f"--time of at least {2 * site.lead_seconds} s, or a smaller lead_seconds",
+        )  # fmt: skip
+    if len(site.scratch.encode()) + SESSION > SOCKET_LIMIT:
+        raise UsageError(
+            f"scratch of site '{site.name}' is too long: {site.scratch}",
+            f"Ray's sockets lie below it, and their paths have {SOCKET_LIMIT} bytes at the most",
+            f"choose one of {SOCKET_LIMIT - SESSION} bytes or fewer, e.g. /tmp",
+        )
+    if site.shared is not None and not home.resolve().is_relative_to(Path(site.shared).resolve()):
+        raise UsageError(
+            f"{home} does not lie on the shared storage of site '{site.name}', {site.shared}",
+            "the nodes of a cluster would not see its runs",
+            f"export RAYLAB_HOME={site.shared}/raylab",
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is no TOML", str(error), "correct that line") from error
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        merged[key] = _merge(merged[key], value) if isinstance(value, dict) and key in merged else value
+    return merged
+
+
+def _blanks(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for key, value in section.items():
+        if isinstance(value, dict):
+            found += _blanks(value, f"{prefix}{key}.")
+        elif isinstance(value, str) and value.startswith(BLANK):
+            found.append((prefix + key, value))
+    return found
+
+
+def _explain(error: ValidationError, name: str, where: Path) -> UsageError:
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = [str(part) for part in problem["loc"]]
+        if problem["type"] == "extra_forbidden":
+            part: type[Part] = NodeType if len(path) > 1 else Site
+            return unknown(f"key of [{name}] in {where}:", ".".join(path), part.model_fields.keys() - {"name"})
+        lines.append(f"{'.'.join(path)}: {problem['msg']}, got {problem.get('input')!r}")
+    return UsageError(f"[{name}] in {where} does not hold: " + "; ".join(lines), do="docs/sites.md lists the keys")

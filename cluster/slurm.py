@@ -1,0 +1,190 @@
+"""Slurm's commands: submit, look, cancel, requeue. The only place that runs them."""
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from raylab.errors import SlurmError, UsageError
+
+ANSWER_SECONDS = 30.0  # a command that takes longer is taken for one that does not answer
+TRIES = 3
+ENDED = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+}
+
+# squeue's columns and widths; a comment of ours has under 100 characters
+COLUMNS = {"JobID": 20, "State": 20, "RestartCnt": 10, "TimeLeft": 20, "NodeList": 120, "Reason": 60, "Comment": 200}
+
+# What Slurm says when it refuses a job, and what to change. Its own words are kept in the error.
+REFUSALS = (
+    (r"partition", "correct `partition` of the site; `sinfo` lists what there is"),
+    (r"account|association", "correct `account` of the site; `sacctmgr show associations user=$USER` lists yours"),
+    (r"qos", "correct `qos` of the site; `sacctmgr show associations user=$USER format=qos` lists yours"),
+    (r"time limit", "a shorter --time; `sinfo -o '%P %l'` lists the limits"),
+    (r"node configuration|cpu count|memory|gres", "a smaller node type of the site; `sinfo -o %c,%m,%G` lists nodes"),
+    (r"features?", "correct `features` of the node type; `sinfo -o '%P %f'` lists them"),
+    (r"limit|policy|QOSMax", "fewer or smaller nodes, or another partition"),
+)  # fmt: skip
+
+# Slurm's reasons for a job that waits, in plain words
+REASONS = {
+    "Priority": "other jobs come first",
+    "Resources": "no free node at present",
+    "Dependency": "it waits for another job",
+    "BeginTime": "it starts again after a short pause (it was requeued)",
+    "PartitionDown": "its partition is down",
+    "PartitionNodeLimit": "its partition has too few nodes",
+    "PartitionTimeLimit": "its time limit is above the partition's",
+    "ReqNodeNotAvail": "the nodes it needs are down or reserved",
+    "NodeDown": "the nodes it needs are down",
+    "AssocGrpCPUMinutesLimit": "the project's compute time is used up",
+    "AssocGrpGRES": "the project uses all GPUs that it may",
+    "QOSMaxJobsPerUserLimit": "you run as many jobs as you may at a time",
+    "JobHeldUser": "it is held by its owner: scontrol release",
+    "JobHeldAdmin": "it is held by an administrator",
+    "JobArrayTaskLimit": "its array runs as many tasks as it may",
+    "None": "it has just been submitted",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as squeue shows it. `left`: seconds to its limit, None while unknown; `node`: "" while it waits."""
+
+    id: str
+    state: str
+    restarts: int
+    left: float | None
+    node: str
+    reason: str
+    comment: str
+
+    @property
+    def running(self) -> bool:
+        return self.state == "RUNNING"
+
+    @property
+    def alive(self) -> bool:
+        return self.state not in ENDED and self.state != "COMPLETING"
+
+    def why(self) -> str:
+        """Slurm's reason for waiting, in plain words."""
+        return REASONS.get(self.reason.split(",")[0], self.reason)
+
+
+class Slurm:
+    """The commands in `directory`, else on PATH."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.directory = directory
+
+    def submit(self, script: Path) -> str:
+        """The id of the new job. Raises UsageError when Slurm refuses the job, with its own words."""
+        try:
+            return self.run("sbatch", "--parsable", str(script)).strip().split(";")[0]
+        except _Refused as error:
+            text = error.text
+            advice = next((do for pattern, do in REFUSALS if re.search(pattern, text, re.IGNORECASE)), "see the script")
+            raise UsageError(f"Slurm refused the job {script.name}", text, advice) from error
+
+    def jobs(self) -> list[Job]:
+        """This user's jobs that have not ended. Raises SlurmError when Slurm does not answer: never a false 'none'."""
+        columns = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
+        return parse(self.run("squeue", "--noheader", f"--user={os.getuid()}", f"--Format={columns}"))
+
+    def cancel(self, ids: Sequence[str]) -> None:
+        """Ask Slurm to end these jobs; one that has ended already is no error."""
+        if ids:
+            self.run("scancel", *ids, allow=r"Invalid job id|already completing")
+
+    def requeue(self, id: str) -> None:
+        self.run("scontrol", "requeue", id)
+
+    def config(self) -> dict[str, str]:
+        """`scontrol show config`: {"KillWait": "30 sec", ...}."""
+        pairs = (line.split("=", 1) for line in self.run("scontrol", "show", "config").splitlines() if "=" in line)
+        return {name.strip(): value.strip() for name, value in pairs}
+
+    def run(self, command: str, *arguments: str, allow: str | None = None) -> str:
+        """Standard output of one Slurm command.
+
+        Raises SlurmError when it is not there or does not answer within 30 s, three times in a row, and _Refused with
+        Slurm's words when it answers no (`allow`: a pattern of refusals that are none).
+        """
+        program = command if self.directory is None else str(self.directory / command)
+        for attempt in range(TRIES):
+            if attempt:
+                time.sleep(2.0**attempt)  # slurmctld answers "try again" in these words: a failover takes seconds
+            try:
+                done = subprocess.run(
+                    [program, *arguments],
+                    capture_output=True,
+                    text=True,
+                    timeout=ANSWER_SECONDS,
+                    stdin=subprocess.DEVNULL,
+                )
+            except FileNotFoundError as error:
+                raise SlurmError(
+                    f"{command} is not there", "this machine has no Slurm", "work on a login node of the site"
+                ) from error
+            except subprocess.TimeoutExpired:
+                text = f"no answer within {ANSWER_SECONDS:.0f} s"
+                continue
+            text = (done.stderr.strip() or done.stdout.strip()).removeprefix(f"{command}: ").removeprefix("error: ")
+            if done.returncode == 0 or (allow and re.search(allow, text)):
+                return done.stdout
+            if not re.search(r"[Uu]nable to contact|[Ss]ocket timed out|[Cc]onnection refused|try again", text):
+                raise _Refused(command, text)
+        raise SlurmError(
+            f"Slurm does not answer ({command})", text, "try again in a minute; running jobs go on meanwhile"
+        )
+
+
+class _Refused(SlurmError):
+    def __init__(self, command: str, text: str) -> None:
+        super().__init__(f"{command} refused", text, f"see `{command} --help`")
+        self.text = text
+
+
+def parse(table: str) -> list[Job]:
+    """Jobs from squeue's fixed-width table (see COLUMNS)."""
+    jobs = []
+    for line in table.splitlines():
+        fields, at = {}, 0
+        for name, width in COLUMNS.items():
+            fields[name] = line[at : at + width].strip()
+            at += width
+        if fields["JobID"]:
+            jobs.append(
+                Job(
+                    id=fields["JobID"],
+                    state=fields["State"],
+                    restarts=int(fields["RestartCnt"] or 0),
+                    left=_left(fields["TimeLeft"]),
+                    node=fields["NodeList"],
+                    reason=fields["Reason"].strip("()"),
+                    comment=fields["Comment"],
+                )
+            )
+    return jobs
+
+
+def _left(text: str) -> float | None:
+    """squeue's time left, D-HH:MM:SS or MM:SS, in seconds; None for INVALID, UNLIMITED, NOT_SET."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    if not match:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
