@@ -34,6 +34,7 @@ AUTOSCALER = {
     "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": "60",
     "AUTOSCALER_UPDATE_INTERVAL_S": "2",
 }
+PORT = "{port}"  # in a service's command: a free port, which head.json then names
 RESOURCE = "raylab_head"  # drivers of trials ask for it: the head outlives workers
 
 
@@ -54,7 +55,8 @@ class Head:
         """Until Slurm ends it; the exit code. Comes back by itself as the next epoch, if it must leave."""
         self._start()
         self._release()
-        self._run("ready", *self.asked["hooks"]["ready"])
+        if self.epoch:
+            self._run("again", *self.asked["hooks"]["again"])
         looked = 0.0
         try:
             while self.signals.came is None and self.ray.ended is None:
@@ -74,6 +76,8 @@ class Head:
 
     def _start(self) -> None:
         port, dashboard, client = free_ports(self.ip, 3)
+        wanted = [name for name, command in self.asked["hooks"]["services"].items() if PORT in command]
+        self.ports = dict(zip(wanted, free_ports("127.0.0.1", len(wanted)), strict=True))
         self.address, self.dashboard = f"{self.ip}:{port}", f"http://127.0.0.1:{dashboard}"
         options = [
             "--head", f"--port={port}", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
@@ -110,7 +114,7 @@ class Head:
                 )  # fmt: skip
         facts = {
             "job": self.job, "epoch": self.epoch, "node": socket.gethostname(), "ip": self.ip,
-            "address": self.address, "dashboard": self.dashboard, "since": time.time(),
+            "address": self.address, "dashboard": self.dashboard, "ports": self.ports, "since": time.time(),
         }  # fmt: skip
         write_json(self.directory.path / "head.json", facts)
         log.info("head %d ready on %s", self.epoch, self.address)
@@ -137,6 +141,7 @@ class Head:
 
     def _keep_services(self) -> None:
         for name, command in self.asked["hooks"]["services"].items():
+            command = [str(self.ports.get(name)) if word == PORT else word for word in command]
             running = self.services.get(name)
             if running is not None and running.poll() is None:
                 continue

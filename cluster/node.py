@@ -56,6 +56,8 @@ def main() -> int:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     directory = Directory(args.directory)
+    # what runs here shall find the same Python as we: `ray job submit -- python ...`
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     job = os.environ["SLURM_JOB_ID"]
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     leads = args.role == "head" or (args.role == "static" and os.environ["SLURM_PROCID"] == "0")

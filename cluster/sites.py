@@ -57,7 +57,7 @@ class Site(Part):
     interface: Text | None = None  # network interface that nodes talk over, e.g. ib0
     ssh: bool = False  # compute nodes can be reached by ssh from the login node
     sbatch: tuple[str, ...] = ()  # further options of every job
-    head: NodeType = NodeType(cpus=2, memory_mb=4000)
+    head: NodeType = NodeType(cpus=2, memory_mb=6000)  # Ray, the drivers of all jobs, MLflow
     nodes: dict[str, NodeType]
 
 

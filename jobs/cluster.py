@@ -1,17 +1,24 @@
 """raylab cluster: a Ray cluster on Slurm: up, status, down, tunnel, env, submit, logs, stop, resume."""
 
 import argparse
+import json
 import os
+import secrets
+import shlex
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from cluster import client, sites
+from cluster import client, head, relay, sites
 from cluster.directory import Directory, find
 from cluster.slurm import Slurm
 from jobs import cli, home
 from jobs.progress import duration, say
+from raylab.errors import RunError
+from raylab.files import read_lines
 from tracking import runs
 
 EXAMPLE = "raylab cluster up --site testbed --min 0 --max 3 --wait"
@@ -38,6 +45,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     up.add_argument("--wait", action="store_true", help="until it is ready")
     verb("status", "nodes, resources, demand, Slurm's reasons, running jobs")
     verb("down", "end everything of this cluster, and nothing else")
+    verb("tunnel", "bring dashboard, job API and MLflow to loopback ports here").add_argument(
+        "--stop", action="store_true", help="end the relay"
+    )
+    verb("env", "the shell lines that make `ray job submit` work here, for eval")
+    submit = verb("submit", "run a command on the cluster: submit -- python -m jobs.train ...")
+    submit.add_argument("--detach", action="store_true", help="do not follow its output")
+    submit.add_argument("command", nargs="+", metavar="CMD")
+    logs = verb("logs", "output of a submitted command")
+    logs.add_argument("job", metavar="JOB")
+    logs.add_argument("--follow", action="store_true")
+    verb("stop", "end a submitted command; its run can be resumed").add_argument("job", metavar="JOB")
+    resume = verb("resume", "go on with runs of this cluster that were interrupted")
+    resume.add_argument("runs", nargs="*", metavar="RUN", help="all of them otherwise")
+    hold = verb("hold", "wait until every run of this cluster has saved and stopped, as its head does before it leaves")
+    hold.add_argument("--seconds", type=float, default=60.0)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -48,7 +70,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def do_up(args: argparse.Namespace) -> dict[str, Any]:
     site = sites.site(args.site)
     where = home.home()
-    name = args.name or "ray"
+    name, tracking = args.name or "ray", os.environ.get("MLFLOW_TRACKING_URI", "")
     asked = client.ask(
         site=site,
         home=where,
@@ -60,8 +82,8 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
         time=args.time,
         static=args.static,
         revision=runs.code_revision(CODE),
-        tracking=os.environ.get("MLFLOW_TRACKING_URI", ""),
-        hooks=hooks(name),
+        tracking=tracking,
+        hooks=hooks(name, tracking),
         python=sys.executable,
     )
     if args.dry_run:
@@ -87,9 +109,17 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def hooks(name: str) -> dict[str, Any]:
-    """What the head runs beside Ray: `cluster` knows of no model and no MLflow, so it is told here."""
-    return {"services": {}, "ready": [], "leave": []}
+def hooks(name: str, tracking: str) -> dict[str, Any]:
+    """What the head does beside Ray: `cluster` knows of no run and no MLflow, so it is told here."""
+    raylab = [sys.executable, "-m", "jobs.cli"]
+    services = {"sync": [*raylab, "sync", "--follow"]}
+    if not tracking:
+        services["mlflow"] = [*raylab, "ui", "--port", head.PORT]
+    return {
+        "services": services,
+        "again": [*raylab, "cluster", "resume", "--name", name],
+        "leave": [*raylab, "cluster", "hold", "--name", name],
+    }
 
 
 def do_status(args: argparse.Namespace) -> dict[str, Any]:
@@ -123,17 +153,144 @@ def tell(found: dict[str, Any]) -> None:
 
 def do_down(args: argparse.Namespace) -> dict[str, Any]:
     directory = find(home.home(), args.name)
+    relay.stop(directory)
     done = client.down(directory, _slurm(directory))
     if not args.quiet:
         say(f"cluster {done['name']} is down: {len(done['ended'])} job(s) ended")
     return done
 
 
+def do_tunnel(args: argparse.Namespace) -> dict[str, Any]:
+    directory = find(home.home(), args.name)
+    if args.stop:
+        relay.stop(directory)
+        return {"stopped": True}
+    asked, here = directory.asked, directory.read("head")
+    if here is not None and asked["site"]["ssh"]:
+        ways = {"8265": here["dashboard"].rpartition(":")[2]} | {str(p): str(p) for p in here["ports"].values()}
+        options = " ".join(f"-L {near}:127.0.0.1:{far}" for near, far in ways.items())
+        line = f"ssh -N {options} {here['node']}"
+        say(line)
+        return {"ssh": line}
+    found = relay.start(directory)
+    ports = found["ports"]
+    say(f"dashboard and job API: http://127.0.0.1:{ports['dashboard']}   (they ask for the token)")
+    if not asked["tracking"]:
+        say(f"MLflow: http://127.0.0.1:{ports['mlflow']}")
+    say(f"from your own computer: ssh -N -L 8265:127.0.0.1:{ports['dashboard']} -L 5000:127.0.0.1:{ports['mlflow']} "
+        f"{socket.gethostname()}")  # fmt: skip
+    return {"ports": ports}
+
+
+def reach(directory: Directory) -> dict[str, str]:
+    """The environment in which Ray's and MLflow's commands reach the cluster: from its head, or through the relay."""
+    asked, here = directory.asked, directory.read("head")
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(directory.token)}
+    if here is not None and os.environ.get("RAY_ADDRESS") == here["address"]:
+        return token | {"RAY_API_SERVER_ADDRESS": here["dashboard"]}
+    ports = relay.start(directory)["ports"]
+    return token | {
+        "RAY_ADDRESS": f"http://127.0.0.1:{ports['dashboard']}",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard']}",
+        "MLFLOW_TRACKING_URI": asked["tracking"] or f"http://127.0.0.1:{ports['mlflow']}",
+        "RAYLAB_HOME": asked["home"],
+    }
+
+
+def do_env(args: argparse.Namespace) -> dict[str, Any]:
+    found = reach(find(home.home(), args.name))
+    for name, value in found.items():
+        say(f"export {name}={shlex.quote(value)}")
+    return found
+
+
+def do_submit(args: argparse.Namespace) -> dict[str, Any]:
+    command = args.command[1:] if args.command[0] == "--" else args.command
+    return submit(find(home.home(), args.name), command, follow=not args.detach)
+
+
+def submit(directory: Directory, command: list[str], follow: bool) -> dict[str, Any]:
+    """Run `command` as a Ray job, in this working directory, which the head shares; RunError when it fails."""
+    job = f"raylab-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    entry = ["sh", "-c", f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command)}"]
+    words = ["submit", "--log-style=record", "--log-color=false", "--submission-id", job, "--no-wait", "--", *entry]
+    sent = ray_job(directory, *words, quiet=True)
+    if sent.returncode != 0:
+        raise RunError(f"job {job} was not taken", (sent.stderr or sent.stdout).strip()[-300:], "raylab cluster status")
+    say(f"job {job}    raylab cluster logs {job} --follow    raylab cluster stop {job}")
+    if follow:
+        ray_job(directory, "logs", "--log-style=record", "--log-color=false", "--follow", job)
+        ended = ray_job(directory, "status", job, quiet=True)
+        if "SUCCEEDED" not in ended.stdout:
+            raise RunError(f"job {job} did not succeed", do=f"raylab cluster logs {job}; raylab cluster status")
+    return {"job": job}
+
+
+def ray_job(directory: Directory, *words: str, quiet: bool = False) -> "subprocess.CompletedProcess[str]":
+    """`ray job ...` in the environment that reaches the cluster; its output is shown, or kept when `quiet`."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", *words]
+    return subprocess.run(command, env={**os.environ, **reach(directory)}, capture_output=quiet, text=True)
+
+
+def do_logs(args: argparse.Namespace) -> dict[str, Any]:
+    code = ray_job(find(home.home(), args.name), "logs", args.job, *(["--follow"] if args.follow else [])).returncode
+    return {"job": args.job, "exit_code": code}
+
+
+def do_stop(args: argparse.Namespace) -> dict[str, Any]:
+    return {"job": args.job, "exit_code": ray_job(find(home.home(), args.name), "stop", args.job).returncode}
+
+
+def do_resume(args: argparse.Namespace) -> dict[str, Any]:
+    directory = find(home.home(), args.name)
+    names = args.runs or [path.name for path, _ in interrupted(directory.asked["name"])]
+    done = []
+    for name in names:
+        verb = "tune" if home.note(home.find(name))["kind"] == "tune" else "train"
+        words = [directory.asked["python"], "-m", "jobs.cli", verb, "--resume", name]
+        done.append({"run": name, **submit(directory, words, follow=False)})
+    if not args.quiet:
+        say(f"resumed: {', '.join(names) if names else 'nothing was interrupted'}")
+    return {"resumed": done}
+
+
+def interrupted(cluster: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Runs and searches of this home that ran on `cluster` and neither ended nor were stopped by anybody."""
+    notes = [(path.parent, home.note(path.parent)) for path in sorted((home.home() / "runs").glob("*/run.json"))]
+    return [(path, note) for path, note in notes if note.get("cluster") == cluster and note.get("status") == "RUNNING"]
+
+
+def _workers(run: Path) -> int:
+    return int(json.loads((run / "recipe.json").read_text())["scaling"]["workers"][1])
+
+
+def do_hold(args: argparse.Namespace) -> dict[str, Any]:
+    """Runs on workers of their own save and end when their nodes are drained; a trial's process is not told."""
+    found = interrupted(find(home.home(), args.name).asked["name"])
+    deadline = time.monotonic() + args.seconds
+    waiting = [path for path, note in found if note["kind"] != "tune" and _workers(path)]
+    while waiting and time.monotonic() < deadline:
+        waiting = [path for path in waiting if "moved" not in (read_lines(path / "ledger.jsonl") or [{"moved": 0}])[-1]]
+        time.sleep(0.2)
+    return {"still_running": [path.name for path in waiting]}
+
+
 def _slurm(directory: Directory) -> Slurm:
     return client.commands(directory.asked["site"]["name"])
 
 
-DO = {"up": do_up, "status": do_status, "down": do_down}
+DO = {
+    "up": do_up,
+    "status": do_status,
+    "down": do_down,
+    "tunnel": do_tunnel,
+    "env": do_env,
+    "submit": do_submit,
+    "logs": do_logs,
+    "stop": do_stop,
+    "resume": do_resume,
+    "hold": do_hold,
+}
 
 
 if __name__ == "__main__":

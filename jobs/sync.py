@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from typing import Any
 
 from jobs import cli, home, tracked
@@ -11,18 +12,29 @@ from tracking import forward
 EXAMPLE = "raylab sync"
 
 
+FOLLOW_SECONDS = 15.0
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
-    pass
+    parser.add_argument("--follow", action="store_true", help=f"again every {FOLLOW_SECONDS:.0f} s, until ended")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
+    while args.follow:
+        once(quiet=True)
+        time.sleep(FOLLOW_SECONDS)
+    return once(args.quiet)
+
+
+def once(quiet: bool) -> dict[str, Any]:
+    """Send what there is; what is left, and why, is in the result."""
     done = forward.sync(home.home())
     models = 0
     for path in sorted((home.home() / "runs").glob("*/run.json")):
         described = home.note(path.parent)
         if described.get("model_logged") is False and tracked.log_model(path.parent, tuple(described["input_shape"])):
             models += 1
-    if not args.quiet:
+    if not quiet:
         say(f"{done['sent']} records and {models} models sent, {done['unsent']} waiting, {done['rejected']} rejected")
         for outbox, error in done["errors"].items():
             say(f"  {outbox}: {error}")

@@ -102,6 +102,8 @@ def opening(
         synthetic=bool(meta["synthetic"]),
         parent=parent["name"] if parent else None,
         tags=tags,
+        cluster=os.environ.get("RAYLAB_CLUSTER"),
+        status="RUNNING",
     )
     (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
     write_attrition(directory, meta)
@@ -203,5 +205,5 @@ def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
 
 def reopen(directory: Path) -> None:
     """The run's own MLflow run is RUNNING again; said through the outbox, so that it works without a server."""
-    annotate(directory, status="RUNNING")
+    annotate(directory, status="RUNNING", cluster=os.environ.get("RAYLAB_CLUSTER"))
     Outbox(directory / "outbox").append({"kind": "status", "status": "RUNNING"})

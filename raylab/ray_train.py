@@ -1,11 +1,11 @@
 """One run on Ray Train: the function that every worker executes, and the elastic trainer around it.
 
 Checkpoints are our own (checkpoint.py, in the run's directory on shared storage): Ray Train only starts workers,
-notices when they die, and restarts the group; a restarted group reads the newest valid checkpoint.
+notices when they die, and restarts the group; a restarted group reads the newest valid checkpoint. A group that makes
+way for another, because a node leaves or more have come, ends as if it had finished: `train` sees that it has not.
 """
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,20 @@ from typing import Any
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from ray.train.v2.api.callback import UserCallback
 
 import raylab.errors
 from raylab import config
 from raylab.config import Recipe
+from raylab.data.sampler import steps_per_epoch
 from raylab.errors import IncompleteError, RaylabError, RunError
-from raylab.files import write_json
+from raylab.files import read_lines, write_json
 from raylab.loop import Metrics
-from raylab.run import execute
+from raylab.ray_elastic import NOTE, ElasticPolicy, ElasticTrainer
+from raylab.run import Moved, execute
+from raylab.tasks import task
+from raylab.world import World
 
 OnRows = Callable[[list[Metrics]], None]
 
@@ -36,25 +40,26 @@ def worker(arguments: dict[str, Any]) -> None:
             config.load(arguments["recipe"]),
             Path(arguments["data"]),
             directory,
-            send,
+            lambda rows: send(rows, directory),
             None if parent is None else Path(parent),
         )
+    except Moved:
+        return
     except RaylabError as error:
         if ray.train.get_context().get_world_rank() == 0:
             write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
 
 
-def send(rows: list[Metrics]) -> float | None:
-    """Hand rows to the controller; say in how many seconds a node of this group will be taken away, if one will.
+def send(rows: list[Metrics], directory: Path) -> str | None:
+    """Hand rows to the controller; say whether this group is to make way: a node leaves, or the number changes.
 
-    Both calls are collectives of Ray Train, so every rank calls this at the same steps.
+    Collectives of Ray Train and of the group: every rank calls this at the same steps.
     """
     ray.train.report({"rows": rows})
-    info = ray.train.get_preemption_info()
-    if info is None:
-        return None
-    deadline = info.deadline_ms
-    return 120.0 if not deadline else max(0.0, deadline / 1000 - time.time())
+    if ray.train.get_preemption_info() is not None:
+        return "a node leaves"
+    world = World()
+    return "another number of workers" if world.any(world.rank == 0 and (directory / NOTE).exists()) else None
 
 
 class Forward(UserCallback):
@@ -77,11 +82,38 @@ def train(
     reports success without a result.
     """
     (directory / "failure.json").unlink(missing_ok=True)
+    samples = len(task(recipe.task).load(data, "train", recipe.data, None))
+    planned = recipe.loop.epochs * steps_per_epoch(samples, recipe.loop.batch)
+    while True:
+        (directory / NOTE).unlink(missing_ok=True)
+        try:
+            trainer(recipe, data, directory, callback, parent, planned).fit()
+        except ray.train.TrainingFailedError as error:
+            raise RunError(
+                f"the workers of run {directory.name} failed {recipe.scaling.max_failures + 1} times",
+                str(error).strip().splitlines()[-1],
+                f"see Ray's logs, then: raylab train --resume {directory.name}",
+            ) from error
+        if "moved" not in (read_lines(directory / "ledger.jsonl") or [{}])[-1]:
+            return outcome(directory)
+
+
+def trainer(
+    recipe: Recipe, data: Path, directory: Path, callback: UserCallback, parent: Path | None, planned: int
+) -> ElasticTrainer:
+    """The trainer of one attempt."""
     low, high = recipe.scaling.workers
     # Attempts of a resumed run each get a name of their own: Ray Train's records are not what we resume from
     attempt = sum(1 for _ in (directory / "ray").glob("*"))
-    trainer = TorchTrainer(
+    scaling = ScalingConfig(
+        num_workers=(low, high),
+        use_gpu=recipe.scaling.gpu,
+        resources_per_worker={"CPU": recipe.scaling.cpus_per_worker} | ({"GPU": 1} if recipe.scaling.gpu else {}),
+        elastic_resize_monitor_interval_s=recipe.scaling.resize_seconds,
+    )
+    return ElasticTrainer(
         worker,
+        policy=ElasticPolicy(scaling, directory, planned),
         train_loop_config={
             "recipe": recipe.model_dump(mode="json"),
             "data": str(data),
@@ -89,12 +121,7 @@ def train(
             "parent": None if parent is None else str(parent),
         },
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if recipe.scaling.gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=low if low == high else (low, high),
-            use_gpu=recipe.scaling.gpu,
-            resources_per_worker={"CPU": recipe.scaling.cpus_per_worker} | ({"GPU": 1} if recipe.scaling.gpu else {}),
-            elastic_resize_monitor_interval_s=recipe.scaling.resize_seconds,
-        ),
+        scaling_config=scaling,
         run_config=RunConfig(
             name=f"attempt-{attempt}",
             storage_path=str(directory / "ray"),
@@ -102,15 +129,6 @@ def train(
             callbacks=[callback],
         ),
     )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise RunError(
-            f"the workers of run {directory.name} failed {recipe.scaling.max_failures + 1} times",
-            str(error).strip().splitlines()[-1],
-            f"see Ray's logs, then: raylab train --resume {directory.name}",
-        ) from error
-    return outcome(directory)
 
 
 def outcome(directory: Path) -> dict[str, Any]:

@@ -29,9 +29,14 @@ from raylab.loop import Metrics, fit
 from raylab.tasks import Task, task
 from raylab.world import World
 
-Send = Callable[[list[Metrics]], float | None]
-"""Passes rows of metrics on (a collective where there are several ranks). Returns None, or, when the group is
-about to be taken away, the seconds after which it will be gone."""
+Send = Callable[[list[Metrics]], str | None]
+"""Passes rows of metrics on (a collective where there are several ranks). Returns None, or why this group of workers
+is to make way for another: a checkpoint is then committed at the next step, and the run goes on elsewhere from it."""
+
+
+class Moved(Exception):
+    """No error: the run is saved at its present step and this group of workers ends, to be followed by another."""
+
 
 T = TypeVar("T")
 
@@ -98,7 +103,7 @@ class Recorder:
         self.rows: list[Metrics] = []
         self.bundle: list[Metrics] = []  # sent last
         self.sent_at = time.monotonic()
-        self.gone_in: float | None = None
+        self.moving: str | None = None
         self.attempt = 0
 
     def start(self, state: dict[str, Any] | None, damaged: list[str]) -> None:
@@ -127,7 +132,7 @@ class Recorder:
             self._write({"step": metrics["step"], "loss": metrics["train/loss"]})
             if self.world.any(time.monotonic() - self.sent_at >= self.flush_seconds):
                 self.flush()
-            return self.gone_in is not None
+            return self.moving is not None
         step, keep = metrics["step"], self.recipe.loop.keep
         complete = {**state, "rows": self.bundle + self.rows}
 
@@ -139,15 +144,13 @@ class Recorder:
 
         agree(self.world, save)
         self._write({"checkpoint": step})
-        if self.gone_in is not None:
-            # Returning would end the run early as if it had succeeded, and going on would repeat these steps
-            # elsewhere: wait here until the group is torn down.
-            time.sleep(self.gone_in + 60)
-            raise RunError("this node was announced to go away and did not", do="raylab train --resume NAME")
+        if self.moving is not None:
+            self._write({"moved": step, "why": self.moving})  # to go on would repeat these steps elsewhere
+            raise Moved(self.moving)
         return False
 
     def flush(self) -> None:
-        self.gone_in = self.send(self.rows)
+        self.moving = self.send(self.rows)
         self.bundle, self.rows, self.sent_at = self.rows, [], time.monotonic()
 
     def _write(self, line: dict[str, Any]) -> None:

@@ -58,9 +58,21 @@ def database(home: Path) -> Path:
     return path
 
 
-@lru_cache(maxsize=16)
 def client(uri: str) -> "MlflowClient":
-    """A client that notices a dead server within seconds. One writer a process is meant to have it."""
+    """A client that notices a dead server within seconds. One writer a process is meant to have it.
+
+    An embedded store that a server on this machine serves is reached through it: SQLite takes one writer at a time.
+    """
+    if uri.startswith("sqlite:///") and uri.endswith("/mlflow/mlflow.db"):
+        from tracking import server
+
+        serving = server.running(Path(uri.removeprefix("sqlite:///")).parents[1])
+        return _client(uri if serving is None else serving.uri)
+    return _client(uri)
+
+
+@lru_cache(maxsize=16)
+def _client(uri: str) -> "MlflowClient":
     _environment()
     from mlflow import MlflowClient
 

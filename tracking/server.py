@@ -96,7 +96,8 @@ def serve(home: Path, port: int = 5000, host: str = "127.0.0.1") -> Server:
         started = psutil.Process(process.pid).create_time()
         shown = "127.0.0.1" if host in ("0.0.0.0", "") else host
         server = Server(f"http://{shown}:{port}", process.pid, home)
-        write_json(directory / "server.json", {"uri": server.uri, "pid": server.pid, "started": started})
+        facts = {"uri": server.uri, "pid": server.pid, "started": started, "host": socket.gethostname()}
+        write_json(directory / "server.json", facts)
         try:
             _wait(server, process)
         except BaseException:
@@ -126,11 +127,13 @@ def _healthy(uri: str) -> bool:
 
 
 def running(home: Path) -> Server | None:
-    """Ours over this home, if its process is alive: the same pid, start time and user."""
+    """Ours over this home, if its process is alive on this machine: the same pid, start time and user."""
     path = home / "mlflow" / "server.json"
     if not path.exists():
         return None
     known = loads(path.read_text())
+    if known["host"] != socket.gethostname():
+        return None
     try:
         process = psutil.Process(known["pid"])
         ours = abs(process.create_time() - known["started"]) < 1 and process.uids().real == os.getuid()

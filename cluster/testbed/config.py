@@ -21,7 +21,7 @@ class Testbed:
     root: Path
     nodes: int = 3
     cpus: int = 4
-    memory: int = 6000
+    memory: int = 8000
     gpus: int = 2
     cgroups: bool = True
     shares: tuple[Path, ...] = ()

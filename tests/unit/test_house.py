@@ -20,8 +20,9 @@ LEVEL = {
     **dict.fromkeys(("tasks", "checkpoint", "world", "adamw"), 2),
     "loop": 3,
     "run": 4,
-    **dict.fromkeys(("ray_train", "ray_map"), 5),
-    "ray_tune": 6,
+    **dict.fromkeys(("ray_elastic", "ray_map"), 5),
+    "ray_train": 6,
+    "ray_tune": 7,
 }
 SIDEWAYS = {("config", "errors"), ("recipes", "config"), ("recipes", "errors"), ("metrics", "intervals")}
 
