@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import select
 import shutil
@@ -11,9 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from cluster.testbed import config, controller
+from cluster.testbed import INSIDE, config, controller
 from cluster.testbed.config import Testbed
 from raylab.errors import RaylabError, UsageError, unknown
 
@@ -29,6 +31,8 @@ START_SECONDS, END_SECONDS = 30, 10
 
 def obstacle() -> str:
     """Why there can be no testbed on this machine; empty when there can."""
+    if INSIDE.is_file():
+        return "this is a machine of a testbed already"
     if os.getuid() != 0:
         return "a testbed makes namespaces and cgroups, which only root may"
     if absent := [tool for tool in TOOLS if shutil.which(tool) is None]:
@@ -40,13 +44,16 @@ def obstacle() -> str:
     return f"this machine lets nobody make namespaces: {tried.stderr.strip()}" if tried.returncode != 0 else ""
 
 
-def has_cgroups() -> bool:
-    """Can nodes have cgroups of version 1? Version 2 needs a newer Slurm than Debian's, or systemd."""
-    return all(os.access(CGROUPS / name / "cgroup.procs", os.W_OK) for name in HIERARCHIES) and not _read_only(CGROUPS)
-
-
-def _read_only(path: Path) -> bool:
-    return any(os.statvfs(path / name).f_flag & os.ST_RDONLY for name in HIERARCHIES)
+def has_cgroups(name: str) -> bool:
+    """Make the testbed's cgroups, if that can be. Version 2 needs a newer Slurm than Debian's, or systemd."""
+    if not all((CGROUPS / top / "cgroup.procs").is_file() for top in HIERARCHIES):
+        return False
+    try:
+        for top in HIERARCHIES:
+            (CGROUPS / top / name).mkdir(exist_ok=True)
+    except OSError:  # read-only, as in most containers
+        return False
+    return True
 
 
 def shared(root: Path, environment: dict[str, str]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
@@ -75,23 +82,21 @@ def shared(root: Path, environment: dict[str, str]) -> tuple[tuple[Path, ...], t
 
 
 def up(root: Path) -> Testbed:
-    """Start the testbed in `root`, which must not be there or be what an earlier testbed left."""
+    """Start a testbed in the directory `root`, which is made, or is what an earlier testbed has left."""
     if why := obstacle():
         raise UsageError("no testbed on this machine", why=why)
-    if len(bytes(root)) > config.LONGEST:
-        raise UsageError(
-            f"the testbed's directory {root} has a name of {len(bytes(root))} bytes",
-            why=f"sockets lie below it, whose names end at 107: {config.LONGEST} are left for the directory",
-            do="RAYLAB_TESTBED=/tmp/short make slurm-up",
-        )
-    if any(character.isspace() or character in "#,[]%\\" for character in str(root)):
-        raise UsageError(f"the testbed's directory {root!s} has characters that slurm.conf cannot hold")
+    check_name(root)
     if controller(root) is not None:
         raise UsageError(f"the testbed {root} is up already", do="make slurm-down")
     down(root)
     directories, links = shared(root, dict(os.environ))
-    bed = Testbed(root, cgroups=has_cgroups(), shares=directories, links=links)
     try:
+        root.mkdir(mode=0o711)
+    except OSError as error:
+        raise UsageError(f"the testbed's directory {root} cannot be made", why=str(error)) from None
+    bed = Testbed(root, shares=directories, links=links)
+    try:
+        bed = replace(bed, cgroups=has_cgroups(bed.cgroup))
         write(bed)
         start(bed)
     except BaseException as error:
@@ -101,6 +106,21 @@ def up(root: Path) -> Testbed:
             raise
         raise RaylabError(f"the testbed {root} did not come up", why=logs, do="look at its logs above") from None
     return bed
+
+
+def check_name(root: Path) -> None:
+    """Refuse a directory that Slurm, its sockets or the nodes could not use."""
+    elsewhere = "RAYLAB_TESTBED=/tmp/short make slurm-up"
+    if len(bytes(root)) > config.LONGEST:
+        raise UsageError(
+            f"the name of the testbed's directory {root} has {len(bytes(root))} bytes",
+            why=f"names of sockets below it may have 107: {config.LONGEST} are left for the directory",
+            do=elsewhere,
+        )
+    if re.search(r"[^\w./+-]", str(root), re.ASCII):
+        raise UsageError(f"the testbed's directory {root} has characters that slurm.conf does not take", do=elsewhere)
+    if any(root.is_relative_to(place) for place in ("/dev/shm", "/run", "/proc", "/sys")):
+        raise UsageError(f"{root}: every node has a directory of its own there", do=elsewhere)
 
 
 def start(bed: Testbed) -> None:
@@ -141,10 +161,9 @@ def wait_until(condition: Callable[[], bool], seconds: float, hopeless: Callable
 def write(bed: Testbed) -> None:
     """The testbed's directory. Others may pass through it to `shared`, as on a shared file system, and read no key."""
     root = bed.root
-    root.mkdir(mode=0o711)
     for name in ("etc", "lib", "bin", "run", "log", "state", "nodes", "shared", "shared/home"):
         (root / name).mkdir(mode=0o755)
-    root.chmod(0o711)
+    root.chmod(0o711)  # whatever the umask
     (root / "shared").chmod(0o1777)
     key = os.open(root / "etc/munge.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(key, "wb") as file:
@@ -152,6 +171,7 @@ def write(bed: Testbed) -> None:
     for number in range(bed.gpus):  # slurmd wants a device; this one is /dev/null
         os.mknod(root / f"etc/gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     texts = {
+        "lib/machine.sh": Path(__file__).with_name("machine.sh").read_text(),  # first: `down` knows a testbed by it
         "etc/slurm.conf": config.slurm_conf(bed),
         "etc/gres.conf": config.gres_conf(bed),
         "etc/cgroup.conf": config.cgroup_conf(),
@@ -159,7 +179,6 @@ def write(bed: Testbed) -> None:
         "lib/settings.sh": config.settings(bed),
         "lib/task-prolog.sh": config.task_prolog(bed),
         "lib/epilog.sh": config.epilog(),
-        "lib/machine.sh": Path(__file__).with_name("machine.sh").read_text(),
     }
     for command in config.COMMANDS:
         texts[f"bin/{command}"] = config.shim(bed, Path(str(shutil.which(command))))
@@ -170,6 +189,8 @@ def write(bed: Testbed) -> None:
 
 def down(root: Path) -> None:
     """End the testbed and remove all of it. Nothing is done, and nothing said, where there is none."""
+    if INSIDE.is_file():
+        raise UsageError("this is a machine of a testbed: it cannot end its own", do="make slurm-down, outside")
     if not os.path.lexists(root):
         return
     if not (root / "lib/machine.sh").is_file() or root.stat().st_uid != os.getuid() or root.is_symlink():
