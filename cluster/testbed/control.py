@@ -26,7 +26,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 HIERARCHIES = ("freezer", "memory", "cpuset")  # without these mounts of cgroup version 1, Slurm's plugin does not start
 SPACES = ("--pid", "--fork", "--kill-child", "--mount", "--net", "--uts", "--ipc")
 PRIVATE = Path("/tmp")  # every node has its own
-START_SECONDS, END_SECONDS = 30, 10
+START_SECONDS, END_SECONDS, NOTICE_SECONDS = 30, 10, 90
 
 
 def obstacle() -> str:
@@ -283,8 +283,21 @@ def crash(root: Path, node: str) -> None:
 
 
 def boot(root: Path, node: str) -> None:
+    """Start a crashed node again. No real node is back before Slurm has missed it: a second after the crash its jobs
+    would still be taken for running, so this waits until Slurm has ended them, some 25 s after the crash."""
     if _pid_of(root, node) is not None:
         raise UsageError(f"{node} is up already")
+
+    def without_jobs() -> bool:
+        asked = run(root, ["squeue", "--noheader", f"--nodelist={node}"])
+        return asked.returncode != 0 or not asked.stdout.strip()  # no controller: nobody takes them for anything
+
+    try:
+        wait_until(without_jobs, NOTICE_SECONDS)
+    except TimeoutError:
+        raise RaylabError(
+            f"{node} is not booted: after {NOTICE_SECONDS} s Slurm still counts jobs on it", do=f"squeue -w {node}"
+        ) from None
     _do(root, "bash", f"{root}/lib/machine.sh", "boot", str(root), node)
 
 

@@ -66,31 +66,26 @@ def test_a_job_over_its_memory_is_killed(testbed: Bed):
 
 
 @slow
-def test_slurm_warns_ahead_of_the_limit(testbed: Bed):
-    job = testbed.submit("--nodes=1 --time=1 --signal=B:USR1@50", "trap 'echo warned; exit 0' USR1\nsleep 100 & wait")
-    testbed.wait_for_output(job, "warned", 50)
-    testbed.wait_for_state(job, "COMPLETED")
-
-
-@slow
-def test_a_requeued_job_starts_again(testbed: Bed):
-    job = testbed.submit("--nodes=1", STARTS + "sleep 100")
-    testbed.wait_for_output(job, "start 0")
-    testbed.run(f"scontrol requeue {job}")
-    testbed.wait_for_output(job, "start 1")
-    testbed.run(f"scancel {job}")
-
-
-@slow
-def test_a_preempted_job_is_warned_and_starts_again(testbed: Bed):
+def test_what_slurm_does_to_a_job(testbed: Bed):
+    """A warning ahead of the time limit, a requeue and a preemption, at once on three nodes: each takes its time."""
     deaf = "trap 'echo warned' TERM\n" + STARTS + "while :; do sleep 1; done"
-    low = testbed.submit("--partition=preempt --nodes=1 --nodelist=n2 --exclusive", deaf)
-    testbed.wait_for_output(low, "start 0")
-    high = testbed.submit("--nodes=1 --nodelist=n2 --exclusive", "true")
-    told = testbed.wait_for_output(low, "start 1", 60)
+    limited = testbed.submit(
+        "--nodes=1 --nodelist=n1 --time=1 --signal=B:USR1@50", "trap 'echo warned; exit 0' USR1\nsleep 100 & wait"
+    )
+    preempted = testbed.submit("--partition=preempt --nodes=1 --nodelist=n2 --exclusive", deaf)
+    requeued = testbed.submit("--nodes=1 --nodelist=n3", STARTS + "sleep 100")
+    testbed.wait_for_output(preempted, "start 0")
+    stronger = testbed.submit("--nodes=1 --nodelist=n2 --exclusive", "true")
+    testbed.wait_for_output(requeued, "start 0")
+    testbed.run(f"scontrol requeue {requeued}")
+
+    testbed.wait_for_output(requeued, "start 1", 60)
+    told = testbed.wait_for_output(preempted, "start 1", 60)
     assert "warned" in told and "PREEMPTION" in told
-    assert testbed.job_state(high) == "COMPLETED"
-    testbed.run(f"scancel {low}")
+    assert testbed.job_state(stronger) == "COMPLETED"
+    testbed.wait_for_output(limited, "warned", 60)
+    testbed.wait_for_state(limited, "COMPLETED")
+    testbed.run(f"scancel {requeued} {preempted}")
 
 
 @slow
