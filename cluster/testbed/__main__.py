@@ -47,10 +47,10 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     match args.verb:
         case "up":
             began = time.monotonic()
-            bed = control.up(root)
-            print(f"{bed.nodes} nodes of {bed.cpus} CPUs, {bed.memory} MB, {bed.gpus} pretended GPUs", end=" ")
+            plan = control.up(root)
+            print(f"{plan.nodes} nodes of {plan.cpus} CPUs, {plan.memory} MB, {plan.gpus} pretended GPUs", end=" ")
             print(f"after {time.monotonic() - began:.1f} s, in {root}")
-            if not bed.cgroups:
+            if not plan.cgroups:
                 print("no cgroups of version 1 here: a job's memory is watched every 2 s, not limited")
             print(f"  export PATH={root}/bin:$PATH")
         case "down":

@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.testbed import INSIDE, config, controller
-from cluster.testbed.config import Testbed
+from cluster.testbed.config import Plan
 from raylab.errors import RaylabError, UsageError, unknown
 
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = "slurmctld slurmd slurm-client munge iproute2"
-TOOLS = ("slurmctld", "slurmd", "munged", *config.COMMANDS, "ip", "unshare", "nsenter", "setpriv", "setsid")
+TOOLS = ("slurmctld", "slurmd", "munged", *config.COMMANDS, "ip", "mount", "unshare", "nsenter", "setpriv", "setsid")
 CGROUPS = Path("/sys/fs/cgroup")
 HIERARCHIES = ("freezer", "memory", "cpuset")  # without these mounts of cgroup version 1, Slurm's plugin does not start
 SPACES = ("--pid", "--fork", "--kill-child", "--mount", "--net", "--uts", "--ipc")
@@ -45,7 +45,8 @@ def obstacle() -> str:
 
 
 def has_cgroups(name: str) -> bool:
-    """Make the testbed's cgroups, if that can be. Version 2 needs a newer Slurm than Debian's, or systemd."""
+    """Make the testbed's cgroups, of version 1, if that can be. With version 2 (where Slurm relies on systemd) nothing
+    has been tried: there, and in containers that may make none, a testbed has none."""
     if not all((CGROUPS / top / "cgroup.procs").is_file() for top in HIERARCHIES):
         return False
     try:
@@ -81,7 +82,7 @@ def shared(root: Path, environment: dict[str, str]) -> tuple[tuple[Path, ...], t
 # --- up and down ---
 
 
-def up(root: Path) -> Testbed:
+def up(root: Path) -> Plan:
     """Start a testbed in the directory `root`, which is made, or is what an earlier testbed has left."""
     if why := obstacle():
         raise UsageError("no testbed on this machine", why=why)
@@ -94,18 +95,18 @@ def up(root: Path) -> Testbed:
         root.mkdir(mode=0o711)
     except OSError as error:
         raise UsageError(f"the testbed's directory {root} cannot be made", why=str(error)) from None
-    bed = Testbed(root, shares=directories, links=links)
+    plan = Plan(root, shares=directories, links=links)
     try:
-        bed = replace(bed, cgroups=has_cgroups(bed.cgroup))
-        write(bed)
-        start(bed)
+        plan = replace(plan, cgroups=has_cgroups(plan.cgroup))
+        write(plan)
+        start(plan)
     except BaseException as error:
         logs = "\n".join(_tail(path) for path in sorted((root / "log").glob("*.log")))
         down(root)
         if not isinstance(error, TimeoutError):
             raise
         raise RaylabError(f"the testbed {root} did not come up", why=logs, do="look at its logs above") from None
-    return bed
+    return plan
 
 
 def check_name(root: Path) -> None:
@@ -123,9 +124,9 @@ def check_name(root: Path) -> None:
         raise UsageError(f"{root}: every node has a directory of its own there", do=elsewhere)
 
 
-def start(bed: Testbed) -> None:
+def start(plan: Plan) -> None:
     """Start the machines and wait until all nodes are idle."""
-    root = bed.root
+    root = plan.root
     first = ["unshare", *SPACES, "bash", f"{root}/lib/machine.sh", "controller", str(root)]
     with (root / "log/ctl.log").open("wb") as log:
         # a session of its own and no child of ours: it stays when we, or the terminal, have gone
@@ -136,14 +137,14 @@ def start(bed: Testbed) -> None:
     def ended() -> bool:
         return (root / "run/ctl.pid").exists() and controller(root) is None
 
-    wait_until(lambda: _all_idle(bed), START_SECONDS, ended)
+    wait_until(lambda: _all_idle(plan), START_SECONDS, ended)
 
 
-def _all_idle(bed: Testbed) -> bool:
-    if not (bed.root / "run/booted").exists():
+def _all_idle(plan: Plan) -> bool:
+    if not (plan.root / "run/booted").exists():
         return False
-    asked = run(bed.root, ["timeout", "5", "sinfo", "--noheader", "--partition=batch", "--states=idle", "--format=%D"])
-    return asked.stdout.strip() == str(bed.nodes)
+    asked = run(plan.root, ["timeout", "5", "sinfo", "--noheader", "--partition=batch", "--states=idle", "--format=%D"])
+    return asked.stdout.strip() == str(plan.nodes)
 
 
 def _tail(path: Path, lines: int = 5) -> str:
@@ -158,9 +159,9 @@ def wait_until(condition: Callable[[], bool], seconds: float, hopeless: Callable
         time.sleep(0.02)
 
 
-def write(bed: Testbed) -> None:
+def write(plan: Plan) -> None:
     """The testbed's directory. Others may pass through it to `shared`, as on a shared file system, and read no key."""
-    root = bed.root
+    root = plan.root
     for name in ("etc", "lib", "bin", "run", "log", "state", "nodes", "shared", "shared/home"):
         (root / name).mkdir(mode=0o755)
     root.chmod(0o711)  # whatever the umask
@@ -168,20 +169,20 @@ def write(bed: Testbed) -> None:
     key = os.open(root / "etc/munge.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(key, "wb") as file:
         file.write(secrets.token_bytes(1024))
-    for number in range(bed.gpus):  # slurmd wants a device; this one is /dev/null
+    for number in range(plan.gpus):  # slurmd wants a device; this one is /dev/null
         os.mknod(root / f"etc/gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     texts = {
         "lib/machine.sh": Path(__file__).with_name("machine.sh").read_text(),  # first: `down` knows a testbed by it
-        "etc/slurm.conf": config.slurm_conf(bed),
-        "etc/gres.conf": config.gres_conf(bed),
+        "etc/slurm.conf": config.slurm_conf(plan),
+        "etc/gres.conf": config.gres_conf(plan),
         "etc/cgroup.conf": config.cgroup_conf(),
-        "etc/hosts": config.hosts(bed),
-        "lib/settings.sh": config.settings(bed),
-        "lib/task-prolog.sh": config.task_prolog(bed),
+        "etc/hosts": config.hosts(plan),
+        "lib/settings.sh": config.settings(plan),
+        "lib/task-prolog.sh": config.task_prolog(plan),
         "lib/epilog.sh": config.epilog(),
     }
     for command in config.COMMANDS:
-        texts[f"bin/{command}"] = config.shim(bed, Path(str(shutil.which(command))))
+        texts[f"bin/{command}"] = config.shim(plan, Path(str(shutil.which(command))))
     for name, text in texts.items():
         (root / name).write_text(text)
         (root / name).chmod(0o755 if name.startswith(("bin/", "lib/")) else 0o644)
@@ -199,7 +200,7 @@ def down(root: Path) -> None:
         )
     if (pid := controller(root)) is not None:
         _kill(root, pid)
-    _remove_cgroups(Testbed(root).cgroup)
+    _remove_cgroups(Plan(root).cgroup)
     shutil.rmtree(root)
 
 
@@ -278,7 +279,7 @@ def crash(root: Path, node: str) -> None:
     pid = _pid_of(root, node)
     if pid is None:
         raise UsageError(f"{node} is down already", do=f"python -m cluster.testbed boot {node}")
-    _do(root, "kill", "-9", pid)
+    _do(root, "sh", "-c", f"kill -9 {pid}")
     wait_until(lambda: _pid_of(root, node) is None, END_SECONDS)
 
 
