@@ -47,12 +47,12 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     match args.verb:
         case "up":
             began = time.monotonic()
-            bed = control.up(root)
-            print(f"{bed.nodes} nodes of {bed.cpus} CPUs, {bed.memory} MB, {bed.gpus} pretended GPUs", end=" ")
-            print(f"after {time.monotonic() - began:.1f} s, in {root}")
-            if not bed.cgroups:
-                print("no cgroups of version 1 here: a job's memory is watched every 2 s, not limited")
-            print(f"  export PATH={root}/bin:$PATH")
+            plan = control.up(root)
+            size = f"{plan.cpus} CPUs, {plan.memory} MB, {plan.gpus} pretended GPUs"
+            lines = [f"{plan.nodes} nodes of {size} after {time.monotonic() - began:.1f} s, in {root}"]
+            if not plan.cgroups:
+                lines.append("no cgroups of version 1 here: a job's memory is watched every 2 s, not limited")
+            print("\n".join([*lines, f"  export PATH={root}/bin:$PATH"]))
         case "down":
             control.down(root)
         case "status" | "path" if testbed.bin_directory() is None:

@@ -10,7 +10,7 @@ LONGEST = 60  # bytes of the root's path: Slurm puts sockets below it, whose pat
 
 
 @dataclass(frozen=True)
-class Testbed:
+class Plan:
     """A login node `ctl`, which is the controller too, and equal nodes n1, n2, ...
 
     Memory is in MB, and is the limit of a node's cgroup where there are `cgroups`. Declared CPUs may be more than the
@@ -38,20 +38,21 @@ class Testbed:
         return "raylab-testbed-" + hashlib.sha256(bytes(self.root)).hexdigest()[:12]
 
 
-def slurm_conf(bed: Testbed) -> str:
+def slurm_conf(plan: Plan) -> str:
     """Times are short, because tests wait for them: a dead node is noticed after 10 s and not 5 minutes, a job has 5 s
     between TERM and KILL, a requeued job may start as soon as its old credential has expired (5 s)."""
-    every = f"n[1-{bed.nodes}]"
+    every = f"n[1-{plan.nodes}]"
+    size = f"CPUs={plan.cpus} RealMemory={plan.memory} Gres=gpu:fake:{plan.gpus}"
     # proctrack/cgroup finds what has made itself a daemon, as Ray does; without cgroups the epilog does that
     tracking = (
         "ProctrackType=proctrack/cgroup\nTaskPlugin=task/cgroup\nJobAcctGatherType=jobacct_gather/linux"
-        if bed.cgroups
+        if plan.cgroups
         else "ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nJobAcctGatherType=jobacct_gather/linux\n"
-        f"JobAcctGatherParams=OverMemoryKill\nEpilog={bed.root}/lib/epilog.sh"
+        f"JobAcctGatherParams=OverMemoryKill\nEpilog={plan.root}/lib/epilog.sh"
     )
     return f"""\
 ClusterName=testbed
-SlurmctldHost=ctl({bed.network}.254)
+SlurmctldHost=ctl({plan.network}.254)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -59,20 +60,20 @@ AuthInfo=cred_expire=5
 MpiDefault=none
 SwitchType=switch/none
 MailProg=/bin/true
-StateSaveLocation={bed.root}/state
-SlurmdSpoolDir={bed.root}/nodes/%n/spool
+StateSaveLocation={plan.root}/state
+SlurmdSpoolDir={plan.root}/nodes/%n/spool
 SlurmctldPidFile=/run/slurmctld.pid
 SlurmdPidFile=/run/slurmd.pid
-SlurmctldLogFile={bed.root}/log/slurmctld.log
-SlurmdLogFile={bed.root}/log/slurmd.%n.log
+SlurmctldLogFile={plan.root}/log/slurmctld.log
+SlurmdLogFile={plan.root}/log/slurmd.%n.log
 SlurmctldDebug=verbose
 SlurmdDebug=verbose
 {tracking}
 JobAcctGatherFrequency=task=2
-TaskProlog={bed.root}/lib/task-prolog.sh
+TaskProlog={plan.root}/lib/task-prolog.sh
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-DefMemPerCPU={bed.memory // bed.cpus}
+DefMemPerCPU={plan.memory // plan.cpus}
 SlurmdParameters=config_overrides
 LaunchParameters=use_interactive_step
 SchedulerType=sched/backfill
@@ -88,18 +89,18 @@ SlurmctldTimeout=10
 SlurmdTimeout=10
 MinJobAge=3600
 JobCompType=jobcomp/filetxt
-JobCompLoc={bed.root}/log/jobs.txt
+JobCompLoc={plan.root}/log/jobs.txt
 AccountingStorageType=accounting_storage/none
 GresTypes=gpu
-NodeName={every} NodeAddr={bed.network}.[1-{bed.nodes}] CPUs={bed.cpus} RealMemory={bed.memory} Gres=gpu:fake:{bed.gpus}
+NodeName={every} NodeAddr={plan.network}.[1-{plan.nodes}] {size}
 PartitionName=batch Nodes={every} Default=YES MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 PartitionName=debug Nodes={every} MaxTime=30 PriorityTier=20 PreemptMode=OFF
 PartitionName=preempt Nodes={every} MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 """
 
 
-def gres_conf(bed: Testbed) -> str:
-    return f"NodeName=n[1-{bed.nodes}] Name=gpu Type=fake File={bed.root}/etc/gpu[0-{bed.gpus - 1}]\n"
+def gres_conf(plan: Plan) -> str:
+    return f"NodeName=n[1-{plan.nodes}] Name=gpu Type=fake File={plan.root}/etc/gpu[0-{plan.gpus - 1}]\n"
 
 
 def cgroup_conf() -> str:
@@ -115,31 +116,31 @@ AllowedRAMSpace=100
 """
 
 
-def hosts(bed: Testbed) -> str:
-    lines = ["127.0.0.1 localhost", f"{bed.network}.254 ctl"]
-    return "\n".join(lines + [f"{bed.network}.{number} n{number}" for number in range(1, bed.nodes + 1)]) + "\n"
+def hosts(plan: Plan) -> str:
+    lines = ["127.0.0.1 localhost", f"{plan.network}.254 ctl"]
+    return "\n".join(lines + [f"{plan.network}.{number} n{number}" for number in range(1, plan.nodes + 1)]) + "\n"
 
 
-def settings(bed: Testbed) -> str:
+def settings(plan: Plan) -> str:
     """What machine.sh reads."""
 
     def array(paths: tuple[Path, ...]) -> str:
         return "(" + " ".join(shlex.quote(str(path)) for path in paths) + ")"
 
     return f"""\
-nodes={shlex.quote(" ".join(bed.names))}
-network={bed.network}
-memory={bed.memory}
-cgroup={bed.cgroup if bed.cgroups else ""}
-shares={array(bed.shares)}
-links={array(bed.links)}
+nodes={shlex.quote(" ".join(plan.names))}
+network={plan.network}
+memory={plan.memory}
+cgroup={plan.cgroup if plan.cgroups else ""}
+shares={array(plan.shares)}
+links={array(plan.links)}
 """
 
 
-def task_prolog(bed: Testbed) -> str:
+def task_prolog(plan: Plan) -> str:
     """Slurm runs it before every task and takes its output into the task's environment: home is on the shared disk,
     whatever the job was submitted with."""
-    return f"#!/bin/sh\necho export HOME={shlex.quote(f'{bed.root}/shared/home')}\n"
+    return f"#!/bin/sh\necho export HOME={shlex.quote(f'{plan.root}/shared/home')}\n"
 
 
 def epilog() -> str:
@@ -154,8 +155,8 @@ exit 0
 """
 
 
-def shim(bed: Testbed, command: Path) -> str:
+def shim(plan: Plan, command: Path) -> str:
     """A Slurm command for a shell of the host: runs on the login node. Jobs inherit the shell's PATH, so on a machine
     of the testbed it is the command itself."""
-    machine, root = shlex.quote(f"{bed.root}/lib/machine.sh"), shlex.quote(str(bed.root))
+    machine, root = shlex.quote(f"{plan.root}/lib/machine.sh"), shlex.quote(str(plan.root))
     return f'#!/bin/sh\nexec bash {machine} enter {root} here {shlex.quote(str(command))} "$@"\n'

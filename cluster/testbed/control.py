@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import select
 import shutil
@@ -11,24 +12,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from cluster.testbed import config, controller
-from cluster.testbed.config import Testbed
+from cluster.testbed import INSIDE, config, controller
+from cluster.testbed.config import Plan
 from raylab.errors import RaylabError, UsageError, unknown
 
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = "slurmctld slurmd slurm-client munge iproute2"
-TOOLS = ("slurmctld", "slurmd", "munged", *config.COMMANDS, "ip", "unshare", "nsenter", "setpriv", "setsid")
+TOOLS = ("slurmctld", "slurmd", "munged", *config.COMMANDS, "ip", "mount", "unshare", "nsenter", "setpriv", "setsid")
 CGROUPS = Path("/sys/fs/cgroup")
 HIERARCHIES = ("freezer", "memory", "cpuset")  # without these mounts of cgroup version 1, Slurm's plugin does not start
 SPACES = ("--pid", "--fork", "--kill-child", "--mount", "--net", "--uts", "--ipc")
 PRIVATE = Path("/tmp")  # every node has its own
-START_SECONDS, END_SECONDS = 30, 10
+START_SECONDS, END_SECONDS, NOTICE_SECONDS = 30, 10, 90
 
 
 def obstacle() -> str:
     """Why there can be no testbed on this machine; empty when there can."""
+    if INSIDE.is_file():
+        return "this is a machine of a testbed already"
     if os.getuid() != 0:
         return "a testbed makes namespaces and cgroups, which only root may"
     if absent := [tool for tool in TOOLS if shutil.which(tool) is None]:
@@ -40,13 +44,17 @@ def obstacle() -> str:
     return f"this machine lets nobody make namespaces: {tried.stderr.strip()}" if tried.returncode != 0 else ""
 
 
-def has_cgroups() -> bool:
-    """Can nodes have cgroups of version 1? Version 2 needs a newer Slurm than Debian's, or systemd."""
-    return all(os.access(CGROUPS / name / "cgroup.procs", os.W_OK) for name in HIERARCHIES) and not _read_only(CGROUPS)
-
-
-def _read_only(path: Path) -> bool:
-    return any(os.statvfs(path / name).f_flag & os.ST_RDONLY for name in HIERARCHIES)
+def has_cgroups(name: str) -> bool:
+    """Make the testbed's cgroups, of version 1, if that can be. With version 2 (where Slurm relies on systemd) nothing
+    has been tried: there, and in containers that may make none, a testbed has none."""
+    if not all((CGROUPS / top / "cgroup.procs").is_file() for top in HIERARCHIES):
+        return False
+    try:
+        for top in HIERARCHIES:
+            (CGROUPS / top / name).mkdir(exist_ok=True)
+    except OSError:  # read-only, as in most containers
+        return False
+    return True
 
 
 def shared(root: Path, environment: dict[str, str]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
@@ -74,38 +82,51 @@ def shared(root: Path, environment: dict[str, str]) -> tuple[tuple[Path, ...], t
 # --- up and down ---
 
 
-def up(root: Path) -> Testbed:
-    """Start the testbed in `root`, which must not be there or be what an earlier testbed left."""
+def up(root: Path) -> Plan:
+    """Start a testbed in the directory `root`, which is made, or is what an earlier testbed has left."""
     if why := obstacle():
         raise UsageError("no testbed on this machine", why=why)
-    if len(bytes(root)) > config.LONGEST:
-        raise UsageError(
-            f"the testbed's directory {root} has a name of {len(bytes(root))} bytes",
-            why=f"sockets lie below it, whose names end at 107: {config.LONGEST} are left for the directory",
-            do="RAYLAB_TESTBED=/tmp/short make slurm-up",
-        )
-    if any(character.isspace() or character in "#,[]%\\" for character in str(root)):
-        raise UsageError(f"the testbed's directory {root!s} has characters that slurm.conf cannot hold")
+    check_name(root)
     if controller(root) is not None:
         raise UsageError(f"the testbed {root} is up already", do="make slurm-down")
     down(root)
     directories, links = shared(root, dict(os.environ))
-    bed = Testbed(root, cgroups=has_cgroups(), shares=directories, links=links)
     try:
-        write(bed)
-        start(bed)
+        root.mkdir(mode=0o711)
+    except OSError as error:
+        raise UsageError(f"the testbed's directory {root} cannot be made", why=str(error)) from None
+    plan = Plan(root, shares=directories, links=links)
+    try:
+        plan = replace(plan, cgroups=has_cgroups(plan.cgroup))
+        write(plan)
+        start(plan)
     except BaseException as error:
         logs = "\n".join(_tail(path) for path in sorted((root / "log").glob("*.log")))
         down(root)
         if not isinstance(error, TimeoutError):
             raise
         raise RaylabError(f"the testbed {root} did not come up", why=logs, do="look at its logs above") from None
-    return bed
+    return plan
 
 
-def start(bed: Testbed) -> None:
+def check_name(root: Path) -> None:
+    """Refuse a directory that Slurm, its sockets or the nodes could not use."""
+    elsewhere = "RAYLAB_TESTBED=/tmp/short make slurm-up"
+    if len(bytes(root)) > config.LONGEST:
+        raise UsageError(
+            f"the name of the testbed's directory {root} has {len(bytes(root))} bytes",
+            why=f"names of sockets below it may have 107: {config.LONGEST} are left for the directory",
+            do=elsewhere,
+        )
+    if re.search(r"[^\w./+-]", str(root), re.ASCII):
+        raise UsageError(f"the testbed's directory {root} has characters that slurm.conf does not take", do=elsewhere)
+    if any(root.is_relative_to(place) for place in ("/dev/shm", "/run", "/proc", "/sys")):
+        raise UsageError(f"{root}: every node has a directory of its own there", do=elsewhere)
+
+
+def start(plan: Plan) -> None:
     """Start the machines and wait until all nodes are idle."""
-    root = bed.root
+    root = plan.root
     first = ["unshare", *SPACES, "bash", f"{root}/lib/machine.sh", "controller", str(root)]
     with (root / "log/ctl.log").open("wb") as log:
         # a session of its own and no child of ours: it stays when we, or the terminal, have gone
@@ -116,14 +137,14 @@ def start(bed: Testbed) -> None:
     def ended() -> bool:
         return (root / "run/ctl.pid").exists() and controller(root) is None
 
-    wait_until(lambda: _all_idle(bed), START_SECONDS, ended)
+    wait_until(lambda: _all_idle(plan), START_SECONDS, ended)
 
 
-def _all_idle(bed: Testbed) -> bool:
-    if not (bed.root / "run/booted").exists():
+def _all_idle(plan: Plan) -> bool:
+    if not (plan.root / "run/booted").exists():
         return False
-    asked = run(bed.root, ["timeout", "5", "sinfo", "--noheader", "--partition=batch", "--states=idle", "--format=%D"])
-    return asked.stdout.strip() == str(bed.nodes)
+    asked = run(plan.root, ["timeout", "5", "sinfo", "--noheader", "--partition=batch", "--states=idle", "--format=%D"])
+    return asked.stdout.strip() == str(plan.nodes)
 
 
 def _tail(path: Path, lines: int = 5) -> str:
@@ -138,31 +159,30 @@ def wait_until(condition: Callable[[], bool], seconds: float, hopeless: Callable
         time.sleep(0.02)
 
 
-def write(bed: Testbed) -> None:
+def write(plan: Plan) -> None:
     """The testbed's directory. Others may pass through it to `shared`, as on a shared file system, and read no key."""
-    root = bed.root
-    root.mkdir(mode=0o711)
+    root = plan.root
     for name in ("etc", "lib", "bin", "run", "log", "state", "nodes", "shared", "shared/home"):
         (root / name).mkdir(mode=0o755)
-    root.chmod(0o711)
+    root.chmod(0o711)  # whatever the umask
     (root / "shared").chmod(0o1777)
     key = os.open(root / "etc/munge.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(key, "wb") as file:
         file.write(secrets.token_bytes(1024))
-    for number in range(bed.gpus):  # slurmd wants a device; this one is /dev/null
+    for number in range(plan.gpus):  # slurmd wants a device; this one is /dev/null
         os.mknod(root / f"etc/gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     texts = {
-        "etc/slurm.conf": config.slurm_conf(bed),
-        "etc/gres.conf": config.gres_conf(bed),
+        "lib/machine.sh": Path(__file__).with_name("machine.sh").read_text(),  # first: `down` knows a testbed by it
+        "etc/slurm.conf": config.slurm_conf(plan),
+        "etc/gres.conf": config.gres_conf(plan),
         "etc/cgroup.conf": config.cgroup_conf(),
-        "etc/hosts": config.hosts(bed),
-        "lib/settings.sh": config.settings(bed),
-        "lib/task-prolog.sh": config.task_prolog(bed),
+        "etc/hosts": config.hosts(plan),
+        "lib/settings.sh": config.settings(plan),
+        "lib/task-prolog.sh": config.task_prolog(plan),
         "lib/epilog.sh": config.epilog(),
-        "lib/machine.sh": Path(__file__).with_name("machine.sh").read_text(),
     }
     for command in config.COMMANDS:
-        texts[f"bin/{command}"] = config.shim(bed, Path(str(shutil.which(command))))
+        texts[f"bin/{command}"] = config.shim(plan, Path(str(shutil.which(command))))
     for name, text in texts.items():
         (root / name).write_text(text)
         (root / name).chmod(0o755 if name.startswith(("bin/", "lib/")) else 0o644)
@@ -170,6 +190,8 @@ def write(bed: Testbed) -> None:
 
 def down(root: Path) -> None:
     """End the testbed and remove all of it. Nothing is done, and nothing said, where there is none."""
+    if INSIDE.is_file():
+        raise UsageError("this is a machine of a testbed: it cannot end its own", do="make slurm-down, outside")
     if not os.path.lexists(root):
         return
     if not (root / "lib/machine.sh").is_file() or root.stat().st_uid != os.getuid() or root.is_symlink():
@@ -178,7 +200,7 @@ def down(root: Path) -> None:
         )
     if (pid := controller(root)) is not None:
         _kill(root, pid)
-    _remove_cgroups(Testbed(root).cgroup)
+    _remove_cgroups(Plan(root).cgroup)
     shutil.rmtree(root)
 
 
@@ -257,13 +279,26 @@ def crash(root: Path, node: str) -> None:
     pid = _pid_of(root, node)
     if pid is None:
         raise UsageError(f"{node} is down already", do=f"python -m cluster.testbed boot {node}")
-    _do(root, "kill", "-9", pid)
+    _do(root, "sh", "-c", f"kill -9 {pid}")
     wait_until(lambda: _pid_of(root, node) is None, END_SECONDS)
 
 
 def boot(root: Path, node: str) -> None:
+    """Start a crashed node again. No real node is back before Slurm has missed it: a second after the crash its jobs
+    would still be taken for running, so this waits until Slurm has ended them, some 25 s after the crash."""
     if _pid_of(root, node) is not None:
         raise UsageError(f"{node} is up already")
+
+    def without_jobs() -> bool:
+        asked = run(root, ["squeue", "--noheader", f"--nodelist={node}"])
+        return asked.returncode != 0 or not asked.stdout.strip()  # no controller: nobody takes them for anything
+
+    try:
+        wait_until(without_jobs, NOTICE_SECONDS)
+    except TimeoutError:
+        raise RaylabError(
+            f"{node} is not booted: after {NOTICE_SECONDS} s Slurm still counts jobs on it", do=f"squeue -w {node}"
+        ) from None
     _do(root, "bash", f"{root}/lib/machine.sh", "boot", str(root), node)
 
 

@@ -28,7 +28,7 @@ is_first_process() { # PID WORDS...: is that still the first process of a machin
 
 record_pid() { # /proc is still the one from before the namespaces: it tells our pid as those outside see it
   local pid; read -r pid _ </proc/self/stat
-  echo "$pid" >"$root/run/.$1.pid"; mv "$root/run/.$1.pid" "$root/run/$1.pid"
+  echo "$pid" >"$root/run/.$1.pid" && mv "$root/run/.$1.pid" "$root/run/$1.pid" || fail "$root has gone" # down was quicker
   mount -t proc proc /proc
 }
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.ray.conftest import Lab, wait_for
+from tests.ray.conftest import Lab
+from tests.wait import wait_for
 
 RECIPE = ("--smoke", "--set", "loop.epochs=30", "loop.ema=0.9", "loop.checkpoint_steps=10", "model.dropout=0.2")
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray.conftest import Lab, wait_for
+from tests.ray.conftest import Lab
+from tests.wait import wait_for
 
 SMALL = ("--smoke", "--set", "loop.epochs=4")
 
