@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster import gcs, render
 from cluster.directory import Comment, Directory
-from cluster.ray_process import OBJECT_STORE_LEAST, RayProcess, free_ports, wait_for_port
+from cluster.ray_process import OBJECT_STORE_LEAST, RayProcess, free_ports
 from cluster.slurm import Slurm
 from raylab.errors import RaylabError, SlurmError
 from raylab.files import whole, write_json
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from cluster.node import Signals
 
 log = logging.getLogger("raylab.head")
-START_SECONDS = 150.0
 STATUS_SECONDS = 3.0
 SERVICE_SECONDS = 10.0  # between two starts of a service that ends
 END_SECONDS = 60.0  # after asking Slurm to requeue us, to be ended by it
@@ -51,8 +50,8 @@ class Head:
         self.services: dict[str, subprocess.Popen[bytes]] = {}
         self.started: dict[str, float] = {}
 
-    def serve(self) -> int:
-        """Until Slurm ends it; the exit code. Comes back by itself as the next epoch, if it must leave."""
+    def serve(self) -> None:
+        """Until Ray ends or Slurm wants the node back."""
         self._start()
         self._release()
         if self.epoch:
@@ -72,7 +71,6 @@ class Head:
         finally:
             for service in self.services.values():
                 service.terminate()
-        return self._again()
 
     def _start(self) -> None:
         port, dashboard, client = free_ports(self.ip, 3)
@@ -107,11 +105,9 @@ class Head:
             }
         self.environment = {**os.environ, **environment}
         self.ray.start(sys.executable, self.ip, options, environment)
-        for ip, at in ((self.ip, port), ("127.0.0.1", dashboard)):
-            if not wait_for_port(ip, at, self.ray, START_SECONDS):
-                raise SlurmError(
-                    "Ray's head did not start", f"nothing answers at {ip}:{at}", f"read {self.ray.log}"
-                )  # fmt: skip
+        # the agent takes jobs; it comes up last
+        for ip, at in ((self.ip, port), ("127.0.0.1", dashboard), (self.ip, self.ray.agent_port)):
+            self.ray.wait_for(ip, at)
         facts = {
             "job": self.job, "epoch": self.epoch, "node": socket.gethostname(), "ip": self.ip,
             "address": self.address, "dashboard": self.dashboard, "ports": self.ports, "since": time.time(),
@@ -190,8 +186,9 @@ class Head:
             log.warning("Ray could not be told: %s", error)
         self._run("leave", *self.asked["hooks"]["leave"], seconds=self.signals.left)
 
-    def _again(self) -> int:
-        """Ask Slurm to start this job again, unless it is to end, or is being ended (and perhaps requeued) already."""
+    def again(self) -> int:
+        """Ask Slurm to start this job again, as the next epoch, unless it is to end or is being ended already, perhaps
+        to be requeued. The exit code."""
         try:
             ours = next((job for job in self.slurm.jobs() if job.id == self.job), None)
             if (self.directory.path / "down").exists() or ours is None or not ours.running:

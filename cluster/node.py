@@ -19,13 +19,14 @@ from types import FrameType
 from cluster import gcs
 from cluster.directory import Directory, versions
 from cluster.head import Head
-from cluster.ray_process import WORKER, RayProcess, address_of
+from cluster.ray_process import WORKER, RayProcess, StartError, address_of
 from raylab.errors import RaylabError, SlurmError
 
 log = logging.getLogger("raylab.node")
 HEAD_SECONDS = 180.0  # a worker waits this long for its head
 MARGIN = 2.0  # seconds before the true deadline at which a node ends by itself
 POLL = 0.5
+STARTS = 3  # of Ray, which gives its own helpers 15 s: on a busy node they may need another go
 
 
 class Signals:
@@ -65,12 +66,22 @@ def main() -> int:
         asked = directory.asked
         signals = Signals(directory.site.lead_seconds, asked["kill_seconds"])
         compare(asked["versions"])
-        with RayNode(directory, f"{job}.{restarts}.{os.environ['SLURM_PROCID']}") as node:
-            if leads:
-                # a requeued head is a new epoch: the workers of the one before are not its own
-                return Head(directory, node.ray, node.ip, signals, job, restarts, args.role == "static").serve()
-            epoch = restarts if args.role == "static" else args.epoch
-            return node.work(signals, epoch, args.type, f"{job}.{restarts}")
+        name = f"{job}.{restarts}.{os.environ['SLURM_PROCID']}"
+        # a requeued head is a new epoch: the workers of the one before are not its own
+        epoch = restarts if leads or args.role == "static" else args.epoch
+        for attempt in range(STARTS):
+            try:
+                with RayNode(directory, name) as node:
+                    if not leads:
+                        return node.work(signals, epoch, args.type, f"{job}.{restarts}")
+                    head = Head(directory, node.ray, node.ip, signals, job, epoch, args.role == "static")
+                    head.serve()
+                return head.again()
+            except StartError as error:
+                if attempt == STARTS - 1 or signals.came is not None:
+                    raise
+                log.warning("%s; once more", error)
+        return 1
     except RaylabError as error:
         log.error("%s", error)
         if args.directory.is_dir():
@@ -118,11 +129,12 @@ class RayNode:
         }
         options = [f"--address={address}", f"--temp-dir={self.ray.temp}"]
         self.ray.start(sys.executable, self.ip, options, environment)
+        self.ray.wait_for(self.ip, self.ray.agent_port)
         log.info("worker %s of %s on %s", instance, address, self.ip)
         while signals.came is None:
             if self.ray.ended is not None:
-                log.info("Ray has ended with %s: the head is gone, or the node was too slow to start", self.ray.ended)
-                return int(self.ray.ended != 0)
+                log.info("Ray has ended with %s: the head is gone", self.ray.ended)
+                return 0
             time.sleep(POLL)
         log.info("%s: %.0f s left", signals.came.name, signals.left)
         try:

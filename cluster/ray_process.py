@@ -17,14 +17,16 @@ import psutil
 from raylab.errors import SlurmError
 
 OBJECT_STORE_SHARE, OBJECT_STORE_MOST, OBJECT_STORE_LEAST = 0.1, 2 * 10**9, 80 * 10**6  # data is read from files
+START_SECONDS = 120.0
 LOG_BYTES = 20_000_000  # of Ray's logs, kept of each node
 
-# How fast a node's death is noticed: 2.1 s instead of 13 (measured on three nodes). On workers, the head's absence.
+# A node that ends is noticed after 5 s, as its port refuses; one that only does not answer, after half a minute: on a
+# busy node an answer takes seconds, and a node given up in error restarts its run. On workers, the head's absence.
 HEALTH = {
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "3000",
-    "RAY_health_check_failure_threshold": "3",
-    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_health_check_initial_delay_ms": "15000",
 }
 WORKER = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}  # on the head this makes a good run exit 1
 COMMON = {
@@ -104,6 +106,10 @@ def free_ports(host: str, count: int) -> list[int]:
             probe.close()
 
 
+class StartError(SlurmError):
+    """Ray did not come up."""
+
+
 class RayProcess:
     """`ray start --block` in a session of its own. Ended by this process group alone, never by `ray stop`."""
 
@@ -115,31 +121,57 @@ class RayProcess:
                 f"no directory could be made in {scratch}", str(error), "correct `scratch` of the site"
             ) from error
         self.log = log
+        self.agent_port = 0
         self.process: subprocess.Popen[bytes] | None = None
         self.started: list[psutil.Process] = []
 
     def start(self, python: str, ip: str, options: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start Ray with `options`; every port that two Rays on a node would fight over is chosen here."""
         ports = free_ports(ip, 7)
+        self.agent_port = ports[4]
         names = (
             "node-manager-port", "object-manager-port", "metrics-export-port", "runtime-env-agent-port",
             "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
         )  # fmt: skip
         command = [python, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        command += [f"--node-ip-address={ip}", "--min-worker-port=0", "--max-worker-port=0"]
+        command += [
+            f"--node-ip-address={ip}",
+            "--include-log-monitor=false",
+            "--min-worker-port=0",
+            "--max-worker-port=0",
+        ]
         command += [f"--{name}={port}" for name, port in zip(names, ports, strict=False)]
         shm = shutil.disk_usage("/dev/shm").free
         command += [*options, *(Allocation.read(os.environ).options(shm) if "--num-cpus=0" not in options else [])]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
-                env={**os.environ, **HEALTH, **COMMON, "AUTOSCALER_METRIC_PORT": str(ports[6]), **environment},
+                env={
+                    **os.environ,
+                    **HEALTH,
+                    **COMMON,
+                    "TMPDIR": str(self.temp),
+                    "AUTOSCALER_METRIC_PORT": str(ports[6]),
+                    **environment,
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
                 cwd=self.temp,
             )
+
+    def wait_for(self, ip: str, port: int) -> None:
+        """Until Ray listens there. Raises StartError when it ends before, or does not within START_SECONDS."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self.ended is None:
+            with socket.socket() as probe:
+                probe.settimeout(1)
+                if probe.connect_ex((ip, port)) == 0:
+                    return
+            time.sleep(0.2)
+        how = f"it ended with {self.ended}" if self.ended is not None else f"nothing answers at {ip}:{port}"
+        raise StartError("Ray did not start on this node", how, f"read {self.log}")
 
     @property
     def ended(self) -> int | None:
@@ -189,15 +221,3 @@ class RayProcess:
             with contextlib.suppress(psutil.Error):
                 self.started = psutil.Process(self.process.pid).children(recursive=True)
         return [process for process in self.started if process.is_running()]
-
-
-def wait_for_port(ip: str, port: int, process: RayProcess, seconds: float) -> bool:
-    """Whether something listens there before the deadline and before the process ends."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.ended is None:
-        with socket.socket() as probe:
-            probe.settimeout(1)
-            if probe.connect_ex((ip, port)) == 0:
-                return True
-        time.sleep(0.2)
-    return False

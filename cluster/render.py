@@ -46,6 +46,7 @@ def script(
         "signal": f"USR1@{site.lead_seconds}",
         "output": str(log).replace("%", "%%") + "/%x-%j.out",
         "open-mode": "append",
+        "chdir": str(log),  # not where sbatch was called: that may exist on another node only
     }
     lines = [f"#SBATCH --{name}={quoted(str(value))}" for name, value in options.items() if value is not None]
     lines += [f"#SBATCH {'--requeue' if requeue else '--no-requeue'}"]
