@@ -160,12 +160,13 @@ def wait_until(condition: Callable[[], bool], seconds: float, hopeless: Callable
 
 
 def write(plan: Plan) -> None:
-    """The testbed's directory. Others may pass through it to `shared`, as on a shared file system, and read no key."""
+    """The testbed's directory. Others may pass through it, as users of a cluster do, and read no key, state or log."""
     root = plan.root
-    for name in ("etc", "lib", "bin", "run", "log", "state", "nodes", "shared", "shared/home"):
-        (root / name).mkdir(mode=0o755)
-    root.chmod(0o711)  # whatever the umask
-    (root / "shared").chmod(0o1777)
+    modes = {"etc": 0o755, "lib": 0o755, "bin": 0o755, "run": 0o755, "log": 0o700, "state": 0o700, "nodes": 0o711}
+    for name, mode in {**modes, "shared": 0o1777, "shared/home": 0o700}.items():
+        (root / name).mkdir()
+        (root / name).chmod(mode)  # whatever the umask
+    root.chmod(0o711)
     key = os.open(root / "etc/munge.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(key, "wb") as file:
         file.write(secrets.token_bytes(1024))

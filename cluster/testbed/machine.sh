@@ -30,6 +30,7 @@ record_pid() { # /proc is still the one from before the namespaces: it tells our
   local pid; read -r pid _ </proc/self/stat
   echo "$pid" >"$root/run/.$1.pid" && mv "$root/run/.$1.pid" "$root/run/$1.pid" || fail "$root has gone" # down was quicker
   mount -t proc proc /proc
+  umask 022 # whatever it was out there: what the daemons make must serve every user
 }
 
 become() { # NAME: host name, and places of its own for sockets, configuration and addresses

@@ -18,9 +18,10 @@ slow = pytest.mark.slow
 
 STARTS = 'echo "start ${SLURM_RESTART_COUNT:-0}"\n'
 # a daemon as Ray makes them: a session of its own, no parent, no terminal, deaf to polite signals
-DAEMON = (
-    "setsid bash -c 'trap : TERM HUP INT; while :; do exec -a a-daemon sleep 997; done' >/dev/null 2>&1 </dev/null &\n"
-)
+DAEMON = """
+    deaf='trap : TERM HUP INT; while :; do bash -c "exec -a a-daemon sleep 997"; done'
+    (setsid bash -c "$deaf" >/dev/null 2>&1 </dev/null &)
+"""
 
 
 def test_a_job_on_three_nodes(testbed: Bed):

@@ -12,7 +12,7 @@ from cluster.testbed import config, control
 from cluster.testbed.config import Plan
 from raylab.errors import UsageError
 
-PLAN = Plan(Path("/tmp/bed"))
+PLAN = Plan(Path("/tmp/bed"), nodes=3, cpus=4, memory=6000, gpus=2)
 
 
 def keys(text: str) -> dict[str, str]:
