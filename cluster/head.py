@@ -66,7 +66,7 @@ class Head:
                 time.sleep(0.5)
             if self.ray.ended is not None:
                 log.error("Ray's head has ended with %s", self.ray.ended)
-            else:
+            elif not self._down():
                 self._leave()
         finally:
             for service in self.services.values():
@@ -186,12 +186,15 @@ class Head:
             log.warning("Ray could not be told: %s", error)
         self._run("leave", *self.asked["hooks"]["leave"], seconds=self.signals.left)
 
+    def _down(self) -> bool:
+        return (self.directory.path / "down").exists()
+
     def again(self) -> int:
         """Ask Slurm to start this job again, as the next epoch, unless it is to end or is being ended already, perhaps
         to be requeued. The exit code."""
         try:
             ours = next((job for job in self.slurm.jobs() if job.id == self.job), None)
-            if (self.directory.path / "down").exists() or ours is None or not ours.running:
+            if self._down() or ours is None or not ours.running:
                 return 0
             self.slurm.requeue(self.job)
         except RaylabError as error:
