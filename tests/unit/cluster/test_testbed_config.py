@@ -22,7 +22,7 @@ def keys(text: str) -> dict[str, str]:
 def test_slurm_conf():
     conf = keys(config.slurm_conf(PLAN))
     assert conf["ProctrackType"] == "proctrack/cgroup", "it ends daemons too, and Ray makes daemons"
-    assert conf["KillWait"] == "5"
+    assert conf["KillWait"] == "15"
     assert conf["NodeName"] == "n[1-3] NodeAddr=10.77.0.[1-3] CPUs=4 RealMemory=6000 Gres=gpu:fake:2"
     lines = config.slurm_conf(PLAN).splitlines()
     tiers = {line.split()[0]: line.split() for line in lines if line.startswith("PartitionName=")}
