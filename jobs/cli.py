@@ -32,6 +32,8 @@ VERBS = {
     "demo": "the main job from data to comparison",
 }
 
+STDOUT = Path("-")
+
 
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
@@ -55,6 +57,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
+def common(parser: argparse.ArgumentParser, **default: Any) -> None:
+    """The options of every verb. A verb of verbs adds them to each, with default=argparse.SUPPRESS."""
+    where = "write the result here; print it without FILE"
+    parser.add_argument("--json", type=Path, nargs="?", const=STDOUT, metavar="FILE", help=where, **default)
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result", **default)
+
+
 def run(verb: str, words: list[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
@@ -67,8 +76,7 @@ def run(verb: str, words: list[str]) -> int:
         allow_abbrev=False,
     )
     module.arguments(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here")
-    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    common(parser)
     args = parser.parse_args(words)
     for chatty in ("mlflow", "alembic", "torch.export"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
@@ -76,7 +84,9 @@ def run(verb: str, words: list[str]) -> int:
     # An interrupt and a polite end of the job take the same way out: outboxes closed, run marked
     signal.signal(signal.SIGTERM, _interrupt)
     result: dict[str, Any] = module.main(args)
-    if args.json is not None:
+    if args.json == STDOUT:
+        print(json.dumps(result, indent=1))
+    elif args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.json, result)
     elif args.quiet:

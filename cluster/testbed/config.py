@@ -72,7 +72,7 @@ SlurmdDebug=verbose
 JobAcctGatherFrequency=task=2
 TaskProlog={plan.root}/lib/task-prolog.sh
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core_Memory
+SelectTypeParameters=CR_Core_Memory,CR_LLN
 DefMemPerCPU={plan.memory // plan.cpus}
 SlurmdParameters=config_overrides
 LaunchParameters=use_interactive_step

@@ -99,7 +99,7 @@ def leaves_none(bed: Bed) -> None:
     job = bed.submit("--nodes=1 --nodelist=n3", DAEMON + "sleep 100")
     wait_for(lambda: "a-daemon" in bed.processes("n3"), 20, "the daemon")
     bed.run(f"scancel {job}")
-    wait_for(lambda: not bed.run(f"squeue --noheader --jobs={job}"), 20, "the job's end")
+    wait_for(lambda: not bed.run(f"squeue --noheader --jobs={job}"), 45, "the job's end")
     wait_for(lambda: "a-daemon" not in bed.processes("n3"), 5, "the daemon's end")
 
 

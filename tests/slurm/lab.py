@@ -1,0 +1,109 @@
+"""raylab on a test cluster: its command line outside, Slurm inside, and what a run left behind."""
+
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from raylab.files import read_lines
+from tests.slurm.conftest import ROOT, Bed
+from tests.wait import wait_for
+
+SITES = """
+[testbed]
+idle_seconds = 20
+[testbed.nodes.spot]
+cpus = 1
+memory_mb = 2500
+partition = "preempt"
+"""
+INTERVAL = 50
+# 800 steps of a second tenth each: long enough to be hit in the middle, and to go on afterwards
+RECIPE = (
+    "--smoke", "--set", "loop.epochs=400", f"loop.checkpoint_steps={INTERVAL}", "model.hidden=128", "model.layers=2",
+    "loop.ema=0.9", "model.dropout=0.2", "scaling.resize_seconds=15",
+)  # fmt: skip
+
+
+class Lab:
+    """A RAYLAB_HOME on the testbed's shared storage, with prepared data, and raylab's verbs over it."""
+
+    def __init__(self, bed: Bed, data: Path, name: str = "raylab") -> None:
+        self.bed, self.home = bed, bed.shared / name
+        self.data = self.home / "ards"
+        self.home.mkdir()
+        shutil.copytree(data, self.data)
+        (self.home / "sites.toml").write_text(SITES)
+        self.environment = {
+            **bed.environment,
+            "RAYLAB_HOME": str(self.home),
+            "RAYLAB_SITES": str(self.home / "sites.toml"),
+        }
+
+    def call(self, *words: object, seconds: float = 240) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "jobs.cli", *map(str, words)],
+            cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
+        )  # fmt: skip
+
+    def run(self, *words: object, seconds: float = 240) -> dict[str, Any]:
+        """The verb's JSON result; it must succeed."""
+        file = self.home / f"result-{secrets.token_hex(4)}.json"
+        cut = words.index("--") if "--" in words else len(words)
+        done = self.call(*words[:cut], "--json", file, *words[cut:], seconds=seconds)
+        assert done.returncode == 0, done.stdout + done.stderr
+        result: dict[str, Any] = json.loads(file.read_text())
+        return result
+
+    def status(self, name: str = "ray") -> dict[str, Any]:
+        return self.run("cluster", "status", "--name", name)
+
+    def train(self, name: str, workers: str, *more: str) -> None:
+        """Submit a training to the cluster `ray`; returns at once."""
+        words = ("train", "ards", "--data", self.data, "--workers", workers, "--name", name, *RECIPE, *more)
+        self.run("cluster", "submit", "--name", "ray", "--detach", "--", "python", "-m", "jobs.cli", *words)
+
+    def ledger(self, run: str) -> list[dict[str, Any]]:
+        return read_lines(self.home / "runs" / run / "ledger.jsonl")
+
+    def starts(self, run: str) -> list[dict[str, Any]]:
+        return [line for line in self.ledger(run) if "start" in line]
+
+    def step(self, run: str) -> int:
+        return max((line["step"] for line in self.ledger(run) if "step" in line), default=0)
+
+    def on_workers(self, run: str, workers: int, steps: int = 15, seconds: float = 150) -> None:
+        """Wait until the run is `steps` into an attempt on so many workers."""
+
+        def there() -> bool:
+            lines = self.ledger(run)
+            at = max((number for number, line in enumerate(lines) if "start" in line), default=None)
+            return at is not None and lines[at]["workers"] == workers and len(lines) - at > steps
+
+        wait_for(there, seconds, f"{run} on {workers} workers")
+
+    def result(self, run: str, seconds: float = 240) -> dict[str, Any]:
+        """result.json of a run that has reached its last step, and its MLflow runs."""
+        path = self.home / "runs" / run
+        # the driver ends after the scores: only then is the run marked
+        wait_for(lambda: json.loads((path / "run.json").read_text())["status"] == "FINISHED", seconds, f"{run}'s end")
+        result: dict[str, Any] = json.loads((path / "result.json").read_text())
+        return result
+
+    def mlflow(self, name: str) -> list[str]:
+        """States of the MLflow runs whose name begins so, once what waits has been sent."""
+        from mlflow import MlflowClient
+
+        self.call("sync")
+        client = MlflowClient(f"sqlite:///{self.home}/mlflow/mlflow.db")
+        experiment = client.get_experiment_by_name("raylab")
+        assert experiment is not None
+        found = client.search_runs([experiment.experiment_id], max_results=1000)
+        return [run.info.status for run in found if run.info.run_name.startswith(name)]
+
+    def workers(self) -> list[dict[str, Any]]:
+        """The worker jobs that run now, as `status` tells them."""
+        return [job for job in self.status()["jobs"] if job["kind"] == "worker" and job["state"] == "running"]
