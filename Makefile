@@ -3,13 +3,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 DATA ?=
+SITE ?= local
+MAX ?= 8
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: help setup demo test test-slow test-slurm slurm-up slurm-down slurm-status check lock ui clean
+.PHONY: help setup demo test test-slow test-slurm slurm-up slurm-down slurm-status check lock ui clean \
+  cluster-up cluster-status cluster-down doctor
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: $(VENV)/.ready ## make .venv with every pinned dependency (nothing to do the second time)
 
@@ -41,6 +44,18 @@ slurm-down: setup ## end it and remove all of it
 
 slurm-status: setup ## its nodes and jobs
 	@$(BIN)/python -m cluster.testbed status
+
+cluster-up: setup ## a Ray cluster on Slurm (SITE=..., MAX=8)
+	@$(BIN)/raylab cluster up --site "$(SITE)" --max "$(MAX)" --wait
+
+cluster-status: setup ## its nodes, demand and jobs
+	@$(BIN)/raylab cluster status
+
+cluster-down: setup ## end it
+	@$(BIN)/raylab cluster down
+
+doctor: setup ## what of SITE fits raylab, and what to do about the rest
+	@$(BIN)/raylab doctor --site "$(SITE)"
 
 ui: setup ## open the MLflow pages of this directory's runs
 	@$(BIN)/raylab ui

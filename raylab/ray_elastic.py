@@ -24,6 +24,9 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+    TrainAutoscalingCoordinatorClient,
+)
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -89,6 +92,12 @@ def coordinator() -> Any:
     return actor.options(**options, scheduling_strategy=here).remote(send_resources_request=request)
 
 
+def moved(directory: Path) -> bool:
+    """Whether the run's last attempt made way for another."""
+    lines = read_lines(directory / "ledger.jsonl")
+    return bool(lines) and "moved" in lines[-1]
+
+
 class ElasticPolicy(ElasticScalingPolicy):
     """Lives in the run's controller. `planned`: the steps of the whole run, `directory`: where its ledger is."""
 
@@ -99,6 +108,12 @@ class ElasticPolicy(ElasticScalingPolicy):
         self.seen: tuple[float, int] | None = None  # time and step of the look before
         self.looked = float("-inf")
         self.reserved: Reserved | None = None
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """One requester for all attempts of a run: what it has stays reserved from one to the next."""
+        self._requester_id = f"raylab:{self.directory}"
+        self._coordinator_client = TrainAutoscalingCoordinatorClient(self._requester_id)
+        self._send_resource_request()
 
     def _send_resource_request(self) -> None:
         low, high = self.scaling_config.min_workers, self.scaling_config.max_workers
@@ -124,7 +139,8 @@ class ElasticPolicy(ElasticScalingPolicy):
             self._send_resource_request()
 
     def _cancel_resource_request(self) -> None:
-        if self._coordinator_client is not None:
+        # nodes that nothing asks for between two attempts would be given back
+        if self._coordinator_client is not None and not moved(self.directory):
             for id, _, _ in self._requests(0, 1):
                 _ask(self._autoscaling_coordinator.cancel_request, id)
 

@@ -21,9 +21,9 @@ from raylab import config
 from raylab.config import Recipe
 from raylab.data.sampler import steps_per_epoch
 from raylab.errors import IncompleteError, RaylabError, RunError
-from raylab.files import read_lines, write_json
+from raylab.files import write_json
 from raylab.loop import Metrics
-from raylab.ray_elastic import NOTE, ElasticPolicy, ElasticTrainer
+from raylab.ray_elastic import NOTE, ElasticPolicy, ElasticTrainer, moved
 from raylab.run import Moved, execute
 from raylab.tasks import task
 from raylab.world import World
@@ -94,7 +94,7 @@ def train(
                 str(error).strip().splitlines()[-1],
                 f"see Ray's logs, then: raylab train --resume {directory.name}",
             ) from error
-        if "moved" not in (read_lines(directory / "ledger.jsonl") or [{}])[-1]:
+        if not moved(directory):
             return outcome(directory)
 
 

@@ -1,0 +1,127 @@
+"""Clusters side by side, strangers, and what cannot be: on real Slurm."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.conftest import Bed
+from tests.slurm.lab import Lab
+from tests.wait import wait_for
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(400)]
+
+FOREIGN = (
+    "setsid -f {python} -m ray.scripts.scripts start --head --port=6379 --num-cpus=1 --object-store-memory=80000000"
+    " --include-dashboard=false --disable-usage-stats --temp-dir=/tmp/foreign --block >/tmp/foreign.log 2>&1 </dev/null"
+)
+
+
+@pytest.fixture(scope="module")
+def lab(testbed: Bed, ards_data: Path) -> Iterator[Lab]:
+    lab = Lab(testbed, ards_data, "strangers")
+    yield lab
+    for name in ("one", "two"):
+        lab.call("cluster", "down", "--name", name)
+
+
+def up(lab: Lab, name: str, *more: object) -> dict[str, object]:
+    return lab.run("cluster", "up", "--site", "testbed", "--name", name, "--max", 2, "--wait", *more)
+
+
+def test_two_clusters_and_a_stranger_on_one_node(lab: Lab) -> None:
+    """The heads of both and a foreign Ray share n1; each keeps to itself, and so does the end of one."""
+    lab.bed.run(FOREIGN.format(python=sys.executable), on="n1")
+    head = "\n[testbed.head]\nsbatch = ['--nodelist=n1']\ncpus = 1\nmemory_mb = 3800\n"
+    sites = lab.home / "sites.toml"
+    sites.write_text(sites.read_text() + head)
+    up(lab, "one")
+    refused = lab.call("cluster", "up", "--site", "testbed", "--name", "one")
+    assert refused.returncode == 2 and "is there already" in refused.stderr
+    up(lab, "two")
+    assert lab.status("one")["head"]["node"] == lab.status("two")["head"]["node"] == "n1"
+    for name in ("one", "two"):
+        lab.run("cluster", "submit", "--name", name, "--", "python", "-c", f"open('{lab.home}/{name}', 'w')")
+        assert (lab.home / name).exists()
+    began = time.monotonic()
+    lab.run("cluster", "down", "--name", "one")
+    assert time.monotonic() - began < 30
+    assert lab.status("two")["state"] == "ready"
+    left = lab.bed.processes("n1")
+    assert "foreign" in left and "clusters/one" not in left
+    assert lab.call("cluster", "down", "--name", "one").returncode == 2, "it is gone already"
+
+
+def test_files_are_private_and_a_client_without_the_token_is_refused(lab: Lab, tmp_path: Path) -> None:
+    directory = lab.home / "clusters" / "two"
+    assert directory.stat().st_mode & 0o077 == 0
+    for path in [p for p in directory.rglob("*") if p.is_file()]:
+        assert path.stat().st_mode & 0o077 == 0, path
+    ports = lab.run("cluster", "tunnel", "--name", "two")["ports"]
+    (tmp_path / "token").write_text("0" * 64)
+    environment = {**lab.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    address = f"http://127.0.0.1:{ports['dashboard']}"
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "job", "list", "--address", address]
+    began = time.monotonic()
+    refused = subprocess.run(ray, env=environment, capture_output=True, text=True, timeout=60)
+    assert refused.returncode != 0 and "token" in (refused.stdout + refused.stderr).lower()
+    assert time.monotonic() - began < 10
+    # and the one line of `env` is all that Ray's own command needs
+    lines = lab.call("cluster", "env", "--name", "two").stdout
+    done = subprocess.run(
+        ["bash", "-c", f"{lines}\n{sys.executable} -m ray.scripts.scripts job list"],
+        env=lab.environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_node_with_another_python_is_said(lab: Lab) -> None:
+    path = lab.home / "clusters" / "two" / "cluster.json"
+    asked = json.loads(path.read_text())
+    path.write_text(json.dumps({**asked, "versions": {**asked["versions"], "torch": "0.1"}}))
+    words = ("train", "ards", "--data", lab.data, "--smoke", "--workers", 1, "--name", "nowhere")
+    lab.run("cluster", "submit", "--name", "two", "--detach", "--", "python", "-m", "jobs.cli", *words)
+    problems = wait_for(lambda: lab.status("two")["problems"], 90, "a problem")
+    assert "instead of 0.1" in problems[0]["text"]
+    lab.run("cluster", "down", "--name", "two")
+    wait_for(lambda: "clusters/two" not in lab.bed.processes("n1"), 30, "the end of its processes")
+
+
+@pytest.mark.parametrize(
+    ("words", "sites", "said"),
+    [
+        (("--site", "testbad"), "", "testbed"),
+        (("--site", "testbed", "--node-type", "big"), "", "use one of"),
+        (("--site", "testbed", "--time", "00:01:00"), "", "too short"),
+        (("--site", "testbed"), "partition = 'fast'", "invalid partition"),
+        (("--site", "testbed"), "scratch = '/tmp/" + "x" * 60 + "'", "too long"),
+        (("--site", "testbed"), "partitoin = 'batch'", "partition"),
+        (("--site", "testbed"), "[testbed.head]\ncpus = 400\nmemory_mb = 2000", "smaller node type"),
+    ],
+    ids=["site", "node type", "time", "partition", "scratch", "key", "limits"],
+)
+def test_what_cannot_be_is_refused_and_leaves_nothing(lab: Lab, words: tuple[str, ...], sites: str, said: str) -> None:
+    (lab.home / "sites.toml").write_text(f"[testbed]\n{sites}\n")
+    refused = lab.call("cluster", "up", *words, "--name", "never")
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert said in refused.stderr
+    assert not (lab.home / "clusters" / "never").exists()
+    assert not lab.bed.run("squeue --noheader")
+
+
+def test_one_allocation_that_stays(lab: Lab) -> None:
+    """--static: no autoscaler, the nodes of one job."""
+    (lab.home / "sites.toml").write_text("")
+    lab.run("cluster", "up", "--site", "testbed", "--name", "one", "--static", 2, "--wait")
+    words = ("train", "ards", "--data", lab.data, "--smoke", "--workers", 2, "--name", "static")
+    lab.run("cluster", "submit", "--name", "one", "--", "python", "-m", "jobs.cli", *words)
+    assert lab.starts("static")[0]["workers"] == 2
+    assert len(lab.status("one")["jobs"]) == 1
+    lab.run("cluster", "down", "--name", "one")
+    assert not lab.bed.run("squeue --noheader")
+    assert os.listdir(lab.home / "clusters" / "one")  # its logs stay
