@@ -71,7 +71,7 @@ class Task:
 
 
 def _icu(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> Samples:
-    return load_icu(directory, split, data.cohort, spec)
+    return load_icu(directory, split, data.cohort, spec, data.fill)
 
 
 def _images(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> Samples:
