@@ -13,7 +13,6 @@ COHORTS = ("all", "ventilated_pf", "ventilated", "gas", "matched")
 CONTROLS = 4  # matched controls a case, at most
 AGE_BAND = 10  # years
 SLACK_H = 2.0  # a stay whose last record lies so near the end of the horizon was seen to its end
-MATCHED_ON = ("age band", "sex", "unit type", "ventilated or not", "hour of prediction")
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def cohort_attrition(rows: pl.DataFrame) -> dict[str, list[dict[str, Any]]]:
         "ventilated": [("ventilated at the prediction", "ventilated")],
         "gas": [("a P/F at or before the prediction", "gas")],
         "ventilated_pf": [("ventilated at the prediction", "ventilated"), ("a P/F at or before it", "gas")],
-        "matched": [(f"cases and up to {CONTROLS} controls of the same {', '.join(MATCHED_ON)}", "matched")],
+        "matched": [(f"cases with up to {CONTROLS} controls like them", "matched")],
     }
 
     def count(step: str, left: pl.DataFrame) -> dict[str, Any]:
