@@ -20,10 +20,12 @@ from raylab.files import write_json
 
 VERBS = {
     "prepare": "make a checked data directory from raw tables or images",
+    "concepts": "print the concept dictionary of intensive care, with its coverage",
     "train": "train a model, elastically, or resume a run",
     "transfer": "train with the weights of an earlier run as the start",
     "tune": "search hyperparameters, or resume a search",
     "evaluate": "score a run on a split, with intervals",
+    "benchmark": "every model of a task on the same splits, as one table with intervals",
     "predict": "write a run's probabilities for every row",
     "compare": "table and HTML report of tracked runs",
     "sync": "send to MLflow what is still in outboxes",

@@ -10,6 +10,7 @@ import numpy as np
 from jobs import home
 from jobs.progress import say
 from raylab.config import Recipe
+from raylab.data import cohorts
 from raylab.data.prepared import read_meta
 from raylab.data.samples import Samples
 from raylab.errors import DataError
@@ -20,7 +21,7 @@ from raylab.world import World
 from tracking import plots
 from tracking.outbox import Outbox
 
-COHORTS = {"ards": ("all", "ventilated_pf")}  # scored beside each other: the unflattering one too
+COHORTS = {"ards": cohorts.COHORTS}  # scored beside each other: the unflattering ones too
 BOOTSTRAPS = 1000
 MATRICES = ("confusion", "confusion_by_source")
 
@@ -71,8 +72,20 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
 
 def differences(spec: dict[str, Any], meta: dict[str, Any]) -> list[str]:
     """Where this data's label is not the one that the model learnt, in words."""
-    names = [name for name in ("horizon_h",) if name in spec and spec[name] != meta.get(name)]
-    return [f"{name}: the model's {spec[name]:g}, this data's {meta.get(name):g}" for name in names]
+    if "horizon_h" not in spec:
+        return []
+    mine, theirs = spec["label"], meta["label"]
+    windows = [name for name in mine if name not in {"onset", "at_risk", "positive", "title", "persistence"}]
+    found = [
+        f"{name.removesuffix('_h')}: the model's {mine[name]}, this data's {theirs[name]}"
+        for name in windows
+        if mine[name] != theirs.get(name)
+    ]
+    return found + [
+        f"{name}: the model's {spec[name]}, this data's {meta[name]}"
+        for name in ("framing", "horizon_h", "gap_h")
+        if spec[name] != meta[name]
+    ]
 
 
 def record(directory: Path, scored: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from raylab.config import Recipe
 from raylab.data.prepared import read_meta
 from raylab.data.sampler import steps_per_epoch
 from raylab.errors import DataError, UsageError
+from raylab.models.baselines import Fitted
 from raylab.run import execute, read_model
 from raylab.tasks import TASKS, task
 from tracking.outbox import Outbox
@@ -110,7 +111,8 @@ def inspect(recipe: Recipe, data: Path) -> None:
 def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool) -> dict[str, Any]:
     job = task(recipe.task)
     samples = job.load(data, "train", recipe.data, None)
-    planned = recipe.loop.epochs * steps_per_epoch(len(samples), recipe.loop.batch)
+    steps = steps_per_epoch(len(samples), recipe.loop.batch)
+    planned = 1 if isinstance(job.model(recipe, samples.spec), Fitted) else recipe.loop.epochs * steps
     low, high = recipe.scaling.workers
     if not quiet:
         workers = f"{low}:{high}" if low != high else str(low)

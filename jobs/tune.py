@@ -10,7 +10,7 @@ from typing import Any
 from jobs import cli, home, scores, tracked, train
 from jobs.progress import say
 from jobs.session import ray_environment, ray_session
-from raylab import config
+from raylab import config, recipes
 from raylab.config import Recipe
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError, RaylabError, UsageError
@@ -71,7 +71,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
             settings[f"search.{option}"] = getattr(args, option)
     recipe = config.override(train.recipe_of(args), settings)
     if args.space is None:
-        return recipe
+        return recipes.searched(recipe)
     space = {}
     for text in args.space:
         path, equals, distribution = text.partition("=")

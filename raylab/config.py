@@ -32,7 +32,8 @@ class Part(BaseModel):
 class Data(Part):
     """What of a prepared directory is used, and how. Fields that a task has no use for are left alone."""
 
-    cohort: str = "all"  # ards: all, ventilated_pf
+    cohort: str = "all"  # ards: all, ventilated_pf, ventilated, gas, matched
+    fill: str = "mask"  # ards: what stands for a value not measured: mask, forward, mean
     size: int | None = Field(None, ge=16)  # covidnet: pixels a side; the cache's own when None
     augment: bool = True  # covidnet: train images only
 
@@ -41,9 +42,15 @@ class Model(Part):
     name: str
     hidden: int = Field(64, ge=1)  # recurrent: units a layer
     layers: int = Field(1, ge=1)
+    members: int = Field(1, ge=1)  # networks that differ in their seed alone; the mean of their probabilities counts
     dropout: float = Field(0.0, ge=0, lt=1)
     width: float = Field(1.0, gt=0)  # covidnet: multiplies the published stage channels
     depth: float = Field(1.0, gt=0)  # covidnet: multiplies the published blocks a stage
+    trees: int = Field(200, ge=1)  # boosting
+    leaves: int = Field(8, ge=2)  # boosting: of each tree
+    rate: float = Field(0.05, gt=0)  # boosting: learning rate
+    share: float = Field(0.3, gt=0, le=1)  # boosting: of the features, drawn for each split
+    l2: float = Field(10.0, gt=0)  # boosting, logistic, last_pf, last_sf: penalty
     weights: str | None = None  # vision: path of weights to start from (.safetensors, or .pt without pickle)
 
 

@@ -23,6 +23,7 @@ from raylab.config import Recipe, Schedule
 from raylab.data.sampler import shards_of, steps_per_epoch
 from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, NonFiniteError, UsageError
+from raylab.models.baselines import Fitted
 from raylab.tasks import Task
 from raylab.world import World
 
@@ -172,6 +173,34 @@ def fit(
         "val": progress.val,
         "best": {"epoch": progress.best_epoch, **progress.best},
         "weights_sha256": digest,
+    }
+
+
+def fit_at_once(
+    recipe: Recipe, task: Task, model: Fitted, train: Samples, val: Samples, report: Report, device: str = "cpu"
+) -> dict[str, Any]:
+    """`fit` for a model without steps: one step, one epoch, and no checkpoint, as doing it again takes seconds.
+
+    Every rank fits the same, so that a group of workers gives what one process gives.
+    """
+    torch.set_num_threads(recipe.loop.threads)
+    began = time.perf_counter()
+    with torch.no_grad():
+        model.fit(train.batch(np.arange(len(train))), train.y)
+    pace = len(train) / (time.perf_counter() - began)
+    world = World()
+    train_loss = task.log_loss(train.y, predict(task, model, train, world, recipe, device))
+    scores = validate(task, model, val, world, recipe, device)
+    row = {"step": 1, "epoch": 0, "train/loss": train_loss, "train/lr": 0.0, "train/samples_per_s": pace}
+    report({**row, **{f"val/{name}": score for name, score in scores.items()}}, None)
+    return {
+        "steps": 1,
+        "planned_steps": 1,
+        "epochs": 1,
+        "stopped": "planned",
+        "val": scores,
+        "best": {"epoch": 0, **scores},
+        "weights_sha256": weights_sha256(model),
     }
 
 

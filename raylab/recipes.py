@@ -38,6 +38,22 @@ COVIDNET = Recipe(
     ),
 )
 
+# What `tune` searches where the recipe's own space is of another model
+SPACES: dict[str, Search] = {
+    "boosting": Search(
+        space={
+            "model.rate": "loguniform(2e-2,2e-1)",
+            "model.trees": "choice(100,200,400)",
+            "model.leaves": "choice(4,8,16)",
+            "model.l2": "loguniform(1e-1,1e2)",
+        },
+        points=({"model.rate": 0.05, "model.trees": 200, "model.leaves": 8, "model.l2": 10.0},),
+    ),
+    "logistic": Search(space={"model.l2": "loguniform(1e-1,1e4)"}, points=({"model.l2": 10.0},)),
+    "last_pf": Search(space={"model.l2": "loguniform(1e-1,1e4)"}, points=({"model.l2": 10.0},)),
+    "last_sf": Search(space={"model.l2": "loguniform(1e-1,1e4)"}, points=({"model.l2": 10.0},)),
+}
+
 RECIPES = {
     "ards": ARDS,
     "ards-smoke": ARDS.model_copy(
@@ -65,3 +81,12 @@ def recipe(task: str, smoke: bool = False) -> Recipe:
     if task.endswith("-smoke") or name not in RECIPES:
         raise unknown("task", task, [n for n in RECIPES if not n.endswith("-smoke")])
     return RECIPES[name]
+
+
+def searched(recipe: Recipe) -> Recipe:
+    """The recipe with the search space of its model, where that is not the recipe's own."""
+    own = SPACES.get(recipe.model.name)
+    if own is None or recipe.search.space.keys() == own.space.keys():
+        return recipe
+    kept = recipe.search.model_dump(exclude={"space", "points"})
+    return recipe.model_copy(update={"search": Search(space=own.space, points=own.points, **kept)})

@@ -25,7 +25,8 @@ from raylab.config import Recipe
 from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, DataError, RaylabError, RunError
 from raylab.files import read_lines, write_json
-from raylab.loop import Metrics, fit
+from raylab.loop import Metrics, fit, fit_at_once
+from raylab.models.baselines import Fitted
 from raylab.tasks import Task, task
 from raylab.world import World
 
@@ -71,7 +72,10 @@ def execute(
     train, val, model, state, damaged = agree(world, prepare)
     recorder = Recorder(directory, recipe, world, send, saved, flush_seconds)
     recorder.start(state, [p.name for p in damaged])
-    result = fit(recipe, job, model, train, val, recorder, state, device)
+    if isinstance(model, Fitted):
+        result = fit_at_once(recipe, job, model, train, val, recorder, device)
+    else:
+        result = fit(recipe, job, model, train, val, recorder, state, device)
     recorder.flush()
     if world.rank == 0:
         write_model(directory / "model", model, recipe, train.spec)

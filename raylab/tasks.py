@@ -14,9 +14,11 @@ from raylab.config import Data, Recipe
 from raylab.data.icu_samples import load_icu
 from raylab.data.image_samples import load_images
 from raylab.data.samples import Samples
-from raylab.errors import unknown
+from raylab.errors import UsageError, unknown
 from raylab.metrics import binary_scores, multiclass_scores, point
 from raylab.models import MODELS
+from raylab.models.baselines import Fitted
+from raylab.models.ensemble import Ensemble
 
 EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 in a log loss
 
@@ -39,11 +41,24 @@ class Task:
         known = MODELS[spec["kind"]]
         if recipe.model.name not in known:
             raise unknown("model", recipe.model.name, known)
-        torch.manual_seed(recipe.seed)
-        return known[recipe.model.name](recipe.model, spec, self.outputs(spec))
+        members = []
+        for member in range(recipe.model.members):
+            torch.manual_seed(recipe.seed + member)
+            members.append(known[recipe.model.name](recipe.model, spec, self.outputs(spec)))
+        if len(members) == 1:
+            return members[0]
+        if isinstance(members[0], Fitted):
+            raise UsageError(
+                f"model '{recipe.model.name}' has no seed, so an ensemble of it would be one model many times",
+                do="leave model.members at 1",
+            )
+        return Ensemble(members)
 
     def loss(self, logits: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
-        """Loss of each sample, [B], from logits [B, outputs] and classes int64 [B]."""
+        """Loss of each sample, [B], from logits [B, outputs] and classes int64 [B]; of an ensemble's logits
+        [B, members, outputs], the mean of the members' losses."""
+        if logits.ndim == 3:
+            return torch.stack([self.loss(member, y, class_weight) for member in logits.unbind(1)]).mean(0)
         if self.outcome == "binary":
             each = F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction="none")
         else:
@@ -51,8 +66,9 @@ class Task:
         return each if class_weight is None else each * class_weight[y]
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """[B, outputs] in the logits' type: of the positive class, or of each class."""
-        return torch.sigmoid(logits) if self.outcome == "binary" else torch.softmax(logits, 1)
+        """[B, outputs] in the logits' type: of the positive class, or of each class; of an ensemble, the mean."""
+        p = torch.sigmoid(logits) if self.outcome == "binary" else torch.softmax(logits, -1)
+        return p.mean(1) if logits.ndim == 3 else p
 
     def log_loss(self, y: np.ndarray, p: np.ndarray) -> float:
         """Mean negative log likelihood of y int [N] under p [N] or [N, K]."""
@@ -71,7 +87,7 @@ class Task:
 
 
 def _icu(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> Samples:
-    return load_icu(directory, split, data.cohort, spec)
+    return load_icu(directory, split, data.cohort, spec, data.fill)
 
 
 def _images(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> Samples:

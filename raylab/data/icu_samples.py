@@ -8,47 +8,65 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from raylab.data.icu import COHORTS, FRACTIONS
+from raylab.data.cohorts import COHORTS
+from raylab.data.icu import FRACTIONS
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError, unknown
 
 KIND = "icu-hourly"
 
 
+FILLS = ("mask", "forward", "mean")
+
+
 class IcuSamples:
-    """Samples of the ARDS task; x float32 [B, T, 3F + S], T hours, F series and S static features:
+    """Samples of the ARDS task; x float32 [B, T, 3F + S], the T hours before the prediction, F series and S static
+    features:
 
     [0, F)        last measured value, carried forward, standardised; 0 (the train mean) before the first
     [F, 2F)       1 where it was measured in that hour, 0 where it is carried or unknown
-    [2F, 3F)      hours since it was measured / T; 1 before the first
+    [2F, 3F)      hours since it was measured / T, 1 at most; 1 before the first
     [3F, 3F + S)  static values, standardised, the same in every hour; 0 where missing
 
-    `absent` lists features of the spec that this directory has never measured; `meta` is its meta.json.
+    `absent` lists features of the spec that this directory has never measured; `meta` is its meta.json; `rows` its
+    rows of samples.parquet. Hours are kept once a stay, [stays, hours, C]; a batch cuts the windows out.
     """
 
     def __init__(
         self, x: NDArray[np.float32], rows: pl.DataFrame, spec: dict[str, Any], meta: dict[str, Any], absent: list[str]
     ) -> None:
+        """x [stays, hours, C], the stays in the order in which they first stand in `rows`."""
         self.x = torch.from_numpy(x)
+        first = rows.select("stay_id").unique(maintain_order=True).with_row_index("stay")
+        self.stay = torch.from_numpy(rows.join(first, "stay_id", "left")["stay"].cast(pl.Int64).to_numpy(writable=True))
+        self.end = torch.from_numpy(rows["at_h"].cast(pl.Int64).to_numpy(writable=True))
         self.y = rows["label"].cast(pl.Int64).to_numpy()
         self.group = rows["group"].cast(pl.Int64).to_numpy()
         self.source = np.array(rows["source"].to_list(), dtype=str)
         self.ids = np.array(rows["stay_id"].to_list(), dtype=str)
-        self.spec, self.meta, self.absent = spec, meta, absent
+        self.rows, self.spec, self.meta, self.absent = rows, spec, meta, absent
+        self.window = torch.arange(spec["hours"]) - spec["hours"]
 
     def __len__(self) -> int:
         return len(self.y)
 
     def batch(self, index: np.ndarray, augment: tuple[int, int] | None = None) -> torch.Tensor:
         """x of the rows in `index`. Time series are not augmented: `augment` is taken and changes nothing."""
-        return self.x[torch.as_tensor(index, dtype=torch.int64)]
+        at = torch.as_tensor(index, dtype=torch.int64)
+        if self.x.shape[1] == len(self.window):
+            return self.x[self.stay[at]]
+        return self.x[self.stay[at, None], self.end[at, None] + self.window]
 
 
-def load_icu(directory: Path, split: str, cohort: str = "all", spec: dict[str, Any] | None = None) -> IcuSamples:
+def load_icu(
+    directory: Path, split: str, cohort: str = "all", spec: dict[str, Any] | None = None, fill: str = "mask"
+) -> IcuSamples:
     """One split (train, val, test, or "all" for every row) of a directory made by `prepare_ards`.
 
     With `spec` (of a trained model) the inputs are made as that model expects them: its features, its statistics, its
-    hours, nothing of this directory's. DataError when the landmarks differ or no row is left.
+    hours, nothing of this directory's. `fill` says what stands for a value that was not measured in an hour: "mask",
+    the last one with its mask and age; "forward", the last one alone; "mean", the train mean alone.
+    DataError when the landmarks differ or no row is left.
     """
     directory = Path(directory)
     meta = read_meta(directory, "ards")
@@ -56,6 +74,8 @@ def load_icu(directory: Path, split: str, cohort: str = "all", spec: dict[str, A
         raise unknown("split", split, (*FRACTIONS, "all"))
     if cohort not in COHORTS:
         raise unknown("cohort", cohort, COHORTS)
+    if fill not in FILLS:
+        raise unknown("fill", fill, FILLS)
     spec = own_spec(meta) if spec is None else spec
     check_spec(spec, meta, directory)
 
@@ -70,10 +90,20 @@ def load_icu(directory: Path, split: str, cohort: str = "all", spec: dict[str, A
             f"counts: {meta['counts']}, cohorts: {meta['cohorts']}",
             "choose another split or cohort, or prepare more data",
         )
+    stays = rows.unique("stay_id", keep="first", maintain_order=True).with_columns(place=pl.int_range(pl.len()))
     table = pl.read_parquet(directory / "hours.parquet")
-    table = rows.select("row", "stay_id").join(table, "stay_id").sort("row", "hour")
-    x, absent = tensorise(rows, table, spec)
+    table = stays.select(row="place", stay_id="stay_id").join(table, "stay_id").sort("row", "hour")
+    x, absent = tensorise(stays, table, spec)
+    filled(x, len(spec["features"]), fill)
     return IcuSamples(x, rows, spec, meta, absent)
+
+
+def filled(x: NDArray[np.float32], features: int, fill: str) -> None:
+    """Take from x [..., 3F + S], in place, what `fill` does not show."""
+    if fill == "mean":
+        x[..., :features] *= x[..., features : 2 * features]
+    if fill != "mask":
+        x[..., features : 3 * features] = 0
 
 
 def own_spec(meta: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +112,9 @@ def own_spec(meta: dict[str, Any]) -> dict[str, Any]:
     return {
         "kind": KIND,
         "classes": ["no onset", "onset"],
-        "label": meta["label"]["name"],
+        "label": meta["label"],
+        "framing": meta["framing"],
+        "gap_h": meta["gap_h"],
         "features": features,
         "static": static,
         "hours": int(meta["landmark_h"]),
@@ -110,10 +142,11 @@ def check_spec(spec: dict[str, Any], meta: dict[str, Any], directory: Path) -> N
 
 
 def tensorise(rows: pl.DataFrame, table: pl.DataFrame, spec: dict[str, Any]) -> tuple[NDArray[np.float32], list[str]]:
-    """x [N, T, 3F + S] and the absent features. `table` has exactly T rows for each of the N `rows`, in their order."""
+    """x [N, H, 3F + S] and the absent features. `table` has exactly H rows for each of the N `rows`, in their order;
+    times since a measurement are in units of the spec's hours T."""
     features, static, hours = spec["features"], spec["static"], spec["hours"]
     n, f = rows.height, len(features)
-    x = np.zeros((n, hours, 3 * f + len(static)), dtype=np.float32)
+    x = np.zeros((n, table.height // n, 3 * f + len(static)), dtype=np.float32)
     x[:, :, 2 * f : 3 * f] = 1.0
     absent = []
     for i, name in enumerate(features):
@@ -124,10 +157,10 @@ def tensorise(rows: pl.DataFrame, table: pl.DataFrame, spec: dict[str, Any]) -> 
         wide = table.select(
             value=((value - spec["mean"][i]) / spec["std"][i]).fill_null(0),
             mask=pl.col(f"{name}__mask"),
-            since=(pl.col(f"{name}__since") / hours).fill_null(1),
+            since=(pl.col(f"{name}__since") / hours).clip(0, 1).fill_null(1),
         )
         for k, column in enumerate(("value", "mask", "since")):
-            x[:, :, k * f + i] = wide[column].to_numpy().reshape(n, hours)
+            x[:, :, k * f + i] = wide[column].to_numpy().reshape(n, -1)
     for i, name in enumerate(static):
         if name not in rows.columns:
             absent.append(name)

@@ -14,7 +14,7 @@ from typing import Any
 
 from raylab.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def sha256(path: Path) -> str:

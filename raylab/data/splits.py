@@ -33,3 +33,13 @@ def assign(groups: list[str], strata: list[int], fractions: dict[str, float], se
             split.update(dict.fromkeys(names[start:stop], part))
             start = stop
     return [split[group] for group in groups]
+
+
+def folds(groups: list[str], strata: list[int], count: int, seed: int) -> list[int]:
+    """The fold, 0 to count - 1, of every row: `assign` with equal parts."""
+    if count < 2:
+        raise UsageError(
+            f"{count} folds cannot be made", "each fold is tested by models of the others", "use 2 or more"
+        )
+    parts = assign(groups, strata, {str(k): 1 / count for k in range(count)}, seed)
+    return [int(part) for part in parts]

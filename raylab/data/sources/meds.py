@@ -1,50 +1,257 @@
-"""MEDS (Medical Event Data Standard) parquet event streams with MIMIC-IV codes.
+"""MEDS (Medical Event Data Standard) parquet event streams: subject_id, time, code, numeric_value.
 
-Columns subject_id, time, code, numeric_value; the item id is the second part of the code (`LAB//223835//UNK`,
-`SUBJECT_FLUID_OUTPUT//226559//ml`). A stay runs from ICU_ADMISSION to the patient's next ICU_DISCHARGE; only what is
-charted within it becomes an event. Invasive ventilation is an episode, PROCEDURE//START//225792 to END: a mech_vent
-event at its start, every hour after and at its end, as PhysioNet 2012 charts it. Everything stays lazy until the
-steps of `icu` collect it, so a full MIMIC-IV does not have to fit in memory.
+Which code means what is said by a mapping file; `meds_mimic4.toml`, for MIMIC-IV, is the one used unless another is
+given. A stay runs from its admission code to the patient's next discharge code; only what is charted within it becomes
+an event. Ventilation is an episode: an event at its start, every hour after and at its end, as PhysioNet 2012 charts
+it. Files are read in portions and written by patient, so that a full MIMIC-IV does not have to fit in memory.
 """
 
+import tomllib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import dataframely as dy
 import polars as pl
 
-from raylab.data.concepts import CONCEPTS, EVENTS, STATIC, STAYS, Extract, by_id
-from raylab.errors import DataError
+from raylab.data.concepts import CONCEPTS, EVENTS, STATIC, Extract, by_id, contradicting, factor, units_of, whole_stays
+from raylab.data.sources.episodes import charted
+from raylab.data.sources.tables import PIECE, Findings, Pieces, rows_of
+from raylab.errors import DataError, UsageError
 
-COLUMNS = ("subject_id", "time", "code", "numeric_value")
-VENTILATION = CONCEPTS["mech_vent"].ids["meds"][0]
-FAHRENHEIT = "223761"
-COMA_SCALE = CONCEPTS["gcs"].ids["meds"]  # eye, verbal, motor: a score is the sum of the three at one time
-# PhysioNet 2012's icu_type of the first care unit; a mixed unit counts as medical
-ICU_TYPES = {"Coronary": 1, "Cardiac Vascular": 2, "Medical": 3, "Surgical": 4, "SICU": 4}
+SHIPPED = Path(__file__).with_name("meds_mimic4.toml")
+PARTS = ("begin", "end", "left", "died", "death", "birth")
 
 
-def read(path: Path) -> Extract:
-    rows = scan(path)
-    stays = find_stays(rows, path)
-    window = stays.lazy().select("subject_id", "stay_id", "start", "end")
-    charted = measurements(rows)
-    # the latest admission at or before the event, and not beyond the end of that stay
-    inside = (
-        charted.sort("time")
-        .join_asof(window.sort("start"), left_on="time", right_on="start", by="subject_id", check_sortedness=False)
-        .filter(pl.col("time") <= pl.col("end"))
+class Events(dy.Schema):
+    subject_id = dy.String(nullable=False)
+    time = dy.Datetime(nullable=True)  # of what has no time, such as sex
+    code = dy.String(nullable=False)
+    numeric_value = dy.Float64(nullable=True)
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A mapping file, checked."""
+
+    source: str
+    dates: str
+    ids: str | None
+    kinds: tuple[str, ...]
+    concepts: dict[str, str]  # beginning of a code -> concept
+    units: dict[str, str | None]  # beginning of a code -> the unit it is recorded in
+    stay: dict[str, str]
+    sex: dict[str, float]
+    icu_type: dict[str, float]
+    episodes: dict[str, list[str]]
+    sums: dict[str, list[str]]
+
+
+def read_mapping(file: Path) -> Mapping:
+    """The mapping in a TOML file; UsageError when it cannot be read or names an unknown concept."""
+    try:
+        document: dict[str, Any] = tomllib.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} is no mapping of MEDS codes", str(error), f"write one like {SHIPPED.name}") from error
+    concepts, units = {}, {}
+    for name, codes in document.get("concepts", {}).items():
+        for text in codes:
+            code, _, unit = text.partition("=")
+            concepts[code], units[code] = name, unit or None
+    named = {*concepts.values(), *document.get("episodes", {}), *document.get("sums", {})}
+    stay = document.get("stay", {})
+    wrong = [name for name in named if name not in CONCEPTS] + [f"stay.{k}" for k in stay if k not in PARTS]
+    if wrong or "begin" not in stay or "source" not in document:
+        what = f"unknown {', '.join(sorted(wrong))}" if wrong else "it needs source and stay.begin"
+        raise UsageError(
+            f"{file} does not hold as a mapping of MEDS codes: {what}", do=f"compare it with {SHIPPED.name}"
+        )
+    return Mapping(
+        document["source"],
+        document.get("dates", "shifted"),
+        document.get("ids"),
+        tuple(document.get("kinds", ())),
+        concepts,
+        units,
+        stay,
+        {code: float(value) for code, value in document.get("sex", {}).items()},
+        {word: float(value) for word, value in document.get("icu_type", {}).items()},
+        document.get("episodes", {}),
+        document.get("sums", {}),
     )
-    before = (
-        charted.filter(pl.col("concept").is_in(STATIC))
-        .join(window, "subject_id")
-        .filter((pl.col("time") < pl.col("start")) & (pl.col("start") - pl.col("time") <= pl.duration(hours=24)))
-        .with_columns(time="start")
+
+
+ROWS = pl.Schema(
+    {
+        "subject_id": pl.String(),
+        "time": pl.Datetime("us"),
+        "code": pl.String(),
+        "concept": pl.String(),
+        "value": pl.Float64(),
+        "role": pl.String(),
+    }
+)
+
+
+def read(path: Path, work: Path, mapping: Path | None = None) -> Extract:
+    by = read_mapping(mapping or SHIPPED)
+    files = event_files(path)
+    pieces = Pieces(work, "meds", max(1, -(-sum(file.stat().st_size for file in files) * 10 // PIECE)))
+    codes = Codes(by)
+    edges, last = [], []
+    for file in files:
+        findings = Findings(file)
+        for part in rows_of(file, Events, "MEDS events"):
+            rows = findings.check(part, Events)
+            last.append(rows.group_by("subject_id").agg(pl.col("time").max()))
+            rows = codes.known(rows)
+            about = pl.col("role").is_in([*PARTS, "sex"])
+            edges.append(rows.filter(about))
+            pieces.add(rows.filter(~about))
+        findings.close()
+    ends = pl.concat(last).group_by("subject_id").agg(last=pl.col("time").max())
+    stays, cut = find_stays(pl.concat(edges), ends, by, path)
+    first = descriptors(stays).lazy()
+    window = stays.lazy().select("subject_id", "stay_id", "start", "stop", "end_h")
+    parts = []
+    for k, file in enumerate(pieces.close(ROWS)):
+        here = pl.col("subject_id").hash(seed=0) % len(pieces.files) == k
+        parts.append(pl.concat([events_of(pl.scan_parquet(file), window, by), first.filter(here)]))
+    counts = {"stays cut where they overlap": cut} if cut else {}
+    return Extract(pl.concat(parts), whole_stays(stays), counts, tuple(parts))
+
+
+def event_files(path: Path) -> list[Path]:
+    """All event files below `path` (below its `data/`, if it has one)."""
+    root = path / "data" if (path / "data").is_dir() else path
+    files = sorted(root.rglob("*.parquet")) if root.is_dir() else []
+    if not files:
+        raise DataError(
+            f"{path} holds no MEDS data", "expected data/**/*.parquet", "give --path the root of a MEDS data set"
+        )
+    return files
+
+
+class Codes:
+    """What each code means; every code is looked at once."""
+
+    def __init__(self, by: Mapping) -> None:
+        self.by = by
+        self.names = by_id(by.ids) if by.ids else {}
+        self.roles: dict[str, str] = {code: role for role, code in by.stay.items()}
+        self.roles |= dict.fromkeys(by.sex, "sex")
+        for name, codes in by.episodes.items():
+            for code, edge in zip(codes, ("from", "to"), strict=True):
+                self.roles[code] = f"{edge} {name}"
+        for name, codes in by.sums.items():
+            self.roles |= {code: f"part of {name}" for code in codes}
+        self.table = pl.DataFrame(
+            schema={
+                "code": pl.String,
+                "concept": pl.String,
+                "role": pl.String,
+                "scale": pl.Float64,
+                "offset": pl.Float64,
+            }
+        )
+
+    def known(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """ROWS of the rows whose code means something."""
+        new = rows.select(pl.col("code").unique()).join(self.table, "code", "anti")["code"].to_list()
+        if new:
+            self.table = self.table.vstack(
+                pl.DataFrame([self.meaning(code) for code in new], self.table.schema, orient="row")
+            )
+        found = rows.join(self.table.filter(pl.col("role").is_not_null()), "code")
+        value = pl.col("numeric_value") * pl.col("scale") + pl.col("offset")
+        return found.select("subject_id", "time", "code", "concept", value=value, role="role")
+
+    def meaning(self, code: str) -> tuple[str, str | None, str | None, float, float]:
+        """(code, concept, role, scale, offset); role null where the code means nothing here. The longest beginning
+        that the mapping knows decides."""
+        parts = code.split("//")
+        for n in range(len(parts), 0, -1):
+            start = "//".join(parts[:n])
+            if start in self.roles:
+                return code, None, self.roles[start], 1.0, 0.0
+            if start in self.by.concepts:
+                return self.value(code, self.by.concepts[start], self.by.units[start] or "/".join(parts[n : n + 1]))
+        if len(parts) > 1 and parts[0] in self.by.kinds and parts[1] in self.names and self.by.ids:
+            pair = units_of(self.by.ids, [(parts[1], "//".join(parts[2:3]) or None)], "MEDS codes")
+            _, _, concept, scale, offset = pair.row(0)
+            return code, concept, "value", scale, offset
+        return code, None, None, 1.0, 0.0
+
+    def value(self, code: str, concept: str, unit: str) -> tuple[str, str, str, float, float]:
+        found = factor(CONCEPTS[concept], unit)
+        if found is None:
+            raise contradicting("MEDS codes", [f"{concept} ({code}), which should be in {CONCEPTS[concept].unit}"])
+        return code, concept, "value", *found
+
+
+def find_stays(edges: pl.DataFrame, ends: pl.DataFrame, by: Mapping, path: Path) -> tuple[pl.DataFrame, int]:
+    """One row an ICU admission: STAYS, start and stop (dates), age, sex, icu_type; and how many were cut because the
+    patient's next one begins before they end.
+
+    A stay without a discharge ends at the patient's next admission or last event.
+    """
+
+    def times(role: str, name: str) -> pl.DataFrame:
+        rows = edges.filter((pl.col("role") == role) & pl.col("time").is_not_null())
+        return rows.select("subject_id", pl.col("time").alias(name), pl.col("code").alias(f"{name}_code")).sort(name)
+
+    start = times("begin", "start").unique(["subject_id", "start"], keep="first", maintain_order=True).sort("start")
+    if start.is_empty():
+        raise DataError(
+            f"{path} has no ICU stay", f"no code {by.stay['begin']}//...", "give a MEDS data set of ICU patients"
+        )
+    forward: dict[str, Any] = {"left_on": "start", "by": "subject_id", "strategy": "forward", "check_sortedness": False}
+    left = pl.concat([times("left", "left"), times("died", "left")]).sort("left")
+    out = times("end", "out") if "end" in by.stay else left.rename({"left": "out", "left_code": "out_code"})
+    born = edges.filter(pl.col("role") == "birth").group_by("subject_id").agg(born=pl.col("time").min())
+    sexes = edges.filter(pl.col("role") == "sex").group_by("subject_id").agg(sex=pl.col("code").min())
+    death = times("death", "death").group_by("subject_id").agg(pl.col("death").min())
+    stays = (
+        start.join_asof(out, right_on="out", **forward)
+        .join_asof(left, right_on="left", **forward)
+        .join(ends, "subject_id", "left")
+        .join(death, "subject_id", "left")
+        .join(born, "subject_id", "left")
+        .join(sexes, "subject_id", "left")
+        .sort("subject_id", "start")
+        .with_columns(next=pl.col("start").shift(-1).over("subject_id"))
+    )  # fmt: skip
+    cut = int(stays.select((pl.col("out") > pl.col("next")).sum()).item() or 0)
+    words = (
+        pl.when(pl.col("start_code").str.contains(text, literal=True)).then(kind) for text, kind in by.icu_type.items()
     )
-    events = pl.concat([inside, before, ventilation(rows, window)], how="diagonal").with_columns(
-        time=hours(pl.col("time") - pl.col("start")), value=pl.col("value").cast(pl.Float64)
-    )
-    return Extract(
-        pl.concat([events.select(EVENTS.names()), descriptors(rows, stays.lazy())]),
-        stays.select(STAYS.names()),
+    unit = pl.coalesce(*words, pl.lit(None, pl.Float64))
+    number = pl.int_range(pl.len()).over("subject_id") + 1
+    stop = pl.min_horizontal("out", "next").fill_null(pl.col("last"))
+    died = pl.col("left_code").str.starts_with(by.stay["died"]) if "died" in by.stay else pl.lit(False)
+    # who dies in hospital within 6 h of leaving the unit is taken to have died there: discharge is charted late
+    here = pl.coalesce(pl.col("death"), pl.when(died).then("left")) <= stop + pl.duration(hours=6)
+    return stays.select(
+        "subject_id",
+        stay_id=pl.col("subject_id") + "-" + number.cast(pl.String),
+        source=pl.lit(by.source),
+        died=pl.when(pl.col("left_code").is_not_null()).then(died),
+        end_h=hours(stop - pl.col("start")),
+        end=pl.when(here).then(pl.lit("death")).when(pl.col("out").is_not_null()).then(pl.lit("discharge")),
+        period=pl.col("start").dt.year().cast(pl.String) if by.dates == "real" else pl.lit(None, pl.String),
+        clock_h=pl.col("start").dt.hour() + pl.col("start").dt.minute() / 60,
+        start="start",
+        stop=stop,
+        age=(hours(pl.col("start") - pl.col("born")) / (24 * 365.25)).round(1),
+        sex=sex_of(by),
+        icu_type=unit,
+    ), cut  # fmt: skip
+
+
+def sex_of(by: Mapping) -> pl.Expr:
+    return pl.coalesce(
+        *(pl.when(pl.col("sex").str.starts_with(code)).then(value) for code, value in by.sex.items()),
+        pl.lit(None, pl.Float64),
     )
 
 
@@ -52,155 +259,66 @@ def hours(duration: pl.Expr) -> pl.Expr:
     return duration.dt.total_seconds() / 3600
 
 
-def scan(path: Path) -> pl.LazyFrame:
-    """All event files below `path` (below its `data/`, if it has one), with subject_id as text and `item` split off."""
-    root = path / "data" if (path / "data").is_dir() else path
-    files = sorted(root.rglob("*.parquet")) if root.is_dir() else []
-    if not files:
-        raise DataError(
-            f"{path} holds no MEDS data", "expected data/**/*.parquet", "give --path the root of a MEDS data set"
-        )
-    for file in files:
-        try:
-            missing = set(COLUMNS) - set(pl.read_parquet_schema(file))
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise DataError(f"{file} is damaged or not parquet", str(error).splitlines()[0], "copy it again") from error
-        if missing:
-            raise DataError(
-                f"{file} is not a MEDS event file", f"no column {', '.join(sorted(missing))}", "give --path MEDS data"
-            )
-    parts = pl.col("code").str.splitn("//", 3).struct
+def events_of(rows: pl.LazyFrame, window: pl.LazyFrame, by: Mapping) -> pl.LazyFrame:
+    """EVENTS of one piece: ROWS within the stays of `window`."""
+    rows = rows.filter(pl.col("time").is_not_null())
+    values = rows.filter((pl.col("role") == "value") & pl.col("value").is_not_null())
+    measured = pl.concat(
+        [values.select("subject_id", "time", "concept", "value"), *(summed(rows, n, by) for n in by.sums)]
+    )
+    # the latest admission at or before the event, and not beyond the end of that stay
+    inside = (
+        measured.sort("time")
+        .join_asof(window.sort("start"), left_on="time", right_on="start", by="subject_id", check_sortedness=False)
+        .filter(pl.col("time") <= pl.col("stop"))
+    )
+    before = (
+        measured.filter(pl.col("concept").is_in(STATIC))
+        .join(window, "subject_id")
+        .filter((pl.col("time") < pl.col("start")) & (pl.col("start") - pl.col("time") <= pl.duration(hours=24)))
+        .with_columns(time="start")
+    )
+    charts = pl.concat([inside, before], how="diagonal").with_columns(time=hours(pl.col("time") - pl.col("start")))
+    columns = EVENTS.names()
+    return pl.concat([charts.select(columns), *(episodes(rows, window, n).select(columns) for n in by.episodes)])
+
+
+def summed(rows: pl.LazyFrame, name: str, by: Mapping) -> pl.LazyFrame:
+    """A score in parts; a part charted twice at one time would make the sum ambiguous, and so there is none."""
+    n = len(by.sums[name])
     return (
-        pl.scan_parquet(files)
-        .select(pl.col("subject_id").cast(pl.String), pl.col("time").cast(pl.Datetime("us")), *COLUMNS[2:])
-        .with_columns(kind=parts[0], item=parts[1])
-    )
-
-
-def find_stays(rows: pl.LazyFrame, path: Path) -> pl.DataFrame:
-    """One row an ICU admission: the columns of STAYS, start, end, icu_type.
-
-    A stay without a discharge ends at the patient's next admission or last event.
-    """
-
-    def times(kind: str, name: str) -> pl.LazyFrame:
-        return rows.filter((pl.col("kind") == kind) & pl.col("time").is_not_null()).select(
-            "subject_id", pl.col("time").alias(name), pl.col("code").alias(f"{name}_code")
-        )
-
-    start = times("ICU_ADMISSION", "start").unique(["subject_id", "start"], keep="any").sort("start")
-    forward = {"left_on": "start", "by": "subject_id", "strategy": "forward", "check_sortedness": False}
-    out = times("HOSPITAL_DISCHARGE", "left").sort("left")
-    stays = (
-        start.join_asof(times("ICU_DISCHARGE", "end").sort("end"), right_on="end", **forward)  # type: ignore[arg-type]
-        .join_asof(out, right_on="left", **forward)  # type: ignore[arg-type]
-        .join(rows.group_by("subject_id").agg(last=pl.col("time").max()), "subject_id")
-        .sort("subject_id", "start")
-        .with_columns(next=pl.col("start").shift(-1).over("subject_id"))
-    )
-    unit = pl.coalesce(
-        *(pl.when(pl.col("start_code").str.contains(text)).then(number) for text, number in ICU_TYPES.items())
-    )
-    number = pl.int_range(pl.len()).over("subject_id") + 1
-    found = stays.select(
-        "subject_id",
-        "start",
-        stay_id=pl.col("subject_id") + "-" + number.cast(pl.String),
-        source=pl.lit("mimic-iv-meds"),
-        died=pl.col("left_code").str.starts_with("HOSPITAL_DISCHARGE//DIED"),
-        end=pl.min_horizontal("end", "next").fill_null(pl.col("last")),
-        icu_type=unit,
-    ).collect()
-    if found.is_empty():
-        raise DataError(f"{path} has no ICU stay", "no code ICU_ADMISSION//...", "give a MEDS data set of ICU patients")
-    return found
-
-
-def measurements(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """subject_id, time (date), concept, value of everything charted with a known item id."""
-    ids = {item: name for item, name in by_id("meds").items() if item != VENTILATION}
-    known = rows.filter(
-        pl.col("kind").is_in(["LAB", "SUBJECT_FLUID_OUTPUT"])
-        & pl.col("item").is_in(list(ids))
-        & pl.col("time").is_not_null()
-        & pl.col("numeric_value").is_not_null()
-    ).with_columns(value=pl.col("numeric_value").cast(pl.Float64))
-    coma = pl.col("item").is_in(COMA_SCALE)
-    scores = (
-        known.filter(coma)
+        rows.filter((pl.col("role") == f"part of {name}") & pl.col("value").is_not_null())
         .group_by("subject_id", "time")
-        .agg(pl.col("value").sum(), parts=pl.col("item").n_unique(), rows=pl.len())
-        # a part charted twice at one time would make the sum ambiguous
-        .filter((pl.col("parts") == len(COMA_SCALE)) & (pl.col("rows") == len(COMA_SCALE)))
-        .select("subject_id", "time", "value", concept=pl.lit("gcs"))
+        .agg(pl.col("value").sum(), parts=pl.col("code").n_unique(), rows=pl.len())
+        .filter((pl.col("parts") == n) & (pl.col("rows") == n))
+        .select("subject_id", "time", concept=pl.lit(name), value="value")
     )
-    celsius = pl.when(pl.col("item") == FAHRENHEIT).then((pl.col("value") - 32) / 1.8).otherwise(pl.col("value"))
-    others = known.filter(~coma).select(
-        "subject_id",
-        "time",
-        value=celsius,
-        concept=pl.col("item").replace_strict(ids, return_dtype=pl.String),
-    )
-    return pl.concat([others, scores])
 
 
-def ventilation(rows: pl.LazyFrame, window: pl.LazyFrame) -> pl.LazyFrame:
-    """mech_vent = 1 at the start and every hour of each episode, 0 at its end, all within the stay it overlaps.
-
-    An episode without an end runs to the end of the stay; one that ends while another goes on leaves no 0.
-    """
+def episodes(rows: pl.LazyFrame, window: pl.LazyFrame, name: str) -> pl.LazyFrame:
+    """EVENTS of the episodes of one concept; each start goes with the patient's next end."""
 
     def times(edge: str) -> pl.LazyFrame:
-        at = rows.filter(pl.col("code").str.starts_with(f"PROCEDURE//{edge}//{VENTILATION}"))
-        return at.filter(pl.col("time").is_not_null()).select("subject_id", pl.col("time").alias(edge)).sort(edge)
+        at = rows.filter(pl.col("role") == f"{edge} {name}")
+        return at.select("subject_id", pl.col("time").alias(edge)).sort(edge)
 
-    episodes = (
-        times("START")
-        .join_asof(
-            times("END"), left_on="START", right_on="END", by="subject_id", strategy="forward", check_sortedness=False
-        )
-        .join(window, "subject_id")
-        .filter((pl.col("START") <= pl.col("end")) & (pl.col("END").is_null() | (pl.col("END") >= pl.col("start"))))
+    pairs = times("from").join_asof(
+        times("to"), left_on="from", right_on="to", by="subject_id", strategy="forward", check_sortedness=False
     )
-    first = pl.max_horizontal("START", "start")
-    last = pl.min_horizontal("END", "end")
-    columns = ("subject_id", "stay_id", "start", "end", "time")
-    on = (
-        episodes.with_columns(time=pl.datetime_ranges(first, last, "1h", closed="left"))
-        .explode("time")
-        .drop_nulls("time")
+    placed = pairs.join(window, "subject_id").select(
+        "subject_id",
+        "stay_id",
+        "end_h",
+        concept=pl.lit(name),
+        from_h=hours(pl.col("from") - pl.col("start")),
+        to_h=hours(pl.col("to") - pl.col("start")),
     )
-    off = episodes.filter(pl.col("END") <= pl.col("end")).with_columns(time="END")
-    going_on = (
-        off.select(columns)
-        .join(episodes.select("stay_id", "START", "END"), "stay_id")
-        .filter((pl.col("START") <= pl.col("time")) & ((pl.col("END") > pl.col("time")) | pl.col("END").is_null()))
-    )
-    off = off.join(going_on, ["stay_id", "time"], "anti")
-    return pl.concat(
-        [
-            on.select(columns).with_columns(value=pl.lit(1.0), concept=pl.lit("mech_vent")),
-            off.select(columns).with_columns(value=pl.lit(0.0), concept=pl.lit("mech_vent")),
-        ]
-    ).unique()
+    return charted(placed)
 
 
-def descriptors(rows: pl.LazyFrame, stays: pl.LazyFrame) -> pl.LazyFrame:
+def descriptors(stays: pl.DataFrame) -> pl.DataFrame:
     """age, sex and icu_type of every stay as events at its start."""
-    born = rows.filter(pl.col("kind") == "MEDS_BIRTH").group_by("subject_id").agg(born=pl.col("time").min())
-    sex = rows.filter(pl.col("kind") == "GENDER").group_by("subject_id").agg(sex=pl.col("item").min())
-    wide = (
-        stays.join(born, "subject_id", "left")
-        .join(sex, "subject_id", "left")
-        .select(
-            "subject_id",
-            "stay_id",
-            time=pl.lit(0.0),
-            age=(hours(pl.col("start") - pl.col("born")) / (24 * 365.25)).round(1),
-            sex=pl.col("sex").replace_strict({"M": 1.0, "F": 0.0}, default=None),
-            icu_type=pl.col("icu_type").cast(pl.Float64),
-        )
-    )
+    wide = stays.select("subject_id", "stay_id", pl.col("age", "sex", "icu_type").cast(pl.Float64), time=pl.lit(0.0))
     return (
         wide.unpivot(index=["subject_id", "stay_id", "time"], variable_name="concept")
         .drop_nulls("value")

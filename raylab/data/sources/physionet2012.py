@@ -12,34 +12,37 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import dataframely as dy
 import numpy as np
 import polars as pl
 
-from raylab.data.concepts import EVENTS, STAYS, Extract, by_id
+from raylab.data.concepts import EVENTS, Extract, by_id, whole_stays
+from raylab.data.sources.tables import Findings, find
 from raylab.errors import DataError
 
 HEADER = "Time,Parameter,Value"
-MISSING_AS_MINUS_1 = ("Age", "Gender", "Height", "ICUType", "Weight")
+MISSING_AS_MINUS_1 = ("age", "gender", "height", "icutype", "weight")
 
 
 def read(path: Path) -> Extract:
     sets = find_sets(path)
     frames, stays = [], []
     for name, place in sets.items():
-        died = read_outcomes(path / f"Outcomes-{name.removeprefix('set-')}.txt")
+        died = read_outcomes(path, name.removeprefix("set-"))
         rows, ids = parse(place)
         frames.append(rows)
         stays.append(pl.DataFrame({"stay_id": ids}).with_columns(source=pl.lit(name)).join(died, "stay_id", "left"))
-    stay = pl.concat(stays).with_columns(subject_id=pl.col("stay_id")).select(STAYS.names()).cast(STAYS)
+    stay = whole_stays(pl.concat(stays, how="diagonal").with_columns(subject_id=pl.col("stay_id")))
     if stay["stay_id"].is_duplicated().any():
         raise DataError(
             f"{path}: the same record is in two sets ({', '.join(sets)})", "a patient has one stay", "keep one copy"
         )
     rows = pl.concat(frames)
-    names = by_id("physionet2012")
-    known = rows.filter(pl.col("parameter").is_in([*names, "RecordID"]))
+    names = {name.lower(): concept for name, concept in by_id("physionet2012").items()}
+    rows = rows.with_columns(pl.col("parameter").str.to_lowercase())
+    known = rows.filter(pl.col("parameter").is_in([*names, "recordid"]))
     events = known.filter(
-        (pl.col("parameter") != "RecordID") & ~(pl.col("parameter").is_in(MISSING_AS_MINUS_1) & (pl.col("value") == -1))
+        (pl.col("parameter") != "recordid") & ~(pl.col("parameter").is_in(MISSING_AS_MINUS_1) & (pl.col("value") == -1))
     ).with_columns(concept=pl.col("parameter").replace_strict(names, return_dtype=pl.String))
     # the descriptor at 00:00 is both the admission weight and the first of the series
     admission = events.filter((pl.col("concept") == "weight") & (pl.col("time") == 0))
@@ -48,14 +51,22 @@ def read(path: Path) -> Extract:
     return Extract(events.lazy(), stay, {"unknown parameter": rows.height - known.height})
 
 
+class Outcomes(dy.Schema):
+    """Beside these, Survival (days from admission to death) and Length_of_stay (days) where the table has them."""
+
+    recordid = dy.String(nullable=False, primary_key=True)
+    hospital_death = dy.Int64(nullable=False, is_in=[0, 1])
+
+
 def find_sets(path: Path) -> dict[str, Path]:
     """Set name -> its tar or directory."""
     if not path.is_dir():
         raise DataError(f"no directory at {path}", do="give --path the directory that holds set-a.tar.gz")
     sets: dict[str, Path] = {}
-    for place in sorted(path.glob("set-*")):
-        if place.is_dir() or place.name.endswith((".tar", ".tar.gz")):
-            sets.setdefault(place.name.split(".")[0], place)
+    for place in sorted(path.iterdir()):
+        name = place.name.lower()
+        if name.startswith("set-") and (place.is_dir() or name.endswith((".tar", ".tar.gz"))):
+            sets.setdefault(name.split(".")[0], place)
     if not sets:
         raise DataError(
             f"{path} holds no PhysioNet 2012 data",
@@ -65,19 +76,41 @@ def find_sets(path: Path) -> dict[str, Path]:
     return sets
 
 
-def read_outcomes(file: Path) -> pl.DataFrame:
-    """stay_id, died (in hospital)."""
-    if not file.is_file():
+def read_outcomes(path: Path, letter: str) -> pl.DataFrame:
+    """stay_id, died (in hospital), end_h, end of Outcomes-`letter`.txt; the end is that of the stay in hospital, to
+    the day."""
+    file = find(path, f"outcomes-{letter}", (".txt",))
+    if file is None:
         raise DataError(
-            f"{file} is missing", "in-hospital deaths are counted from it", "download it beside the set it belongs to"
+            f"{path / f'Outcomes-{letter}.txt'} is missing",
+            "in-hospital deaths are counted from it",
+            "download it beside the set it belongs to",
         )
     try:
-        table = pl.read_csv(file, columns=["RecordID", "In-hospital_death"])
-        return table.select(
-            stay_id=pl.col("RecordID").cast(pl.String), died=pl.col("In-hospital_death").cast(pl.Int8).cast(pl.Boolean)
-        )
+        table = pl.read_csv(file, infer_schema=False)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{file} is not an outcome table", str(error).splitlines()[0], "download it again") from error
+    lower = {name: name.strip().lower().replace("in-hospital_", "hospital_") for name in table.columns}
+    table = table.rename(lower).filter(~pl.all_horizontal(pl.all().is_null()))
+    if missing := [name for name in Outcomes.column_names() if name not in table.columns]:
+        shown = ", ".join(missing).replace("hospital_", "In-hospital_").replace("recordid", "RecordID")
+        raise DataError(f"{file} is not an outcome table", f"no column {shown}", "download it again")
+    findings = Findings(file)
+    checked = findings.check(table, Outcomes)
+    findings.close()
+
+    def days(name: str) -> pl.Expr:
+        number = pl.col(name).cast(pl.Float64, strict=False) if name in checked.columns else pl.lit(None, pl.Float64)
+        return pl.when(number > 0).then(number * 24)
+
+    died = pl.col("hospital_death") == 1
+    end_h = pl.when(died).then(pl.coalesce(days("survival"), days("length_of_stay"))).otherwise(days("length_of_stay"))
+    return checked.select(
+        stay_id="recordid",
+        died=died,
+        end_h=end_h,
+        end=pl.when(end_h.is_not_null()).then(pl.when(died).then(pl.lit("death")).otherwise(pl.lit("discharge"))),
+    )
 
 
 def members(place: Path) -> Iterator[tuple[str, bytes]]:

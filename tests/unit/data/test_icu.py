@@ -10,8 +10,12 @@ import polars as pl
 import pytest
 
 from raylab.data import icu, prepared
-from raylab.data.concepts import CONCEPTS, EVENTS, SERIES, STATIC, STAYS, Extract, by_id
-from raylab.data.icu import attrition, first_values, grid, hourly_cells, prepare_ards, screen, statistics
+from raylab.data.cohorts import Framing, attrition
+from raylab.data.concepts import CONCEPTS, EVENTS, ID_SOURCES, SERIES, STATIC, STAYS, Extract, by_id
+from raylab.data.digest import screen
+from raylab.data.grid import first_values, grid, hourly_cells, statistics
+from raylab.data.icu import prepare_ards
+from raylab.data.onset import label
 from raylab.data.sources import synthetic_icu
 from raylab.errors import DataError, UsageError
 
@@ -29,7 +33,7 @@ def use(monkeypatch: pytest.MonkeyPatch, events: pl.LazyFrame, stays: pl.DataFra
     if stays is None:
         ids = events.select("stay_id", "subject_id").unique(maintain_order=True).collect()
         stays = ids.with_columns(source=pl.lit("test"), died=pl.lit(None)).select(STAYS.names()).cast(STAYS)
-    monkeypatch.setitem(icu.SOURCES, "synthetic", lambda path, patients, seed: Extract(events, stays))
+    monkeypatch.setitem(icu.SOURCES, "synthetic", lambda raw: Extract(events, stays))
 
 
 def virtual(patients: int = 200) -> pl.LazyFrame:
@@ -41,7 +45,7 @@ def virtual(patients: int = 200) -> pl.LazyFrame:
 
 def test_concepts_cover_physionet_2012_and_ids_are_unique():
     assert len(by_id("physionet2012")) == 37 + 4  # series, and Age, Gender, Height, ICUType
-    for source in ("physionet2012", "meds"):
+    for source in ID_SOURCES:
         ids = [item for concept in CONCEPTS.values() for item in concept.ids[source]]
         assert len(ids) == len(set(ids))
     assert set(SERIES) | set(STATIC) == set(CONCEPTS)
@@ -120,9 +124,9 @@ def test_attrition_counts_stays_and_patients():
             "last": [40.0, 40.0, 12.0, None, 12.1],
         }
     )
-    kept, steps = attrition(stays, 12)
+    kept, steps = attrition(stays, Framing(12), label("ahrf"))
     assert kept["stay_id"].to_list() == ["b", "e"]
-    assert [(step["patients"], step["stays"]) for step in steps] == [(4, 5), (3, 4), (2, 3), (2, 2)]
+    assert [(patients, stays) for _, patients, stays in steps] == [(4, 5), (3, 4), (2, 3), (2, 2)]
 
 
 # whole preparations
@@ -221,7 +225,7 @@ def test_an_empty_cohort_names_the_exclusion(tmp_path, monkeypatch):
 
 def test_one_class_only(tmp_path, monkeypatch):
     use(monkeypatch, virtual().filter((pl.col("concept") != "pao2") | (pl.col("time") < 12)))
-    refuses(tmp_path, r"one class only: 0 of \d+ stays with onset")
+    refuses(tmp_path, r"one class only: 0 of \d+ rows with onset")
 
 
 def test_no_events_at_all(tmp_path, monkeypatch):
@@ -244,7 +248,7 @@ def test_raw_data_damaged_inside_is_explained(tmp_path):
     data = bytearray((raw / "0.parquet").read_bytes())
     data[100 : len(data) // 2] = bytes(len(data) // 2 - 100)  # the footer stays whole
     (raw / "0.parquet").write_bytes(data)
-    with pytest.raises(DataError, match="could not be read as 'meds'"):
+    with pytest.raises(DataError, match=r"0\.parquet is damaged"):
         prepare_ards("meds", raw, out)
     assert list(tmp_path.iterdir()) == [raw]
 
@@ -272,6 +276,13 @@ def test_onsets_of_physionet_2012_set_a(tmp_path, landmark, stays, onsets, preva
     assert meta["cohorts"]["all"] == {"n": stays, "positive": onsets}
     assert onsets / stays == pytest.approx(prevalence, abs=5e-4)
     assert meta["attrition"][0]["stays"] == 4000
+
+
+@pytest.mark.skipif(not (DATA / "physionet-2012").is_dir(), reason="no physionet-2012 in RAYLAB_DATA or ../shared/data")
+def test_onsets_that_persist(tmp_path):
+    raw = DATA / "physionet-2012"
+    meta = prepare_ards("physionet2012", raw, tmp_path / "out", rule=label("ahrf", {"persist_h": 8}))
+    assert meta["cohorts"]["all"]["positive"] == 189
 
 
 @pytest.mark.skipif(

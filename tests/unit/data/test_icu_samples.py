@@ -105,8 +105,10 @@ def test_a_spec_of_another_landmark_or_kind_is_refused(directory):
 def test_wrong_names_and_empty_splits(directory, tmp_path):
     with pytest.raises(UsageError, match="unknown split 'tests'"):
         load_icu(directory, "tests")
-    with pytest.raises(UsageError, match="unknown cohort 'ventilated'"):
-        load_icu(directory, "test", cohort="ventilated")
+    with pytest.raises(UsageError, match="unknown cohort 'ventilator'"):
+        load_icu(directory, "test", cohort="ventilator")
+    with pytest.raises(UsageError, match="unknown fill 'zero'"):
+        load_icu(directory, "test", fill="zero")
     with pytest.raises(DataError, match="no data directory"):
         load_icu(tmp_path / "absent", "test")
 
@@ -117,3 +119,33 @@ def test_an_empty_cohort_of_a_split_is_an_error(directory, monkeypatch):
                         if path.name == "samples.parquet" else read(path))  # fmt: skip
     with pytest.raises(DataError, match="no row in split 'test', cohort 'ventilated_pf'"):
         load_icu(directory, "test", cohort="ventilated_pf")
+
+
+def test_fills_show_less_and_less(directory):
+    mask, forward, mean = (load_icu(directory, "val", fill=fill) for fill in ("mask", "forward", "mean"))
+    f = len(mask.spec["features"])
+    x, y, z = (samples.batch(np.arange(len(samples))) for samples in (mask, forward, mean))
+    measured = x[..., f : 2 * f] == 1
+    assert torch.equal(y[..., :f], x[..., :f]) and (y[..., f : 3 * f] == 0).all()
+    assert torch.equal(z[..., :f][measured], x[..., :f][measured]) and (z[..., :f][~measured] == 0).all()
+    assert all(torch.equal(t[..., 3 * f :], x[..., 3 * f :]) for t in (y, z))
+
+
+def test_rolling_rows_see_the_hours_before_their_prediction(tmp_path):
+    prepare_ards("synthetic", None, tmp_path / "landmark", patients=100, landmark=6)
+    prepare_ards("synthetic", None, tmp_path / "rolling", patients=100, landmark=6, framing="rolling", until=30)
+    fixed, rolling = (load_icu(tmp_path / name, "all") for name in ("landmark", "rolling"))
+    assert rolling.rows["at_h"].min() == 6 and rolling.rows["at_h"].max() == 30
+    assert rolling.rows.filter(pl.col("onset_h") <= pl.col("at_h")).is_empty()  # until onset
+    first = rolling.rows.with_row_index("i").filter(pl.col("at_h") == 6)
+    assert first["stay_id"].to_list() == fixed.rows["stay_id"].to_list()
+    # the same hours, whose statistics differ because rolling rows see more of them
+    f, hr = len(rolling.spec["features"]), rolling.spec["features"].index("hr")
+    ours = rolling.batch(first["i"].to_numpy())[..., hr] * rolling.spec["std"][hr] + rolling.spec["mean"][hr]
+    theirs = fixed.batch(np.arange(len(fixed)))[..., hr] * fixed.spec["std"][hr] + fixed.spec["mean"][hr]
+    known = fixed.batch(np.arange(len(fixed)))[..., f + hr].cumsum(1) > 0
+    assert torch.allclose(ours[known], theirs[known], atol=1e-3)
+    # a row at 7 sees what the row at 6 saw, one hour further
+    stay = rolling.rows.with_row_index("i").filter(pl.col("stay_id") == first["stay_id"][0])
+    at_6, at_7 = (rolling.batch(stay.filter(pl.col("at_h") == at)["i"].to_numpy()) for at in (6, 7))
+    assert torch.equal(at_6[:, 1:], at_7[:, :-1])

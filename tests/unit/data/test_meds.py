@@ -31,7 +31,7 @@ def read(folder, *rows, end=50.0):
         (7, at(0), "ICU_ADMISSION//Trauma SICU (TSICU)", None),
         (7, at(end), "ICU_DISCHARGE//Trauma SICU (TSICU)", None),
     ]
-    extract = meds.read(write(folder, [*stay, *((7, *row) for row in rows)]))
+    extract = meds.read(write(folder, [*stay, *((7, *row) for row in rows)]), folder / "work")
     return extract, extract.events.collect()
 
 
@@ -111,16 +111,16 @@ def test_stays_of_one_patient(tmp_path):
 
 def test_bad_directories_are_explained(tmp_path):
     with pytest.raises(DataError, match="holds no MEDS data"):
-        meds.read(tmp_path / "absent")
+        meds.read(tmp_path / "absent", tmp_path / "work")
     with pytest.raises(DataError, match="holds no MEDS data"):
-        meds.read(tmp_path)
+        meds.read(tmp_path, tmp_path / "work")
     with pytest.raises(DataError, match="no ICU stay"):
-        meds.read(write(tmp_path / "a", [(1, at(0), "LAB//220045//bpm", 1.0)]))
+        meds.read(write(tmp_path / "a", [(1, at(0), "LAB//220045//bpm", 1.0)]), tmp_path / "work")
     folder = write(tmp_path / "b", [(1, at(0), "LAB//220045//bpm", 1.0)])
     file = folder / "data" / "0.parquet"
     pl.DataFrame({"subject_id": [1], "time": [at(0)]}).write_parquet(file)
-    with pytest.raises(DataError, match="is not a MEDS event file"):
-        meds.read(folder)
+    with pytest.raises(DataError, match="is not the table MEDS events: no column code, numeric_value"):
+        meds.read(folder, tmp_path / "work")
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match=r"0\.parquet is damaged"):
-        meds.read(folder)
+        meds.read(folder, tmp_path / "work")

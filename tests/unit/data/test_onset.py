@@ -3,9 +3,11 @@
 import polars as pl
 import pytest
 
+from raylab.data.cohorts import flags
 from raylab.data.concepts import EVENTS
-from raylab.data.icu import screen, ventilated_with_pf
-from raylab.data.onset import Ahrf, first_onset, pf_ratios
+from raylab.data.digest import screen
+from raylab.data.onset import first_onset, label, pf_ratios, ratios, sensitivity, severity
+from raylab.errors import UsageError
 
 
 def events(*rows: tuple[float, str, float]) -> pl.LazyFrame:
@@ -13,9 +15,10 @@ def events(*rows: tuple[float, str, float]) -> pl.LazyFrame:
     return pl.LazyFrame(table, schema=EVENTS, orient="row")
 
 
-def onset(*rows: tuple[float, str, float]) -> float | None:
+def onset(*rows: tuple[float, str, float], name: str = "ahrf", **settings: object) -> float | None:
+    rule = label(name, settings)
     measured = screen(events(*rows))[1].drop_nulls("value")
-    found = first_onset(pf_ratios(measured)).collect()
+    found = first_onset(ratios(measured, rule), rule).collect()
     return found["onset_h"][0] if found.height else None
 
 
@@ -64,11 +67,113 @@ def test_one_stay_never_answers_for_another():
 
 
 def test_windows_are_parameters():
-    rows = events((5, "mech_vent", 1), (5, "fio2", 0.5), (10, "pao2", 80))
-    for rule, n in ((Ahrf(), 1), (Ahrf(fio2_back_h=4), 0), (Ahrf(vent_back_h=4), 0), (Ahrf(pf=100), 0)):
-        assert first_onset(pf_ratios(rows, rule), rule).collect().height == n
-    text = Ahrf(pf=200).describe(12, 24)
+    rows = ((5, "mech_vent", 1), (5, "fio2", 0.5), (10, "pao2", 80))
+    assert onset(*rows) == 10
+    for settings in ({"fio2_back_h": 4}, {"vent_back_h": 4}, {"pf": 100}):
+        assert onset(*rows, **settings) is None
+    assert onset(*rows, vent_back_h=0, ventilation=None) == 10
+    text = label("ahrf", {"pf": 200}).describe(12, 24)
     assert "<= 200 mmHg" in text["onset"] and "36 h" in text["positive"] and "not adjudicated" in text["title"]
+    assert text["name"] == "ahrf" and text["version"] == 1
+
+
+@pytest.mark.parametrize("settings", [{"pf": "low"}, {"persist_h": -1}, {"strict": 1}, {"ventilation": "some"}])
+def test_wrong_windows_are_refused(settings):
+    with pytest.raises(UsageError, match="cannot be"):
+        label("ahrf", settings)
+
+
+def test_wrong_names_print_the_right_ones():
+    with pytest.raises(UsageError, match="berlin-oxygenation"):
+        label("berlin")
+    with pytest.raises(UsageError, match="fio2_back_h"):
+        label("ahrf", {"fio2_back": 4})
+
+
+PEEP = (9, "peep", 5)
+LOW = [VENT, PEEP, (9, "fio2", 0.5), (10, "pao2", 100)]  # P/F 200 with PEEP 5
+
+
+def later(hour: float, pao2: float = 100) -> list[tuple[float, str, float]]:
+    """The same support and a gas at `hour`."""
+    return [(hour - 1, "mech_vent", 1), (hour - 1, "peep", 5), (hour - 1, "fio2", 0.5), (hour, "pao2", pao2)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        pytest.param(LOW, None, id="one gas does not persist"),
+        pytest.param([*LOW, *later(20)], 10, id="another 10 h later"),
+        pytest.param([*LOW, *later(18)], None, id="another exactly 8 h later is too early"),
+        pytest.param([*LOW, *later(18.01)], 10, id="another just over 8 h later"),
+        pytest.param([*LOW, *later(34)], 10, id="another exactly 24 h later"),
+        pytest.param([*LOW, *later(34.01)], None, id="another over 24 h later"),
+        pytest.param([*LOW, *later(20, 151)], None, id="the later one is above 300"),
+        pytest.param([*LOW, *later(20), *later(15, 200)], 10, id="better in between, not strict"),
+        pytest.param(
+            [VENT, (9, "peep", 4.9), *LOW[2:], *later(20)], None, id="PEEP 4.9: the later gas is first, alone"
+        ),
+        pytest.param([VENT, (2, "peep", 5), *LOW[2:], *later(20)], 10, id="PEEP exactly 8 h back"),
+        pytest.param([VENT, (1.99, "peep", 5), *LOW[2:], *later(20)], None, id="PEEP over 8 h back"),
+        pytest.param([VENT, PEEP, (9.5, "peep", 0), *LOW[2:], *later(20)], None, id="the latest PEEP counts"),
+        pytest.param([(2, "mech_vent", 1), *LOW[1:], *later(20)], 10, id="ventilated exactly 8 h back"),
+        pytest.param([(9, "niv", 1), *LOW[1:], *later(20)], None, id="non-invasive does not count"),
+        pytest.param([VENT, PEEP, (9, "fio2", 0.5), (10, "spo2", 88), *later(20)], None, id="SpO2 does not count"),
+    ],
+)
+def test_berlin_oxygenation(rows, expected):
+    assert onset(*rows, name="berlin-oxygenation") == expected
+    assert onset(*reversed(rows), name="berlin-oxygenation") == expected
+
+
+def test_berlin_strict_and_without_persistence():
+    rows = [*LOW, *later(15, 200), *later(20)]
+    assert onset(*rows, name="berlin-oxygenation", strict=True) is None
+    assert onset(*LOW, *later(20), name="berlin-oxygenation", strict=True) == 10
+    assert onset(*LOW, name="berlin-oxygenation", persist_h=0) == 10
+    assert onset(*LOW[:3], (10, "pao2", 150), name="berlin-oxygenation", persist_h=0) == 10  # P/F exactly 300
+    assert onset(*LOW[:3], (10, "pao2", 150.1), name="berlin-oxygenation", persist_h=0) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        pytest.param([*LOW], 10, id="P/F on PEEP 5, no persistence"),
+        pytest.param([VENT, PEEP, (9, "fio2", 0.4), (10, "spo2", 97)], 10, id="SpO2 97: S/F 242.5"),
+        pytest.param([VENT, PEEP, (9, "fio2", 0.4), (10, "spo2", 98)], None, id="SpO2 98 is on the flat part"),
+        pytest.param([VENT, PEEP, (9, "fio2", 0.25), (10, "spo2", 78.75)], 10, id="S/F exactly 315"),
+        pytest.param([VENT, PEEP, (9, "fio2", 0.25), (10, "spo2", 79)], None, id="S/F 316"),
+        pytest.param([(9, "niv", 1), PEEP, (9, "fio2", 0.4), (10, "spo2", 90)], 10, id="non-invasive with PEEP 5"),
+        pytest.param([(9, "niv", 1), (9, "peep", 4), (9, "fio2", 0.4), (10, "spo2", 90)], None, id="with PEEP 4"),
+        pytest.param([(9, "niv", 0), PEEP, (9, "fio2", 0.4), (10, "spo2", 90)], None, id="mask taken off"),
+        pytest.param([(9, "o2_flow", 30), (9, "fio2", 0.4), (10, "spo2", 90)], 10, id="flow exactly 30 L/min"),
+        pytest.param([(9, "o2_flow", 29), (9, "fio2", 0.4), (10, "spo2", 90)], None, id="flow 29 L/min"),
+        pytest.param([(9, "fio2", 0.4), (10, "spo2", 90)], None, id="no support"),
+    ],
+)
+def test_global_2023(rows, expected):
+    assert onset(*rows, name="global-2023") == expected
+
+
+def test_global_2023_where_resources_are_limited():
+    rows = [(9, "fio2", 0.4), (10, "spo2", 90)]
+    assert onset(*rows, name="global-2023", ventilation=None, peep=None, flow=None) == 10
+
+
+@pytest.mark.parametrize(
+    ("pao2", "expected"), [(150, "mild"), (100.5, "mild"), (100, "moderate"), (50.5, "moderate"), (50, "severe")]
+)
+def test_severity_at_onset(pao2, expected):
+    rule = label("ahrf")
+    table = events(VENT, (9, "fio2", 0.5), (10, "pao2", pao2))
+    found = ratios(table, rule)
+    assert severity(found, first_onset(found, rule)).collect()["severity"].to_list() == [expected]
+
+
+def test_sensitivity_is_a_grid_of_the_same_label():
+    rules = sensitivity(label("berlin-oxygenation"))
+    assert [(rule.fio2_back_h, rule.persist_h) for rule in rules] == [(f, p) for f in (2, 4, 8) for p in (0, 8, 24)]
+    assert {rule.peep for rule in rules} == {5}
 
 
 @pytest.mark.parametrize(
@@ -86,4 +191,6 @@ def test_windows_are_parameters():
 )
 def test_cohort_ventilated_with_pf(rows, member):
     table = events(*rows)
-    assert ventilated_with_pf(table, pf_ratios(table), 12, Ahrf()).collect().height == member
+    at = flags(pl.DataFrame({"stay_id": ["s"], "at_h": [12.0]}), table, pf_ratios(table), label("ahrf"))
+    assert at["ventilated_pf"].to_list() == [member]
+    assert member == (at["ventilated"][0] and at["gas"][0])

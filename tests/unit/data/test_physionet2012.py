@@ -57,7 +57,11 @@ def test_reads_a_tar_and_a_directory_alike(tmp_path, packed):
         (7 / 60, "hr", 73),
         (1.5, "temp", 35.1),
     ]
-    assert extract.stays.rows() == [("1", "1", "set-a", False), ("2", "2", "set-a", True)]
+    columns = ("subject_id", "stay_id", "source", "died", "end_h", "end")
+    assert extract.stays.select(columns).rows() == [
+        ("1", "1", "set-a", False, 120, "discharge"),
+        ("2", "2", "set-a", True, 120, "death"),
+    ]
     assert extract.counts == {"unknown parameter": 2}
 
 

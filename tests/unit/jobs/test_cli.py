@@ -227,7 +227,7 @@ def test_evaluate_and_the_count_of_test_reads(trained, ards_data, tmp_path):
     assert (scored["split"], scored["n"], scored["leakage"]["shared"], scored["test_reads"]) == ("test", 39, 0, 1)
     assert scored["evaluation_run_id"] == scored["run_id"] == trained[0]["run_id"]
     assert scored["auroc"]["low"] <= scored["auroc"]["value"] <= scored["auroc"]["high"]
-    assert set(scored["cohorts"]) == {"all", "ventilated_pf"}
+    assert set(scored["cohorts"]) == {"all", "ventilated_pf", "ventilated", "gas", "matched"}
     assert "test split: 39 rows" in out and "has now been read" not in out
     code, out, _ = raylab("evaluate", "ards", "--run", trained[0]["run_id"], "--data", ards_data)  # by its MLflow id
     assert code == 0 and "has now been read 2 times" in out

@@ -1,0 +1,36 @@
+"""raylab benchmark: every model of a task on the same splits, as one table with intervals and one MLflow experiment.
+
+A task's benchmark is a module with `arguments(group)`, for the options that are its own, and `main(args)`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from jobs import benchmark_ards, cli
+
+EXAMPLE = "raylab benchmark ards --source physionet2012 --path DIR --landmarks 6 12 24 --folds 5 --out benchmark"
+TASKS = {"ards": benchmark_ards}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", choices=list(TASKS))
+    parser.add_argument(
+        "--out", type=Path, required=True, help="where its data, fits and table go; run again, it goes on from there"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of splits, searches and networks")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="fits at a time on a local Ray; 0: in this process, without RAY_ADDRESS"
+    )  # fmt: skip
+    for name, module in TASKS.items():
+        module.arguments(parser.add_argument_group(name))
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    result: dict[str, Any] = TASKS[args.task].main(args)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["benchmark", *sys.argv[1:]]))

@@ -1,0 +1,286 @@
+"""The benchmark of the ARDS task: networks and baselines on the same patient-grouped folds, at several landmarks.
+
+    OUT/landmark-12/data          prepared
+                   /fold-0        the same with fold 0 as test, statistics of its own train
+                   /trials/...    the nested search: every candidate, by the fold's val
+                   /final/...     the winner, trained with its ensemble, and its probabilities of the fold's test
+    OUT/table.json, table.md      scores over all patients, each scored by a model that never saw them
+
+Every fit is a chunk of ray_map: on a cluster they run side by side, and an interrupted benchmark goes on.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from jobs import home, tracked
+from jobs.progress import say
+from jobs.scores import text
+from jobs.session import ray_session
+from raylab import config, recipes
+from raylab.config import Recipe
+from raylab.data import prepared
+from raylab.data.resplit import Split, resplit
+from raylab.errors import UsageError, unknown
+from raylab.files import write_json
+from raylab.metrics import binary_scores, paired_difference
+from tracking.outbox import Outbox
+
+EXPERIMENT = "raylab-benchmark-ards"
+COHORTS = ("all", "ventilated_pf")
+BASELINE = "boosting"
+MODELS: dict[str, dict[str, Any]] = {
+    "last_sf": {"model.name": "last_sf"},
+    "last_pf": {"model.name": "last_pf"},
+    "logistic": {"model.name": "logistic"},
+    "boosting": {"model.name": "boosting"},
+    "gru": {"model.name": "gru"},
+    "lstm": {"model.name": "lstm"},
+    "grud": {"model.name": "grud"},
+}
+NETWORKS = ("gru", "lstm", "grud")
+BOOTSTRAPS = 1000
+
+
+def arguments(group: Any) -> None:
+    group.add_argument("--source", help="as of prepare; synthetic otherwise")
+    group.add_argument("--path", type=Path, help="directory of the raw tables")
+    group.add_argument("--patients", type=int, default=400, help="synthetic: how many")
+    group.add_argument("--label", default="ahrf", help="as of prepare")
+    group.add_argument("--landmarks", type=int, nargs="+", default=[12], metavar="H")
+    group.add_argument("--horizon", type=float, default=24)
+    group.add_argument("--folds", type=int, default=5)
+    group.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
+    group.add_argument("--trials", type=int, default=8, help="of each model's nested search in each fold")
+    group.add_argument("--members", type=int, default=5, help="networks in the ensemble of each winner")
+    group.add_argument("--set", nargs="+", action="extend", default=[], metavar="PATH=VALUE", help="recipe fields")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    for name in args.models:
+        if name not in MODELS:
+            raise unknown("model", name, MODELS)
+    if args.trials < 1 or args.members < 1 or args.folds < 2:
+        raise UsageError("a benchmark needs --trials and --members of 1 and --folds of 2 at least")
+    os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    uri = tracked.checked_address()
+    out: Path = args.out.absolute()
+    folders = {landmark: prepare(args, out, landmark) for landmark in args.landmarks}
+    with session(args.workers, out):
+        winners = search(args, folders)
+        finals = refit(args, folders, winners)
+    table = [row for landmark, folder in folders.items() for row in scored(args, folder, landmark, finals[landmark])]
+    result = {
+        "source": args.source or "synthetic",
+        "synthetic": args.source in (None, "synthetic"),
+        "trials": args.trials,
+        "members": args.members,
+        "folds": args.folds,
+        "seed": args.seed,
+        "bootstraps": BOOTSTRAPS,
+        "table": table,
+    }
+    write_json(out / "table.json", result)
+    (out / "table.md").write_text(markdown(result))
+    track(args, folders, result, uri)
+    if not args.quiet:
+        say(markdown(result))
+        say(f"next: raylab compare --experiment {os.environ['MLFLOW_EXPERIMENT_NAME']}")
+    return {"out": str(out), "experiment": os.environ["MLFLOW_EXPERIMENT_NAME"], **result}
+
+
+def prepare(args: argparse.Namespace, out: Path, landmark: int) -> Path:
+    """OUT/landmark-H with its data and folds; what is there already is used again."""
+    from raylab.data.icu import prepare_ards
+    from raylab.data.onset import label
+
+    folder = out / f"landmark-{landmark}"
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = {"source": args.source or "synthetic", "horizon": args.horizon, "label": args.label, "folds": args.folds}
+    asked |= {"path": None if args.path is None else str(args.path.absolute()), "seed": args.seed}
+    note = folder / "asked.json"
+    if note.is_file() and json.loads(note.read_text()) != asked:
+        raise UsageError(
+            f"{out} holds a benchmark of other data or folds",
+            f"it was begun with {note.read_text()}",
+            "choose another --out",
+        )
+    write_json(note, asked)
+    data = folder / "data"
+    if not (data / "meta.json").is_file():
+        if not args.quiet:
+            say(f"preparing landmark {landmark} h")
+        rule = label(args.label)
+        source = args.source or "synthetic"
+        prepare_ards(source, args.path, data, landmark, args.horizon, args.patients, args.seed, rule=rule)
+    for fold in range(args.folds):
+        if not (folder / f"fold-{fold}" / "meta.json").is_file():
+            resplit([data], folder / f"fold-{fold}", Split("patient", fold, args.folds), args.seed)
+    return folder
+
+
+@contextlib.contextmanager
+def session(workers: int, out: Path) -> Any:
+    """Ray where it was asked for, or where a cluster is named; else nothing, and fits run in this process."""
+    if workers or os.environ.get("RAY_ADDRESS"):
+        with ray_session(workers, out / "ray.log"):
+            yield
+    else:
+        yield
+
+
+def recipe_of(args: argparse.Namespace, name: str) -> Recipe:
+    """The recipe that a model starts from, with the space that is searched for it."""
+    settings = {**MODELS[name], "seed": args.seed, **config.assignments(args.set)}
+    return recipes.searched(config.override(recipes.recipe("ards"), settings))
+
+
+def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int, int, str], dict[str, Any]]:
+    """The recipe (as JSON) of the best candidate by the fold's val, for every (landmark, fold, model)."""
+    from raylab.fits import Fit, candidates, trial
+    from raylab.ray_map import run_chunks
+
+    chunks, found = {}, {}
+    for landmark, fold, name in every(args, folders):
+        recipe = recipe_of(args, name)
+        place = folders[landmark] / "trials" / f"fold-{fold}-{name}"
+        place.mkdir(parents=True, exist_ok=True)
+        for k, settings in enumerate(candidates(recipe, args.trials, args.seed + 1000 * fold)):
+            tried = config.override(recipe, settings).model_dump(mode="json")
+            chunks[place / f"{k:03d}.json"] = Fit(tried, str(folders[landmark] / f"fold-{fold}"))
+    run_chunks(trial, chunks, tell=teller(args.quiet, "searches"))
+    for landmark, fold, name in every(args, folders):
+        place = folders[landmark] / "trials" / f"fold-{fold}-{name}"
+        ended = [json.loads((place / f"{k:03d}.json").read_text()) for k in range(args.trials)]
+        best = max(ended, key=lambda end: (end["best"].get("auroc", 0.0), -end["best"]["loss"]))
+        found[landmark, fold, name] = best["recipe"]
+    return found
+
+
+def refit(
+    args: argparse.Namespace, folders: dict[int, Path], winners: dict[tuple[int, int, str], dict[str, Any]]
+) -> dict[int, dict[str, list[Path]]]:
+    """The files with each model's probabilities of every fold's test rows: read once, of winners alone."""
+    from raylab.fits import Fit, final
+    from raylab.ray_map import run_chunks
+
+    chunks: dict[Path, Fit] = {}
+    found: dict[int, dict[str, list[Path]]] = {landmark: {name: [] for name in args.models} for landmark in folders}
+    for landmark, fold, name in every(args, folders):
+        recipe = config.load(winners[landmark, fold, name])
+        if name in NETWORKS:
+            recipe = config.override(recipe, {"model.members": args.members})
+        place = folders[landmark] / "final"
+        place.mkdir(exist_ok=True)
+        path = place / f"fold-{fold}-{name}-{args.members if name in NETWORKS else 1}.parquet"
+        chunks[path] = Fit(recipe.model_dump(mode="json"), str(folders[landmark] / f"fold-{fold}"), "test")
+        found[landmark][name].append(path)
+    run_chunks(final, chunks, tell=teller(args.quiet, "final fits"))
+    return found
+
+
+def every(args: argparse.Namespace, folders: dict[int, Path]) -> list[tuple[int, int, str]]:
+    return [(landmark, fold, name) for name in args.models for landmark in folders for fold in range(args.folds)]
+
+
+def teller(quiet: bool, what: str) -> Callable[[int, int], None] | None:
+    return None if quiet else lambda done, total: say(f"{what}: {done} of {total}")
+
+
+def scored(
+    args: argparse.Namespace, folder: Path, landmark: int, finals: dict[str, list[Path]]
+) -> list[dict[str, Any]]:
+    """One row a cohort and model: scores with intervals over patients, and the difference to the baseline on the same
+    resamples."""
+    samples = pl.read_parquet(folder / "data" / "samples.parquet")
+    p = {name: pl.concat([pl.read_parquet(path) for path in paths]) for name, paths in finals.items()}
+    if all(name in p for name in NETWORKS):
+        stacked = pl.concat([p[name] for name in NETWORKS])
+        p["networks"] = stacked.group_by("stay_id", "at_h").agg(pl.col("p").mean())
+    rows = []
+    for cohort in COHORTS:
+        chosen = samples if cohort == "all" else samples.filter(pl.col(cohort))
+        y, group = chosen["label"].to_numpy(), chosen["subject_id"].rank("dense").to_numpy()
+        of = {
+            n: chosen.join(frame, ["stay_id", "at_h"], "left", maintain_order="left")["p"].to_numpy()
+            for n, frame in p.items()
+        }
+        for name, mine in of.items():
+            row: dict[str, Any] = {"landmark_h": landmark, "cohort": cohort, "model": name, "n": len(y)}
+            row |= {"positive": int(y.sum()), "scores": binary_scores(y, mine, group, BOOTSTRAPS, args.seed)}
+            if BASELINE in of and name != BASELINE:
+                row["against_baseline"] = paired_difference(
+                    y, mine, of[BASELINE], group, "auroc", BOOTSTRAPS, args.seed
+                )
+            rows.append(row)
+    return rows
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table as text."""
+    synthetic = ", SYNTHETIC data" if result["synthetic"] else ""
+    lines = [
+        f"{result['source']}{synthetic}, {result['folds']} patient-grouped folds, nested search of {result['trials']} "
+        f"trials, ensembles of {result['members']}; 95 % intervals by {result['bootstraps']} bootstraps over patients.",
+        "",
+        f"| landmark | cohort | model | n | onsets | AUROC | AUPRC | Brier | AUROC minus {BASELINE} |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["table"]:
+        cells = [text(row["scores"][name]) for name in ("auroc", "auprc", "brier")]
+        difference = text(row["against_baseline"]) if "against_baseline" in row else ""
+        lines.append(
+            f"| {row['landmark_h']} h | {row['cohort']} | {row['model']} | {row['n']} | {row['positive']} | "
+            f"{' | '.join(cells)} | {difference} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, Any], uri: str) -> None:
+    """One MLflow run for the benchmark with the table, and below it one for each landmark and model."""
+    first = next(iter(folders.values())) / "data"
+    recipe = recipe_of(args, args.models[0])
+    name = f"benchmark-{args.out.absolute().name}"
+    top = home.new_run(next_name(name), "ards")
+    parent = tracked.opening(top, recipe, prepared.read_meta(first, "ards"), first, "benchmark", uri)
+    with tracked.tracked(top, system=False):
+        outbox = Outbox(top / "outbox")
+        for file in ("table.json", "table.md"):
+            outbox.append({"kind": "artifact", "path": str(args.out.absolute() / file), "to": ""})
+        for landmark, folder in folders.items():
+            meta = prepared.read_meta(folder / "data", "ards")
+            for model in dict.fromkeys(row["model"] for row in result["table"]):
+                own = recipe_of(args, model) if model in MODELS else recipe
+                child = home.new_run(f"{top.name}-{landmark}h-{model}", "ards")
+                tracked.opening(child, own, meta, folder / "data", "benchmark", uri, None, parent["run_id"])
+                rows = [r for r in result["table"] if (r["landmark_h"], r["model"]) == (landmark, model)]
+                with tracked.tracked(child, system=False):
+                    Outbox(child / "outbox").append({"kind": "metrics", "step": 0, "values": values(rows)})
+
+
+def next_name(name: str) -> str:
+    """`name`, or with the number that makes it new: a benchmark that is run again is tracked again."""
+    taken = {path.name for path in (home.home() / "runs").glob(f"{name}*")}
+    return next(new for k in range(len(taken) + 1) if (new := name if k == 0 else f"{name}-{k + 1}") not in taken)
+
+
+def values(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The scores of a model's rows as metrics, `folds/COHORT/score` and its ends."""
+    found: dict[str, float] = {}
+    for row in rows:
+        told = {
+            **row["scores"],
+            **({"auroc_minus_baseline": row["against_baseline"]} if "against_baseline" in row else {}),
+        }
+        for name, score in told.items():
+            for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
+                if score[key] is not None and np.isfinite(score[key]):
+                    found[f"folds/{row['cohort']}/{name}{end}"] = float(score[key])
+    return found

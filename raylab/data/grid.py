@@ -1,0 +1,75 @@
+"""Events -> the hourly grid, the static values, and their statistics."""
+
+from collections.abc import Iterable
+
+import polars as pl
+
+from raylab.data.concepts import SERIES, STATIC, SUMMED
+
+
+def hourly_cells(events: pl.LazyFrame) -> pl.LazyFrame:
+    """One row for every stay, hour and series concept measured in it: value (the last; urine: the sum) and time.
+
+    Of several values at the last time the largest counts: the order of the rows must not matter.
+    """
+    ordered = events.filter(pl.col("concept").is_in(SERIES)).sort("time", "value")
+    value = pl.when(pl.col("concept").first().is_in(SUMMED)).then(pl.col("value").sum())
+    return ordered.group_by(
+        "stay_id", "concept", pl.col("time").floor().cast(pl.Int32).alias("hour"), maintain_order=True
+    ).agg(value=value.otherwise(pl.col("value").last()), time=pl.col("time").last())
+
+
+def grid(cells: pl.DataFrame, stay_ids: pl.Series, hours: int) -> pl.DataFrame:
+    """stay_id, hour, and for each concept measured in any of these stays: `<name>`, `<name>__mask`, `<name>__since`.
+
+    Exactly `hours` rows a stay, hour h = [h, h + 1), in the order of `stay_ids`. `<name>` is null where not measured;
+    `__since` is hours from the last measurement to the end of hour h, null before the first one.
+    """
+    cells = cells.filter(pl.col("stay_id").is_in(stay_ids.to_list()))
+    found = set(cells["concept"].unique())
+    names = [name for name in SERIES if name in found]
+    table = pl.DataFrame({"stay_id": stay_ids}).join(
+        pl.DataFrame({"hour": pl.int_range(hours, dtype=pl.Int32, eager=True)}), how="cross"
+    )
+    for column, suffix in (("value", ""), ("time", "__time")):
+        wide = cells.pivot("concept", index=["stay_id", "hour"], values=column)
+        wide = wide.select("stay_id", "hour", *(pl.col(name).alias(name + suffix) for name in names))
+        table = table.join(wide, ["stay_id", "hour"], "left", maintain_order="left")
+
+    def columns(name: str) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
+        last_time = pl.col(f"{name}__time").forward_fill().over("stay_id")
+        return (
+            pl.col(name).cast(pl.Float32),
+            pl.col(name).is_not_null().alias(f"{name}__mask"),
+            (pl.col("hour") + 1 - last_time).cast(pl.Float32).alias(f"{name}__since"),
+        )
+
+    return table.select("stay_id", "hour", *(column for name in names for column in columns(name)))
+
+
+def joined(tables: list[pl.DataFrame], names: Iterable[str]) -> pl.DataFrame:
+    """The grids of several pieces as one, with the concepts `names` in their order; what a piece lacks is unmeasured
+    in it."""
+    table = pl.concat(tables, how="diagonal")
+    masks = [pl.col(f"{name}__mask").fill_null(False) for name in names]
+    columns = [f"{name}{suffix}" for name in names for suffix in ("", "__mask", "__since")]
+    return table.with_columns(masks).select("stay_id", "hour", *columns)
+
+
+def first_values(events: pl.LazyFrame) -> pl.LazyFrame:
+    """stay_id and one column for each static concept: its first value."""
+    first = events.filter(pl.col("concept").is_in(STATIC)).sort("time", "value")
+    return first.group_by("stay_id").agg(
+        pl.col("value").filter(pl.col("concept") == name).first().cast(pl.Float32).alias(name) for name in STATIC
+    )
+
+
+def statistics(rows: pl.DataFrame, names: Iterable[str]) -> dict[str, dict[str, float]]:
+    """mean, std (population) and n of the measured values; a name never measured in `rows` is left out."""
+    result: dict[str, dict[str, float]] = {}
+    for name in names:
+        values = rows[name].drop_nulls().cast(pl.Float64) if name in rows.columns else pl.Series([], dtype=pl.Float64)
+        mean, std = values.mean(), values.std(ddof=0)
+        if isinstance(mean, float) and isinstance(std, float):
+            result[name] = {"mean": mean, "std": std, "n": len(values)}
+    return result

@@ -1,0 +1,331 @@
+"""MIMIC-III raw tables, `CHARTEVENTS.csv.gz` and so on: CSV, CSV.gz or parquet, names in any letter case.
+
+Needed: ICUSTAYS, PATIENTS, ADMISSIONS, CHARTEVENTS, LABEVENTS, PROCEDUREEVENTS_MV. A row is an ICU stay. Charted rows
+belong to the stay that they name, laboratory rows to the stay that they fall into. Times are chart times: LABEVENTS has
+no time of storing. Rows marked as errors are left out. Laboratory gases count where a specimen row (50800) of the same
+patient and time says ART. Ages above 89 are recorded as about 300 years: they become 91.4, their median as the
+documentation of MIMIC-III gives it [M].
+
+Ventilation. MetaVision has procedures: 225792 invasive, 225794 non-invasive. CareVue has none, so a rule stands in:
+
+    invasive (mech_vent 1)    at a time with a ventilator mode (720) other than `Other/Remarks`, or with a PEEP (505,
+                              506), tidal volume (682, 683), plateau (543), peak (535) or mean airway pressure (444) or
+                              minute volume (445, 448, 450) above 0
+    non-invasive (niv 1)      at a time with the oxygen device (467) `Bipap Mask` or `CPAP Mask`: what the ventilator
+                              shows then is not counted as invasive
+    neither (both 0)          at a time with another device without a tube (nasal cannula, tent, mask, nebuliser,
+                              T-piece) and no ventilator setting
+
+`None` as a device says nothing. How long a 1 counts is the label's own window.
+"""
+
+from pathlib import Path
+
+import dataframely as dy
+import polars as pl
+
+from raylab.data.concepts import CONCEPTS, EVENTS, Extract, units_of, whole_stays
+from raylab.data.sources.episodes import charted
+from raylab.data.sources.tables import Findings, Pieces, needed, piece_count, rows_of, whole
+from raylab.errors import DataError
+
+WHAT = "the tables of MIMIC-III"
+UNITS = {"CCU": 1.0, "CSRU": 2.0, "MICU": 3.0, "SICU": 4.0, "TSICU": 4.0}  # icu_type of PhysioNet 2012
+PERIODS = {"carevue": "2001-2008", "metavision": "2008-2012"}
+OLD, OLD_AGE = 120.0, 91.4
+
+MODE, DEVICE = 720, 467
+SETTINGS = (505, 506, 682, 683, 543, 535, 444, 445, 448, 450)
+MASKS = ("bipap mask", "cpap mask")
+NO_TUBE = (
+    "nasal cannula", "face tent", "aerosol-cool", "non-rebreather", "hi flow neb", "medium conc mask", "venti mask",
+    "trach mask", "t-piece", "hi flow nasal cannula", "ultrasonic neb",
+)  # fmt: skip
+COMA_SCALE = (220739, 223900, 223901)  # MetaVision's eye, verbal, motor: a score is their sum at one time
+SPECIMEN = 50800
+GASES = (50821, 50818, 50820, 50817, 50802)
+VENTILATION = {225792: "mech_vent", 225794: "niv"}
+
+
+class IcuStays(dy.Schema):
+    subject_id = dy.Int64(nullable=False)
+    hadm_id = dy.Int64(nullable=False)
+    icustay_id = dy.Int64(nullable=False)
+    dbsource = dy.String(nullable=True)
+    first_careunit = dy.String(nullable=True)
+    intime = dy.Datetime(nullable=False)
+    outtime = dy.Datetime(nullable=True)
+
+
+class Patients(dy.Schema):
+    subject_id = dy.Int64(nullable=False)
+    gender = dy.String(nullable=True, regex="^(?i)[mf]$")
+    dob = dy.Datetime(nullable=True)
+
+
+class Admissions(dy.Schema):
+    hadm_id = dy.Int64(nullable=False)
+    deathtime = dy.Datetime(nullable=True)
+    hospital_expire_flag = dy.Int64(nullable=True, is_in=[0, 1])
+
+
+class ChartEvents(dy.Schema):
+    subject_id = dy.Int64(nullable=False)
+    icustay_id = dy.Int64(nullable=True)
+    itemid = dy.Int64(nullable=False)
+    charttime = dy.Datetime(nullable=False)
+    value = dy.String(nullable=True)
+    valuenum = dy.Float64(nullable=True)
+    valueuom = dy.String(nullable=True)
+    error = dy.Int64(nullable=True)
+
+
+class LabEvents(dy.Schema):
+    subject_id = dy.Int64(nullable=False)
+    itemid = dy.Int64(nullable=False)
+    charttime = dy.Datetime(nullable=False)
+    value = dy.String(nullable=True)
+    valuenum = dy.Float64(nullable=True)
+    valueuom = dy.String(nullable=True)
+
+
+class Procedures(dy.Schema):
+    subject_id = dy.Int64(nullable=False)
+    icustay_id = dy.Int64(nullable=True)
+    itemid = dy.Int64(nullable=False)
+    starttime = dy.Datetime(nullable=False)
+    endtime = dy.Datetime(nullable=True)
+    statusdescription = dy.String(nullable=True)
+
+
+ROWS = pl.Schema(
+    {
+        "subject_id": pl.String(),
+        "stay_id": pl.String(),
+        "at": pl.Datetime("us"),
+        "item": pl.Int64(),
+        "concept": pl.String(),
+        "value": pl.Float64(),
+        "text": pl.String(),
+    }
+)
+
+
+def read(path: Path, work: Path) -> Extract:
+    if not path.is_dir():
+        raise DataError(f"no directory at {path}", do=f"give --path the directory with {WHAT}")
+    stays, cut = find_stays(path)
+    files = {name: needed(path, name, WHAT) for name in ("CHARTEVENTS", "LABEVENTS")}
+    pieces = piece_count(*files.values())
+    known = {int(item): concept.name for concept in CONCEPTS.values() for item in concept.ids["mimic3"]}
+    rule = (MODE, DEVICE, *COMA_SCALE)
+    counts: dict[str, int] = {"stays cut where they overlap": cut} if cut else {}
+    charts = narrow(files["CHARTEVENTS"], ChartEvents, "CHARTEVENTS", {*known, *rule}, work, pieces, counts)
+    labs = narrow(files["LABEVENTS"], LabEvents, "LABEVENTS", {*known, SPECIMEN}, work, pieces, counts)
+    episodes = procedures(path)
+    parts = tuple(
+        events_of(pl.scan_parquet(chart), pl.scan_parquet(lab), episodes.lazy(), stays.lazy())
+        for chart, lab in zip(charts, labs, strict=True)
+    )
+    first = descriptors(stays)
+    parts = (pl.concat([parts[0], first.lazy()]), *parts[1:]) if len(parts) == 1 else _spread(parts, first)
+    return Extract(pl.concat(parts), whole_stays(stays), counts, parts, notes=NOTES)
+
+
+NOTES = ("times are chart times: a laboratory value may have been known later than its time",)
+
+
+def _spread(parts: tuple[pl.LazyFrame, ...], first: pl.DataFrame) -> tuple[pl.LazyFrame, ...]:
+    """The descriptors of every stay go to the piece that its patient is in."""
+    part = pl.col("subject_id").hash(seed=0) % len(parts)
+    return tuple(pl.concat([piece, first.lazy().filter(part == k)]) for k, piece in enumerate(parts))
+
+
+def find_stays(path: Path) -> tuple[pl.DataFrame, int]:
+    """One row a stay: STAYS, start and end (dates), age, sex, icu_type; and how many were cut where two overlap."""
+    table = whole(path, "ICUSTAYS", IcuStays, WHAT).drop_nulls("intime").sort("subject_id", "intime")
+    if table.is_empty():
+        raise DataError(f"{path}: ICUSTAYS has no rows", do="copy it again")
+    if table["icustay_id"].is_duplicated().any():
+        n = int(table["icustay_id"].is_duplicated().sum())
+        raise DataError(f"{path}: {n} rows of ICUSTAYS share their icustay_id", do="keep one row a stay")
+    patients = whole(path, "PATIENTS", Patients, WHAT).unique("subject_id", keep="first", maintain_order=True)
+    admissions = whole(path, "ADMISSIONS", Admissions, WHAT).unique("hadm_id", keep="first", maintain_order=True)
+    following = pl.col("intime").shift(-1).over("subject_id")
+    overlap = pl.col("outtime") > following
+    table = table.join(patients, "subject_id", "left").join(admissions, "hadm_id", "left")
+    lost = int(table["gender"].is_null().sum())
+    if lost == table.height:
+        raise DataError(f"{path}: no patient of ICUSTAYS is in PATIENTS", do="give tables of one release")
+    cut = int(table.select(overlap.sum()).item() or 0)
+    table = table.with_columns(end=pl.min_horizontal("outtime", following))
+    hours = (pl.col("end") - pl.col("intime")).dt.total_seconds() / 3600
+    age = (pl.col("intime") - pl.col("dob")).dt.total_seconds() / (24 * 365.25 * 3600)
+    dead = pl.col("deathtime") <= pl.col("end")
+    return table.select(
+        subject_id=pl.col("subject_id").cast(pl.String),
+        stay_id=pl.col("icustay_id").cast(pl.String),
+        source=pl.lit("mimic-iii"),
+        died=pl.col("hospital_expire_flag") == 1,
+        end_h=hours,
+        end=pl.when(dead).then(pl.lit("death")).when(pl.col("end").is_not_null()).then(pl.lit("discharge")),
+        period=pl.col("dbsource").str.to_lowercase().replace_strict(PERIODS, default=None),
+        clock_h=pl.col("intime").dt.hour() + pl.col("intime").dt.minute() / 60,
+        start="intime",
+        stop="end",
+        age=pl.when(age > OLD).then(OLD_AGE).otherwise(age.round(1)),
+        sex=pl.col("gender").str.to_uppercase().replace_strict({"M": 1.0, "F": 0.0}, default=None),
+        icu_type=pl.col("first_careunit").replace_strict(UNITS, default=None),
+    ), cut
+
+
+def narrow(
+    file: Path, schema: type[dy.Schema], table: str, items: set[int], work: Path, pieces: int, counts: dict[str, int]
+) -> list[Path]:
+    """Rows with one of `items`, in the concept's unit, written by patient. Memory holds one portion of the table."""
+    out, findings = Pieces(work, table.lower(), pieces), Findings(file)
+    wanted = [str(item) for item in sorted(items)]
+    marked = 0
+    for part in rows_of(file, schema, table):
+        itemid = part["itemid"]
+        broken = int((itemid.cast(pl.Int64, strict=False).is_null() & itemid.is_not_null()).sum())
+        if broken:
+            findings.wrong["itemid is not a whole number"] += broken
+        rows = part.filter(itemid.cast(pl.String).is_in(wanted))
+        if rows.is_empty():
+            findings.rows += part.height
+            continue
+        findings.rows += part.height - rows.height
+        rows = findings.check(rows, schema)
+        if "error" in rows.columns:
+            wrong = pl.col("error").fill_null(0) == 1
+            marked += int(rows.select(wrong.sum()).item())
+            rows = rows.filter(~wrong)
+        out.add(in_units(rows, f"{file.name}"))
+    findings.close()
+    if marked:
+        counts["marked as an error"] = marked
+    return out.close(ROWS)
+
+
+def in_units(rows: pl.DataFrame, where: str) -> pl.DataFrame:
+    """ROWS of charted or laboratory rows."""
+    item = pl.col("itemid").cast(pl.String)
+    pairs = rows.select(item.alias("item"), unit="valueuom").unique()
+    factors = units_of("mimic3", pairs.iter_rows(), where)
+    stay = pl.col("icustay_id").cast(pl.String) if "icustay_id" in rows.columns else pl.lit(None, pl.String)
+    return (
+        rows.with_columns(item=item, unit="valueuom")
+        .join(factors, ["item", "unit"], "left", nulls_equal=True)
+        .select(
+            subject_id=pl.col("subject_id").cast(pl.String),
+            stay_id=stay,
+            at="charttime",
+            item=pl.col("itemid"),
+            concept="concept",
+            value=pl.col("valuenum") * pl.col("scale").fill_null(1) + pl.col("offset").fill_null(0),
+            text=pl.when(pl.col("itemid").is_in([MODE, DEVICE, SPECIMEN])).then("value"),
+        )
+        .cast(ROWS)
+    )
+
+
+def events_of(charts: pl.LazyFrame, labs: pl.LazyFrame, episodes: pl.LazyFrame, stays: pl.LazyFrame) -> pl.LazyFrame:
+    """EVENTS of one piece: `charts` and `labs` are ROWS, `episodes` of all patients, `stays` of all."""
+    window = stays.select("subject_id", "stay_id", "start", "stop")
+    named = charts.filter(pl.col("stay_id").is_not_null()).join(window.drop("subject_id"), "stay_id")
+    unnamed = placed(pl.concat([charts.filter(pl.col("stay_id").is_null()), arterial(labs)]), window)
+    rows = pl.concat([named, unnamed], how="diagonal").filter(
+        pl.col("stop").is_null() | (pl.col("at") <= pl.col("stop"))
+    )
+    rows = rows.with_columns(time=(pl.col("at") - pl.col("start")).dt.total_seconds() / 3600)
+    columns = EVENTS.names()
+    measured = rows.filter(pl.col("concept").is_not_null() & pl.col("value").is_not_null()).select(columns)
+    here = episodes.join(charts.select("subject_id").unique(), "subject_id", "semi")
+    going = here.join(stays.select("stay_id", "start", "end_h"), "stay_id").with_columns(
+        from_h=(pl.col("starttime") - pl.col("start")).dt.total_seconds() / 3600,
+        to_h=(pl.col("endtime") - pl.col("start")).dt.total_seconds() / 3600,
+    )
+    return pl.concat([measured, coma(rows), carevue_ventilation(rows), charted(going).select(columns)])
+
+
+def placed(rows: pl.LazyFrame, window: pl.LazyFrame) -> pl.LazyFrame:
+    """Rows that name no stay get the latest one begun at or before them, if they lie within it. An admission's height
+    and weight charted up to a day before count at its start."""
+    of = window.sort("start")
+    return (
+        rows.drop("stay_id")
+        .sort("at")
+        .join_asof(of, left_on="at", right_on="start", by="subject_id", check_sortedness=False)
+        .filter(pl.col("stay_id").is_not_null())
+    )
+
+
+def arterial(labs: pl.LazyFrame) -> pl.LazyFrame:
+    """Laboratory rows, of the gases only those whose specimen is arterial."""
+    specimen = labs.filter((pl.col("item") == SPECIMEN) & (pl.col("text").str.to_uppercase() == "ART"))
+    gas = pl.col("item").is_in(GASES)
+    arterial_gas = labs.filter(gas).join(specimen.select("subject_id", "at").unique(), ["subject_id", "at"], "semi")
+    return pl.concat([labs.filter(~gas & (pl.col("item") != SPECIMEN)), arterial_gas])
+
+
+def coma(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """The coma score where all three parts stand at one time, each once."""
+    return (
+        rows.filter(pl.col("item").is_in(COMA_SCALE) & pl.col("value").is_not_null())
+        .group_by("subject_id", "stay_id", "time")
+        .agg(pl.col("value").sum(), parts=pl.col("item").n_unique(), n=pl.len())
+        .filter((pl.col("parts") == len(COMA_SCALE)) & (pl.col("n") == len(COMA_SCALE)))
+        .select("subject_id", "stay_id", "time", concept=pl.lit("gcs"), value="value")
+    )
+
+
+def carevue_ventilation(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """mech_vent and niv by the rule at the top; `rows` has subject_id, stay_id, time, item, value, text."""
+    text = pl.col("text").str.to_lowercase().str.strip_chars()
+    device = pl.col("item") == DEVICE
+    setting = (pl.col("item").is_in(SETTINGS) & (pl.col("value") > 0)) | (
+        (pl.col("item") == MODE) & text.is_not_null() & ~text.is_in(["", "other/remarks"])
+    )
+    at = (
+        rows.filter(pl.col("item").is_in([MODE, DEVICE, *SETTINGS]))
+        .group_by("subject_id", "stay_id", "time")
+        .agg(setting=setting.any(), mask=(device & text.is_in(MASKS)).any(), free=(device & text.is_in(NO_TUBE)).any())
+    )
+    mask, on, free = pl.col("mask"), pl.col("setting"), pl.col("free")
+    wide = at.select(
+        "subject_id",
+        "stay_id",
+        "time",
+        mech_vent=pl.when(mask).then(0.0).when(on).then(1.0).when(free).then(0.0),
+        niv=pl.when(mask).then(1.0).when(on | free).then(0.0),
+    )
+    return (
+        wide.unpivot(index=["subject_id", "stay_id", "time"], variable_name="concept")
+        .drop_nulls("value")
+        .select(EVENTS.names())
+    )
+
+
+def procedures(path: Path) -> pl.DataFrame:
+    """subject_id, stay_id, concept, starttime, endtime of MetaVision's ventilation; rewritten orders are left out."""
+    table = whole(path, "PROCEDUREEVENTS_MV", Procedures, WHAT)
+    return table.filter(
+        pl.col("itemid").is_in(list(VENTILATION)) & (pl.col("statusdescription").fill_null("") != "Rewritten")
+    ).select(
+        subject_id=pl.col("subject_id").cast(pl.String),
+        stay_id=pl.col("icustay_id").cast(pl.String),
+        concept=pl.col("itemid").replace_strict(VENTILATION, return_dtype=pl.String),
+        starttime="starttime",
+        endtime="endtime",
+    )
+
+
+def descriptors(stays: pl.DataFrame) -> pl.DataFrame:
+    """age, sex and icu_type of every stay as events at its start."""
+    wide = stays.select("subject_id", "stay_id", "age", "sex", "icu_type", time=pl.lit(0.0))
+    return (
+        wide.unpivot(index=["subject_id", "stay_id", "time"], variable_name="concept")
+        .drop_nulls("value")
+        .select(EVENTS.names())
+    )

@@ -1,0 +1,142 @@
+"""YAIB (Yet Another ICU Benchmark, van de Water et al., ICLR 2024) hourly parquet: dyn.parquet and sta.parquet.
+
+dyn: stay_id, time (a duration, or hours), one column a quantity; sta: stay_id, age, sex, height, weight. Column and
+file names in any letter case, columns in any number: those that the concept dictionary knows are read. FiO2 is in
+percent there. There is no patient id, so a stay counts as a patient; the tables hold no ventilation and no PEEP, so
+labels do not ask for ventilation there, and those that need PEEP are refused. Both is said in the meta file.
+"""
+
+from pathlib import Path
+
+import dataframely as dy
+import polars as pl
+
+from raylab.data.concepts import EVENTS, STATIC, Extract, by_id, whole_stays
+from raylab.data.sources.tables import Findings, find
+from raylab.errors import DataError
+
+SEX = {"male": 1.0, "m": 1.0, "1": 1.0, "1.0": 1.0, "female": 0.0, "f": 0.0, "0": 0.0, "0.0": 0.0}
+NOTES = (
+    "no patient identifiers: a stay counts as a patient, so stays of one patient may be in two splits",
+    "values are hourly: what is stamped h was measured somewhere within an hour",
+)
+VENTILATION = ("mech_vent", "niv")
+PARQUET = (".parquet",)
+
+
+class Dyn(dy.Schema):
+    """Beside these, a number a column."""
+
+    stay_id = dy.String(nullable=False)
+    time = dy.Float64(nullable=False)
+
+
+class Sta(dy.Schema):
+    """Beside this, what the source has of age, sex, height, weight."""
+
+    stay_id = dy.String(nullable=False, primary_key=True)
+
+
+def read(path: Path) -> Extract:
+    dyn_file, sta_file = place(path)
+    names = by_id("yaib")
+    dyn = opened(dyn_file, ("stay_id", "time"))
+    kinds = dyn.collect_schema()
+    known = [name for name in kinds.names() if name in names and names[name] not in STATIC]
+    if not known:
+        raise DataError(
+            f"{dyn_file} has no column of a known quantity",
+            f"its columns: {', '.join(kinds.names()[:20])}",
+            "give --path a directory in YAIB's form",
+        )
+    wrong = [name for name in known if not kinds[name].is_numeric() and kinds[name] not in (pl.Boolean, pl.Null)]
+    if wrong:
+        raise DataError(
+            f"{dyn_file}: column {', '.join(wrong)} holds {kinds[wrong[0]]}, not numbers", do="correct this table"
+        )
+    dyn = dyn.select(pl.col("stay_id").cast(pl.String), as_hours(dyn_file, kinds["time"]), *known)
+    complete(dyn_file, dyn)
+    sta = statics(sta_file)
+    ids = pl.concat([dyn.select("stay_id").unique().collect(), sta.select("stay_id")]).unique().sort("stay_id")
+    stays = ids.with_columns(subject_id=pl.col("stay_id"), source=pl.lit(f"yaib {path.absolute().name}"))
+    series = (
+        dyn.unpivot(on=known, index=["stay_id", "time"], variable_name="concept")
+        .with_columns(pl.col("value").cast(pl.Float64))
+        .filter(pl.col("value").is_not_null() & pl.col("value").is_not_nan())
+        .with_columns(pl.col("concept").replace_strict({name: names[name] for name in known}, return_dtype=pl.String))
+    )
+    wide = sta.with_columns(time=pl.lit(0.0))
+    fixed = wide.unpivot(index=["stay_id", "time"], variable_name="concept").drop_nulls("value")
+    columns = [pl.col(name) if name != "subject_id" else pl.col("stay_id").alias(name) for name in EVENTS.names()]
+    found = {names[name] for name in known}
+    return Extract(
+        pl.concat([frame.select(columns) for frame in (series, fixed.lazy())]),
+        whole_stays(stays),
+        notes=NOTES,
+        lacks=tuple(name for name in VENTILATION if name not in found),
+    )
+
+
+def place(path: Path) -> tuple[Path, Path]:
+    """dyn.parquet and sta.parquet of `path`, or of the one directory below it that has them."""
+    if not path.is_dir():
+        raise DataError(f"no directory at {path}", do="give --path the directory with dyn.parquet and sta.parquet")
+    folders = [path, *(folder for folder in sorted(path.rglob("*")) if folder.is_dir())]
+    found = [(dyn, sta) for f in folders if (dyn := find(f, "dyn", PARQUET)) and (sta := find(f, "sta", PARQUET))]
+    if len(found) != 1:
+        what = "no" if not found else f"{len(found)} pairs of"
+        raise DataError(
+            f"{path} holds {what} dyn.parquet and sta.parquet",
+            "a directory in YAIB's form has one of each",
+            "give --path the directory that holds both",
+        )
+    return found[0]
+
+
+def opened(file: Path, columns: tuple[str, ...]) -> pl.LazyFrame:
+    """The table with column names in lower case; DataError when it is damaged or lacks `columns`."""
+    try:
+        names = list(pl.read_parquet_schema(file))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{file} is damaged or not parquet", str(error).splitlines()[0], "copy it again") from error
+    lower = [name.lower() for name in names]
+    if missing := [name for name in columns if name not in lower]:
+        raise DataError(f"{file}: no column {', '.join(missing)}", f"its columns: {', '.join(names[:20])}")
+    if len(set(lower)) < len(lower):
+        raise DataError(f"{file}: two columns have the same name but for its letter case", do="rename one of them")
+    return pl.scan_parquet(file).rename(dict(zip(names, lower, strict=True)))
+
+
+def as_hours(file: Path, kind: pl.DataType) -> pl.Expr:
+    """`time` as hours: of a duration, or of a number that counts hours already."""
+    time = pl.col("time")
+    if isinstance(kind, pl.Duration):
+        return time.dt.total_seconds() / 3600
+    if kind.is_numeric():
+        return time.cast(pl.Float64)
+    raise DataError(f"{file}: column time holds {kind}, not durations or hours", do="correct this table")
+
+
+def complete(file: Path, dyn: pl.LazyFrame) -> None:
+    """DataError when rows lack what Dyn asks of them."""
+    columns = list(Dyn.column_names())
+    rows, *lost = dyn.select(pl.len(), *(pl.col(name).null_count() for name in columns)).collect().row(0)
+    wrong = [f"column {name} is empty in {n:,} of {rows:,} rows" for name, n in zip(columns, lost, strict=True) if n]
+    if wrong or not rows:
+        raise DataError(f"{file}: {'; '.join(wrong) or 'no rows'}", do="correct this table")
+
+
+def statics(file: Path) -> pl.DataFrame:
+    """stay_id and the static concepts that the table has, as numbers."""
+    names = by_id("yaib")
+    table = opened(file, ("stay_id",)).collect().unique(maintain_order=True)
+    table = table.with_columns(pl.col("stay_id").cast(pl.String))
+    findings = Findings(file)
+    findings.check(table.select("stay_id"), Sta)
+    findings.close()
+    known = [name for name in table.columns if names.get(name) in STATIC]
+    sex = pl.col("sex").cast(pl.String).str.to_lowercase().str.strip_chars().replace_strict(SEX, default=None)
+    number = [sex if name == "sex" else pl.col(name).cast(pl.Float64, strict=False) for name in known]
+    return table.select(
+        "stay_id", *(value.fill_nan(None).alias(names[name]) for name, value in zip(known, number, strict=True))
+    )

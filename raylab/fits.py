@@ -1,0 +1,81 @@
+"""Independent fits of a benchmark, each one chunk of `ray_map`: trials of a nested search, and the winners' final fits.
+
+A chunk's argument is a plain `Fit`. Its file is JSON or parquet, written whole; beside it lies the run's directory.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from raylab import config
+from raylab.config import Recipe
+from raylab.files import write_json
+from raylab.loop import predict
+from raylab.run import execute, read_model
+from raylab.world import World
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A recipe (as JSON) on a prepared directory. `split`: of which rows the final fit writes probabilities."""
+
+    recipe: dict[str, Any]
+    data: str
+    split: str = "val"
+
+
+def candidates(recipe: Recipe, count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` settings to try: the recipe's own points, then random draws from its space."""
+    rng = random.Random(seed)
+    found = [dict(point) for point in recipe.search.points]
+    while len(found) < count:
+        found.append({path: draw(rng, *config.dimension(path, text)) for path, text in recipe.search.space.items()})
+    return found[:count]
+
+
+def draw(rng: random.Random, kind: str, values: list[Any]) -> Any:
+    """One value of a dimension as `config.dimension` gives it."""
+    if kind == "choice":
+        return rng.choice(values)
+    low, high = values
+    if kind == "randint":
+        return rng.randint(low, high)
+    if kind == "loguniform":
+        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    return rng.uniform(low, high)
+
+
+def trial(fit: Fit, path: Path) -> None:
+    """Train and write the validation scores of the best epoch."""
+    recipe = config.load(fit.recipe)
+    result = execute(recipe, Path(fit.data), fresh(path), quiet)
+    write_json(path, {"recipe": fit.recipe, "best": result["best"]})
+
+
+def final(fit: Fit, path: Path) -> None:
+    """Train and write stay_id, at_h and p of the rows of `fit.split`."""
+    recipe = config.load(fit.recipe)
+    directory = fresh(path)
+    execute(recipe, Path(fit.data), directory, quiet)
+    job, recipe, spec, network = read_model(directory)
+    samples = job.load(Path(fit.data), fit.split, recipe.data, spec)
+    p = predict(job, network, samples, World(), recipe, "cpu")
+    rows = samples.rows.select("stay_id", "at_h")  # type: ignore[attr-defined]  # of IcuSamples
+    beside = path.with_name(f".{path.name}")
+    rows.with_columns(p=pl.Series(p)).write_parquet(beside)
+    beside.replace(path)
+
+
+def fresh(path: Path) -> Path:
+    """The run directory beside a chunk's file; what a killed fit left in it is gone on with."""
+    directory = path.with_suffix("")
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
+def quiet(rows: list[dict[str, Any]]) -> None:
+    """The `send` of a fit that nobody watches."""

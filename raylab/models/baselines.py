@@ -1,0 +1,208 @@
+"""Models that are fitted at once instead of trained step by step: what a network has to beat.
+
+They see what a network sees, x [B, T, 3F + S] (data/icu_samples.py), through a summary of each series, and are networks
+afterwards: weights in safetensors, no pickle.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raylab.config import Model
+from raylab.errors import DataError
+
+PER_SERIES = 8
+
+
+class Summary(nn.Module):
+    """x [B, T, 3F + S] -> float64 [B, 8F + S]: of each series last, mean, least, largest, first and last minus first
+    of what was measured in the window, how often, and hours since / T; then the statics. NaN where never measured."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the class says."""
+        f = self.features
+        value, mask, since = (x[..., k * f : (k + 1) * f].double() for k in range(3))
+        count = mask.sum(1)
+        ever = count > 0
+        nothing = torch.full_like(count, torch.nan)
+        inf = torch.full_like(value, torch.inf)
+        first_at = mask.argmax(1, keepdim=True)
+        first = value.gather(1, first_at)[:, 0]
+        last = value[:, -1]
+        parts = (
+            last,
+            (value * mask).sum(1) / count.clamp(min=1),
+            torch.where(mask > 0, value, inf).amin(1),
+            torch.where(mask > 0, value, -inf).amax(1),
+            first,
+            last - first,
+        )
+        measured = [torch.where(ever, part, nothing) for part in parts]
+        return torch.cat([*measured, count, since[:, -1], x[:, -1, 3 * f :].double()], 1)
+
+
+class Fitted(nn.Module):
+    """A model without steps: `fit` sets its weights from all of train at once, the same for the same data."""
+
+    def fit(self, x: Tensor, y: np.ndarray) -> None:
+        raise NotImplementedError
+
+
+class Logistic(Fitted):
+    """Logistic regression with an L2 penalty on standardised summaries; what is missing counts as the mean."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, summary: nn.Module, width: int, config: Model) -> None:
+        super().__init__()
+        self.summary, self.l2 = summary, config.l2
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(width, dtype=torch.float64))
+        self.head = nn.Linear(width, 1).double()
+
+    def inputs(self, x: Tensor) -> Tensor:
+        return torch.nan_to_num((self.summary(x) - self.mean) / self.scale, nan=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.inputs(x))
+        return out.to(x.dtype)
+
+    def fit(self, x: Tensor, y: np.ndarray) -> None:
+        from sklearn.linear_model import LogisticRegression  # here: every worker of a network would wait for it
+
+        both_classes(y)
+        raw = self.summary(x)
+        known = ~raw.isnan()
+        n = known.sum(0).clamp(min=1)
+        mean = torch.nan_to_num(raw).sum(0) / n
+        deviation = (torch.where(known, raw - mean, torch.zeros_like(raw)) ** 2).sum(0) / n
+        self.mean = mean
+        self.scale = torch.where(deviation > 0, deviation.sqrt(), torch.ones_like(deviation))
+        found = LogisticRegression(C=1 / self.l2, max_iter=1000).fit(self.inputs(x).numpy(), y)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(found.coef_))
+            self.head.bias.copy_(torch.from_numpy(found.intercept_))
+
+
+class Ratio(nn.Module):
+    """x -> [B, 2]: the last value of one series, NaN where there is none, and whether there is one."""
+
+    def __init__(self, at: int, features: int) -> None:
+        super().__init__()
+        self.at, self.features = at, features
+
+    def forward(self, x: Tensor) -> Tensor:
+        ever = x[..., self.features + self.at].sum(1) > 0
+        last = x[:, -1, self.at].double()
+        return torch.stack([torch.where(ever, last, torch.full_like(last, torch.nan)), ever.double()], 1)
+
+
+class Boosting(Fitted):
+    """Histogram gradient boosting (scikit-learn) on summaries; missing values go their own way in every tree.
+
+    The trees are kept as tables [trees, nodes]: a leaf is its own child, so that all rows walk all trees in lockstep.
+    """
+
+    feature: Tensor
+    left: Tensor
+    right: Tensor
+    threshold: Tensor
+    value: Tensor
+    missing_left: Tensor
+    baseline: Tensor
+
+    def __init__(self, features: int, config: Model) -> None:
+        super().__init__()
+        self.summary = Summary(features)
+        self.config = config
+        shape = (config.trees, 2 * config.leaves - 1)
+        whole = torch.zeros(shape, dtype=torch.int64)
+        real = torch.zeros(shape, dtype=torch.float64)
+        for name, table in (
+            ("feature", whole),
+            ("left", whole),
+            ("right", whole),
+            ("threshold", real),
+            ("value", real),
+        ):
+            self.register_buffer(name, table.clone())
+        self.register_buffer("missing_left", torch.zeros(shape, dtype=torch.bool))
+        self.register_buffer("baseline", torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.summary(x)
+        tree = torch.arange(len(self.feature))[None]
+        node = torch.zeros(len(rows), len(self.feature), dtype=torch.int64)
+        for _ in range(self.config.leaves - 1):  # no tree is deeper
+            seen = rows.gather(1, self.feature[tree, node])
+            left = torch.where(seen.isnan(), self.missing_left[tree, node], seen <= self.threshold[tree, node])
+            node = torch.where(left, self.left[tree, node], self.right[tree, node])
+        out: Tensor = self.baseline + self.value[tree, node].sum(1, keepdim=True)
+        return out.to(x.dtype)
+
+    def fit(self, x: Tensor, y: np.ndarray) -> None:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
+        both_classes(y)
+        model = HistGradientBoostingClassifier(
+            learning_rate=self.config.rate,
+            max_iter=self.config.trees,
+            max_leaf_nodes=self.config.leaves,
+            l2_regularization=self.config.l2,
+            max_features=self.config.share,
+            early_stopping=False,
+            random_state=0,
+        ).fit(self.summary(x).numpy(), y)
+        self.baseline.copy_(torch.from_numpy(np.asarray(model._baseline_prediction).reshape(1)))
+        for k, (tree,) in enumerate(model._predictors):
+            nodes = tree.nodes
+            n = len(nodes)
+            leaf, own = nodes["is_leaf"].astype(bool), np.arange(n)
+            for table, column in (
+                (self.feature, np.where(leaf, 0, nodes["feature_idx"])),
+                (self.left, np.where(leaf, own, nodes["left"])),
+                (self.right, np.where(leaf, own, nodes["right"])),
+                (self.threshold, nodes["num_threshold"]),
+                (self.value, np.where(leaf, nodes["value"], 0)),
+                (self.missing_left, nodes["missing_go_to_left"]),
+            ):
+                table[k, :n] = torch.from_numpy(np.ascontiguousarray(column)).to(table.dtype)
+
+
+def both_classes(y: np.ndarray) -> None:
+    if len(np.unique(y)) < 2:
+        raise DataError(
+            f"train holds one class only: {int(y.sum())} of {len(y)} rows with onset",
+            "a model cannot learn from that",
+            "use more data, or another cohort, --landmark or --horizon",
+        )
+
+
+def logistic(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
+    f = len(spec["features"])
+    return Logistic(Summary(f), PER_SERIES * f + len(spec["static"]), config)
+
+
+def boosting(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
+    return Boosting(len(spec["features"]), config)
+
+
+def last_pf(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
+    return _last("pf", config, spec)
+
+
+def last_sf(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
+    return _last("sf", config, spec)
+
+
+def _last(name: str, config: Model, spec: dict[str, Any]) -> nn.Module:
+    if name not in spec["features"]:
+        raise DataError(f"the data has no {name}: no gas with an FiO2 beside it", do="choose another model.name")
+    return Logistic(Ratio(spec["features"].index(name), len(spec["features"])), 2, config)

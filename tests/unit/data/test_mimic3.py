@@ -1,0 +1,237 @@
+import gzip
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from raylab.data.icu import prepare_ards
+from raylab.data.onset import label
+from raylab.data.sources import mimic3, tables
+from raylab.errors import DataError
+
+TABLES = {
+    "ICUSTAYS": "subject_id,hadm_id,icustay_id,dbsource,first_careunit,intime,outtime",
+    "PATIENTS": "subject_id,gender,dob",
+    "ADMISSIONS": "subject_id,hadm_id,deathtime,hospital_expire_flag",
+    "CHARTEVENTS": "subject_id,icustay_id,itemid,charttime,value,valuenum,valueuom,error",
+    "LABEVENTS": "subject_id,itemid,charttime,value,valuenum,valueuom",
+    "PROCEDUREEVENTS_MV": "subject_id,icustay_id,itemid,starttime,endtime,statusdescription",
+}
+DAY = "2150-01-01"
+ROWS: dict[str, list[str]] = {
+    "ICUSTAYS": [f"1,10,100,carevue,MICU,{DAY} 00:00:00,{DAY} 20:00:00", f"2,20,200,metavision,CSRU,{DAY} 00:00:00,"],
+    "PATIENTS": ["1,M,2100-01-01 00:00:00", "2,F,1850-01-01 00:00:00"],
+    "ADMISSIONS": [f"1,10,{DAY} 20:00:00,1", "2,20,,0"],
+    "CHARTEVENTS": [],
+    "LABEVENTS": [],
+    "PROCEDUREEVENTS_MV": [],
+}
+
+
+def write(folder: Path, upper: bool = True, packed: bool = False, **more: list[str]) -> Path:
+    folder.mkdir(parents=True)
+    for name, head in TABLES.items():
+        lines = [head.upper() if upper else head, *ROWS[name], *more.get(name, [])]
+        text = "\n".join(lines) + "\n"
+        file = folder / ((name if upper else name.lower()) + (".csv.gz" if packed else ".csv"))
+        file.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    return folder
+
+
+def chart(
+    item: int, hour: float, value: object, unit: str = "", stay: int = 100, subject: int = 1, error: str = ""
+) -> str:
+    number = value if isinstance(value, int | float) else ""
+    return f'{subject},{stay},{item},{at(hour)},"{value}",{number},{unit},{error}'
+
+
+def lab(item: int, hour: float, value: object, unit: str = "", subject: int = 1) -> str:
+    return f"{subject},{item},{at(hour)},{value},{value if isinstance(value, int | float) else ''},{unit}"
+
+
+def at(hour: float) -> str:
+    return f"{DAY} {int(hour):02}:{round(hour % 1 * 60):02}:00"
+
+
+def read(tmp_path: Path, **more: list[str]) -> tuple[object, pl.DataFrame]:
+    extract = mimic3.read(write(tmp_path / "raw", **more), tmp_path / "work")
+    return extract, extract.events.collect()
+
+
+def values(events: pl.DataFrame, concept: str) -> list[tuple]:
+    return events.filter(pl.col("concept") == concept).sort("stay_id", "time").select("stay_id", "time", "value").rows()
+
+
+@pytest.mark.parametrize(("upper", "packed"), [(True, True), (False, False)])
+def test_letter_case_and_compression_do_not_matter(tmp_path, upper, packed):
+    more = {"CHARTEVENTS": [chart(211, 1, 80, "BPM")]}
+    extract = mimic3.read(write(tmp_path / "raw", upper, packed, **more), tmp_path / "work")
+    events = extract.events.collect()
+    assert values(events, "hr") == [("100", 1, 80)]
+    assert values(events, "age") == [("100", 0, 50), ("200", 0, 91.4)]  # over 89: recorded as 300 years
+    assert values(events, "icu_type") == [("100", 0, 3), ("200", 0, 2)] and values(events, "sex")[0][2] == 1
+    columns = ("subject_id", "stay_id", "died", "end_h", "end", "period")
+    assert extract.stays.select(columns).rows() == [
+        ("1", "100", True, 20, "death", "2001-2008"),
+        ("2", "200", False, None, None, "2008-2012"),
+    ]
+
+
+def test_units_errors_and_windows(tmp_path):
+    extract, events = read(
+        tmp_path,
+        CHARTEVENTS=[
+            chart(678, 1, 98.6, "Deg. F"),
+            chart(211, 2, 90, "BPM", error="1"),
+            chart(211, 21, 95, "BPM"),  # after the stay
+            chart(223761, 3, 98.6, "?F", stay=200, subject=2),
+            *(chart(item, 4, v, stay=200, subject=2) for item, v in ((220739, 4), (223900, 5), (223901, 6))),
+            '1,,211,2150-01-01 05:00:00,"70",70,BPM,',  # no stay named: by its time
+        ],
+    )
+    assert [round(v, 3) for _, _, v in values(events, "temp")] == [37, 37]
+    assert values(events, "hr") == [("100", 5, 70)]
+    assert values(events, "gcs") == [("200", 4, 15)]
+    assert extract.counts == {"marked as an error": 1}
+
+
+def test_laboratory_gases_are_arterial(tmp_path):
+    _, events = read(
+        tmp_path,
+        LABEVENTS=[
+            lab(50800, 1, "ART"), lab(50821, 1, 90, "mm Hg"), lab(50820, 1, 7.4, "units"),
+            lab(50800, 2, "VEN"), lab(50821, 2, 40, "mm Hg"),
+            lab(50821, 3, 60, "mm Hg"),  # no specimen row
+            lab(50816, 3, 50, "%"), lab(50912, 3, 1.1, "mg/dL"),
+        ],
+    )  # fmt: skip
+    assert values(events, "pao2") == [("100", 1, 90)]
+    assert values(events, "ph") == [("100", 1, 7.4)]
+    assert values(events, "fio2") == [("100", 3, 50)] and values(events, "creatinine") == [("100", 3, 1.1)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "invasive", "mask"),
+    [
+        pytest.param([(720, "Assist Control")], 1, 0, id="a mode"),
+        pytest.param([(720, "Other/Remarks")], None, None, id="no mode"),
+        pytest.param([(506, 5)], 1, 0, id="PEEP set"),
+        pytest.param([(682, 0)], None, None, id="tidal volume of zero"),
+        pytest.param([(543, 22)], 1, 0, id="plateau pressure"),
+        pytest.param([(467, "Nasal Cannula")], 0, 0, id="nasal cannula"),
+        pytest.param([(467, "None")], None, None, id="no device named"),
+        pytest.param([(467, "Bipap Mask"), (506, 5)], 0, 1, id="PEEP of a mask is not invasive"),
+        pytest.param([(467, "Nasal Cannula"), (506, 5)], 1, 0, id="a setting outweighs a cannula"),
+        pytest.param([(190, 0.5)], None, None, id="FiO2 alone says nothing"),
+    ],
+)
+def test_carevue_rule(tmp_path, rows, invasive, mask):
+    _, events = read(tmp_path, CHARTEVENTS=[chart(item, 3, value) for item, value in rows])
+    assert values(events, "mech_vent") == ([] if invasive is None else [("100", 3, invasive)])
+    assert values(events, "niv") == ([] if mask is None else [("100", 3, mask)])
+
+
+def test_metavision_procedures(tmp_path):
+    def procedure(item: int, begin: float, end: float, status: str = "FinishedRunning") -> str:
+        return f"2,200,{item},{at(begin)},{at(end)},{status}"
+
+    _, events = read(
+        tmp_path,
+        CHARTEVENTS=[chart(220045, 15, 80, "bpm", stay=200, subject=2)],
+        PROCEDUREEVENTS_MV=[
+            procedure(225792, 2, 3.5),
+            procedure(225792, 8, 10, "Rewritten"),
+            procedure(225794, 5, 6),
+        ],
+    )
+    # the stay has no end: an episode within it is charted as it is
+    assert values(events, "mech_vent") == [("200", 2, 1), ("200", 3, 1), ("200", 3.5, 0)]
+    assert values(events, "niv") == [("200", 5, 1), ("200", 6, 0)]
+
+
+def test_stays_that_overlap_are_cut_and_counted(tmp_path):
+    extract, events = read(
+        tmp_path,
+        ICUSTAYS=[f"1,10,101,carevue,MICU,{DAY} 10:00:00,{DAY} 23:00:00"],
+        LABEVENTS=[lab(50912, 9, 1.0, "mg/dL"), lab(50912, 11, 2.0, "mg/dL")],
+    )
+    assert extract.counts["stays cut where they overlap"] == 1
+    assert values(events, "creatinine") == [("100", 9, 1), ("101", 1, 2)]
+
+
+def test_pieces_hold_whole_patients(tmp_path, monkeypatch):
+    more = {
+        "ICUSTAYS": [f"{i},{i},{i},carevue,MICU,{DAY} 00:00:00,{DAY} 20:00:00" for i in range(3, 60)],
+        "PATIENTS": [f"{i},M,2100-01-01 00:00:00" for i in range(3, 60)],
+        "ADMISSIONS": [f"{i},{i},,0" for i in range(3, 60)],
+        "CHARTEVENTS": [chart(211, h, 60 + i, "BPM", i, i) for i in range(3, 60) for h in range(4)],
+    }
+    folder = write(tmp_path / "raw", **more)
+    one = mimic3.read(folder, tmp_path / "one")
+    monkeypatch.setattr(tables, "PIECE", 2000)
+    monkeypatch.setattr(tables, "CHUNK", 1000)  # lines are cut in the middle
+    many = mimic3.read(folder, tmp_path / "many")
+    assert len(one.parts()) == 1 and len(many.parts()) > 3
+    order = ["stay_id", "time", "concept"]
+    assert one.events.collect().sort(order).equals(many.events.collect().sort(order))
+    frames = [part.collect() for part in many.parts()]
+    assert sum(frame["subject_id"].n_unique() for frame in frames) == 59
+    assert all(set(frame["concept"]) >= {"hr", "age"} for frame in frames if frame.height > 8)
+
+
+def test_quoted_line_breaks_do_not_cut_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "CHUNK", 64)
+    odd = f'1,100,211,{at(1)},"two\nlines, ""quoted""",71,BPM,'
+    _, events = read(tmp_path, CHARTEVENTS=[odd, chart(211, 2, 72, "BPM")])
+    assert values(events, "hr") == [("100", 1, 71), ("100", 2, 72)]
+
+
+@pytest.mark.parametrize(
+    ("table", "rows", "text"),
+    [
+        ("CHARTEVENTS", ["1,100,211,soon,80,80,BPM,"], r"CHARTEVENTS\.csv: column charttime is not a date in 1 of 1"),
+        ("CHARTEVENTS", [",100,211,2150-01-01 01:00:00,80,80,BPM,"], "column subject_id is empty in 1 of 1"),
+        ("CHARTEVENTS", [chart(211, 1, 8), "1,100,x,2150-01-01 01:00:00,8,8,BPM,"], "itemid is not a whole number"),
+        ("LABEVENTS", ["1,50912,2150-01-01 01:00:00,high,high,mg/dL"], "column valuenum is not a number in 1 of 1"),
+        ("PATIENTS", ["3,X,2100-01-01 00:00:00"], r"PATIENTS.csv: column gender: regex in 1 of 3"),
+        ("ICUSTAYS", ["1,10,100,carevue,MICU,2150-01-01 05:00:00,"], "share their icustay_id"),
+        ("CHARTEVENTS", [chart(211, 1, 80, "mmHg")], r"units contradict the concept: hr \(211\) in 'mmHg'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_by_table_column_and_rows(tmp_path, table, rows, text):
+    with pytest.raises(DataError, match=text):
+        read(tmp_path, **{table: rows})
+
+
+def test_missing_tables_and_columns(tmp_path):
+    with pytest.raises(DataError, match="no directory"):
+        mimic3.read(tmp_path / "absent", tmp_path / "work")
+    folder = write(tmp_path / "raw")
+    (folder / "LABEVENTS.csv").rename(folder / "labs.csv")
+    with pytest.raises(DataError, match="no table LABEVENTS"):
+        mimic3.read(folder, tmp_path / "work")
+    (folder / "labs.csv").rename(folder / "LabEvents.csv")
+    (folder / "CHARTEVENTS.csv").write_text("SUBJECT_ID,ITEMID\n1,2\n")
+    with pytest.raises(DataError, match="no column icustay_id, charttime, value"):
+        mimic3.read(folder, tmp_path / "work")
+    (folder / "CHARTEVENTS.csv").unlink()
+    (folder / "CHARTEVENTS.csv.gz").write_bytes(gzip.compress(TABLES["CHARTEVENTS"].encode() * 100)[:-20])
+    with pytest.raises(DataError, match="damaged or truncated"):
+        mimic3.read(folder, tmp_path / "work")
+    (folder / "chartevents.csv").write_text("")
+    with pytest.raises(DataError, match="more than once"):
+        mimic3.read(folder, tmp_path / "work")
+
+
+def test_counts_on_the_mimic_iii_demo(real_data, tmp_path):
+    folder = real_data / "icu" / "mimic-iii-demo"
+    if not folder.is_dir():
+        pytest.skip("no mimic-iii-demo in the real data")
+    rule = label("berlin-oxygenation")
+    meta = prepare_ards("mimic3", folder, tmp_path / "out", horizon=10_000, rule=rule, grid_of_windows=True)
+    assert meta["attrition"][0] == {"step": "all stays", "patients": 100, "stays": 136}
+    assert meta["onsets"]["stays"] == 15 and meta["onsets"]["after_6_h"] == 10
+    cells = {(cell["fio2_back_h"], cell["persist_h"]): cell["stays"] for cell in meta["sensitivity"]}
+    assert cells[8, 0] == 30 and cells[8, 8] == 15 and cells[2, 24] == 12
+    assert all(cells[f, 0] >= cells[f, 8] for f in (2, 4, 8)) and cells[2, 0] <= cells[8, 0]
+    assert {"peep", "plateau", "tidal_volume", "driving_pressure", "compliance"} <= set(meta["features"])

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from raylab import config, recipes
+from raylab.errors import UsageError
+from raylab.loop import predict
+from raylab.models.ensemble import Ensemble
+from raylab.models.recurrent import GruD
+from raylab.run import execute, read_model
+from raylab.tasks import task
+from raylab.world import World
+
+SPEC = {"kind": "icu-hourly", "classes": ["no", "yes"], "features": ["a", "b"], "static": ["s"], "hours": 4}
+
+
+def test_grud_forgets_what_is_old_and_keeps_what_is_measured():
+    model = GruD(2, 1, 1, config.Model(name="grud", hidden=4))
+    torch.nn.init.constant_(model.fade, 50.0)  # an age of 1 fades everything
+    torch.nn.init.zeros_(model.forget.weight)
+    torch.nn.init.zeros_(model.forget.bias)
+    x = torch.zeros(1, 4, 7)
+    x[..., 0], x[..., 4] = 3.0, 1.0  # series a: a value, old, not measured
+    without = torch.zeros(1, 4, 7)
+    without[..., 4] = 1.0
+    assert torch.allclose(model(x), model(without), atol=1e-5)
+    x[..., 2] = without[..., 2] = 1.0  # measured: its age does not matter
+    assert not torch.allclose(model(x), model(without), atol=1e-3)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_grud_trains_its_decays(layers):
+    model = GruD(2, 1, 1, config.Model(name="grud", hidden=4, layers=layers))
+    torch.nn.init.constant_(model.fade_from, 0.1)
+    model(torch.rand(8, 4, 7)).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def ensemble(members: int = 3) -> config.Recipe:
+    return config.override(recipes.recipe("ards", smoke=True), {"model.members": members, "model.hidden": 4})
+
+
+def test_an_ensemble_is_the_mean_of_its_members():
+    job = task("ards")
+    model = job.model(ensemble(), SPEC)
+    assert isinstance(model, Ensemble)
+    first = job.model(config.override(ensemble(1), {"seed": 1}), SPEC)
+    x, y = torch.randn(5, 4, 7), torch.tensor([0, 1, 0, 1, 1])
+    logits = model(x)
+    assert logits.shape == (5, 3, 1) and torch.equal(logits[:, 1], first(x))  # member k is seed + k alone
+    assert torch.allclose(job.probabilities(logits), torch.sigmoid(logits).mean(1))
+    each = torch.stack([job.loss(member, y, None) for member in logits.unbind(1)])
+    assert torch.allclose(job.loss(logits, y, None), each.mean(0))
+    job.loss(logits, y, None).sum().backward()
+    alone = job.loss(first(x), y, None).sum() / 3
+    alone.backward()
+    mine = dict(model.members[1].named_parameters())
+    assert all(torch.allclose(mine[name].grad, p.grad, atol=1e-6) for name, p in first.named_parameters())
+
+
+def test_no_ensemble_of_a_model_without_a_seed():
+    with pytest.raises(UsageError, match="has no seed"):
+        task("ards").model(config.override(ensemble(), {"model.name": "boosting"}), SPEC)
+
+
+@pytest.mark.parametrize("name", ["grud", "lstm", "boosting", "logistic", "last_pf", "last_sf"])
+def test_every_model_runs_and_is_read_back(ards_data, tmp_path, name):
+    settings = {"model.name": name, "model.trees": 10, "loop.epochs": 1, "model.hidden": 4}
+    recipe = config.override(recipes.recipe("ards", smoke=True), settings)
+    rows: list = []
+    result = execute(recipe, ards_data, tmp_path, lambda sent: rows.extend(sent))
+    job, again, spec, model = read_model(tmp_path)
+    val = job.load(ards_data, "val", again.data, spec)
+    p = predict(job, model, val, World(), again, "cpu")
+    assert job.log_loss(val.y, p) == pytest.approx(result["best"]["loss"], abs=1e-6) and np.isfinite(p).all()
+    assert rows[-1]["val/auroc"] == result["val"]["auroc"]
+
+
+def test_a_search_space_of_its_own():
+    recipe = config.override(recipes.recipe("ards"), {"model.name": "boosting", "search.trials": 7})
+    assert "model.rate" in recipes.searched(recipe).search.space and recipes.searched(recipe).search.trials == 7
+    assert recipes.searched(recipes.recipe("ards")) == recipes.recipe("ards")
