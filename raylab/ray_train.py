@@ -131,12 +131,18 @@ def trainer(
     )
 
 
-def outcome(directory: Path) -> dict[str, Any]:
-    """The result that the workers left, or their failure raised here."""
-    failure, result = directory / "failure.json", directory / "result.json"
+def raise_failure(directory: Path) -> None:
+    """Raise the error with which the run has ended, if it left one."""
+    failure = directory / "failure.json"
     if failure.is_file():
         note = json.loads(failure.read_text())
         raise getattr(raylab.errors, note["kind"])(*note["args"])
+
+
+def outcome(directory: Path) -> dict[str, Any]:
+    """The result that the workers left, or their failure raised here."""
+    raise_failure(directory)
+    result = directory / "result.json"
     if not result.is_file():
         raise IncompleteError(
             f"run {directory.name} ended without reaching its last step", do=f"raylab train --resume {directory.name}"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+import ray
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -25,7 +26,7 @@ from optuna.distributions import (
 )
 from ray import tune
 from ray.train import Checkpoint
-from ray.tune import RunConfig, TuneConfig, Tuner
+from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, PopulationBasedTraining
 from ray.tune.search.optuna import OptunaSearch
@@ -140,7 +141,7 @@ def search(recipe: Recipe, data: Path, directory: Path, watch: Watch) -> None:
         tuner = Tuner(
             tune.with_resources(
                 tune.with_parameters(trial, recipe=recipe.model_dump(mode="json"), data=str(data), at=str(directory)),
-                {"CPU": 0.1} if options.workers_per_trial else {"CPU": recipe.scaling.cpus_per_worker},
+                driver() if options.workers_per_trial else {"CPU": recipe.scaling.cpus_per_worker},
             ),
             param_space=drawn(known, space, sampler, recipe) if random else None,
             tune_config=TuneConfig(
@@ -155,6 +156,8 @@ def search(recipe: Recipe, data: Path, directory: Path, watch: Watch) -> None:
             run_config=RunConfig(
                 name=f"attempt-{sum(1 for _ in (directory / 'ray').glob('*'))}",
                 storage_path=str(directory / "ray"),
+                # a trial whose node goes starts again elsewhere, from its own checkpoint
+                failure_config=FailureConfig(max_failures=recipe.scaling.max_failures),
                 callbacks=[Told(known, watch)],
                 verbose=0,
             ),
@@ -166,6 +169,11 @@ def search(recipe: Recipe, data: Path, directory: Path, watch: Watch) -> None:
             "; ".join(sorted({end.get("error", end["how"]) for end in known.ended.values()}))[:500],
             "look at the trials' errors, narrow --space",
         )
+
+
+def driver() -> dict[str, float]:
+    """What the driver of a distributed trial asks for: a place on a Slurm cluster's head, which outlives workers."""
+    return {"raylab_head": 1} if "raylab_head" in ray.cluster_resources() else {"CPU": 0.1}
 
 
 def best(directory: Path) -> tuple[int, dict[str, Any]] | None:
@@ -294,6 +302,7 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
         mine.parent.mkdir(exist_ok=True)
         write_json(mine, settings["trial"]["number"])
     directory = Path(at) / "trials" / f"{json.loads(mine.read_text()):03d}"
+    ray_train.raise_failure(directory)  # Tune starts a failed trial again, as if its node had gone
     base = config.load(recipe)
     options = base.search
     assigned = settings["trial"]["assigned"]
