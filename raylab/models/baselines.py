@@ -148,6 +148,7 @@ class Boosting(Fitted):
         return out.to(x.dtype)
 
     def fit(self, x: Tensor, y: np.ndarray) -> None:
+        """Grow the trees and write them into the tables."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
         both_classes(y)

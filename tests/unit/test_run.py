@@ -163,17 +163,15 @@ def test_alone_the_error_is_the_action_s_own():
         agree(World(), fail)
 
 
-def test_a_worker_that_will_be_taken_away_saves_and_waits(tmp_path, monkeypatch):
-    slept: list[float] = []
-    monkeypatch.setattr(runs.time, "sleep", slept.append)
-    recorder = Recorder(tmp_path, RECIPE, World(), lambda rows: 12.0)
+def test_a_group_that_makes_way_saves_at_the_next_step_and_ends(tmp_path):
+    recorder = Recorder(tmp_path, RECIPE, World(), lambda rows: "a node leaves")
     recorder.start(None, [])
     recorder.sent_at = -math.inf  # long ago: the next row is sent on, and the answer says that the node will go
     assert recorder({"step": 1, "train/loss": 0.5}, None) is True  # asks for a checkpoint
-    with pytest.raises(RunError, match="announced"):
+    with pytest.raises(runs.Moved, match="a node leaves"):
         recorder({"step": 1}, {"progress": {"step": 1}})
-    assert slept == [72.0]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert read_lines(tmp_path / "ledger.jsonl")[-1] == {"attempt": 0, "moved": 1, "why": "a node leaves"}
 
 
 # the ledger
