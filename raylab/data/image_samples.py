@@ -41,6 +41,7 @@ class ImageSamples:
         self.y = table["label"].to_numpy().astype(np.int64)
         self.group = table["group"].to_numpy().astype(np.int64)
         self.source = np.array(table["source"].to_list(), dtype=str)
+        self.view = np.array([view or "unknown" for view in table["view"].to_list()], dtype=str)
         self.ids = np.array(table["id"].to_list(), dtype=str)
         self.meta = meta
         self.spec = spec
@@ -84,8 +85,10 @@ def load_images(
             raise unknown("augmentation", name, AUGMENT)
     meta = read_meta(directory, "covidnet")
     table = pl.read_parquet(directory / "index.parquet")
-    patients = {name: number for number, name in enumerate(sorted(set(table["patient"])))}
-    table = table.with_columns(group=pl.col("patient").replace_strict(patients, return_dtype=pl.Int64))
+    if "group" not in table.columns:
+        raise DataError(f"{directory} was prepared before copies were looked for", do="raylab prepare covidnet again")
+    groups = {name: number for number, name in enumerate(sorted(set(table["group"])))}
+    table = table.with_columns(group=pl.col("group").replace_strict(groups, return_dtype=pl.Int64))
     if split != "all":
         table = table.filter(pl.col("split") == split)
     if table.is_empty():
