@@ -5,7 +5,7 @@ Columns, by any of these names: the image (path, file, filename), its class (lab
 manifest's own folder or from the images folder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -110,9 +110,10 @@ class Folder:
     manifest: Path | None
 
 
-def discover(folder: Path, domain: str | None = None) -> Folder:
+def discover(folder: Path, domain: str | None = None, splits: Sequence[str] = SPLITS) -> Folder:
     """What of a data set is in `folder`: `images/` (else the folder itself), label lists `train*.txt`, `val*.txt`,
-    `test*.txt` in it or in `labels/`, and `manifest.csv`. With `domain`, lists end in `_DOMAIN.txt`.
+    `test*.txt` in it or in `labels/`, and `manifest.csv`. With `domain`, lists end in `_DOMAIN.txt`. Lists of other
+    splits than `splits` are left alone.
 
     Raises DataError when there is neither list nor manifest, or more than one list for a split.
     """
@@ -122,20 +123,21 @@ def discover(folder: Path, domain: str | None = None) -> Folder:
     manifest = folder / "manifest.csv"
     lists: dict[str, Path] = {}
     ending = "*.txt" if domain is None else f"*_{domain}.txt"
-    for split in SPLITS:
+    for split in splits:
         here = sorted({*folder.glob(split + ending), *(folder / "labels").glob(split + ending)})
         if len(here) > 1:
             raise DataError(
                 f"{folder} has {len(here)} {split} lists: {', '.join(p.name for p in here)}",
                 "one of them is meant",
-                f"give it with --{split}, or choose the ending with --domain",
+                f"raylab prepare covidnet --path {folder} --domain {here[0].stem.rpartition('_')[2]} --out DIR "
+                f"(the ending of the list), or --images DIR --{split} LIST",
             )
         if here:
             lists[split] = here[0]
     if not lists and not manifest.is_file():
         raise DataError(
             f"{folder} has no label list{f' of domain {domain}' if domain else ''} and no manifest.csv",
-            "looked for train*.txt, val*.txt, test*.txt here and in labels/",
+            f"looked for {', '.join(f'{split}*.txt' for split in splits)} here and in labels/",
             "give lists with --train, --val, --test and images with --images",
         )
     return Folder(images, lists, manifest if manifest.is_file() else None)
