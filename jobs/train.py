@@ -9,7 +9,7 @@ from typing import Any
 from jobs import cli, home, scores, tracked
 from jobs.progress import Display, say
 from jobs.session import ray_session
-from raylab import config, recipes
+from raylab import config, imbalance, recipes
 from raylab.config import Recipe
 from raylab.data.prepared import read_meta
 from raylab.data.sampler import steps_per_epoch
@@ -100,12 +100,7 @@ def inspect(recipe: Recipe, data: Path) -> None:
     train = job.load(data, "train", recipe.data, None)
     job.load(data, "val", recipe.data, train.spec)
     job.model(recipe, train.spec)
-    weights = recipe.optim.class_weight
-    if weights is not None and len(weights) != len(train.spec["classes"]):
-        raise UsageError(
-            f"optim.class_weight has {len(weights)} values for {len(train.spec['classes'])} classes",
-            do=f"one weight for each of: {', '.join(train.spec['classes'])}",
-        )
+    imbalance.check(recipe, train)
 
 
 def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool) -> dict[str, Any]:

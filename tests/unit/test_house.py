@@ -17,7 +17,8 @@ PACKAGES = ("raylab", "jobs", "tracking", "cluster")
 LEVEL = {
     **dict.fromkeys(("errors", "files", "config", "recipes"), 0),
     **dict.fromkeys(("data", "models", "metrics", "intervals", "physiology"), 1),
-    **dict.fromkeys(("tasks", "checkpoint", "world", "adamw"), 2),
+    **dict.fromkeys(("tasks", "checkpoint", "world", "adamw", "finetune", "imbalance"), 2),
+    "batchnorm": 2.5,
     "loop": 3,
     "run": 4,
     **dict.fromkeys(("ray_elastic", "ray_map", "fits"), 5),

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from raylab.data import splits
-from raylab.data.image_samples import AUGMENT, load_images
+from raylab.data.augment import AUGMENT
+from raylab.data.image_samples import load_images
 from raylab.data.images import prepare_covidnet
 from raylab.errors import DataError, UsageError
 
@@ -347,3 +348,18 @@ def test_bad_images_leave_nothing_behind(tmp_path: Path) -> None:
     for why in ("1x1 px", "400 million pixels", "not a PNG, JPEG or DICOM"):
         assert why in str(caught.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "train.txt"]
+
+
+def test_a_masked_centre_shows_nothing_of_the_lung_field(drawn: Path) -> None:
+    masked, plain = (load_images(drawn, "train", mask=mask) for mask in ("centre", "none"))
+    index = np.arange(6)
+    black = -plain.spec["mean"] / plain.spec["std"]
+    x = masked.batch(index)
+    assert torch.allclose(x[:, :, 7:54, 8:56], torch.full((6, 1, 47, 48), black))
+    assert torch.equal(x[:, :, :6], plain.batch(index)[:, :, :6])
+    changed = load_images(drawn, "train", mask="centre")
+    changed.images = changed.images.copy()
+    changed.images[:, 7:54, 8:56] = 200  # whatever is in the box, the network sees the same, augmented or not
+    assert torch.equal(changed.batch(index, (0, 3)), masked.batch(index, (0, 3)))
+    again = load_images(drawn, "val", spec=masked.spec)  # the model's spec, not the caller, says what it sees
+    assert torch.allclose(again.batch(index)[:, :, 7:54, 8:56], torch.full((6, 1, 47, 48), black))
