@@ -40,5 +40,5 @@ def network(kind: str, name: str) -> Factory:
     if kind == IMAGES:
         if name in vision.names():
             return vision.classifier(name)
-        raise unknown("model", name, [*known, *vision.names()])
+        raise unknown("model", name, {*known, *vision.names()})
     raise unknown("model", name, known)
