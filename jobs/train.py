@@ -64,10 +64,11 @@ def start(
 ) -> dict[str, Any]:
     """Train a new run. Everything that can be refused is refused before the run exists."""
     meta = read_meta(data, recipe.task)
+    uri = tracked.checked_address()
+    recipe = tracked.with_weights(recipe, uri)
     inspect(recipe, data)
     if parent is not None:
         read_model(parent)
-    uri = tracked.checked_address()
     directory = home.new_run(name, recipe.task)
     with home.held(directory):
         ancestor = None if parent is None else home.note(parent)
@@ -98,9 +99,9 @@ def inspect(recipe: Recipe, data: Path) -> None:
     """Load train and val and build the model once: a wrong name or kind of data is said before anything starts."""
     job = task(recipe.task)
     train = job.load(data, "train", recipe.data, None)
+    imbalance.check(recipe, train)
     job.load(data, "val", recipe.data, train.spec)
     job.model(recipe, train.spec)
-    imbalance.check(recipe, train)
 
 
 def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool) -> dict[str, Any]:

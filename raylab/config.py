@@ -213,7 +213,7 @@ def value(text: str) -> Any:
 
 
 def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe with `settings` {dotted path: value} put in; where one weight of a class is set, those not given are 1."""
+    """The recipe with `settings` {dotted path: value} put in; class weights not given beside a given one are 1."""
     document = recipe.model_dump()
     for path, new in settings.items():
         if not known(path):

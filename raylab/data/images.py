@@ -226,11 +226,10 @@ def _covidx(
 
 def _rows(what: Input) -> tuple[dict[str, list[Line]], list[str]]:
     """{split: lines} of the lists, or else of the manifest, and what is odd about them."""
-    described = {} if what.manifest is None else read_manifest(what.manifest, what.images, what.domain)
     if not what.lists:
-        return described, []
+        return read_manifest(what.manifest or Path(), what.images, what.domain), []
     rows = {name: read_list(path, what.images) for name, path in what.lists.items()}
-    rows, differ = enriched(rows, described)
+    rows, differ = enriched(rows, {} if what.manifest is None else read_manifest(what.manifest, what.images))
     return rows, [f"{differ} lines have another class in the manifest; the lists hold"] if differ else []
 
 

@@ -44,10 +44,12 @@ def read_manifest(path: Path, images: Path, domain: str | None = None) -> dict[s
     if missing := [" or ".join(COLUMNS[name]) for name in ("file", "label") if found[name] is None]:
         raise DataError(f"{path} has no column {', '.join(missing)}", f"it has {', '.join(table.columns)}")
     get = {name: table[column].to_list() for name, column in found.items() if column is not None}
+    if domain is not None and "domain" not in get:
+        raise DataError(f"{path} has no column domain", f"domain '{domain}' was asked for", "leave --domain out")
     rows: dict[str, list[Line]] = {}
     for at in range(table.height):
         row = {name: (values[at] or "").strip() for name, values in get.items()}
-        if domain is not None and "domain" in row and row["domain"] != domain:
+        if domain is not None and row["domain"] != domain:
             continue
         split = row.get("split") or ("test" if found["split"] is None else "")
         label = WORDS.get(row["label"].lower())
