@@ -49,11 +49,7 @@ class ImageSamples:
 
     def batch(self, index: NDArray[Any], augment: tuple[int, int] | None = None) -> Tensor:
         """x float32 [B, 1, S, S] = (pixel / 255 - mean) / std; `augment` = (seed, epoch), see Samples."""
-        rows = self.rows[index]
-        x_B1SS = torch.from_numpy(self.images[rows]).unsqueeze(1)
-        if self.spec["size"] != x_B1SS.shape[-1]:
-            x_B1SS = F.interpolate(x_B1SS, (self.spec["size"],) * 2, mode="bilinear", antialias=True)
-        x_B1SS = x_B1SS.float() / 255
+        rows, x_B1SS = self.rows[index], self.pixels(index)
         if self.spec.get("mask") == "centre":  # before augmentation, which would carry lungs out of the box
             left, top, right, bottom = box_px(x_B1SS.shape[-1])
             x_B1SS[:, :, top:bottom, left:right] = 0
@@ -61,6 +57,13 @@ class ImageSamples:
             x_B1SS = augmented(x_B1SS, *augment, rows, self.augment)
         mean, std = float(self.spec["mean"]), float(self.spec["std"])
         return (x_B1SS - mean) / std
+
+    def pixels(self, index: NDArray[Any]) -> Tensor:
+        """float32 [B, 1, S, S] in 0 (black) to 1, unmasked and as they are."""
+        x_B1SS = torch.from_numpy(self.images[self.rows[index]]).unsqueeze(1)
+        if self.spec["size"] != x_B1SS.shape[-1]:
+            x_B1SS = F.interpolate(x_B1SS, (self.spec["size"],) * 2, mode="bilinear", antialias=True)
+        return x_B1SS.float() / 255
 
 
 def box_px(side: int) -> tuple[int, int, int, int]:

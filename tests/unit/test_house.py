@@ -16,8 +16,8 @@ PACKAGES = ("raylab", "jobs", "tracking", "cluster")
 # imports go to a lower level, to the own room, or sideways where it is said
 LEVEL = {
     **dict.fromkeys(("errors", "files", "config", "recipes"), 0),
-    **dict.fromkeys(("data", "models", "metrics", "intervals", "physiology"), 1),
-    **dict.fromkeys(("tasks", "checkpoint", "world", "adamw", "finetune", "imbalance"), 2),
+    **dict.fromkeys(("data", "models", "metrics", "intervals", "temperature", "physiology"), 1),
+    **dict.fromkeys(("tasks", "checkpoint", "world", "adamw", "finetune", "imbalance", "controls"), 2),
     "batchnorm": 2.5,
     "loop": 3,
     "run": 4,
