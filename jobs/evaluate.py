@@ -1,16 +1,19 @@
 """raylab evaluate: the one place that reads a test split."""
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import cli, home, scores, tracked
+from jobs import cli, home, prepare, scores, tracked
 from jobs.progress import say
 from raylab import config
+from raylab.data.manifest import SPLITS, discover
 from raylab.data.overlap import leakage
-from raylab.data.prepared import read_meta
+from raylab.data.prepared import read_meta, sha256
 from raylab.errors import DataError
+from raylab.run import read_model
 from tracking.forward import Forwarder
 
 EXAMPLE = "raylab evaluate ards --run NAME --data prepared/ards --split test --json scores.json"
@@ -19,13 +22,21 @@ EXAMPLE = "raylab evaluate ards --run NAME --data prepared/ards --split test --j
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task")
     parser.add_argument("--run", required=True, help="name, MLflow run id or directory of a finished run")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="any prepared directory of the task")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="any prepared directory of the task; covidnet: or a folder of images with lists or manifest",
+    )
     parser.add_argument("--split", choices=["test", "val", "all"], default="test")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     directory, data = checked(args)
     described = home.note(directory)
+    if args.task == "covidnet" and not (data / "meta.json").is_file():
+        data = of_folder(directory, data, args.split, args.quiet)
     meta = read_meta(data, args.task)
     own = meta["data_hash"] == described["data_hash"]
     if own and args.split == "all":
@@ -76,11 +87,27 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return out
 
 
+def of_folder(directory: Path, folder: Path, split: str, quiet: bool) -> Path:
+    """The prepared directory, in the raylab home, of a data set as it was handed over: `folder` with images and label
+    lists or a manifest. It has the lists of `split` and the size of the run's images."""
+    found = discover(folder, splits=SPLITS if split == "all" else (split,))
+    size = read_model(directory)[2]["size"]
+    read = [folder.absolute(), *found.lists.values(), *([found.manifest] if found.manifest else [])]
+    text = "\n".join([str(size), *(f"{p}\t{sha256(p) if p.is_file() else ''}" for p in read)])
+    out = home.home() / "prepared" / f"{folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    meta = prepare.covidnet(out, found.images, found.lists, quiet, source="covidx", size=size, manifest=found.manifest)
+    if not quiet:
+        prepare.tell("covidnet", out, meta)
+    return out
+
+
 def in_words(leaked: dict[str, Any]) -> str:
     if not leaked["checked"]:
         return f"not checked, {leaked['why']}"
     if leaked["shared"]:
         return f"WARNING, {leaked['shared']} of {leaked['patients']} patients were trained on: the scores flatter"
+    if leaked.get("copies"):
+        return f"WARNING, {leaked['copies']} images are copies of images that were trained on: the scores flatter"
     return "none, no patient here was in train or val"
 
 

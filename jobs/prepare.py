@@ -1,13 +1,17 @@
 """raylab prepare: raw tables or images -> a checked data directory."""
 
 import argparse
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs import cli
+from jobs import cli, home
 from jobs.progress import say
+from jobs.session import ray_session
 from raylab.config import assignments
+from raylab.data.manifest import discover
 from raylab.errors import UsageError
 
 EXAMPLE = "raylab prepare ards --source synthetic --patients 400 --seed 0 --out prepared/ards"
@@ -21,8 +25,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the splits and of synthetic data")
     parser.add_argument("--patients", type=int, default=400, help="synthetic: how many")
+    parser.add_argument("--path", type=Path, help="ards: directory of the raw tables; covidnet: folder of a data set")
     ards = parser.add_argument_group("ards")
-    ards.add_argument("--path", type=Path, help="directory of the raw tables")
     ards.add_argument("--landmark", type=float, default=12, help="hours after admission at which is predicted")
     ards.add_argument("--horizon", type=float, default=24, help="hours after landmark and gap in which onset counts")
     ards.add_argument("--gap", type=float, default=0, help="hours after the landmark that no onset may fall into")
@@ -39,15 +43,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--images", type=Path, help="folder that the lists' file names start from")
     for split in ("train", "val", "test"):
         images.add_argument(f"--{split}", type=Path, metavar="LIST", help=f"COVIDx label list of {split}")
+    images.add_argument(
+        "--manifest", type=Path, metavar="CSV", help="instead of lists; beside them, for views and groups"
+    )
     images.add_argument("--size", type=int, default=224, help="pixels a side of the cache")
-    images.add_argument("--domain", choices=["A", "B"], default="A", help="synthetic: which of two drawn hospitals")
+    images.add_argument(
+        "--domain", help="which part of a folder or manifest; synthetic: A or B, of two drawn hospitals"
+    )
+    images.add_argument(
+        "--apart-from",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="leave out copies of images prepared there",
+    )
     images.add_argument("--skip-bad", action="store_true", help="leave unreadable images out, listed")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     meta = _ards(args) if args.task == "ards" else _covidnet(args)
     if not args.quiet:
-        _tell(args.task, args.out, meta)
+        tell(args.task, args.out, meta)
     told = {k: v for k, v in meta.items() if k not in {"statistics", "files"}}
     return {"out": str(args.out.absolute()), **told}
 
@@ -79,29 +96,52 @@ def _ards(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _covidnet(args: argparse.Namespace) -> dict[str, Any]:
-    from raylab.data.images import prepare_covidnet
-
-    def progress(done: int, total: int) -> None:
-        if sys.stdout.isatty() and not args.quiet:
-            say(f"\rdecoded {done}/{total} images", end="\n" if done == total else "")
-
-    return prepare_covidnet(
+    lists = {split: getattr(args, split) for split in ("train", "val", "test")}
+    images, manifest = args.images, args.manifest
+    if args.path is not None and args.source != "synthetic":
+        found = discover(args.path, args.domain)
+        given = any(lists.values())
+        lists = lists if given else {split: found.lists.get(split) for split in lists}
+        images, manifest = images or found.images, manifest or found.manifest
+    return covidnet(
         args.out,
-        args.images,
-        args.train,
-        args.val,
-        args.test,
+        images,
+        lists,
+        quiet=args.quiet,
         source=args.source or "covidx",
         size=args.size,
         patients=args.patients,
         seed=args.seed,
         skip_bad=args.skip_bad,
-        progress=progress,
         domain=args.domain,
+        manifest=manifest,
+        apart_from=args.apart_from,
     )
 
 
-def _tell(task: str, out: Path, meta: dict[str, Any]) -> None:
+def covidnet(
+    out: Path, images: Path | None, lists: Mapping[str, Path | None], quiet: bool, **options: Any
+) -> dict[str, Any]:
+    """prepare_covidnet in this process, or, where RAY_ADDRESS names a cluster, decoding over its nodes."""
+    from raylab.data.images import prepare_covidnet
+
+    def progress(done: int, total: int) -> None:
+        if sys.stdout.isatty() and not quiet:
+            say(f"\rdecoded {done}/{total} images", end="\n" if done == total else "")
+
+    def prepared(**how: Any) -> dict[str, Any]:
+        train, val, test = (lists.get(split) for split in ("train", "val", "test"))
+        return prepare_covidnet(out, images, train, val, test, progress=progress, **options, **how)
+
+    if options["source"] == "synthetic" or not os.environ.get("RAY_ADDRESS"):
+        return prepared()
+    with ray_session(0, home.home() / "prepare-ray.log"):
+        from raylab.ray_map import run_chunks
+
+        return prepared(spread=run_chunks)
+
+
+def tell(task: str, out: Path, meta: dict[str, Any]) -> None:
     say(f"prepared {out} from {meta['source']}{' (SYNTHETIC data)' if meta['synthetic'] else ''}")
     _table(meta["attrition"])
     for cohort, steps in meta.get("cohort_attrition", {}).items():
@@ -116,6 +156,13 @@ def _tell(task: str, out: Path, meta: dict[str, Any]) -> None:
         say("  outside plausible range, set missing: " + ", ".join(f"{k} {n}" for k, n in outside.items()))
     if skipped := meta.get("skipped"):
         say(f"  unreadable and skipped: {len(skipped)}")
+    if copies := (meta.get("duplicates") or {}).get("pairs"):
+        say(f"  pairs of copies: {copies}, {meta['duplicates']['of_different_patients']} of them of different patients")
+    if published := meta.get("published"):
+        differs = "; ".join(published["differs"]) or "as the lecture counts"
+        say(f"  counts of {published['table']}: {differs}")
+    for warning in meta.get("warnings", []):
+        say(f"  warning: {warning}")
     say(f"next: raylab train {task} --data {out}")
 
 

@@ -16,6 +16,7 @@ from jobs.home import annotate, home, note
 from jobs.progress import say
 from raylab import config
 from raylab.config import Recipe
+from raylab.data.prepared import sha256
 from raylab.errors import RaylabError
 from raylab.files import read_lines
 from tracking import model as tracked_model
@@ -153,6 +154,22 @@ def checked_address() -> str:
     uri = runs.address(home())
     runs.check(uri)
     return uri
+
+
+def with_weights(recipe: Recipe, uri: str) -> Recipe:
+    """The recipe, its `model.weights` a file where they were a registered MLflow model: fetched anew, aliases move.
+
+    The file stays in the raylab home, named by its content, so that a resumed run finds the weights it began with.
+    """
+    name = recipe.model.weights
+    if name is None or not name.startswith("models:/"):
+        return recipe
+    folder = home() / "weights"
+    fetched = folder / f".fetched-{os.getpid()}.safetensors"
+    tracked_model.fetch_weights(uri, name, fetched)
+    kept = folder / f"{sha256(fetched)[:16]}.safetensors"
+    fetched.replace(kept)
+    return config.override(recipe, {"model.weights": str(kept)})
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from jobs import cli, home, scores, tracked
 from jobs.progress import Display, say
 from jobs.session import ray_session
-from raylab import config, recipes
+from raylab import config, imbalance, recipes
 from raylab.config import Recipe
 from raylab.data.prepared import read_meta
 from raylab.data.sampler import steps_per_epoch
@@ -64,10 +64,11 @@ def start(
 ) -> dict[str, Any]:
     """Train a new run. Everything that can be refused is refused before the run exists."""
     meta = read_meta(data, recipe.task)
+    uri = tracked.checked_address()
+    recipe = tracked.with_weights(recipe, uri)
     inspect(recipe, data)
     if parent is not None:
         read_model(parent)
-    uri = tracked.checked_address()
     directory = home.new_run(name, recipe.task)
     with home.held(directory):
         ancestor = None if parent is None else home.note(parent)
@@ -98,14 +99,9 @@ def inspect(recipe: Recipe, data: Path) -> None:
     """Load train and val and build the model once: a wrong name or kind of data is said before anything starts."""
     job = task(recipe.task)
     train = job.load(data, "train", recipe.data, None)
+    imbalance.check(recipe, train)
     job.load(data, "val", recipe.data, train.spec)
     job.model(recipe, train.spec)
-    weights = recipe.optim.class_weight
-    if weights is not None and len(weights) != len(train.spec["classes"]):
-        raise UsageError(
-            f"optim.class_weight has {len(weights)} values for {len(train.spec['classes'])} classes",
-            do=f"one weight for each of: {', '.join(train.spec['classes'])}",
-        )
 
 
 def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool) -> dict[str, Any]:

@@ -84,12 +84,13 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str, Any]:
     meta = read_meta(data, recipe.task)
+    uri = tracked.checked_address()
+    recipe = tracked.with_weights(recipe, uri)
     train.inspect(recipe, data)
     ray_environment()
     from raylab import ray_tune
 
     ray_tune.check(recipe)  # a wrong scheduler, search or space is said before the run exists
-    uri = tracked.checked_address()
     directory = home.new_run(name, f"{recipe.task}-search")
     with home.held(directory):
         tracked.opening(directory, recipe, meta, data, "tune", uri)

@@ -23,22 +23,26 @@ class AdamW:
         self.second = [torch.zeros_like(w, memory_format=torch.preserve_format) for w in weights]
 
     @torch.no_grad()
-    def step(self, rate: float, options: Optim) -> None:
-        adamw(
-            list(self.weights),
-            [w.grad for w in self.weights if w.grad is not None],
-            self.first,
-            self.second,
-            [],
-            self.steps,
-            amsgrad=False,
-            beta1=options.beta1,
-            beta2=options.beta2,
-            lr=rate,
-            weight_decay=options.weight_decay,
-            eps=1e-8,
-            maximize=False,
-        )
+    def step(self, rate: float, options: Optim, shares: list[float] | None = None) -> None:
+        """One step at `rate`, or at its share of each weight; a weight whose share is 0 stays, moments included."""
+        each = shares or [1.0] * len(self.weights)
+        for share in sorted(set(each) - {0.0}):
+            at = [i for i, own in enumerate(each) if own == share]
+            adamw(
+                [self.weights[i] for i in at],
+                [g for i in at if (g := self.weights[i].grad) is not None],
+                [self.first[i] for i in at],
+                [self.second[i] for i in at],
+                [],
+                [self.steps[i] for i in at],
+                amsgrad=False,
+                beta1=options.beta1,
+                beta2=options.beta2,
+                lr=rate * share,
+                weight_decay=options.weight_decay,
+                eps=1e-8,
+                maximize=False,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         moments = zip(self.steps, self.first, self.second, strict=True)

@@ -36,6 +36,10 @@ class Data(Part):
     fill: str = "mask"  # ards: what stands for a value not measured: mask, forward, mean
     size: int | None = Field(None, ge=16)  # covidnet: pixels a side; the cache's own when None
     augment: bool = True  # covidnet: train images only
+    mask: Literal["none", "centre"] = "none"  # covidnet: centre blacks the lung field out, a control (image_samples.py)
+    strength: float = Field(1.0, ge=0)  # covidnet: multiplies the ranges of the augmentation
+    share: float | None = Field(None, gt=0, lt=1)  # of one class in every batch; None: as the classes are
+    share_of: str | None = None  # that class; None: the last one (covidnet: COVID-19)
 
 
 class Model(Part):
@@ -63,6 +67,7 @@ class Optim(Part):
     beta2: float = Field(0.999, ge=0, lt=1)
     clip: float | None = Field(1.0, gt=0)  # largest norm of the summed gradient
     class_weight: tuple[float, ...] | None = None  # weight of each class in the loss; None: all one
+    logit_adjustment: float = Field(0.0, ge=0)  # tau: log priors are added to the logits in the loss; 0 is off
 
 
 class Schedule(Part):
@@ -70,6 +75,16 @@ class Schedule(Part):
     warmup_steps: int = Field(0, ge=0)
     factor: float = Field(0.7, gt=0, lt=1)  # plateau: the rate is multiplied by this
     patience: int = Field(5, ge=0)  # plateau: after so many epochs without a better score
+
+
+class Transfer(Part):
+    """How a network with a parent, or with given weights, learns (finetune.py); without them nothing of it holds."""
+
+    mode: Literal["scratch", "probe", "full", "lp-ft"] = "lp-ft"
+    probe_share: float = Field(0.3, gt=0, lt=1)  # lp-ft: share of the epochs, rounded to whole ones, at least one
+    probe_rate: float = Field(10.0, gt=0)  # multiplies optim.lr while only the head learns
+    first_rate: float = Field(0.3, gt=0, le=1)  # share of the rate in the first block; rises to 1 in the head
+    reestimate: bool = True  # batch-norm statistics of the target's training inputs before the first step
 
 
 class Loop(Part):
@@ -144,6 +159,7 @@ class Recipe(Part):
     model: Model
     optim: Optim = Optim()
     schedule: Schedule = Schedule()
+    transfer: Transfer = Transfer()
     loop: Loop = Loop()
     scaling: Scaling = Scaling()
     search: Search = Search()
@@ -178,6 +194,12 @@ def paths(part: type[Part] = Recipe, prefix: str = "") -> list[str]:
     return found
 
 
+def known(path: str) -> bool:
+    """Whether a recipe has this path; one value of a class_weight, too, is `optim.class_weight.2`, counted from 0."""
+    parent, _, last = path.rpartition(".")
+    return path in paths() or (parent == "optim.class_weight" and last.isdigit())
+
+
 def value(text: str) -> Any:
     """A command-line value as Python data: JSON or Python literals, else the text itself."""
     if text.lower() in {"true", "false"}:
@@ -191,13 +213,17 @@ def value(text: str) -> Any:
 
 
 def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe with `settings` {dotted path: value} put in."""
+    """The recipe with `settings` {dotted path: value} put in; class weights not given beside a given one are 1."""
     document = recipe.model_dump()
-    known = paths()
     for path, new in settings.items():
-        if path not in known:
-            raise unknown("recipe field", path, known)
+        if not known(path):
+            raise unknown("recipe field", path, paths())
         *parents, leaf = path.split(".")
+        if leaf.isdigit():
+            place, leaf = int(leaf), parents.pop()
+            given = document["optim"][leaf] or ()
+            padded = [*given, *[1.0] * (place + 1 - len(given))]
+            new = (*padded[:place], new, *padded[place + 1 :])
         at = document
         for name in parents:
             at = at[name]
@@ -230,7 +256,7 @@ def dimension(path: str, text: str) -> tuple[str, list[Any]]:
     uniform(low,high), loguniform(low,high), randint(low,high) with high included, choice(a,b,...).
     Raises UsageError for another distribution, wrong bounds, or a path that no recipe has.
     """
-    if path not in paths():
+    if not known(path):
         raise unknown("recipe field", path, paths())
     example = f"for example --space {path}=loguniform(1e-5,1e-3)"
     match = re.fullmatch(r"\s*(\w+)\s*\((.*)\)\s*", text)

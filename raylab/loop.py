@@ -10,8 +10,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from raylab.adamw import AdamW
-from raylab.config import Recipe, Schedule
-from raylab.data.sampler import shards_of, steps_per_epoch
+from raylab.batchnorm import ShardStatistics, reestimate
+from raylab.config import Recipe
 from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, NonFiniteError, UsageError
+from raylab.finetune import Plan
+from raylab.imbalance import offsets, sampler
 from raylab.models.baselines import Fitted
 from raylab.tasks import Task
 from raylab.world import World
@@ -44,8 +45,11 @@ def fit(
     report: Report,
     resume: dict[str, Any] | None = None,
     device: str = "cpu",
+    transferred: bool = False,
 ) -> dict[str, Any]:
     """Train `model` from its present weights, or from the state `resume`, to the last planned step.
+
+    `transferred`: those weights were trained elsewhere, so that the recipe's transfer part holds (finetune.py).
 
     Returns {"steps", "planned_steps", "epochs", "stopped" ("planned" or "early"), "val": metrics of the last epoch,
     "best": metrics of the best epoch, "weights_sha256"}, and leaves the best epoch's weights in `model`.
@@ -57,16 +61,19 @@ def fit(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
     world = World()
     exact = loop.sum == "exact" or (loop.sum == "auto" and device == "cpu")
-    per_epoch = steps_per_epoch(len(train), loop.batch)
+    batches = sampler(recipe, train)
+    per_epoch = batches.per_epoch
     planned = loop.epochs * per_epoch
 
     model.to(device)
     if loop.channels_last:
         model.to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False) if loop.ema else None
-    weights = [p for p in model.parameters() if p.requires_grad]
+    plan = Plan(recipe, model, per_epoch, transferred)
+    weights = [p for _, p in plan.learning]
     flat = _flatten_gradients(weights)
     optim = AdamW(weights)
+    offset = offsets(recipe, train, device)
     class_weight = _class_weight(recipe, train, device)
     progress = Progress()
     if resume is not None:
@@ -75,6 +82,10 @@ def fit(
         if average is not None:
             average.load_state_dict(resume["average"])
         progress = Progress(**resume["progress"])
+    elif transferred and recipe.transfer.reestimate:
+        reestimate(model, train, world, recipe.seed, device)
+        if average is not None:
+            average.load_state_dict(model.state_dict())
     if progress.step > planned:
         raise CheckpointError(f"the checkpoint is at step {progress.step}, the recipe ends at {planned}")
 
@@ -83,9 +94,11 @@ def fit(
     pace_since, pace_samples = time.perf_counter(), 0
     while progress.step < planned and progress.stopped is None:
         step = progress.step
-        epoch, shards = shards_of(step, len(train), loop.batch, loop.shards, recipe.seed)
+        if plan.starts_tuning(step):
+            progress.waited = progress.cut_wait = progress.cuts = 0
+        epoch, shards = batches.shards_of(step)
         count = sum(len(s) for s in shards)
-        model.train()
+        shares = plan.enter(model, step)
         rows: dict[int, Tensor] = {}  # per shard: loss sum, then batch-norm statistics
         gradients: list[Tensor] = []
         with statistics.per_shard():
@@ -106,7 +119,7 @@ def fit(
                         str(error),
                         "choose a loop.batch that leaves more in the last batch, fewer loop.shards, or larger images",
                     ) from error
-                loss = task.loss(logits, y, class_weight).sum()
+                loss = task.loss(logits if offset is None else logits + offset, y, class_weight).sum()
                 flat.zero_()
                 (loss / count).backward()  # type: ignore[no-untyped-call]
                 gradients.append(flat.clone())
@@ -134,8 +147,8 @@ def fit(
             )
         if recipe.optim.clip is not None and norm > recipe.optim.clip:
             flat.mul_(recipe.optim.clip / norm)
-        rate = recipe.optim.lr * _rate(recipe.schedule, step, planned, progress.cuts)
-        optim.step(rate, recipe.optim)
+        rate = plan.rate(step, progress.cuts)
+        optim.step(rate, recipe.optim, shares)
         if average is not None and loop.ema is not None:
             # Young averages follow the weights more closely: otherwise the first epochs score the initial weights
             _update_average(average, model, min(loop.ema, (1 + step) / (10 + step)))
@@ -153,7 +166,8 @@ def fit(
         if progress.step % per_epoch == 0:
             scores = validate(task, average or model, val, world, recipe, device)
             metrics |= {f"val/{name}": score for name, score in scores.items()}
-            progress.end_epoch(recipe, scores, task.objective, average or model)
+            settling = plan.probing(step) and progress.step < planned
+            progress.end_epoch(recipe, scores, task.objective, average or model, may_stop=not settling)
             pace_since, pace_samples = time.perf_counter(), 0
         last = progress.step == planned or progress.stopped is not None
         due = last or (loop.checkpoint_steps is not None and progress.step % loop.checkpoint_steps == 0)
@@ -218,6 +232,7 @@ class Progress:
         best: Metrics | None = None,
         best_epoch: int = -1,
         best_model: dict[str, Tensor] | None = None,
+        epoch: int = -1,
     ) -> None:
         self.step = step
         self.cuts = cuts  # times the plateau schedule has lowered the rate
@@ -228,9 +243,11 @@ class Progress:
         self.best = best or {}
         self.best_epoch = best_epoch
         self.best_model = best_model or {}
-        self.epoch = best_epoch + waited if best_epoch >= 0 else -1
+        self.epoch = epoch  # the last one that ended
 
-    def end_epoch(self, recipe: Recipe, scores: Metrics, objective: str, model: nn.Module) -> None:
+    def end_epoch(
+        self, recipe: Recipe, scores: Metrics, objective: str, model: nn.Module, may_stop: bool = True
+    ) -> None:
         """Keep the best epoch (by the task's validation objective, by loss where that is undefined)."""
         self.epoch += 1
         self.val = scores
@@ -242,62 +259,11 @@ class Progress:
             self.cut_wait += 1
         if recipe.schedule.kind == "plateau" and self.cut_wait > recipe.schedule.patience:
             self.cuts, self.cut_wait = self.cuts + 1, 0
-        if recipe.loop.early_stop is not None and self.waited >= recipe.loop.early_stop:
+        if may_stop and recipe.loop.early_stop is not None and self.waited >= recipe.loop.early_stop:
             self.stopped = "early"
 
     def state(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "epoch"}
-
-
-class ShardStatistics:
-    """Batch-norm running averages that do not depend on which rank saw which shard.
-
-    During a step every shard normalises by its own batch and its statistics are taken down (`row`); afterwards the
-    running averages are updated as if the shards had come one after the other in shard order (`fold`).
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        kinds = nn.modules.batchnorm._BatchNorm
-        self.layers = [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
-        self.width = sum(2 * m.num_features for m in self.layers)
-
-    @contextmanager
-    def per_shard(self) -> Iterator[None]:
-        """While open, a layer's running averages are the statistics of its last batch alone (momentum 1)."""
-        kept = [
-            ([t.clone() for t in m.buffers()], m.momentum)  # the count of batches too: `fold` counts all ranks' shards
-            for m in self.layers
-        ]
-        for layer in self.layers:
-            layer.momentum = 1.0
-        try:
-            yield
-        finally:
-            for layer, (before, momentum) in zip(self.layers, kept, strict=True):
-                for buffer, value in zip(layer.buffers(), before, strict=True):
-                    buffer.copy_(value)
-                layer.momentum = momentum
-
-    def row(self) -> Tensor:
-        """[S] float64: mean and unbiased variance of every layer, of the shard just computed."""
-        parts = [t.detach().double().cpu() for m in self.layers for t in (m.running_mean, m.running_var)]  # type: ignore[union-attr]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
-
-    def fold(self, rows: Tensor) -> None:
-        """Update the running averages with rows [shards, S] in shard order. Layers in eval mode stay as they are."""
-        at = 0
-        for layer in self.layers:
-            n = layer.num_features
-            mean, var = rows[:, at : at + n], rows[:, at + n : at + 2 * n]
-            at += 2 * n
-            if not layer.training:
-                continue
-            momentum = 0.1 if layer.momentum is None else layer.momentum
-            for shard in range(len(rows)):
-                layer.running_mean.lerp_(mean[shard].to(layer.running_mean), momentum)  # type: ignore[union-attr]
-                layer.running_var.lerp_(var[shard].to(layer.running_var), momentum)  # type: ignore[union-attr]
-            if layer.num_batches_tracked is not None:
-                layer.num_batches_tracked += len(rows)
+        return dict(vars(self))
 
 
 @torch.no_grad()
@@ -357,18 +323,6 @@ def _seed(seed: int, step: int, shard: int, device: str) -> None:
     torch.default_generator.manual_seed(drawn)  # torch.manual_seed does the same for all devices, at .6 ms a call
     if device != "cpu":
         torch.cuda.manual_seed(drawn)
-
-
-def _rate(schedule: Schedule, step: int, planned: int, cuts: int) -> float:
-    """The share of optim.lr that `step` uses."""
-    if step < schedule.warmup_steps:
-        return (step + 1) / schedule.warmup_steps
-    if schedule.kind == "cosine":
-        span = max(1, planned - schedule.warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * (step - schedule.warmup_steps) / span))
-    if schedule.kind == "plateau":
-        return schedule.factor**cuts
-    return 1.0
 
 
 def _key(scores: Metrics, objective: str) -> tuple[float, float]:

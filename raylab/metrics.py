@@ -77,7 +77,7 @@ def multiclass_scores(
     brier    mean over rows of the sum over classes of (p - truth)^2 (Brier 1950: 0 to 2)
     ece      |accuracy - confidence| over 15 bins of confidence, (low, high] (Guo 2017, arXiv 1706.04599)
 
-    Sensitivities carry `wilson` [low, high] beside the bootstrap: it counts rows as independent, but does not
+    Sensitivities and PPVs carry `wilson` [low, high] beside the bootstrap: it counts rows as independent, but does not
     collapse when all of a few rows are right. `confusion` [K, K] has the truth in its rows; `confusion_by_source`
     is the same for each source[N]. A class without rows has no sensitivity, and averages are over the others
     (with a `note`).
@@ -125,6 +125,8 @@ def multiclass_scores(
     for k in present:
         low, high = wilson(int(confusion_KK[k, k]), int(confusion_KK[k].sum()))
         out[f"sensitivity/{classes[k]}"]["wilson"] = [low, high]
+        if called := int(confusion_KK[:, k].sum()):
+            out[f"ppv/{classes[k]}"]["wilson"] = list(wilson(int(confusion_KK[k, k]), called))
     if len(present) < K:
         absent = ", ".join(name for k, name in enumerate(classes) if k not in present)
         for name in ("macro_recall", "auroc"):

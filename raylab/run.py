@@ -27,6 +27,7 @@ from raylab.errors import CheckpointError, DataError, RaylabError, RunError
 from raylab.files import read_lines, write_json
 from raylab.loop import Metrics, fit, fit_at_once
 from raylab.models.baselines import Fitted
+from raylab.models.weights import start_from
 from raylab.tasks import Task, task
 from raylab.world import World
 
@@ -59,13 +60,17 @@ def execute(
     world = World()
     device = "cuda" if recipe.scaling.gpu else "cpu"
     job = task(recipe.task)
+    scratch = recipe.transfer.mode == "scratch"
+    if scratch:
+        recipe = config.override(recipe, {"model.weights": None})
+    transferred = not scratch and (parent is not None or recipe.model.weights is not None)
 
     def prepare() -> tuple[Samples, Samples, nn.Module, dict[str, Any] | None, list[Path]]:
         train = job.load(data, "train", recipe.data, None)
         val = job.load(data, "val", recipe.data, train.spec)
         model = job.model(recipe, train.spec)
         found, damaged = checkpoint.newest(directory / "checkpoints")
-        if found is None and parent is not None:
+        if found is None and parent is not None and not scratch:
             inherit(model, parent, train.spec)
         return train, val, model, None if found is None else checkpoint.load(found, device), damaged
 
@@ -75,7 +80,7 @@ def execute(
     if isinstance(model, Fitted):
         result = fit_at_once(recipe, job, model, train, val, recorder, device)
     else:
-        result = fit(recipe, job, model, train, val, recorder, state, device)
+        result = fit(recipe, job, model, train, val, recorder, state, device, transferred)
     recorder.flush()
     if world.rank == 0:
         write_model(directory / "model", model, recipe, train.spec)
@@ -222,7 +227,8 @@ def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module
     note = json.loads(path.read_text())
     recipe = config.load(note["recipe"])
     job = task(recipe.task)
-    model = job.model(recipe, note["spec"])
+    # Weights that it started from may be gone, and are not needed
+    model = job.model(config.override(recipe, {"model.weights": None}), note["spec"])
     model.load_state_dict(_tensors(path.with_name("model.safetensors")))
     return job, recipe, note["spec"], model
 
@@ -239,19 +245,12 @@ def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
             f"run {parent.name} was trained on '{theirs['kind']}', this data is '{spec['kind']}'",
             do="choose a parent run of the same task",
         )
-    tensors = _tensors(parent / "model" / "model.safetensors")
-    if theirs["classes"] != spec["classes"]:
-        tensors = {k: v for k, v in tensors.items() if not k.startswith("head.")}
-    own = model.state_dict()
-    wrong = [k for k, v in tensors.items() if k not in own or own[k].shape != v.shape]
-    missing = [k for k in own if k not in tensors and not k.startswith("head.")]
-    if wrong or missing:
-        raise DataError(
-            f"the weights of run {parent.name} do not fit this model",
-            f"layers that differ: {', '.join((wrong + missing)[:6])}",
-            f"use the parent's model, {note['recipe']['model']['name']}, with its options (--set model....)",
-        )
-    model.load_state_dict({**own, **tensors})
+    same = theirs["classes"] == spec["classes"]
+    try:
+        start_from(model, str(parent / "model" / "model.safetensors"), own_head=same)
+    except DataError as error:
+        do = f"use the parent's model, {note['recipe']['model']['name']}, with its options (--set model....)"
+        raise DataError(error.what, error.why, do) from error
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:

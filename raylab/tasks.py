@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raylab.config import Data, Recipe
+from raylab.data.augment import AUGMENT
 from raylab.data.icu_samples import load_icu
 from raylab.data.image_samples import load_images
 from raylab.data.samples import Samples
 from raylab.errors import UsageError, unknown
 from raylab.metrics import binary_scores, multiclass_scores, point
-from raylab.models import MODELS
+from raylab.models import network
 from raylab.models.baselines import Fitted
 from raylab.models.ensemble import Ensemble
 
@@ -38,13 +39,11 @@ class Task:
 
     def model(self, recipe: Recipe, spec: dict[str, Any]) -> nn.Module:
         """A freshly initialised network: the same weights for the same seed."""
-        known = MODELS[spec["kind"]]
-        if recipe.model.name not in known:
-            raise unknown("model", recipe.model.name, known)
+        make = network(spec["kind"], recipe.model.name)
         members = []
         for member in range(recipe.model.members):
             torch.manual_seed(recipe.seed + member)
-            members.append(known[recipe.model.name](recipe.model, spec, self.outputs(spec)))
+            members.append(make(recipe.model, spec, self.outputs(spec)))
         if len(members) == 1:
             return members[0]
         if isinstance(members[0], Fitted):
@@ -91,7 +90,8 @@ def _icu(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -
 
 
 def _images(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> Samples:
-    return load_images(directory, split, size=data.size, spec=spec)
+    augment = {name: value * data.strength for name, value in AUGMENT.items() if name != "flip"}
+    return load_images(directory, split, size=data.size, spec=spec, augment=augment, mask=data.mask)
 
 
 TASKS = {

@@ -105,6 +105,33 @@ def register(uri: str, run_id: str, registered_name: str, alias: str) -> int:
     return int(version.version)
 
 
+def fetch_weights(uri: str, name: str, target: Path) -> None:
+    """Write the weights of a registered model, `models:/NAME/VERSION` or `models:/NAME@ALIAS`, to the safetensors file
+    `target`. Nothing stored is run: the graph is read as data. TrackingError when there is no such model, or no weights
+    that can be read so.
+    """
+    import mlflow.artifacts
+    import torch
+    from mlflow.exceptions import MlflowException
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as scratch, _here(uri):
+        try:
+            found = Path(mlflow.artifacts.download_artifacts(artifact_uri=name, dst_path=scratch, tracking_uri=uri))
+        except (MlflowException, OSError) as error:
+            why = str(error).partition("\n")[0]
+            do = "write models:/NAME/VERSION or models:/NAME@ALIAS"
+            raise TrackingError(f"no registered model {name} at {uri}", why, do) from error
+        graph = next(iter(sorted(found.rglob("*.pt2"))), None)
+        if graph is None:
+            raise TrackingError(f"{name} holds no torch.export graph", "models that are pickles are not loaded")
+        tensors = {key: value.detach().clone() for key, value in torch.export.load(graph).state_dict.items()}
+        beside = target.with_name(f".{target.name}.{os.getpid()}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, beside)
+        beside.replace(target)
+
+
 def _log_weights(uri: str, run_id: str, model: "torch.nn.Module", directory: Path, reason: str) -> str:
     from safetensors.torch import save_model
 

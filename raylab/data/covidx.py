@@ -26,6 +26,8 @@ class Line:
     label: str  # one of CLASSES
     source: str  # "unknown" where the list has no source column
     number: int  # line in the list, from 1
+    view: str = ""  # of a manifest: PA, AP, ...; empty where nothing says
+    group: str = ""  # of a manifest: rows that must stay together beyond their patient
 
 
 def read_list(path: Path, images: Path) -> list[Line]:

@@ -26,6 +26,7 @@ PIXELS = 100_000_000  # largest radiographs have about 20 million
 REDUCED = 16
 SMALLEST = 32  # px; below this it is an icon, not a radiograph
 DEFLATED = "1.2.840.10008.1.2.1.99"  # the DICOM transfer syntax that is unpacked before its size can be known
+RADIOGRAPHS = ("CR", "DX", "RF", "OT")  # DICOM modalities of projection radiographs; OT: scanned films
 TOP = 0.08  # share of the height that COVID-Net cuts off: burned-in text stands there
 
 
@@ -69,6 +70,22 @@ def frame(grey: Grey, size: int) -> Grey:
     square = Image.fromarray(below[top : top + side, left : left + side])
     # Bilinear: Pillow widens the kernel when it shrinks (no aliasing), and it never overshoots 0..255.
     return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def view(path: Path) -> str:
+    """What a DICOM file says it shows: its ViewPosition (PA, AP, LL, ...), or its Modality where that is no radiograph
+    (CT, MR, ...). Empty for other files, and where nothing is said."""
+    with path.open("rb") as file:
+        if file.read(132)[128:] != b"DICM":
+            return ""
+    import pydicom
+
+    try:
+        data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Modality", "ViewPosition"])
+    except Exception as error:
+        raise DataError(f"{path} cannot be read", f"{type(error).__name__}: {error}") from error
+    modality = str(data.get("Modality") or "")
+    return modality if modality not in ("", *RADIOGRAPHS) else str(data.get("ViewPosition") or "")
 
 
 def _bound(path: Path, pixels: int, limit: int) -> None:

@@ -1,6 +1,6 @@
 """Prepared chest X-rays as Samples: float32 [B, 1, S, S] from the memory-mapped cache, augmented by batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raylab.data.augment import AUGMENT, augmented
 from raylab.data.images import SPLITS
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError, unknown
 
-# COVID-Net's augmentation (facts of its repository); one zoom for both axes, so that hearts keep their shape.
-AUGMENT: Mapping[str, float] = {
-    "rotation": 10.0,  # degrees, up to so many either way
-    "shift": 0.1,  # share of the side, each axis, either way
-    "flip": 0.5,  # probability of a horizontal flip
-    "brightness": 0.1,  # factor 1 - .1 to 1 + .1
-    "zoom": 0.15,  # factor 1 - .15 to 1 + .15
-}
+# The central lung field as a fixed box, the same for all images: left, top, right, bottom as shares of the view
+# (decode.frame). Lungs of a frontal radiograph lie within it, but not only lungs do.
+LUNG_BOX = (0.12, 0.10, 0.88, 0.85)
 
 
 class ImageSamples:
@@ -41,6 +37,7 @@ class ImageSamples:
         self.y = table["label"].to_numpy().astype(np.int64)
         self.group = table["group"].to_numpy().astype(np.int64)
         self.source = np.array(table["source"].to_list(), dtype=str)
+        self.view = np.array([view or "unknown" for view in table["view"].to_list()], dtype=str)
         self.ids = np.array(table["id"].to_list(), dtype=str)
         self.meta = meta
         self.spec = spec
@@ -52,15 +49,27 @@ class ImageSamples:
 
     def batch(self, index: NDArray[Any], augment: tuple[int, int] | None = None) -> Tensor:
         """x float32 [B, 1, S, S] = (pixel / 255 - mean) / std; `augment` = (seed, epoch), see Samples."""
-        rows = self.rows[index]
-        x_B1SS = torch.from_numpy(self.images[rows]).unsqueeze(1)
-        if self.spec["size"] != x_B1SS.shape[-1]:
-            x_B1SS = F.interpolate(x_B1SS, (self.spec["size"],) * 2, mode="bilinear", antialias=True)
-        x_B1SS = x_B1SS.float() / 255
+        rows, x_B1SS = self.rows[index], self.pixels(index)
+        if self.spec.get("mask") == "centre":  # before augmentation, which would carry lungs out of the box
+            left, top, right, bottom = box_px(x_B1SS.shape[-1])
+            x_B1SS[:, :, top:bottom, left:right] = 0
         if augment is not None:
-            x_B1SS = _augmented(x_B1SS, _draws(*augment, rows), self.augment)
+            x_B1SS = augmented(x_B1SS, *augment, rows, self.augment)
         mean, std = float(self.spec["mean"]), float(self.spec["std"])
         return (x_B1SS - mean) / std
+
+    def pixels(self, index: NDArray[Any]) -> Tensor:
+        """float32 [B, 1, S, S] in 0 (black) to 1, unmasked and as they are."""
+        x_B1SS = torch.from_numpy(self.images[self.rows[index]]).unsqueeze(1)
+        if self.spec["size"] != x_B1SS.shape[-1]:
+            x_B1SS = F.interpolate(x_B1SS, (self.spec["size"],) * 2, mode="bilinear", antialias=True)
+        return x_B1SS.float() / 255
+
+
+def box_px(side: int) -> tuple[int, int, int, int]:
+    """LUNG_BOX in pixels of a view of `side` px."""
+    left, top, right, bottom = (round(share * side) for share in LUNG_BOX)
+    return left, top, right, bottom
 
 
 def load_images(
@@ -69,11 +78,13 @@ def load_images(
     size: int | None = None,
     augment: Mapping[str, float] | None = None,
     spec: Mapping[str, Any] | None = None,
+    mask: str = "none",
 ) -> ImageSamples:
     """The rows of `split` ("train", "val", "test", or "all").
 
     `spec`: of the model that will see the images; its statistics, and its size unless `size` is given, replace the
-    directory's own. `augment`: changes to AUGMENT, {} or None for AUGMENT itself; zeros switch it off.
+    directory's own. `augment`: changes to AUGMENT, {} or None for AUGMENT itself; zeros switch it off. `mask` "centre":
+    LUNG_BOX is black, as it is for a model whose spec says so.
     Raises DataError when the images are not of the kind, classes or size that the model needs.
     """
     directory = Path(directory)
@@ -84,8 +95,10 @@ def load_images(
             raise unknown("augmentation", name, AUGMENT)
     meta = read_meta(directory, "covidnet")
     table = pl.read_parquet(directory / "index.parquet")
-    patients = {name: number for number, name in enumerate(sorted(set(table["patient"])))}
-    table = table.with_columns(group=pl.col("patient").replace_strict(patients, return_dtype=pl.Int64))
+    if "group" not in table.columns:
+        raise DataError(f"{directory} was prepared before copies were looked for", do="raylab prepare covidnet again")
+    groups = {name: number for number, name in enumerate(sorted(set(table["group"])))}
+    table = table.with_columns(group=pl.col("group").replace_strict(groups, return_dtype=pl.Int64))
     if split != "all":
         table = table.filter(pl.col("split") == split)
     if table.is_empty():
@@ -95,10 +108,12 @@ def load_images(
             f"raylab prepare covidnet with a {split} list",
         )
     images = np.load(directory / "images.npy", mmap_mode="r")
-    return ImageSamples(images, table, meta, _spec(directory, meta, size, spec), {**AUGMENT, **(augment or {})})
+    return ImageSamples(images, table, meta, _spec(directory, meta, size, spec, mask), {**AUGMENT, **(augment or {})})
 
 
-def _spec(directory: Path, meta: dict[str, Any], size: int | None, spec: Mapping[str, Any] | None) -> dict[str, Any]:
+def _spec(
+    directory: Path, meta: dict[str, Any], size: int | None, spec: Mapping[str, Any] | None, mask: str
+) -> dict[str, Any]:
     """What the model's inputs are made by: `spec` checked against the directory, or the directory's own."""
     if spec is None:
         if meta["statistics"] is None:
@@ -108,6 +123,7 @@ def _spec(directory: Path, meta: dict[str, Any], size: int | None, spec: Mapping
                 "prepare it with a train list, or use it with a trained model, which brings its own",
             )
         spec = {"kind": meta["kind"], "classes": meta["classes"], "size": meta["size"], **meta["statistics"]}
+        spec |= {"mask": mask} if mask != "none" else {}
     for key in ("kind", "classes"):
         if spec.get(key) != meta[key]:
             raise DataError(
@@ -123,34 +139,3 @@ def _spec(directory: Path, meta: dict[str, Any], size: int | None, spec: Mapping
             f"raylab prepare covidnet with --size {side}, or ask for at most {meta['size']}",
         )
     return {**spec, "size": side}
-
-
-def _draws(seed: int, epoch: int, rows: Sequence[int] | NDArray[np.int64]) -> Tensor:
-    """Uniform in [0, 1), float32 [B, 6]: of (seed, epoch, row) alone, the key of a counter-based generator."""
-    keys = np.array([[seed % 2**64, (epoch << 32 | int(row)) % 2**64] for row in rows], dtype=np.uint64)
-    draws = [np.random.Generator(np.random.Philox(key=key)).random(6, dtype=np.float32) for key in keys]
-    return torch.from_numpy(np.stack(draws))
-
-
-def _augmented(x_B1SS: Tensor, draws_B6: Tensor, by: Mapping[str, float]) -> Tensor:
-    """Rotate, zoom, shift, flip (one bilinear sampling, black outside) and brighten; pixels in [0, 1] both ways.
-
-    The grid is made by elementwise products, not by `affine_grid`, whose matrix product may round differently with
-    the number of images: so an image's pixels never depend on its batch.
-    """
-    either = draws_B6 * 2 - 1  # [-1, 1)
-    angle = either[:, 0] * (torch.pi / 180 * by["rotation"])
-    zoom = 1 + either[:, 1] * by["zoom"]
-    shift_B2 = either[:, 2:4] * (2 * by["shift"])  # the grid spans [-1, 1]: two a side
-    mirror = torch.where(draws_B6[:, 4] < by["flip"], -1.0, 1.0)
-    bright = 1 + either[:, 5] * by["brightness"]
-
-    side = x_B1SS.shape[-1]
-    axis = (torch.arange(side) * 2 + 1) / side - 1  # pixel centres, as align_corners=False has them
-    cos, sin = (torch.cos(angle) / zoom)[:, None, None], (torch.sin(angle) / zoom)[:, None, None]
-    to_x, to_y = axis[None, None, :] * mirror[:, None, None], axis[None, :, None]
-    grid_BSS2 = torch.stack(
-        [cos * to_x - sin * to_y + shift_B2[:, 0, None, None], sin * to_x + cos * to_y + shift_B2[:, 1, None, None]], -1
-    )
-    moved = F.grid_sample(x_B1SS, grid_BSS2, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return (moved * bright[:, None, None, None]).clamp_(max=1.0)

@@ -1,12 +1,18 @@
 """`prepare covidnet`: label lists and image files, or drawn phantoms -> `images.npy` + `index.parquet` + meta.json.
 
 images.npy     uint8 [N, size, size], decoded once, read as a memory map; see `decode` for the pixel range and the view
-index.parquet  row, id, patient, file, source, class, label, split; row i of it is image i
+index.parquet  row, id, patient, group, file, source, view, class, label, split; row i of it is image i
+
+Rows of one `group` never cross splits: those of a patient, of its copies under other names (duplicates.py), and what a
+manifest groups.
 """
 
+import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,9 +21,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from raylab.data import prepared, splits
+from raylab.data import duplicates, prepared, published, splits
 from raylab.data.covidx import CLASSES, Line, read_list
-from raylab.data.decode import decode, frame
+from raylab.data.decode import decode, frame, view
+from raylab.data.manifest import enriched, read_manifest
 from raylab.data.sources import phantoms
 from raylab.errors import DataError, UsageError, unknown
 
@@ -25,9 +32,14 @@ KIND = "cxr-frontal-u8"
 CROP = "top 8 % cut off, central square, resized with antialiasing; uint8 0 (black, air) to 255"
 SPLITS = ("train", "val", "test")
 CARVED = 0.15  # share of the train patients that becomes val when no val list is given
-CHUNK = 1024  # images held in memory at a time
+CHUNK = 256  # images decoded, and held in memory, at a time
+APART = (("train", "test"), ("val", "test"), ("train", "val"))  # where lists overlap, the first of each pair yields
+FRONTAL = ("PA", "AP", "FRONTAL")  # views begin so: AP Supine, PA erect
+ASPECT = (0.75, 1.9)  # width / height; 2,146 frontal images of four collections lie within .78 to 1.87
 
 Progress = Callable[[int, int], None]
+Spread = Callable[[Callable[[Any, Path], None], Mapping[Path, Any], float, Progress | None], None]
+"""ray_map.run_chunks: (work, {path: argument}, cpus, tell)."""
 
 
 def prepare_covidnet(
@@ -42,100 +54,234 @@ def prepare_covidnet(
     seed: int = 0,
     skip_bad: bool = False,
     progress: Progress | None = None,
-    domain: str = "A",
+    domain: str | None = None,
+    manifest: Path | None = None,
+    apart_from: Sequence[Path] = (),
+    spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Prepare the directory `out` and return its meta.
 
-    source "covidx" reads the lists given and the files under `images`; "synthetic" draws `patients` phantoms of
-    site `domain`. `progress(done, all)` is called after every image. With `skip_bad`, unreadable images are listed in
-    meta["skipped"] instead of failing.
+    source "covidx" reads the lists given, or the rows of `manifest` (of its `domain` alone where given), and the files
+    under `images`; "synthetic" draws `patients` phantoms of site `domain`, A by default. Rows that are copies of an
+    image in one of the prepared directories `apart_from` are left out. `progress(done, all)` is called as images are
+    decoded. With `skip_bad`, unreadable images are listed in meta["skipped"] instead of failing. `spread` decodes
+    chunks elsewhere (ray_map.run_chunks); without it this process does.
     """
     if size < 16:
         raise UsageError(f"--size {size} is too small", "the networks need at least 16 px", "use --size 224")
     if source == "covidx":
         lists = {name: path for name, path in zip(SPLITS, (train, val, test), strict=True) if path is not None}
-        return prepared.publish(out, lambda work: _covidx(work, images, lists, size, seed, skip_bad, progress))
+        what = _input(images, lists, manifest, domain, apart_from)
+        return prepared.publish(out, lambda work: _covidx(work, what, size, seed, skip_bad, progress, spread))
     if source == "synthetic":
         if patients < 30:
             raise UsageError(f"--patients {patients} is too few", "every split needs every class", "use at least 30")
-        return prepared.publish(out, lambda work: _synthetic(work, patients, size, seed, domain, progress))
+        return prepared.publish(out, lambda work: _synthetic(work, patients, size, seed, domain or "A", progress))
     raise unknown("source of chest X-rays", source, ("covidx", "synthetic"))
 
 
-def _covidx(
-    work: Path,
+@dataclass(frozen=True)
+class Input:
+    """Where images and what is said of them come from."""
+
+    images: Path
+    lists: dict[str, Path]
+    manifest: Path | None
+    domain: str | None
+    apart_from: tuple[Path, ...]
+
+
+def _input(
     images: Path | None,
     lists: dict[str, Path],
-    size: int,
-    seed: int,
-    skip_bad: bool,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    if not lists:
-        raise UsageError("no label list given", "the lists say which images there are", "give --train, --val or --test")
+    manifest: Path | None,
+    domain: str | None,
+    apart_from: Sequence[Path],
+) -> Input:
+    if not lists and manifest is None:
+        do = "give --train, --val or --test, or --manifest"
+        raise UsageError("no label list given", "the lists say which images there are", do)
     if images is None:
         raise UsageError("no images folder given", "the lists name files in it", "give --images")
     if not images.is_dir():
         raise DataError(f"no images folder at {images}", do="give --images the folder that the lists' names start from")
+    return Input(images, lists, manifest, domain, tuple(apart_from))
+
+
+def _covidx(
+    work: Path,
+    what: Input,
+    size: int,
+    seed: int,
+    skip_bad: bool,
+    progress: Progress | None,
+    spread: Spread | None,
+) -> dict[str, Any]:
+    others = {path: _others(path) for path in what.apart_from}  # before anything is decoded
+    rows, warnings = _rows(what)
+    listed = {name: dict(Counter(line.label for line in lines)) for name, lines in rows.items()}
     attrition: list[dict[str, Any]] = []
 
     def tell(step: str, rows: dict[str, list[Line]]) -> None:
         kept = [line for lines in rows.values() for line in lines]
         attrition.append({"step": step, "images": len(kept), "patients": len({line.patient for line in kept})})
 
-    rows = {name: read_list(path, images) for name, path in lists.items()}
-    tell("lines in the lists", rows)
-    rows = {name: _unique(lists[name], lines) for name, lines in rows.items()}
+    tell("lines in the lists" if what.lists else "rows of the manifest", rows)
+    rows = {name: _unique(_origin(what, name), lines) for name, lines in rows.items()}
     tell("without duplicate lines", rows)
-    for leaves, stays in (("train", "test"), ("val", "test"), ("train", "val")):
+    for leaves, stays in APART:
         if leaves in rows and stays in rows:
-            rows[leaves] = _apart(rows[leaves], rows[stays])
-            if not rows[leaves]:
-                raise DataError(
-                    f"every row of {lists[leaves]} has a patient or file that is also in {lists[stays]}",
-                    "patients never cross splits, so nothing is left of it",
-                    "give lists of different patients",
-                )
+            patients, files = ({getattr(line, of) for line in rows[stays]} for of in ("patient", "file"))
+            kept = [line for line in rows[leaves] if line.patient not in patients and line.file not in files]
+            rows[leaves] = _left(what, leaves, stays, kept)
             tell(f"without {leaves} rows whose patient or file is also in {stays}", rows)
-    if carved := "train" in rows and "val" not in rows:
-        rows |= _carve(rows["train"], seed)
-        tell(f"{CARVED:.0%} of the train patients carved into val", rows)
 
     flat = [(name, line) for name in SPLITS for line in rows.get(name, [])]
-    paths = _found(images, flat)
-    bad = _decode_all(work / "images.npy", paths, size, progress)
-    skipped = [{"file": flat[row][1].file, "reason": problem} for row, problem in bad.items()]
+    paths = _found(what.images, flat)
+    bad, shapes, views = _decode_all(work, paths, size, progress, spread)
+    skipped = [{"file": flat[row][1].file, "reason": problem} for row, problem in sorted(bad.items())]
+    if bad and not skip_bad:
+        raise DataError(
+            f"{len(bad)} of {len(flat)} images cannot be used:\n" + _some(bad[row] for row in sorted(bad)),
+            do="repair them or take them out of the lists; --skip-bad leaves them out and says so in meta.json",
+        )
+    if len(bad) == len(flat):
+        raise DataError(f"none of the {len(flat)} images can be used:\n" + _some(bad.values()), do="check --images")
+    keep = [row for row in range(len(flat)) if row not in bad]
+
+    def of_splits(kept: list[int], split: dict[int, str] | None = None) -> dict[str, list[Line]]:
+        placed = split or {row: flat[row][0] for row in kept}
+        return {name: [flat[row][1] for row in kept if placed[row] == name] for name in SPLITS}
+
     if bad:
-        if not skip_bad:
-            raise DataError(
-                f"{len(bad)} of {len(flat)} images cannot be used:\n" + _some(bad.values()),
-                do="repair them or take them out of the lists; --skip-bad leaves them out and says so in meta.json",
-            )
-        if len(bad) == len(flat):
-            raise DataError(f"none of the {len(flat)} images can be used:\n" + _some(bad.values()), do="check --images")
-        keep = [row for row in range(len(flat)) if row not in bad]
+        tell("without unreadable images", of_splits(keep))
+    small = duplicates.thumbnails(np.load(work / "images.npy", mmap_mode="r"), keep)
+    for path, there in others.items():
+        copies = {i for i, _, _ in duplicates.pairs(small, there)}
+        stay = [at for at in range(len(keep)) if at not in copies]
+        keep, small = [keep[at] for at in stay], small[stay]
+        if not keep:
+            raise DataError(f"every image is a copy of one in {path}", "--apart-from leaves copies out")
+        tell(f"without copies of images in {path.name}", of_splits(keep))
+    copies_found = [(keep[i], keep[j], ncc) for i, j, ncc in duplicates.pairs(small)]
+    group = _groups(flat, keep, copies_found)
+    for leaves, stays in APART:
+        if leaves in rows and stays in rows:
+            held = {group[row] for row in keep if flat[row][0] == stays}
+            gone = {row for row in keep if flat[row][0] == leaves and group[row] in held}
+            if gone:
+                keep = [row for row in keep if row not in gone]
+                _left(what, leaves, stays, [flat[row][1] for row in keep if flat[row][0] == leaves])
+                tell(f"without {leaves} rows that are copies of, or belong with, rows of {stays}", of_splits(keep))
+    split = {row: flat[row][0] for row in keep}
+    if carved := "train" in rows and "val" not in rows:
+        mine = [row for row in keep if split[row] == "train"]
+        labels = [CLASSES.index(flat[row][1].label) for row in mine]
+        parts = splits.assign([group[row] for row in mine], labels, {"train": 1 - CARVED, "val": CARVED}, seed)
+        split |= dict(zip(mine, parts, strict=True))
+        keep = [row for name in SPLITS for row in keep if split[row] == name]
+        tell(f"{CARVED:.0%} of the train patients carved into val", of_splits(keep, split))
+    if keep != list(range(len(flat))):
         _compact(work / "images.npy", keep)
-        flat = [flat[row] for row in keep]
-        tell("without unreadable images", {n: [line for name, line in flat if name == n] for n in SPLITS})
     index = [
         {
-            "id": line.file,
-            "patient": line.patient,
-            "file": line.file,
-            "source": line.source,
-            "class": line.label,
-            "split": name,
+            "id": flat[row][1].file,
+            "patient": flat[row][1].patient,
+            "group": group[row],
+            "file": flat[row][1].file,
+            "source": flat[row][1].source,
+            "view": flat[row][1].view or views.get(row) or None,
+            "class": flat[row][1].label,
+            "split": split[row],
         }
-        for name, line in flat
+        for row in keep
     ]
+    meta = _describe(work, index, size, seed, attrition)
+    warnings += _unusual(index, [shapes[row] for row in keep])
+    warnings += [f"no {name} in train" for name, n in meta["counts"].get("train", {}).items() if n == 0]
+    conflicts = [(i, j) for i, j, _ in copies_found if flat[i][1].label != flat[j][1].label]
+    if conflicts:
+        pairs = _some(f"{flat[i][1].file} and {flat[j][1].file}" for i, j in conflicts)
+        warnings.append(f"{len(conflicts)} pairs of copies carry different classes:\n{pairs}")
+    table = published.table_of([path.name for path in what.lists.values()])
     return {
-        **_describe(work, index, size, seed, attrition),
+        **meta,
         "source": "covidx",
         "synthetic": False,
-        "lists": {name: {"file": path.name, "sha256": prepared.sha256(path)} for name, path in lists.items()},
+        "lists": {name: {"file": path.name, "sha256": prepared.sha256(path)} for name, path in what.lists.items()},
+        "manifest": None if what.manifest is None else prepared.sha256(what.manifest),
+        "listed": listed,
+        "published": None if table is None else {"table": table, "differs": published.differences(table, listed)},
         "val_carved_from_train": carved,
         "skipped": skipped,
+        "duplicates": {
+            "pairs": len(copies_found),
+            "of_different_patients": sum(flat[i][1].patient != flat[j][1].patient for i, j, _ in copies_found),
+            "of_different_classes": len(conflicts),
+            "most_alike": sorted((round(ncc, 3) for _, _, ncc in copies_found), reverse=True)[:10],
+        },
+        "warnings": warnings,
     }
+
+
+def _rows(what: Input) -> tuple[dict[str, list[Line]], list[str]]:
+    """{split: lines} of the lists, or else of the manifest, and what is odd about them."""
+    if not what.lists:
+        return read_manifest(what.manifest or Path(), what.images, what.domain), []
+    rows = {name: read_list(path, what.images) for name, path in what.lists.items()}
+    rows, differ = enriched(rows, {} if what.manifest is None else read_manifest(what.manifest, what.images))
+    return rows, [f"{differ} lines have another class in the manifest; the lists hold"] if differ else []
+
+
+def _origin(what: Input, split: str) -> Path:
+    return what.lists[split] if what.lists else what.manifest or Path()
+
+
+def _left(what: Input, leaves: str, stays: str, kept: list[Line]) -> list[Line]:
+    if not kept:
+        raise DataError(
+            f"every {leaves} row of {_origin(what, leaves)} has a patient, file or copy that is also in "
+            f"{stays} of {_origin(what, stays)}",
+            "patients never cross splits, so nothing is left of it",
+            "give lists of different patients",
+        )
+    return kept
+
+
+def _others(directory: Path) -> NDArray[np.uint8]:
+    prepared.read_meta(directory, "covidnet")
+    return duplicates.thumbnails(np.load(directory / "images.npy", mmap_mode="r"))
+
+
+def _groups(
+    flat: Sequence[tuple[str, Line]], keep: Sequence[int], copies: Iterable[tuple[int, int, float]]
+) -> dict[int, str]:
+    """The group of every row kept: its patient, merged with those of its copies and with what a manifest groups."""
+    # `~` sorts behind what names begin with, so that groups are called by a patient
+    names = {
+        row: [line.patient, f"~file {line.file}", *([f"~group {line.group}"] if line.group else [])]
+        for row, (_, line) in ((row, flat[row]) for row in keep)
+    }
+    for i, j, _ in copies:
+        names[i].append(flat[j][1].patient)
+    return dict(zip(keep, duplicates.merged([names[row] for row in keep]), strict=True))
+
+
+def _unusual(index: list[dict[str, Any]], shapes: list[tuple[int, int]]) -> list[str]:
+    """Warnings of images that may be no frontal radiographs: by what is said of their view, and by aspect."""
+    told = []
+    views = Counter(row["view"] for row in index if row["view"] and not row["view"].upper().startswith(FRONTAL))
+    if views:
+        files = _some(row["file"] for row in index if row["view"] in views)
+        listed = ", ".join(f"{n} {name}" for name, n in sorted(views.items()))
+        told.append(f"{views.total()} images are not of a frontal view ({listed}):\n{files}")
+    odd = [row["file"] for row, (h, w) in zip(index, shapes, strict=True) if not ASPECT[0] <= w / h <= ASPECT[1]]
+    if odd:
+        told.append(
+            f"{len(odd)} images are narrower or wider than chest radiographs are (width / height outside "
+            f"{ASPECT[0]} to {ASPECT[1]}): lateral views, CT slices or figures?\n{_some(odd)}"
+        )
+    return told
 
 
 def _synthetic(
@@ -151,8 +297,10 @@ def _synthetic(
         {
             "id": f"{name}-{row}",
             "patient": name,
+            "group": name,
             "file": None,
             "source": f"synthetic-{domain}",
+            "view": None,
             "class": CLASSES[label],
             "split": part,
         }
@@ -165,6 +313,7 @@ def _synthetic(
         "synthetic": True,
         "domain": domain,
         "skipped": [],
+        "warnings": [],
     }
 
 
@@ -180,21 +329,6 @@ def _unique(path: Path, lines: Sequence[Line]) -> list[Line]:
                 "correct or remove one of the lines",
             )
     return list(first.values())
-
-
-def _apart(leaves: Sequence[Line], stays: Sequence[Line]) -> list[Line]:
-    patients, files = {line.patient for line in stays}, {line.file for line in stays}
-    return [line for line in leaves if line.patient not in patients and line.file not in files]
-
-
-def _carve(lines: Sequence[Line], seed: int) -> dict[str, list[Line]]:
-    part = splits.assign(
-        [line.patient for line in lines],
-        [CLASSES.index(line.label) for line in lines],
-        {"train": 1 - CARVED, "val": CARVED},
-        seed,
-    )
-    return {n: [line for line, p in zip(lines, part, strict=True) if p == n] for n in ("train", "val")}
 
 
 def _found(images: Path, flat: Sequence[tuple[str, Line]]) -> list[Path]:
@@ -223,27 +357,69 @@ def _some(names: Iterable[str], most: int = 10) -> str:
     return "\n".join([*lines, *([f"  ... and {len(names) - most} more"] if len(names) > most else [])])
 
 
-def _decode_all(target: Path, paths: Sequence[Path], size: int, progress: Progress | None) -> dict[int, str]:
-    """Decode every file into row i of `target`; the problems {row: what and why} of those that could not be."""
-    cache = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=(len(paths), size, size))
+def _decode_all(
+    work: Path, paths: Sequence[Path], size: int, progress: Progress | None, spread: Spread | None
+) -> tuple[dict[int, str], list[tuple[int, int]], dict[int, str]]:
+    """Decode every file into row i of `work`/images.npy, chunk by chunk.
 
-    def one(row: int) -> str | None:
-        try:
-            cache[row] = frame(decode(paths[row], size), size)
-        except DataError as error:
-            return f"{error.what}: {error.why}" if error.why else error.what
-        return None
+    Returns the problems {row: what and why} of those that could not be, (height, width) of every file, and what DICOM
+    files say of their view {row: view}.
+    """
+    parts = work / "parts"
+    parts.mkdir()
+    cuts = range(0, len(paths), CHUNK)
+    chunks = {parts / f"{at:08d}.npz": ([str(p) for p in paths[at : at + CHUNK]], size) for at in cuts}
+    cache = np.lib.format.open_memmap(work / "images.npy", mode="w+", dtype=np.uint8, shape=(len(paths), size, size))
+    bad: dict[int, str] = {}
+    views: dict[int, str] = {}
+    shapes: list[tuple[int, int]] = []
 
-    bad = {}
-    # Threads: the decoders release the interpreter lock, and each writes its own rows of the map.
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for row, problem in enumerate(pool.map(one, range(len(paths)))):
-            if problem:
-                bad[row] = problem
-            if progress:
-                progress(row + 1, len(paths))
+    def told(done: int, total: int) -> None:
+        if progress is not None:
+            progress(min(done * CHUNK, len(paths)), len(paths))
+
+    if spread is not None:
+        spread(decode_chunk, chunks, 1.0, told)
+    for done, (path, argument) in enumerate(chunks.items(), 1):
+        if spread is None:
+            decode_chunk(argument, path)
+            told(done, len(chunks))
+        with np.load(path) as part:
+            at = (done - 1) * CHUNK
+            cache[at : at + len(part["images"])] = part["images"]
+            said = json.loads(str(part["said"]))
+        bad |= {at + int(row): problem for row, problem in said["bad"].items()}
+        views |= {at + int(row): name for row, name in said["views"].items()}
+        shapes += [(h, w) for h, w in said["shapes"]]
+        path.unlink()
+    parts.rmdir()
     cache.flush()
-    return bad
+    return bad, shapes, views
+
+
+def decode_chunk(argument: tuple[list[str], int], path: Path) -> None:
+    """Decode files (paths, size) into the archive `path`: images uint8 [n, size, size], and JSON of what was found."""
+    files, size = argument
+    images = np.zeros((len(files), size, size), dtype=np.uint8)
+    said: dict[str, Any] = {"bad": {}, "views": {}, "shapes": [(1, 1)] * len(files)}
+
+    def one(row: int) -> None:
+        file = Path(files[row])
+        try:
+            grey = decode(file, size)
+            images[row], said["shapes"][row] = frame(grey, size), grey.shape
+            if name := view(file):
+                said["views"][row] = name
+        except DataError as error:
+            said["bad"][row] = f"{error.what}: {error.why}" if error.why else error.what
+
+    # Threads: the decoders release the interpreter lock, and each writes its own rows.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for _ in pool.map(one, range(len(files))):
+            pass
+    beside = path.with_name(f".{path.name}.{os.getpid()}.npz")
+    np.savez(beside, images=images, said=json.dumps(said))
+    beside.replace(path)
 
 
 def _compact(path: Path, keep: Sequence[int]) -> None:
@@ -261,7 +437,7 @@ def _describe(
     work: Path, index: list[dict[str, Any]], size: int, seed: int, attrition: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Write index.parquet and return the part of meta that both sources share."""
-    table = pl.DataFrame(index, schema_overrides={"file": pl.String}).with_row_index("row")
+    table = pl.DataFrame(index, schema_overrides={"file": pl.String, "view": pl.String}).with_row_index("row")
     table = table.with_columns(
         label=pl.col("class").replace_strict(list(CLASSES), range(len(CLASSES)), return_dtype=pl.Int64)
     )
@@ -286,7 +462,7 @@ def _describe(
             for name, part in here.items()
         },
         "attrition": attrition,
-        "split_hash": prepared.split_hash(list(table.select("patient", "split").iter_rows())),
+        "split_hash": prepared.split_hash(list(table.select("group", "split").iter_rows())),
         "seed": seed,
         "statistics": _statistics(work / "images.npy", here["train"]["row"].to_numpy()) if "train" in here else None,
     }

@@ -1,10 +1,13 @@
-"""The leakage check behind every score: do patients of the scored rows also stand in what the model was fitted on?"""
+"""The leakage check behind every score: do patients, or copies of images, of the scored rows also stand in what the
+model was fitted on?"""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from raylab.data import duplicates
 from raylab.data.prepared import read_meta
 
 TABLES = {"ards": ("samples.parquet", "subject_id"), "covidnet": ("index.parquet", "patient")}
@@ -26,12 +29,27 @@ def leakage(task: str, fitted_on: Path, scored_on: Path, split: str) -> dict[str
     """{"checked", "patients", "shared"}: how many patients of `split` in `scored_on` are in the train or val split of
     `fitted_on`; or {"checked": False, "why"}. For split "val", which picks epochs by design, train alone counts.
 
-    Identifiers are compared within one origin only: the same number means another patient elsewhere.
+    Identifiers are compared within one origin only: the same number means another patient elsewhere. Real images are
+    compared with each other wherever they come from: "copies" is how many of the scored rows are copies (duplicates.py)
+    of an image that was fitted on.
     """
     if not (fitted_on / "meta.json").is_file():
         return {"checked": False, "why": f"the training data is no longer at {fitted_on}"}
-    if origin(read_meta(fitted_on, task)) != origin(read_meta(scored_on, task)):
-        return {"checked": True, "patients": None, "shared": 0, "why": "another source, so other patients"}
-    mine = patients(scored_on, task, ("train", "val", "test") if split == "all" else (split,))
-    fitted = patients(fitted_on, task, ("train",) if split == "val" else ("train", "val"))
-    return {"checked": True, "patients": len(mine), "shared": len(mine & fitted)}
+    scored, fitted = (
+        (("train", "val", "test") if split == "all" else (split,)),
+        ("train", "val")[: 1 + (split != "val")],
+    )
+    metas = read_meta(fitted_on, task), read_meta(scored_on, task)
+    alike = {}
+    if task == "covidnet" and not any(meta["synthetic"] for meta in metas):
+        pairs = duplicates.pairs(_thumbnails(scored_on, scored), _thumbnails(fitted_on, fitted))
+        alike = {"copies": len({row for row, _, _ in pairs})}
+    if origin(metas[0]) != origin(metas[1]):
+        return {"checked": True, "patients": None, "shared": 0, "why": "another source, so other patients", **alike}
+    mine = patients(scored_on, task, scored)
+    return {"checked": True, "patients": len(mine), "shared": len(mine & patients(fitted_on, task, fitted)), **alike}
+
+
+def _thumbnails(directory: Path, splits: tuple[str, ...]) -> np.ndarray:
+    rows = pl.scan_parquet(directory / "index.parquet").filter(pl.col("split").is_in(splits)).select("row").collect()
+    return duplicates.thumbnails(np.load(directory / "images.npy", mmap_mode="r"), rows["row"].to_list())

@@ -24,6 +24,39 @@ def shards_of(step: int, samples: int, batch: int, shards: int, seed: int) -> tu
     return epoch, np.array_split(order[position * batch : (position + 1) * batch], shards)
 
 
-@lru_cache(maxsize=4)
+def balanced_shards_of(
+    step: int, chosen: np.ndarray, batch: int, shards: int, seed: int, share: float
+) -> tuple[int, list[np.ndarray]]:
+    """The same where the rows with `chosen` bool [samples] are to fill `share` of every batch.
+
+    Epochs have the batches of `shards_of`. Chosen rows and others are two endless streams, each one permutation of its
+    rows after another, and a batch takes its part of both from where the batch before it ended: rows of a class that
+    is asked for more often than it occurs come back within an epoch, and of the others some wait for the next.
+    """
+    samples = len(chosen)
+    per_epoch = steps_per_epoch(samples, batch)
+    epoch, position = divmod(step, per_epoch)
+    before = epoch * samples + position * batch
+    after = min(before + batch, (epoch + 1) * samples)
+    start, stop = round(before * share), round(after * share)  # of chosen rows, so that shares add up over batches
+    rows = np.concatenate(
+        [
+            _stream(np.flatnonzero(chosen), start, stop, seed, 1),
+            _stream(np.flatnonzero(~chosen), before - start, after - stop, seed, 2),
+        ]
+    )
+    mixed = np.random.Generator(np.random.Philox(key=[seed, (3 << 48) + step])).permutation(rows)
+    return epoch, np.array_split(mixed, shards)
+
+
+def _stream(rows: np.ndarray, start: int, stop: int, seed: int, kind: int) -> np.ndarray:
+    """Items start to stop of the endless stream of permutations of `rows`."""
+    cycles = range(start // len(rows), -(-stop // len(rows)))
+    orders = [rows[_permutation(len(rows), seed, (kind << 48) + cycle)] for cycle in cycles]
+    first = cycles.start * len(rows)
+    return np.concatenate([*orders, rows[:0]])[start - first : stop - first]
+
+
+@lru_cache(maxsize=8)
 def _permutation(samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(samples)

@@ -6,9 +6,13 @@ from typing import Any
 from torch import nn
 
 from raylab.config import Model
+from raylab.errors import unknown
 from raylab.models import baselines, covidnet, recurrent, vision
 
-MODELS: dict[str, dict[str, Callable[[Model, dict[str, Any], int], nn.Module]]] = {
+Factory = Callable[[Model, dict[str, Any], int], nn.Module]
+IMAGES = "cxr-frontal-u8"
+
+MODELS: dict[str, dict[str, Factory]] = {
     "icu-hourly": {
         "gru": recurrent.gru,
         "lstm": recurrent.lstm,
@@ -18,10 +22,23 @@ MODELS: dict[str, dict[str, Callable[[Model, dict[str, Any], int], nn.Module]]] 
         "last_pf": baselines.last_pf,
         "last_sf": baselines.last_sf,
     },
-    "cxr-frontal-u8": {
+    IMAGES: {
         "covidnet": covidnet.covidnet,
+        "covidnet-large": covidnet.large,
         "resnet50": vision.resnet50,
         "vgg19": vision.vgg19,
     },
 }
 """By kind of input (a data set's `spec["kind"]`), then by name."""
+
+
+def network(kind: str, name: str) -> Factory:
+    """The factory of `name` for inputs of `kind`: one of MODELS, or for images any classifier of torchvision."""
+    known = MODELS[kind]
+    if name in known:
+        return known[name]
+    if kind == IMAGES:
+        if name in vision.names():
+            return vision.classifier(name)
+        raise unknown("model", name, {*known, *vision.names()})
+    raise unknown("model", name, known)

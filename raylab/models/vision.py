@@ -6,14 +6,14 @@ how the published comparison counts them (20 million).
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raylab.config import Model
-from raylab.errors import DataError, unknown
+from raylab.errors import unknown
+from raylab.models.weights import start_from
 
 # Inception and GoogLeNet return auxiliary outputs in training; SqueezeNet has no dense layer to replace.
 UNFIT = {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"}
@@ -29,9 +29,10 @@ def names() -> list[str]:
 class Vision(nn.Module):
     """x float32 [B, 1, H, W] -> logits [B, outputs]; `body` gives features [B, F], `head` is the classifier."""
 
-    def __init__(self, body: nn.Module, features: int, outputs: int, dropout: float) -> None:
+    def __init__(self, body: nn.Module, replaced: str, features: int, outputs: int, dropout: float) -> None:
         super().__init__()
         self.body = body
+        self.replaced = replaced  # the classifier's name in torchvision, which `body` has no more
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(features, outputs)
 
@@ -42,8 +43,7 @@ class Vision(nn.Module):
 def classifier(name: str) -> Callable[[Model, dict[str, Any], int], Vision]:
     """The factory of the torchvision classifier `name`: random weights, a new head.
 
-    It reads dropout (before the head) and weights: the path of a state dict with torchvision's names (.safetensors, or
-    whatever torch.load reads with weights_only=True), whose own classifier is left out.
+    It reads dropout (before the head) and weights (weights.py); of torchvision's own the classifier is left out.
     """
 
     def make(config: Model, spec: dict[str, Any], outputs: int) -> Vision:
@@ -68,35 +68,10 @@ def _make(name: str, config: Model, spec: dict[str, Any], outputs: int) -> Visio
         features = last.in_features
         parent, _, leaf = dropped.rpartition(".")
         setattr(body.get_submodule(parent), leaf, nn.Identity())
+    network = Vision(body, dropped, features, outputs, config.dropout)
     if config.weights:
-        _load(body, Path(config.weights), dropped)
-    return Vision(body, features, outputs, config.dropout)
-
-
-def _load(body: nn.Module, path: Path, dropped: str) -> None:
-    """Load the state dict at `path` into `body`; keys below `dropped`, the classifier that was cut off, are ignored."""
-    if not path.is_file():
-        raise DataError(f"no weights at {path}", do="set model.weights to the path of a state dict")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has its own ways to be damaged
-        do = "give a .safetensors file, or a state dict of tensors alone"
-        raise DataError(f"cannot read the weights {path}", f"{type(error).__name__}: {error}", do) from error
-    if not isinstance(state, dict):
-        raise DataError(f"{path} holds no state dict", f"it holds a {type(state).__name__}", "save model.state_dict()")
-    state = {key: value for key, value in state.items() if not key.startswith(dropped + ".")}
-    try:
-        body.load_state_dict(state)
-    except RuntimeError as error:
-        do = "give weights of the same network with torchvision's names"
-        raise DataError(
-            f"the weights {path} do not fit the network", str(error).replace("\n", " ")[:400], do
-        ) from error
+        start_from(network, config.weights)
+    return network
 
 
 resnet50 = classifier("resnet50")
@@ -104,7 +79,7 @@ vgg19 = classifier("vgg19")
 
 
 def describe(model: nn.Module, size: int) -> dict[str, int]:
-    """Parameters, and multiply-accumulates of one size x size image in convolutions and dense layers.
+    """Parameters, and multiply-accumulates (MACs) of one size x size image in convolutions and dense layers.
 
     Products inside attention are not counted.
     """

@@ -19,6 +19,10 @@ SETTABLE: dict[str, tuple[str, Any]] = {
     "data.cohort": ("ventilated_pf", "ventilated_pf"),
     "data.size": ("64", 64),
     "data.augment": ("false", False),
+    "data.mask": ("centre", "centre"),
+    "data.strength": ("0.5", 0.5),
+    "data.share": ("0.3", 0.3),
+    "data.share_of": ("normal", "normal"),
     "model.name": ("lstm", "lstm"),
     "model.hidden": ("8", 8),
     "model.layers": ("2", 2),
@@ -32,6 +36,12 @@ SETTABLE: dict[str, tuple[str, Any]] = {
     "optim.beta2": ("0.99", 0.99),
     "optim.clip": ("None", None),
     "optim.class_weight": ("(1, 2.5)", (1.0, 2.5)),
+    "optim.logit_adjustment": ("1", 1.0),
+    "transfer.mode": ("probe", "probe"),
+    "transfer.probe_share": ("0.5", 0.5),
+    "transfer.probe_rate": ("3", 3.0),
+    "transfer.first_rate": ("1", 1.0),
+    "transfer.reestimate": ("false", False),
     "schedule.kind": ("plateau", "plateau"),
     "schedule.warmup_steps": ("5", 5),
     "schedule.factor": ("0.5", 0.5),
@@ -262,3 +272,14 @@ def test_paths_are_leaves_only():
     assert not {"optim", "loop", "model"} & set(paths())
     assert len(paths()) == len(set(paths()))
     assert config.DISTRIBUTIONS.keys() == {"uniform", "loguniform", "randint", "choice"}
+
+
+def test_one_weight_of_a_class_is_a_path_of_its_own():
+    """So that the published search space can be written: weights of classes 2 and 3, uniform 1 to 10."""
+    both = override(ARDS, {"optim.class_weight.1": 3, "optim.class_weight.2": 2.5})
+    assert both.optim.class_weight == (1.0, 3.0, 2.5)
+    assert override(both, {"optim.class_weight.0": 4}).optim.class_weight == (4.0, 3.0, 2.5)
+    assert dimension("optim.class_weight.2", "uniform(1,10)") == ("uniform", [1, 10])
+    for wrong in ("optim.lr.1", "optim.class_weight.x", "data.1"):
+        with pytest.raises(UsageError, match="unknown recipe field"):
+            override(ARDS, {wrong: 1})

@@ -16,8 +16,9 @@ PACKAGES = ("raylab", "jobs", "tracking", "cluster")
 # imports go to a lower level, to the own room, or sideways where it is said
 LEVEL = {
     **dict.fromkeys(("errors", "files", "config", "recipes"), 0),
-    **dict.fromkeys(("data", "models", "metrics", "intervals", "physiology"), 1),
-    **dict.fromkeys(("tasks", "checkpoint", "world", "adamw"), 2),
+    **dict.fromkeys(("data", "models", "metrics", "intervals", "temperature", "physiology"), 1),
+    **dict.fromkeys(("tasks", "checkpoint", "world", "adamw", "finetune", "imbalance", "controls"), 2),
+    "batchnorm": 2.5,
     "loop": 3,
     "run": 4,
     **dict.fromkeys(("ray_elastic", "ray_map", "fits"), 5),

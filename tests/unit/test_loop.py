@@ -16,7 +16,7 @@ import torch
 from test_world import in_world
 from torch import nn
 
-from raylab.config import Recipe, override
+from raylab.config import Recipe, Transfer, override
 from raylab.data.sampler import shards_of, steps_per_epoch
 from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, NonFiniteError
@@ -53,12 +53,32 @@ COVIDNET = override(
         "optim.class_weight": (1.0, 1.0, 2.0),
     },
 )
+# 2 epochs of linear probe, 3 of fine-tuning; one class in a third of every batch, its logits adjusted
+TRANSFER = override(
+    COVIDNET,
+    {
+        "loop.epochs": 5,
+        "loop.shards": 3,
+        "loop.early_stop": 3,
+        "schedule.kind": "plateau",
+        "schedule.patience": 0,
+        "schedule.warmup_steps": 2,
+        "optim.class_weight": None,
+        "optim.logit_adjustment": 1.0,
+        "data.share": 0.34,
+        "transfer.mode": "lp-ft",
+        "transfer.probe_share": 0.4,
+        "transfer.first_rate": 0.1,
+    },
+)
 CASES = {
     "ards": ARDS,
     "ards-early": override(ARDS, {"loop.early_stop": 3, "loop.ema": None, "loop.epochs": 12}),
     "ards-lstm": override(ARDS, {"model.name": "lstm", "loop.epochs": 1, "loop.shards": 1}),
     "covidnet": COVIDNET,
     "covidnet-plain": override(COVIDNET, {"loop.ema": None, "loop.epochs": 1, "loop.shards": 5}),
+    "transfer": TRANSFER,
+    "transfer-probe": override(TRANSFER, {"transfer.mode": "probe", "loop.epochs": 2, "data.share": None}),
 }
 
 Result = dict[str, Any]
@@ -111,12 +131,17 @@ def loaded(recipe: Recipe, data: dict[str, Path]) -> tuple[Task, Samples, Sample
     return job, train, val, job.model(recipe, train.spec)
 
 
+def transferred(recipe: Recipe) -> bool:
+    """The cases of transfer are known by their probe: any weights serve as the parent's, here those of the seed."""
+    return recipe.transfer != Transfer()
+
+
 def run(
     recipe: Recipe, data: dict[str, Path], log: Log | None = None, resume: dict[str, Any] | None = None
 ) -> tuple[Result, Log, nn.Module]:
     job, train, val, model = loaded(recipe, data)
     log = log or Log()
-    return fit(recipe, job, model, train, val, log, resume), log, model
+    return fit(recipe, job, model, train, val, log, resume, transferred=transferred(recipe)), log, model
 
 
 def facts(recipe: Recipe, data: dict[str, Path], saved: bytes | None = None) -> dict[str, Any]:
@@ -177,6 +202,8 @@ def test_plain_float_sums_agree_with_exact_ones_to_rounding(data, tmp_path):
         ("ards", [1, 3, 4, 8, 12]),  # epochs end at 3, 6, 9, 12
         ("ards-early", [3, 5]),
         ("covidnet", [1, 3, 4]),
+        ("transfer", [2, 6, 7, 11]),  # within the probe, at its end, after it; epochs of 3 steps
+        ("transfer-probe", [4]),
     ],
 )
 def test_a_run_stopped_at_any_step_goes_on_to_the_same_weights(name, steps, data, alone):
@@ -207,6 +234,13 @@ def test_a_run_goes_on_with_another_number_of_workers(data, alone, tmp_path):
     for seen in (in_world(2, tmp_path / "two", facts, COVIDNET, data, saved)[0], facts(COVIDNET, data, saved)):
         assert seen["result"] == alone["covidnet"]["result"]
         assert seen["kept"] == alone["covidnet"]["kept"]
+
+
+def test_a_transfer_goes_on_with_another_number_of_workers(data, alone, tmp_path):
+    saved = in_world(2, tmp_path / "two", stopped, TRANSFER, data, 4)[0]
+    assert facts(TRANSFER, data, saved)["result"] == alone["transfer"]["result"]
+    saved = stopped(TRANSFER, data, 7)
+    assert in_world(3, tmp_path / "three", facts, TRANSFER, data, saved)[2]["kept"] == alone["transfer"]["kept"]
 
 
 def test_a_state_beyond_the_last_step_is_refused(data):

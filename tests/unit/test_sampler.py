@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylab.data.sampler import shards_of, steps_per_epoch
+from raylab.data.sampler import balanced_shards_of, shards_of, steps_per_epoch
 from raylab.world import World
 
 SAMPLES, BATCH, SHARDS, SEED = st.integers(1, 400), st.integers(1, 80), st.integers(1, 20), st.integers(0, 2**31 - 1)
@@ -56,3 +56,31 @@ def test_the_order_is_that_of_seed_and_epoch_and_of_nothing_else():
 
     assert order(1, 7, 32, 8) == order(1, 7, 32, 8) == order(1, 7, 10, 3)
     assert len({tuple(order(number, seed, 32, 8)) for number in range(3) for seed in range(3)}) == 9
+
+
+@given(
+    st.integers(2, 40),
+    st.integers(1, 20),
+    st.integers(1, 9),
+    st.floats(0.05, 0.95),
+    st.integers(1, 39),
+    st.integers(0, 3),
+)
+def test_a_class_fills_its_share_of_every_batch(samples, batch, shards, share, few, seed):
+    chosen = np.zeros(samples, dtype=bool)
+    chosen[: min(few, samples - 1)] = True
+    steps = steps_per_epoch(samples, batch)
+    seen = []
+    for step in range(3 * steps):
+        epoch, parts = balanced_shards_of(step, chosen, batch, shards, seed, share)
+        plain_epoch, plain = shards_of(step, samples, batch, shards, seed)
+        assert epoch == plain_epoch and [len(p) for p in parts] == [len(p) for p in plain]
+        rows = np.concatenate(parts)
+        assert abs(chosen[rows].sum() - share * len(rows)) <= 1
+        seen.append(rows)
+    every = np.concatenate(seen)
+    for kind in (True, False):  # each row comes as often as any other of its kind, give or take the one under way
+        counts = np.bincount(every, minlength=samples)[chosen == kind]
+        assert counts.max() - counts.min() <= 1
+    again = balanced_shards_of(steps, chosen, batch, shards, seed, share)[1]
+    assert all(np.array_equal(a, b) for a, b in zip(again, np.array_split(seen[steps], shards), strict=True))

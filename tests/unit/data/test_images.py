@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from raylab.data import splits
-from raylab.data.image_samples import AUGMENT, load_images
+from raylab.data.augment import AUGMENT
+from raylab.data.image_samples import load_images
 from raylab.data.images import prepare_covidnet
 from raylab.errors import DataError, UsageError
 
@@ -51,7 +52,7 @@ def test_three_lists(images: Path, tmp_path: Path) -> None:
     assert meta["counts"]["train"] == {"normal": 8, "pneumonia": 8, "COVID-19": 8}
     assert meta["patients"] == {"train": 12, "val": 4, "test": 4}
     assert meta["sources"]["train"]["site0"] == {"normal": 4, "pneumonia": 4, "COVID-19": 4}
-    assert seen[-1] == (40, 40) and len(seen) == 40
+    assert seen == [(40, 40)]  # one chunk
     table = pl.read_parquet(tmp_path / "out" / "index.parquet")
     assert table["row"].to_list() == list(range(40)) and table["file"][33] == "33.png"
     pixels = np.load(tmp_path / "out" / "images.npy")
@@ -90,7 +91,7 @@ def test_rows_that_overlap_leave_train_then_val(images: Path, tmp_path: Path) ->
 
 def test_nothing_left_of_a_list(images: Path, tmp_path: Path) -> None:
     same = write(tmp_path / "same.txt", range(6))
-    with pytest.raises(DataError, match=r"every row of .*same\.txt"):
+    with pytest.raises(DataError, match=r"every train row of .*same\.txt"):
         prepare_covidnet(tmp_path / "out", images, same, None, same, size=32)
     assert not (tmp_path / "out").exists()
 
@@ -244,3 +245,121 @@ def test_carving_uses_the_shared_splitter() -> None:
     """A patient with images of two classes still goes to one split."""
     parts = splits.assign(["a", "a", "b", "c"], [0, 2, 1, 0], {"train": 0.85, "val": 0.15}, 0)
     assert parts[0] == parts[1]
+
+
+def radiographs(folder: Path, names: dict[str, int], cut: int = 0) -> Path:
+    """Images that differ by seed, {name: seed}; `cut` px narrower."""
+    folder.mkdir(exist_ok=True)
+    for name, seed in names.items():
+        rng = np.random.default_rng(seed)
+        coarse = Image.fromarray(rng.integers(0, 256, (20, 20), np.uint8)).resize((120, 120))
+        coarse.crop((0, 0, 120 - cut, 120)).save(folder / name)
+    return folder
+
+
+def test_copies_under_other_names_never_cross_splits(tmp_path: Path) -> None:
+    folder = radiographs(tmp_path / "images", {f"{n}.png": n for n in range(30)})
+    radiographs(folder, {f"copy{n}.png": n for n in (3, 25)}, cut=3)
+    rows = [f"p{n} {n}.png {LABELS[n % 3]} here" for n in range(20)]
+    train = tmp_path / "train.txt"
+    train.write_text("\n".join([*rows, "q25 copy25.png pneumonia there", "q3 copy3.png normal there"]))
+    test = tmp_path / "test.txt"
+    test.write_text("\n".join(f"p{n} {n}.png {LABELS[n % 3]} here" for n in range(20, 30)))
+    meta = prepare_covidnet(tmp_path / "out", folder, train, None, test, size=64)
+    table = pl.read_parquet(tmp_path / "out" / "index.parquet")
+    assert "copy25.png" not in table["file"].to_list() and "25.png" in table["file"].to_list()
+    assert any("copies of" in row["step"] and row["images"] == 31 for row in meta["attrition"])
+    pair = table.filter(pl.col("file").is_in(["3.png", "copy3.png"]))
+    assert set(pair["group"]) == {"p3"} and pair["split"].n_unique() == 1 and pair["patient"].n_unique() == 2
+    assert meta["duplicates"]["pairs"] == meta["duplicates"]["of_different_patients"] == 2
+    samples = load_images(tmp_path / "out", "all")
+    assert len(samples) == 31 and len(set(samples.group)) == 30
+
+
+def test_apart_from_another_set(tmp_path: Path) -> None:
+    folder = radiographs(tmp_path / "images", {f"{n}.png": n for n in range(12)})
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("\n".join(f"a{n} {n}.png {LABELS[n % 3]} one" for n in range(6)))
+    second.write_text("\n".join(f"b{n} {n}.png {LABELS[n % 3]} two" for n in range(4, 12)))
+    prepare_covidnet(tmp_path / "a", folder, None, None, first, size=64)
+    meta = prepare_covidnet(tmp_path / "b", folder, None, None, second, size=64, apart_from=[tmp_path / "a"])
+    assert pl.read_parquet(tmp_path / "b" / "index.parquet")["file"].to_list() == [f"{n}.png" for n in range(6, 12)]
+    assert np.load(tmp_path / "b" / "images.npy").shape[0] == 6
+    assert meta["attrition"][-1] == {"step": "without copies of images in a", "images": 6, "patients": 6}
+    with pytest.raises(DataError, match="every image is a copy"):
+        prepare_covidnet(tmp_path / "c", folder, None, None, first, size=64, apart_from=[tmp_path / "a"])
+
+
+def test_what_is_odd_is_said(tmp_path: Path) -> None:
+    folder = radiographs(tmp_path / "images", {f"{n}.png": n for n in range(6)})
+    radiographs(folder, {"side.png": 7}, cut=60)  # 60 x 120
+    (tmp_path / "manifest.csv").write_text(
+        "path,label,view,patient\n"
+        + "".join(f"{n}.png,normal,{'LL' if n == 2 else 'AP Supine'},p{n}\n" for n in range(6))
+        + "side.png,pneumonia,,p9\n"
+    )
+    train = tmp_path / "train_COVIDx.txt"
+    lines = [f"p{n} {n}.png normal here" for n in range(6)]
+    train.write_text("\n".join([*lines, "p9 side.png pneumonia here"]))
+    meta = prepare_covidnet(tmp_path / "out", folder, train, None, None, size=64, manifest=tmp_path / "manifest.csv")
+    said = "\n".join(meta["warnings"])
+    assert "1 images are not of a frontal view (1 LL)" in said and "2.png" in said
+    assert "1 images are narrower or wider" in said and "side.png" in said
+    assert "no COVID-19 in train" in said
+    assert meta["published"]["table"] == "COVIDx" and len(meta["published"]["differs"]) == 3
+    views = pl.read_parquet(tmp_path / "out" / "index.parquet")["view"].to_list()
+    assert views.count("LL") == 1 and views.count(None) == 1
+
+
+def test_a_manifest_alone(tmp_path: Path) -> None:
+    folder = radiographs(tmp_path / "images", {f"{n}.png": n for n in range(6)})
+    (tmp_path / "manifest.csv").write_text(
+        "path,label,patient\n" + "".join(f"images/{n}.png,{('covid', 'normal')[n % 2]},p{n // 2}\n" for n in range(6))
+    )
+    meta = prepare_covidnet(tmp_path / "out", folder, None, None, None, size=64, manifest=tmp_path / "manifest.csv")
+    assert meta["counts"] == {"test": {"normal": 3, "pneumonia": 0, "COVID-19": 3}}
+    assert meta["patients"] == {"test": 3} and meta["lists"] == {}
+
+
+def test_decoding_elsewhere_gives_the_same_cache(images: Path, tmp_path: Path) -> None:
+    (images / "3.png").write_text("not an image")
+    train = write(tmp_path / "train.txt", range(40))
+    seen = []
+
+    def spread(work, chunks, cpus, tell):  # type: ignore[no-untyped-def]
+        for path, argument in reversed(chunks.items()):
+            seen.append(path)
+            work(argument, path)
+
+    here = prepare_covidnet(tmp_path / "a", images, train, None, None, size=32, skip_bad=True)
+    there = prepare_covidnet(tmp_path / "b", images, train, None, None, size=32, skip_bad=True, spread=spread)
+    assert seen and here["data_hash"] == there["data_hash"] and here["skipped"] == there["skipped"]
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["images.npy", "index.parquet", "meta.json"]
+
+
+def test_bad_images_leave_nothing_behind(tmp_path: Path) -> None:
+    folder = radiographs(tmp_path / "images", {f"{n}.png": n for n in range(3)})
+    Image.fromarray(np.zeros((1, 1), np.uint8)).save(folder / "0.png")
+    Image.new("L", (20_000, 20_000)).save(folder / "1.png")
+    (folder / "2.png").write_bytes(b"GIF89a, which is no PNG")
+    train = write(tmp_path / "train.txt", range(3))
+    with pytest.raises(DataError, match="3 of 3 images cannot be used") as caught:
+        prepare_covidnet(tmp_path / "out", folder, train, None, None, size=32)
+    for why in ("1x1 px", "400 million pixels", "not a PNG, JPEG or DICOM"):
+        assert why in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "train.txt"]
+
+
+def test_a_masked_centre_shows_nothing_of_the_lung_field(drawn: Path) -> None:
+    masked, plain = (load_images(drawn, "train", mask=mask) for mask in ("centre", "none"))
+    index = np.arange(6)
+    black = -plain.spec["mean"] / plain.spec["std"]
+    x = masked.batch(index)
+    assert torch.allclose(x[:, :, 7:54, 8:56], torch.full((6, 1, 47, 48), black))
+    assert torch.equal(x[:, :, :6], plain.batch(index)[:, :, :6])
+    changed = load_images(drawn, "train", mask="centre")
+    changed.images = changed.images.copy()
+    changed.images[:, 7:54, 8:56] = 200  # whatever is in the box, the network sees the same, augmented or not
+    assert torch.equal(changed.batch(index, (0, 3)), masked.batch(index, (0, 3)))
+    again = load_images(drawn, "val", spec=masked.spec)  # the model's spec, not the caller, says what it sees
+    assert torch.allclose(again.batch(index)[:, :, 7:54, 8:56], torch.full((6, 1, 47, 48), black))

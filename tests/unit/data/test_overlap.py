@@ -1,6 +1,10 @@
 """The leakage check counts real patients: the split's own, another draw's, and those of data prepared anew."""
 
+import numpy as np
+from PIL import Image
+
 from raylab.data.icu import prepare_ards
+from raylab.data.images import prepare_covidnet
 from raylab.data.overlap import leakage
 
 
@@ -27,3 +31,21 @@ def test_another_draw_is_other_patients_and_absent_data_is_said(ards_data, tmp_p
         "checked": False,
         "why": f"the training data is no longer at {tmp_path / 'gone'}",
     }
+
+
+def test_copies_of_images_are_noticed_across_sources(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for n in range(8):
+        coarse = Image.fromarray(rng.integers(0, 256, (20, 20), np.uint8)).resize((120, 120))
+        coarse.save(tmp_path / "images" / f"{n}.png")
+    for name, numbers in (("a", range(6)), ("b", range(5, 8))):  # image 5 stands in both, under two patients
+        rows = [f"{name}{n} {n}.png {('normal', 'pneumonia', 'COVID-19')[n % 3]} {name}" for n in numbers]
+        (tmp_path / f"{name}.txt").write_text("\n".join(rows))
+    prepare_covidnet(tmp_path / "A", tmp_path / "images", tmp_path / "a.txt", tmp_path / "b.txt", None, size=64)
+    prepare_covidnet(tmp_path / "B", tmp_path / "images", None, None, tmp_path / "b.txt", size=64)
+    found = leakage("covidnet", tmp_path / "A", tmp_path / "B", "test")
+    assert (found["shared"], found["copies"]) == (3, 3)  # the val list of A is B's test list
+    prepare_covidnet(tmp_path / "A", tmp_path / "images", tmp_path / "a.txt", None, None, size=64)
+    found = leakage("covidnet", tmp_path / "A", tmp_path / "B", "test")
+    assert (found["shared"], found["copies"]) == (0, 1)

@@ -1,10 +1,13 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from raylab.config import Model
-from raylab.models.covidnet import covidnet
+from raylab.errors import DataError
+from raylab.models.covidnet import covidnet, large
 from raylab.models.vision import describe
 
 
@@ -63,3 +66,18 @@ def test_learns_and_every_parameter_takes_part() -> None:
         losses.append(loss.item())
     assert all(p.grad is not None for p in model.parameters())
     assert losses[-1] < losses[0] / 2
+
+
+def test_small_and_large() -> None:
+    """Reconstructions: the large one has 3.15 times the MACs of the small one, as the published two."""
+    small, big = (describe(make(Model(name="covidnet"), {}, 3), 480)["macs"] for make in (covidnet, large))
+    assert big / small == pytest.approx(23.63 / 7.50, rel=0.1)
+
+
+def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
+    narrow = covidnet(SMALL, {}, 3)
+    save_file(narrow.state_dict(), tmp_path / "w.safetensors")
+    again = covidnet(SMALL.model_copy(update={"weights": str(tmp_path / "w.safetensors")}), {}, 3)
+    assert torch.equal(again.head.weight, narrow.head.weight)
+    with pytest.raises(DataError, match=r"stem\.0\.weight \(16, 1, 7, 7\), here \(64, 1, 7, 7\)"):
+        covidnet(Model(name="covidnet", weights=str(tmp_path / "w.safetensors")), {}, 3)

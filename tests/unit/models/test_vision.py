@@ -63,8 +63,40 @@ def test_pretrained_weights(tmp_path: Path, suffix: str) -> None:
     model = make("resnet18", weights=str(path))
     assert torch.equal(model.body.conv1.weight, trained.conv1.weight)
     assert model.head.out_features == 3
-    with pytest.raises(DataError, match="do not fit"):
+    with pytest.raises(DataError, match=r"do not fit[\s\S]*body\.features\.0\.weight is not in it"):
         make("vgg11", weights=str(path))
+    wider = torchvision.models.wide_resnet50_2().state_dict()
+    torch.save(wider, tmp_path / "wide.pt")
+    with pytest.raises(DataError, match=r"body\.layer1\.0\.conv1\.weight \(128, 64, 1, 1\), here \(64, 64, 1, 1\)"):
+        make("resnet50", weights=str(tmp_path / "wide.pt"))
+
+
+def test_weights_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From torch's cache where they are; else fetched, and what to do where that fails."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(DataError, match="torchvision knows no weights 'ResNet18'"):
+        make("resnet18", weights="torchvision:ResNet18")
+    trained = torchvision.models.resnet18()
+    file = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+
+    def offline(url: str, *rest: object, **more: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(DataError, match=r"no route to host[\s\S]*resnet18-f37072fd\.pth"):
+        make("resnet18", weights="torchvision:ResNet18_Weights.IMAGENET1K_V1")
+    torch.save(trained.state_dict(), file)
+    model = make("resnet18", weights="torchvision:ResNet18_Weights.IMAGENET1K_V1")
+    assert torch.equal(model.body.conv1.weight, trained.conv1.weight)
+
+
+def test_weights_of_our_own_keep_a_head_of_the_same_size(tmp_path: Path) -> None:
+    mine = make("resnet18")
+    save_file(mine.state_dict(), tmp_path / "mine.safetensors")
+    again = make("resnet18", weights=str(tmp_path / "mine.safetensors"))
+    assert torch.equal(again.head.weight, mine.head.weight)
+    two = classifier("resnet18")(Model(name="resnet18", weights=str(tmp_path / "mine.safetensors")), SPEC, 2)
+    assert two.head.out_features == 2 and torch.equal(two.body.conv1.weight, mine.body.conv1.weight)
 
 
 def test_weights_that_cannot_be_read(tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""raylab models: the networks for chest X-rays with what they cost, beside the published figures."""
+
+import argparse
+import statistics
+import sys
+import time
+from typing import Any
+
+from jobs import cli
+from jobs.progress import say
+from raylab.config import Model
+
+EXAMPLE = "raylab models --size 96 --names covidnet resnet50 densenet121"
+
+CLASSES = 3
+AT = 480  # px: the input of the published parameters and MACs
+PUBLISHED = {  # (millions of parameters, GMACs) at 480 px: Wang and Wong, arXiv 2003.09871, and their repository
+    "covidnet": (11.7, 7.50),
+    "covidnet-large": (40.2, 23.63),
+    "resnet50": (24.97, 17.75),
+    "vgg19": (20.37, 89.63),
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="these; else our own and the published ones")
+    parser.add_argument("--size", type=int, default=224, help="pixels a side of the images that are timed")
+    parser.add_argument("--batch", type=int, default=8, help="images of a timed training step")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    from raylab.models import IMAGES, MODELS
+
+    rows = [cost(name, args.size, args.batch) for name in args.names or MODELS[IMAGES]]
+    if not args.quiet:
+        tell(rows, args.size)
+    return {"size": args.size, "batch": args.batch, "published_at": AT, "models": rows}
+
+
+def cost(name: str, size: int, batch: int) -> dict[str, Any]:
+    """Parameters, MACs at 480 px beside the published ones, and images/s of a training step on this machine."""
+    import torch
+
+    from raylab.models import IMAGES, network
+    from raylab.models.vision import describe
+
+    make = network(IMAGES, name)
+    # Counted on the meta device, where nothing is computed
+    with torch.device("meta"):
+        counted = describe(make(Model(name=name), {"size": AT}, CLASSES), AT)
+    parameters, gmacs = PUBLISHED.get(name, (None, None))
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = make(Model(name=name), {"size": size}, CLASSES).train()
+    x, y = torch.randn(batch, 1, size, size), torch.arange(batch) % CLASSES
+    seconds = []
+    for _ in range(4):  # the first pays for memory and threads
+        started = time.perf_counter()
+        torch.nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+        seconds.append(time.perf_counter() - started)
+    return {
+        "name": name,
+        "parameters": counted["parameters"],
+        "macs": counted["macs"],
+        "published_parameters": None if parameters is None else parameters * 1e6,
+        "published_macs": None if gmacs is None else gmacs * 1e9,
+        "images_per_s": batch / statistics.median(seconds[1:]),
+    }
+
+
+def tell(rows: list[dict[str, Any]], size: int) -> None:
+    say(f"{'':18}{'parameters, M':>24}{f'GMACs at {AT} px':>24}{'images/s':>12}")
+    say(f"{'network':18}{'here':>12}{'published':>12}{'here':>12}{'published':>12}{f'at {size} px':>12}")
+
+    def shown(value: float | None, unit: float) -> str:
+        return "-" if value is None else f"{value / unit:.2f}"
+
+    for row in rows:
+        columns = [
+            shown(row["parameters"], 1e6),
+            shown(row["published_parameters"], 1e6),
+            shown(row["macs"], 1e9),
+            shown(row["published_macs"], 1e9),
+            f"{row['images_per_s']:.1f}",
+        ]
+        say(f"{row['name']:18}" + "".join(f"{text:>12}" for text in columns))
+    say("images/s: forward and backward of one training step, one thread of this machine's CPU")
+    say("covidnet, covidnet-large: reconstructions, as no architecture was published; other models: any of torchvision")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["models", *sys.argv[1:]]))

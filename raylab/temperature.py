@@ -1,0 +1,47 @@
+"""Temperature scaling: one number that makes a classifier's confidence fit its accuracy and changes no prediction.
+
+Guo et al., "On calibration of modern neural networks", arXiv 1706.04599, section 4.2. It is fitted on validation rows.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from raylab.errors import DataError
+
+Floats = NDArray[np.float64]
+
+LEAST, MOST = 0.05, 20.0  # temperatures looked at
+FLOOR = 1e-12  # probabilities below this have no useful logarithm
+
+
+def fit(y: ArrayLike, p: ArrayLike) -> float:
+    """The temperature T > 0 of least log loss of y int [N] under p float [N, K]; above 1 where p was overconfident."""
+    from scipy.optimize import minimize_scalar
+
+    truth, logits = np.asarray(y), _logits(p)
+    if len(truth) != len(logits) or len(truth) == 0:
+        raise DataError(f"{len(truth)} labels for {len(logits)} rows of probabilities", "they describe the same rows")
+
+    def loss(log_t: float) -> float:
+        scaled = _softmax(logits / np.exp(log_t))
+        return float(-np.log(np.maximum(scaled[np.arange(len(truth)), truth], FLOOR)).mean())
+
+    found = minimize_scalar(loss, bounds=(np.log(LEAST), np.log(MOST)), method="bounded")
+    return float(np.exp(found.x))
+
+
+def scaled(p: ArrayLike, temperature: float) -> Floats:
+    """Probabilities [N, K] at `temperature`: softmax(log p / T). T = 1 leaves them."""
+    return _softmax(_logits(p) / temperature)
+
+
+def _logits(p: ArrayLike) -> Floats:
+    # The logarithm of a softmax is its logits but for a constant a row, which softmax ignores.
+    logits: Floats = np.log(np.maximum(np.asarray(p, dtype=np.float64), FLOOR))
+    return logits
+
+
+def _softmax(x: Floats) -> Floats:
+    e: Floats = np.exp(x - x.max(axis=1, keepdims=True))
+    e /= e.sum(axis=1, keepdims=True)
+    return e

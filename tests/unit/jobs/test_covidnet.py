@@ -1,0 +1,134 @@
+"""Chest X-rays through the command line: raw folders, transfer, weights, and what is refused on the way."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+from test_cli import own_home, raylab, refused, same_signals  # noqa: F401  (fixtures)
+
+from jobs import home
+from tracking import model, runs
+
+CLASSES = ("normal", "pneumonia", "COVID-19")
+
+
+@pytest.fixture(scope="module")
+def trained(covidnet_data: Path, own_home: Path) -> str:  # noqa: F811
+    """The name of one small finished run."""
+    code, _, err = raylab(
+        "train", "covidnet", "--data", covidnet_data, "--smoke", "--name", "lungs", "--set", "loop.epochs=1"
+    )
+    assert code == 0, err
+    return "lungs"
+
+
+@pytest.fixture
+def folder(covidnet_data: Path, tmp_path: Path) -> Path:
+    """A data set as it is handed over: images/, labels/test_X.txt and manifest.csv, of 12 drawn images of 2 classes."""
+    pixels = np.load(covidnet_data / "images.npy")
+    drawn = pl.read_parquet(covidnet_data / "index.parquet").filter(pl.col("label") < 2).head(12)
+    root = tmp_path / "handed"
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    lines, rows = [], ["path,label,source,split,patient,view"]
+    for row, name, label in drawn.select("row", "patient", "class").iter_rows():
+        Image.fromarray(pixels[row]).resize((200, 180)).save(root / "images" / f"{row}.png")
+        lines.append(f"{name} {row}.png {label} site")
+        rows.append(f"images/{row}.png,{label},site,test,{name},AP")
+    (root / "labels" / "test_X.txt").write_text("\n".join(lines))
+    (root / "manifest.csv").write_text("\n".join(rows))
+    return root
+
+
+def result(*words: Any, tmp_path: Path) -> dict[str, Any]:
+    code, _, err = raylab(*words, "--json", tmp_path / "result.json")
+    assert code == 0, err
+    found: dict[str, Any] = json.loads((tmp_path / "result.json").read_text())
+    return found
+
+
+def test_evaluate_takes_a_folder_as_it_was_handed_over(trained, folder, tmp_path):
+    scored = result("evaluate", "covidnet", "--run", trained, "--data", folder, tmp_path=tmp_path)
+    assert scored["n"] == 12 and scored["classes"]["COVID-19"] == 0 and set(scored["confusion_by_source"]) == {"site"}
+    # a class without rows is undefined, not zero, and says why
+    assert scored["sensitivity/COVID-19"]["value"] is None and "no row" in scored["sensitivity/COVID-19"]["why"]
+    assert scored["macro_recall"]["value"] is not None and "no rows of COVID-19" in scored["macro_recall"]["note"]
+    (folder / "labels" / "test_X.txt").unlink()  # now the manifest alone
+    again = result("evaluate", "covidnet", "--run", trained, "--data", folder, tmp_path=tmp_path)
+    assert again["confusion"] == scored["confusion"]
+    (folder / "manifest.csv").unlink()
+    assert "no label list and no manifest.csv" in refused("evaluate", "covidnet", "--run", trained, "--data", folder)
+
+
+def test_prepare_from_a_folder(folder, tmp_path):
+    out = result("prepare", "covidnet", "--path", folder, "--size", 64, "--out", tmp_path / "out", tmp_path=tmp_path)
+    assert set(out["counts"]) == {"test"} and sum(out["counts"]["test"].values()) == 12
+    assert out["attrition"][0]["step"] == "lines in the lists" and out["warnings"] == []
+    (folder / "labels" / "test_X.txt").unlink()  # the manifest alone, which has no domains
+    said = refused("prepare", "covidnet", "--path", folder, "--domain", "Y", "--out", tmp_path / "none", "--size", 64)
+    assert "domain" in said and not (tmp_path / "none").exists()
+
+
+def test_a_class_without_training_rows_is_refused(folder, tmp_path):
+    (folder / "labels" / "test_X.txt").rename(folder / "labels" / "train_X.txt")
+    result("prepare", "covidnet", "--path", folder, "--size", 64, "--out", tmp_path / "out", tmp_path=tmp_path)
+    said = refused("train", "covidnet", "--data", tmp_path / "out", "--smoke")
+    assert "no row of class COVID-19 in the training data" in said
+
+
+@pytest.mark.parametrize("mode", ["scratch", "probe", "full"])
+def test_transfer_modes(mode, trained, covidnet_data, own_home, tmp_path):  # noqa: F811
+    name = f"from-lungs-{mode}"
+    words = ["--set", f"transfer.mode={mode}", "loop.epochs=1", "seed=1", "transfer.reestimate=false"]
+    done = result(
+        "transfer", "covidnet", "--from", trained, "--data", covidnet_data, "--name", name, *words, tmp_path=tmp_path
+    )
+    assert done["parent"] == trained
+    tags = home.note(own_home / "runs" / name)["tags"]
+    assert tags["raylab.kind"] == "transfer" and tags["raylab.parent_name"] == trained
+    before, after = (load_file(own_home / "runs" / n / "model" / "model.safetensors") for n in (trained, name))
+    same = [n for n in before if (before[n] == after[n]).all() and "num_batches" not in n]
+    body = [n for n in before if not n.startswith("head.") and "num_batches" not in n]
+    if mode == "probe":
+        assert set(same) >= set(body) and "head.weight" not in same
+    else:
+        assert "stem.0.weight" not in same
+
+
+def test_weights_of_a_registered_model(trained, covidnet_data, own_home, tmp_path):  # noqa: F811
+    described = home.note(own_home / "runs" / trained)
+    version = model.register(described["uri"], described["run_id"], "lung-net", "best")
+    words = ["--smoke", "--set", "loop.epochs=1", "transfer.mode=probe", "transfer.reestimate=false"]
+    for given in (f"models:/lung-net/{version}", "models:/lung-net@best"):
+        done = result("train", "covidnet", "--data", covidnet_data, *words, f"model.weights={given}", tmp_path=tmp_path)
+        before = load_file(own_home / "runs" / trained / "model" / "model.safetensors")
+        after = load_file(Path(done["directory"]) / "model" / "model.safetensors")
+        assert (before["stem.0.weight"] == after["stem.0.weight"]).all()
+        recipe = json.loads((Path(done["directory"]) / "recipe.json").read_text())
+        assert Path(recipe["model"]["weights"]).is_file()  # what a resumed run starts from
+    said = refused("train", "covidnet", "--data", covidnet_data, *words, "model.weights=models:/none/1")
+    assert "no registered model models:/none/1" in said
+    assert runs.address(own_home).startswith("sqlite")
+
+
+def test_weights_that_do_not_fit_are_refused_before_a_run_exists(trained, covidnet_data, own_home):  # noqa: F811
+    before = sorted(p.name for p in (own_home / "runs").iterdir())
+    weights = own_home / "runs" / trained / "model" / "model.safetensors"
+    said = refused(
+        "train", "covidnet", "--data", covidnet_data, "--smoke", "--set", "model.width=0.5", f"model.weights={weights}"
+    )
+    assert "do not fit the network" in said and "stem.0.weight" in said
+    assert sorted(p.name for p in (own_home / "runs").iterdir()) == before
+
+
+def test_models_lists_published_figures_beside_ours(tmp_path):
+    listed = result("models", "--size", 32, "--batch", 2, "--names", "covidnet", "resnet18", tmp_path=tmp_path)
+    ours, other = listed["models"]
+    assert ours["published_parameters"] == 11.7e6 and ours["parameters"] < 2e6 and ours["images_per_s"] > 0
+    assert other["published_macs"] is None and other["macs"] > 8e9
+    assert "unknown model 'resnet_18'" in refused("models", "--names", "resnet_18")
