@@ -25,6 +25,7 @@ VERBS = {
     "tune": "search hyperparameters, or resume a search",
     "evaluate": "score a run on a split, with intervals",
     "predict": "write a run's probabilities for every row",
+    "simulate": "sweep the lung model over parameters, or view one virtual patient",
     "compare": "table and HTML report of tracked runs",
     "sync": "send to MLflow what is still in outboxes",
     "ui": "serve the MLflow pages on a loopback port",
