@@ -26,6 +26,7 @@ VERBS = {
     "evaluate": "score a run on a split, with intervals",
     "predict": "write a run's probabilities for every row",
     "simulate": "sweep the lung model over parameters, or view one virtual patient",
+    "fit": "fit the lung model to the gases of every stay",
     "compare": "table and HTML report of tracked runs",
     "sync": "send to MLflow what is still in outboxes",
     "ui": "serve the MLflow pages on a loopback port",
