@@ -44,7 +44,8 @@ class SlurmProvider(NodeProvider):
         self.asked = self.directory.asked
         self.slurm = slurm or Slurm()
         self.lock = threading.RLock()
-        self.seen: dict[str, tuple[Job, Comment]] = {}
+        self.seen: dict[str, tuple[Job, Comment]] = {}  # what there is now
+        self.known: dict[str, tuple[Job, Comment]] = {}  # and was: Ray asks for tags after listing, from other threads
         self.seen_at = float("-inf")
 
     def _nodes(self) -> dict[str, tuple[Job, Comment]]:
@@ -58,6 +59,7 @@ class SlurmProvider(NodeProvider):
                     if comment is not None
                     and (comment.cluster, comment.epoch, comment.kind) == (self.asked["id"], self.epoch, "worker")
                 }
+                self.known.update(self.seen)
                 self.seen_at = time.monotonic()
             return self.seen
 
@@ -66,7 +68,8 @@ class SlurmProvider(NodeProvider):
         return [id for id in ids if tag_filters.items() <= self.node_tags(id).items()]
 
     def is_running(self, node_id: str) -> bool:
-        return node_id == HEAD or (node_id in self.seen and self.seen[node_id][0].running)
+        here = self.seen
+        return node_id == HEAD or (node_id in here and here[node_id][0].running)
 
     def is_terminated(self, node_id: str) -> bool:
         return node_id != HEAD and node_id not in self._nodes()
@@ -78,7 +81,7 @@ class SlurmProvider(NodeProvider):
                 TAG_RAY_USER_NODE_TYPE: "head",
                 TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE,
             }
-        _, comment = self.seen[node_id]
+        _, comment = self.known[node_id]
         return {
             TAG_RAY_NODE_KIND: NODE_KIND_WORKER,
             TAG_RAY_USER_NODE_TYPE: comment.type,
@@ -90,7 +93,7 @@ class SlurmProvider(NodeProvider):
         return self.external_ip(node_id)
 
     def external_ip(self, node_id: str) -> str:
-        return node_id if node_id == HEAD else self.seen[node_id][0].node
+        return node_id if node_id == HEAD else self.known[node_id][0].node
 
     def create_node_with_resources_and_labels(
         self,

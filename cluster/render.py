@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.directory import Comment
 from cluster.sites import NodeType, Site
+from raylab.errors import UsageError
 
 # Nothing of the submitting shell's own clusters may reach a node
 FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_ID", "CUDA_VISIBLE_DEVICES")
@@ -69,7 +70,12 @@ def script(
 
 
 def quoted(text: str) -> str:
-    """`text` as one word of an #SBATCH line: in double quotes where sbatch would split or read on."""
+    """`text` as one word of an #SBATCH line: in double quotes where sbatch would split or read on.
+
+    Raises UsageError for a line break, which no quotes can hold there.
+    """
+    if "\n" in text or "\r" in text:
+        raise UsageError(f"{text!r} has a line break", "a job's options are lines of its script", "take it out")
     if text and not set(text) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./,:@%"):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

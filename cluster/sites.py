@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from raylab.errors import UsageError, unknown
 
@@ -17,6 +17,18 @@ SOCKET_LIMIT = 107  # bytes of a Unix socket's path, from Linux's sockaddr_un
 SESSION = 80  # bytes that Ray adds: /session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store, and our own directory
 
 Text = Annotated[str, Field(min_length=1)]
+Line = Annotated[str, Field(pattern=r"^[^\n\r]*$")]  # of a script
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+def _not_head(kind: str) -> str:
+    if kind == "head":
+        raise ValueError("'head' is what the head is called")
+    return kind
+
+
+# A part of a job's comment, which has colons between its parts; the head is a type of Ray's own
+Kind = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$"), AfterValidator(_not_head)]
 
 
 class Part(BaseModel):
@@ -33,7 +45,7 @@ class NodeType(Part):
     features: str | None = None  # as in --constraint
     partition: str | None = None  # else the site's
     max: int | None = Field(None, ge=1)  # nodes of this kind at the most
-    sbatch: tuple[str, ...] = ()  # further options, e.g. "--exclusive"
+    sbatch: tuple[Line, ...] = ()  # further options, e.g. "--exclusive"
 
 
 class Site(Part):
@@ -51,14 +63,14 @@ class Site(Part):
     python: Text | None = None  # on the nodes; else the one that runs `raylab`
     image: Text | None = None  # an Apptainer image in which everything runs
     bind: tuple[str, ...] = ()  # further paths that the image shall see
-    environment: dict[str, str] = {}  # a proxy, for one
+    environment: dict[Variable, str] = {}  # a proxy, for one
     scratch: Text = "/tmp"  # node-local and short: Ray's sockets lie below it
     shared: Text | None = None  # what all nodes share; RAYLAB_HOME must lie below it
     interface: Text | None = None  # network interface that nodes talk over, e.g. ib0
     ssh: bool = False  # compute nodes can be reached by ssh from the login node
-    sbatch: tuple[str, ...] = ()  # further options of every job
+    sbatch: tuple[Line, ...] = ()  # further options of every job
     head: NodeType = NodeType(cpus=2, memory_mb=6000)  # Ray, the drivers of all jobs, MLflow
-    nodes: dict[str, NodeType]
+    nodes: dict[Kind, NodeType] = Field(min_length=1)
 
 
 def own_file() -> Path:
@@ -76,14 +88,18 @@ def site(name: str) -> Site:
     shipped, own = _read(SHIPPED), _read(own_file())
     if name not in shipped | own:
         raise unknown("site", name, shipped | own)
-    merged = _merge(shipped.get(name, {}), own.get(name, {}))
     where = own_file() if name in own else SHIPPED
+    if not isinstance(own.get(name, {}), dict):
+        raise UsageError(f"'{name}' in {where} is no section", do=f"write [{name}] and its keys below")
+    merged = _merge(shipped.get(name, {}), own.get(name, {}))
     if blanks := [f"{key}: {text.removeprefix(BLANK).rstrip('> ')}" for key, text in _blanks(merged)]:
         raise UsageError(
             f"site '{name}' has blanks: " + "; ".join(blanks),
             "they are not publicly known, and are not guessed",
             f"write them into [{name}] of {own_file()}",
         )
+    if "name" in merged:
+        raise unknown(f"key of [{name}] in {where}:", "name", Site.model_fields.keys() - {"name"})
     try:
         return Site.model_validate({"name": name, **merged})
     except ValidationError as error:
@@ -119,6 +135,12 @@ def check(site: Site, home: Path, time: str) -> None:
             f"Ray's sockets lie below it, and their paths have {SOCKET_LIMIT} bytes at the most",
             f"choose one of {SOCKET_LIMIT - SESSION} bytes or fewer, e.g. /tmp",
         )
+    if any(character in str(home) for character in "\\\n\r"):
+        raise UsageError(
+            f"{str(home)!r} has a backslash or a line break in its name",
+            "Slurm could not write a job's log below it",
+            "export RAYLAB_HOME=DIRECTORY, with another name",
+        )
     if site.shared is not None and not home.resolve().is_relative_to(Path(site.shared).resolve()):
         raise UsageError(
             f"{home} does not lie on the shared storage of site '{site.name}', {site.shared}",
@@ -139,7 +161,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(under)
     for key, value in over.items():
-        merged[key] = _merge(merged[key], value) if isinstance(value, dict) and key in merged else value
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
     return merged
 
 

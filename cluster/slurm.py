@@ -3,10 +3,10 @@
 import os
 import re
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 
 from raylab.errors import SlurmError, UsageError
 
@@ -29,13 +29,18 @@ COLUMNS = {"JobID": 20, "State": 20, "RestartCnt": 10, "TimeLeft": 20, "NodeList
 
 # What Slurm says when it refuses a job, and what to change. Its own words are kept in the error.
 REFUSALS = (
+    (r"accounting/QOS policy|QOSMax|QOSGrp|AssocMax|AssocGrp", "fewer or smaller nodes, or another partition"),
+    (
+        r"account/partition",
+        "correct `account` or `partition` of the site; `sacctmgr show associations user=$USER` lists yours",
+    ),
     (r"partition", "correct `partition` of the site; `sinfo` lists what there is"),
     (r"account|association", "correct `account` of the site; `sacctmgr show associations user=$USER` lists yours"),
     (r"qos", "correct `qos` of the site; `sacctmgr show associations user=$USER format=qos` lists yours"),
     (r"time limit", "a shorter --time; `sinfo -o '%P %l'` lists the limits"),
     (r"node configuration|cpu count|memory|gres", "a smaller node type of the site; `sinfo -o %c,%m,%G` lists nodes"),
     (r"features?", "correct `features` of the node type; `sinfo -o '%P %f'` lists them"),
-    (r"limit|policy|QOSMax", "fewer or smaller nodes, or another partition"),
+    (r"limit|policy", "fewer or smaller nodes, or another partition"),
 )  # fmt: skip
 
 # Slurm's reasons for a job that waits, in plain words
@@ -93,7 +98,7 @@ class Slurm:
     def submit(self, script: Path) -> str:
         """The id of the new job. Raises UsageError when Slurm refuses the job, with its own words."""
         try:
-            return self.run("sbatch", "--parsable", str(script)).strip().split(";")[0]
+            return self.run("sbatch", "--parsable", str(script), once=True).strip().split(";")[0]
         except _Refused as error:
             text = error.text
             advice = next((do for pattern, do in REFUSALS if re.search(pattern, text, re.IGNORECASE)), "see the script")
@@ -117,16 +122,17 @@ class Slurm:
         pairs = (line.split("=", 1) for line in self.run("scontrol", "show", "config").splitlines() if "=" in line)
         return {name.strip(): value.strip() for name, value in pairs}
 
-    def run(self, command: str, *arguments: str, allow: str | None = None) -> str:
+    def run(self, command: str, *arguments: str, allow: str | None = None, once: bool = False) -> str:
         """Standard output of one Slurm command.
 
         Raises SlurmError when it is not there or does not answer within 30 s, three times in a row, and _Refused with
-        Slurm's words when it answers no (`allow`: a pattern of refusals that are none).
+        Slurm's words when it answers no (`allow`: a pattern of refusals that are none). `once`: one that Slurm may have
+        heard though its answer was lost is not repeated.
         """
         program = command if self.directory is None else str(self.directory / command)
         for attempt in range(TRIES):
             if attempt:
-                time.sleep(2.0**attempt)  # slurmctld answers "try again" in these words: a failover takes seconds
+                sleep(2.0**attempt)  # slurmctld answers "try again" in these words: a failover takes seconds
             try:
                 done = subprocess.run(
                     [program, *arguments],
@@ -141,12 +147,16 @@ class Slurm:
                 ) from error
             except subprocess.TimeoutExpired:
                 text = f"no answer within {ANSWER_SECONDS:.0f} s"
+                if once:
+                    break
                 continue
             text = (done.stderr.strip() or done.stdout.strip()).removeprefix(f"{command}: ").removeprefix("error: ")
             if done.returncode == 0 or (allow and re.search(allow, text)):
                 return done.stdout
             if not re.search(r"[Uu]nable to contact|[Ss]ocket timed out|[Cc]onnection refused|try again", text):
                 raise _Refused(command, text)
+            if once and "timed out" in text:
+                break
         raise SlurmError(
             f"Slurm does not answer ({command})", text, "try again in a minute; running jobs go on meanwhile"
         )

@@ -1,0 +1,254 @@
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster import render
+from cluster.directory import Comment
+from cluster.sites import NodeType, Site
+from raylab.errors import UsageError
+
+COMMENT = Comment("1a2b", 0, "worker", "gpu", "r1")
+NODE = NodeType(cpus=8, memory_mb=16000, gpus=2, gpu_type="v100", features="big&fast", sbatch=("--exclusive",))
+SITE = Site(
+    name="full",
+    partition="gpus",
+    account="cstao",
+    qos="low",
+    lead_seconds=90,
+    setup=("module load Python", "source /p/env/bin/activate"),
+    environment={"HTTPS_PROXY": "http://proxy:3128"},
+    sbatch=("--mail-type=NONE",),
+    nodes={"gpu": NODE},
+)
+ANY = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
+
+
+def text(site: Site = SITE, node: NodeType = NODE, **other) -> str:
+    facts = {
+        "site": site, "node": node, "comment": COMMENT, "job_name": "raylab-ray-gpu", "time": "02:00:00",
+        "log": Path("/p/ray/logs"), "environment": {"RAYLAB_HOME": "/p/ray"}, "command": ["python", "-m", "x"],
+    }  # fmt: skip
+    return render.script(**{**facts, **other})
+
+
+def options(script: str) -> list[str]:
+    return [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+
+
+def test_every_option_of_a_job():
+    assert options(text(nodes=3)) == [
+        "--job-name=raylab-ray-gpu",
+        "--comment=raylab:1a2b:0:worker:gpu:r1",
+        "--partition=gpus",
+        "--account=cstao",
+        "--qos=low",
+        "--time=02:00:00",
+        "--nodes=3",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=8",
+        "--mem=16000M",
+        "--gres=gpu:v100:2",
+        '--constraint="big&fast"',
+        "--signal=USR1@90",
+        "--output=/p/ray/logs/%x-%j.out",
+        "--open-mode=append",
+        "--chdir=/p/ray/logs",
+        "--requeue",
+        "--mail-type=NONE",
+        "--exclusive",
+    ]
+
+
+def test_what_a_site_does_not_say_is_left_to_slurm():
+    plain = Site(name="plain", nodes={"cpu": NodeType(cpus=1, memory_mb=1000)})
+    names = {option.split("=")[0] for option in options(text(plain, plain.nodes["cpu"]))}
+    assert not names & {"--partition", "--account", "--qos", "--gres", "--constraint"}
+
+
+def test_a_node_types_own_partition_stands_before_the_sites():
+    assert "--partition=dev" in options(text(node=NODE.model_copy(update={"partition": "dev"})))
+
+
+def test_options_come_before_the_first_command_or_slurm_would_not_read_them():
+    lines = text().splitlines()
+    assert lines[0] == "#!/bin/bash"
+    last = max(at for at, line in enumerate(lines) if line.startswith("#SBATCH"))
+    assert all(line.startswith("#") for line in lines[:last])
+
+
+def test_a_job_that_shall_not_be_started_again_says_so():
+    assert "--no-requeue" in options(text(requeue=False))
+
+
+# --- words of #SBATCH lines ---
+
+
+def words(line: str) -> list[str]:
+    """How sbatch cuts a line into words: blanks part, quotes and backslashes protect, # ends (src/common/slurm_opt.c;
+    tests/slurm/test_render.py asks the real one)."""
+    found, word, quote, at = [], None, "", 0
+    while at < len(line):
+        letter = line[at]
+        if letter == "\\" and quote != "'":
+            at += 1
+            word = (word or "") + line[at]
+        elif quote:
+            if letter == quote:
+                quote = ""
+            else:
+                word = (word or "") + letter
+        elif letter in "\"'":
+            quote, word = letter, word or ""
+        elif letter in " \t":
+            if word is not None:
+                found.append(word)
+            word = None
+        elif letter == "#":
+            break
+        else:
+            word = (word or "") + letter
+        at += 1
+    assert not quote, "an open quote"
+    return found + ([word] if word is not None else [])
+
+
+@given(st.text(st.characters(exclude_characters="\0\n\r", exclude_categories=["Cs"]), min_size=1))
+def test_any_name_is_one_word_of_an_sbatch_line(name):
+    assert words(f"--job-name={render.quoted(name)} --next") == [f"--job-name={name}", "--next"]
+
+
+@pytest.mark.parametrize(
+    "name", ["two words", 'a "quoted" one', "it's", "back\\slash", "100%", "a#b", "$HOME", "`id`", ""]
+)
+def test_names_that_need_care(name):
+    assert words(render.quoted(name)) == [name]
+
+
+def test_a_plain_word_is_left_as_it_is():
+    assert render.quoted("/p/scratch/ray-1_x.y/%j") == "/p/scratch/ray-1_x.y/%j"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_a_line_break_would_end_the_option(end):
+    with pytest.raises(UsageError, match="line break"):
+        text(job_name=f"a{end}#SBATCH --account=other")
+
+
+def test_a_percent_sign_of_a_path_is_not_a_pattern_of_slurms():
+    script = text(log=Path("/p/50%j"))
+    assert "--output=/p/50%%j/%x-%j.out" in options(script) and "--chdir=/p/50%j" in options(script)
+
+
+# --- what bash makes of it ---
+
+
+def run(script: str, tmp_path: Path, **environment: str) -> dict:
+    """The script in real bash, with an srun that notes what it was given."""
+    note = tmp_path / "note.json"
+    srun = tmp_path / "srun"
+    srun.write_text(
+        "#!/usr/bin/env python3\nimport json, os, signal, sys\n"
+        "mask = os.umask(0)\n"
+        "ignored = [s.name for s in (signal.SIGTERM, signal.SIGUSR1) if signal.getsignal(s) == signal.SIG_IGN]\n"
+        f"json.dump([sys.argv[1:], dict(os.environ), mask, ignored], open({str(note)!r}, 'w'))\n"
+    )
+    srun.chmod(0o755)
+    path = tmp_path / "job.sh"
+    path.write_text(script)
+    clean = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8", **environment}
+    subprocess.run(["bash", str(path)], env=clean, check=True, capture_output=True, timeout=60)
+    return dict(zip(("words", "environment", "umask", "ignored"), json.loads(note.read_text()), strict=True))
+
+
+PLAIN = SITE.model_copy(update={"setup": ()})
+
+
+def test_the_step_gets_its_command_its_environment_and_nothing_foreign(tmp_path):
+    (tmp_path / "setup.sh").write_text("export FROM_SETUP=1 RAYLAB_HOME=overridden\n")
+    site = PLAIN.model_copy(update={"setup": (f"source {tmp_path}/setup.sh",)})
+    command = ["/p/with space/python", "-m", "cluster.node", "/p/it's", 'quo"te', "$HOME", "back\\slash", ""]
+    foreign = dict.fromkeys(render.FOREIGN, "someone's")
+    seen = run(text(site, command=command, nodes=2), tmp_path, **foreign)
+    at = seen["words"].index("/p/with space/python")
+    assert seen["words"][at:] == command
+    assert "--nodes=2" in seen["words"][:at] and "--ntasks-per-node=1" in seen["words"][:at]
+    assert not set(render.FOREIGN) & set(seen["environment"])
+    assert seen["environment"]["FROM_SETUP"] == "1"
+    assert seen["environment"]["HTTPS_PROXY"] == "http://proxy:3128"
+    assert seen["environment"]["RAYLAB_HOME"] == "/p/ray", "what we say stands after the site's setup"
+    assert seen["umask"] == 0o077
+
+
+@settings(max_examples=6)
+@given(st.dictionaries(st.from_regex(r"\AX_[A-Z]{1,6}\Z"), ANY, min_size=4, max_size=12))
+def test_any_value_arrives_as_it_is_through_real_bash(tmp_path_factory, values):
+    seen = run(text(PLAIN, environment=values), tmp_path_factory.mktemp("bash"))
+    assert {name: seen["environment"][name] for name in values} == values
+
+
+@settings(max_examples=6)
+@given(st.lists(ANY, min_size=4, max_size=12))
+def test_any_words_of_the_command_arrive_as_they_are(tmp_path_factory, command):
+    seen = run(text(PLAIN, command=["START", *command]), tmp_path_factory.mktemp("bash"))
+    assert seen["words"][seen["words"].index("START") + 1 :] == command
+
+
+def test_the_shell_outlives_the_signals_that_are_for_the_agent(tmp_path):
+    """An ignored signal stays ignored in children; srun passes them to the step by itself."""
+    assert run(text(PLAIN), tmp_path)["ignored"] == ["SIGTERM", "SIGUSR1"]
+
+
+# --- Ray's autoscaling configuration ---
+
+
+NODES = {"cpu": NodeType(cpus=4, memory_mb=4000), "gpu": NodeType(cpus=8, memory_mb=9000, gpus=2, max=3)}
+
+
+def autoscaling(low: int = 1, high: int = 8, idle: float = 90) -> dict:
+    return json.loads(render.autoscaling("ray", Path("/p/ray"), 2, NODES, low, high, idle))
+
+
+def test_the_locked_rays_own_checks_take_the_autoscaling_configuration():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = autoscaling()
+    prepared = prepare_config(dict(config))
+    validate_config(prepared)
+    validate_config(config)
+    assert set(prepared) == set(config), "Ray fills in what is missing and its monitor then reads the file without it"
+
+
+def test_the_locked_ray_reads_our_limits_from_it():
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+
+    read = AutoscalingConfig(autoscaling())
+    types = read.get_node_type_configs()
+    assert read.get_head_node_type() == "head"
+    assert read.get_max_num_worker_nodes() == 8
+    assert (types["cpu"].min_worker_nodes, types["cpu"].max_worker_nodes) == (1, 8)
+    assert (types["gpu"].min_worker_nodes, types["gpu"].max_worker_nodes) == (0, 3)
+    assert types["gpu"].resources == {"CPU": 8, "GPU": 2}
+    assert types["cpu"].idle_timeout_s == 90
+
+
+def test_the_provider_finds_its_cluster_in_it():
+    provider = autoscaling()["provider"]
+    assert (provider["directory"], provider["epoch"]) == ("/p/ray", 2)
+    module, name = provider["module"].rsplit(".", 1)
+    assert hasattr(__import__(module, fromlist=[name]), name)
+
+
+def test_all_nodes_at_once_may_be_asked_for():
+    assert autoscaling()["upscaling_speed"] >= 8
+
+
+def test_the_largest_that_a_cluster_can_be():
+    assert render.capacity(NODES, 5) == [
+        {"count": 5, "resources": {"CPU": 4}},
+        {"count": 3, "resources": {"CPU": 8, "GPU": 2}},
+    ]
