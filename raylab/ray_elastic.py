@@ -23,6 +23,7 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 )
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
     TrainAutoscalingCoordinatorClient,
@@ -196,6 +197,10 @@ class ElasticTrainer(TorchTrainer):
     def __init__(self, *arguments: Any, policy: ElasticPolicy, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.policy = policy
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without Ray Data, of which nothing is used here: its manager is a process of 200 MB a group of workers."""
+        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         coordinator()
