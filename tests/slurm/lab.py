@@ -14,16 +14,16 @@ from tests.wait import wait_for
 
 SITES = """
 [testbed]
-idle_seconds = 20
+idle_seconds = 40
 [testbed.nodes.spot]
 cpus = 1
 memory_mb = 2500
 partition = "preempt"
 """
 INTERVAL = 50
-# 800 steps of a second tenth each: long enough to be hit in the middle, and to go on afterwards
+# 400 steps of a twentieth of a second and more: long enough to be hit in the middle, and to go on afterwards
 RECIPE = (
-    "--smoke", "--set", "loop.epochs=400", f"loop.checkpoint_steps={INTERVAL}", "model.hidden=128", "model.layers=2",
+    "--smoke", "--set", "loop.epochs=200", f"loop.checkpoint_steps={INTERVAL}", "model.hidden=128", "model.layers=2",
     "loop.ema=0.9", "model.dropout=0.2", "scaling.resize_seconds=15",
 )  # fmt: skip
 
