@@ -10,6 +10,7 @@ from typing import Any
 from jobs import cli, home, scores, tracked, train
 from jobs.progress import say
 from jobs.session import ray_environment, ray_session
+from jobs.trial_table import TrialTable, order, row
 from raylab import config, recipes
 from raylab.config import Recipe
 from raylab.data.prepared import read_meta
@@ -116,10 +117,11 @@ class ToMlflow:
     """Gives each trial an MLflow run below the search's, and feeds its outbox."""
 
     def __init__(self, directory: Path, recipe: Recipe, forwarder: Forwarder, quiet: bool) -> None:
-        self.directory, self.recipe, self.forwarder, self.quiet = directory, recipe, forwarder, quiet
+        self.directory, self.recipe, self.forwarder = directory, recipe, forwarder
         self.parent = home.note(directory)
         self.rows: dict[int, tracked.ToOutbox] = {}
         self.objective = f"val/{task(recipe.task).objective}"
+        self.table = TrialTable(recipe.search.trials, self.objective, quiet)
         self._catch_up()
 
     def _catch_up(self) -> None:
@@ -140,6 +142,7 @@ class ToMlflow:
         outbox = Outbox(directory / "outbox")
         self.forwarder.add(outbox.directory)
         self.rows.setdefault(number, tracked.ToOutbox(directory))
+        self.table.update(number, how="running", params=params)
         recipe = config.override(self.recipe, {p: v for p, v in params.items()})
         if (directory / "run.json").is_file():
             outbox.append({"kind": "status", "status": "RUNNING"})
@@ -148,6 +151,8 @@ class ToMlflow:
 
     def row(self, number: int, metrics: Metrics) -> None:
         self.rows[number]([metrics])
+        if self.objective in metrics:
+            self.table.update(number, objective=metrics[self.objective], epoch=metrics["epoch"] + 1)
 
     def ended(self, number: int, how: str) -> None:
         outbox = Outbox(self.trial(number) / "outbox")
@@ -155,16 +160,7 @@ class ToMlflow:
         outbox.append({"kind": "tags", "values": {"raylab.stopped": stopped}})
         outbox.append({"kind": "status", "status": "FAILED" if how == "failed" else "FINISHED"})
         home.annotate(self.trial(number), status="FAILED" if how == "failed" else "FINISHED")
-        if not self.quiet:
-            end = json.loads((self.trial(number) / "end.json").read_text())
-            say(trial_line(number, end, self.objective))
-
-
-def trial_line(number: int, end: dict[str, Any], objective: str) -> str:
-    score = end.get("objective")
-    params = "  ".join(f"{p}={v:.3g}" if isinstance(v, float) else f"{p}={v}" for p, v in end.get("params", {}).items())
-    shown = end.get("error", "") if score is None else f"{objective} {score:.4f} after {end['epoch']} epochs"
-    return f"  trial {number:3d}  {end['how']:8}  {shown}  {params}"
+        self.table.update(number, **json.loads((self.trial(number) / "end.json").read_text()))
 
 
 def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
@@ -214,8 +210,8 @@ def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, A
     }  # fmt: skip
     if not quiet:
         say(f"best of {len(ends)} trials:")
-        for n, e in sorted(ends.items(), key=lambda item: -(item[1]["objective"] or -1e9))[:5]:
-            say(trial_line(n, e, objective))
+        for n, e in sorted(ends.items(), key=order)[:5]:
+            say(row(n, e, objective))
         scores.tell(out)
         say(
             f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split test   (the winner only)"
