@@ -1,0 +1,174 @@
+"""Gases in blood: O2 saturation and content, CO2 content and pH from tensions, and the way back.
+
+All functions are elementwise over float64 tensors: mmHg, g/dL, mmol/L, mL(STPD)/dL, degC. `state` returns values and
+derivatives, which the solvers need; the derivatives are those of the formulae beside them.
+
+Sources (abstracts and coefficients looked up, papers not read in full unless said):
+  O2 saturation, its Bohr and temperature shifts: Severinghaus, J Appl Physiol 1979;46:599, Eq. 1, 3, 4
+  O2 content: 1.34 mL/g (Huefner) and 0.003 mL/dL/mmHg dissolved
+  pH at a base excess: Van Slyke equation as in Lang and Zander, Clin Chem Lab Med 2002;40:404
+  CO2 content: Douglas, Jones and Reed, J Appl Physiol 1988;65:473, with Kelman's solubility and pK'
+               (Respir Physiol 1967;3:111)
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+HUEFNER_mL_per_g = 1.34
+O2_SOLUBILITY_mL_per_dL_mmHg = 0.003
+LN10 = math.log(10)
+STEPS = 80  # Newton steps of `tensions` at most; 6 to 12 are usual
+LARGEST = 0.6  # of a step, in ln(mmHg)
+TOLERANCE = 1e-11  # relative, of the last step
+
+
+class State(NamedTuple):
+    """Blood at given PO2 (x), PCO2 (y) and pH (h), with partial derivatives: `o2_h` is d o2 / d pH."""
+
+    s: Tensor
+    o2: Tensor
+    co2: Tensor
+    excess: Tensor  # base excess at this point less the blood's own: 0 where the pH is right
+    o2_x: Tensor
+    o2_h: Tensor
+    co2_x: Tensor
+    co2_y: Tensor
+    co2_h: Tensor
+    excess_x: Tensor
+    excess_y: Tensor
+    excess_h: Tensor
+
+
+def saturation(po2_mmHg: Tensor, ph: Tensor | float = 7.4, temperature_C: Tensor | float = 37.0) -> Tensor:
+    """Fraction (0 to 1) of haemoglobin that holds O2. Severinghaus 1979, Eq. 1, at PO2 moved to pH 7.4 and 37 degC.
+
+    Eq. 3 and 4 give d ln PO2 / dT and d ln PO2 / dpH at constant saturation as functions of PO2; they are taken at
+    the PO2 given and as constant over the shift, which is exact at the standard point.
+    """
+    virtual, _, _ = _virtual(po2_mmHg, torch.as_tensor(ph), torch.as_tensor(temperature_C))
+    return 1 / (23400 / (virtual**3 + 150 * virtual) + 1)
+
+
+def _virtual(x: Tensor, h: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """PO2 at pH 7.4 and 37 degC of the same saturation, and d ln(virtual) / d ln(x), d ln(virtual) / d pH."""
+    bohr = (x / 26.6) ** 0.184
+    hot = (0.00243 * x) ** 3.88
+    acid, fever = h - 7.4, t - 37
+    virtual = x * torch.exp((2.2 - bohr) * acid - (0.058 / (hot + 1) + 0.013) * fever)
+    slope = 1 - 0.184 * bohr * acid + 0.058 * 3.88 * hot / (hot + 1) ** 2 * fever
+    return virtual, slope, 2.2 - bohr
+
+
+def state(x: Tensor, y: Tensor, h: Tensor, hb: Tensor, base_excess: Tensor, t: Tensor) -> State:
+    """Blood of haemoglobin `hb`, base excess and temperature `t` at PO2 `x`, PCO2 `y` and pH `h`.
+
+    Base excess (Lang and Zander): (1 - .0143 Hb)((.0304 PCO2 10^(pH - 6.1) - 24.26) + (9.5 + 1.63 Hb)(pH - 7.4))
+    - .2 Hb (1 - S); its last term is the acid-base side of the Haldane effect.
+    CO2 content (Douglas): plasma (1 - .0289 Hb / ((3.352 - .456 S)(8.142 - pH))),
+    plasma = 2.226 s PCO2 (1 + 10^(pH - pK')), s = .0307 + .00057 (37 - T) + .00002 (37 - T)^2,
+    pK' = 6.086 + .042 (7.4 - pH) + (38 - T)(.00472 + .00139 (7.4 - pH)).
+    """
+    virtual, slope_x, slope_h = _virtual(x, h, t)
+    cube = virtual**3 + 150 * virtual
+    s = cube / (cube + 23400)
+    s_ln = 23400 * (3 * virtual**2 + 150) * virtual / (cube + 23400) ** 2  # d s / d ln(virtual)
+    s_x, s_h = s_ln * slope_x / x, s_ln * slope_h
+
+    bound = HUEFNER_mL_per_g * hb
+    o2 = bound * s + O2_SOLUBILITY_mL_per_dL_mmHg * x
+
+    bicarbonate = 0.0304 * y * torch.exp(LN10 * (h - 6.1))
+    share, buffer = 1 - 0.0143 * hb, 9.5 + 1.63 * hb
+    excess = share * (bicarbonate - 24.26 + buffer * (h - 7.4)) - 0.2 * hb * (1 - s) - base_excess
+
+    cold = 37 - t
+    solubility = 0.0307 + 0.00057 * cold + 0.00002 * cold**2
+    pk = 6.086 + 0.042 * (7.4 - h) + (38 - t) * (0.00472 + 0.00139 * (7.4 - h))
+    pk_h = -0.042 - 0.00139 * (38 - t)
+    ratio = torch.exp(LN10 * (h - pk))
+    plasma = 2.226 * solubility * y * (1 + ratio)
+    plasma_h = 2.226 * solubility * y * ratio * LN10 * (1 - pk_h)
+    low, high = 3.352 - 0.456 * s, (8.142 - h).clamp(min=0.3)
+    held = h < 7.842  # Douglas's factor has a pole at 8.142: beyond this pH, of no living blood, it stays as it is
+    cells = 0.0289 * hb / (low * high)
+    whole = 1 - cells
+    cells_s, cells_h = cells * 0.456 / low, cells / high * held
+    co2 = plasma * whole
+    return State(
+        s=s,
+        o2=o2,
+        co2=co2,
+        excess=excess,
+        o2_x=bound * s_x + O2_SOLUBILITY_mL_per_dL_mmHg,
+        o2_h=bound * s_h,
+        co2_x=-plasma * cells_s * s_x,
+        co2_y=co2 / y,
+        co2_h=plasma_h * whole - plasma * (cells_h + cells_s * s_h),
+        excess_x=0.2 * hb * s_x,
+        excess_y=share * bicarbonate / y,
+        excess_h=share * (LN10 * bicarbonate + buffer) + 0.2 * hb * s_h,
+    )
+
+
+def ph_of(po2_mmHg: Tensor, pco2_mmHg: Tensor, hb: Tensor, base_excess: Tensor, temperature_C: Tensor) -> Tensor:
+    """pH of blood at these tensions and base excess, by Newton's method on a function that only rises with pH."""
+    h = torch.full_like(po2_mmHg, 7.4)
+    for _ in range(12):
+        now = state(po2_mmHg, pco2_mmHg, h, hb, base_excess, temperature_C)
+        h = h - (now.excess / now.excess_h).clamp(-0.4, 0.4)
+    return h
+
+
+class Tensions(NamedTuple):
+    po2_mmHg: Tensor
+    pco2_mmHg: Tensor
+    ph: Tensor
+    s: Tensor
+    converged: Tensor  # bool
+
+
+def tensions(o2: Tensor, co2: Tensor, hb: Tensor, base_excess: Tensor, temperature_C: Tensor) -> Tensions:
+    """PO2, PCO2, pH and saturation of blood with these contents (mL/dL), the way back from `state`.
+
+    Where no blood has such contents (a negative one, for instance) `converged` is False. The last step
+    is taken with the graph, so that gradients are those of the implicit function.
+    """
+    given = (hb, base_excess, temperature_C)
+    with torch.no_grad():
+        full = (HUEFNER_mL_per_g * hb * 0.999).clamp(min=1e-6)
+        s0 = (o2 / full).clamp(0.02, 0.97)
+        x = 26.6 * (s0 / (1 - s0)) ** (1 / 2.7) + (o2 - full).clamp(min=0) / O2_SOLUBILITY_mL_per_dL_mmHg
+        y = (co2 * 0.9).clamp(8, 150)
+        h = ph_of(x, y, *given)
+        moved = torch.full_like(x, torch.inf)
+        for _ in range(STEPS):
+            x, y, h, moved = _toward(x, y, h, o2, co2, given)
+            if bool((moved < TOLERANCE).all()):
+                break
+    x, y, h, _ = _toward(x, y, h, o2, co2, given)
+    at = saturation(x, h, temperature_C)
+    return Tensions(x, y, h, at, (moved < TOLERANCE) & torch.isfinite(x.detach() + y.detach() + h.detach()))
+
+
+def _toward(
+    x: Tensor, y: Tensor, h: Tensor, o2: Tensor, co2: Tensor, given: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One Newton step in ln(x), ln(y), pH towards blood with these contents, and its length."""
+    now = state(x, y, h, *given)
+    # pH follows from the tensions: its row of the 3 x 3 system is eliminated first
+    lag = now.excess / now.excess_h
+    o2_x, o2_y = now.o2_x - now.o2_h * now.excess_x / now.excess_h, -now.o2_h * now.excess_y / now.excess_h
+    co2_x = now.co2_x - now.co2_h * now.excess_x / now.excess_h
+    co2_y = now.co2_y - now.co2_h * now.excess_y / now.excess_h
+    miss_o2, miss_co2 = o2 - now.o2 + now.o2_h * lag, co2 - now.co2 + now.co2_h * lag
+    det = o2_x * co2_y - o2_y * co2_x
+    dx = (miss_o2 * co2_y - o2_y * miss_co2) / det
+    dy = (o2_x * miss_co2 - miss_o2 * co2_x) / det
+    dh = -lag - (now.excess_x * dx + now.excess_y * dy) / now.excess_h
+    step_x, step_y = (dx / x).clamp(-LARGEST, LARGEST), (dy / y).clamp(-LARGEST, LARGEST)
+    step_h = dh.clamp(-0.2, 0.2)
+    moved = torch.stack([step_x.detach().abs(), step_y.detach().abs(), step_h.detach().abs()]).amax(0)
+    return x * torch.exp(step_x), y * torch.exp(step_y), (h + step_h).clamp(5.5, 9), moved

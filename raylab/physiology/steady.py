@@ -1,0 +1,125 @@
+"""Settings and patients -> steady-state blood gases, pressures and whether there is such a state at all."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from raylab.physiology import blood, exchange, mechanics
+from raylab.physiology.exchange import Gas, System
+from raylab.physiology.parameters import Inputs
+
+OUTPUTS = {
+    "pao2_mmHg": "mmHg",
+    "paco2_mmHg": "mmHg",
+    "ph": "",
+    "sao2": "fraction",
+    "svo2": "fraction",
+    "pvo2_mmHg": "mmHg",
+    "pf_mmHg": "mmHg",
+    "etco2_mmHg": "mmHg",
+    "dead_space_fraction": "fraction",
+    "shunt_total": "fraction",
+    "plateau_cmH2O": "cmH2O",
+    "driving_cmH2O": "cmH2O",
+    "peak_cmH2O": "cmH2O",
+    "mean_airway_cmH2O": "cmH2O",
+    "power_J_per_min": "J/min",
+}
+STATUS = {
+    0: "ok",
+    1: "the equations did not converge",
+    2: "no steady state: the tissues ask for more oxygen than arrives",
+}
+
+
+class Steady(NamedTuple):
+    """`values` {name of OUTPUTS: [N]}, not a number where `status` [N] is not 0; and what they were made from."""
+
+    values: dict[str, Tensor]
+    status: Tensor
+    gas: Gas
+    of: System
+
+
+def steady_state(given: Inputs) -> Steady:
+    """The steady state of each row. Inputs are taken as they are: `parameters.check` refuses impossible ones.
+
+    Gradients with respect to `given` are exact (implicit function theorem) where autograd is on.
+    """
+    opened = mechanics.equilibrium(given)
+    of = exchange.system(given, total_shunt(given, opened))
+    gas, converged = exchange.solve(of)
+    return outputs(given, opened, of, gas, converged, starved(of, converged))
+
+
+@torch.no_grad()
+def starved(of: System, converged: Tensor) -> Tensor:
+    """Which of the rows without a solution have none, bool [N].
+
+    Either the gas of all alveoli together would hold no O2: by the balance of the whole lung its PCO2 is
+    k VCO2 / VA and its PO2 F P - PCO2 (F + (1 - F) / R). Or even venous blood without O2 leaves the tissues short:
+    the arteriovenous difference falls as venous content rises (some of it passes the shunt), so it is largest at 0.
+    """
+    rows = (~converged).nonzero()[:, 0]
+    short = torch.zeros_like(converged)
+    part = of.take(rows)
+    pco2 = part.k * part.co2_a * part.flow.sum(1) / (1 - part.shunt) / part.ventilation.sum(1)
+    po2 = part.fio2 * part.dry_mmHg - pco2 * (part.fio2 - (1 - part.fio2) * part.o2_a / part.co2_a)
+    short[rows] = po2 <= 0
+    rows, part = rows[po2 > 0], part.take(po2 > 0)
+    if len(rows):
+        nothing = torch.zeros_like(part.o2_a)
+        gas, found = exchange.solve(replace(part, o2_a=nothing, o2_b=nothing))
+        short[rows] = found & (arterial(part, gas)[0] < -part.o2_a)
+    return short
+
+
+def total_shunt(given: Inputs, opened: Tensor) -> Tensor:
+    """Shunt of the patient and of what is collapsed; blood flow to collapsed lung is not reduced (no hypoxic
+    vasoconstriction: in ARDS shunt is about what the non-aerated tissue's share is)."""
+    return given.shunt + (1 - given.shunt) * mechanics.closed_part(given, opened)
+
+
+def outputs(given: Inputs, opened: Tensor, of: System, gas: Gas, converged: Tensor, short: Tensor) -> Steady:
+    """OUTPUTS of a solved system: arterial and venous tensions from contents, and the pressures.
+
+    `short`: rows known to have no solution.
+    """
+    o2_a, co2_a = arterial(of, gas)
+    both = (torch.cat([o2_a, gas.o2_v]), torch.cat([co2_a, gas.co2_v]))
+    same = (torch.cat([value, value]) for value in (of.hb, of.base_excess, of.temperature_C))
+    found = blood.tensions(*both, *same)
+    n = len(of.fio2)
+    expired = (of.ventilation * gas.y).sum(1)  # L/min mmHg
+    pao2, paco2 = found.po2_mmHg[:n], found.pco2_mmHg[:n]
+    total = given.rate_per_min * given.tidal_volume_mL / 1000
+    values = {
+        "pao2_mmHg": pao2,
+        "paco2_mmHg": paco2,
+        "ph": found.ph[:n],
+        "sao2": found.s[:n],
+        "svo2": found.s[n:],
+        "pvo2_mmHg": found.po2_mmHg[n:],
+        "pf_mmHg": pao2 / given.fio2,
+        # end-tidal gas is taken to be the mixed gas of all alveoli, those without blood flow included
+        "etco2_mmHg": expired / of.ventilation.sum(1) * (1 - given.alveolar_dead_space),
+        # Enghoff's modification of Bohr's equation (1938; from memory), so it counts shunt and V/Q scatter too
+        "dead_space_fraction": 1 - expired / total / paco2,
+        "shunt_total": of.shunt,
+        **mechanics.pressures(given, opened),
+    }
+    with torch.no_grad():
+        fine = converged & found.converged[:n] & found.converged[n:]
+        status = torch.where(short | (converged & ~(gas.o2_v > 0)), 2, torch.where(fine, 0, 1))
+    nothing = torch.full_like(pao2, torch.nan)
+    return Steady({k: torch.where(status == 0, v, nothing) for k, v in values.items()}, status, gas, of)
+
+
+def arterial(of: System, gas: Gas) -> tuple[Tensor, Tensor]:
+    """O2 and CO2 content of arterial blood [N], mL/dL: end-capillary blood mixed with the shunt's."""
+    c = blood.state(gas.x, gas.y, gas.h, of.hb[:, None], of.base_excess[:, None], of.temperature_C[:, None])
+    mix = of.flow / of.flow.sum(1, keepdim=True)
+    through = 1 - of.shunt
+    return through * (mix * c.o2).sum(1) + of.shunt * gas.o2_v, through * (mix * c.co2).sum(1) + of.shunt * gas.co2_v
