@@ -139,6 +139,31 @@ def open_trial(
     return described
 
 
+def open_work(
+    directory: Path, kind: str, task: str, seed: int, synthetic: bool, source: str, data: Path, params: dict[str, Any]
+) -> dict[str, Any]:
+    """The MLflow run of work that trains nothing (a sweep, a fit), new or gone on with; returns its run.json.
+
+    Its data hash is a tag that comes when the work is done.
+    """
+    if (directory / "run.json").is_file():
+        reopen(directory)
+        return note(directory)
+    tags = runs.standard_tags(code=CODE, task=task, seed=seed, synthetic=synthetic, data_hash="", split_hash="") | {
+        "raylab.kind": kind,
+        "raylab.name": directory.name,
+        "raylab.data_source": source,
+    }
+    uri, experiment = checked_address(), experiment_name()
+    run_id = runs.start_run(uri, experiment, directory.name, None, tags)
+    facts = {"kind": kind, "task": task, "data": str(data), "synthetic": synthetic, "parent": None, "tags": tags}
+    described = annotate(directory, name=directory.name, run_id=run_id, uri=uri, experiment=experiment, **facts)
+    outbox = Outbox(directory / "outbox")
+    outbox.bind(uri, run_id)
+    outbox.append({"kind": "params", "values": {name: str(value) for name, value in params.items()}})
+    return described
+
+
 def write_attrition(directory: Path, meta: dict[str, Any]) -> None:
     told = {key: meta[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in meta}
     (directory / "attrition.json").write_text(json.dumps(told, indent=1) + "\n")

@@ -16,7 +16,8 @@ PACKAGES = ("raylab", "jobs", "tracking", "cluster")
 # imports go to a lower level, to the own room, or sideways where it is said
 LEVEL = {
     **dict.fromkeys(("errors", "files", "config", "recipes"), 0),
-    **dict.fromkeys(("data", "models", "metrics", "intervals", "physiology"), 1),
+    "physiology": 0.5,
+    **dict.fromkeys(("data", "models", "metrics", "intervals"), 1),
     **dict.fromkeys(("tasks", "checkpoint", "world", "adamw"), 2),
     "loop": 3,
     "run": 4,

@@ -323,3 +323,36 @@ def test_compare(trained, tmp_path):
     assert "first" in out and "first" in (tmp_path / "report.html").read_text()
     assert json.loads((tmp_path / "runs.json").read_text())["runs"]
     assert "nothing" in refused("compare", "--experiment", "nothing")
+
+
+def test_a_sweep_goes_on_and_is_one_run(tmp_path):
+    words = ("simulate", "living", "--size", 300, "--chunk", 100, "--out", tmp_path / "sweep")
+    code, out, err = raylab(*words, "--json", tmp_path / "first.json")
+    assert code == 0, err
+    assert "rows/s" in out
+    first = json.loads((tmp_path / "first.json").read_text())
+    (tmp_path / "sweep" / "rows" / "00001.parquet").unlink()
+    (tmp_path / "sweep" / "meta.json").unlink()
+    code, out, err = raylab(*words, "--json", tmp_path / "again.json")
+    assert code == 0, err
+    assert "2 of 3 chunks are there already" in out
+    assert json.loads((tmp_path / "again.json").read_text()) == first
+    assert "holds another sweep" in refused(*words, "--seed", 5)
+    assert "peep_cmH2O" in refused("simulate", "patient", "--set", "peep=3", "--out", tmp_path / "x")
+
+
+def test_a_virtual_patient_is_viewed(tmp_path):
+    code, _, err = raylab(
+        "simulate", "view", "--set", "shunt=0.3", "--change", "1:fio2=0.9", "--minutes", 3, "--name", "mr-x",
+        "--json", tmp_path / "view.json",
+    )  # fmt: skip
+    assert code == 0, err
+    told = json.loads((tmp_path / "view.json").read_text())
+    plots = Path(told["directory"]) / "plots"
+    assert {path.name for path in plots.iterdir()} == {"tornado.png", "course.png"}
+    moved = {row["input"]: row for row in told["tornado"]}
+    assert moved["shunt"]["pf_mmHg/down"] > moved["shunt"]["pf_mmHg/here"] > moved["shunt"]["pf_mmHg/up"]
+    assert moved["peep_cmH2O"]["pf_mmHg/down"] < moved["peep_cmH2O"]["pf_mmHg/up"]
+    assert "fio2 is not within" in refused("simulate", "view", "--set", "fio2=60")
+    assert "no values to view" in refused("simulate", "view", "--set", "cardiac_output_L_per_min=1.5")
+    assert "is no change" in refused("simulate", "view", "--change", "fio2=0.9")

@@ -1,0 +1,179 @@
+"""raylab simulate: a sweep of the lung model as Ray tasks, resumable; or one virtual patient looked at."""
+
+import argparse
+import os
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from jobs import cli, home, tracked
+from jobs.progress import duration, say
+from jobs.session import ray_session
+from raylab import config
+from raylab.data.prepared import read_meta
+from raylab.data.sweeps import finish
+from raylab.errors import UsageError
+from raylab.files import write_json
+from raylab.physiology import sweep
+from raylab.physiology.parameters import check, inputs
+from raylab.physiology.steady import STATUS, steady_state
+from raylab.physiology.sweep import Sweep
+from tracking.outbox import Outbox
+
+EXAMPLE = "raylab simulate living --size 65536 --out sweeps/living"
+VIEW = "view"
+TELL_SECONDS = 5.0
+COURSE_min = 150.0
+MANOEUVRE = ("10:fio2=0.8", "30:peep_cmH2O=15", "110:rate_per_min=28")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sweep", choices=[*sweep.RECIPES, VIEW], help="living: everything varies; patient: what --set "
+                        "says; view: one patient's tornado plot and time course")  # fmt: skip
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="INPUT=VALUE|DIST",
+                        help="shunt=0.3, or shunt=uniform(.05,.4), loguniform(a,b), normal(mean,sd,low,high), "
+                        "lognormal(median,log_sd,low,high)")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR", help="of the sweep, on storage that all nodes share; the "
+                        "same command goes on with an interrupted one")  # fmt: skip
+    parser.add_argument("--size", type=int, help="rows (grid: levels of each input)")
+    parser.add_argument("--design", choices=["sobol", "lhs", "grid"])
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--chunk", type=int, help="rows of one task and file")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of a local Ray; 0 computes in this "
+                        "process. With RAY_ADDRESS the cluster is used, all of it")  # fmt: skip
+    parser.add_argument("--change", nargs="+", action="extend", metavar="MINUTE:SETTING=VALUE",
+                        help=f"view: changes of settings; {' '.join(MANOEUVRE)} otherwise")  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=COURSE_min, help="view: length of the course")
+    parser.add_argument("--name", help="of the tracked run; that of --out otherwise")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    changes = {name: str(value) for name, value in config.assignments(args.set).items()}
+    if args.sweep == VIEW:
+        return view(args, changes)
+    if args.out is None:
+        raise UsageError("a sweep needs --out", do=f"for example: {EXAMPLE}")
+    options = {name: getattr(args, name) for name in ("size", "design", "seed", "chunk")}
+    made = sweep.recipe(args.sweep, changes, **{k: v for k, v in options.items() if v is not None})
+    return run(made, args.out.absolute(), args)
+
+
+def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Begin the sweep in `out` or go on with it; tracked as one MLflow run however often it is interrupted."""
+    chunks = sweep.begin(made, out)
+    directory = run_directory(args.name or out.name, out)
+    with home.held(directory):
+        params = {"design": made.design, "size": made.size, "rows": made.rows(), "chunk": made.chunk, **made.inputs}
+        tracked.open_work(directory, "simulate", "sweep", made.seed, True, "lung model sweep", out, params)
+        with tracked.tracked(directory):
+            progress = Rate(made, args.quiet, directory)
+            remote = args.workers > 0 or bool(os.environ.get("RAY_ADDRESS"))
+            with ray_session(args.workers, directory / "ray.log") if remote else nullcontext():
+                from raylab.ray_map import run_chunks
+
+                run_chunks(sweep.write_chunk, chunks, tell=progress)
+            meta = finish(made, out)
+            Outbox(directory / "outbox").append(
+                {"kind": "tags", "values": {"raylab.data_hash": meta["data_hash"]}},
+                {"kind": "artifact", "path": str(out / "meta.json"), "to": ""},
+            )
+    read_meta(out, "surrogate")  # what the task's loader will ask
+    told = {key: meta[key] for key in ("rows", "status", "counts", "data_hash")}
+    if not args.quiet:
+        say(f"{out}: {meta['rows']:,} rows, " + "; ".join(f"{n:,} {what}" for what, n in meta["status"].items()))
+        say(f"data hash {meta['data_hash']}")
+        say(f"next: raylab train surrogate --data {out}")
+    described = home.note(directory)
+    return {"run_id": described["run_id"], "name": directory.name, "out": str(out), "synthetic": True, **told}
+
+
+def run_directory(name: str, out: Path) -> Path:
+    """The run that tracks the sweep in `out`: the one that began it, or a new one."""
+    directory = home.home() / "runs" / name
+    if (directory / "run.json").is_file():
+        described = home.note(directory)
+        if described["kind"] == "simulate" and described["data"] == str(out):
+            return directory
+        raise UsageError(f"there is already a run named '{name}'", f"of {described['data']}", "choose another --name")
+    return home.new_run(name, "sweep")
+
+
+class Rate:
+    """Told of every chunk: prints progress now and then, and puts rows and rate into the run."""
+
+    def __init__(self, made: Sweep, quiet: bool, directory: Path) -> None:
+        self.made, self.quiet, self.outbox = made, quiet, Outbox(directory / "outbox")
+        self.began, self.told, self.first = time.monotonic(), 0.0, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self.told == 0.0:
+            self.first, self.began, self.told = done, now, now
+            if done and not self.quiet:
+                say(f"{done} of {total} chunks are there already")
+            return
+        if done < total and now - self.told < TELL_SECONDS:
+            return
+        self.told = now
+        rows = min(done * self.made.chunk, self.made.rows())
+        pace = (rows - self.first * self.made.chunk) / (now - self.began)
+        self.outbox.append({"kind": "metrics", "step": done, "values": {"rows": rows, "rows_per_s": pace}})
+        if not self.quiet:
+            left = duration((self.made.rows() - rows) / pace)
+            say(f"{rows:,} of {self.made.rows():,} rows  {pace:,.0f} rows/s  {left} left")
+
+
+def view(args: argparse.Namespace, changes: dict[str, str]) -> dict[str, Any]:
+    """Tornado and time course of one patient, as artifacts of a tracked run."""
+    from raylab.physiology import views  # brings matplotlib, which no sweep needs
+
+    try:
+        values = {name: float(value) for name, value in changes.items()}
+    except ValueError as error:
+        raise UsageError("view takes numbers, as it shows one patient", str(error), "--set shunt=0.3") from error
+    steps = [change(text) for text in args.change or MANOEUVRE]
+    patient = inputs(values)
+    check(patient)
+    found = steady_state(patient)
+    if int(found.status) != 0:
+        raise UsageError(f"this patient has no values to view: {STATUS[int(found.status)]}", do="change --set")
+    table = views.one_at_a_time(patient)
+    words = ", ".join(f"{name} {value:g}" for name, value in values.items()) or "usual values"
+    title = f"virtual patient (synthetic): {words}"
+    figures = {"tornado": views.tornado(table, title), "course": views.traces(patient, steps, args.minutes, title)}
+    directory = home.new_run(args.name, "patient")
+    with home.held(directory):
+        tracked.open_work(directory, "simulate", "patient", 0, True, "lung model", directory, values)
+        with tracked.tracked(directory, system=False):
+            outbox = Outbox(directory / "outbox")
+            (directory / "plots").mkdir(exist_ok=True)
+            for name, figure in figures.items():
+                path = directory / "plots" / f"{name}.png"
+                figure.savefig(path, dpi=110)
+                outbox.append({"kind": "artifact", "path": str(path), "to": "plots"})
+            write_json(directory / "tornado.json", table)
+            outbox.append({"kind": "artifact", "path": str(directory / "tornado.json"), "to": ""})
+            here = {name: value.item() for name, value in found.values.items()}
+            outbox.append({"kind": "metrics", "step": 0, "values": here})
+    if not args.quiet:
+        say("  ".join(f"{name} {value:.4g}" for name, value in here.items()))
+        say(f"wrote {directory / 'plots' / 'tornado.png'} and course.png")
+    run_id = home.note(directory)["run_id"]
+    return {"run_id": run_id, "name": directory.name, "directory": str(directory), "outputs": here, "tornado": table}
+
+
+def change(text: str) -> tuple[float, dict[str, float]]:
+    """`10:fio2=0.8` as (10.0, {"fio2": 0.8})."""
+    minute, colon, rest = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError("there is no ':'")
+        return float(minute), {name: float(value) for name, value in config.assignments([rest]).items()}
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"'{text}' is no change", str(error), "write for example --change 10:fio2=0.8") from error
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["simulate", *sys.argv[1:]]))
