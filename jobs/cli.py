@@ -28,6 +28,7 @@ VERBS = {
     "benchmark": "every model of a task on the same splits, as one table with intervals",
     "predict": "write a run's probabilities for every row",
     "simulate": "sweep the lung model over parameters, or view one virtual patient",
+    "fit": "fit the lung model to the gases of every stay",
     "compare": "table and HTML report of tracked runs",
     "sync": "send to MLflow what is still in outboxes",
     "ui": "serve the MLflow pages on a loopback port",

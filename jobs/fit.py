@@ -1,0 +1,108 @@
+"""raylab fit: parameters of the lung model for every ventilated stay of a source, with widths and residuals."""
+
+import argparse
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from jobs import cli, home, tracked
+from jobs.progress import say
+from jobs.session import ray_session
+from raylab.data import fits, gases
+from raylab.data.icu import SOURCES, screen
+from raylab.errors import DataError, UsageError, unknown
+from raylab.files import whole, write_json
+from tracking.outbox import Outbox
+
+EXAMPLE = "raylab fit --source synthetic --patients 100 --out fits/synthetic"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", required=True, help=f"one of: {', '.join(SOURCES)}")
+    parser.add_argument("--path", type=Path, help="directory of the raw tables")
+    parser.add_argument("--patients", type=int, default=400, help="synthetic: how many")
+    parser.add_argument("--seed", type=int, default=0, help="synthetic: which")
+    parser.add_argument("--hours", type=float, default=48, help="gases before this hour of the stay are explained")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="on storage that all nodes share")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of a local Ray; 0 computes in this "
+                        "process. With RAY_ADDRESS the cluster is used, all of it")  # fmt: skip
+    parser.add_argument("--name", help="of the tracked run; made from the time otherwise")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    if args.source not in SOURCES:
+        raise unknown("source", args.source, SOURCES)
+    if args.path is None and args.source != "synthetic":
+        raise UsageError(f"source '{args.source}' needs the directory of its raw data", do="give --path")
+    out = args.out.absolute()
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out} is not empty", do="give --out a new or empty directory")
+    _, unique = screen(SOURCES[args.source](args.path or Path(), args.patients, args.seed).events)
+    table = gases.gases(unique.drop_nulls("value")).filter(pl.col("time") < args.hours)
+    if table.is_empty():
+        raise DataError(
+            f"source '{args.source}' has no arterial gas of a ventilated patient with its FiO2 before {args.hours:g} h",
+            do="raise --hours, or check the raw data",
+        )
+    directory = home.new_run(args.name, "fit")
+    synthetic = args.source == "synthetic"
+    with home.held(directory):
+        params = {"source": args.source, "hours": args.hours, "stays": table["stay_id"].n_unique(), "gases": len(table)}
+        tracked.open_work(directory, "fit", "fit", args.seed, synthetic, args.source, out, params)
+        with tracked.tracked(directory):
+            if not args.quiet:
+                say(f"{len(table):,} gases of {params['stays']:,} ventilated stays{', SYNTHETIC' if synthetic else ''}")
+            told = fitted(table, out, directory, args)
+            write_json(out / "summary.json", {**params, "synthetic": synthetic, **told})
+            numbers = {f"fit/{name}/median": facts["median"] for name, facts in told["parameters"].items()}
+            Outbox(directory / "outbox").append(
+                {"kind": "metrics", "step": 0, "values": {k: v for k, v in numbers.items() if v is not None}},
+                {"kind": "artifact", "path": str(out / "summary.json"), "to": ""},
+            )
+    if not args.quiet:
+        tell(told)
+        say(f"wrote {out / 'fits.parquet'}: one row a stay, for its owner alone")
+    return {"run_id": home.note(directory)["run_id"], "name": directory.name, "out": str(out), **params, **told}
+
+
+def fitted(table: pl.DataFrame, out: Path, directory: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Fit all chunks, in this process or over Ray; fits.parquet in `out` and its summary."""
+    chunks = fits.chunks(table, out)
+    remote = args.workers > 0 or bool(os.environ.get("RAY_ADDRESS"))
+
+    def progress(done: int, total: int) -> None:
+        if done and not args.quiet:
+            say(f"{done} of {total} chunks of {fits.STAYS} stays")
+
+    with ray_session(args.workers, directory / "ray.log") if remote else nullcontext():
+        from raylab.ray_map import run_chunks
+
+        run_chunks(fits.write_chunk, chunks, tell=progress)
+    every = pl.concat([pl.read_parquet(path) for path in sorted(chunks)])
+    residuals = pl.concat([pl.read_parquet(path.with_suffix(".residuals")) for path in sorted(chunks)])
+    with whole(out / "fits.parquet") as beside:
+        every.write_parquet(beside)
+    return fits.summary(every, residuals)
+
+
+def tell(told: dict[str, Any]) -> None:
+    say(f"{told['stays']:,} stays: {told['one_reading']:,} with one gas only, {told['without_steady_state']} without a "
+        f"steady state, {told['not_settled']} not settled; median rms of residuals {told['rms_median']:.2f} sd")  # fmt: skip
+    for name, facts in told["parameters"].items():
+        if facts["identified"]:
+            shown = f"median {facts['median']:.3g} (P10 {facts['p10']:.3g}, P90 {facts['p90']:.3g}), "
+            shown += f"95 % width {facts['median_width']:.3g}"
+        else:
+            shown = "known of nobody: the values are the prior's"
+        say(f"  {name:<24} identified in {facts['identified']:,}, not measured in {facts['never_measured']:,}; {shown}")
+    for output, facts in told["residuals"].items():
+        say(f"  residuals of {output:<14} n {facts['n']:,}, median {facts['median']:+.2f} sd, "
+            f"median absolute {facts['median_abs']:.2f} sd, {facts['within_2_sd']:.0%} within 2 sd")  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["fit", *sys.argv[1:]]))
