@@ -1,4 +1,4 @@
-"""raylab fit: parameters of the lung model for every ventilated stay of a source, with widths and residuals."""
+"""raylab fit: parameters of the lung model for every ventilated stay and window of a source, with widths."""
 
 import argparse
 import os
@@ -12,8 +12,8 @@ import polars as pl
 from jobs import cli, home, tracked
 from jobs.progress import say
 from jobs.session import ray_session
-from raylab.data import fits, gases
-from raylab.data.icu import SOURCES, screen
+from raylab.data import fits
+from raylab.data.icu import SOURCES
 from raylab.errors import DataError, UsageError, unknown
 from raylab.files import whole, write_json
 from tracking.outbox import Outbox
@@ -27,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patients", type=int, default=400, help="synthetic: how many")
     parser.add_argument("--seed", type=int, default=0, help="synthetic: which")
     parser.add_argument("--hours", type=float, default=48, help="gases before this hour of the stay are explained")
+    parser.add_argument("--window", type=float, default=fits.WINDOW_h, help="hours that share one set of parameters")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="on storage that all nodes share")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of a local Ray; 0 computes in this "
                         "process. With RAY_ADDRESS the cluster is used, all of it")  # fmt: skip
@@ -41,17 +42,17 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     out = args.out.absolute()
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} is not empty", do="give --out a new or empty directory")
-    _, unique = screen(SOURCES[args.source](args.path or Path(), args.patients, args.seed).events)
-    table = gases.gases(unique.drop_nulls("value")).filter(pl.col("time") < args.hours)
-    if table.is_empty():
-        raise DataError(
-            f"source '{args.source}' has no arterial gas of a ventilated patient with its FiO2 before {args.hours:g} h",
-            do="raise --hours, or check the raw data",
-        )
+    table = fits.source_gases(args.source, args.path or Path(), args.patients, args.seed, args.hours, args.window)
     directory = home.new_run(args.name, "fit")
     synthetic = args.source == "synthetic"
     with home.held(directory):
-        params = {"source": args.source, "hours": args.hours, "stays": table["stay_id"].n_unique(), "gases": len(table)}
+        params = {
+            "source": args.source,
+            "hours": args.hours,
+            "window_h": args.window,
+            "stays": table["stay_id"].n_unique(),
+            "gases": len(table),
+        }
         tracked.open_work(directory, "fit", "fit", args.seed, synthetic, args.source, out, params)
         with tracked.tracked(directory):
             if not args.quiet:
@@ -65,7 +66,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             )
     if not args.quiet:
         tell(told)
-        say(f"wrote {out / 'fits.parquet'}: one row a stay, for its owner alone")
+        say(f"wrote {out / 'fits.parquet'}: one row a stay and window, for its owner alone")
     return {"run_id": home.note(directory)["run_id"], "name": directory.name, "out": str(out), **params, **told}
 
 
@@ -90,8 +91,9 @@ def fitted(table: pl.DataFrame, out: Path, directory: Path, args: argparse.Names
 
 
 def tell(told: dict[str, Any]) -> None:
-    say(f"{told['stays']:,} stays: {told['one_reading']:,} with one gas only, {told['without_steady_state']} without a "
-        f"steady state, {told['not_settled']} not settled; median rms of residuals {told['rms_median']:.2f} sd")  # fmt: skip
+    say(f"{told['fits']:,} fits of {told['stays']:,} stays: {told['one_reading']:,} to one gas, "
+        f"{told['without_steady_state']} without a steady state, {told['not_settled']} not settled; "
+        f"median rms of residuals {told['rms_median']:.2f} sd")  # fmt: skip
     for name, facts in told["parameters"].items():
         if facts["identified"]:
             shown = f"median {facts['median']:.3g} (P10 {facts['p10']:.3g}, P90 {facts['p90']:.3g}), "

@@ -1,10 +1,13 @@
-"""Fits of the lung model to stays: gases of any source -> one row a stay, chunk by chunk.
+"""Fits of the lung model to patients: gases of any source -> one row a stay and window of hours, chunk by chunk.
 
-Columns: stay_id, readings, first_h, last_h, rms, settled, status; for each of PARAMETERS its value, `/low` and `/high`
-(95 %), `/shrink` (posterior over prior sd: 1 is the prior, near 0 known), `/missing` (what was never measured) and
-`/identified` (nothing missing, and shrunk to half or less).
+A patient changes within days, so one set of parameters explains the gases of one window only; window w of a stay holds
+the gases of hours [w WINDOW, (w + 1) WINDOW).
+Columns: stay_id, window, readings, first_h, last_h, rms, settled, status; for each of PARAMETERS its value, `/low` and
+`/high` (95 %), `/shrink` (posterior over prior sd: 1 is the prior, near 0 known), `/missing` (what was never measured)
+and `/identified` (nothing missing, and shrunk to half or less).
 """
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +15,46 @@ import polars as pl
 import torch
 
 from raylab.data import gases
+from raylab.data.digest import screen
+from raylab.data.icu import SOURCES, Raw
+from raylab.errors import DataError
 from raylab.files import whole
 from raylab.physiology.fit import FREE, IDENTIFIED, fit
 
 PARAMETERS = tuple(gases.NEEDS)
+WINDOW_h = 12.0
 STAYS = 200  # of one chunk
+
+
+def source_gases(source: str, path: Path, patients: int, seed: int, hours: float, window_h: float) -> pl.DataFrame:
+    """`gases` before `hours` of all stays of a source, with the number of their `window`. DataError when none is."""
+    tables = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for events in SOURCES[source](Raw(path, Path(scratch), patients, seed)).parts():
+            _, unique = screen(events)
+            tables.append(gases.gases(unique.drop_nulls("value")))
+    table = pl.concat(tables).filter(pl.col("time") < hours)
+    if table.is_empty():
+        raise DataError(
+            f"source '{source}' has no arterial gas of a ventilated patient with its FiO2 before {hours:g} h",
+            do="raise --hours, or check the raw data",
+        )
+    return table.with_columns(window=(pl.col("time") / window_h).floor().cast(pl.Int32))
 
 
 def fit_stays(table: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """(fits, residuals) of the stays in `table` (of `gases.gases`); residuals: output, residual (standardised)."""
-    table = table.sort("stay_id", "time")
-    ids = table["stay_id"].unique(maintain_order=True)
-    number = {name: i for i, name in enumerate(ids)}
-    stay = torch.tensor([number[name] for name in table["stay_id"]])
+    table = table.sort("stay_id", "window", "time")
+    table = table.with_columns(patient=pl.struct("stay_id", "window").rank("dense").cast(pl.Int64) - 1)
+    of_patient = table.with_columns(v=gases.vo2_median(table)).group_by("patient", maintain_order=True)
+    described = of_patient.agg(
+        pl.col("stay_id", "window", "v").first(), first_h=pl.col("time").min(), last_h=pl.col("time").max()
+    )
     given, measured = gases.readings(table)
-    of_stay = (
-        table.with_columns(v=gases.vo2_median(table)).group_by("stay_id", maintain_order=True).agg(pl.col("v").first())
-    )
-    vo2 = torch.tensor(of_stay["v"].cast(pl.Float64).fill_null(FREE["vo2_mL_per_min"].median).to_numpy().copy())
-    found = fit(given, measured, stay, vo2_median_mL_per_min=vo2)
-    described = gases.flags(table).join(
-        table.group_by("stay_id").agg(first_h=pl.col("time").min(), last_h=pl.col("time").max()), "stay_id", "left"
-    )
+    vo2 = torch.tensor(described["v"].cast(pl.Float64).fill_null(FREE["vo2_mL_per_min"].median).to_numpy().copy())
+    found = fit(given, measured, torch.tensor(table["patient"].to_numpy().copy()), vo2_median_mL_per_min=vo2)
+    described = described.drop("v").join(gases.flags(table), "patient", "left", maintain_order="left").drop("patient")
     columns: dict[str, Any] = {
-        "stay_id": ids,
         "rms": found.rms.numpy(),
         "settled": found.settled.numpy(),
         "status": found.status.numpy(),
@@ -44,7 +63,7 @@ def fit_stays(table: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         columns[name] = found.value[name].numpy()
         columns[f"{name}/low"], columns[f"{name}/high"] = found.low[name].numpy(), found.high[name].numpy()
         columns[f"{name}/shrink"] = found.shrink[name].numpy()
-    fits = pl.DataFrame(columns).join(described, "stay_id", "left", maintain_order="left")
+    fits = described.hstack(pl.DataFrame(columns))
     for name in PARAMETERS:
         missing = pl.col(f"{name}/missing").fill_null("")
         fits = fits.with_columns(
@@ -83,7 +102,8 @@ def write_chunk(argument: tuple[str, list[str]], path: Path) -> None:
 def summary(fits: pl.DataFrame, residuals: pl.DataFrame) -> dict[str, Any]:
     """What a report says: counts, medians of the identified, residuals of each output."""
     told: dict[str, Any] = {
-        "stays": fits.height,
+        "stays": fits["stay_id"].n_unique(),
+        "fits": fits.height,
         "one_reading": int((fits["readings"] == 1).sum()),
         "without_steady_state": int((fits["status"] != 0).sum()),
         "not_settled": int(((fits["status"] == 0) & ~fits["settled"]).sum()),

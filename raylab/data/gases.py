@@ -9,13 +9,13 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from raylab.data.onset import Ahrf
 from raylab.physiology import blood
 from raylab.physiology.fit import ERROR
 from raylab.physiology.parameters import QUANTITIES, Inputs, inputs
 
+# as the label's windows (onset.py) where it has them
 BACK_h = {
-    "fio2": Ahrf.fio2_back_h,
+    "fio2": 8.0,
     "peep": 8.0,
     "tidal_volume": 8.0,
     "tidal_volume_set": 8.0,
@@ -25,10 +25,11 @@ BACK_h = {
     "temp": 12.0,
     "hemoglobin": 48.0,
     "hct": 48.0,
-    "mech_vent": Ahrf.vent_back_h,
+    "mech_vent": 6.0,
 }
 SAMPLE = ("paco2", "ph")  # measured in the same blood
 STATIC = ("height", "sex", "weight_admission")
+LEAST_BREATH_mL = 200.0
 VO2_mL_per_min_kg = 3.5  # resting oxygen uptake, per kg of body weight up to 100 kg; a metabolic equivalent
 NEEDS = {
     "shunt": ("pao2",),
@@ -69,8 +70,8 @@ def gases(events: pl.LazyFrame) -> pl.DataFrame:
         first = of(name).group_by("stay_id", maintain_order=True).agg(pl.col(name).first())
         table = table.join(first, "stay_id", "left")
     ventilated = table.filter((pl.col("mech_vent") == 1) & pl.col("fio2").is_not_null())
-    # below what a breath must carry, a charted volume is no breath of this patient's
-    volume = pl.coalesce("tidal_volume", "tidal_volume_set")
+    # 52 or 64 mL are charted, which is no adult's breath: the set volume serves, or none
+    volume = pl.coalesce(*(pl.when(pl.col(n) >= LEAST_BREATH_mL).then(n) for n in ("tidal_volume", "tidal_volume_set")))
     return (
         ventilated.with_columns(tidal_volume=volume, time=pl.col("s") / 3600)
         .with_columns(hemoglobin=pl.coalesce("hemoglobin", pl.col("hct") / 3))
@@ -131,8 +132,8 @@ def vo2_median(table: pl.DataFrame) -> pl.Series:
 
 
 def flags(table: pl.DataFrame) -> pl.DataFrame:
-    """stay_id, readings, and for each parameter of NEEDS `PARAMETER/missing`: what no reading of the stay has."""
-    present = table.group_by("stay_id", maintain_order=True).agg(
+    """`patient`, readings, and for each parameter of NEEDS `PARAMETER/missing`: what no reading of the patient has."""
+    present = table.group_by("patient", maintain_order=True).agg(
         pl.len().alias("readings"),
         *(pl.col(name).count().alias(name) for name in dict.fromkeys(sum(NEEDS.values(), ()))),
     )
@@ -142,4 +143,4 @@ def flags(table: pl.DataFrame) -> pl.DataFrame:
         ).alias(f"{parameter}/missing")
         for parameter, names in NEEDS.items()
     ]
-    return present.select("stay_id", "readings", *lacks)
+    return present.select("patient", "readings", *lacks)

@@ -44,8 +44,8 @@ ERROR = {
 }
 """Standard deviation of a reading about the model: analyser, time between reading and settings, and the model's own."""
 
-STEPS = 40
-SETTLED = 1e-4  # of a step, in prior standard deviations
+STEPS = 80
+SETTLED = 1e-5  # of the cost, relative: what a step still promises
 IDENTIFIED = 0.5
 Z95 = 1.959964
 
@@ -157,9 +157,8 @@ def fit(
         lower = active & (after <= now)
         z = torch.where(lower[:, None], tried, z)
         now = torch.where(lower, after, now)
-        damping = torch.where(lower, damping / 5, damping * 5).clamp(1e-8, 1e8)
-        small = (move / sd).abs().amax(1) < SETTLED
-        settled = settled | (active & small)
+        damping = torch.where(lower, damping / 5, damping * 5).clamp(1e-4, 1e8)
+        settled = settled | (active & ((slope * move).sum(1) < SETTLED * (1 + now)))
     residual, jacobian = misfit(z, every, True)
     curve, _ = normal_equations(residual, jacobian, stay, n)
     covariance = torch.linalg.inv(curve + torch.diag(1 / sd.square()))
