@@ -67,12 +67,17 @@ def ask(
         "home": str(home),
         "code": str(code),
         "revision": revision,
-        "python": site.python or python,
+        "python": python_of(site, python),
         "tracking": tracking,
         "versions": versions(),
         "hooks": hooks,
         "kill_seconds": 30,
     }
+
+
+def python_of(site: Site, here: str) -> str:
+    """The Python of a site's nodes; `here`: the one that runs this."""
+    return site.python or ("python" if site.image else here)
 
 
 def dry_run(asked: dict[str, Any], directory: Path) -> dict[str, str]:

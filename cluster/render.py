@@ -32,6 +32,53 @@ def script(
     preemption (TERM) and Ray is not. The shell ignores both, or it would end the job before the agent has left.
     """
     options = {
+        **_options(site, node, comment, job_name, time, nodes),
+        "signal": f"USR1@{site.lead_seconds}",
+        "output": str(log).replace("%", "%%") + "/%x-%j.out",
+        "open-mode": "append",
+        "chdir": str(log),  # not where sbatch was called: that may exist on another node only
+    }
+    lines = [f"#SBATCH --{name}={quoted(value)}" for name, value in options.items()]
+    lines += [f"#SBATCH {'--requeue' if requeue else '--no-requeue'}"]
+    lines += [f"#SBATCH {option}" for option in (*site.sbatch, *node.sbatch)]
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *lines,
+            "trap '' TERM USR1  # they are for the agent; this shell outlives it",
+            f"unset {' '.join(FOREIGN)}",
+            *_surroundings(site, environment),
+            shlex.join([*srun, *_inside(site, environment, command)]),
+            "",
+        ]
+    )
+
+
+def step(
+    site: Site,
+    node: NodeType,
+    comment: Comment,
+    job_name: str,
+    time: str,
+    environment: Mapping[str, str],
+    command: Sequence[str],
+    nodes: int,
+) -> list[str]:
+    """The srun command that runs `command` on `nodes` nodes from here, in the surroundings that a job would give it.
+
+    Its caller takes FOREIGN out of the environment: in the step, Slurm has set some of these anew.
+    """
+    options = _options(site, node, comment, job_name, time, nodes)
+    lines = [*_surroundings(site, environment), "exec " + shlex.join(_inside(site, environment, command))]
+    further = [word for option in (*site.sbatch, *node.sbatch) for word in shlex.split(option)]
+    named = [f"--{name}={value}" for name, value in options.items()]
+    return ["srun", *named, "--chdir=/", *further, "bash", "-c", "\n".join(lines)]
+
+
+def _options(site: Site, node: NodeType, comment: Comment, job_name: str, time: str, nodes: int) -> dict[str, str]:
+    """What Slurm is asked for, by the names of its options; what the site does not say is left out."""
+    asked = {
         "job-name": job_name,
         "comment": str(comment),
         "partition": node.partition or site.partition,
@@ -44,29 +91,14 @@ def script(
         "mem": f"{node.memory_mb}M",
         "gres": _gres(node),
         "constraint": node.features,
-        "signal": f"USR1@{site.lead_seconds}",
-        "output": str(log).replace("%", "%%") + "/%x-%j.out",
-        "open-mode": "append",
-        "chdir": str(log),  # not where sbatch was called: that may exist on another node only
     }
-    lines = [f"#SBATCH --{name}={quoted(str(value))}" for name, value in options.items() if value is not None]
-    lines += [f"#SBATCH {'--requeue' if requeue else '--no-requeue'}"]
-    lines += [f"#SBATCH {option}" for option in (*site.sbatch, *node.sbatch)]
+    return {name: str(value) for name, value in asked.items() if value is not None}
+
+
+def _surroundings(site: Site, environment: Mapping[str, str]) -> list[str]:
+    """Shell lines before the command: the site's setup, and then our variables."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in {**site.environment, **environment}.items()]
-    step = shlex.join([*_srun(nodes), *_inside(site, environment, command)])
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            *lines,
-            "umask 077",
-            "trap '' TERM USR1  # they are for the agent; this shell outlives it",
-            f"unset {' '.join(FOREIGN)}",
-            *site.setup,
-            *exports,
-            step,
-            "",
-        ]
-    )
+    return ["umask 077", *site.setup, *exports]
 
 
 def quoted(text: str) -> str:
@@ -85,10 +117,6 @@ def _gres(node: NodeType) -> str | None:
     if not node.gpus:
         return None
     return ":".join(filter(None, ("gpu", node.gpu_type, str(node.gpus))))
-
-
-def _srun(nodes: int) -> list[str]:
-    return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
 
 
 def _inside(site: Site, environment: Mapping[str, str], command: Sequence[str]) -> list[str]:

@@ -85,16 +85,10 @@ def site(name: str) -> Site:
 
     Raises UsageError for an unknown site, a key or value that does not hold, or a blank that is to be filled in.
     """
-    shipped, own = _read(SHIPPED), _read(own_file())
-    if name not in shipped | own:
-        raise unknown("site", name, shipped | own)
-    where = own_file() if name in own else SHIPPED
-    if not isinstance(own.get(name, {}), dict):
-        raise UsageError(f"'{name}' in {where} is no section", do=f"write [{name}] and its keys below")
-    merged = _merge(shipped.get(name, {}), own.get(name, {}))
-    if blanks := [f"{key}: {text.removeprefix(BLANK).rstrip('> ')}" for key, text in _blanks(merged)]:
+    merged, where = _section(name)
+    if empty := blanks(name):
         raise UsageError(
-            f"site '{name}' has blanks: " + "; ".join(blanks),
+            f"site '{name}' has blanks: " + "; ".join(f"{key}: {text}" for key, text in empty.items()),
             "they are not publicly known, and are not guessed",
             f"write them into [{name}] of {own_file()}",
         )
@@ -104,6 +98,22 @@ def site(name: str) -> Site:
         return Site.model_validate({"name": name, **merged})
     except ValidationError as error:
         raise _explain(error, name, where) from error
+
+
+def blanks(name: str) -> dict[str, str]:
+    """Keys of the site that are to be filled in, and with what. Raises UsageError for an unknown site."""
+    return {key: text.removeprefix(BLANK).strip("> ") for key, text in _blanks(_section(name)[0])}
+
+
+def _section(name: str) -> tuple[dict[str, Any], Path]:
+    """The section `name`, the user's values before the shipped ones, and the file to correct."""
+    shipped, own = _read(SHIPPED), _read(own_file())
+    if name not in shipped | own:
+        raise unknown("site", name, shipped | own)
+    where = own_file() if name in own else SHIPPED
+    if not isinstance(own.get(name, {}), dict):
+        raise UsageError(f"'{name}' in {where} is no section", do=f"write [{name}] and its keys below")
+    return _merge(shipped.get(name, {}), own.get(name, {})), where
 
 
 def seconds(time: str) -> int:

@@ -97,8 +97,15 @@ class Slurm:
 
     def submit(self, script: Path) -> str:
         """The id of the new job. Raises UsageError when Slurm refuses the job, with its own words."""
+        return self._sbatch(script, "--parsable").strip().split(";")[0]
+
+    def test(self, script: Path) -> None:
+        """Nothing is submitted. Raises UsageError when Slurm would refuse the job, with its own words."""
+        self._sbatch(script, "--test-only")
+
+    def _sbatch(self, script: Path, option: str) -> str:
         try:
-            return self.run("sbatch", "--parsable", str(script), once=True).strip().split(";")[0]
+            return self.run("sbatch", option, str(script), once=True)
         except _Refused as error:
             text = error.text
             advice = next((do for pattern, do in REFUSALS if re.search(pattern, text, re.IGNORECASE)), "see the script")

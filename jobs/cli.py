@@ -34,6 +34,7 @@ VERBS = {
     "sync": "send to MLflow what is still in outboxes",
     "ui": "serve the MLflow pages on a loopback port",
     "cluster": "a Ray cluster on Slurm: up, status, down, submit, ...",
+    "doctor": "look for what would keep clusters from working at a site",
     "demo": "the main job from data to comparison",
 }
 

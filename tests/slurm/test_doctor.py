@@ -1,0 +1,105 @@
+"""raylab doctor on real Slurm: all well, and things broken on purpose."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.wait import wait_for
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def doctor(testbed, tmp_path):
+    """Run the command with what a user's own sites.toml says; (exit code, its findings, what was printed)."""
+
+    def run(sites: str = "", *words: str, home: Path | None = None, **environment: str):
+        (tmp_path / "sites.toml").write_text(f"[testbed]\n{sites}")
+        out = tmp_path / "doctor.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "jobs.cli", "doctor", "--site", "testbed", "--json", str(out), *words],
+            cwd=ROOT, capture_output=True, text=True, timeout=200,
+            env={**testbed.environment, "RAYLAB_HOME": str(home or testbed.shared / "raylab"),
+                 "RAYLAB_SITES": str(tmp_path / "sites.toml"), **environment},
+        )  # fmt: skip
+        assert out.exists(), done.stderr
+        return done.returncode, json.loads(out.read_text())["findings"], done.stdout
+
+    yield run
+    wait_for(lambda: "raylab-doctor" not in testbed.run("squeue --noheader --format=%j"), 20, "no job of ours")
+
+
+def bad(findings) -> str:
+    return "\n".join(f"{one['what']}: {one['do']}" for one in findings if not one["ok"])
+
+
+def test_on_the_test_cluster_all_is_well(doctor, testbed):
+    code, findings, printed = doctor()
+    assert (code, bad(findings)) == (0, "")
+    for said in (
+        "ok  n1, n2: Python and packages are those of the login node",
+        "ok  n1, n2: shared storage: a file of the login node is seen here",
+        "ok  n1, n2: shared storage: a lock of the login node holds here",
+        "ok  n1, n2: Ray takes its token from a private file",
+        "ok  n1, n2: 2 nodes reach one another",
+        "ok  what n1, n2 wrote is seen on the login node",
+        "ok  n1, n2: clock within 5 s",
+        "1 GPU(s) given by Slurm",
+        "checks, all well",
+    ):
+        assert said in printed
+    assert list((testbed.shared / "raylab/clusters").iterdir()) == []
+
+
+def test_a_scratch_path_over_the_socket_limit(doctor):
+    code, findings, _ = doctor('scratch = "/tmp/a-place-whose-name-is-too-long"')
+    assert code == 1
+    assert "is too long" in bad(findings) and "107 bytes" in bad(findings) and "/tmp" in bad(findings)
+
+
+def test_a_home_that_the_nodes_do_not_share(doctor, tmp_path):
+    """Below /tmp, of which every node has its own."""
+    code, findings, _ = doctor(home=tmp_path / "home")
+    assert code == 1
+    assert f"n1, n2: what the login node wrote in {tmp_path}/home is not seen here" in bad(findings)
+    assert "export RAYLAB_HOME=" in bad(findings)
+
+
+def test_a_wrong_interface_and_a_wrong_partition(doctor):
+    code, findings, _ = doctor('interface = "ib0"\nnodes.gpu.partition = "gpus"')
+    assert code == 1
+    assert "n1, n2: this node has no network interface 'ib0' (it has: lo, eth0): correct `interface`" in bad(findings)
+    assert "Slurm does not know the partition 'gpus'" in bad(findings)
+    assert "invalid partition specified: gpus" in bad(findings)
+
+
+def test_a_full_queue_ends_after_the_wait_with_slurms_reason(doctor, testbed):
+    blocker = testbed.submit("--nodes=3 --exclusive --time=5", "sleep 300")
+    try:
+        testbed.wait_for_state(blocker, "RUNNING")
+        code, findings, printed = doctor("", "--wait", "3")
+    finally:
+        testbed.run(f"scancel {blocker}")
+    assert code == 1
+    assert "no node of type cpu within 3 s:" in bad(findings) and "--wait 30" in bad(findings)
+    assert "ok  Slurm takes jobs of type cpu" in printed
+
+
+def test_a_controller_that_is_away(doctor, testbed):
+    testbed.verb("kill-controller")
+    try:
+        code, findings, _ = doctor()
+    finally:
+        testbed.verb("start-controller")
+        wait_for(lambda: "idle" in testbed.run("sinfo --noheader --format=%t || true"), 30, "the controller")
+    assert code == 1 and "Slurm does not answer" in bad(findings)
+
+
+def test_a_tracking_server_that_no_node_reaches(doctor):
+    code, findings, _ = doctor("", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert code == 1
+    assert "n1, n2: nothing answers at http://127.0.0.1:9" in bad(findings)

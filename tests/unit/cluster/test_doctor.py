@@ -1,0 +1,347 @@
+"""Slurm is a few executables here; its srun runs the step in this process's place, on this machine."""
+
+import dataclasses
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster import checkup, doctor
+from cluster.checkup import Finding
+from cluster.directory import versions
+from cluster.sites import NodeType, Site
+from cluster.slurm import Slurm
+
+CODE = Path(__file__).parents[3]
+CONFIG = "KillWait = 30 sec\nProctrackType = proctrack/cgroup\nSLURM_VERSION = 23.11.1\nJobRequeue = 1"
+PARTITION = "PartitionName=batch State=UP MaxTime=1-00:00:00 PreemptMode=OFF GraceTime=0 OverSubscribe=NO"
+# words until `bash` are srun's; as the step on node n1 of one
+STEP = """while [ "$1" != bash ]; do shift; done
+export SLURM_CPUS_ON_NODE=4 SLURM_MEM_PER_NODE=4000
+exec "$@" """
+
+
+@pytest.fixture
+def local(tmp_path) -> Site:
+    return Site(name="here", partition="batch", nodes={"cpu": NodeType(cpus=4, memory_mb=4000)})
+
+
+@pytest.fixture
+def fakes(commands):
+    def make(**other: str) -> Slurm:
+        scripts = {
+            "scontrol": f'if [ "$2" = config ]; then echo "{CONFIG}"; else echo "{PARTITION}"; fi',
+            "sbatch": "echo 'sbatch: Job 1 to start at once' >&2",
+            "squeue": "true",
+            "scancel": "true",
+            "srun": STEP,
+            **other,
+        }
+        return Slurm(commands(**scripts))
+
+    return make
+
+
+def examine(site, tmp_path, slurm, command=None, **other) -> list[Finding]:
+    words = command or [sys.executable, "-m", "jobs.doctor", "--here"]
+    facts = {"nodes": 1, "wait": 60.0, "tracking": "", **other}
+    return list(doctor.examine(site, tmp_path, CODE, slurm, words, **facts))
+
+
+def bad(findings) -> list[Finding]:
+    return [finding for finding in findings if not finding.ok]
+
+
+def texts(findings) -> str:
+    return "\n".join(finding.what for finding in findings)
+
+
+def test_a_site_on_which_all_is_well(local, tmp_path, fakes, monkeypatch):
+    monkeypatch.setattr(checkup, "DEFAULT_PORTS", {})  # of this machine we know nothing
+    found = examine(local, tmp_path, fakes())
+    here = [one for one in found if "other nodes do not reach" not in one.what]
+    assert not bad(here), bad(here)
+    host = socket.gethostname()
+    for said in (
+        "Slurm 23.11.1 answers",
+        "30 s to save",
+        "Slurm takes jobs of type cpu",
+        f"{host}: Python and packages are those of the login node",
+        f"{host}: shared storage: a file that is replaced is seen whole",
+        f"{host}: shared storage: a lock of the login node holds here",
+        f"{host}: Ray takes its token from a private file",
+        f"{host}: scratch /tmp holds Ray's sockets",
+        f"what {host} wrote is seen on the login node",
+        f"{host}: clock within",
+    ):
+        assert said in texts(found)
+    assert not list((tmp_path / "clusters").iterdir()), "the probe is gone"
+
+
+def test_what_the_step_asks_of_slurm_is_what_a_job_of_the_site_would(local, tmp_path, fakes):
+    slurm = fakes(srun="exit 0")
+    examine(local, tmp_path, slurm)
+    (line,) = (slurm.directory / "srun.calls").read_text().splitlines()[:1]
+    for option in ("--partition=batch", "--cpus-per-task=4", "--mem=4000M", "--nodes=1", "--time=00:05:00"):
+        assert option in line
+
+
+def test_a_machine_without_slurm_is_said_and_nothing_else_is_tried(local, tmp_path):
+    found = examine(local, tmp_path, Slurm(tmp_path))
+    assert [one.what.split(" (")[0] for one in bad(found)] == ["scontrol is not there"]
+    assert "login node" in bad(found)[0].do
+
+
+def test_a_queue_that_does_not_start_is_said_with_slurms_reason_and_the_job_is_cancelled(local, tmp_path, fakes):
+    comment = 'c=$(sed -n "s/.*--comment=\\([^ ]*\\).*/\\1/p" "$(dirname "$0")/srun.calls" | head -n 1)'
+    row = 'printf "%-20s%-20s%-10s%-20s%-120s%-60s%-200s\\n" 77 PENDING 0 5:00 "" Priority "$c"'
+    slurm = fakes(srun="exec sleep 60", squeue=f"{comment}\n{row}")
+    began = time.monotonic()
+    found = examine(local, tmp_path, slurm, wait=0.5)
+    assert time.monotonic() - began < 30
+    (late,) = bad(found)
+    assert late.what == "no node of type cpu within 0 s: other jobs come first" and "--wait" in late.do
+    assert (slurm.directory / "scancel.calls").read_text().split() == ["77"]
+    assert "Slurm takes jobs of type cpu" in texts(found), "the login node's part stands"
+
+
+def test_a_job_that_could_not_be_cancelled_is_named(local, tmp_path, fakes, monkeypatch):
+    monkeypatch.setattr("cluster.slurm.TRIES", 1)
+    slurm = fakes(srun="exit 0", squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert any("may still be there" in one.what and "scancel" in one.do for one in bad(examine(local, tmp_path, slurm)))
+
+
+def test_a_node_without_our_python_says_what_it_said(local, tmp_path, fakes):
+    (found,) = bad(examine(local, tmp_path, fakes(), command=["/p/none/python", "-m", "x"]))
+    assert "1 of 1 nodes of type cpu gave no answer" in found.what and "/p/none/python" in found.what
+    assert "`python`" in found.do
+
+
+def test_a_refused_job_keeps_slurms_words_and_no_step_is_tried(local, tmp_path, fakes):
+    slurm = fakes(sbatch="echo 'sbatch: error: invalid partition specified: batch' >&2; exit 1")
+    found = bad(examine(local, tmp_path, slurm))
+    assert len(found) == 2 and all("invalid partition specified: batch" in one.what for one in found)
+    assert all("`partition`" in one.do for one in found)
+    assert not (slurm.directory / "srun.calls").exists()
+
+
+def test_a_partition_that_slurm_does_not_know(local, fakes):
+    slurm = fakes(scontrol="echo 'Partition batch not found'; exit 1")
+    (found,) = doctor.partitions(slurm, local)
+    assert not found.ok and "'batch'" in found.what and "sinfo" in found.do
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"State": "DOWN"}, "partition p is DOWN"),
+        ({"MaxTime": "00:30:00"}, "time limit of 00:30:00"),
+        ({"PreemptMode": "SUSPEND"}, "can be suspended"),
+        ({"PreemptMode": "GANG,SUSPEND"}, "can be suspended"),
+        ({"OverSubscribe": "FORCE:4"}, "several jobs on the same cores"),
+    ],
+)
+def test_partitions_on_which_a_cluster_would_not_do(local, changed, said):
+    facts = {"State": "UP", "MaxTime": "UNLIMITED", "PreemptMode": "OFF", "OverSubscribe": "NO"}
+    assert not bad(doctor.partition("p", facts, local))
+    assert said in texts(bad(doctor.partition("p", {**facts, **changed}, local)))
+
+
+def test_preemption_and_its_grace_are_told(local):
+    facts = {"State": "UP", "MaxTime": "UNLIMITED", "PreemptMode": "REQUEUE", "GraceTime": "60"}
+    assert "60 s of grace" in texts(doctor.partition("p", facts, local))
+
+
+def test_settings_of_slurm_that_cost_work(local):
+    config = {"KillWait": "5 sec", "ProctrackType": "proctrack/linuxproc", "Epilog": "(null)"}
+    kill, track = bad(doctor.settings(config, local))
+    assert "5 s after" in kill.what and "daemons survive" in track.what
+    assert not bad(doctor.settings({**config, "KillWait": "30 sec", "Epilog": "/etc/slurm/epilog.sh"}, local))
+
+
+def test_a_time_limit_shorter_than_the_lead_is_said(local, tmp_path, fakes):
+    short = local.model_copy(update={"time": "00:02:00"})
+    assert "too short" in texts(bad(examine(short, tmp_path, fakes(srun="exit 0"))))
+
+
+def test_a_home_that_cannot_be_written(local, fakes, tmp_path):
+    (tmp_path / "clusters").write_text("no directory")
+    (found,) = bad(examine(local, tmp_path, fakes()))
+    assert "cannot be written" in found.what and "RAYLAB_HOME" in found.do
+
+
+def test_what_several_nodes_say_is_said_once():
+    same, own = Finding("well"), Finding("sick", False, "mend it")
+    assert doctor.merged({"n2": [same], "n1": [same, own]}) == [
+        Finding("n1, n2: well"),
+        Finding("n1: sick", False, "mend it"),
+    ]
+
+
+# --- on a node ---
+
+
+def test_storage_that_is_not_shared(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkup, "SEE_SECONDS", 0.2)
+    found, shared = checkup.storage(tmp_path / "clusters" / ".doctor-1", "word")
+    assert not shared and f"{tmp_path} is not seen here" in found[0].what and "RAYLAB_HOME" in found[0].do
+
+
+def test_another_word_is_another_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkup, "SEE_SECONDS", 0.2)
+    with doctor.probe(tmp_path) as (directory, word):
+        assert not checkup.storage(directory, word + "x")[1]
+
+
+def test_modes_and_locks_that_a_file_system_does_not_keep(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkup, "token", lambda path, word: Finding("token"))
+    with doctor.probe(tmp_path) as (directory, word):
+        (directory / "login").chmod(0o644)
+        (directory / "lock").unlink()  # another file, as a file system without locks would have it
+        found, shared = checkup.storage(directory, word)
+    assert shared
+    assert [("0644" in one.what, "lock" in one.what) for one in bad(found)] == [(True, False), (False, True)]
+
+
+def test_a_file_that_is_seen_half_and_one_that_never_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkup, "SEE_SECONDS", 0.3)
+    path = tmp_path / "swap"
+    path.write_text("a" * checkup.LETTERS)
+    assert "not seen here within" in checkup._replaced(path).what
+    texts_read = iter(["a" * checkup.LETTERS, "ab"])
+    monkeypatch.setattr(Path, "read_text", lambda self: next(texts_read))
+    assert "half" in checkup._replaced(path).what
+
+
+def test_scratch_that_cannot_hold_rays_sockets(tmp_path):
+    long = tmp_path / ("s" * 100)
+    long.mkdir()
+    for path in (long, tmp_path / "absent"):
+        (found,) = checkup.scratch(str(path))
+        assert not found.ok and "`scratch`" in found.do
+    assert list(long.iterdir()) == [], "what was tried is gone"
+
+
+def test_an_interface_that_is_not_here_names_those_there_are():
+    (found,) = checkup.network("ib77", None, 1)
+    assert not found.ok and "'ib77'" in found.what and "lo" in found.what and "`interface`" in found.do
+
+
+def test_a_loopback_address_is_none_for_other_nodes():
+    (found,) = checkup.network("lo", None, 1)
+    assert not found.ok and "127.0.0.1" in found.what
+
+
+def test_nodes_that_do_not_meet_are_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkup, "SEE_SECONDS", 0.5)
+    assert "1 of 2 nodes" in checkup._meet("127.0.0.1", tmp_path, 2).what
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        (tmp_path / "peer-n9.json").write_text(json.dumps(closed.getsockname()))
+        found = checkup._meet("127.0.0.1", tmp_path, 2)
+    assert not found.ok and found.what == "n9 cannot be reached from here"
+
+
+def test_a_default_port_that_somebody_holds(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(checkup, "DEFAULT_PORTS", {server.getsockname()[1]: "Ray's head"})
+        (found,) = checkup.default_ports()
+    assert not found.ok and "Ray's head" in found.what and "RAY_ADDRESS" in found.do
+
+
+def test_another_ray_is_said_and_harmless(tmp_path):
+    """A process of that name, as a neighbour's Ray has one."""
+    raylet = tmp_path / "raylet"
+    raylet.symlink_to("/bin/sleep")
+    with subprocess.Popen([str(raylet), "60"]) as process:
+        try:
+            (found,) = checkup.other_rays()
+        finally:
+            process.kill()
+    assert found.ok and f"pid {process.pid}" in found.what and "ours has ports" in found.what
+
+
+@pytest.mark.parametrize(("given", "visible", "well"), [("2", "0,1", True), ("1", "0", False), ("2", "0", False)])
+def test_gpus_promised_given_and_visible(monkeypatch, tmp_path, given, visible, well):
+    import torch
+
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", given)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    (found,) = checkup.gpus(NodeType(cpus=1, memory_mb=1000, gpus=2))
+    assert found.ok == well
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    (found,) = checkup.gpus(NodeType(cpus=1, memory_mb=1000, gpus=2))
+    assert not found.ok
+    assert checkup.gpus(NodeType(cpus=1, memory_mb=1000)) == []
+
+
+def test_other_versions_than_the_login_nodes_are_said(local, tmp_path):
+    with doctor.probe(tmp_path) as (directory, word):
+        facts = {
+            "site": local.model_dump(mode="json"), "kind": "cpu", "nodes": 1, "probe": str(directory), "word": word,
+            "versions": {**versions(), "torch": "1.0.0"},
+        }  # fmt: skip
+        assert "instead of 1.0.0" in texts(bad(checkup.here(facts)))
+
+
+# --- the command ---
+
+
+def command(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.cli", "doctor", *words],
+        cwd=CODE, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_blanks_are_lines_of_their_own_with_where_to_write_them(tmp_path):
+    done = command("--site", "juwels", "--json", str(tmp_path / "out.json"))
+    assert done.returncode == 1
+    assert "!!  `account` of site juwels is blank: your compute project: write it into" in done.stdout
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert not result["ok"] and all(not finding["ok"] and finding["do"] for finding in result["findings"])
+
+
+def test_an_unknown_site_prints_the_right_ones():
+    done = command("--site", "juwel")
+    assert done.returncode == 2 and "juwels" in done.stderr
+
+
+def test_mlflow_from_a_node():
+    from jobs.doctor import line, mlflow
+
+    assert mlflow("").ok
+    found = mlflow("http://127.0.0.1:1")
+    assert not found.ok and found.do
+    assert line(found).startswith("!!  ") and line(Finding("x")) == "ok  x"
+    assert [field.name for field in dataclasses.fields(found)] == ["what", "ok", "do"]
+
+
+class Refuses(http.server.BaseHTTPRequestHandler):
+    """As MLflow answers to a Host header that it does not know."""
+
+    def do_GET(self) -> None:
+        self.send_response(403)
+        self.end_headers()
+        self.wfile.write(b"Invalid Host header - possible DNS rebinding attack detected")
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+def test_a_server_that_refuses_our_name_for_it_says_allowed_hosts():
+    from jobs.doctor import mlflow
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = mlflow(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert not found.ok and f"--allowed-hosts 127.0.0.1:{server.server_port}" in found.do
