@@ -52,6 +52,19 @@ def test_workers_come_on_demand_and_go_when_idle(lab: Lab, calm: dict[str, Any])
     wait_for(lambda: not lab.workers(), 90, "idle nodes to be released")
 
 
+def test_two_runs_share_the_cluster(lab: Lab, calm: dict[str, Any]) -> None:
+    """The first has grown to all three nodes; the second gets its minimum from it, and neither waits for the other."""
+    lab.train("first", "1:3", "loop.epochs=900")
+    lab.on_workers("first", 3)
+    lab.train("second", "1:3")
+    lab.on_workers("second", 1)
+    assert lab.step("first") < 1800, "it is still there"
+    check(lab, calm, "second", 0)
+    result = lab.result("first")
+    assert result["steps"] == result["planned_steps"] and result["gaps"] == result["steps_repeated"] == 0
+    assert max(result["workers"]) == 3 and 2 in result["workers"][result["workers"].index(3) :]
+
+
 def cancelled(bed: Bed, job: str, node: str) -> None:
     bed.run(f"scancel {job}")
 
