@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import cli, home, scores, tracked
+from jobs import cli, home, scores, tracked, validated
 from jobs.progress import say
 from raylab import config
 from raylab.data.overlap import leakage
 from raylab.data.prepared import read_meta
-from raylab.errors import DataError
+from raylab.errors import DataError, UsageError
 from tracking.forward import Forwarder
 
 EXAMPLE = "raylab evaluate ards --run NAME --data prepared/ards --split test --json scores.json"
@@ -21,6 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, help="name, MLflow run id or directory of a finished run")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="any prepared directory of the task")
     parser.add_argument("--split", choices=["test", "val", "all"], default="test")
+    parser.add_argument(
+        "--recalibrate", type=int, metavar="N", help="ards: also with intercept and slope fitted on N patients of DIR"
+    )
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -36,7 +39,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         )
     leaked = leakage(args.task, Path(described["data"]), data, args.split)
     uri = tracked.checked_address()
+    if args.recalibrate is not None and (args.task != "ards" or args.recalibrate < 1):
+        raise UsageError("--recalibrate takes a number of patients, and is of the task ards")
     scored = {**scores.of_run(directory, data, args.split), "leakage": leaked}
+    if args.task == "ards":
+        recipe = config.read(directory / "recipe.json")
+        scored["result"] |= validated.extended(scored, recipe)
+        scored["figures"] = validated.figures(scored)
+        if args.recalibrate:
+            few = validated.recalibrated(directory, data, scored, args.recalibrate, own, recipe.seed)
+            scored["result"]["recalibrated"] = few
     reads = described.get("test_reads", 0)
     if own and args.split == "test":
         reads += 1
@@ -69,6 +81,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     }
     if not args.quiet:
         scores.tell(out)
+        if args.task == "ards":
+            validated.tell(out)
         say(f"  leakage: {in_words(leaked)}")
         if reads > 1:
             say(f"note: this run's test split has now been read {reads} times; report the first")
@@ -79,6 +93,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def in_words(leaked: dict[str, Any]) -> str:
     if not leaked["checked"]:
         return f"not checked, {leaked['why']}"
+    if leaked["patients"] is None:
+        return leaked["why"]  # type: ignore[no-any-return]
     if leaked["shared"]:
         return f"WARNING, {leaked['shared']} of {leaked['patients']} patients were trained on: the scores flatter"
     return "none, no patient here was in train or val"

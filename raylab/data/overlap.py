@@ -7,6 +7,8 @@ import polars as pl
 
 from raylab.data.prepared import read_meta
 
+HOSPITALS = dict.fromkeys(("physionet2012", "mimic3", "meds"), "Beth Israel Deaconess Medical Center")
+"""Of sources that overlap: PhysioNet 2012 was drawn from MIMIC-II, MIMIC-III and IV are of the same hospital."""
 TABLES = {"ards": ("samples.parquet", "subject_id"), "covidnet": ("index.parquet", "patient")}
 
 
@@ -22,6 +24,18 @@ def origin(meta: dict[str, Any]) -> tuple[Any, ...]:
     return (meta["source"], *((meta["seed"], meta.get("domain")) if meta["synthetic"] else ()))
 
 
+def elsewhere(fitted_on: Path, scored_on: Path, task: str) -> str:
+    """What can be said of patients of two sources, whose identifiers mean nothing to each other."""
+    mine, theirs = (read_meta(directory, task)["source"] for directory in (fitted_on, scored_on))
+    known = [{HOSPITALS[name] for name in source.split("+") if name in HOSPITALS} for source in (mine, theirs)]
+    if shared := known[0] & known[1]:
+        return (
+            f"cannot be checked by identifier ({mine} and {theirs}), and WARNING: both hold patients of "
+            f"{' and '.join(sorted(shared))}: the same patient may be in both"
+        )
+    return f"another source ({mine} and {theirs}): other patients, as far as identifiers can tell"
+
+
 def leakage(task: str, fitted_on: Path, scored_on: Path, split: str) -> dict[str, Any]:
     """{"checked", "patients", "shared"}: how many patients of `split` in `scored_on` are in the train or val split of
     `fitted_on`; or {"checked": False, "why"}. For split "val", which picks epochs by design, train alone counts.
@@ -31,7 +45,7 @@ def leakage(task: str, fitted_on: Path, scored_on: Path, split: str) -> dict[str
     if not (fitted_on / "meta.json").is_file():
         return {"checked": False, "why": f"the training data is no longer at {fitted_on}"}
     if origin(read_meta(fitted_on, task)) != origin(read_meta(scored_on, task)):
-        return {"checked": True, "patients": None, "shared": 0, "why": "another source, so other patients"}
+        return {"checked": True, "patients": None, "shared": 0, "why": elsewhere(fitted_on, scored_on, task)}
     mine = patients(scored_on, task, ("train", "val", "test") if split == "all" else (split,))
     fitted = patients(fitted_on, task, ("train",) if split == "val" else ("train", "val"))
     return {"checked": True, "patients": len(mine), "shared": len(mine & fitted)}

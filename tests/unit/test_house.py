@@ -16,7 +16,7 @@ PACKAGES = ("raylab", "jobs", "tracking", "cluster")
 # imports go to a lower level, to the own room, or sideways where it is said
 LEVEL = {
     **dict.fromkeys(("errors", "files", "config", "recipes"), 0),
-    **dict.fromkeys(("data", "models", "metrics", "intervals", "physiology"), 1),
+    **dict.fromkeys(("data", "models", "metrics", "intervals", "validation", "alarms", "physiology"), 1),
     **dict.fromkeys(("tasks", "checkpoint", "world", "adamw"), 2),
     "loop": 3,
     "run": 4,
@@ -24,7 +24,10 @@ LEVEL = {
     "ray_train": 6,
     "ray_tune": 7,
 }
-SIDEWAYS = {("config", "errors"), ("recipes", "config"), ("recipes", "errors"), ("metrics", "intervals")}
+SIDEWAYS = {
+    *(("config", "errors"), ("recipes", "config"), ("recipes", "errors"), ("metrics", "intervals")),
+    *(("validation", "intervals"), ("validation", "metrics"), ("alarms", "intervals")),
+}
 
 
 def files(package: str) -> list[Path]:
