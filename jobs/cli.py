@@ -26,6 +26,7 @@ VERBS = {
     "tune": "search hyperparameters, or resume a search",
     "evaluate": "score a run on a split, with intervals",
     "benchmark": "every model of a task on the same splits, as one table with intervals",
+    "explain": "plot which hours and features moved a network's predictions",
     "predict": "write a run's probabilities for every row",
     "compare": "table and HTML report of tracked runs",
     "sync": "send to MLflow what is still in outboxes",

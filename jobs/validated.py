@@ -109,9 +109,10 @@ def tell(out: dict[str, Any]) -> None:
         if "why" in row:
             say(f"  alarms, event recall {row['event_recall_at_least']:g}: {row['why']}")
             continue
+        shown = {name: scores.text(row[name]) for name in ("event_recall", "alarm_precision", "lead_h")}
         say(
-            f"  alarms, event recall {scores.text(row['event_recall'])}: precision {scores.text(row['alarm_precision'])}"
-            f", {scores.text(row['alarms_per_patient_day'])} a patient-day, lead {scores.text(row['lead_h'])} h"
+            f"  alarms: event recall {shown['event_recall']}, precision {shown['alarm_precision']}, "
+            f"{scores.text(row['alarms_per_patient_day'])} a patient-day, lead {shown['lead_h']} h"
         )
     if of := out.get("recalibrated"):
         say(f"  recalibrated on {of['patients']} patients of {of['split']}, {of['n']} rows scored:")

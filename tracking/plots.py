@@ -131,6 +131,22 @@ def confusion(matrix: ArrayLike, classes: Sequence[str], title: str = "Confusion
     return figure
 
 
+def attribution(
+    matrix: ArrayLike, names: Sequence[str], title: str = "Attribution", signed: bool = True, synthetic: bool = False
+) -> Figure:
+    """Features by hours, matrix[feature, hour], the largest at the top; `signed`: blue lowers, red raises."""
+    values = np.asarray(matrix)
+    order = np.argsort(-np.abs(values).sum(axis=1))[:20]
+    shown, top = values[order], float(np.abs(values[order]).max()) or 1.0
+    figure, axes = _figure(title, synthetic, (7.5, 6.5))
+    image = axes.imshow(shown, aspect="auto", cmap="RdBu_r" if signed else "Reds", vmin=-top if signed else 0, vmax=top)
+    axes.set_yticks(range(len(order)), [names[k] for k in order])
+    axes.set_xlabel("Hour of the window")
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, fraction=0.046, label="Share of the logit" if signed else "Mean share, either way")
+    return figure
+
+
 def learning(curves: Mapping[str, Curve], metric: str, title: str = "", synthetic: bool = False) -> Figure:
     """One metric of several runs over steps."""
     figure, axes = _figure(title or metric, synthetic, (7, 4.2))
