@@ -26,6 +26,7 @@ VERBS = {
     "tune": "search hyperparameters, or resume a search",
     "evaluate": "score a run on a split, with intervals",
     "benchmark": "every model of a task on the same splits, as one table with intervals",
+    "explain": "plot which hours and features moved a network's predictions",
     "predict": "write a run's probabilities for every row",
     "models": "list image networks with parameters, MACs and images/s",
     "simulate": "sweep the lung model over parameters, or view one virtual patient",

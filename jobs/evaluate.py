@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import cli, home, prepare, scores, tracked
+from jobs import cli, home, prepare, scores, tracked, validated
 from jobs.progress import say
 from raylab import config
 from raylab.data.manifest import SPLITS, discover
 from raylab.data.overlap import leakage
 from raylab.data.prepared import read_meta, sha256
-from raylab.errors import DataError
+from raylab.errors import DataError, UsageError
 from raylab.run import read_model
 from tracking.forward import Forwarder
 
@@ -30,6 +30,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="any prepared directory of the task; covidnet: or a folder of images with lists or manifest",
     )
     parser.add_argument("--split", choices=["test", "val", "all"], default="test")
+    parser.add_argument(
+        "--recalibrate", type=int, metavar="N", help="ards: also with intercept and slope fitted on N patients of DIR"
+    )
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -47,7 +50,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         )
     leaked = leakage(args.task, Path(described["data"]), data, args.split)
     uri = tracked.checked_address()
+    if args.recalibrate is not None and (args.task != "ards" or args.recalibrate < 1):
+        raise UsageError("--recalibrate takes a number of patients, and is of the task ards")
     scored = {**scores.of_run(directory, data, args.split), "leakage": leaked}
+    if args.task == "ards":
+        recipe = config.read(directory / "recipe.json")
+        scored["result"] |= validated.extended(scored, recipe)
+        scored["figures"] = validated.figures(scored)
+        if args.recalibrate:
+            few = validated.recalibrated(directory, data, scored, args.recalibrate, own, recipe.seed)
+            scored["result"]["recalibrated"] = few
     reads = described.get("test_reads", 0)
     if own and args.split == "test":
         reads += 1
@@ -80,6 +92,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     }
     if not args.quiet:
         scores.tell(out)
+        if args.task == "ards":
+            validated.tell(out)
         say(f"  leakage: {in_words(leaked)}")
         if reads > 1:
             say(f"note: this run's test split has now been read {reads} times; report the first")
@@ -108,6 +122,8 @@ def in_words(leaked: dict[str, Any]) -> str:
         return f"WARNING, {leaked['shared']} of {leaked['patients']} patients were trained on: the scores flatter"
     if leaked.get("copies"):
         return f"WARNING, {leaked['copies']} images are copies of images that were trained on: the scores flatter"
+    if leaked["patients"] is None:
+        return leaked["why"]  # type: ignore[no-any-return]
     return "none, no patient here was in train or val"
 
 

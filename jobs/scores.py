@@ -122,6 +122,7 @@ def figures(scored: dict[str, Any]) -> dict[str, Any]:
             "roc": plots.roc(samples.y, p, f"ROC, {where}", synthetic),
             "precision-recall": plots.precision_recall(samples.y, p, f"Precision and recall, {where}", synthetic),
             "calibration": plots.calibration(samples.y, p, title=f"Calibration, {where}", synthetic=synthetic),
+            **scored.get("figures", {}),
         }
     matrix = np.array(scored["result"]["confusion"])
     return {
@@ -151,8 +152,12 @@ def tell(out: dict[str, Any]) -> None:
     counts = ", ".join(f"{name} {n}" for name, n in out["classes"].items())
     synthetic = ", SYNTHETIC data" if out.get("synthetic") else ""
     say(f"{out['split']} split: {out['n']} rows of {out['patients']} patients ({counts}){synthetic}")
-    for name, score in flat_scores(out).items():
+    for name, score in flat_scores({**out, "cohorts": {}}).items():
         say(f"  {name:<32} {text(score)}")
+    for cohort, of in out.get("cohorts", {}).items():
+        if cohort != out["cohort"]:
+            shown = of.get("why") or f"AUROC {text(of['auroc'])}, AUPRC {text(of['auprc'])}"
+            say(f"  cohort {cohort + ',':<15} {of.get('positives', 0)} of {of['n']}: {shown}")
     for source, matrix in out.get("confusion_by_source", {}).items():
         say(f"  confusion, {source} (rows truth): {matrix}")
     if out["differs"]:

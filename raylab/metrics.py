@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from raylab.errors import DataError, unknown
 from raylab.intervals import Floats, clustered, wilson
 
-__all__ = ["binary_scores", "multiclass_scores", "paired_difference", "point", "wilson"]
+__all__ = ["binary_scores", "calibration_fit", "multiclass_scores", "paired_difference", "point", "wilson"]
 
 Ints = NDArray[np.int64]
 
@@ -186,6 +186,14 @@ def paired_difference(
         lambda w: {"difference": of(y_N, a, w) - of(y_N, b, w)}, group_N, bootstraps, seed, {"difference": ONE_CLASS}
     )
     return difference["difference"]
+
+
+def calibration_fit(y: ArrayLike, p: ArrayLike) -> tuple[float, float]:
+    """(intercept, slope) of the logistic fit y ~ a + b logit(p); NaN where it does not exist."""
+    y_N, p_N = _binary_inputs(y, p)
+    order = _from_highest(y_N, p_N)
+    intercept, slope = _calibration(y_N[order], _logit(p_N[order]), np.ones((1, len(y_N))), free_slope=True)[0]
+    return float(intercept), float(slope)
 
 
 # The scores

@@ -87,6 +87,25 @@ def calibration(
     return figure
 
 
+def decision(curve: Sequence[Mapping[str, Any]], title: str = "Decision curve", synthetic: bool = False) -> Figure:
+    """Net benefit over the threshold, with 95 % intervals, beside acting on everybody and on nobody. `curve`: rows of
+    threshold, model (value, low, high) and everybody."""
+    at = [row["threshold"] for row in curve]
+    figure, axes = _figure(title, synthetic)
+    axes.plot(at, [row["model"]["value"] for row in curve], color=COLOURS[0], linewidth=2, marker="o", label="model")
+    if all(row["model"]["low"] is not None for row in curve):
+        low, high = ([row["model"][end] for row in curve] for end in ("low", "high"))
+        axes.fill_between(at, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
+    axes.plot(at, [row["everybody"] for row in curve], color=COLOURS[1], linestyle="--", label="act on everybody")
+    axes.axhline(0, color=GREY, linewidth=1, label="act on nobody")
+    top = max(row["model"]["value"] for row in curve)
+    axes.set_ylim(-0.05, max(0.05, 1.2 * top))
+    axes.set_xlabel("Threshold probability")
+    axes.set_ylabel("Net benefit a row")
+    axes.legend(loc="upper right", frameon=False)
+    return figure
+
+
 def confusion(matrix: ArrayLike, classes: Sequence[str], title: str = "Confusion", synthetic: bool = False) -> Figure:
     """Counts, and shares of each true class; `matrix[true, predicted]`."""
     counts = np.asarray(matrix)
@@ -109,6 +128,22 @@ def confusion(matrix: ArrayLike, classes: Sequence[str], title: str = "Confusion
     axes.set_ylabel("True")
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, fraction=0.046, label="Share of the true class")
+    return figure
+
+
+def attribution(
+    matrix: ArrayLike, names: Sequence[str], title: str = "Attribution", signed: bool = True, synthetic: bool = False
+) -> Figure:
+    """Features by hours, matrix[feature, hour], the largest at the top; `signed`: blue lowers, red raises."""
+    values = np.asarray(matrix)
+    order = np.argsort(-np.abs(values).sum(axis=1))[:20]
+    shown, top = values[order], float(np.abs(values[order]).max()) or 1.0
+    figure, axes = _figure(title, synthetic, (7.5, 6.5))
+    image = axes.imshow(shown, aspect="auto", cmap="RdBu_r" if signed else "Reds", vmin=-top if signed else 0, vmax=top)
+    axes.set_yticks(range(len(order)), [names[k] for k in order])
+    axes.set_xlabel("Hour of the window")
+    axes.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axes, fraction=0.046, label="Share of the logit" if signed else "Mean share, either way")
     return figure
 
 

@@ -10,6 +10,8 @@ import polars as pl
 from raylab.data import duplicates
 from raylab.data.prepared import read_meta
 
+HOSPITALS = dict.fromkeys(("physionet2012", "mimic3", "meds"), "Beth Israel Deaconess Medical Center")
+"""Of sources that overlap: PhysioNet 2012 was drawn from MIMIC-II, MIMIC-III and IV are of the same hospital."""
 TABLES = {"ards": ("samples.parquet", "subject_id"), "covidnet": ("index.parquet", "patient")}
 
 
@@ -23,6 +25,18 @@ def patients(directory: Path, task: str, splits: tuple[str, ...]) -> set[str]:
 def origin(meta: dict[str, Any]) -> tuple[Any, ...]:
     """Where identifiers are valid: a source; of drawn patients, one draw."""
     return (meta["source"], *((meta["seed"], meta.get("domain")) if meta["synthetic"] else ()))
+
+
+def elsewhere(fitted_on: Path, scored_on: Path, task: str) -> str:
+    """What can be said of patients of two sources, whose identifiers mean nothing to each other."""
+    mine, theirs = (read_meta(directory, task)["source"] for directory in (fitted_on, scored_on))
+    known = [{HOSPITALS[name] for name in source.split("+") if name in HOSPITALS} for source in (mine, theirs)]
+    if shared := known[0] & known[1]:
+        return (
+            f"cannot be checked by identifier ({mine} and {theirs}), and WARNING: both hold patients of "
+            f"{' and '.join(sorted(shared))}: the same patient may be in both"
+        )
+    return f"another source ({mine} and {theirs}): other patients, as far as identifiers can tell"
 
 
 def leakage(task: str, fitted_on: Path, scored_on: Path, split: str) -> dict[str, Any]:
@@ -45,7 +59,7 @@ def leakage(task: str, fitted_on: Path, scored_on: Path, split: str) -> dict[str
         pairs = duplicates.pairs(_thumbnails(scored_on, scored), _thumbnails(fitted_on, fitted))
         alike = {"copies": len({row for row, _, _ in pairs})}
     if origin(metas[0]) != origin(metas[1]):
-        return {"checked": True, "patients": None, "shared": 0, "why": "another source, so other patients", **alike}
+        return {"checked": True, "patients": None, "shared": 0, "why": elsewhere(fitted_on, scored_on, task), **alike}
     mine = patients(scored_on, task, scored)
     return {"checked": True, "patients": len(mine), "shared": len(mine & patients(fitted_on, task, fitted)), **alike}
 

@@ -17,8 +17,8 @@ PACKAGES = ("raylab", "jobs", "tracking", "cluster")
 LEVEL = {
     **dict.fromkeys(("errors", "files", "config", "recipes"), 0),
     "physiology": 0.5,
-    **dict.fromkeys(("data", "models", "metrics", "intervals", "temperature"), 1),
-    **dict.fromkeys(("tasks", "checkpoint", "world", "adamw", "finetune", "imbalance", "controls"), 2),
+    **dict.fromkeys(("data", "models", "metrics", "intervals", "temperature", "validation", "alarms"), 1),
+    **dict.fromkeys(("tasks", "checkpoint", "world", "adamw", "finetune", "imbalance", "controls", "explain"), 2),
     "batchnorm": 2.5,
     "loop": 3,
     "run": 4,
@@ -26,7 +26,10 @@ LEVEL = {
     "ray_train": 6,
     "ray_tune": 7,
 }
-SIDEWAYS = {("config", "errors"), ("recipes", "config"), ("recipes", "errors"), ("metrics", "intervals")}
+SIDEWAYS = {
+    *(("config", "errors"), ("recipes", "config"), ("recipes", "errors"), ("metrics", "intervals")),
+    *(("validation", "intervals"), ("validation", "metrics"), ("alarms", "intervals")),
+}
 
 
 def files(package: str) -> list[Path]:
