@@ -15,7 +15,7 @@ MOST = 6  # layers named in an error
 
 
 def is_head(name: str) -> bool:
-    """Whether a weight of this name belongs to the last layer, which every network (and member) calls `head`."""
+    """Whether a weight of this name belongs to the last layer, `head` in every network and in an ensemble's members."""
     parts = name.split(".")
     return parts[0] == "head" or (parts[0] == "members" and parts[2] == "head")
 
