@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 import torch
 
-from raylab.data.icu import screen
+from raylab.data.digest import screen
 from raylab.data.sources import physionet2012
 from raylab.physiology import blood
 
