@@ -1,5 +1,6 @@
 """From the login node: start a cluster, see how it stands, end it."""
 
+import hashlib
 import secrets
 import shutil
 import time
@@ -80,6 +81,14 @@ def python_of(site: Site, here: str) -> str:
     return site.python or ("python" if site.image else here)
 
 
+def digest(image: str | None) -> str:
+    """SHA-256 of the image's file, "" without one: minutes for a large one, so `up` does it once for all nodes."""
+    if image is None:
+        return ""
+    with Path(image).open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def dry_run(asked: dict[str, Any], directory: Path) -> dict[str, str]:
     """Every text that `up` would use: {"head.sbatch", "TYPE.sbatch"..., "autoscaling.json"}."""
     site = Site.model_validate(asked["site"])
@@ -110,7 +119,7 @@ def up(asked: dict[str, Any], home: Path, slurm: Slurm) -> tuple[Directory, str]
                 do=f"raylab cluster status --name {asked['name']}, or choose another --name",
             )
         limit = slurm.config().get("KillWait", "30 sec").split()[0]
-        asked = {**asked, "kill_seconds": int(limit)}
+        asked = {**asked, "kill_seconds": int(limit), "image_digest": digest(asked["site"]["image"])}
         directory.create(asked)
         script = directory.scripts / "head.sbatch"
         script.write_text(scripts.text(directory.path, asked, first(asked)))

@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 
-from cluster import client
+from cluster import client, render
 from cluster.directory import Directory
 from raylab.errors import RaylabError, SlurmError
 from raylab.files import write_json
@@ -164,11 +164,13 @@ class Near:
             return
         self.targets = {"dashboard": int(found["dashboard"].rpartition(":")[2])} | found["ports"]
         program = "srun" if self.slurm.directory is None else str(self.slurm.directory / "srun")
+        asked, site = self.directory.asked, self.directory.site
+        environment = {"PYTHONPATH": asked["code"], "RAYLAB_HOME": asked["home"]}
+        far = [asked["python"], "-m", "cluster.relay", "far", *map(str, self.targets.values())]
         self.step = await asyncio.create_subprocess_exec(
             program, f"--jobid={found['job']}", "--overlap", "--nodes=1", "--ntasks=1", "--mem=0", "--quiet",
-            self.directory.asked["python"], "-m", "cluster.relay", "far", *map(str, self.targets.values()),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=LINE,
-            env={**os.environ, "PYTHONPATH": self.directory.asked["code"]},
+            *render.inside(site, site.head, environment, far),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=LINE, env={**os.environ, **environment},
         )  # fmt: skip
         assert self.step.stdout is not None  # it is a pipe
         try:

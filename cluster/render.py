@@ -11,6 +11,7 @@ from cluster.sites import NodeType, Site
 from raylab.errors import UsageError
 
 # Nothing of the submitting shell's own clusters may reach a node
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES")  # which GPUs, from Slurm
 FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_ID", "CUDA_VISIBLE_DEVICES")
 
 
@@ -25,11 +26,13 @@ def script(
     command: Sequence[str],
     nodes: int = 1,
     requeue: bool = True,
+    door: Path | None = None,
 ) -> str:
     """A job that runs `command` once on each of `nodes` nodes, as a step that gets Slurm's signals.
 
     Slurm signals a step's own process, not that one's children: so the node agent is told of a limit (USR1) or a
     preemption (TERM) and Ray is not. The shell ignores both, or it would end the job before the agent has left.
+    `door`: where cluster/door.py lies, for a command in an image that calls Slurm.
     """
     options = {
         **_options(site, node, comment, job_name, time, nodes),
@@ -49,7 +52,7 @@ def script(
             "trap '' TERM USR1  # they are for the agent; this shell outlives it",
             f"unset {' '.join(FOREIGN)}",
             *_surroundings(site, environment),
-            shlex.join([*srun, *_inside(site, environment, command)]),
+            *_behind(site, door, shlex.join([*srun, *inside(site, node, environment, command)])),
             "",
         ]
     )
@@ -70,7 +73,7 @@ def step(
     Its caller takes FOREIGN out of the environment: in the step, Slurm has set some of these anew.
     """
     options = _options(site, node, comment, job_name, time, nodes)
-    lines = [*_surroundings(site, environment), "exec " + shlex.join(_inside(site, environment, command))]
+    lines = [*_surroundings(site, environment), "exec " + shlex.join(inside(site, node, environment, command))]
     further = [word for option in (*site.sbatch, *node.sbatch) for word in shlex.split(option)]
     named = [f"--{name}={value}" for name, value in options.items()]
     return ["srun", *named, "--chdir=/", *further, "bash", "-c", "\n".join(lines)]
@@ -119,16 +122,76 @@ def _gres(node: NodeType) -> str | None:
     return ":".join(filter(None, ("gpu", node.gpu_type, str(node.gpus))))
 
 
-def _inside(site: Site, environment: Mapping[str, str], command: Sequence[str]) -> list[str]:
+def _behind(site: Site, door: Path | None, line: str) -> list[str]:
+    """`line`, while the door to Slurm's commands is open on this node, where the site has an image."""
+    if site.image is None or door is None:
+        return [line]
+    return [
+        f"door=$(mktemp -d {shlex.quote(site.scratch)}/rdXXXXXX) || exit 1",
+        f'python3 {shlex.quote(str(door))} "$door" & server=$!',
+        'until [ -S "$door/door" ]; do kill -0 $server 2>/dev/null || exit 1; sleep 0.1; done',
+        'export RAYLAB_DOOR="$door/door"',
+        line,
+        "code=$?",
+        'kill -9 $server; rm -rf "$door"; exit $code  # as it, too, ignores TERM: the head calls Slurm to the last',
+    ]
+
+
+# What a step does on each node of a site with an image. Its own environment is what Slurm set and this file exported;
+# apptainer hands on what is named APPTAINERENV_*. /tmp and scratch inside are a directory of this step's own, in which
+# Ray's socket paths stay short. bash hands on Slurm's signals, and removes that directory.
+CONTAINER = """\
+scratch=$1 image=$2; shift 2
+private=$(mktemp -d "$scratch/rlXXXXXX") || exit 1
+mount() { printf 'type=bind,"source=%s","destination=%s"' "${1//\\"/\\"\\"}" "${2//\\"/\\"\\"}"; }
+options=(--mount "$(mount "$private" /tmp)")
+[ "$scratch" = /tmp ] || options+=(--mount "$(mount "$private" "$scratch")")
+while IFS= read -r -d '' pair; do
+  case ${pair%%=*} in PATTERN) export "APPTAINERENV_$pair" ;; esac
+done < <(env -0)
+if [ -S "${RAYLAB_DOOR:-}" ]; then
+  mkdir "$private/door"
+  options+=(--mount "$(mount "${RAYLAB_DOOR%/*}" /tmp/door)")
+  export APPTAINERENV_RAYLAB_DOOR=/tmp/door/door
+fi
+while [ "$1" != -- ]; do options+=("$1"); shift; done
+shift
+apptainer run --cleanenv --containall --pid "${options[@]}" "$image" "$@" <&0 & child=$!
+trap 'kill -USR1 $child' USR1
+trap 'kill -TERM $child' TERM
+code=127
+while wait $child; got=$?; [ $got != 127 ]; do code=$got; [ $got -gt 128 ] || break; done
+rm -rf "$private"
+exit $code
+"""
+
+
+def inside(site: Site, node: NodeType, environment: Mapping[str, str], command: Sequence[str]) -> list[str]:
     """`command`, in the site's image where it has one: clean environment, explicit binds, an init that reaps."""
     if site.image is None:
         return list(command)
-    binds = dict.fromkeys([site.scratch, *([site.shared] if site.shared else []), *site.bind])
-    passed = [f"--env={name}={value}" for name, value in environment.items()]
+    seen = [site.shared, environment.get("RAYLAB_HOME"), environment.get("PYTHONPATH"), *site.bind]
+    options = ["--nv"] if node.gpus else []
+    for path in dict.fromkeys(filter(None, seen)):
+        options += ["--mount", _mount(path)]
+    pattern = "|".join(["SLURM_*", *VISIBLE, *site.environment, *environment])
     return [
-        "apptainer", "exec", "--cleanenv", "--containall", "--pid", f"--bind={','.join(binds)}", *passed,
-        site.image, *command,
-    ]  # fmt: skip
+        "bash",
+        "-c",
+        CONTAINER.replace("PATTERN", pattern),
+        "raylab",
+        site.scratch,
+        site.image,
+        *options,
+        "--",
+        *command,
+    ]
+
+
+def _mount(path: str) -> str:
+    """A directory at its own path, in the CSV of apptainer's --mount, which holds any name."""
+    quoted = path.replace('"', '""')
+    return f'type=bind,"source={quoted}","destination={quoted}"'
 
 
 def resources(node: NodeType) -> dict[str, int]:

@@ -20,6 +20,7 @@ def environment(asked: dict[str, Any], directory: Path) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # nodes have no network to make environments from
         "RAY_USAGE_STATS_ENABLED": "0",
+        **({"RAYLAB_IMAGE_DIGEST": asked["image_digest"]} if asked.get("image_digest") else {}),
         **({"MLFLOW_TRACKING_URI": asked["tracking"]} if asked["tracking"] else {}),
     }
 
@@ -47,6 +48,7 @@ def text(directory: Path, asked: dict[str, Any], comment: Comment) -> str:
         environment=environment(asked, directory),
         command=agent(asked, directory, role, comment.epoch, comment.type),
         nodes=static or 1,
+        door=Path(asked["code"]) / "cluster" / "door.py" if comment.kind == "head" else None,
     )
 
 

@@ -145,6 +145,12 @@ def check(site: Site, home: Path, time: str) -> None:
             f"Ray's sockets lie below it, and their paths have {SOCKET_LIMIT} bytes at the most",
             f"choose one of {SOCKET_LIMIT - SESSION} bytes or fewer, e.g. /tmp",
         )
+    if site.image is not None and not Path(site.image).is_file():
+        raise UsageError(
+            f"the image of site '{site.name}' is not there: {site.image}",
+            "it is a file (SIF) on storage that all nodes share",
+            "apptainer build raylab.sif cluster/container/raylab.def, and correct `image` of the site",
+        )
     if any(character in str(home) for character in "\\\n\r"):
         raise UsageError(
             f"{str(home)!r} has a backslash or a line break in its name",

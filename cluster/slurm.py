@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 
+from cluster import door
 from raylab.errors import SlurmError, UsageError
 
 ANSWER_SECONDS = 30.0  # a command that takes longer is taken for one that does not answer
 TRIES = 3
+DOOR = "RAYLAB_DOOR"  # in a container: the socket of cluster/door.py, which runs Slurm's commands outside
 ENDED = {
     "BOOT_FAIL",
     "CANCELLED",
@@ -141,25 +143,19 @@ class Slurm:
             if attempt:
                 sleep(2.0**attempt)  # slurmctld answers "try again" in these words: a failover takes seconds
             try:
-                done = subprocess.run(
-                    [program, *arguments],
-                    capture_output=True,
-                    text=True,
-                    timeout=ANSWER_SECONDS,
-                    stdin=subprocess.DEVNULL,
-                )
+                code, output, complaint = _call([program, *arguments])
             except FileNotFoundError as error:
                 raise SlurmError(
                     f"{command} is not there", "this machine has no Slurm", "work on a login node of the site"
                 ) from error
-            except subprocess.TimeoutExpired:
+            except TimeoutError:
                 text = f"no answer within {ANSWER_SECONDS:.0f} s"
                 if once:
                     break
                 continue
-            text = (done.stderr.strip() or done.stdout.strip()).removeprefix(f"{command}: ").removeprefix("error: ")
-            if done.returncode == 0 or (allow and re.search(allow, text)):
-                return done.stdout
+            text = (complaint.strip() or output.strip()).removeprefix(f"{command}: ").removeprefix("error: ")
+            if code == 0 or (allow and re.search(allow, text)):
+                return output
             if not re.search(r"[Uu]nable to contact|[Ss]ocket timed out|[Cc]onnection refused|try again", text):
                 raise _Refused(command, text)
             if once and "timed out" in text:
@@ -167,6 +163,30 @@ class Slurm:
         raise SlurmError(
             f"Slurm does not answer ({command})", text, "try again in a minute; running jobs go on meanwhile"
         )
+
+
+def _call(words: list[str]) -> tuple[int, str, str]:
+    """(exit code, output, complaints) of a command; in a container, through the door that its job script opened.
+
+    Raises TimeoutError after ANSWER_SECONDS, FileNotFoundError where there is no such command.
+    """
+    if path := os.environ.get(DOOR):
+        try:
+            code, output, complaint = door.ask(path, words, ANSWER_SECONDS)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise SlurmError(
+                f"the door to Slurm's commands at {path} is shut", str(error), "the job's output says why it closed"
+            ) from error
+        if code == door.ABSENT:
+            raise FileNotFoundError(complaint)
+        return code, output, complaint
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_SECONDS, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError from error
+    return done.returncode, done.stdout, done.stderr
 
 
 class _Refused(SlurmError):

@@ -84,7 +84,7 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
         static=args.static,
         revision=runs.code_revision(CODE),
         tracking=tracking,
-        hooks=hooks(name, tracking),
+        hooks=hooks(name, tracking, client.python_of(site, sys.executable)),
         python=sys.executable,
     )
     if args.dry_run:
@@ -110,9 +110,9 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def hooks(name: str, tracking: str) -> dict[str, Any]:
+def hooks(name: str, tracking: str, python: str) -> dict[str, Any]:
     """What the head does beside Ray: `cluster` knows of no run and no MLflow, so it is told here."""
-    raylab = [sys.executable, "-m", "jobs.cli"]
+    raylab = [python, "-m", "jobs.cli"]
     services = {"sync": [*raylab, "sync", "--follow"]}
     if not tracking:
         services["mlflow"] = [*raylab, "ui", "--port", head.PORT]

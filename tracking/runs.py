@@ -217,7 +217,12 @@ def standard_tags(
         "ray_version": _version("ray"),
         "torch_version": _version("torch"),
     }
-    for name, variable in {"slurm_job_id": "SLURM_JOB_ID", "slurm_nodelist": "SLURM_JOB_NODELIST"}.items():
+    places = {
+        "slurm_job_id": "SLURM_JOB_ID",
+        "slurm_nodelist": "SLURM_JOB_NODELIST",
+        "image_digest": "RAYLAB_IMAGE_DIGEST",
+    }
+    for name, variable in places.items():
         if variable in os.environ:
             tags[name] = os.environ[variable]
     return {f"raylab.{name}": value for name, value in tags.items()}

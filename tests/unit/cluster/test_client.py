@@ -1,9 +1,10 @@
+import hashlib
 import json
 import time
 
 import pytest
 
-from cluster import client
+from cluster import client, scripts
 from cluster.directory import Comment, Directory
 from raylab.errors import SlurmError, UsageError
 
@@ -262,3 +263,29 @@ def test_the_test_clusters_commands_are_missing_with_a_reason(monkeypatch, tmp_p
 def test_a_directory_of_nothing_is_no_cluster(tmp_path, slurm):
     with pytest.raises(SlurmError):
         client.status(Directory(tmp_path / "none"), slurm)
+
+
+def test_an_images_digest_is_taken_once_and_reaches_every_node(ask, site, slurm, tmp_path):
+    image = tmp_path / "raylab.sif"
+    image.write_bytes(b"an image")
+    asked = ask(site=site.model_copy(update={"image": str(image)}))
+    assert asked["python"] == "python", "the image's own"
+    directory, _ = client.up(asked, tmp_path, slurm)
+    wanted = "sha256:" + hashlib.sha256(b"an image").hexdigest()
+    assert directory.asked["image_digest"] == wanted
+    image.unlink()  # the nodes' scripts are written later, by the head
+    worker = scripts.worker(directory, Comment(asked["id"], 0, "worker", "cpu", "r"))
+    for script in (directory.scripts / "head.sbatch", worker):
+        assert f"export RAYLAB_IMAGE_DIGEST={wanted}\n" in script.read_text()
+    assert "door.py" in (directory.scripts / "head.sbatch").read_text()
+    assert "door.py" not in worker.read_text(), "a worker has no need of Slurm"
+
+
+def test_an_image_that_is_not_there_is_refused(ask, site, tmp_path):
+    with pytest.raises(UsageError, match=r"(?s)image of site 'here' is not there.*apptainer build"):
+        ask(site=site.model_copy(update={"image": str(tmp_path / "none.sif")}))
+
+
+def test_without_an_image_there_is_no_digest(up):
+    directory, _ = up
+    assert "RAYLAB_IMAGE_DIGEST" not in (directory.scripts / "head.sbatch").read_text()

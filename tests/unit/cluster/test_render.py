@@ -1,6 +1,8 @@
 import json
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ from cluster import render
 from cluster.directory import Comment
 from cluster.sites import NodeType, Site
 from raylab.errors import UsageError
+from tests.wait import wait_for
+
+ROOT = Path(__file__).parents[3]
 
 COMMENT = Comment("1a2b", 0, "worker", "gpu", "r1")
 NODE = NodeType(cpus=8, memory_mb=16000, gpus=2, gpu_type="v100", features="big&fast", sbatch=("--exclusive",))
@@ -184,15 +189,15 @@ def test_the_step_gets_its_command_its_environment_and_nothing_foreign(tmp_path)
     assert seen["umask"] == 0o077
 
 
-@settings(max_examples=6)
-@given(st.dictionaries(st.from_regex(r"\AX_[A-Z]{1,6}\Z"), ANY, min_size=4, max_size=12))
+@settings(max_examples=3)
+@given(st.dictionaries(st.from_regex(r"\AX_[A-Z]{1,6}\Z"), ANY, min_size=10, max_size=30))
 def test_any_value_arrives_as_it_is_through_real_bash(tmp_path_factory, values):
     seen = run(text(PLAIN, environment=values), tmp_path_factory.mktemp("bash"))
     assert {name: seen["environment"][name] for name in values} == values
 
 
-@settings(max_examples=6)
-@given(st.lists(ANY, min_size=4, max_size=12))
+@settings(max_examples=3)
+@given(st.lists(ANY, min_size=10, max_size=30))
 def test_any_words_of_the_command_arrive_as_they_are(tmp_path_factory, command):
     seen = run(text(PLAIN, command=["START", *command]), tmp_path_factory.mktemp("bash"))
     assert seen["words"][seen["words"].index("START") + 1 :] == command
@@ -252,3 +257,115 @@ def test_the_largest_that_a_cluster_can_be():
         {"count": 5, "resources": {"CPU": 4}},
         {"count": 3, "resources": {"CPU": 8, "GPU": 2}},
     ]
+
+
+# --- in an image ---
+
+# as apptainer: none of the caller's environment but APPTAINERENV_*, and the door at the place that is mounted
+APPTAINER = r"""#!/usr/bin/env python3
+import csv, json, os, sys
+words = sys.argv[1:]
+mounts = [next(csv.reader([words[at + 1]])) for at, word in enumerate(words) if word == "--mount"]
+binds = {m[2][len("destination="):]: m[1][len("source="):] for m in mounts}
+kept = {n[len("APPTAINERENV_"):]: v for n, v in os.environ.items() if n.startswith("APPTAINERENV_")}
+inside = {**kept, "PATH": os.environ["PATH"]}
+if "RAYLAB_DOOR" in inside:
+    inside["RAYLAB_DOOR"] = binds["/tmp/door"] + "/door"
+private = os.stat(binds["/tmp"])
+note = {"words": words, "binds": binds, "inside": kept, "private": private.st_mode & 0o777, "pid": os.getpid()}
+with open(NOTE, "w") as file:
+    json.dump(note, file)
+at = words.index(IMAGE)
+os.execvpe(words[at + 1], words[at + 1:], inside)
+"""
+SRUN = '#!/bin/bash\nwhile [[ $1 == -* ]]; do shift; done\nexport SLURM_JOB_ID=7 SLURM_PROCID=0 SECRET=x\nexec "$@"\n'
+
+
+@pytest.fixture
+def imaged(tmp_path):
+    """A site with an image, and the words and surroundings of a script that runs in it."""
+    scratch, shared = tmp_path / "scr", tmp_path / 'shared "dir", too'
+    for path in (scratch, shared, tmp_path / "bin"):
+        path.mkdir()
+    image = str(shared / "raylab.sif")
+    fake = APPTAINER.replace("NOTE", repr(str(tmp_path / "note.json"))).replace("IMAGE", repr(image))
+    for name, text in {"apptainer": fake, "srun": SRUN, "squeue": "#!/bin/sh\necho outside\n"}.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    update = {"image": image, "scratch": str(scratch), "shared": str(shared), "bind": ("/data/a",)}
+    return PLAIN.model_copy(update=update)
+
+
+def imaged_job(site, tmp_path, command, **other) -> "subprocess.CompletedProcess[str]":
+    environment = {"RAYLAB_HOME": str(tmp_path / "home"), "PYTHONPATH": "/p/code", "X_ODD": 'a\'b\n"c" ,$d'}
+    script = text(site, command=command, environment=environment, **other)
+    clean = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
+    return subprocess.run(["bash", "-c", script], env=clean, capture_output=True, text=True, timeout=60)
+
+
+def test_a_command_in_an_image_has_a_clean_environment_explicit_binds_and_a_private_short_tmp(imaged, tmp_path):
+    done = imaged_job(imaged, tmp_path, ["sh", "-c", "exit 5", "two words"])
+    assert done.returncode == 5, done.stderr
+    note = json.loads((tmp_path / "note.json").read_text())
+    words = note["words"]
+    assert words[:4] == ["run", "--cleanenv", "--containall", "--pid"] and "--nv" in words
+    assert words[words.index(imaged.image) + 1 :] == ["sh", "-c", "exit 5", "two words"]
+    own = [imaged.shared, str(tmp_path / "home"), "/p/code", "/data/a"]
+    assert {place: note["binds"][place] for place in own} == {place: place for place in own}
+    private = note["binds"]["/tmp"]
+    assert private == note["binds"][imaged.scratch] and private.startswith(f"{imaged.scratch}/rl")
+    assert note["private"] == 0o700
+    assert not Path(private).exists(), "it is gone with the step"
+    inside = note["inside"]
+    assert (inside["SLURM_JOB_ID"], inside["SLURM_PROCID"]) == ("7", "0")
+    assert inside["X_ODD"] == 'a\'b\n"c" ,$d'
+    assert inside["HTTPS_PROXY"] == "http://proxy:3128"
+    assert "SECRET" not in inside and "PATH" not in inside
+
+
+def test_a_node_type_without_gpus_needs_no_driver(imaged, tmp_path):
+    imaged_job(imaged, tmp_path, ["true"], node=NodeType(cpus=1, memory_mb=1000))
+    assert "--nv" not in json.loads((tmp_path / "note.json").read_text())["words"]
+
+
+def test_the_head_in_an_image_reaches_slurm_through_the_door_and_a_worker_has_none(imaged, tmp_path):
+    asks = (
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); from cluster import door; "
+        "print(door.ask(os.environ['RAYLAB_DOOR'], ['squeue'], 10))"
+    )
+    command = [sys.executable, "-c", asks]
+    done = imaged_job(imaged, tmp_path, command, door=ROOT / "cluster" / "door.py")
+    assert done.stdout == "(0, 'outside\\n', '')\n", done.stderr
+    assert list(Path(imaged.scratch).iterdir()) == [], "the door is shut and its directory gone"
+    assert "KeyError: 'RAYLAB_DOOR'" in imaged_job(imaged, tmp_path, command).stderr
+
+
+def test_without_an_image_there_is_no_door_and_nothing_around_the_command():
+    assert "door" not in text(door=ROOT / "cluster" / "door.py") and "apptainer" not in text()
+
+
+def test_slurms_signals_reach_the_command_in_an_image_and_its_exit_code_comes_back(imaged, tmp_path):
+    told = tmp_path / "told"
+    code = (
+        "import signal, sys, pathlib\n"
+        f"told = pathlib.Path({str(told)!r})\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: told.write_text('USR1'))\n"
+        "def leave(*_):\n    told.write_text('TERM'); sys.exit(9)\n"
+        "signal.signal(signal.SIGTERM, leave)\n"
+        "told.write_text('ready')\n"
+        "while True: signal.pause()\n"
+    )
+    step = render.inside(imaged, NODE, {}, [sys.executable, "-c", code])
+    with subprocess.Popen(step, env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}) as process:
+        for number, said in ((None, "ready"), (signal.SIGUSR1, "USR1"), (signal.SIGTERM, "TERM")):
+            if number:
+                process.send_signal(number)
+            wait_for(lambda said=said: told.exists() and told.read_text() == said, 20, said)
+        assert process.wait(20) == 9
+    assert list(Path(imaged.scratch).iterdir()) == []
+
+
+def test_a_scratch_that_is_not_there_ends_the_step(imaged, tmp_path):
+    gone = imaged.model_copy(update={"scratch": str(tmp_path / "gone")})
+    done = imaged_job(gone, tmp_path, ["true"])
+    assert done.returncode == 1 and "mktemp" in done.stderr

@@ -85,9 +85,11 @@ def test_the_environment_names_the_address(tmp_path: Path, monkeypatch: pytest.M
 def test_tags_make_a_run_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAYLAB_CODE_REVISION", raising=False)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("RAYLAB_IMAGE_DIGEST", "sha256:ab")
     given = {"task": "ards", "seed": 3, "synthetic": True, "data_hash": "d", "split_hash": "s"}
     tags = runs.standard_tags(code=tmp_path, **given)
     assert tags["raylab.synthetic"] == "true" and tags["raylab.seed"] == "3" and tags["raylab.slurm_job_id"] == "17"
+    assert tags["raylab.image_digest"] == "sha256:ab"
     assert tags["raylab.code_revision"].startswith("files-") and tags["raylab.lock_hash"] == "unknown"
     assert tags["raylab.torch_version"].startswith("2.")
 
