@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import benchmark_ards, cli
+from jobs import benchmark_ards, benchmark_covidnet, cli
 
 EXAMPLE = "raylab benchmark ards --source physionet2012 --path DIR --landmarks 6 12 24 --folds 5 --out benchmark"
-TASKS = {"ards": benchmark_ards}
+TASKS = {"ards": benchmark_ards, "covidnet": benchmark_covidnet}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

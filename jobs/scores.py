@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from jobs import home
+from jobs import home, honesty
 from jobs.progress import say
+from raylab import temperature
 from raylab.config import Recipe
 from raylab.data import cohorts
 from raylab.data.prepared import read_meta
 from raylab.data.samples import Samples
 from raylab.errors import DataError
+from raylab.files import write_json
 from raylab.loop import predict
 from raylab.run import read_model
 from raylab.tasks import Task
@@ -67,6 +69,8 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
                 continue
             of_part = job.scores(part, probabilities(job, recipe, part, network), BOOTSTRAPS, recipe.seed)
             result["cohorts"][cohort] = {"n": len(part), "positives": int(part.y.sum()), **of_part}
+    if job.name == "covidnet":
+        result |= honesty.beside(directory, samples, p, BOOTSTRAPS, recipe.seed)
     return {"result": result, "samples": samples, "p": p, "split": split, "meta": meta, "job": job}
 
 
@@ -99,6 +103,10 @@ def record(directory: Path, scored: dict[str, Any]) -> None:
     outbox = Outbox(directory / "outbox")
     step = int(home.note(directory).get("steps", 0))
     outbox.append({"kind": "metrics", "step": step, "values": values})
+    kept = directory / "scores"
+    kept.mkdir(exist_ok=True)
+    told = {"data": scored["meta"]["data_hash"], "split": split, "leakage": scored.get("leakage"), **result}
+    write_json(kept / f"{split}-{scored['meta']['data_hash'][:12]}.json", told)
     if "leakage" in scored:
         outbox.append({"kind": "tags", "values": {f"raylab.leakage.{split}": json.dumps(scored["leakage"])}})
     folder = directory / "plots"
@@ -139,6 +147,13 @@ def flat_scores(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def calibrate(directory: Path, scored: dict[str, Any]) -> None:
+    """Fit the temperature of a run's model on its val rows, and keep it with the model. Several classes only."""
+    if scored["job"].outcome == "multiclass":
+        fitted = temperature.fit(scored["samples"].y, scored["p"])
+        write_json(directory / "model" / "temperature.json", {"temperature": fitted, "fitted_on": scored["split"]})
+
+
 def text(score: dict[str, Any]) -> str:
     """`0.812 [0.760, 0.861]`, or why there is none."""
     if score["value"] is None:
@@ -158,6 +173,8 @@ def tell(out: dict[str, Any]) -> None:
         if cohort != out["cohort"]:
             shown = of.get("why") or f"AUROC {text(of['auroc'])}, AUPRC {text(of['auprc'])}"
             say(f"  cohort {cohort + ',':<15} {of.get('positives', 0)} of {of['n']}: {shown}")
+    for line in honesty.lines(out):
+        say(f"  {line}")
     for source, matrix in out.get("confusion_by_source", {}).items():
         say(f"  confusion, {source} (rows truth): {matrix}")
     if out["differs"]:

@@ -138,6 +138,7 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
     """Score the kept model on val with intervals, put scores, plots and model into the run, and print them."""
     home.annotate(directory, steps=result["steps"], weights_sha256=result["weights_sha256"])
     scored = scores.of_run(directory, data, "val")
+    scores.calibrate(directory, scored)
     scores.record(directory, scored)
     samples = scored["samples"]
     tracked.log_model(directory, (2, *samples.batch(samples.y[:1] * 0).shape[1:]))

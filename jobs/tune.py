@@ -182,6 +182,7 @@ def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, A
         winner = watch.trial(number)
         keep(directory, winner)
         scored = scores.of_run(directory, data, "val")
+        scores.calibrate(directory, scored)
         scores.record(directory, scored)
         samples = scored["samples"]
         registered = register(winner, directory, recipe, (2, *samples.batch(samples.y[:1] * 0).shape[1:]), forwarder)

@@ -9,7 +9,9 @@ The third control, a network trained with the lung field blacked out, is the rec
 (DeGrave et al. 2021, Nature Machine Intelligence 3:610; Maguolo and Nanni 2021, Information Fusion 76:1.)
 """
 
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from raylab.data.image_samples import ImageSamples, load_images
+from raylab.data.prepared import read_meta
 from raylab.errors import DataError
 from raylab.metrics import binary_scores, point
 
@@ -30,31 +33,72 @@ CHUNK = 256
 Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
 class BorderProbe:
-    """Fitted on the train split of a prepared directory, its strength chosen by macro recall on val."""
+    """A fitted probe: softmax(x weights + bias) of standardised ring pixels; -inf bias for a class that train lacks."""
 
-    def __init__(self, directory: Path) -> None:
-        from sklearn.linear_model import LogisticRegression
-
-        train, val = (load_images(directory, split) for split in ("train", "val"))
-        self.classes: list[str] = train.spec["classes"]
-        x = _ring(train)
-        self.mean, self.std = x.mean(axis=0), x.std(axis=0) + 1e-6
-        tried = []
-        for strength in STRENGTHS:
-            self.model = LogisticRegression(C=strength, class_weight="balanced", max_iter=200, tol=1e-3)
-            self.model.fit((x - self.mean) / self.std, train.y)
-            tried.append((point("multiclass", val.y, self(val)).get("macro_recall", 0.0), -strength, self.model))
-        best = max(tried, key=lambda one: one[:2])
-        self.val_macro_recall, self.model = best[0], best[2]
+    classes: list[str]
+    mean: Floats  # [2160]
+    std: Floats
+    weights: Floats  # [2160, classes]
+    bias: Floats
+    val_macro_recall: float
 
     def __call__(self, samples: ImageSamples) -> Floats:
-        """Probabilities [N, classes]; 0 for a class that train lacks. `samples` must show their borders."""
+        """Probabilities [N, classes]; `samples` may be masked: the probe looks at the pixels as they are."""
         if samples.spec["classes"] != self.classes:
             raise DataError(f"the border probe knows {self.classes}, the data has {samples.spec['classes']}")
-        out = np.zeros((len(samples), len(self.classes)))
-        out[:, self.model.classes_] = self.model.predict_proba((_ring(samples) - self.mean) / self.std)
-        return out
+        return self.of((_ring(samples) - self.mean) / self.std)
+
+    def of(self, x: Floats) -> Floats:
+        logits = x @ self.weights + self.bias
+        e: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
+        e /= e.sum(axis=1, keepdims=True)
+        return e
+
+
+def border_probe(directory: Path, kept: Path) -> BorderProbe:
+    """The probe of a prepared directory: fitted on train, its strength chosen by macro recall on val.
+
+    `kept` is a folder for fitted probes, which are found again there by the directory's data hash.
+    """
+    file = kept / f"border-{read_meta(directory, 'covidnet')['data_hash'][:16]}.npz"
+    if not file.is_file():
+        kept.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f".{os.getpid()}-{file.name}")
+        np.savez(beside, **vars(_fitted(directory)))
+        beside.replace(file)
+    with np.load(file) as found:
+        return BorderProbe(
+            found["classes"].tolist(),
+            found["mean"],
+            found["std"],
+            found["weights"],
+            found["bias"],
+            float(found["val_macro_recall"]),
+        )
+
+
+def _fitted(directory: Path) -> BorderProbe:
+    from sklearn.linear_model import LogisticRegression
+
+    train, val = (load_images(directory, split) for split in ("train", "val"))
+    classes = train.spec["classes"]
+    x = _ring(train)
+    mean, std = x.mean(axis=0), x.std(axis=0) + 1e-6
+    tried = []
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength, class_weight="balanced", max_iter=200, tol=1e-3)
+        model.fit((x - mean) / std, train.y)
+        weights, bias = np.zeros((x.shape[1], len(classes))), np.full(len(classes), -np.inf)
+        two = len(model.classes_) == 2  # then sklearn has the weights of the second against the first
+        weights[:, model.classes_] = np.concatenate(
+            [np.zeros_like(model.coef_), model.coef_] if two else [model.coef_]
+        ).T
+        bias[model.classes_] = [0, *model.intercept_] if two else model.intercept_
+        probe = BorderProbe(classes, mean, std, weights, bias, 0.0)
+        tried.append(replace(probe, val_macro_recall=point("multiclass", val.y, probe(val))["macro_recall"]))
+    return max(tried, key=lambda probe: probe.val_macro_recall)
 
 
 def _ring(samples: ImageSamples) -> Floats:

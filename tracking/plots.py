@@ -170,6 +170,18 @@ def learning(curves: Mapping[str, Curve], metric: str, title: str = "", syntheti
     return figure
 
 
+def lines(curves: Mapping[str, Curve], x: str, y: str, title: str, synthetic: bool = False) -> Figure:
+    """Named curves over a quantity `x`, each point marked."""
+    figure, axes = _figure(title, synthetic, (6.4, 4.0))
+    for index, (name, (places, values)) in enumerate(curves.items()):
+        axes.plot(places, values, color=COLOURS[index % len(COLOURS)], linewidth=1.8, marker="o", label=name)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(alpha=0.25)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
 def forest(
     names: Sequence[str],
     values: Sequence[float],
