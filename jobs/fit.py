@@ -12,7 +12,7 @@ import polars as pl
 from jobs import cli, home, tracked
 from jobs.progress import say
 from jobs.session import ray_session
-from raylab.data import fits
+from raylab.data import lung_fits as fits
 from raylab.data.icu import SOURCES
 from raylab.errors import DataError, UsageError, unknown
 from raylab.files import whole, write_json

@@ -12,6 +12,7 @@ from jobs import cli, home, scores
 from jobs.evaluate import checked
 from jobs.progress import say
 from raylab.data.prepared import read_meta
+from raylab.data.sweeps import outputs
 from raylab.errors import DataError
 
 EXAMPLE = "raylab predict ards --run NAME --data prepared/ards --split val --out probabilities.parquet"
@@ -32,8 +33,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     job, recipe, samples, network = scores.load(directory, data, args.split)
     p = scores.probabilities(job, recipe, samples, network)
     classes = samples.spec["classes"]
-    columns = {f"p_{classes[1]}": p} if job.outcome == "binary" else {f"p_{c}": p[:, k] for k, c in enumerate(classes)}
-    frame = pl.DataFrame({"id": samples.ids, "source": samples.source, "label": samples.y, **columns})
+    label = {"label": samples.y}
+    if job.outcome == "binary":
+        columns = {f"p_{classes[1]}": p}
+    elif job.outcome == "regression":
+        truth, values = outputs(samples.y, samples.spec), outputs(p, samples.spec)
+        label = {c: truth[:, k] for k, c in enumerate(classes)}
+        columns = {f"p_{c}": values[:, k] for k, c in enumerate(classes)}
+    else:
+        columns = {f"p_{c}": p[:, k] for k, c in enumerate(classes)}
+    frame = pl.DataFrame({"id": samples.ids, "source": samples.source, **label, **columns})
     args.out.parent.mkdir(parents=True, exist_ok=True)
     work = args.out.with_name(f".{args.out.name}.{os.getpid()}")
     with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:

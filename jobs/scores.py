@@ -53,7 +53,7 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
         "loss": job.log_loss(samples.y, p),
         "n": len(samples),
         "patients": len(np.unique(samples.group)),
-        "classes": {name: int((samples.y == k).sum()) for k, name in enumerate(samples.spec["classes"])},
+        "classes": counted(job, samples),
         "absent": list(getattr(samples, "absent", [])),
         "differs": differences(samples.spec, meta),
         "bootstraps": BOOTSTRAPS,
@@ -72,6 +72,13 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
     if job.name == "covidnet":
         result |= honesty.beside(directory, samples, p, BOOTSTRAPS, recipe.seed)
     return {"result": result, "samples": samples, "p": p, "split": split, "meta": meta, "job": job}
+
+
+def counted(job: Task, samples: Samples) -> dict[str, int]:
+    """Rows of each class; a regression has none."""
+    if job.outcome == "regression":
+        return {}
+    return {name: int((samples.y == k).sum()) for k, name in enumerate(samples.spec["classes"])}
 
 
 def differences(spec: dict[str, Any], meta: dict[str, Any]) -> list[str]:
@@ -132,9 +139,25 @@ def figures(scored: dict[str, Any]) -> dict[str, Any]:
             "calibration": plots.calibration(samples.y, p, title=f"Calibration, {where}", synthetic=synthetic),
             **scored.get("figures", {}),
         }
+    if job.outcome == "regression":
+        return error_maps(samples, p, where)
     matrix = np.array(scored["result"]["confusion"])
     return {
         "confusion": plots.confusion(matrix, samples.spec["classes"], title=f"Confusion, {where}", synthetic=synthetic)
+    }
+
+
+MAP_AXES = (("fio2", "shunt"), ("rate_per_min", "alveolar_dead_space"), ("tidal_volume_mL", "compliance_mL_per_cmH2O"))
+
+
+def error_maps(samples: Any, p: np.ndarray, where: str) -> dict[str, Any]:
+    """Where a surrogate errs: for each pair of inputs, the mean absolute error of every output over their plane."""
+    inputs = samples.inputs()
+    error = np.abs(p - samples.y)
+    return {
+        f"error-{x}-{y}": plots.error_maps(inputs[x], inputs[y], error, samples.spec["classes"], (x, y), where)
+        for x, y in MAP_AXES
+        if x in inputs and y in inputs
     }
 
 
@@ -166,7 +189,8 @@ def text(score: dict[str, Any]) -> str:
 def tell(out: dict[str, Any]) -> None:
     counts = ", ".join(f"{name} {n}" for name, n in out["classes"].items())
     synthetic = ", SYNTHETIC data" if out.get("synthetic") else ""
-    say(f"{out['split']} split: {out['n']} rows of {out['patients']} patients ({counts}){synthetic}")
+    classes = f" ({counts})" if counts else ""
+    say(f"{out['split']} split: {out['n']} rows of {out['patients']} patients{classes}{synthetic}")
     for name, score in flat_scores({**out, "cohorts": {}}).items():
         say(f"  {name:<32} {text(score)}")
     for cohort, of in out.get("cohorts", {}).items():

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jobs import cli, home, scores, tracked
 from jobs.progress import Display, say
 from jobs.session import ray_session
@@ -141,7 +143,7 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
     scores.calibrate(directory, scored)
     scores.record(directory, scored)
     samples = scored["samples"]
-    tracked.log_model(directory, (2, *samples.batch(samples.y[:1] * 0).shape[1:]))
+    tracked.log_model(directory, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]))
     described = home.note(directory)
     facts = ("weights_sha256", "attempts", "steps_repeated", "stopped")
     tags = {f"raylab.{name}": str(result[name]) for name in facts}

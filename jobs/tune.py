@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jobs import cli, home, scores, tracked, train
 from jobs.progress import say
 from jobs.session import ray_environment, ray_session
@@ -185,7 +187,9 @@ def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, A
         scores.calibrate(directory, scored)
         scores.record(directory, scored)
         samples = scored["samples"]
-        registered = register(winner, directory, recipe, (2, *samples.batch(samples.y[:1] * 0).shape[1:]), forwarder)
+        registered = register(
+            winner, directory, recipe, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]), forwarder
+        )
     result = json.loads((directory / "result.json").read_text())
     out = {
         "run_id": home.note(directory)["run_id"],

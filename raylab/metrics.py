@@ -14,7 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 from raylab.errors import DataError, unknown
 from raylab.intervals import Floats, clustered, wilson
 
-__all__ = ["binary_scores", "calibration_fit", "multiclass_scores", "paired_difference", "point", "wilson"]
+__all__ = [
+    "binary_scores",
+    "calibration_fit",
+    "multiclass_scores",
+    "paired_difference",
+    "point",
+    "regression_scores",
+    "wilson",
+]
 
 Ints = NDArray[np.int64]
 
@@ -137,10 +145,32 @@ def multiclass_scores(
     return out
 
 
+def regression_scores(
+    y: ArrayLike, p: ArrayLike, group: ArrayLike, names: Sequence[str], bootstraps: int = 1000, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """r2/<output> (1 - squared error / variance), mae/<output> (mean absolute error, in the output's unit), r2_min and
+    r2_mean over outputs, of values p[N, K] of y[N, K]."""
+    y_NK, p_NK = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
+    if y_NK.shape != p_NK.shape or y_NK.shape[1:] != (len(names),):
+        raise DataError(f"y has the shape {y_NK.shape}, p {p_NK.shape}, for {len(names)} outputs")
+    error_NK = np.abs(p_NK - y_NK)
+
+    def scores(w: Floats) -> dict[str, Floats]:
+        r2_RK = _r2(y_NK, p_NK, w)
+        mae_RK = w @ error_NK / w.sum(axis=1)[:, None]
+        found = {f"r2/{name}": r2_RK[:, k] for k, name in enumerate(names)}
+        found |= {f"mae/{name}": mae_RK[:, k] for k, name in enumerate(names)}
+        return {"r2_min": r2_RK.min(axis=1), "r2_mean": r2_RK.mean(axis=1), **found}
+
+    group_N = _rows("group", group, len(y_NK))
+    return clustered(scores, group_N, bootstraps, seed, {})
+
+
 def point(task_kind: str, y: ArrayLike, p: ArrayLike) -> dict[str, float]:
     """Scores without intervals, for validation in training: equal to the last bit whatever the order of the rows.
 
-    "binary" (p[N]): auroc, auprc, brier; "multiclass" (p[N, K]): macro_recall over the classes present, accuracy.
+    "binary" (p[N]): auroc, auprc, brier; "multiclass" (p[N, K]): macro_recall over the classes present, accuracy;
+    "regression" (y and p[N, K]): r2_min and r2_mean over the outputs.
     What is undefined is left out.
     """
     if task_kind == "binary":
@@ -154,8 +184,13 @@ def point(task_kind: str, y: ArrayLike, p: ArrayLike) -> dict[str, float]:
         right_N = p_NK.argmax(axis=1) == y_N
         w = np.ones((1, len(y_N)))
         named = {"macro_recall": _macro_recall(y_N, p_NK, w), "accuracy": right_N.mean(keepdims=True)}
+    elif task_kind == "regression":
+        y_NK, p_NK = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
+        order = np.lexsort(y_NK.T)
+        r2_K = _r2(y_NK[order], p_NK[order], np.ones((1, len(y_NK))))[0]
+        named = {"r2_min": r2_K.min(keepdims=True), "r2_mean": r2_K.mean(keepdims=True)}
     else:
-        raise unknown("task kind", task_kind, ("binary", "multiclass"))
+        raise unknown("task kind", task_kind, ("binary", "multiclass", "regression"))
     return {name: float(value[0]) for name, value in named.items() if np.isfinite(value[0])}
 
 
@@ -253,6 +288,15 @@ def _macro_recall(y: Ints, p_NK: Floats, w: Floats) -> Floats:
     right_NK = truth_NK * (p_NK.argmax(axis=1) == y)[:, None]
     recall: Floats = _ratio(w @ right_NK, w @ truth_NK).mean(axis=1)
     return recall
+
+
+def _r2(y_NK: Floats, p_NK: Floats, w: Floats) -> Floats:
+    """R2 of each output in each resample, [R, K]; values about their mean, so that the sums keep their digits."""
+    y_NK, p_NK = y_NK - y_NK.mean(axis=0), p_NK - y_NK.mean(axis=0)
+    n = w.sum(axis=1)[:, None]
+    mean_RK = w @ y_NK / n
+    variance_RK = w @ y_NK**2 / n - mean_RK**2
+    return 1 - _ratio(w @ (p_NK - y_NK) ** 2 / n, variance_RK)
 
 
 def _brier(y: Ints, p: Floats, w: Floats) -> dict[str, Floats]:

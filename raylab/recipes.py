@@ -54,6 +54,22 @@ SPACES: dict[str, Search] = {
     "last_sf": Search(space={"model.l2": "loguniform(1e-1,1e4)"}, points=({"model.l2": 10.0},)),
 }
 
+SURROGATE = Recipe(
+    task="surrogate",
+    model=Model(name="residual", hidden=192, layers=4),
+    optim=Optim(lr=3e-3, weight_decay=1e-4),
+    schedule=Schedule(kind="cosine", warmup_steps=100),
+    loop=Loop(epochs=60, batch=512, shards=4, ema=0.99, checkpoint_steps=500),
+    search=Search(
+        space={
+            "optim.lr": "loguniform(5e-4,1e-2)",
+            "model.hidden": "choice(96,192,384)",
+            "model.layers": "randint(2,6)",
+        },
+        points=({"optim.lr": 3e-3, "model.hidden": 192, "model.layers": 4},),
+    ),
+)
+
 RECIPES = {
     "ards": ARDS,
     "ards-smoke": ARDS.model_copy(
@@ -61,6 +77,14 @@ RECIPES = {
             "model": Model(name="gru", hidden=16),
             "loop": Loop(epochs=3, batch=64, shards=6, checkpoint_steps=5),
             "schedule": Schedule(kind="cosine"),
+        }
+    ),
+    "surrogate": SURROGATE,
+    "surrogate-smoke": SURROGATE.model_copy(
+        update={
+            "model": Model(name="residual", hidden=48, layers=2),
+            "schedule": Schedule(kind="cosine"),
+            "loop": Loop(epochs=4, batch=128, shards=4, checkpoint_steps=20),
         }
     ),
     "covidnet": COVIDNET,

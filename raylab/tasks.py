@@ -15,8 +15,9 @@ from raylab.data.augment import AUGMENT
 from raylab.data.icu_samples import load_icu
 from raylab.data.image_samples import load_images
 from raylab.data.samples import Samples
+from raylab.data.sweeps import load_sweep, outputs
 from raylab.errors import UsageError, unknown
-from raylab.metrics import binary_scores, multiclass_scores, point
+from raylab.metrics import binary_scores, multiclass_scores, point, regression_scores
 from raylab.models import network
 from raylab.models.baselines import Fitted
 from raylab.models.ensemble import Ensemble
@@ -29,7 +30,7 @@ class Task:
     """What a run needs to know of its problem; the network itself is in MODELS, chosen by the recipe."""
 
     name: str
-    outcome: Literal["binary", "multiclass"]
+    outcome: Literal["binary", "multiclass", "regression"]  # of a regression, "classes" of the spec are its outputs
     objective: str  # the validation score that picks epochs and trials; higher is better
     load: Callable[[Path, str, Data, dict[str, Any] | None], Samples]
     """(prepared directory, split, recipe.data, spec of a trained model or None) -> samples"""
@@ -54,10 +55,12 @@ class Task:
         return Ensemble(members)
 
     def loss(self, logits: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
-        """Loss of each sample, [B], from logits [B, outputs] and classes int64 [B]; of an ensemble's logits
-        [B, members, outputs], the mean of the members' losses."""
+        """Loss of each sample, [B], from logits [B, outputs] and classes int64 [B] (of a regression, values float32
+        [B, outputs]); of an ensemble's logits [B, members, outputs], the mean of the members' losses."""
         if logits.ndim == 3:
             return torch.stack([self.loss(member, y, class_weight) for member in logits.unbind(1)]).mean(0)
+        if self.outcome == "regression":
+            return (logits - y).square().mean(1)
         if self.outcome == "binary":
             each = F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction="none")
         else:
@@ -65,12 +68,17 @@ class Task:
         return each if class_weight is None else each * class_weight[y]
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """[B, outputs] in the logits' type: of the positive class, or of each class; of an ensemble, the mean."""
+        """[B, outputs] in the logits' type: of the positive class, or of each class, or the values of a regression; of
+        an ensemble, the mean."""
+        if self.outcome == "regression":
+            return logits.mean(1) if logits.ndim == 3 else logits
         p = torch.sigmoid(logits) if self.outcome == "binary" else torch.softmax(logits, -1)
         return p.mean(1) if logits.ndim == 3 else p
 
     def log_loss(self, y: np.ndarray, p: np.ndarray) -> float:
-        """Mean negative log likelihood of y int [N] under p [N] or [N, K]."""
+        """Mean negative log likelihood of y int [N] under p [N] or [N, K]; of a regression, the mean squared error."""
+        if self.outcome == "regression":
+            return float(np.square(p - y).mean())
         of_truth = np.where(y == 1, p, 1 - p) if self.outcome == "binary" else p[np.arange(len(y)), y]
         return float(-np.log(np.clip(of_truth, EPSILON, 1)).mean())
 
@@ -82,6 +90,9 @@ class Task:
         if self.outcome == "binary":
             return binary_scores(samples.y, p, samples.group, bootstraps, seed)
         classes = samples.spec["classes"]
+        if self.outcome == "regression":
+            truth, values = outputs(samples.y, samples.spec), outputs(p, samples.spec)
+            return regression_scores(truth, values, samples.group, classes, bootstraps, seed)
         return multiclass_scores(samples.y, p, samples.group, classes, samples.source, bootstraps, seed)
 
 
@@ -94,9 +105,14 @@ def _images(directory: Path, split: str, data: Data, spec: dict[str, Any] | None
     return load_images(directory, split, size=data.size, spec=spec, augment=augment, mask=data.mask)
 
 
+def _sweep(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> Samples:
+    return load_sweep(directory, split, spec)
+
+
 TASKS = {
     "ards": Task("ards", "binary", "auroc", _icu),
     "covidnet": Task("covidnet", "multiclass", "macro_recall", _images),
+    "surrogate": Task("surrogate", "regression", "r2_min", _sweep),
 }
 
 

@@ -53,6 +53,21 @@ def covidnet_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def surrogate_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sweep of the lung model over three inputs. Read only."""
+    from raylab.data.sweeps import finish
+    from raylab.physiology import sweep
+
+    out = tmp_path_factory.mktemp("data") / "sweep"
+    ranges = {"shunt": "uniform(.05,.3)", "fio2": "uniform(.3,1)", "rate_per_min": "uniform(12,30)"}
+    made = sweep.recipe("patient", ranges, size=512)
+    for path, argument in sweep.begin(made, out).items():
+        sweep.write_chunk(argument, path)
+    finish(made, out)
+    return out
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     """Where the real data lies; the test is skipped where there is none."""
     path = Path(os.environ.get("RAYLAB_DATA") or ROOT.parent / "shared" / "data")

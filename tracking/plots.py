@@ -147,6 +147,31 @@ def attribution(
     return figure
 
 
+def error_maps(
+    x: ArrayLike, y: ArrayLike, error: ArrayLike, names: Sequence[str], axes_names: tuple[str, str], title: str
+) -> Figure:
+    """Mean of `error` [N, outputs] over a 12 x 12 grid of the plane of x and y [N], one panel an output of `names`."""
+    x, y, error = np.asarray(x), np.asarray(y), np.asarray(error)
+    columns = min(5, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.3 * rows + 0.5), layout="constrained")
+    figure.suptitle(f"Mean absolute error in standard deviations, {title} (synthetic)")
+    edges = [np.linspace(v.min(), v.max(), 13) for v in (x, y)]
+    count = np.histogram2d(x, y, bins=edges)[0]
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for panel, name, values in zip(grid.flat, names, error.T, strict=False):
+        with np.errstate(invalid="ignore"):
+            mean = np.histogram2d(x, y, bins=edges, weights=values)[0] / count
+        image = panel.pcolormesh(*edges, mean.T, cmap="viridis", vmin=0)
+        panel.set_title(name, fontsize=8)
+        figure.colorbar(image, ax=panel).ax.tick_params(labelsize=6)
+    for panel in list(grid.flat)[len(names) :]:
+        panel.set_visible(False)
+    figure.supxlabel(axes_names[0], fontsize=9)
+    figure.supylabel(axes_names[1], fontsize=9)
+    return figure
+
+
 def learning(curves: Mapping[str, Curve], metric: str, title: str = "", synthetic: bool = False) -> Figure:
     """One metric of several runs over steps."""
     figure, axes = _figure(title or metric, synthetic, (7, 4.2))

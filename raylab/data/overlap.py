@@ -47,6 +47,8 @@ def leakage(task: str, fitted_on: Path, scored_on: Path, split: str) -> dict[str
     compared with each other wherever they come from: "copies" is how many of the scored rows are copies (duplicates.py)
     of an image that was fitted on.
     """
+    if task not in TABLES:
+        return {"checked": False, "why": "rows of a sweep are points of a design, not patients"}
     if not (fitted_on / "meta.json").is_file():
         return {"checked": False, "why": f"the training data is no longer at {fitted_on}"}
     scored, fitted = (

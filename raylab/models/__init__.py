@@ -7,7 +7,7 @@ from torch import nn
 
 from raylab.config import Model
 from raylab.errors import unknown
-from raylab.models import baselines, covidnet, recurrent, vision
+from raylab.models import baselines, covidnet, recurrent, surrogate, vision
 
 Factory = Callable[[Model, dict[str, Any], int], nn.Module]
 IMAGES = "cxr-frontal-u8"
@@ -28,6 +28,7 @@ MODELS: dict[str, dict[str, Factory]] = {
         "resnet50": vision.resnet50,
         "vgg19": vision.vgg19,
     },
+    "lung-parameters": {"residual": surrogate.residual},
 }
 """By kind of input (a data set's `spec["kind"]`), then by name."""
 

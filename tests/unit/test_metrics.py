@@ -10,6 +10,7 @@ from sklearn.metrics import (
     brier_score_loss,
     precision_recall_curve,
     precision_score,
+    r2_score,
     recall_score,
     roc_auc_score,
     roc_curve,
@@ -17,7 +18,7 @@ from sklearn.metrics import (
 
 from raylab import intervals, metrics
 from raylab.errors import DataError, UsageError
-from raylab.metrics import binary_scores, multiclass_scores, paired_difference, point, wilson
+from raylab.metrics import binary_scores, multiclass_scores, paired_difference, point, regression_scores, wilson
 
 CLASSES = ["normal", "pneumonia", "covid"]
 
@@ -358,3 +359,20 @@ def test_bad_multiclass_and_paired_inputs_are_named():
         point("multi", y, p)
     with pytest.raises(UsageError, match="bootstraps = 0"):
         binary_scores([0, 1], [0.5, 0.5], [0, 1], bootstraps=0)
+
+
+def test_regression_scores_of_each_output():
+    rng = np.random.default_rng(0)
+    y = rng.normal([50, 7.4], [20, 0.1], (400, 2))
+    p = y + rng.normal(0, [2, 0.05], y.shape)
+    found = regression_scores(y, p, np.arange(400), ["paco2", "ph"], bootstraps=200)
+    for k, name in enumerate(("paco2", "ph")):
+        assert found[f"r2/{name}"]["value"] == pytest.approx(r2_score(y[:, k], p[:, k]), abs=1e-12)
+        assert found[f"mae/{name}"]["value"] == pytest.approx(np.abs(y - p)[:, k].mean())
+        assert found[f"r2/{name}"]["low"] < found[f"r2/{name}"]["value"] < found[f"r2/{name}"]["high"]
+    assert found["r2_min"]["value"] == found["r2/ph"]["value"]
+    assert point("regression", y, p)["r2_min"] == pytest.approx(found["r2_min"]["value"])
+    shuffled = rng.permutation(400)
+    assert point("regression", y[shuffled], p[shuffled]) == point("regression", y, p)
+    with pytest.raises(DataError, match="outputs"):
+        regression_scores(y, p, np.arange(400), ["paco2"])

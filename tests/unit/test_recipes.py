@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from raylab.models import MODELS
 from raylab.recipes import RECIPES, recipe
 from raylab.tasks import TASKS, task
 
-DATA = {"ards": "ards_data", "covidnet": "covidnet_data"}
+DATA = {"ards": "ards_data", "covidnet": "covidnet_data", "surrogate": "surrogate_data"}
 NAMES = sorted(RECIPES)
 
 
@@ -43,7 +44,7 @@ def test_its_model_builds_and_its_seed_decides_the_weights(name, request):
     assert chosen.model.name in MODELS[train.spec["kind"]]
     first, again = job.model(chosen, train.spec), job.model(chosen, train.spec)
     other = job.model(override(chosen, {"seed": 1}), train.spec)
-    x = train.batch(train.y[:2] * 0)
+    x = train.batch(np.zeros(2, dtype=np.int64))
     for model in (first, again, other):
         model.eval()
     with torch.no_grad():
@@ -79,4 +80,4 @@ def test_small_recipes_train_an_epoch(name, request):
     rows = []
     result = fit(chosen, job, job.model(chosen, train.spec), train, val, lambda row, state: bool(rows.append(row)))
     assert result["epochs"] == 1 and result["steps"] == result["planned_steps"] > 0
-    assert math.isfinite(result["val"]["loss"]) and 0 <= result["val"][job.objective] <= 1
+    assert math.isfinite(result["val"]["loss"]) and result["val"][job.objective] <= 1

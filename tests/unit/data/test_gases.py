@@ -2,7 +2,8 @@ import polars as pl
 import pytest
 import torch
 
-from raylab.data import fits, gases
+from raylab.data import gases
+from raylab.data import lung_fits as fits
 
 
 def events(*rows):

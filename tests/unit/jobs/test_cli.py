@@ -356,3 +356,30 @@ def test_a_virtual_patient_is_viewed(tmp_path):
     assert "fio2 is not within" in refused("simulate", "view", "--set", "fio2=60")
     assert "no values to view" in refused("simulate", "view", "--set", "cardiac_output_L_per_min=1.5")
     assert "is no change" in refused("simulate", "view", "--change", "fio2=0.9")
+
+
+def test_a_surrogate_is_a_task_like_the_others(tmp_path):
+    sweep = tmp_path / "for-a-net"
+    ranges = ("shunt=uniform(.05,.3)", "fio2=uniform(.3,.9)", "rate_per_min=uniform(12,30)")
+    code, _, err = raylab("simulate", "patient", "--set", *ranges, "--size", 1024, "--out", sweep)
+    assert code == 0, err
+    code, _, err = raylab(
+        "train", "surrogate", "--data", sweep, "--smoke", "--set", "loop.epochs=12", "optim.lr=1e-2", "--name", "net",
+        "--json", tmp_path / "net.json",
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads((tmp_path / "net.json").read_text())["r2_min"]["value"] > 0.8
+    code, out, err = raylab("evaluate", "surrogate", "--run", "net", "--data", sweep, "--split", "test")
+    assert code == 0, err
+    assert "r2/pao2_mmHg" in out
+    assert (home.find("net") / "plots" / "test-error-fio2-shunt.png").is_file()
+    code, _, err = raylab("predict", "surrogate", "--run", "net", "--data", sweep, "--out", tmp_path / "p.parquet")
+    assert code == 0, err
+    rows = pl.read_parquet(tmp_path / "p.parquet")
+    assert (rows["p_pao2_mmHg"] - rows["pao2_mmHg"]).abs().median() < 15
+    code, _, err = raylab(
+        "simulate", "patient", "--set", "shunt=uniform(.05,.6)", "--size", 64, "--out", tmp_path / "far"
+    )
+    assert code == 0, err
+    far = ("--run", "net", "--data", tmp_path / "far")
+    assert "leaves what the surrogate has learnt" in refused("evaluate", "surrogate", *far, "--split", "all")

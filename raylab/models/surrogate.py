@@ -1,0 +1,29 @@
+"""A network in the lung model's place: inputs [B, D] to outputs, both standardised."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raylab.config import Model
+
+
+class Residual(nn.Module):
+    """Linear layers that each add to what came before; SiLU, because the lung model is smooth."""
+
+    def __init__(self, inputs: int, outputs: int, config: Model) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, config.hidden)
+        self.layers = nn.ModuleList(nn.Linear(config.hidden, config.hidden) for _ in range(config.layers))
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for layer in self.layers:
+            h = h + layer(self.dropout(torch.nn.functional.silu(h)))
+        return self.head(torch.nn.functional.silu(h))  # type: ignore[no-any-return]
+
+
+def residual(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
+    return Residual(len(spec["features"]), outputs, config)
