@@ -51,6 +51,7 @@ REASONS = {
     "Resources": "no free node at present",
     "Dependency": "it waits for another job",
     "BeginTime": "it starts again after a short pause (it was requeued)",
+    "PartitionConfig": "its partition has no node so large: it will never start",
     "PartitionDown": "its partition is down",
     "PartitionNodeLimit": "its partition has too few nodes",
     "PartitionTimeLimit": "its time limit is above the partition's",

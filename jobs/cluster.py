@@ -222,7 +222,7 @@ def submit(directory: Directory, command: list[str], follow: bool) -> dict[str, 
     if follow:
         ray_job(directory, "logs", "--log-style=record", "--log-color=false", "--follow", job)
         ended = ray_job(directory, "status", job, quiet=True)
-        if "SUCCEEDED" not in ended.stdout:
+        if "succeeded" not in (ended.stdout + ended.stderr).lower():
             raise RunError(f"job {job} did not succeed", do=f"raylab cluster logs {job}; raylab cluster status")
     return {"job": job}
 
