@@ -61,10 +61,9 @@ class Handler(socketserver.StreamRequestHandler):
     """One request: a line of JSON in, a line of JSON out."""
 
     def handle(self) -> None:
-        if _uid(self.request) != os.getuid():
-            answer = _no(f"for user {os.getuid()} only")
-        else:
-            answer = _answer(self.rfile.readline(LONGEST + 1))
+        line = self.rfile.readline(LONGEST + 1)  # also of those who are refused: they are still writing
+        ours = _uid(self.request) == os.getuid()
+        answer = _answer(line) if ours else _no(f"for user {os.getuid()} only")
         self.wfile.write((json.dumps(answer) + "\n").encode())
 
 
