@@ -17,7 +17,7 @@ PACKAGES = ("raylab", "jobs", "tracking", "cluster")
 LEVEL = {
     **dict.fromkeys(("errors", "files", "config", "recipes"), 0),
     **dict.fromkeys(("data", "models", "metrics", "intervals", "validation", "alarms", "physiology"), 1),
-    **dict.fromkeys(("tasks", "checkpoint", "world", "adamw", "explain"), 2),
+    **dict.fromkeys(("tasks", "checkpoint", "world", "adamw", "explain", "leakage"), 2),
     "loop": 3,
     "run": 4,
     **dict.fromkeys(("ray_elastic", "ray_map", "fits"), 5),
