@@ -30,6 +30,7 @@ from raylab.data import prepared
 from raylab.data.resplit import Split, resplit
 from raylab.errors import UsageError, unknown
 from raylab.files import write_json
+from raylab.leakage import VIEWS
 from raylab.metrics import binary_scores, paired_difference
 from tracking.outbox import Outbox
 
@@ -60,6 +61,7 @@ def arguments(group: Any) -> None:
     group.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
     group.add_argument("--trials", type=int, default=8, help="of each model's nested search in each fold")
     group.add_argument("--members", type=int, default=5, help="networks in the ensemble of each winner")
+    group.add_argument("--leakage", action="store_true", help="also the report of models that see less")
     group.add_argument("--set", nargs="+", action="extend", default=[], metavar="PATH=VALUE", help="recipe fields")
 
 
@@ -76,6 +78,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     with session(args.workers, out):
         winners = search(args, folders)
         finals = refit(args, folders, winners)
+        views = looks(args, folders) if args.leakage else {}
     table = [row for landmark, folder in folders.items() for row in scored(args, folder, landmark, finals[landmark])]
     result = {
         "source": args.source or "synthetic",
@@ -87,6 +90,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "bootstraps": BOOTSTRAPS,
         "table": table,
     }
+    if args.leakage:
+        result["leakage"] = [
+            row for landmark, folder in folders.items() for row in leaked(args, folder, landmark, views)
+        ]
     write_json(out / "table.json", result)
     (out / "table.md").write_text(markdown(result))
     track(args, folders, result, uri)
@@ -147,7 +154,13 @@ def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int
     from raylab.fits import Fit, candidates, trial
     from raylab.ray_map import run_chunks
 
-    chunks, found = {}, {}
+    chunks: dict[Path, Fit] = {}
+    found: dict[tuple[int, int, str], dict[str, Any]] = {}
+    if args.trials == 1:  # nothing to choose from
+        for landmark, fold, name in every(args, folders):
+            recipe = recipe_of(args, name)
+            found[landmark, fold, name] = config.override(recipe, candidates(recipe, 1, 0)[0]).model_dump(mode="json")
+        return found
     for landmark, fold, name in every(args, folders):
         recipe = recipe_of(args, name)
         place = folders[landmark] / "trials" / f"fold-{fold}-{name}"
@@ -184,6 +197,47 @@ def refit(
         found[landmark][name].append(path)
     run_chunks(final, chunks, tell=teller(args.quiet, "final fits"))
     return found
+
+
+def looks(args: argparse.Namespace, folders: dict[int, Path]) -> dict[int, list[Path]]:
+    """The files with the probabilities of every view of the leakage report."""
+    from raylab.fits import Fit, leaks
+    from raylab.ray_map import run_chunks
+
+    recipe = recipe_of(args, BASELINE).model_dump(mode="json")
+    files: dict[int, list[Path]] = {landmark: [] for landmark in folders}
+    chunks = {}
+    for landmark, folder in folders.items():
+        (folder / "leakage").mkdir(exist_ok=True)
+        for fold in range(args.folds):
+            path = folder / "leakage" / f"fold-{fold}.parquet"
+            chunks[path] = Fit(recipe, str(folder / f"fold-{fold}"), "test")
+            files[landmark].append(path)
+    run_chunks(leaks, chunks, tell=teller(args.quiet, "leakage checks"))
+    return files
+
+
+def leaked(args: argparse.Namespace, folder: Path, landmark: int, views: dict[int, list[Path]]) -> list[dict[str, Any]]:
+    """One row a cohort and view: its AUROC, and by how much it is below that of everything."""
+    samples = pl.read_parquet(folder / "data" / "samples.parquet")
+    p = pl.concat([pl.read_parquet(path) for path in views[landmark]])
+    rows = []
+    for cohort in COHORTS:
+        chosen = samples if cohort == "all" else samples.filter(pl.col(cohort))
+        y, group = chosen["label"].to_numpy(), chosen["subject_id"].rank("dense").to_numpy()
+        shown = chosen.join(p, ["stay_id", "at_h"], "left", maintain_order="left")
+        for name in VIEWS:
+            row: dict[str, Any] = {"landmark_h": landmark, "cohort": cohort, "view": name, "n": len(y)}
+            if name not in p.columns:
+                rows.append({**row, "why": "not recorded in this data"})
+                continue
+            mine, whole = shown[name].to_numpy(), shown["everything"].to_numpy()
+            row["auroc"] = binary_scores(y, mine, group, BOOTSTRAPS, args.seed)["auroc"]
+            if name != "everything":
+                row["lost"] = paired_difference(y, mine, whole, group, "auroc", BOOTSTRAPS, args.seed)
+                row["above_chance"] = row["auroc"]["low"] is not None and row["auroc"]["low"] > 0.5
+            rows.append(row)
+    return rows
 
 
 def every(args: argparse.Namespace, folders: dict[int, Path]) -> list[tuple[int, int, str]]:
@@ -240,6 +294,14 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {row['landmark_h']} h | {row['cohort']} | {row['model']} | {row['n']} | {row['positive']} | "
             f"{' | '.join(cells)} | {difference} |"
         )
+    if "leakage" in result:
+        lines += ["", "Leakage checks: the same gradient boosting on less.", ""]
+        lines += ["| landmark | cohort | sees | AUROC | minus everything | above chance |", "|---|---|---|---|---|---|"]
+        for row in result["leakage"]:
+            shown = text(row["auroc"]) if "auroc" in row else row["why"]
+            lost = text(row["lost"]) if "lost" in row else ""
+            above = "" if "above_chance" not in row else "yes" if row["above_chance"] else "no"
+            lines.append(f"| {row['landmark_h']} h | {row['cohort']} | {row['view']} | {shown} | {lost} | {above} |")
     return "\n".join(lines) + "\n"
 
 

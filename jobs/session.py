@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from raylab.errors import RunError
+from raylab.errors import RunError, UsageError
 
 OBJECT_STORE_BYTES = 200_000_000  # nothing large goes through it: data is read from files by every worker
 
@@ -41,6 +41,12 @@ def ray_session(cpus: float, log: Path) -> Iterator[None]:
     """
     ray_environment()
     remote = os.environ.get("RAY_ADDRESS")
+    if remote and remote.startswith("http"):
+        raise UsageError(
+            f"RAY_ADDRESS is {remote}, the address of a cluster's job API",
+            "drivers run on the cluster, not here",
+            "raylab cluster submit -- python -m jobs.train ..., or unset RAY_ADDRESS",
+        )
     import ray
 
     if ray.is_initialized():  # a caller's session serves

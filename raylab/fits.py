@@ -3,6 +3,7 @@
 A chunk's argument is a plain `Fit`. Its file is JSON or parquet, written whole; beside it lies the run's directory.
 """
 
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ import polars as pl
 
 from raylab import config
 from raylab.config import Recipe
+from raylab.data.icu_samples import load_icu
 from raylab.files import write_json
+from raylab.leakage import probabilities
 from raylab.loop import predict
 from raylab.run import execute, read_model
 from raylab.world import World
@@ -65,8 +68,21 @@ def final(fit: Fit, path: Path) -> None:
     samples = job.load(Path(fit.data), fit.split, recipe.data, spec)
     p = predict(job, network, samples, World(), recipe, "cpu")
     rows = samples.rows.select("stay_id", "at_h")  # type: ignore[attr-defined]  # of IcuSamples
-    beside = path.with_name(f".{path.name}")
-    rows.with_columns(p=pl.Series(p)).write_parquet(beside)
+    whole(path, rows.with_columns(p=pl.Series(p)))
+
+
+def leaks(fit: Fit, path: Path) -> None:
+    """Write stay_id, at_h and a column of p for each view of the leakage report, of the rows of `fit.split`."""
+    recipe = config.load(fit.recipe)
+    train, scored = (load_icu(Path(fit.data), split, recipe.data.cohort) for split in ("train", fit.split))
+    columns = [pl.Series(name, p) for name, p in probabilities(train, scored).items()]
+    whole(path, scored.rows.select("stay_id", "at_h").with_columns(columns))
+
+
+def whole(path: Path, rows: pl.DataFrame) -> None:
+    """Write a parquet file beside its place and rename it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    rows.write_parquet(beside)
     beside.replace(path)
 
 

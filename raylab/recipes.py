@@ -5,8 +5,8 @@ from raylab.errors import unknown
 
 ARDS = Recipe(
     task="ards",
-    model=Model(name="gru", hidden=64, dropout=0.3),
-    optim=Optim(lr=1e-3, weight_decay=0.05),
+    model=Model(name="gru", hidden=64, dropout=0.5),
+    optim=Optim(lr=3e-3, weight_decay=0.1),
     schedule=Schedule(kind="cosine", warmup_steps=20),
     loop=Loop(epochs=20, batch=128, shards=8, ema=0.98, checkpoint_steps=50),
     search=Search(
@@ -16,7 +16,7 @@ ARDS = Recipe(
             "model.hidden": "choice(32,64,128)",
             "model.dropout": "uniform(0.0,0.5)",
         },
-        points=({"optim.lr": 1e-3, "optim.weight_decay": 0.05, "model.hidden": 64, "model.dropout": 0.3},),
+        points=({"optim.lr": 3e-3, "optim.weight_decay": 0.1, "model.hidden": 64, "model.dropout": 0.5},),
     ),
 )
 

@@ -6,25 +6,57 @@ import torch
 from torch import Tensor, nn
 
 from raylab.config import Model
+from raylab.models.baselines import PER_SERIES, Summary
+
+CLIP = 4.0  # deviations: of standardised values the few far out would else rule the gradients
+
+
+class Pooled(nn.Module):
+    """What the head sees beside the states: one layer over the summary of each series (baselines.Summary), in which
+    what was never measured counts as the mean. Trees get their strength from it; states find it hard to remember."""
+
+    def __init__(self, features: int, static: int, config: Model) -> None:
+        super().__init__()
+        self.summary = Summary(features)
+        self.features = features
+        self.layer = nn.Linear(PER_SERIES * features + static, config.hidden)
+        self.norm = nn.LayerNorm(config.hidden)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.features
+        rows = torch.nan_to_num(self.summary(x)).to(x.dtype)
+        counts = slice(6 * f, 7 * f)
+        rows = torch.cat([rows[:, : 6 * f], rows[:, counts] / x.shape[1], rows[:, 7 * f :]], 1)
+        return torch.relu(self.norm(self.layer(self.dropout(rows))))
+
+
+def clipped(x: Tensor, features: int) -> Tensor:
+    return torch.cat([x[..., :features].clamp(-CLIP, CLIP), x[..., features:]], 2)
 
 
 class Recurrent(nn.Module):
-    """GRU or LSTM over x [B, T, C] (values, masks, hours since measurement, statics; see data/icu_samples.py).
+    """GRU or LSTM over x [B, T, 3F + S] (values, masks, hours since measurement, statics; see data/icu_samples.py).
 
-    The head sees the last state beside the mean over time: early hours reach it without passing every gate.
+    The head sees the last state, the mean over time and the pooled summary: early hours reach it without passing every
+    gate.
     """
 
-    def __init__(self, cell: type[nn.RNNBase], inputs: int, outputs: int, config: Model) -> None:
+    def __init__(self, cell: type[nn.RNNBase], features: int, static: int, outputs: int, config: Model) -> None:
         super().__init__()
-        self.embed = nn.Sequential(nn.Linear(inputs, config.hidden), nn.LayerNorm(config.hidden))
+        self.features = features
+        self.embed = nn.Sequential(nn.Linear(3 * features + static, config.hidden), nn.LayerNorm(config.hidden))
         between = config.dropout if config.layers > 1 else 0.0
         self.cell = cell(config.hidden, config.hidden, config.layers, batch_first=True, dropout=between)  # type: ignore[arg-type]
+        self.pooled = Pooled(features, static, config)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(2 * config.hidden, outputs)
+        self.head = nn.Linear(3 * config.hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = clipped(x, self.features)
         h_BTH, _ = self.cell(self.dropout(torch.relu(self.embed(x))))
-        return self.head(self.dropout(torch.cat([h_BTH[:, -1], h_BTH.mean(1)], 1)))  # type: ignore[no-any-return]
+        seen = torch.cat([h_BTH[:, -1], h_BTH.mean(1), self.pooled(x)], 1)
+        return self.head(self.dropout(seen))  # type: ignore[no-any-return]
 
 
 class GruD(nn.Module):
@@ -32,7 +64,7 @@ class GruD(nn.Module):
 
     x [B, T, 3F + S]: with value v (carried forward; the mean is 0), mask m and age d,
     v' = m v + (1 - m) exp(-relu(w d + b)) v and h' = exp(-relu(W d + b)) h; the cell sees v', m and the statics.
-    Further layers are plain GRUs over its states.
+    Further layers are plain GRUs over its states. The head is that of the others.
     """
 
     def __init__(self, features: int, static: int, outputs: int, config: Model) -> None:
@@ -44,11 +76,14 @@ class GruD(nn.Module):
         self.cell = nn.GRUCell(2 * features + static, config.hidden)
         more = config.layers - 1
         self.above = nn.GRU(config.hidden, config.hidden, more, batch_first=True) if more else None
+        self.pooled = Pooled(features, static, config)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(2 * config.hidden, outputs)
+        self.head = nn.Linear(3 * config.hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, outputs]."""
         f = self.features
+        x = clipped(x, f)
         value, mask, age = (x[..., k * f : (k + 1) * f] for k in range(3))
         fading = torch.exp(-torch.relu(self.fade * age + self.fade_from))
         inputs = torch.cat([mask * value + (1 - mask) * fading * value, mask, x[..., 3 * f :]], 2)
@@ -62,19 +97,16 @@ class GruD(nn.Module):
         h_BTH = torch.stack(states, 1)
         if self.above is not None:
             h_BTH, _ = self.above(self.dropout(h_BTH))
-        return self.head(self.dropout(torch.cat([h_BTH[:, -1], h_BTH.mean(1)], 1)))  # type: ignore[no-any-return]
-
-
-def channels(spec: dict[str, Any]) -> int:
-    return 3 * len(spec["features"]) + len(spec["static"])
+        seen = torch.cat([h_BTH[:, -1], h_BTH.mean(1), self.pooled(x)], 1)
+        return self.head(self.dropout(seen))  # type: ignore[no-any-return]
 
 
 def gru(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
-    return Recurrent(nn.GRU, channels(spec), outputs, config)
+    return Recurrent(nn.GRU, len(spec["features"]), len(spec["static"]), outputs, config)
 
 
 def lstm(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
-    return Recurrent(nn.LSTM, channels(spec), outputs, config)
+    return Recurrent(nn.LSTM, len(spec["features"]), len(spec["static"]), outputs, config)
 
 
 def grud(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:

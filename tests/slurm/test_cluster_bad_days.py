@@ -116,8 +116,9 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(lab: Lab, words: tuple[str
 
 def test_one_allocation_that_stays(lab: Lab) -> None:
     """--static: no autoscaler, the nodes of one job."""
-    (lab.home / "sites.toml").write_text("")
-    lab.run("cluster", "up", "--site", "testbed", "--name", "one", "--static", 2, "--wait")
+    # the first node holds the head as well
+    (lab.home / "sites.toml").write_text("[testbed.nodes.whole]\ncpus = 2\nmemory_mb = 7000\n")
+    lab.run("cluster", "up", "--site", "testbed", "--name", "one", "--static", 2, "--node-type", "whole", "--wait")
     words = ("train", "ards", "--data", lab.data, "--smoke", "--workers", 2, "--name", "static")
     lab.run("cluster", "submit", "--name", "one", "--", "python", "-m", "jobs.cli", *words)
     assert lab.starts("static")[0]["workers"] == 2

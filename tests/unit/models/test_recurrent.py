@@ -19,6 +19,7 @@ def test_grud_forgets_what_is_old_and_keeps_what_is_measured():
     torch.nn.init.constant_(model.fade, 50.0)  # an age of 1 fades everything
     torch.nn.init.zeros_(model.forget.weight)
     torch.nn.init.zeros_(model.forget.bias)
+    torch.nn.init.zeros_(model.pooled.layer.weight)  # the states alone
     x = torch.zeros(1, 4, 7)
     x[..., 0], x[..., 4] = 3.0, 1.0  # series a: a value, old, not measured
     without = torch.zeros(1, 4, 7)

@@ -1,0 +1,98 @@
+"""The steps of `prepare ards --source mimic3` as a plain pandas script, to measure against: read the tables whole, keep
+the known items in the concepts' units, label ahrf, hourly grid before the landmark; splits are left out.
+
+    python benchmarks/icu_pandas.py DIR OUT.parquet
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from raylab.data.concepts import CONCEPTS, units_of
+from raylab.data.sources import mimic3
+
+LANDMARK, FIO2_BACK, VENT_BACK = 12, 8, 6
+
+
+def read(folder: Path, name: str, columns: list[str]) -> pd.DataFrame:
+    file = next(file for file in folder.iterdir() if file.name.lower().startswith(f"{name}.csv"))
+    return pd.read_csv(file, usecols=lambda column: column.lower() in columns).rename(columns=str.lower)
+
+
+def main(folder: Path, out: Path) -> None:
+    stays = read(folder, "icustays", ["subject_id", "icustay_id", "intime", "outtime"])
+    stays[["intime", "outtime"]] = stays[["intime", "outtime"]].apply(pd.to_datetime)
+    chart = read(
+        folder,
+        "chartevents",
+        ["subject_id", "icustay_id", "itemid", "charttime", "value", "valuenum", "valueuom", "error"],
+    )
+    labs = read(folder, "labevents", ["subject_id", "itemid", "charttime", "value", "valuenum", "valueuom"])
+    known = {int(item) for concept in CONCEPTS.values() for item in concept.ids["mimic3"]}
+    rule = {mimic3.MODE, mimic3.DEVICE}
+    chart = chart[chart.itemid.isin(known | rule) & (chart.error != 1)]
+    art = labs[(labs.itemid == mimic3.SPECIMEN) & (labs.value == "ART")][["subject_id", "charttime"]].drop_duplicates()
+    gas = labs[labs.itemid.isin(mimic3.GASES)].merge(art, on=["subject_id", "charttime"])
+    labs = pd.concat([labs[labs.itemid.isin(known) & ~labs.itemid.isin(mimic3.GASES)], gas])
+    labs = labs.merge(stays[["subject_id", "icustay_id", "intime", "outtime"]], on="subject_id")
+    labs.charttime = pd.to_datetime(labs.charttime)
+    labs = labs[(labs.charttime >= labs.intime) & (labs.charttime <= labs.outtime)].drop(columns=["intime", "outtime"])
+    chart.charttime = pd.to_datetime(chart.charttime)
+    rows = pd.concat([chart.drop(columns="error"), labs]).merge(
+        stays[["icustay_id", "intime", "outtime"]], on="icustay_id"
+    )
+    rows["time"] = (rows.charttime - rows.intime).dt.total_seconds() / 3600
+    rows = rows[(rows.time >= 0) & (rows.charttime <= rows.outtime)]
+    pairs = rows[["itemid", "valueuom"]].drop_duplicates()
+    units = [None if isinstance(unit, float) else unit for unit in pairs.valueuom]
+    factors = units_of("mimic3", zip(pairs.itemid.astype(str), units, strict=True), "CHARTEVENTS").to_pandas()
+    factors["itemid"] = factors.item.astype(int)
+    rows.valueuom = rows.valueuom.astype(object).where(rows.valueuom.notna(), None)
+    factors = factors.rename(columns={"unit": "valueuom"}).drop(columns="item")
+    measured = rows.merge(factors, on=["itemid", "valueuom"])
+    measured["value"] = measured.valuenum * measured.scale + measured.offset
+    settings = rows.itemid.isin(mimic3.SETTINGS) & (rows.valuenum > 0)
+    on = rows[settings | ((rows.itemid == mimic3.MODE) & (rows.value != "Other/Remarks"))]
+    free = rows[(rows.itemid == mimic3.DEVICE) & rows.value.str.lower().isin(mimic3.NO_TUBE)]
+    vent = pd.concat([on.assign(value=1.0), free.assign(value=0.0)]).assign(concept="mech_vent")
+    columns = ["icustay_id", "time", "concept", "value"]
+    events = pd.concat([measured[columns], vent[columns]]).dropna().drop_duplicates()
+    percent = (events.concept == "fio2") & (events.value > 20)
+    events.loc[percent, "value"] /= 100
+    low = events.concept.map({name: concept.low for name, concept in CONCEPTS.items()})
+    high = events.concept.map({name: concept.high for name, concept in CONCEPTS.items()})
+    events = events[(events.value >= low) & (events.value <= high)].sort_values(["time", "value"])
+
+    def of(concept: str) -> pd.DataFrame:
+        return events[events.concept == concept][["icustay_id", "time", "value"]]
+
+    gases = pd.merge_asof(
+        of("pao2"), of("fio2").rename(columns={"value": "fio2"}), on="time", by="icustay_id", tolerance=float(FIO2_BACK)
+    )
+    gases = pd.merge_asof(
+        gases, of("mech_vent").rename(columns={"value": "vent"}), on="time", by="icustay_id", tolerance=float(VENT_BACK)
+    )
+    low_pf = gases[(gases.value / gases.fio2 <= 300) & (gases.vent == 1)]
+    onset = low_pf.groupby("icustay_id").time.min()
+    last = events.groupby("icustay_id").time.max()
+    at_risk = last[last > LANDMARK].index.difference(onset[onset <= LANDMARK].index)
+    before = events[(events.time < LANDMARK) & events.icustay_id.isin(at_risk)].assign(hour=lambda e: np.floor(e.time))
+    cells = before.groupby(["icustay_id", "hour", "concept"]).agg(value=("value", "last"), time=("time", "last"))
+    wide = cells.unstack("concept")
+    whole = pd.MultiIndex.from_product([at_risk, range(LANDMARK)], names=["icustay_id", "hour"])
+    wide = wide.reindex(whole)
+    value = wide["value"]
+    since = value.notna().groupby(level=0).cumsum()
+    age = (wide.index.get_level_values("hour").to_numpy()[:, None] + 1) - wide["time"].groupby(level=0).ffill()
+    table = pd.concat(
+        [value.astype("float32"), value.notna().add_suffix("__mask"), age.where(since > 0).add_suffix("__since")],
+        axis=1,
+    )
+    table.to_parquet(out)
+    print(f"{len(at_risk)} stays, {len(onset)} onsets")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
