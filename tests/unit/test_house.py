@@ -18,7 +18,9 @@ LEVEL = {
     **dict.fromkeys(("errors", "files", "config", "recipes"), 0),
     "physiology": 0.5,
     **dict.fromkeys(("data", "models", "metrics", "intervals", "temperature", "validation", "alarms"), 1),
-    **dict.fromkeys(("tasks", "checkpoint", "world", "adamw", "finetune", "imbalance", "controls", "explain"), 2),
+    **dict.fromkeys(
+        ("tasks", "checkpoint", "world", "adamw", "finetune", "imbalance", "controls", "explain", "explain"), 2
+    ),
     "batchnorm": 2.5,
     "loop": 3,
     "run": 4,
