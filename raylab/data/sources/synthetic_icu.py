@@ -1,61 +1,75 @@
-"""Virtual intensive-care stays: a small gas-exchange model under a ventilator. Synthetic, and named so everywhere.
+"""Virtual intensive-care stays: the lung model under a ventilator. Synthetic, and named so everywhere.
 
-Every patient has a baseline shunt; in some an injury opens a further shunt over hours. Inflammation rises some hours
-before the lung does, and also in patients whose lung stays well, so that an onset can be foreseen but never with
-certainty. The lung model is four textbook equations (below); everything else (who is ventilated when, how often a gas
-is drawn) is a plain rule with its numbers in sight. Nothing here was fitted to patients; how many
-fall ill, and how long before it shows, was chosen so that about a fifth has an onset within 24 h after landmark 12 h
-and a tree model foresees it with an AUROC near .8.
+Every patient has a baseline shunt; in some an injury opens a further shunt and closes lung over hours. Inflammation
+rises some hours before the lung does, and also in patients whose lung stays well, so that an onset can be foreseen but
+never with certainty. Every hour is a steady state of the lung model: tidal volume, PEEP, FiO2 and rate are the
+treatment, and answer the lung of an hour ago. Everything else (who is ventilated when, how often a gas is drawn, how
+exactly it is read) is a plain rule: the numbers are in the tables below and in `read`. Nothing here was fitted to
+patients, but for the compliance, whose spread is that of the MIMIC-IV demo; how many fall ill, and how long before it
+shows, was chosen so that about a fifth has an onset within 24 h after landmark 12 h and a tree model foresees it with
+an AUROC near .8.
 """
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
 
 from raylab.data.concepts import EVENTS, STAYS, Extract
 from raylab.errors import UsageError
+from raylab.physiology.parameters import QUANTITIES, inputs
+from raylab.physiology.steady import steady_state
 
 Array = NDArray[np.float64]
 
 HOURS = 48
-STEP = 0.5  # h between two states of the model
-BAROMETRIC, WATER = 760.0, 47.0  # mmHg, at sea level and 37 degC
-RQ = 0.8  # respiratory quotient VCO2 / VO2
+STEP = 1.0  # h between two states of the model
+
+# what `opened` = 1, a fully opened injury, does to a lung; the healthy value comes first
+INJURY = {
+    "shunt": (0.045, 0.17),
+    "collapsed": (0.05, 0.30),
+    "vq_log_sd": (0.55, 0.50),
+    "alveolar_dead_space": (0.08, 0.30),
+}
+COMPLIANCE = (50.0, 14.0, 0.25)  # mL/cmH2O: mean, sd between patients, share lost to the injury beside what collapses
+
+# relative standard deviation of one reading; settings, scores and what stands nowhere here are read exactly
+NOISE = dict.fromkeys(
+    ("hr", "map", "sysabp", "diasabp", "resp_rate", "tidal_volume", "plateau", "pao2", "paco2", "lactate", "hco3",
+     "hemoglobin", "wbc", "platelets", "creatinine", "urine"), 0.03,
+) | {"temp": 0.004, "spo2": 0.01, "sao2": 0.01, "ph": 0.002}  # fmt: skip
+
+# readings an hour of a patient who is not in trouble; times (1 + 1.5 trouble) for all but the urine
+OFTEN = {
+    "vital signs": 0.7,
+    "temp, gcs": 0.25,
+    "urine": 0.8,
+    "laboratory": 0.06,
+    "gas, ventilated": 0.14,
+    "gas, not ventilated": 0.03,
+    "ventilator": 0.35,
+    "plateau": 0.12,
+    "oxygen without ventilator": 0.2,
+}
+VITAL = ("hr", "map", "sysabp", "diasabp", "resp_rate", "spo2")
+GAS = ("pao2", "paco2", "ph", "sao2", "lactate")  # one needle, one time for all of them
+VENTILATOR = ("mech_vent", "peep", "tidal_volume")
 
 
-def severinghaus(po2: Array) -> Array:
-    """Haemoglobin O2 saturation (0 to 1) at pH 7.4, 37 degC. Severinghaus, J Appl Physiol 1979;46:599."""
-    return 1 / (23400 / (po2**3 + 150 * po2) + 1)
+def lungs(state: dict[str, Array]) -> dict[str, Array]:
+    """Outputs of the lung model for inputs [n, T] each; not a number where a patient has no steady state.
 
-
-def alveolar_po2(fio2: Array, paco2: Array) -> Array:
-    """Alveolar gas equation, mmHg: FiO2 (Pb - 47) - PaCO2 (FiO2 + (1 - FiO2) / R)."""
-    return fio2 * (BAROMETRIC - WATER) - paco2 * (fio2 + (1 - fio2) / RQ)
-
-
-def o2_content(po2: Array, hb: Array) -> Array:
-    """mL O2 per dL blood: 1.34 mL/g on haemoglobin (g/dL) and 0.003 mL/dL/mmHg dissolved."""
-    return 1.34 * hb * severinghaus(po2) + 0.003 * po2
-
-
-def arterial_po2(alveolar: Array, shunt: Array, hb: Array, extraction: Array) -> Array:
-    """PaO2 (mmHg) by the shunt equation Qs/Qt = (Cc - Ca) / (Cc - Cv) with Cv = Ca - VO2 / CO.
-
-    extraction = VO2 / CO in mL/dL. Solved for Ca = Cc - extraction * s / (1 - s), then the content curve is inverted
-    by bisection, which holds 0.001 mmHg after 20 halvings of at most 713 mmHg.
+    What lies outside the model's range is moved to its limit.
     """
-    content = o2_content(alveolar, hb) - extraction * shunt / (1 - shunt)
-    low, high = np.ones_like(content), alveolar.copy()
-    for _ in range(20):
-        middle = (low + high) / 2
-        above = o2_content(middle, hb) > content
-        low, high = np.where(above, low, middle), np.where(above, middle, high)
-    return (low + high) / 2
-
-
-def henderson_hasselbalch(hco3: Array, paco2: Array) -> Array:
-    """pH = 6.1 + log10(HCO3 / (0.03 PaCO2)), HCO3 in mmol/L, PaCO2 in mmHg."""
-    return 6.1 + np.log10(hco3 / (0.03 * paco2))
+    shape = np.broadcast_shapes(*(value.shape for value in state.values()))
+    clipped = {
+        name: np.clip(np.broadcast_to(value, shape), QUANTITIES[name].low, QUANTITIES[name].high).ravel()
+        for name, value in state.items()
+    }
+    with torch.no_grad():
+        found = steady_state(inputs(clipped))
+    return {name: value.numpy().reshape(shape) for name, value in found.values.items()}
 
 
 def read(patients: int, seed: int) -> Extract:
@@ -94,8 +108,6 @@ def read(patients: int, seed: int) -> Extract:
     severity = inflamed * draw(0.75, 0.25, 0.2, 1.2)
     inflammation = severity * rise(begin - rng.uniform(8, 26, (n, 1)), draw(5, 2, 2, 10))
     opened = injured * severity * rise(begin, draw(8, 3, 2, 16))
-    shunt = np.clip(draw(0.045, 0.015, 0.01, 0.08) + 0.3 * opened + wander(0.008), 0.005, 0.6)
-
     # the ventilator: from the start in some, else when breathing fails and someone acts on it; some never
     trouble = inflammation + 2 * opened + wander(0.15)
     failing = np.where((trouble > 1.0).any(axis=1), t[0, (trouble > 1.0).argmax(axis=1)], np.inf)[:, None]
@@ -105,24 +117,41 @@ def read(patients: int, seed: int) -> Extract:
     ventilated = (t >= intubated) & (t < extubated)
 
     # the settings answer the lung of an hour ago, in the steps that clinicians use
-    seen = np.concatenate([shunt[:, :2], shunt[:, :-2]], axis=1)
-    want = np.clip(0.35 + 1.3 * (seen - 0.05) + draw(0.03, 0.05, -0.05, 0.2), 0.3, 1.0)
+    seen = np.concatenate([opened[:, :1], opened[:, :-1]], axis=1)
+    want = np.clip(0.35 + 0.4 * seen + draw(0.03, 0.05, -0.05, 0.2), 0.3, 1.0)
     fio2 = np.where(ventilated, np.ceil(want * 10 - 0.2) / 10, np.where(trouble > 0.8, 0.4, 0.21)).clip(0.21, 1)
     resp_rate = np.clip(15 + draw(0, 2, -5, 6) + 9 * inflammation + 4 * opened + wander(1.5), 8, 45)
-    tidal = np.where(ventilated, 7.0, 6.5) * (height - 100) * 0.93  # mL, per predicted body weight about height - 100
+    predicted = np.clip(np.where(male, 50.0, 45.5) + 0.91 * (height - 152.4), 35, 110)  # kg, ARDS network
+    tidal = np.where(ventilated, 7.0, 6.5) * predicted + 0 * t
     peep = np.where(want > 0.6, 10.0, np.where(want > 0.45, 8.0, 5.0))
 
     # the lung
-    dead_space = np.clip(0.32 + 0.2 * opened + wander(0.02), 0.2, 0.75)
     vo2 = 3.3 * weight * (1 + 0.15 * inflammation)  # mL/min
     output = np.clip(5.2 + draw(0, 0.8, -2, 2) + 1.2 * inflammation + wander(0.3), 2.5, 11)  # L/min
     hb = draw(10.8, 1.6, 7, 16) + wander(0.3)
-    paco2 = np.clip(0.863 * RQ * vo2 / (resp_rate * tidal * (1 - dead_space) / 1000), 18, 95)
-    pao2 = arterial_po2(alveolar_po2(fio2, paco2), shunt, hb, vo2 / (output * 10))
-    sao2 = 100 * severinghaus(pao2)
     lactate = np.clip(1.3 * np.exp(0.9 * inflammation + wander(0.25)), 0.4, 20)
-    hco3 = np.clip(24 - 1.2 * (lactate - 1.3) + wander(1.5), 6, 40)
-    compliance = np.clip(draw(48, 8, 25, 80) * (1 - 0.45 * opened), 12, 80)  # mL/cmH2O
+    temp = 36.8 + draw(0, 0.3, -0.8, 0.8) + 1.1 * inflammation + wander(0.3)
+    mean, sd, lost = COMPLIANCE
+    injury = {name: first + more * opened for name, (first, more) in INJURY.items()}
+    injury["shunt"] = injury["shunt"] * draw(1, 0.3, 0.3, 2) + wander(0.008)
+    lung = lungs(
+        {
+            **injury,
+            "fio2": fio2,
+            "peep_cmH2O": np.where(ventilated, peep, 3.0),  # a breath of one's own keeps the lung about as open
+            "tidal_volume_mL": tidal,
+            "rate_per_min": resp_rate,
+            "opening_pressure_cmH2O": draw(20, 4, 8, 35),
+            "compliance_mL_per_cmH2O": draw(mean, sd, 22, 85) * (1 - lost * opened),
+            "cardiac_output_L_per_min": output,
+            "vo2_mL_per_min": vo2,
+            "hb_g_per_dL": hb,
+            "base_excess_mmol_per_L": -1.2 * (lactate - 1.3) + wander(1.5),
+            "temperature_C": temp,
+            "predicted_weight_kg": predicted,
+        }
+    )
+    pao2, paco2, ph, sao2 = (lung[name] for name in ("pao2_mmHg", "paco2_mmHg", "ph", "sao2"))
 
     # the circulation and the rest
     mean_pressure = np.clip(84 + draw(0, 8, -20, 20) - 14 * inflammation + wander(5), 35, 140)
@@ -133,39 +162,37 @@ def read(patients: int, seed: int) -> Extract:
         "sysabp": mean_pressure + pulse * 2 / 3,
         "diasabp": mean_pressure - pulse / 3,
         "resp_rate": resp_rate,
-        "temp": 36.8 + draw(0, 0.3, -0.8, 0.8) + 1.1 * inflammation + wander(0.3),
-        "spo2": np.clip(sao2 + wander(1), 40, 100),
+        "temp": temp,
+        "spo2": np.clip(100 * sao2 + wander(1), 40, 100),
         "gcs": np.clip(np.round(np.where(ventilated, 8, 14) - 2 * inflammation + wander(1)), 3, 15),
         "urine": np.clip(75 - 30 * inflammation + wander(30), 0, None),
         "fio2": fio2,
         "mech_vent": np.ones_like(fio2),
         "peep": peep,
         "tidal_volume": tidal,
-        "plateau": peep + tidal / compliance,
+        "plateau": lung["plateau_cmH2O"],
         "pao2": pao2,
         "paco2": paco2,
-        "ph": henderson_hasselbalch(hco3, paco2),
-        "sao2": sao2,
+        "ph": ph,
+        "sao2": 100 * sao2,
         "lactate": lactate,
-        "hco3": hco3,
+        "hco3": 0.0304 * paco2 * 10 ** (ph - 6.1),  # Henderson and Hasselbalch
         "hemoglobin": hb,
         "wbc": 9.5 * np.exp(0.5 * inflammation + draw(0, 0.3, -0.8, 0.8) + wander(0.1)),
         "platelets": 210 * np.exp(-0.4 * inflammation + draw(0, 0.35, -1, 1) + wander(0.05)),
         "creatinine": 1.0 * np.exp(0.5 * inflammation + draw(0, 0.4, -0.8, 1.2) + wander(0.05)),
     }
-    # relative error of one reading; settings and scores are read exactly
-    noise = dict.fromkeys(state, 0.03) | dict.fromkeys(("fio2", "mech_vent", "peep", "gcs"), 0.0)
-    noise |= {"temp": 0.004, "spo2": 0.01, "sao2": 0.01, "ph": 0.002}
-
     # readings an hour; the sicker, the more
     sick = 1 + 1.5 * np.clip(trouble, 0, 2)
-    settings = ventilated * 0.35 * sick
-    gas = np.where(ventilated, 0.14, 0.03) * sick
-    laboratory = 0.06 * sick
-    often = dict.fromkeys(("hr", "map", "sysabp", "diasabp", "resp_rate", "spo2"), 0.7 * sick)
-    often |= dict.fromkeys(("temp", "gcs"), 0.25 * sick) | {"urine": 0.8 * np.ones_like(sick)}
-    often |= dict.fromkeys(("mech_vent", "peep", "tidal_volume"), settings) | {"plateau": settings / 3}
-    often |= {"fio2": np.where(ventilated, settings, (fio2 > 0.21) * 0.2)}
+    rate = dict.fromkeys(state, OFTEN["laboratory"] * sick)
+    rate |= dict.fromkeys(VITAL, OFTEN["vital signs"] * sick)
+    rate |= dict.fromkeys(("temp", "gcs"), OFTEN["temp, gcs"] * sick)
+    rate |= dict.fromkeys(VENTILATOR, OFTEN["ventilator"] * sick) | {"plateau": OFTEN["plateau"] * sick}
+    rate |= {
+        "urine": OFTEN["urine"] * np.ones_like(sick),
+        "fio2": np.where(ventilated, OFTEN["ventilator"] * sick, (fio2 > 0.21) * OFTEN["oxygen without ventilator"]),
+    }
+    gas = np.where(ventilated, OFTEN["gas, ventilated"], OFTEN["gas, not ventilated"]) * sick
 
     stay_id = np.array([f"synthetic-{i:05d}" for i in range(n)])
     rows: list[pl.DataFrame] = []
@@ -177,21 +204,20 @@ def read(patients: int, seed: int) -> Extract:
             )
         )
 
-    drawn = rng.random((n, t.size)) < 1 - np.exp(-gas * STEP)  # one needle, one time for all of a gas
+    drawn = rng.random((n, t.size)) < 1 - np.exp(-gas * STEP)
     when = t + STEP * rng.random((n, t.size))
     for concept, values in state.items():
-        if concept in ("pao2", "paco2", "ph", "sao2", "lactate"):
+        if concept in GAS:
             at, time = drawn, when
         else:
-            rate = often.get(concept, laboratory)
-            at = rng.random((n, t.size)) < 1 - np.exp(-rate * STEP)
+            at = rng.random((n, t.size)) < 1 - np.exp(-rate[concept] * STEP)
             time = t + STEP * rng.random((n, t.size))
             if concept in ("mech_vent", "fio2"):  # charted when the tube goes in
                 at = at | (ventilated & ~np.roll(ventilated, 1, axis=1))
-            if concept in ("mech_vent", "peep", "tidal_volume", "plateau"):
+            if concept in (*VENTILATOR, "plateau"):
                 at = at & ventilated
-        patient, step = np.nonzero(at)
-        reading = values[patient, step] * (1 + noise[concept] * rng.normal(size=patient.size))
+        patient, step = np.nonzero(at & np.isfinite(values))  # a patient beyond the lung model has no reading of it
+        reading = values[patient, step] * (1 + NOISE.get(concept, 0.0) * rng.normal(size=patient.size))
         if concept in ("spo2", "sao2"):
             reading = np.minimum(reading, 100)
         add(concept, patient, time[patient, step], reading)

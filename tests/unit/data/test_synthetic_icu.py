@@ -1,41 +1,68 @@
-import numpy as np
+import polars as pl
 import pytest
+import torch
 
 from raylab.data.concepts import CONCEPTS
-from raylab.data.sources import synthetic_icu as lung
+from raylab.data.sources import synthetic_icu as ward
 from raylab.errors import UsageError
-
-
-def test_severinghaus_at_published_points():
-    saturation = lung.severinghaus(np.array([40.0, 60.0, 100.0]))
-    assert saturation == pytest.approx([0.7495, 0.906, 0.977], abs=6e-4)
-
-
-def test_alveolar_gas_and_ph_of_a_healthy_person_on_air():
-    assert lung.alveolar_po2(np.array(0.21), np.array(40.0)) == pytest.approx(101.8, abs=0.1)
-    assert lung.henderson_hasselbalch(np.array(24.0), np.array(40.0)) == pytest.approx(7.40, abs=0.01)
-
-
-def test_arterial_po2_solves_the_shunt_equation():
-    alveolar, hb, extraction = np.full(4, 400.0), np.full(4, 12.0), np.full(4, 4.5)
-    shunt = np.array([0.0, 0.05, 0.2, 0.4])
-    pao2 = lung.arterial_po2(alveolar, shunt, hb, extraction)
-    assert pao2[0] == pytest.approx(400, abs=0.01) and (np.diff(pao2) < 0).all()
-    capillary, arterial = lung.o2_content(alveolar, hb), lung.o2_content(pao2, hb)
-    assert (capillary - arterial) / (capillary - (arterial - extraction)) == pytest.approx(shunt, abs=1e-5)
+from raylab.physiology.blood import saturation
 
 
 def test_patients_are_plausible_and_the_same_for_the_same_seed():
-    events = lung.read(50, seed=3).events.collect()
-    assert events.equals(lung.read(50, seed=3).events.collect())
-    assert not events.equals(lung.read(50, seed=4).events.collect())
+    events = ward.read(50, seed=3).events.collect()
+    assert events.equals(ward.read(50, seed=3).events.collect())
+    assert not events.equals(ward.read(50, seed=4).events.collect())
     assert events["time"].is_between(0, 48).all()
     for (name,), rows in events.group_by("concept"):
         concept = CONCEPTS[str(name)]
         assert rows["value"].is_between(concept.low, concept.high).all(), name
-    assert lung.read(3, 0).stays["source"].unique().to_list() == ["synthetic"]
+    assert ward.read(3, 0).stays["source"].unique().to_list() == ["synthetic"]
 
 
 def test_no_patients_is_a_usage_error():
     with pytest.raises(UsageError, match="0 virtual patients"):
-        lung.read(0, seed=0)
+        ward.read(0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return ward.read(150, seed=0).events.collect()
+
+
+def wide(events, *concepts):
+    rows = events.filter(pl.col("concept").is_in(concepts))
+    return rows.pivot("concept", index=["stay_id", "time"], values="value", aggregate_function="first").drop_nulls()
+
+
+def test_one_gas_is_one_blood(cohort):
+    """PaCO2, pH and SaO2 of a sample belong together, as the lung model has them, to the error of a reading."""
+    gases = wide(cohort, "pao2", "paco2", "ph", "sao2")
+    assert len(gases) > 300
+    s = 100 * saturation(torch.tensor(gases["pao2"].to_numpy()), torch.tensor(gases["ph"].to_numpy()))
+    assert (s - torch.tensor(gases["sao2"].to_numpy())).abs().median() < 1.5
+
+
+def test_mechanics_look_like_a_wards(cohort):
+    """MIMIC-IV demo: static compliance median 41, P10 to P90 27 to 63 mL/cmH2O, driving pressure 11 cmH2O."""
+    last = cohort.filter(pl.col("concept").is_in(["peep", "tidal_volume", "plateau"])).sort("time")
+    table = last.pivot("concept", index=["stay_id", "time"], values="value", aggregate_function="first")
+    table = (
+        table.sort("stay_id", "time")
+        .with_columns(pl.col("peep", "tidal_volume").forward_fill().over("stay_id"))
+        .drop_nulls()
+    )
+    driving = table["plateau"] - table["peep"]
+    compliance = (table["tidal_volume"] / driving).filter(driving > 2)
+    assert 33 < compliance.median() < 47
+    assert compliance.quantile(0.1) > 20
+    assert compliance.quantile(0.9) < 68
+    assert 8 < driving.median() < 14
+
+
+def test_the_sick_are_measured_more(cohort):
+    counts = cohort.filter(pl.col("concept") == "pao2").group_by("stay_id").len()
+    worst = cohort.filter(pl.col("concept") == "fio2").group_by("stay_id").agg(pl.col("value").max())
+    joined = counts.join(worst, "stay_id")
+    assert (
+        joined.filter(pl.col("value") > 0.5)["len"].mean() > 1.3 * joined.filter(pl.col("value") <= 0.5)["len"].mean()
+    )
