@@ -1,3 +1,4 @@
+import re
 import tomllib
 from pathlib import Path
 
@@ -183,3 +184,30 @@ def test_a_link_into_the_shared_directory_counts_as_below_it(site, tmp_path):
 def test_a_home_that_slurm_could_not_write_logs_to_is_refused(site, tmp_path, odd):
     with pytest.raises(UsageError, match="RAYLAB_HOME"):
         sites.check(site, tmp_path / odd, "02:00:00")
+
+
+def test_the_page_of_sites_names_every_key_and_every_shipped_site():
+    page = (Path(__file__).parents[3] / "docs" / "sites.md").read_text()
+    site, node = page.split("## Keys of a site")[1].split("## Keys of a node type")
+    rows = {
+        part: {
+            key
+            for line in text.splitlines()
+            if line.startswith("| `")
+            for key in re.findall(r"`(\w+)`", line.split("|")[1])
+        }
+        for part, text in (("site", site), ("node", node.split("\n## ")[0]))
+    }
+    assert rows["site"] == Site.model_fields.keys() - {"name"}
+    assert rows["node"] == set(NodeType.model_fields)
+    shipped = page.split("## Shipped sites")[1].split("##")[0]
+    for name in SECTIONS:
+        (row,) = [line for line in shipped.splitlines() if line.startswith(f"| `{name}` |")]
+        assert set(re.findall(r"`([a-z_.]+)`", row.split("|")[3])) == set(sites.blanks(name)), "its blanks"
+
+
+def test_the_example_of_the_page_is_a_file_that_works(own_sites):
+    page = (Path(__file__).parents[3] / "docs" / "sites.md").read_text()
+    own_sites(re.search(r"```toml\n(.*?)```", page, re.DOTALL)[1])
+    assert sites.site("juwels").account == "my-project"
+    assert list(sites.site("ours").nodes) == ["cpu", "gpu"]
