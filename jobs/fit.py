@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import polars as pl
 from jobs import cli, home, tracked
 from jobs.progress import say
 from jobs.session import ray_session
+from raylab.data import gases
 from raylab.data import lung_fits as fits
-from raylab.data.icu import SOURCES
+from raylab.data.digest import screen
+from raylab.data.icu import SOURCES, Raw
 from raylab.errors import DataError, UsageError, unknown
 from raylab.files import whole, write_json
 from tracking.outbox import Outbox
@@ -42,7 +45,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     out = args.out.absolute()
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} is not empty", do="give --out a new or empty directory")
-    table = fits.source_gases(args.source, args.path or Path(), args.patients, args.seed, args.hours, args.window)
+    table = source_gases(args.source, args.path or Path(), args.patients, args.seed, args.hours, args.window)
     directory = home.new_run(args.name, "fit")
     synthetic = args.source == "synthetic"
     with home.held(directory):
@@ -68,6 +71,22 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         tell(told)
         say(f"wrote {out / 'fits.parquet'}: one row a stay and window, for its owner alone")
     return {"run_id": home.note(directory)["run_id"], "name": directory.name, "out": str(out), **params, **told}
+
+
+def source_gases(source: str, path: Path, patients: int, seed: int, hours: float, window_h: float) -> pl.DataFrame:
+    """`gases` before `hours` of all stays of a source, with the number of their `window`. DataError when none is."""
+    tables = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for events in SOURCES[source](Raw(path, Path(scratch), patients, seed)).parts():
+            _, unique = screen(events)
+            tables.append(gases.gases(unique.drop_nulls("value")))
+    table = pl.concat(tables).filter(pl.col("time") < hours)
+    if table.is_empty():
+        raise DataError(
+            f"source '{source}' has no arterial gas of a ventilated patient with its FiO2 before {hours:g} h",
+            do="raise --hours, or check the raw data",
+        )
+    return table.with_columns(window=(pl.col("time") / window_h).floor().cast(pl.Int32))
 
 
 def fitted(table: pl.DataFrame, out: Path, directory: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     ards.add_argument("--until", type=float, default=48, help="rolling: the last hour at which is predicted")
     ards.add_argument("--mapping", type=Path, metavar="TOML", help="meds: what the codes mean; MIMIC-IV's otherwise")
     ards.add_argument("--sensitivity", action="store_true", help="count onsets over windows of FiO2 and persistence")
+    ards.add_argument("--virtual-patient", action="store_true", help="fit the lung model to the gases before the "
+                      "landmark: features for --set data.virtual_patient=true")  # fmt: skip
     images = parser.add_argument_group("covidnet")
     images.add_argument("--images", type=Path, help="folder that the lists' file names start from")
     for split in ("train", "val", "test"):
@@ -92,6 +94,7 @@ def _ards(args: argparse.Namespace) -> dict[str, Any]:
         until=args.until,
         mapping=args.mapping,
         grid_of_windows=args.sensitivity,
+        virtual=args.virtual_patient,
     )
 
 

@@ -33,6 +33,7 @@ class Data(Part):
     """What of a prepared directory is used, and how. Fields that a task has no use for are left alone."""
 
     cohort: str = "all"  # ards: all, ventilated_pf, ventilated, gas, matched
+    virtual_patient: bool = False  # ards: features of the lung model, of `prepare ards --virtual-patient`
     fill: str = "mask"  # ards: what stands for a value not measured: mask, forward, mean
     size: int | None = Field(None, ge=16)  # covidnet: pixels a side; the cache's own when None
     augment: bool = True  # covidnet: train images only

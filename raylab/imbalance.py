@@ -57,6 +57,10 @@ def offsets(recipe: Recipe, train: Samples, device: str) -> Tensor | None:
 def check(recipe: Recipe, train: Samples) -> None:
     """Raise for a class without training rows, and for settings that the classes do not fit."""
     classes = train.spec["classes"]
+    if train.y.ndim > 1:  # values, not classes
+        if recipe.optim.class_weight is not None or recipe.data.share is not None or recipe.optim.logit_adjustment:
+            raise UsageError("a regression has no classes", do="leave class_weight, share and logit_adjustment alone")
+        return
     if absent := [name for k, name in enumerate(classes) if not (train.y == k).any()]:
         raise DataError(
             f"no row of class {', '.join(absent)} in the training data",

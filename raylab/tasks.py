@@ -97,7 +97,7 @@ class Task:
 
 
 def _icu(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> Samples:
-    return load_icu(directory, split, data.cohort, spec, data.fill)
+    return load_icu(directory, split, data.cohort, spec, data.fill, data.virtual_patient)
 
 
 def _images(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> Samples:

@@ -30,6 +30,7 @@ from raylab.data.digest import Whole, check_needed, digest, implausible, unrecor
 from raylab.data.grid import joined, statistics
 from raylab.data.onset import Label, label
 from raylab.data.sources import meds, mimic3, physionet2012, synthetic_icu, yaib
+from raylab.data.virtual_patient import VIRTUAL, virtual_patients
 from raylab.errors import DataError, UsageError, unknown
 
 
@@ -69,6 +70,7 @@ def prepare_ards(
     until: float = 48,
     mapping: Path | None = None,
     grid_of_windows: bool = False,
+    virtual: bool = False,
 ) -> dict[str, Any]:
     """Publish samples.parquet, hours.parquet and meta.json at `out` and return the meta.
 
@@ -76,7 +78,8 @@ def prepare_ards(
     there until onset, the last record or `until`; its label says whether onset by `rule` (`ahrf` unless given) falls
     into (prediction + gap, prediction + gap + horizon]. `path` is the raw data, not needed for source "synthetic";
     `patients` is for that one alone; `seed` decides the splits and the virtual patients. With `grid_of_windows` the
-    meta has the onset counts over windows of FiO2 and persistence.
+    meta has the onset counts over windows of FiO2 and persistence. With `virtual` the rows have features of the lung
+    model fitted to the stay's gases before the landmark (virtual_patient.py).
     """
     if source not in SOURCES:
         raise unknown("source", source, SOURCES)
@@ -144,6 +147,8 @@ def prepare_ards(
         )
         names = [name for name in SERIES if name in whole.found and name not in unfit]
         table = joined([piece.table for piece in pieces if piece.table.height], names)
+        if virtual:
+            samples = virtual_patients(samples, table, chosen.landmark)
         train = samples.filter(pl.col("split") == "train")
         stats = train_statistics(train, table)
         samples.write_parquet(work / "samples.parquet")
@@ -197,6 +202,7 @@ def described(samples: pl.DataFrame, stats: dict[str, dict[str, float]]) -> dict
     return {
         "features": [name for name in SERIES if name in stats],
         "static": [name for name in STATIC if name in stats],
+        "virtual_patient": [name for name in VIRTUAL if name in stats],
         "unmeasured": [name for name in (*SERIES, *STATIC) if name not in stats],
         "statistics": stats,
         "counts": split_counts(samples),
@@ -210,7 +216,7 @@ def train_statistics(train: pl.DataFrame, table: pl.DataFrame) -> dict[str, dict
     """Mean and deviation of every feature over the stays of the train rows, before each stay's last prediction."""
     until = train.group_by("stay_id").agg(until=pl.col("at_h").max())
     seen = table.join(until, "stay_id").filter(pl.col("hour") < pl.col("until"))
-    return statistics(seen, SERIES) | statistics(train.unique("stay_id"), STATIC)
+    return statistics(seen, SERIES) | statistics(train.unique("stay_id"), (*STATIC, *VIRTUAL))
 
 
 def check_classes(samples: pl.DataFrame, framing: Framing) -> None:

@@ -59,13 +59,19 @@ class IcuSamples:
 
 
 def load_icu(
-    directory: Path, split: str, cohort: str = "all", spec: dict[str, Any] | None = None, fill: str = "mask"
+    directory: Path,
+    split: str,
+    cohort: str = "all",
+    spec: dict[str, Any] | None = None,
+    fill: str = "mask",
+    virtual: bool = False,
 ) -> IcuSamples:
     """One split (train, val, test, or "all" for every row) of a directory made by `prepare_ards`.
 
     With `spec` (of a trained model) the inputs are made as that model expects them: its features, its statistics, its
     hours, nothing of this directory's. `fill` says what stands for a value that was not measured in an hour: "mask",
     the last one with its mask and age; "forward", the last one alone; "mean", the train mean alone.
+    `virtual`: a new spec has the features of the virtual patients too, as static ones.
     DataError when the landmarks differ or no row is left.
     """
     directory = Path(directory)
@@ -76,7 +82,7 @@ def load_icu(
         raise unknown("cohort", cohort, COHORTS)
     if fill not in FILLS:
         raise unknown("fill", fill, FILLS)
-    spec = own_spec(meta) if spec is None else spec
+    spec = own_spec(meta, virtual, directory) if spec is None else spec
     check_spec(spec, meta, directory)
 
     rows = pl.read_parquet(directory / "samples.parquet").with_columns(group=pl.col("subject_id").rank("dense") - 1)
@@ -106,9 +112,17 @@ def filled(x: NDArray[np.float32], features: int, fill: str) -> None:
         x[..., features : 3 * features] = 0
 
 
-def own_spec(meta: dict[str, Any]) -> dict[str, Any]:
+def own_spec(meta: dict[str, Any], virtual: bool, directory: Path) -> dict[str, Any]:
     """The spec of a model trained on this directory."""
     features, static, stats = meta["features"], meta["static"], meta["statistics"]
+    if virtual:
+        if not meta.get("virtual_patient"):
+            raise DataError(
+                f"{directory} has no features of virtual patients",
+                "data.virtual_patient=true asks for them",
+                f"raylab prepare ards ... --virtual-patient --out {directory}",
+            )
+        static = [*static, *meta["virtual_patient"]]
     return {
         "kind": KIND,
         "classes": ["no onset", "onset"],

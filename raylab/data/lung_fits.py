@@ -7,7 +7,6 @@ Columns: stay_id, window, readings, first_h, last_h, rms, settled, status; for e
 and `/identified` (nothing missing, and shrunk to half or less).
 """
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,12 @@ import polars as pl
 import torch
 
 from raylab.data import gases
-from raylab.data.digest import screen
-from raylab.data.icu import SOURCES, Raw
-from raylab.errors import DataError
 from raylab.files import whole
 from raylab.physiology.fit import FREE, IDENTIFIED, fit
 
 PARAMETERS = tuple(gases.NEEDS)
 WINDOW_h = 12.0
 STAYS = 200  # of one chunk
-
-
-def source_gases(source: str, path: Path, patients: int, seed: int, hours: float, window_h: float) -> pl.DataFrame:
-    """`gases` before `hours` of all stays of a source, with the number of their `window`. DataError when none is."""
-    tables = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for events in SOURCES[source](Raw(path, Path(scratch), patients, seed)).parts():
-            _, unique = screen(events)
-            tables.append(gases.gases(unique.drop_nulls("value")))
-    table = pl.concat(tables).filter(pl.col("time") < hours)
-    if table.is_empty():
-        raise DataError(
-            f"source '{source}' has no arterial gas of a ventilated patient with its FiO2 before {hours:g} h",
-            do="raise --hours, or check the raw data",
-        )
-    return table.with_columns(window=(pl.col("time") / window_h).floor().cast(pl.Int32))
 
 
 def fit_stays(table: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
