@@ -39,6 +39,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     ards.add_argument("--until", type=float, default=48, help="rolling: the last hour at which is predicted")
     ards.add_argument("--mapping", type=Path, metavar="TOML", help="meds: what the codes mean; MIMIC-IV's otherwise")
     ards.add_argument("--sensitivity", action="store_true", help="count onsets over windows of FiO2 and persistence")
+    ards.add_argument(
+        "--from", dest="origin", type=Path, nargs="+", metavar="D", help="prepared directories, pooled and split anew"
+    )
+    ards.add_argument(
+        "--split-by", default="patient:0/5", help="with --from: patient:K/N, temporal, temporal:PERIOD or site:SOURCE"
+    )
     images = parser.add_argument_group("covidnet")
     images.add_argument("--images", type=Path, help="folder that the lists' file names start from")
     for split in ("train", "val", "test"):
@@ -72,7 +78,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def _ards(args: argparse.Namespace) -> dict[str, Any]:
     from raylab.data.icu import prepare_ards
     from raylab.data.onset import label
+    from raylab.data.resplit import parse, resplit
 
+    if args.origin is not None:
+        if args.source is not None or args.path is not None:
+            raise UsageError("--from takes prepared directories, and so no --source and no --path")
+        return resplit([directory.absolute() for directory in args.origin], args.out, parse(args.split_by), args.seed)
     source = args.source or ("physionet2012" if args.path else None)
     if source is None:
         raise UsageError("prepare ards needs --source", do="add --source physionet2012 --path DIR, or synthetic")
