@@ -83,7 +83,7 @@ def main() -> None:
                 )
                 print(
                     f"mimic-iii x {fold}: pandas {slow:.1f} s ({busy:.1f} s of CPU), {much:.2f} GiB, {said}; raylab / "
-                    f"pandas {seconds / slow:.2f} of the time, {cpu / busy:.2f} of the CPU, {peak / much:.2f} of the memory",
+                    f"pandas: time {seconds / slow:.2f}, CPU {cpu / busy:.2f}, memory {peak / much:.2f}",
                     flush=True,
                 )
         finally:
