@@ -43,15 +43,15 @@ def replicate(source: Path, out: Path, times: int) -> None:
                 rows.with_columns(moved).write_csv(file, include_header=copy == 0)
 
 
-def measured(words: list[str]) -> tuple[float, float, str]:
-    """(seconds, peak GiB, what it printed) of a process."""
+def measured(words: list[str]) -> tuple[float, float, float, str]:
+    """(seconds, seconds of CPU, peak GiB, what it printed) of a process."""
     began = time.perf_counter()
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     said = process.stdout.read() if process.stdout else ""
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{' '.join(words[:3])} failed")
-    return time.perf_counter() - began, usage.ru_maxrss / 2**20, said.strip()
+    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20, said.strip()
 
 
 def main() -> None:
@@ -66,21 +66,24 @@ def main() -> None:
     out = args.scratch / "prepared"
     python = [sys.executable, "-c", PREPARE]
     if args.physionet is not None:
-        seconds, peak, said = measured([*python, "physionet2012", str(args.physionet), str(out)])
-        print(f"physionet 2012 set a: {seconds:.1f} s, {peak:.2f} GiB, {said}", flush=True)
+        seconds, cpu, peak, said = measured([*python, "physionet2012", str(args.physionet), str(out)])
+        print(f"physionet 2012 set a: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak:.2f} GiB, {said}", flush=True)
     for fold in args.folds if args.mimic3 is not None else ():
         raw = args.scratch / f"mimic3-{fold}"
         try:
             replicate(args.mimic3, raw, fold)
             size = (raw / "CHARTEVENTS.csv").stat().st_size / 2**30
-            seconds, peak, said = measured([*python, "mimic3", str(raw), str(out)])
-            print(f"mimic-iii x {fold} ({size:.2f} GiB): raylab {seconds:.1f} s, {peak:.2f} GiB, {said}", flush=True)
+            seconds, cpu, peak, said = measured([*python, "mimic3", str(raw), str(out)])
+            took = f"{seconds:.1f} s ({cpu:.1f} s of CPU)"
+            print(f"mimic-iii x {fold} ({size:.2f} GiB): raylab {took}, {peak:.2f} GiB, {said}", flush=True)
             if fold <= args.pandas_up_to:
                 script = str(Path(__file__).with_name("icu_pandas.py"))
-                slow, much, said = measured([sys.executable, script, str(raw), str(args.scratch / "pandas.parquet")])
+                slow, busy, much, said = measured(
+                    [sys.executable, script, str(raw), str(args.scratch / "pandas.parquet")]
+                )
                 print(
-                    f"mimic-iii x {fold}: pandas {slow:.1f} s, {much:.2f} GiB, {said}; raylab / pandas "
-                    f"{seconds / slow:.2f} of the time, {peak / much:.2f} of the memory",
+                    f"mimic-iii x {fold}: pandas {slow:.1f} s ({busy:.1f} s of CPU), {much:.2f} GiB, {said}; raylab / "
+                    f"pandas: time {seconds / slow:.2f}, CPU {cpu / busy:.2f}, memory {peak / much:.2f}",
                     flush=True,
                 )
         finally:

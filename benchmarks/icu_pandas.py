@@ -21,6 +21,21 @@ def read(folder: Path, name: str, columns: list[str]) -> pd.DataFrame:
     return pd.read_csv(file, usecols=lambda column: column.lower() in columns).rename(columns=str.lower)
 
 
+def episodes(folder: Path, stays: pd.DataFrame) -> pd.DataFrame:
+    """icustay_id, time, value of MetaVision's invasive ventilation: 1 every hour from its start, 0 at its end."""
+    rows = read(folder, "procedureevents_mv", ["icustay_id", "itemid", "starttime", "endtime", "statusdescription"])
+    rows = rows[(rows.itemid == 225792) & (rows.statusdescription != "Rewritten")].merge(stays, on="icustay_id")
+    for column in ("starttime", "endtime"):
+        rows[column] = (pd.to_datetime(rows[column]) - rows.intime).dt.total_seconds() / 3600
+    charted = []
+    for row in rows.itertuples():
+        times = np.arange(max(row.starttime, 0.0), row.endtime, 1.0)
+        charted.append(pd.DataFrame({"icustay_id": row.icustay_id, "time": times, "value": 1.0}))
+        charted.append(pd.DataFrame({"icustay_id": [row.icustay_id], "time": [row.endtime], "value": [0.0]}))
+    table = pd.concat(charted).merge(stays, on="icustay_id")
+    return table[(table.time >= 0) & (table.time <= (table.outtime - table.intime).dt.total_seconds() / 3600)]
+
+
 def main(folder: Path, out: Path) -> None:
     stays = read(folder, "icustays", ["subject_id", "icustay_id", "intime", "outtime"])
     stays[["intime", "outtime"]] = stays[["intime", "outtime"]].apply(pd.to_datetime)
@@ -56,7 +71,9 @@ def main(folder: Path, out: Path) -> None:
     settings = rows.itemid.isin(mimic3.SETTINGS) & (rows.valuenum > 0)
     on = rows[settings | ((rows.itemid == mimic3.MODE) & (rows.value != "Other/Remarks"))]
     free = rows[(rows.itemid == mimic3.DEVICE) & rows.value.str.lower().isin(mimic3.NO_TUBE)]
-    vent = pd.concat([on.assign(value=1.0), free.assign(value=0.0)]).assign(concept="mech_vent")
+    vent = pd.concat([on.assign(value=1.0), free.assign(value=0.0), episodes(folder, stays)]).assign(
+        concept="mech_vent"
+    )
     columns = ["icustay_id", "time", "concept", "value"]
     events = pd.concat([measured[columns], vent[columns]]).dropna().drop_duplicates()
     percent = (events.concept == "fio2") & (events.value > 20)

@@ -41,6 +41,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     ards.add_argument("--sensitivity", action="store_true", help="count onsets over windows of FiO2 and persistence")
     ards.add_argument("--virtual-patient", action="store_true", help="fit the lung model to the gases before the "
                       "landmark: features for --set data.virtual_patient=true")  # fmt: skip
+    ards.add_argument(
+        "--from", dest="origin", type=Path, nargs="+", metavar="D", help="prepared directories, pooled and split anew"
+    )
+    ards.add_argument(
+        "--split-by", default="patient:0/5", help="with --from: patient:K/N, temporal, temporal:PERIOD or site:SOURCE"
+    )
     images = parser.add_argument_group("covidnet")
     images.add_argument("--images", type=Path, help="folder that the lists' file names start from")
     for split in ("train", "val", "test"):
@@ -74,7 +80,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def _ards(args: argparse.Namespace) -> dict[str, Any]:
     from raylab.data.icu import prepare_ards
     from raylab.data.onset import label
+    from raylab.data.resplit import parse, resplit
 
+    if args.origin is not None:
+        if args.source is not None or args.path is not None:
+            raise UsageError("--from takes prepared directories, and so no --source and no --path")
+        return resplit([directory.absolute() for directory in args.origin], args.out, parse(args.split_by), args.seed)
     source = args.source or ("physionet2012" if args.path else None)
     if source is None:
         raise UsageError("prepare ards needs --source", do="add --source physionet2012 --path DIR, or synthetic")

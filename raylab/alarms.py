@@ -15,7 +15,7 @@ from raylab.intervals import Floats, clustered
 
 SILENCE_H = 4.0
 RECALLS = (0.5, 0.6, 0.7, 0.8, 0.9)
-STEPS = 200  # thresholds tried between the least and the largest probability
+STEPS = 60  # thresholds tried between the least and the largest probability
 
 
 @dataclass(frozen=True)
