@@ -14,7 +14,6 @@ from raylab.data.overlap import leakage
 from raylab.data.prepared import read_meta, sha256
 from raylab.errors import DataError, UsageError
 from raylab.run import read_model
-from tracking.forward import Forwarder
 
 EXAMPLE = "raylab evaluate ards --run NAME --data prepared/ards --split test --json scores.json"
 
@@ -143,10 +142,7 @@ def record(directory: Path, scored: dict[str, Any], reads: int) -> None:
         from tracking.outbox import Outbox
 
         Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.test_reads": str(reads)}})
-    forwarder = Forwarder()
-    forwarder.add(directory / "outbox")
-    if left := forwarder.close(tracked.FLUSH_SECONDS):
-        say(f"{left} records wait on disk for the MLflow server; send them with: raylab sync")
+    tracked.forward_now(directory)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
-from jobs import cli, home, scores
+from jobs import cli, explain, home, scores, tracked
 from jobs.evaluate import checked
 from jobs.progress import say
 from raylab.data.prepared import read_meta
 from raylab.data.sweeps import outputs
-from raylab.errors import DataError
+from raylab.errors import DataError, UsageError
+from tracking.outbox import Outbox
 
 EXAMPLE = "raylab predict ards --run NAME --data prepared/ards --split val --out probabilities.parquet"
 
@@ -24,12 +26,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--split", choices=["train", "val", "test", "all"], default="all")
     parser.add_argument("--out", type=Path, required=True, metavar="P.parquet")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="covidnet: Grad-CAM sheets beside --out and in MLflow; a column `outside`",
+    )
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     directory, data = checked(args)
     if args.out.is_dir():
         raise DataError(f"{args.out} is a directory", do="give --out a file name, for example p.parquet")
+    if args.explain and args.task != "covidnet":
+        raise UsageError("--explain shows where a network looks in images", f"'{args.task}' has none")
     job, recipe, samples, network = scores.load(directory, data, args.split)
     p = scores.probabilities(job, recipe, samples, network)
     classes = samples.spec["classes"]
@@ -42,6 +51,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         columns = {f"p_{c}": values[:, k] for k, c in enumerate(classes)}
     else:
         columns = {f"p_{c}": p[:, k] for k, c in enumerate(classes)}
+    if args.explain:
+        columns["outside"] = explain.shares(network, samples, p)
     frame = pl.DataFrame({"id": samples.ids, "source": samples.source, **label, **columns})
     args.out.parent.mkdir(parents=True, exist_ok=True)
     work = args.out.with_name(f".{args.out.name}.{os.getpid()}")
@@ -51,9 +62,36 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     described = home.note(directory)
     if read_meta(data, args.task)["data_hash"] == described["data_hash"] and args.split in {"test", "all"}:
         home.annotate(directory, test_reads=described.get("test_reads", 0) + 1)  # the file holds test rows
+    out: dict[str, Any] = {
+        "run": directory.name,
+        "out": str(args.out.absolute()),
+        "rows": len(frame),
+        "columns": frame.columns,
+    }
+    if args.explain:
+        out |= explained(directory, args, samples, network, p, columns["outside"])
     if not args.quiet:
         say(f"wrote {len(frame)} rows to {args.out}")
-    return {"run": directory.name, "out": str(args.out.absolute()), "rows": len(frame), "columns": frame.columns}
+        if args.explain:
+            say(f"Grad-CAM: {out['outside']:.0%} of the maps lies outside the lung field (43 % of an even one would)")
+            say("\n".join(f"  {path}" for path in out["sheets"]))
+    return out
+
+
+def explained(
+    directory: Path, args: argparse.Namespace, samples: Any, network: Any, p: np.ndarray, outside: np.ndarray
+) -> dict[str, Any]:
+    """Sheets into the run's directory and its MLflow run; {"sheets", "outside": mean over rows}."""
+    synthetic = bool(samples.meta["synthetic"])
+    written = explain.sheets(network, samples, p, directory / "plots" / f"gradcam-{args.split}", synthetic)
+    mean = float(np.nanmean(outside))
+    outbox = Outbox(directory / "outbox")
+    for path in written:
+        outbox.append({"kind": "artifact", "path": str(path), "to": f"plots/gradcam-{args.split}"})
+    step = int(home.note(directory).get("steps", 0))
+    outbox.append({"kind": "metrics", "step": step, "values": {f"{args.split}/gradcam_outside": mean}})
+    tracked.forward_now(directory)
+    return {"sheets": [str(path) for path in written], "outside": mean}
 
 
 if __name__ == "__main__":

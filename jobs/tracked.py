@@ -222,6 +222,14 @@ def tracked(directory: Path, system: bool = True) -> Iterator[Forwarder]:
             say(f"{left} records wait on disk for the MLflow server; send them with: raylab sync")
 
 
+def forward_now(directory: Path) -> None:
+    """Send what is new in a finished run's outbox, as far as the server lets us within FLUSH_SECONDS."""
+    forwarder = Forwarder()
+    forwarder.add(directory / "outbox")
+    if left := forwarder.close(FLUSH_SECONDS):
+        say(f"{left} records wait on disk for the MLflow server; send them with: raylab sync")
+
+
 def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
     """Log the finished model to MLflow; when the server is away, leave that to `raylab sync`.
 

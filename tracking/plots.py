@@ -286,6 +286,35 @@ def search(
     return figure
 
 
+def sheet(
+    pictures: ArrayLike,
+    maps: ArrayLike,
+    captions: Sequence[str],
+    box: tuple[int, int, int, int],
+    columns: int,
+    title: str,
+    synthetic: bool = False,
+) -> Figure:
+    """Grey `pictures` [N, S, S] (0 to 1) with heat `maps` [N, S, S] (0 to 1) over them, captioned, `columns` a row;
+    `box` (left, top, right, bottom; px) is drawn on each."""
+    from matplotlib.patches import Rectangle
+
+    images, heats = np.asarray(pictures), np.asarray(maps)
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(1.9 * columns + 0.2, 2.3 * rows + 0.6), layout="constrained")
+    figure.suptitle(_title(title, synthetic), fontsize=11)
+    grid = np.asarray(figure.subplots(rows, columns, squeeze=False))
+    left, top, right, bottom = box
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image, heat, caption in zip(grid.flat, images, heats, captions, strict=False):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+        axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.55 * heat)
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=COLOURS[5], linewidth=0.8))
+        axes.set_title(caption, fontsize=7)
+    return figure
+
+
 def wilson(rate: ArrayLike, count: ArrayLike, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's interval of a proportion `rate` seen in `count` cases; good near 0 and 1, too."""
     p, n = np.asarray(rate, float), np.asarray(count, float)

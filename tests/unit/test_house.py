@@ -19,7 +19,8 @@ LEVEL = {
     "physiology": 0.5,
     **dict.fromkeys(("data", "models", "metrics", "intervals", "temperature", "validation", "alarms"), 1),
     **dict.fromkeys(
-        ("tasks", "checkpoint", "world", "adamw", "finetune", "imbalance", "controls", "explain", "leakage"), 2
+        ("tasks", "checkpoint", "world", "adamw", "finetune", "imbalance", "controls", "explain", "gradcam", "leakage"),
+        2,
     ),
     "batchnorm": 2.5,
     "loop": 3,
