@@ -1,54 +1,86 @@
-"""Grad-CAM sheets of a run's cases, and the share of each map outside the lung field."""
+"""raylab explain: which hours and features moved a network's predictions, as plots in its MLflow run."""
 
+import argparse
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from raylab.data.image_samples import box_px
-from raylab.explain import grad_cam, outside
+from jobs import cli, home, scores, tracked
+from jobs.evaluate import checked
+from jobs.progress import say
+from raylab.data.prepared import read_meta
+from raylab.errors import UsageError
 from tracking import plots
+from tracking.forward import Forwarder
+from tracking.outbox import Outbox
 
-EACH = 4  # cases of a class and source, right ones and wrong ones alike
-
-
-def shares(network: Any, samples: Any, p: np.ndarray) -> np.ndarray:
-    """float [N]: of every row, how much of the predicted class's map lies outside the lung field."""
-    parts = []
-    for at in range(0, len(samples), 256):
-        index = np.arange(at, min(at + 256, len(samples)))
-        parts.append(outside(grad_cam(network, samples, index, p[index].argmax(axis=1))))
-    return np.concatenate(parts)
+EXAMPLE = "raylab explain ards --run NAME --data prepared/ards --split val"
 
 
-def sheets(network: Any, samples: Any, p: np.ndarray, folder: Path, synthetic: bool, seed: int = 0) -> list[Path]:
-    """Write `gradcam-right.png` and `gradcam-wrong.png`: up to EACH cases of every class and source, drawn by `seed`.
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", choices=["ards"])
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--split", choices=["train", "val"], default="val")
+    parser.add_argument("--stay", metavar="ID", help="the patient's stay; that of the highest probability otherwise")
+    parser.add_argument("--rows", type=int, default=256, help="rows that the average is over, drawn")
 
-    The map is that of the predicted class. The captions hold no identifiers. A sheet without cases is not written.
-    """
-    classes = samples.spec["classes"]
-    predicted = p.argmax(axis=1)
-    rng = np.random.default_rng(seed)
-    written = []
-    for name, chosen in (("right", predicted == samples.y), ("wrong", predicted != samples.y)):
-        cases: list[int] = []
-        for k in range(len(classes)):
-            for source in np.unique(samples.source):
-                here = np.flatnonzero(chosen & (samples.y == k) & (samples.source == source))
-                cases += sorted(rng.permutation(here)[:EACH].tolist())
-        if not cases:
-            continue
-        index = np.array(cases)
-        maps = grad_cam(network, samples, index, predicted[index])
-        share = outside(maps)
-        captions = [
-            f"{classes[samples.y[i]]}, {samples.source[i]}\n{classes[predicted[i]]} {p[i].max():.2f}, outside {s:.0%}"
-            for i, s in zip(index, share, strict=True)
-        ]
-        title = f"Grad-CAM of the predicted class, {name} cases: truth, source; prediction, share outside the box"
-        pictures = samples.pixels(index).numpy()[:, 0]
-        figure = plots.sheet(pictures, maps, captions, box_px(samples.spec["size"]), 2 * EACH, title, synthetic)
-        folder.mkdir(parents=True, exist_ok=True)
-        written.append(folder / f"gradcam-{name}.png")
-        figure.savefig(written[-1], dpi=130)
-    return written
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    from raylab.explain import attributions, by_feature
+
+    directory, data = checked(args)
+    job, recipe, samples, network = scores.load(directory, data, args.split)
+    p = scores.probabilities(job, recipe, samples, network)
+    if args.stay is None:
+        one = int(p.argmax())
+    elif args.stay in samples.ids:
+        one = int(np.flatnonzero(samples.ids == args.stay)[-1])
+    else:
+        raise UsageError(f"no row of stay '{args.stay}' in split '{args.split}'", do="take an id from raylab predict")
+    drawn = np.random.default_rng(recipe.seed).permutation(len(samples))[: args.rows]
+    features = len(samples.spec["features"])
+    found = attributions(network, samples.batch(np.append(drawn, one)), features)
+    names, matrices = by_feature(found, samples.spec)
+    average = np.abs(matrices[:-1]).mean(0)
+    synthetic = bool(read_meta(data, args.task)["synthetic"])
+    figures = {
+        "average": plots.attribution(
+            average, names, f"Integrated gradients, mean of {len(drawn)} rows", False, synthetic
+        ),
+        "one": plots.attribution(
+            matrices[-1], names, f"Integrated gradients, one patient, p = {p[one]:.2f}", True, synthetic
+        ),
+    }
+    files = record(directory, figures)
+    ranked = sorted(zip(names, average.sum(1).tolist(), strict=True), key=lambda pair: -pair[1])
+    if not args.quiet:
+        say(f"mean absolute share of the logit over {len(drawn)} rows of {args.split}:")
+        for name, share in ranked[:15]:
+            say(f"  {name:<22} {share:.3f}")
+        say(f"plots: {', '.join(files)}")
+    return {"run_id": home.note(directory)["run_id"], "rows": len(drawn), "features": dict(ranked), "plots": files}
+
+
+def record(directory: Path, figures: dict[str, Any]) -> list[str]:
+    folder, outbox, files = directory / "plots", Outbox(directory / "outbox"), []
+    folder.mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
+        file = folder / f"explain-{name}.png"
+        file.write_bytes(picture.getvalue())
+        outbox.append({"kind": "artifact", "path": str(file), "to": "plots"})
+        files.append(str(file))
+    forwarder = Forwarder()
+    forwarder.add(outbox.directory)
+    if left := forwarder.close(tracked.FLUSH_SECONDS):
+        say(f"{left} records wait on disk for the MLflow server; send them with: raylab sync")
+    return files
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["explain", *sys.argv[1:]]))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jobs import cli, explain, home, scores, tracked
+from jobs import cli, gradcam, home, scores, tracked
 from jobs.evaluate import checked
 from jobs.progress import say
 from raylab.data.prepared import read_meta
@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     else:
         columns = {f"p_{c}": p[:, k] for k, c in enumerate(classes)}
     if args.explain:
-        columns["outside"] = explain.shares(network, samples, p)
+        columns["outside"] = gradcam.shares(network, samples, p)
     frame = pl.DataFrame({"id": samples.ids, "source": samples.source, **label, **columns})
     args.out.parent.mkdir(parents=True, exist_ok=True)
     work = args.out.with_name(f".{args.out.name}.{os.getpid()}")
@@ -83,7 +83,7 @@ def explained(
 ) -> dict[str, Any]:
     """Sheets into the run's directory and its MLflow run; {"sheets", "outside": mean over rows}."""
     synthetic = bool(samples.meta["synthetic"])
-    written = explain.sheets(network, samples, p, directory / "plots" / f"gradcam-{args.split}", synthetic)
+    written = gradcam.sheets(network, samples, p, directory / "plots" / f"gradcam-{args.split}", synthetic)
     mean = float(np.nanmean(outside))
     outbox = Outbox(directory / "outbox")
     for path in written:

@@ -1,64 +1,58 @@
-"""Where a network looks: Grad-CAM of a class (Selvaraju et al., arXiv 1610.02391), by captum, and how much of it lies
-outside the central lung field. What a heat map lights up is no proof of what a decision rests on."""
+"""Which hour and feature moved a prediction: integrated gradients over the inputs of an ARDS network."""
+
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from captum.attr import IntegratedGradients
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from raylab.data.image_samples import ImageSamples, box_px
 from raylab.errors import UsageError
+from raylab.models.baselines import Fitted
 
-CHUNK = 16
-SMALLEST = 3  # cells a side: a map of fewer says nothing of where
+STEPS = 32
+PARTS = ("value", "measured", "age")  # of a series: what it is, that it was measured, how old it is
 
 
-def last_map(model: nn.Module, size: int) -> nn.Module:
-    """The last convolution whose map is at least SMALLEST cells a side for images of `size` px.
+def attributions(model: nn.Module, x: Tensor, features: int) -> NDArray[np.float64]:
+    """Integrated gradients (Sundararajan 2017, arXiv 1703.01365) of the logit for x [N, T, 3F + S], as
+    [N, T, 3F + S]; F is `features`.
 
-    Raises UsageError for networks without convolutions, and for images too small for any map.
+    The path starts from a patient of whom nothing was measured: every value at the train mean, mask 0, age 1. What is
+    attributed sums, to the error of 32 steps, to the logit's difference from that patient's.
     """
-    seen: list[tuple[nn.Module, int]] = []
-    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    hooks = [m.register_forward_hook(lambda m, _, out: seen.append((m, min(out.shape[-2:])))) for m in convolutions]
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 1, size, size))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    fit = [layer for layer, cells in seen if cells >= SMALLEST]
-    if not fit:
+    if isinstance(model, Fitted):
         raise UsageError(
-            f"no Grad-CAM of {type(model).__name__} at {size} px",
-            f"it has no convolution with a map of {SMALLEST} x {SMALLEST} cells",
-            "use a convolutional network and larger images",
+            "integrated gradients need a network", "trees have no gradients", "explain a gru, lstm or grud"
         )
-    return fit[-1]
+    model.eval()
+
+    def logit(rows: Tensor) -> Tensor:
+        out: Tensor = model(rows)
+        return out.mean(1)[:, 0] if out.ndim == 3 else out[:, 0]
+
+    gradients = IntegratedGradients(logit)
+    found = [
+        gradients.attribute(part, baselines=unmeasured(part, features), n_steps=STEPS, internal_batch_size=256)
+        for part in (x[at : at + 64] for at in range(0, len(x), 64))
+    ]
+    return torch.cat(found).detach().double().numpy()
 
 
-def grad_cam(
-    model: nn.Module, samples: ImageSamples, index: NDArray[np.int64], target: NDArray[np.int64]
-) -> np.ndarray:
-    """float32 [B, S, S], from 0, each of largest value 1 (or all 0): the map of class `target` [B] of rows `index`."""
-    from captum.attr import LayerGradCam
-
-    cam = LayerGradCam(model.eval(), last_map(model, samples.spec["size"]))
-    parts = []
-    for at in range(0, len(index), CHUNK):
-        x = samples.batch(index[at : at + CHUNK])
-        small = cam.attribute(x, torch.from_numpy(target[at : at + CHUNK]), relu_attributions=True)
-        large = F.interpolate(small.detach(), x.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        parts.append((large / large.amax((1, 2), keepdim=True).clamp_min(1e-12)).numpy())
-    return np.concatenate(parts)
+def unmeasured(x: Tensor, features: int) -> Tensor:
+    """Inputs of patients of whom nothing was measured, in the shape of x."""
+    nothing = torch.zeros_like(x)
+    nothing[..., 2 * features : 3 * features] = 1
+    return nothing
 
 
-def outside(maps: np.ndarray) -> NDArray[np.float64]:
-    """The share of each map's [B, S, S] sum that lies outside the lung field (image_samples.LUNG_BOX); NaN of an empty
-    map. Evenly spread, .43 of it would."""
-    left, top, right, bottom = box_px(maps.shape[-1])
-    total = maps.sum((1, 2), dtype=np.float64)
-    inside = maps[:, top:bottom, left:right].sum((1, 2), dtype=np.float64)
-    share: NDArray[np.float64] = np.divide(total - inside, total, out=np.full(len(maps), np.nan), where=total > 0)
-    return share
+def by_feature(attributed: NDArray[np.float64], spec: dict[str, Any]) -> tuple[list[str], NDArray[np.float64]]:
+    """(names, [N, F + S, T]): of a series the sum over value, mask and age; of a static value what all hours add up to,
+    in the last hour."""
+    f, hours = len(spec["features"]), attributed.shape[1]
+    series = sum(attributed[..., k * f : (k + 1) * f] for k in range(len(PARTS)))
+    static = np.zeros((len(attributed), hours, attributed.shape[2] - 3 * f))
+    static[:, -1] = attributed[..., 3 * f :].sum(1)
+    names = [*spec["features"], *spec["static"]]
+    return names, np.concatenate([series, static], 2).transpose(0, 2, 1)
