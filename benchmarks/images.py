@@ -4,7 +4,8 @@ memory already, and against decoding the original files by PIL at every step.
     python benchmarks/images.py --images FOLDER [--files 128] [--batch 16] [--repeat 3] [--size 224]
 
 FOLDER holds JPEG or PNG radiographs, anywhere below it. The ways are taken in turn, in one process on one thread, with
-COVID-Net forward and backward; printed are medians of images/s and their share of the first way's.
+COVID-Net forward and backward; printed are medians of images a second of CPU time, which other processes disturb less
+than the clock, and their share of the first way's.
 """
 
 import argparse
@@ -67,11 +68,11 @@ def compare(samples: ImageSamples, options: argparse.Namespace) -> None:
     paces: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.repeat):
         for name, load in ways.items():
-            started = time.perf_counter()
+            started = time.process_time()
             for at in range(len(batches)):
                 x, y = load(at), torch.from_numpy(samples.y[batches[at]])
                 torch.nn.functional.cross_entropy(model(x), y).backward()
-            paces[name].append(len(batches) * options.batch / (time.perf_counter() - started))
+            paces[name].append(len(batches) * options.batch / (time.process_time() - started))
     first = statistics.median(paces["in memory"])
     print(f"{len(samples)} images, {options.size} px, COVID-Net, batch {options.batch}, {options.repeat} rounds")
     for name, each in paces.items():
