@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import cli, home, prepare, scores, tracked, validated
+from jobs import card, cli, home, prepare, scores, tracked, validated
 from jobs.progress import say
 from raylab import config
 from raylab.data.manifest import SPLITS, discover
@@ -75,6 +75,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         home.annotate(target, steps=described.get("steps", 0))
         with tracked.tracked(target, system=False):
             scores.record(target, scored)
+    if args.task == "covidnet":
+        scores.keep(directory, scored)  # the model's own card speaks of other data, too
+        card.write(directory, scored["parameters"])
+        tracked.forward_now(directory)
     out = {
         "run_id": described["run_id"],
         "evaluation_run_id": run_id,

@@ -71,7 +71,9 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
             result["cohorts"][cohort] = {"n": len(part), "positives": int(part.y.sum()), **of_part}
     if job.name == "covidnet":
         result |= honesty.beside(directory, samples, p, BOOTSTRAPS, recipe.seed)
-    return {"result": result, "samples": samples, "p": p, "split": split, "meta": meta, "job": job}
+    parameters = sum(weight.numel() for weight in network.parameters())
+    out = {"result": result, "samples": samples, "p": p, "split": split, "meta": meta, "job": job}
+    return out | {"parameters": parameters}
 
 
 def counted(job: Task, samples: Samples) -> dict[str, int]:
@@ -110,10 +112,7 @@ def record(directory: Path, scored: dict[str, Any]) -> None:
     outbox = Outbox(directory / "outbox")
     step = int(home.note(directory).get("steps", 0))
     outbox.append({"kind": "metrics", "step": step, "values": values})
-    kept = directory / "scores"
-    kept.mkdir(exist_ok=True)
-    told = {"data": scored["meta"]["data_hash"], "split": split, "leakage": scored.get("leakage"), **result}
-    write_json(kept / f"{split}-{scored['meta']['data_hash'][:12]}.json", told)
+    keep(directory, scored)
     if "leakage" in scored:
         outbox.append({"kind": "tags", "values": {f"raylab.leakage.{split}": json.dumps(scored["leakage"])}})
     folder = directory / "plots"
@@ -168,6 +167,14 @@ def flat_scores(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if cohort != result.get("cohort"):
             found |= {f"{cohort}/{k}": v for k, v in flat_scores(scores).items()}
     return found
+
+
+def keep(directory: Path, scored: dict[str, Any]) -> None:
+    """`scores/SPLIT-DATA.json` of a run: what its model card is made from."""
+    folder = directory / "scores"
+    folder.mkdir(exist_ok=True)
+    told = {"data": scored["meta"]["data_hash"], "split": scored["split"], "leakage": scored.get("leakage")}
+    write_json(folder / f"{scored['split']}-{told['data'][:12]}.json", {**told, **scored["result"]})
 
 
 def calibrate(directory: Path, scored: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs import cli, home, scores, tracked
+from jobs import card, cli, home, scores, tracked
 from jobs.progress import Display, say
 from jobs.session import ray_session
 from raylab import config, imbalance, recipes
@@ -144,6 +144,8 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
     scores.record(directory, scored)
     samples = scored["samples"]
     tracked.log_model(directory, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]))
+    if recipe.task == "covidnet":
+        card.write(directory, scored["parameters"])
     described = home.note(directory)
     facts = ("weights_sha256", "attempts", "steps_repeated", "stopped")
     tags = {f"raylab.{name}": str(result[name]) for name in facts}

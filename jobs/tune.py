@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs import cli, home, scores, tracked, train
+from jobs import card, cli, home, scores, tracked, train
 from jobs.progress import say
 from jobs.session import ray_environment, ray_session
 from jobs.trial_table import TrialTable, order, row
@@ -186,6 +186,8 @@ def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, A
         scored = scores.of_run(directory, data, "val")
         scores.calibrate(directory, scored)
         scores.record(directory, scored)
+        if recipe.task == "covidnet":
+            card.write(directory, scored["parameters"])
         samples = scored["samples"]
         registered = register(
             winner, directory, recipe, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]), forwarder

@@ -37,7 +37,7 @@ class Data(Part):
     fill: str = "mask"  # ards: what stands for a value not measured: mask, forward, mean
     size: int | None = Field(None, ge=16)  # covidnet: pixels a side; the cache's own when None
     augment: bool = True  # covidnet: train images only
-    mask: Literal["none", "centre"] = "none"  # covidnet: centre blacks the lung field out, a control (image_samples.py)
+    mask: Literal["centre"] | None = None  # covidnet: centre blacks the lung field out, a control (image_samples.py)
     strength: float = Field(1.0, ge=0)  # covidnet: multiplies the ranges of the augmentation
     share: float | None = Field(None, gt=0, lt=1)  # of one class in every batch; None: as the classes are
     share_of: str | None = None  # that class; None: the last one (covidnet: COVID-19)

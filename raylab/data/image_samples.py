@@ -78,7 +78,7 @@ def load_images(
     size: int | None = None,
     augment: Mapping[str, float] | None = None,
     spec: Mapping[str, Any] | None = None,
-    mask: str = "none",
+    mask: str | None = None,
 ) -> ImageSamples:
     """The rows of `split` ("train", "val", "test", or "all").
 
@@ -112,7 +112,7 @@ def load_images(
 
 
 def _spec(
-    directory: Path, meta: dict[str, Any], size: int | None, spec: Mapping[str, Any] | None, mask: str
+    directory: Path, meta: dict[str, Any], size: int | None, spec: Mapping[str, Any] | None, mask: str | None
 ) -> dict[str, Any]:
     """What the model's inputs are made by: `spec` checked against the directory, or the directory's own."""
     if spec is None:
@@ -123,7 +123,7 @@ def _spec(
                 "prepare it with a train list, or use it with a trained model, which brings its own",
             )
         spec = {"kind": meta["kind"], "classes": meta["classes"], "size": meta["size"], **meta["statistics"]}
-        spec |= {"mask": mask} if mask != "none" else {}
+        spec |= {"mask": mask} if mask is not None else {}
     for key in ("kind", "classes"):
         if spec.get(key) != meta[key]:
             raise DataError(

@@ -11,13 +11,13 @@ and MACs are not the published ones; `raylab models` shows both.
 times its MACs: here the channels are LARGE times as many.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from raylab.config import Model
-from raylab.models.weights import start_from
+if TYPE_CHECKING:  # benchmarks/gpu.py reads this file alone, where only torch is installed
+    from raylab.config import Model
 
 CHANNELS = (56, 112, 216, 424)
 BLOCKS = (3, 4, 6, 3)
@@ -79,13 +79,15 @@ class CovidNet(nn.Module):
         return torch.as_tensor(self.head(self.pool(self.stages(self.stem(x)))))
 
 
-def covidnet(config: Model, spec: dict[str, Any], outputs: int) -> CovidNet:
+def covidnet(config: "Model", spec: dict[str, Any], outputs: int) -> CovidNet:
     """Reads width and depth (factors on the published channels and blocks), dropout (before the head) and weights."""
     network = CovidNet(outputs, config.width, config.depth, config.dropout)
     if config.weights:
+        from raylab.models.weights import start_from
+
         start_from(network, config.weights)
     return network
 
 
-def large(config: Model, spec: dict[str, Any], outputs: int) -> CovidNet:
+def large(config: "Model", spec: dict[str, Any], outputs: int) -> CovidNet:
     return covidnet(config.model_copy(update={"width": LARGE * config.width}), spec, outputs)

@@ -40,6 +40,12 @@ def raylab(*words: Any) -> Said:
     return code, out.getvalue(), err.getvalue()
 
 
+def rows(data: Path, split: str) -> int:
+    """Rows of a split of a prepared directory, by its own meta file."""
+    count: int = json.loads((data / "meta.json").read_text())["counts"][split]["n"]
+    return count
+
+
 def refused(*words: Any) -> str:
     """What is said when `raylab WORDS` is refused as wrong usage or data: no traceback, and the next command."""
     code, _, err = raylab(*words)
@@ -198,7 +204,7 @@ def test_train_leaves_a_run_its_json_and_its_mlflow_run(trained, own_home, ards_
     assert result["name"] == "first" and result["task"] == "ards" and result["synthetic"] is True
     assert (result["steps"], result["planned_steps"], result["stopped"]) == (6, 6, "planned")
     assert (result["attempts"], result["steps_repeated"], result["gaps"]) == (1, 0, 0)
-    assert result["split"] == "val" and result["n"] == 29
+    assert result["split"] == "val" and result["n"] == rows(ards_data, "val")
     assert {"value", "low", "high"} <= result["auroc"].keys()
     for said in ("SYNTHETIC", "finished first", "raylab evaluate ards --run first", "auroc"):
         assert said in out
@@ -220,15 +226,15 @@ def test_a_name_is_given_once(trained, ards_data):
 
 
 def test_evaluate_and_the_count_of_test_reads(trained, ards_data, tmp_path):
-    words = ["evaluate", "ards", "--run", "first", "--data", ards_data]
+    words, n = ["evaluate", "ards", "--run", "first", "--data", ards_data], rows(ards_data, "test")
     code, out, err = raylab(*words, "--json", tmp_path / "scores.json")
     assert code == 0, err
     scored = json.loads((tmp_path / "scores.json").read_text())
-    assert (scored["split"], scored["n"], scored["leakage"]["shared"], scored["test_reads"]) == ("test", 39, 0, 1)
+    assert (scored["split"], scored["n"], scored["leakage"]["shared"], scored["test_reads"]) == ("test", n, 0, 1)
     assert scored["evaluation_run_id"] == scored["run_id"] == trained[0]["run_id"]
     assert scored["auroc"]["low"] <= scored["auroc"]["value"] <= scored["auroc"]["high"]
     assert set(scored["cohorts"]) == {"all", "ventilated_pf", "ventilated", "gas", "matched"}
-    assert "test split: 39 rows" in out and "has now been read" not in out
+    assert f"test split: {n} rows" in out and "has now been read" not in out
     code, out, _ = raylab("evaluate", "ards", "--run", trained[0]["run_id"], "--data", ards_data)  # by its MLflow id
     assert code == 0 and "has now been read 2 times" in out
 
@@ -280,7 +286,7 @@ def test_predict(trained, ards_data, tmp_path):
     code, _, err = raylab("predict", "ards", "--run", "first", "--data", ards_data, "--split", "val", "--out", out)
     assert code == 0, err
     frame = pl.read_parquet(out)
-    assert frame.columns == ["id", "source", "label", "p_onset"] and frame.height == 29
+    assert frame.columns == ["id", "source", "label", "p_onset"] and frame.height == rows(ards_data, "val")
     assert frame["p_onset"].is_between(0, 1).all()
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
     assert "is a directory" in refused("predict", "ards", "--run", "first", "--data", ards_data, "--out", tmp_path)

@@ -58,6 +58,11 @@ def test_evaluate_takes_a_folder_as_it_was_handed_over(trained, folder, tmp_path
     # a class without rows is undefined, not zero, and says why
     assert scored["sensitivity/COVID-19"]["value"] is None and "no row" in scored["sensitivity/COVID-19"]["why"]
     assert scored["macro_recall"]["value"] is not None and "no rows of COVID-19" in scored["macro_recall"]["note"]
+    assert scored["minus_border"]["value"] == pytest.approx(
+        scored["macro_recall"]["value"] - scored["border_macro_recall"]["value"]
+    )
+    assert scored["temperature"]["fitted_on"] == "val" and scored["ece_calibrated"]["value"] >= 0
+    assert [w["source"] for w in scored["within_source"]] == ["site"] and set(scored["confusion_by_view"]) == {"AP"}
     (folder / "labels" / "test_X.txt").unlink()  # now the manifest alone
     again = result("evaluate", "covidnet", "--run", trained, "--data", folder, tmp_path=tmp_path)
     assert again["confusion"] == scored["confusion"]
@@ -132,3 +137,21 @@ def test_models_lists_published_figures_beside_ours(tmp_path):
     assert ours["published_parameters"] == 11.7e6 and ours["parameters"] < 2e6 and ours["images_per_s"] > 0
     assert other["published_macs"] is None and other["macs"] > 8e9
     assert "unknown model 'resnet_18'" in refused("models", "--names", "resnet_18")
+
+
+def test_the_model_card_tells_of_controls_and_of_other_data(trained, folder, own_home, tmp_path):  # noqa: F811
+    result("evaluate", "covidnet", "--run", trained, "--data", folder, tmp_path=tmp_path)
+    card = (own_home / "runs" / trained / "model_card.md").read_text()
+    for said in ("SYNTHETIC DATA", "reconstruction", "minus the border probe", "val, own data", "test, data", "Wilson"):
+        assert said in card, said
+    assert "undefined: no row of class COVID-19" in card and "{{" not in card
+    artifacts = runs.client(runs.address(own_home)).list_artifacts(home.note(own_home / "runs" / trained)["run_id"])
+    assert "model_card.md" in {a.path for a in artifacts}
+
+
+def test_predict_explains(trained, covidnet_data, tmp_path, own_home):  # noqa: F811
+    words = ("--data", covidnet_data, "--split", "val", "--out", tmp_path / "p.parquet")
+    out = result("predict", "covidnet", "--run", trained, *words, "--explain", tmp_path=tmp_path)
+    share = pl.read_parquet(tmp_path / "p.parquet")["outside"]
+    assert share.is_between(0, 1).all() and 0 < out["outside"] < 1
+    assert out["sheets"] and all(Path(path).stat().st_size > 10_000 for path in out["sheets"])
