@@ -17,6 +17,7 @@ SETTABLE: dict[str, tuple[str, Any]] = {
     "task": ("covidnet", "covidnet"),
     "seed": ("17", 17),
     "data.cohort": ("ventilated_pf", "ventilated_pf"),
+    "data.virtual_patient": ("true", True),
     "data.fill": ("forward", "forward"),
     "data.size": ("64", 64),
     "data.augment": ("false", False),

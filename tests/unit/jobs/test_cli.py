@@ -213,7 +213,7 @@ def test_train_leaves_a_run_its_json_and_its_mlflow_run(trained, own_home, ards_
     described = home.note(directory)
     run = runs.client(described["uri"]).get_run(described["run_id"])
     assert run.info.status == "FINISHED" == described["status"]
-    assert run.data.params["loop.batch"] == "64" and run.data.params["optim.lr"] == "0.001"
+    assert run.data.params["loop.batch"] == "64" and run.data.params["optim.lr"] == str(RECIPES["ards-smoke"].optim.lr)
     assert run.data.metrics["val/auroc"] == pytest.approx(result["auroc"]["value"])
     history = runs.client(described["uri"]).get_metric_history(described["run_id"], "train/loss")
     assert sorted(point.step for point in history) == [1, 2, 3, 4, 5, 6]
