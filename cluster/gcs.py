@@ -50,7 +50,7 @@ def status(address: str, dashboard: str) -> dict[str, Any]:
         )
     demands = found.resource_demands
     demand = [
-        {"bundle": bundle.bundle, "count": bundle.count}
+        {"bundle": dict(bundle.bundle), "count": bundle.count}  # of a task it is a protobuf map
         for one in (
             *demands.ray_task_actor_demand,
             *demands.placement_group_demand,

@@ -169,8 +169,8 @@ class Near:
         far = [asked["python"], "-m", "cluster.relay", "far", *map(str, self.targets.values())]
         self.step = await asyncio.create_subprocess_exec(
             program, f"--jobid={found['job']}", "--overlap", "--nodes=1", "--ntasks=1", "--mem=0", "--quiet",
-            *render.inside(site, site.head, environment, far),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=LINE, env={**os.environ, **environment},
+            *render.shell(site, site.head, environment, far),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=LINE,
         )  # fmt: skip
         assert self.step.stdout is not None  # it is a pipe
         try:

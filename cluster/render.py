@@ -52,7 +52,7 @@ def script(
             "trap '' TERM USR1  # they are for the agent; this shell outlives it",
             f"unset {' '.join(FOREIGN)}",
             *_surroundings(site, environment),
-            *_behind(site, door, shlex.join([*srun, *inside(site, node, environment, command)])),
+            *_behind(site, door, shlex.join([*srun, *_inside(site, node, environment, command)])),
             "",
         ]
     )
@@ -73,10 +73,15 @@ def step(
     Its caller takes FOREIGN out of the environment: in the step, Slurm has set some of these anew.
     """
     options = _options(site, node, comment, job_name, time, nodes)
-    lines = [*_surroundings(site, environment), "exec " + shlex.join(inside(site, node, environment, command))]
     further = [word for option in (*site.sbatch, *node.sbatch) for word in shlex.split(option)]
     named = [f"--{name}={value}" for name, value in options.items()]
-    return ["srun", *named, "--chdir=/", *further, "bash", "-c", "\n".join(lines)]
+    return ["srun", *named, "--chdir=/", *further, *shell(site, node, environment, command)]
+
+
+def shell(site: Site, node: NodeType, environment: Mapping[str, str], command: Sequence[str]) -> list[str]:
+    """`command` as a job of the site would run it, with its setup and in its image, as the words of a step."""
+    lines = [*_surroundings(site, environment), "exec " + shlex.join(_inside(site, node, environment, command))]
+    return ["bash", "-c", "\n".join(lines)]
 
 
 def _options(site: Site, node: NodeType, comment: Comment, job_name: str, time: str, nodes: int) -> dict[str, str]:
@@ -166,7 +171,7 @@ exit $code
 """
 
 
-def inside(site: Site, node: NodeType, environment: Mapping[str, str], command: Sequence[str]) -> list[str]:
+def _inside(site: Site, node: NodeType, environment: Mapping[str, str], command: Sequence[str]) -> list[str]:
     """`command`, in the site's image where it has one: clean environment, explicit binds, an init that reaps."""
     if site.image is None:
         return list(command)

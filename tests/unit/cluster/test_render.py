@@ -355,7 +355,7 @@ def test_slurms_signals_reach_the_command_in_an_image_and_its_exit_code_comes_ba
         "told.write_text('ready')\n"
         "while True: signal.pause()\n"
     )
-    step = render.inside(imaged, NODE, {}, [sys.executable, "-c", code])
+    step = render._inside(imaged, NODE, {}, [sys.executable, "-c", code])
     with subprocess.Popen(step, env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}) as process:
         for number, said in ((None, "ready"), (signal.SIGUSR1, "USR1"), (signal.SIGTERM, "TERM")):
             if number:
@@ -369,3 +369,12 @@ def test_a_scratch_that_is_not_there_ends_the_step(imaged, tmp_path):
     gone = imaged.model_copy(update={"scratch": str(tmp_path / "gone")})
     done = imaged_job(gone, tmp_path, ["true"])
     assert done.returncode == 1 and "mktemp" in done.stderr
+
+
+def test_a_step_of_its_own_has_the_sites_setup_and_keeps_its_input(imaged, tmp_path):
+    """As the relay's, whose far end reads what the near end writes."""
+    site = imaged.model_copy(update={"setup": (f"export PATH={tmp_path}/bin:$PATH",)})
+    words = render.shell(site, NODE, {"RAYLAB_HOME": "/p"}, ["cat"])
+    done = subprocess.run(words, input="a line", capture_output=True, text=True, timeout=60)
+    assert done.stdout == "a line", done.stderr
+    assert json.loads((tmp_path / "note.json").read_text())["inside"]["RAYLAB_HOME"] == "/p"
