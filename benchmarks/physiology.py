@@ -114,7 +114,7 @@ def row(of: System | Gas, i: int) -> dict[str, Any]:
 
 
 def vectorised(given: Inputs, steps: int) -> tuple[float, Gas, System, Gas]:
-    """Seconds for `steps` Newton steps of all patients, in the blocks of `exchange.solve`; all as they end and begin."""
+    """Seconds for `steps` Newton steps of all patients in the blocks of `exchange.solve`; where all end, and began."""
     of = exchange.system(given, total_shunt(given, equilibrium(given)))
     start = exchange.guess(of)
     blocks = [slice(a, a + exchange.BLOCK) for a in range(0, len(given), exchange.BLOCK)]
