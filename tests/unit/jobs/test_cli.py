@@ -389,3 +389,30 @@ def test_a_surrogate_is_a_task_like_the_others(tmp_path):
     assert code == 0, err
     far = ("--run", "net", "--data", tmp_path / "far")
     assert "leaves what the surrogate has learnt" in refused("evaluate", "surrogate", *far, "--split", "all")
+
+
+def test_stays_are_fitted(tmp_path):
+    words = (
+        "fit",
+        "--source",
+        "synthetic",
+        "--patients",
+        25,
+        "--hours",
+        24,
+        "--window",
+        24,
+        "--out",
+        tmp_path / "fits",
+    )
+    code, out, err = raylab(*words, "--json", tmp_path / "fit.json")
+    assert code == 0, err
+    assert "SYNTHETIC" in out
+    told = json.loads((tmp_path / "fit.json").read_text())
+    rows = pl.read_parquet(tmp_path / "fits" / "fits.parquet")
+    assert told["fits"] == rows.height == rows["stay_id"].n_unique() > 3
+    assert told["parameters"]["shunt"]["identified"] > 0
+    assert (rows["shunt/low"] <= rows["shunt"]).all()
+    assert stat.S_IMODE((tmp_path / "fits" / "fits.parquet").stat().st_mode) == 0o600
+    assert "not empty" in refused(*words)
+    assert "needs the directory" in refused("fit", "--source", "meds", "--out", tmp_path / "x")
