@@ -58,7 +58,7 @@ a file, {{ recipe.transfer.mode }}{% else %}random weights{% endif %}
 {% for c in spec.classes %}| {{ c }} | {{ s.classes[c] }} | {{ wilson(s["sensitivity/" + c]) }} | \
 {{ wilson(s["ppv/" + c]) }} |
 {% endfor %}
-{% for name, by in (("source", s.confusion_by_source), ("view", s.confusion_by_view)) if by -%}
+{% for name, by in (("source", s.confusion_by_source), ("view", s.get("confusion_by_view"))) if by -%}
 Confusion by {{ name }} (rows truth, columns prediction: {{ spec.classes | join(", ") }}):
 
 {% for key, matrix in by.items() %}- {{ key }}: {{ matrix }}
