@@ -137,6 +137,8 @@ class RayNode:
                 return 0
             time.sleep(POLL)
         log.info("%s: %.0f s left", signals.came.name, signals.left)
+        if (self.directory.path / "down").exists():  # its head goes too: a store that is gone is waited for too long
+            return 0
         try:
             gcs.drain(address, signals.left, f"Slurm: {signals.came.name}", instance)
         except Exception as error:  # whatever Ray raises: leaving in time matters more
