@@ -280,9 +280,11 @@ def scored(
 def markdown(result: dict[str, Any]) -> str:
     """The table as text."""
     synthetic = ", SYNTHETIC data" if result["synthetic"] else ""
+    trials = result["trials"]
+    searched = "no search, the recipe's own settings" if trials == 1 else f"nested search of {trials} trials"
     lines = [
-        f"{result['source']}{synthetic}, {result['folds']} patient-grouped folds, nested search of {result['trials']} "
-        f"trials, ensembles of {result['members']}; 95 % intervals by {result['bootstraps']} bootstraps over patients.",
+        f"{result['source']}{synthetic}, {result['folds']} patient-grouped folds, {searched}, "
+        f"ensembles of {result['members']}; 95 % intervals by {result['bootstraps']} bootstraps over patients.",
         "",
         f"| landmark | cohort | model | n | onsets | AUROC | AUPRC | Brier | AUROC minus {BASELINE} |",
         "|---|---|---|---|---|---|---|---|---|",
