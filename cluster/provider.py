@@ -30,7 +30,7 @@ from cluster.slurm import Job, Slurm
 from raylab.errors import SlurmError
 
 HEAD = "head"  # id of the head's node: it must be listed, or nothing scales (reconciler.py, Ray 2.60)
-FRESH_SECONDS = 2.0  # squeue is asked at most this often
+FRESH_SECONDS = 5.0  # squeue is asked at most this often; what we did since is known without it
 PROBLEMS = 3  # nodes that may fail to come up within 10 minutes before no more are asked for
 
 
@@ -111,11 +111,11 @@ class SlurmProvider(NodeProvider):
             self.asked["id"], self.epoch, "worker", node_config["type"], tags.get(TAG_RAY_LAUNCH_REQUEST, "")
         )
         with self.lock:
-            try:
-                for _ in range(count):
-                    self.slurm.submit(scripts.worker(self.directory, comment))
-            finally:
-                self.seen_at = float("-inf")
+            for _ in range(count):
+                id = self.slurm.submit(scripts.worker(self.directory, comment))
+                # reported at once, before squeue is asked again
+                new = (Job(id, "PENDING", 0, None, "", "None", str(comment)), comment)
+                self.seen[f"{id}.0"] = self.known[f"{id}.0"] = new
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> None:
         self.create_node_with_resources_and_labels(node_config, tags, count, {}, {})
@@ -127,8 +127,9 @@ class SlurmProvider(NodeProvider):
         """Cancel the jobs of these nodes; one that was requeued meanwhile is another node, and stays."""
         with self.lock:
             here = self._nodes()
-            self.slurm.cancel([here[id][0].id for id in node_ids if id in here])
-            self.seen_at = float("-inf")
+            leaving = [id for id in node_ids if id in here]
+            self.slurm.cancel([here[id][0].id for id in leaving])
+            self.seen = {id: node for id, node in here.items() if id not in leaving}
 
     def set_node_tags(self, node_id: str, tags: dict[str, str]) -> None:
         """Nothing: the tags are derived from Slurm."""
