@@ -23,7 +23,7 @@ def doctor(testbed, tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "jobs.cli", "doctor", "--site", "testbed", "--json", str(out), *words],
             cwd=ROOT, capture_output=True, text=True, timeout=200,
-            env={**testbed.environment, "RAYLAB_HOME": str(home or testbed.shared / "raylab"),
+            env={**testbed.environment, "RAYLAB_HOME": str(home or testbed.shared / "doctor"),
                  "RAYLAB_SITES": str(tmp_path / "sites.toml"), **environment},
         )  # fmt: skip
         assert out.exists(), done.stderr
