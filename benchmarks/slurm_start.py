@@ -50,7 +50,7 @@ def symmetric(bed: Path, home: Path, data: Path, run: str) -> float:
         "#!/bin/bash\n#SBATCH --nodes=3 --ntasks-per-node=1 --cpus-per-task=1 --mem=5000M\n"
         f"#SBATCH --output={home}/symmetric-%j.out\n"
         f"export RAYLAB_HOME={home} PYTHONPATH={ROOT} RAY_worker_niceness=0\n"
-        "export HEAD=$(getent hosts $(hostname) | cut -d' ' -f1) RAY_ADDRESS=$HEAD:6379\n"
+        "export HEAD=$(getent hosts $(hostname) | cut -d' ' -f1)\nexport RAY_ADDRESS=$HEAD:6379\n"
         f"export PATH={Path(sys.executable).parent}:$PATH\n"
         f"srun sh -c {shlex.quote(f'{ray} -- {train}')}\n"
     )
