@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster import render, scripts, sites, testbed
+from cluster import render, scripts, sites
 from cluster.directory import Comment, Directory, versions
 from cluster.sites import Site
 from cluster.slurm import Job, Slurm
@@ -23,6 +23,8 @@ def commands(site: str) -> Slurm:
     """Slurm's commands for `site`: those of the test cluster, or the ones on PATH."""
     if site != "testbed":
         return Slurm()
+    from cluster import testbed  # not among what a submitted job carries
+
     found = testbed.bin_directory()
     if found is None:
         raise SlurmError("the test cluster is not up", do="make slurm-up")

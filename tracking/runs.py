@@ -254,10 +254,12 @@ def code_revision(code: Path) -> str:
 
 
 def _lock_hash(code: Path) -> str:
+    """SHA-256 of the lock; of what is installed, `installed-...`, where the code has come without it."""
     for directory in (code.absolute(), *code.absolute().parents):
         if (lock := directory / "requirements.lock").is_file():
             return hashlib.sha256(lock.read_bytes()).hexdigest()
-    return "unknown"
+    installed = sorted(f"{one.name}=={one.version}" for one in importlib.metadata.distributions())
+    return f"installed-{hashlib.sha256(chr(10).join(installed).encode()).hexdigest()[:16]}"
 
 
 def _version(package: str) -> str:
