@@ -63,10 +63,10 @@ def texts(findings) -> str:
     return "\n".join(finding.what for finding in findings)
 
 
-def test_a_site_on_which_all_is_well(local, tmp_path, fakes, monkeypatch):
-    monkeypatch.setattr(checkup, "DEFAULT_PORTS", {})  # of this machine we know nothing
+def test_a_site_on_which_all_is_well(local, tmp_path, fakes):
     found = examine(local, tmp_path, fakes())
-    here = [one for one in found if "other nodes do not reach" not in one.what]
+    # this machine may have no network, and another Ray
+    here = [one for one in found if "other nodes do not reach" not in one.what and ", the default of" not in one.what]
     assert not bad(here), bad(here)
     host = socket.gethostname()
     for said in (
