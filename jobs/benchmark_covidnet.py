@@ -165,7 +165,7 @@ class Benchmark:
             network, mask = name.removesuffix("-masked"), "centre" if name.endswith("-masked") else "none"
             words = ("covidnet", "--data", a, "--set", *self.settings, f"model.name={network}", f"data.mask={mask}")
             run = self.run(f"a-{name}", train, *words)
-            rows.append({"name": name, "run": run["name"], **self.scored(f"a-{name}", run["name"], a)})
+            rows.append({**self.scored(f"a-{name}", run["name"], a), "name": name, "run": run["name"]})
         return rows
 
     def transfers(self) -> list[dict[str, Any]]:
@@ -173,7 +173,7 @@ class Benchmark:
         a, b = self.out / "a", self.out / "b"
         words = ("covidnet", "--data", a, "--set", *self.settings, "model.name=covidnet", "data.mask=none")
         parent = self.run("a-covidnet", train, *words)["name"]
-        rows = [{"name": "before transfer", "seed": 0, **self.scored("b-before", parent, b)}]
+        rows = [{**self.scored("b-before", parent, b), "name": "before transfer", "seed": 0}]
         for seed in range(self.args.seeds):
             own = ("--data", b, "--set", *self.settings, f"seed={seed}")
             ways = {
@@ -183,7 +183,7 @@ class Benchmark:
             for way, (verb, words) in ways.items():
                 name = f"b-{way}-{seed}"
                 run = self.run(name, verb, *words)
-                rows.append({"name": way, "seed": seed, **self.scored(name, run["name"], b)})
+                rows.append({**self.scored(name, run["name"], b), "name": way, "seed": seed})
         return rows
 
     def schedulers(self) -> list[dict[str, Any]]:

@@ -74,3 +74,14 @@ def test_a_benchmark_needs_its_data() -> None:
         benchmark_covidnet.main(args)
     with pytest.raises(UsageError, match="unknown part 'network'"):
         benchmark_covidnet.main(argparse.Namespace(parts=["network"], path=None))
+
+
+def test_rows_are_called_by_what_they_are_and_not_by_their_run(tmp_path: Path) -> None:
+    """A step gives what `evaluate` gives, the run's name among it."""
+    (tmp_path / "steps").mkdir()
+    args = argparse.Namespace(size=64, epochs=1, set=[], quiet=True, seeds=1, networks=["vgg19"])
+    bench = Benchmark(args, tmp_path)
+    bench.scored = lambda name, run, data: scored(f"out-{name}")  # type: ignore[method-assign]
+    bench.run = lambda name, verb, *words: {"name": f"out-{name}"}  # type: ignore[method-assign]
+    assert [row["name"] for row in bench.networks()] == ["vgg19", "covidnet-masked"]
+    assert [row["name"] for row in bench.transfers()] == ["before transfer", "scratch", "lp-ft"]
