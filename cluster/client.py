@@ -116,8 +116,9 @@ def up(asked: dict[str, Any], home: Path, slurm: Slurm) -> tuple[Directory, str]
     directory = Directory(home / "clusters" / asked["name"])
     with locked(home / "clusters" / f".{asked['name']}.lock"):
         if (directory.path / "cluster.json").is_file() and (alive := jobs(directory, slurm)):
+            there = next(iter(alive))
             raise UsageError(
-                f"cluster '{asked['name']}' is there already (job {alive[0].id}, {alive[0].state.lower()})",
+                f"cluster '{asked['name']}' is there already (job {there.id}, {there.state.lower()})",
                 do=f"raylab cluster status --name {asked['name']}, or choose another --name",
             )
         limit = slurm.config().get("KillWait", "30 sec").split()[0]
@@ -134,15 +135,15 @@ def up(asked: dict[str, Any], home: Path, slurm: Slurm) -> tuple[Directory, str]
     return directory, job
 
 
-def jobs(directory: Directory, slurm: Slurm) -> list[Job]:
-    """The cluster's jobs that are not over, its head first."""
+def jobs(directory: Directory, slurm: Slurm) -> dict[Job, Comment]:
+    """The cluster's jobs that are not over, with what their comments say, its head first."""
     id = directory.asked["id"]
     ours = [(c, job) for job in slurm.jobs() if (c := Comment.parse(job.comment)) is not None and c.cluster == id]
-    return [
-        job
+    return {
+        job: c
         for c, job in sorted(ours, key=lambda pair: pair[0].kind != "head")
         if job.alive or job.state == "COMPLETING"
-    ]
+    }
 
 
 def status(directory: Directory, slurm: Slurm) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def status(directory: Directory, slurm: Slurm) -> dict[str, Any]:
     here = jobs(directory, slurm)
     by_id = {job.id: job for job in here}
     head, seen = directory.read("head"), directory.read("status") or {}
-    leader = next((job for job in here if (c := Comment.parse(job.comment)) is not None and c.kind == "head"), None)
+    leader = next((job for job, comment in here.items() if comment.kind == "head"), None)
     ready = (
         leader is not None and leader.running and head is not None
         and head["job"] == leader.id and head["epoch"] == leader.restarts
@@ -172,14 +173,14 @@ def status(directory: Directory, slurm: Slurm) -> dict[str, Any]:
         "jobs": [
             {
                 "job": job.id,
-                "kind": (Comment.parse(job.comment) or first(asked)).kind,
-                "type": (Comment.parse(job.comment) or first(asked)).type,
+                "kind": comment.kind,
+                "type": comment.type,
                 "state": job.state.lower(),
                 "node": job.node,
                 "seconds_left": job.left if job.running else None,
                 "why": "" if job.running else job.why(),
             }
-            for job in here
+            for job, comment in here.items()
         ],
         "nodes": [{**node, "seconds_left": _left(node["instance"], by_id)} for node in nodes],
         "demand": seen.get("demand", []) if fresh else [],
