@@ -20,6 +20,8 @@ FOREIGN = (
     "setsid -f {python} -m ray.scripts.scripts start --head --port=6379 --num-cpus=1 --object-store-memory=80000000"
     " --include-dashboard=false --disable-usage-stats --temp-dir=/tmp/foreign --block >/tmp/foreign.log 2>&1 </dev/null"
 )
+# all of its processes name its directory; this shell does not
+END_OF_FOREIGN = "cd /proc && for p in $(grep -l '/tmp/foreig[n]' [0-9]*/cmdline); do kill -9 ${p%/cmdline}; done"
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +32,21 @@ def lab(testbed: Bed, ards_data: Path) -> Iterator[Lab]:
         lab.call("cluster", "down", "--name", name)
 
 
+@pytest.fixture
+def foreign(lab: Lab) -> Iterator[None]:
+    """Somebody's Ray on n1, on Ray's default ports."""
+    lab.bed.run(FOREIGN.format(python=sys.executable), on="n1")
+    yield
+    lab.bed.run(END_OF_FOREIGN, on="n1")
+    wait_for(lambda: "/tmp/foreign" not in lab.bed.processes("n1"), 30, "the end of the foreign Ray")
+
+
 def up(lab: Lab, name: str, *more: object) -> dict[str, object]:
     return lab.run("cluster", "up", "--site", "testbed", "--name", name, "--max", 2, "--wait", *more)
 
 
-def test_two_clusters_and_a_stranger_on_one_node(lab: Lab) -> None:
+def test_two_clusters_and_a_stranger_on_one_node(lab: Lab, foreign: None) -> None:
     """The heads of both and a foreign Ray share n1; each keeps to itself, and so does the end of one."""
-    lab.bed.run(FOREIGN.format(python=sys.executable), on="n1")
     head = "\n[testbed.head]\nsbatch = ['--nodelist=n1']\ncpus = 1\nmemory_mb = 3800\n"
     sites = lab.home / "sites.toml"
     sites.write_text(sites.read_text() + head)

@@ -52,7 +52,7 @@ def test_on_the_test_cluster_all_is_well(doctor, testbed):
         "checks, all well",
     ):
         assert said in printed
-    assert list((testbed.shared / "raylab/clusters").iterdir()) == []
+    assert list((testbed.shared / "doctor/clusters").iterdir()) == []
 
 
 def test_a_scratch_path_over_the_socket_limit(doctor):
