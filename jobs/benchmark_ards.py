@@ -154,7 +154,7 @@ def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int
     from raylab.fits import Fit, candidates, trial
     from raylab.ray_map import run_chunks
 
-    chunks: dict[Path, Fit] = {}
+    chunks: dict[tuple[int, int, str], dict[Path, Fit]] = {}
     found: dict[tuple[int, int, str], dict[str, Any]] = {}
     if args.trials == 1:  # nothing to choose from
         for landmark, fold, name in every(args, folders):
@@ -165,15 +165,18 @@ def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int
         recipe = recipe_of(args, name)
         place = folders[landmark] / "trials" / f"fold-{fold}-{name}"
         place.mkdir(parents=True, exist_ok=True)
+        chunks[landmark, fold, name] = {}
         for k, settings in enumerate(candidates(recipe, args.trials, args.seed + 1000 * fold)):
             tried = config.override(recipe, settings).model_dump(mode="json")
-            chunks[place / f"{k:03d}.json"] = Fit(tried, str(folders[landmark] / f"fold-{fold}"))
-    run_chunks(trial, chunks, tell=teller(args.quiet, "searches"))
-    for landmark, fold, name in every(args, folders):
-        place = folders[landmark] / "trials" / f"fold-{fold}-{name}"
-        ended = [json.loads((place / f"{k:03d}.json").read_text()) for k in range(args.trials)]
+            fit = Fit(tried, str(folders[landmark] / f"fold-{fold}"))
+            chunks[landmark, fold, name][place / f"{k:03d}-{fit.key}.json"] = fit
+    run_chunks(
+        trial, {path: fit for of in chunks.values() for path, fit in of.items()}, tell=teller(args.quiet, "searches")
+    )
+    for key, of in chunks.items():
+        ended = [json.loads(path.read_text()) for path in of]
         best = max(ended, key=lambda end: (end["best"].get("auroc", 0.0), -end["best"]["loss"]))
-        found[landmark, fold, name] = best["recipe"]
+        found[key] = best["recipe"]
     return found
 
 
@@ -192,8 +195,9 @@ def refit(
             recipe = config.override(recipe, {"model.members": args.members})
         place = folders[landmark] / "final"
         place.mkdir(exist_ok=True)
-        path = place / f"fold-{fold}-{name}-{args.members if name in NETWORKS else 1}.parquet"
-        chunks[path] = Fit(recipe.model_dump(mode="json"), str(folders[landmark] / f"fold-{fold}"), "test")
+        fit = Fit(recipe.model_dump(mode="json"), str(folders[landmark] / f"fold-{fold}"), "test")
+        path = place / f"fold-{fold}-{name}-{fit.key}.parquet"
+        chunks[path] = fit
         found[landmark][name].append(path)
     run_chunks(final, chunks, tell=teller(args.quiet, "final fits"))
     return found
@@ -210,8 +214,9 @@ def looks(args: argparse.Namespace, folders: dict[int, Path]) -> dict[int, list[
     for landmark, folder in folders.items():
         (folder / "leakage").mkdir(exist_ok=True)
         for fold in range(args.folds):
-            path = folder / "leakage" / f"fold-{fold}.parquet"
-            chunks[path] = Fit(recipe, str(folder / f"fold-{fold}"), "test")
+            fit = Fit(recipe, str(folder / f"fold-{fold}"), "test")
+            path = folder / "leakage" / f"fold-{fold}-{fit.key}.parquet"
+            chunks[path] = fit
             files[landmark].append(path)
     run_chunks(leaks, chunks, tell=teller(args.quiet, "leakage checks"))
     return files

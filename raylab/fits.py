@@ -3,6 +3,8 @@
 A chunk's argument is a plain `Fit`. Its file is JSON or parquet, written whole; beside it lies the run's directory.
 """
 
+import hashlib
+import json
 import os
 import random
 from dataclasses import dataclass
@@ -29,6 +31,11 @@ class Fit:
     recipe: dict[str, Any]
     data: str
     split: str = "val"
+
+    @property
+    def key(self) -> str:
+        """Eight letters that stand in its file's name: what was fitted with other settings is not taken for it."""
+        return hashlib.sha256(json.dumps([self.recipe, self.split], sort_keys=True).encode()).hexdigest()[:8]
 
 
 def candidates(recipe: Recipe, count: int, seed: int) -> list[dict[str, Any]]:
