@@ -27,6 +27,11 @@ def done(tmp_path_factory):
     return out
 
 
+def one(directory: Path, pattern: str) -> Path:
+    (found,) = directory.glob(pattern)
+    return found
+
+
 def table(done: Path, what: str) -> list[dict]:
     return json.loads((done / "result.json").read_text())[what]
 
@@ -47,17 +52,20 @@ def test_every_model_is_scored_on_every_patient_once(done):
 def test_no_model_saw_the_patients_that_it_scores(done):
     for fold in (0, 1):
         rows = pl.read_parquet(done / "b" / "landmark-6" / f"fold-{fold}" / "samples.parquet")
-        scored = pl.read_parquet(done / "b" / "landmark-6" / "final" / f"fold-{fold}-gru-2.parquet")["stay_id"]
+        scored = pl.read_parquet(one(done / "b" / "landmark-6" / "final", f"fold-{fold}-gru-*.parquet"))["stay_id"]
         assert set(scored) == set(rows.filter(pl.col("split") == "test")["stay_id"])
         assert not set(scored) & set(rows.filter(pl.col("split") != "test")["stay_id"])
 
 
 def test_the_winner_is_the_best_by_val_alone(done):
     place = done / "b" / "landmark-6" / "trials" / "fold-0-boosting"
-    ended = [json.loads((place / f"{k:03d}.json").read_text()) for k in (0, 1)]
+    ended = [json.loads(one(place, f"{k:03d}-*.json").read_text()) for k in (0, 1)]
     best = max(ended, key=lambda end: end["best"]["auroc"])
-    final = done / "b" / "landmark-6" / "final" / "fold-0-boosting-1" / "model" / "model.json"
-    assert json.loads(final.read_text())["recipe"]["model"]["rate"] == best["recipe"]["model"]["rate"]
+    final = one(done / "b" / "landmark-6" / "final", "fold-0-boosting-*.parquet").with_suffix("")
+    assert (
+        json.loads((final / "model" / "model.json").read_text())["recipe"]["model"]["rate"]
+        == best["recipe"]["model"]["rate"]
+    )
 
 
 def test_leakage_report(done):
