@@ -29,8 +29,7 @@ from raylab.data.concepts import CONCEPTS, SERIES, STATIC, Extract, whole_stays
 from raylab.data.digest import Whole, check_needed, digest, implausible, unrecorded
 from raylab.data.grid import joined, statistics
 from raylab.data.onset import Label, label
-from raylab.data.sources import meds, mimic3, physionet2012, synthetic_icu, yaib
-from raylab.data.virtual_patient import VIRTUAL, virtual_patients
+from raylab.data.sources import meds, mimic3, physionet2012, yaib
 from raylab.errors import DataError, UsageError, unknown
 
 
@@ -46,13 +45,21 @@ class Raw:
     mapping: Path | None = None
 
 
+def synthetic(raw: Raw) -> Extract:
+    """The source that is a model: it alone loads torch, which is most of the time that a small table takes."""
+    from raylab.data.sources import synthetic_icu
+
+    return synthetic_icu.read(raw.patients, raw.seed)
+
+
 SOURCES: dict[str, Callable[[Raw], Extract]] = {
     "physionet2012": lambda raw: physionet2012.read(raw.path),
     "meds": lambda raw: meds.read(raw.path, raw.work, raw.mapping),
     "mimic3": lambda raw: mimic3.read(raw.path, raw.work),
     "yaib": lambda raw: yaib.read(raw.path),
-    "synthetic": lambda raw: synthetic_icu.read(raw.patients, raw.seed),
+    "synthetic": synthetic,
 }
+VIRTUAL = "vp_"  # how the columns of raylab/data/virtual_patient.py begin
 FRACTIONS = {"train": 0.65, "val": 0.15, "test": 0.20}
 
 
@@ -148,6 +155,8 @@ def prepare_ards(
         names = [name for name in SERIES if name in whole.found and name not in unfit]
         table = joined([piece.table for piece in pieces if piece.table.height], names)
         if virtual:
+            from raylab.data.virtual_patient import virtual_patients  # as `synthetic`: it loads torch
+
             samples = virtual_patients(samples, table, chosen.landmark)
         train = samples.filter(pl.col("split") == "train")
         stats = train_statistics(train, table)
@@ -202,7 +211,7 @@ def described(samples: pl.DataFrame, stats: dict[str, dict[str, float]]) -> dict
     return {
         "features": [name for name in SERIES if name in stats],
         "static": [name for name in STATIC if name in stats],
-        "virtual_patient": [name for name in VIRTUAL if name in stats],
+        "virtual_patient": [name for name in stats if name.startswith(VIRTUAL)],
         "unmeasured": [name for name in (*SERIES, *STATIC) if name not in stats],
         "statistics": stats,
         "counts": split_counts(samples),
@@ -216,7 +225,8 @@ def train_statistics(train: pl.DataFrame, table: pl.DataFrame) -> dict[str, dict
     """Mean and deviation of every feature over the stays of the train rows, before each stay's last prediction."""
     until = train.group_by("stay_id").agg(until=pl.col("at_h").max())
     seen = table.join(until, "stay_id").filter(pl.col("hour") < pl.col("until"))
-    return statistics(seen, SERIES) | statistics(train.unique("stay_id"), (*STATIC, *VIRTUAL))
+    virtual = [name for name in train.columns if name.startswith(VIRTUAL)]
+    return statistics(seen, SERIES) | statistics(train.unique("stay_id"), (*STATIC, *virtual))
 
 
 def check_classes(samples: pl.DataFrame, framing: Framing) -> None:

@@ -46,7 +46,8 @@ def virtual_patients(samples: pl.DataFrame, table: pl.DataFrame, landmark_h: int
         columns[name] = pl.Series(found.values[output].numpy()).fill_nan(None)
     known = pl.DataFrame(columns).with_columns(pl.exclude("stay_id").cast(pl.Float32))
     joined = samples.join(known, "stay_id", "left", maintain_order="left")
-    return joined.with_columns(vp_known=pl.col("vp_shunt").is_not_null().cast(pl.Float32))
+    joined = joined.with_columns(vp_known=pl.col("vp_shunt").is_not_null().cast(pl.Float32))
+    return joined.select(*samples.columns, *VIRTUAL)
 
 
 def events(samples: pl.DataFrame, table: pl.DataFrame) -> pl.LazyFrame:
