@@ -11,24 +11,37 @@ from raylab.models.baselines import PER_SERIES, Summary
 CLIP = 4.0  # deviations: of standardised values the few far out would else rule the gradients
 
 
+# Knots of the piecewise linear encoding, in deviations of train: about a tenth of a normal variable lies between two
+KNOTS = (-2.5, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.5)
+
+
 class Pooled(nn.Module):
-    """What the head sees beside the states: one layer over the summary of each series (baselines.Summary), in which
-    what was never measured counts as the mean. Trees get their strength from it; states find it hard to remember."""
+    """What the head sees beside the states, 2 x hidden: one layer over the summary of each series (baselines.Summary).
+    Trees get their strength from it; states find it hard to remember.
+
+    Its values and the statics come in the piecewise linear encoding of Gorishniy 2022 (arXiv 2203.05556, eq. 1), with
+    KNOTS for all: between two knots one input rises from 0 to 1, so that a layer can do what a tree's threshold does.
+    What was never measured is 0 throughout.
+    """
 
     def __init__(self, features: int, static: int, config: Model) -> None:
         super().__init__()
         self.summary = Summary(features)
         self.features = features
-        self.layer = nn.Linear(PER_SERIES * features + static, config.hidden)
-        self.norm = nn.LayerNorm(config.hidden)
+        values = (PER_SERIES - 2) * features + static
+        self.layer = nn.Linear((len(KNOTS) - 1) * values + 2 * features, 2 * config.hidden)
+        self.norm = nn.LayerNorm(2 * config.hidden)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         f = self.features
-        rows = torch.nan_to_num(self.summary(x)).to(x.dtype)
-        counts = slice(6 * f, 7 * f)
-        rows = torch.cat([rows[:, : 6 * f], rows[:, counts] / x.shape[1], rows[:, 7 * f :]], 1)
-        return torch.relu(self.norm(self.layer(self.dropout(rows))))
+        rows = self.summary(x).to(x.dtype)
+        count, since = rows[:, 6 * f : 7 * f] / x.shape[1], rows[:, 7 * f : 8 * f]
+        values = torch.cat([rows[:, : 6 * f], rows[:, 8 * f :]], 1)
+        knots = torch.tensor(KNOTS, dtype=x.dtype, device=x.device)
+        encoded_BVK = ((values[..., None] - knots[:-1]) / knots.diff()).clamp(0, 1).nan_to_num(0)
+        seen = torch.cat([encoded_BVK.flatten(1), count, since.nan_to_num(0)], 1)
+        return torch.relu(self.norm(self.layer(self.dropout(seen))))
 
 
 def clipped(x: Tensor, features: int) -> Tensor:
@@ -50,7 +63,7 @@ class Recurrent(nn.Module):
         self.cell = cell(config.hidden, config.hidden, config.layers, batch_first=True, dropout=between)  # type: ignore[arg-type]
         self.pooled = Pooled(features, static, config)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(3 * config.hidden, outputs)
+        self.head = nn.Linear(4 * config.hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = clipped(x, self.features)
@@ -78,7 +91,7 @@ class GruD(nn.Module):
         self.above = nn.GRU(config.hidden, config.hidden, more, batch_first=True) if more else None
         self.pooled = Pooled(features, static, config)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(3 * config.hidden, outputs)
+        self.head = nn.Linear(4 * config.hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, outputs]."""

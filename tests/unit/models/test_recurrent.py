@@ -6,7 +6,7 @@ from raylab import config, recipes
 from raylab.errors import UsageError
 from raylab.loop import predict
 from raylab.models.ensemble import Ensemble
-from raylab.models.recurrent import GruD
+from raylab.models.recurrent import KNOTS, GruD, Pooled
 from raylab.run import execute, read_model
 from raylab.tasks import task
 from raylab.world import World
@@ -35,6 +35,23 @@ def test_grud_trains_its_decays(layers):
     torch.nn.init.constant_(model.fade_from, 0.1)
     model(torch.rand(8, 4, 7)).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_the_encoding_of_a_summary_is_piecewise_linear():
+    """One input a gap between knots: 1 for those below the value, the share of the way in its own, 0 above; and all 0
+    for what was never measured."""
+    pooled = Pooled(1, 1, config.Model(name="gru", hidden=4)).eval()
+    seen = []
+    pooled.layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.zeros(2, 4, 4)  # of one series value, mask, since; and the static
+    x[0, :, 0], x[0, :, 1] = (KNOTS[3] + KNOTS[4]) / 2, 1.0
+    pooled(x)
+    gaps = len(KNOTS) - 1
+    last_of, static_of = seen[0][:, :gaps], seen[0][:, 6 * gaps : 7 * gaps]
+    assert last_of[0].tolist() == [1, 1, 1, 0.5, *[0] * (gaps - 4)]
+    assert last_of[1].tolist() == [0] * gaps
+    assert static_of[0].tolist() == [1] * KNOTS.index(0) + [0] * (gaps - KNOTS.index(0))
+    assert seen[0].shape == (2, 7 * gaps + 2)
 
 
 def ensemble(members: int = 3) -> config.Recipe:
