@@ -2,8 +2,9 @@
 
     .venv/bin/python -m benchmarks.physiology [RUN]      # RUN: a trained surrogate
 
-Ratios of work done side by side in one process on one thread: the same equations, the same number of Newton steps, the
-same patients. The loop takes one patient after the other with NumPy arrays over the 20 compartments.
+Ratios of work done side by side in one process: the same equations, the same number of Newton steps, the same patients.
+The loop takes one patient after the other with NumPy arrays over the 20 compartments; the model is timed on one thread
+and on one for each core.
 """
 
 import sys
@@ -114,41 +115,50 @@ def row(of: System | Gas, i: int) -> dict[str, Any]:
 
 
 def vectorised(given: Inputs, steps: int) -> tuple[float, Gas, System, Gas]:
-    """Seconds for `steps` Newton steps of all patients in the blocks of `exchange.solve`; where all end, and began."""
+    """Seconds for `steps` Newton steps of all patients, as `exchange.solve` makes them; where all end, and began."""
     of = exchange.system(given, total_shunt(given, equilibrium(given)))
     start = exchange.guess(of)
-    blocks = [slice(a, a + exchange.BLOCK) for a in range(0, len(given), exchange.BLOCK)]
-    parts, began = [], time.perf_counter()
-    for rows in blocks:
-        part, at = of.take(rows), start.take(rows)
+
+    def some(part: System, at: Gas) -> Gas:
         for _ in range(steps):
             at, _ = exchange.step(part, at)
-        parts.append(at)
+        return at
+
+    began = time.perf_counter()
+    parts = exchange.by_block(some, of, start)
     seconds = time.perf_counter() - began
     return seconds, Gas(*(torch.cat(values) for values in zip(*parts, strict=True))), of, start
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     torch.set_grad_enabled(False)
-    many, few, steps = patients(8192), patients(200), 12
+    cores = torch.get_num_threads()
+    many, few, steps = patients(16384), patients(200), 12
     for r in range(ROUNDS):
-        fast, at, of, start = vectorised(many, steps)
+        fast = {}
+        for threads in sorted({1, cores}):
+            torch.set_num_threads(threads)
+            fast[threads], at, of, start = vectorised(many, steps)
         began = time.perf_counter()
         for i in range(len(few)):
             x, *_ = one_patient(row(of, i), row(start, i), steps)
         slow = time.perf_counter() - began
         assert np.allclose(x, at.x[len(few) - 1].numpy(), rtol=1e-9), "the loop solves something else"
-        per_fast, per_slow = fast / len(many), slow / len(few)
-        rates = f"vectorised {1 / per_fast:,.0f}, loop {1 / per_slow:,.0f}, ratio {per_slow / per_fast:.0f}"
-        print(f"round {r}: steady states a second, one thread: {rates}", flush=True)
+        loop = len(few) / slow
+        for threads, seconds in fast.items():
+            rates = f"vectorised {len(many) / seconds:,.0f}, loop {loop:,.0f}, ratio {len(many) / seconds / loop:.0f}"
+            print(f"round {r}: steady states a second, {threads} thread(s): {rates}", flush=True)
+    torch.set_num_threads(1)
     given = many
     stores, _ = begin(given)
     began = time.perf_counter()
     for _ in range(5):
         stores, _ = advance(given, stores, 0.1)
     rate = len(given) * 0.5 / (time.perf_counter() - began)
-    print(f"time course: {rate:,.0f} patients x simulated minutes a second, one thread, steps of .1 min", flush=True)
+    print(
+        f"time course: {rate:,.0f} patients x simulated minutes a second, {cores} thread(s), steps of .1 min",
+        flush=True,
+    )
     if len(sys.argv) > 1:
         surrogate(sys.argv[1], many)
 

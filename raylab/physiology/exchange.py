@@ -20,14 +20,18 @@ Solved by Newton's method on everything at once: the compartments' 3 x 3 blocks 
 remain. The last step is taken with the graph, which gives gradients by the implicit function theorem.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from raylab.physiology import blood
 from raylab.physiology.parameters import Inputs
+
+T = TypeVar("T")
 
 COMPARTMENTS = 20
 SPREAD = 3.0  # compartments lie evenly over so many standard deviations to each side
@@ -203,13 +207,28 @@ def solve(of: System, start: Gas | None = None) -> tuple[Gas, Tensor]:
     """
     with torch.no_grad():
         at = guess(of) if start is None else start
-        blocks = [slice(a, a + BLOCK) for a in range(0, len(of.fio2), BLOCK)] or [slice(0, 0)]
-        solved = [_newton(of.take(rows), at.take(rows)) for rows in blocks]
+        solved = by_block(_newton, of, at)
         done = Gas(*(torch.cat(parts) for parts in zip(*(gas for gas, _ in solved), strict=True)))
         converged = torch.cat([ok for _, ok in solved])
     if torch.is_grad_enabled():
         done, _ = step(of, done)
     return done, converged
+
+
+def by_block(work: Callable[[System, Gas], T], of: System, at: Gas) -> list[T]:
+    """work(of, at) of every block of rows, in order, without gradients. Arrays of a block are too small for torch to
+    share one among its threads, so each of these takes blocks of its own."""
+    blocks = [slice(a, a + BLOCK) for a in range(0, len(of.fio2), BLOCK)] or [slice(0, 0)]
+
+    def one(rows: slice) -> T:
+        with torch.no_grad():  # holds for a thread
+            return work(of.take(rows), at.take(rows))
+
+    threads = min(torch.get_num_threads(), len(blocks))
+    if threads == 1:
+        return [one(rows) for rows in blocks]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(one, blocks))
 
 
 def _newton(of: System, at: Gas) -> tuple[Gas, Tensor]:
