@@ -43,13 +43,14 @@ class ShardStatistics:
                     buffer.copy_(value)
                 layer.momentum = momentum
 
-    def row(self) -> Tensor:
-        """[S] float64: mean and unbiased variance of every layer, of the shard just computed."""
-        parts = [t.detach().double().cpu() for m in self.layers for t in (m.running_mean, m.running_var)]  # type: ignore[union-attr]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+    def row(self) -> list[Tensor]:
+        """S values float64, on the layers' device: mean [features] and unbiased variance [features] of every layer, of
+        the shard just computed."""
+        return [t.detach().double() for m in self.layers for t in (m.running_mean, m.running_var)]  # type: ignore[union-attr]
 
-    def fold(self, rows: Tensor) -> None:
-        """Update the running averages with rows [shards, S] in shard order. Layers in eval mode stay as they are."""
+    def fold(self, rows: Tensor, shards: list[int]) -> None:
+        """Update the running averages with `shards` of rows [all shards, S], in that order. Layers in eval mode stay
+        as they are."""
         at = 0
         for layer in self.layers:
             n = layer.num_features
@@ -58,11 +59,11 @@ class ShardStatistics:
             if not layer.training:
                 continue
             momentum = 0.1 if layer.momentum is None else layer.momentum
-            for shard in range(len(rows)):
+            for shard in shards:
                 layer.running_mean.lerp_(mean[shard].to(layer.running_mean), momentum)  # type: ignore[union-attr]
                 layer.running_var.lerp_(var[shard].to(layer.running_var), momentum)  # type: ignore[union-attr]
             if layer.num_batches_tracked is not None:
-                layer.num_batches_tracked += len(rows)
+                layer.num_batches_tracked += len(shards)
 
 
 @torch.no_grad()
@@ -86,7 +87,7 @@ def reestimate(model: nn.Module, samples: Samples, world: World, seed: int, devi
     with statistics.per_shard():
         for chunk in world.mine(len(chunks)):
             model(samples.batch(chunks[chunk]).to(device))
-            rows[chunk] = statistics.row()
+            rows[chunk] = torch.cat(statistics.row())
     table = world.gather(rows, len(chunks), statistics.width)  # [chunks, S]
     at = 0
     for layer in statistics.layers:

@@ -2,10 +2,12 @@
 
 One optimiser step is: cut the global batch into logical shards; each rank runs forward and backward on whole
 shards; sum the shards' gradients (exactly, on a CPU); clip; step. Nothing in it depends on which rank computed
-which shard, so a run that is resized, killed or resumed follows the same curve (DESIGN rule 1). The loop's only
+which shard, so a run that is resized, killed or resumed follows the same curve (DESIGN rule 1). On a GPU the host
+reads nothing of a step: its numbers stay on the card until they are fetched together (readings.py). The loop's only
 way to the world is `report(metrics, checkpoint)`.
 """
 
+import contextlib
 import copy
 import hashlib
 import math
@@ -21,10 +23,11 @@ from raylab.adamw import AdamW
 from raylab.batchnorm import ShardStatistics, reestimate
 from raylab.config import Recipe
 from raylab.data.samples import Samples
-from raylab.errors import CheckpointError, NonFiniteError, UsageError
+from raylab.errors import CheckpointError, UsageError
 from raylab.finetune import Plan
 from raylab.imbalance import offsets, sampler
 from raylab.models.baselines import Fitted
+from raylab.readings import Readings
 from raylab.tasks import Task
 from raylab.world import World
 
@@ -32,7 +35,8 @@ EVAL_BATCH = 256  # rows scored at a time; fixed, so that scores do not depend o
 
 Metrics = dict[str, Any]
 Report = Callable[[Metrics, dict[str, Any] | None], bool]
-"""Called by every rank after every step with that step's metrics, and with the state when a checkpoint is due.
+"""Called by every rank once for every step, in order, with that step's metrics, and with the state when a checkpoint is
+due, after all steps up to it. On a CPU that is right after the step, on a GPU up to readings.SECONDS later.
 Returns True to ask for a checkpoint at once (a preemption, a clock)."""
 
 
@@ -53,7 +57,7 @@ def fit(
 
     Returns {"steps", "planned_steps", "epochs", "stopped" ("planned" or "early"), "val": metrics of the last epoch,
     "best": metrics of the best epoch, "weights_sha256"}, and leaves the best epoch's weights in `model`.
-    Raises NonFiniteError when a loss or a gradient is no number.
+    Raises NonFiniteError when a loss or a gradient is no number, before the weights are scored or saved again.
     """
     loop = recipe.loop
     torch.set_num_threads(loop.threads)
@@ -89,7 +93,7 @@ def fit(
     if progress.step > planned:
         raise CheckpointError(f"the checkpoint is at step {progress.step}, the recipe ends at {planned}")
 
-    statistics = ShardStatistics(model)
+    statistics, readings = ShardStatistics(model), Readings(device)
     saved_at = time.monotonic()
     pace_since, pace_samples = time.perf_counter(), 0
     while progress.step < planned and progress.stopped is None:
@@ -108,7 +112,7 @@ def fit(
                     continue
                 _seed(recipe.seed, step, shard, device)
                 x = train.batch(index, augment=(recipe.seed, epoch) if recipe.data.augment else None)
-                y = torch.from_numpy(train.y[index]).to(device)
+                y = _onto(torch.from_numpy(train.y[index]), device)
                 try:
                     logits = _forward(model, x, loop.bf16, loop.channels_last, device)
                 except ValueError as error:  # batch norm's, of one sample whose feature map is one pixel
@@ -123,30 +127,14 @@ def fit(
                 flat.zero_()
                 (loss / count).backward()  # type: ignore[no-untyped-call]
                 gradients.append(flat.clone())
-                rows[shard] = torch.cat([loss.detach().double().reshape(1).cpu(), statistics.row()])
-        table = world.gather(rows, loop.shards, 1 + statistics.width)  # [shards, 1 + S]
-        train_loss = float(table[:, 0].sum()) / count
-        if not math.isfinite(train_loss):
-            raise NonFiniteError(
-                f"the training loss is {train_loss} at step {step} (epoch {epoch})",
-                "the loss left the range of numbers",
-                f"lower optim.lr (now {recipe.optim.lr:g}), set optim.clip, or look at the inputs",
-            )
-        statistics.fold(table[[len(s) > 0 for s in shards], 1:])
-        try:
-            total = world.sum_exact(gradients, loop.shards, flat) if exact else world.sum_float(gradients, flat)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error.what} at step {step} (epoch {epoch})", do="lower optim.lr") from error
-        flat.copy_(total)
-        norm = float(torch.linalg.vector_norm(flat))
-        if not math.isfinite(norm):  # before the step: afterwards a checkpoint of spoilt weights could be written
-            raise NonFiniteError(
-                f"the gradient's norm is {norm} at step {step} (epoch {epoch})",
-                "the gradient left the range of numbers",
-                f"lower optim.lr (now {recipe.optim.lr:g}) or optim.class_weight, or look at the inputs",
-            )
-        if recipe.optim.clip is not None and norm > recipe.optim.clip:
-            flat.mul_(recipe.optim.clip / norm)
+                rows[shard] = torch.cat([loss.detach().double().reshape(1), *statistics.row()])
+        table = world.gather(rows, loop.shards, 1 + statistics.width, device)  # [shards, 1 + S]
+        statistics.fold(table[:, 1:], [shard for shard in range(loop.shards) if len(shards[shard]) > 0])
+        flat.copy_(world.sum_exact(gradients, loop.shards, flat) if exact else world.sum_float(gradients, flat))
+        norm = torch.linalg.vector_norm(flat)
+        if recipe.optim.clip is not None:
+            share = recipe.optim.clip / norm.double()
+            flat.mul_(torch.where(norm.double() > recipe.optim.clip, share, 1.0))
         rate = plan.rate(step, progress.cuts)
         optim.step(rate, recipe.optim, shares)
         if average is not None and loop.ema is not None:
@@ -155,25 +143,29 @@ def fit(
         progress.step = step + 1
         pace_samples += count
 
-        metrics: Metrics = {
-            "step": progress.step,
-            "epoch": epoch,
-            "train/loss": train_loss,
-            "train/lr": rate,
-            "train/grad_norm": norm,
-            "train/samples_per_s": pace_samples / (time.perf_counter() - pace_since),
-        }
-        if progress.step % per_epoch == 0:
+        readings.add({"step": progress.step, "epoch": epoch, "train/lr": rate}, table[:, 0].sum() / count, norm)
+        ended = progress.step % per_epoch == 0
+        due = loop.checkpoint_steps is not None and progress.step % loop.checkpoint_steps == 0
+        if not (ended or due or readings.overdue(world)):
+            continue
+        fetched, failed = readings.fetch(
+            f"lower optim.lr (now {recipe.optim.lr:g}) or optim.class_weight, set optim.clip, or look at the inputs"
+        )
+        pace = pace_samples / (time.perf_counter() - pace_since)
+        for metrics in fetched:
+            metrics["train/samples_per_s"] = pace
+        if ended and failed is None:
             scores = validate(task, average or model, val, world, recipe, device)
-            metrics |= {f"val/{name}": score for name, score in scores.items()}
+            fetched[-1] |= {f"val/{name}": score for name, score in scores.items()}
             settling = plan.probing(step) and progress.step < planned
             progress.end_epoch(recipe, scores, task.objective, average or model, may_stop=not settling)
             pace_since, pace_samples = time.perf_counter(), 0
+        asked = any([report(metrics, None) for metrics in fetched])
+        if failed is not None:
+            raise failed
         last = progress.step == planned or progress.stopped is not None
-        due = last or (loop.checkpoint_steps is not None and progress.step % loop.checkpoint_steps == 0)
         overdue = loop.checkpoint_seconds is not None and time.monotonic() - saved_at >= loop.checkpoint_seconds
-        asked = report(metrics, None) or overdue
-        if due or world.any(asked):
+        if last or due or world.any(asked or overdue):
             saved_at = time.monotonic()
             report({"step": progress.step}, _state(recipe, model, optim, average, progress))
 
@@ -301,10 +293,19 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def _forward(model: nn.Module, x: Tensor, bf16: bool, channels_last: bool, device: str) -> Tensor:
-    x = x.to(device, memory_format=torch.channels_last if channels_last and x.ndim == 4 else torch.preserve_format)
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+    x = _onto(x, device)
+    if channels_last and x.ndim == 4:
+        x = x.to(memory_format=torch.channels_last)
+    with torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else contextlib.nullcontext():
         out: Tensor = model(x)
     return out.float()
+
+
+def _onto(x: Tensor, device: str) -> Tensor:
+    """x on `device`. From pinned memory, because a GPU's host waits for any other copy to end."""
+    if torch.device(device).type == "cuda":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
 
 
 def _flatten_gradients(weights: list[nn.Parameter]) -> Tensor:

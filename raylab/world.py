@@ -6,8 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from raylab.errors import NonFiniteError
-
 CHUNK = 1 << 18  # elements converted at a time: the float64 copy of one chunk stays in cache
 
 
@@ -25,14 +23,14 @@ class World:
     def mine(self, shards: int) -> range:
         return range(self.rank, shards, self.size)
 
-    def gather(self, rows: dict[int, Tensor], count: int, width: int) -> Tensor:
-        """Rows of all shards in shard order, float64 [count, width] on the CPU; a shard that nobody has is zero.
+    def gather(self, rows: dict[int, Tensor], count: int, width: int, device: str = "cpu") -> Tensor:
+        """Rows of all shards in shard order, float64 [count, width] on `device`; a shard that nobody has is zero.
 
         Each row comes from one rank and the others add zero, so the sum is the row itself, to the bit.
         """
-        table = torch.zeros(count, width, dtype=torch.float64)
+        table = torch.zeros(count, width, dtype=torch.float64, device=device)
         for shard, row in rows.items():
-            table[shard] = row.to("cpu", torch.float64)
+            table[shard] = row.to(device, torch.float64)
         if self.size > 1:
             dist.all_reduce(table)
         return table
@@ -53,30 +51,24 @@ class World:
         2^-60 of the largest element times the number of shards, far below float32's own. Fixed-point summation as
         in Demmel and Nguyen, "Parallel reproducible summation", IEEE Trans. Computers 64 (2015), with one bin.
 
-        Raises NonFiniteError when any element is infinite or not a number.
+        All is done on that device, the host reads nothing. When any element of any shard is infinite or not a number,
+        every element of the sum is not a number.
         """
         # by tensor, because Python's max() overlooks a NaN that is not first
-        top = torch.stack([torch.zeros(()), *(g.abs().max().float().cpu() for g in shards)]).max().double().reshape(1)
+        top = torch.stack([torch.zeros((), device=like.device), *(g.abs().max().float() for g in shards)])
         # MAX over ranks drops NaN on some backends: make it infinite, which wins everywhere
-        top.nan_to_num_(nan=math.inf, posinf=math.inf)
+        largest = top.max().double().nan_to_num_(nan=math.inf, posinf=math.inf)
         if self.size > 1:
-            dist.all_reduce(top, dist.ReduceOp.MAX)
-        largest = float(top)
-        if not math.isfinite(largest):
-            raise NonFiniteError("a gradient is infinite or not a number")
-        total = torch.zeros(like.numel(), dtype=torch.int64)
-        if largest > 0:
-            exponent = 62 - math.frexp(largest)[1] - math.ceil(math.log2(max(count, 2)))
-            scale = math.ldexp(1.0, exponent)
-            for vector in shards:
-                flat = vector.cpu()
-                for at in range(0, flat.numel(), CHUNK):
-                    part = flat[at : at + CHUNK].double().mul_(scale).round_()
-                    total[at : at + CHUNK] += part.long()
-            if self.size > 1:
-                dist.all_reduce(total)
-            return total.double().mul_(math.ldexp(1.0, -exponent)).to(like)
-        return total.to(like)
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        exponent = 62 - torch.frexp(largest).exponent.long() - math.ceil(math.log2(max(count, 2)))
+        scale, back = _power_of_two(exponent), _power_of_two(-exponent)
+        total = torch.zeros(like.numel(), dtype=torch.int64, device=like.device)
+        for vector in shards:
+            for at in range(0, vector.numel(), CHUNK):
+                total[at : at + CHUNK] += vector[at : at + CHUNK].double().mul_(scale).round_().long()
+        if self.size > 1:
+            dist.all_reduce(total)
+        return total.double().mul_(torch.where(largest.isfinite(), back, math.nan)).to(like)
 
     def sum_float(self, shards: list[Tensor], like: Tensor) -> Tensor:
         """Sum of all shards' vectors in their own type: fast on a GPU, equal to rounding error only."""
@@ -86,3 +78,8 @@ class World:
         if self.size > 1:
             dist.all_reduce(total)
         return total
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2 to an int64 scalar of -1022 to 1023, float64, made of its bits: `pow` of a GPU need not be exact."""
+    return ((exponent + 1023) << 52).view(torch.float64)

@@ -23,6 +23,7 @@ LEVEL = {
         2,
     ),
     "batchnorm": 2.5,
+    "readings": 2.5,
     "loop": 3,
     "run": 4,
     **dict.fromkeys(("ray_elastic", "ray_map", "fits"), 5),

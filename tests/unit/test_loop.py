@@ -15,12 +15,14 @@ import pytest
 import torch
 from test_world import in_world
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raylab.config import Recipe, Transfer, override
 from raylab.data.sampler import shards_of, steps_per_epoch
 from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, NonFiniteError
 from raylab.loop import Progress, fit, predict, weights_sha256
+from raylab.readings import Readings
 from raylab.recipes import RECIPES
 from raylab.tasks import Task, task
 from raylab.world import World
@@ -365,6 +367,106 @@ def test_a_gradient_beyond_the_numbers_stops_the_run_before_it_steps(way, clip, 
     with pytest.raises(NonFiniteError, match="at step 0"):
         run(recipe, data, log)
     assert log.rows == [] and log.states == {}
+
+
+# on a device whose values the host does not read
+
+
+class Fetched(Exception):
+    """The loop asked the device for numbers."""
+
+
+class Crossings(TorchDispatchMode):
+    """Takes down, while `on`, the copies between host and device that make one wait for the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on = False
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        out = func(*args, **named)
+        if self.on and func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = args[0] if func is torch.ops.aten._to_copy.default else args[1]
+            waits = not (named.get("non_blocking") or args[2:] == (True,))
+            if waits and source.device != out.device:
+                self.seen.append(f"{func}: {source.device} to {out.device}")
+        return out
+
+
+def on_meta(recipe: Recipe, data: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[str]]:
+    """(steps whose numbers the first fetch asks for, copies that waited on the way there) of a fit on torch's meta
+    device. It has no values, so that whatever reads one (float, .item, .cpu, a mask as an index) raises, where on a
+    GPU it would wait."""
+    job, train, val, model = loaded(recipe, data)
+    crossings, batch, waiting = Crossings(), train.batch, []
+
+    def first_input(*arguments: Any, **named: Any) -> torch.Tensor:
+        crossings.on = True  # what comes before the first step may wait
+        return batch(*arguments, **named)
+
+    def fetch(readings: Readings, do: str) -> Any:
+        waiting.extend(row["step"] for row in readings.rows)
+        assert all(numbers.device.type == "meta" for numbers in readings.numbers)
+        raise Fetched
+
+    monkeypatch.setattr(train, "batch", first_input)
+    monkeypatch.setattr(Readings, "fetch", fetch)
+    with crossings, pytest.raises(Fetched):
+        fit(recipe, job, model, train, val, Log(), device="meta", transferred=transferred(recipe))
+    return waiting, crossings.seen
+
+
+@pytest.mark.parametrize("way", ["exact", "float"])
+@pytest.mark.parametrize("name", ["ards", "covidnet", "transfer"])
+def test_no_step_waits_for_the_host(name, way, data, monkeypatch):
+    """Clipping, averaged weights, batch norm, class weights and logit adjustment are all among these."""
+    monkeypatch.setattr("raylab.readings.SECONDS", math.inf)
+    settings = {"loop.checkpoint_steps": None, "loop.sum": way, "optim.clip": 1.0}
+    settings |= {"transfer.reestimate": False} if name == "transfer" else {}  # it waits, before the first step
+    recipe = override(CASES[name], settings)
+    assert on_meta(recipe, data, monkeypatch) == ([1, 2, 3], [])  # up to the end of the epoch
+
+
+def test_numbers_wait_for_a_checkpoint_or_a_time_at_most(data, monkeypatch):
+    for seconds, steps, expected in ((math.inf, 2, [1, 2]), (0.0, None, [1])):
+        monkeypatch.setattr("raylab.readings.SECONDS", seconds)
+        recipe = override(ARDS, {"loop.checkpoint_steps": steps})
+        with monkeypatch.context() as patch:
+            assert on_meta(recipe, data, patch)[0] == expected
+
+
+def test_numbers_that_waited_are_reported_as_if_they_had_not(data, alone, monkeypatch):
+    """The same points in the same order, each before the checkpoint of its step."""
+    monkeypatch.setattr("raylab.readings.SECONDS", math.inf)
+    monkeypatch.setattr("raylab.loop.Readings", lambda device: Readings("cuda"))
+    order: list[tuple[int, bool]] = []
+
+    class Ordered(Log):
+        def __call__(self, row: dict[str, Any], state: dict[str, Any] | None) -> bool:
+            order.append((row["step"], state is not None))
+            return super().__call__(row, state)
+
+    result, log, _ = run(ARDS, data, Ordered())
+    assert log.curve() == alone["ards"]["curve"] and result == alone["ards"]["result"]
+    assert order == sorted([(step, False) for step in range(1, 13)] + [(step, True) for step in (5, 10, 12)])
+
+
+def test_a_bad_number_that_waited_stops_the_run_before_its_checkpoint(data, monkeypatch):
+    monkeypatch.setattr("raylab.readings.SECONDS", math.inf)
+    monkeypatch.setattr("raylab.loop.Readings", lambda device: Readings("cuda"))
+    job, train, val, model = loaded(ARDS, data)
+    batch, log, calls = train.batch, Log(), []
+
+    def poisoned(*arguments: Any, **named: Any) -> torch.Tensor:
+        calls.append(1)
+        return batch(*arguments, **named) * (math.nan if len(calls) > 4 * 6 else 1.0)  # 6 shards a step
+
+    monkeypatch.setattr(train, "batch", poisoned)
+    with pytest.raises(NonFiniteError, match=r"loss is nan at step 4 \(epoch 1\)"):
+        fit(ARDS, job, model, train, val, log)
+    assert [row["step"] for row in log.rows] == [1, 2, 3, 4] and log.states == {}  # one was due after step 5
 
 
 # rates

@@ -15,7 +15,6 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylab.errors import NonFiniteError
 from raylab.world import World
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -136,9 +135,9 @@ def test_chunks_meet_without_seam(monkeypatch):
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_refused(poison):
-    with pytest.raises(NonFiniteError, match="not a number"):
-        summed([torch.ones(3), torch.tensor([0.0, poison, 1e30])])
+def test_what_is_no_number_spoils_the_whole_sum(poison):
+    assert summed([torch.ones(3), torch.tensor([0.0, poison, 1e30])]).isnan().all()
+    assert summed([torch.tensor([0.0, poison, 1e30]), torch.ones(3)]).isnan().all()
 
 
 def test_a_process_alone():
@@ -177,8 +176,8 @@ def sums() -> dict[str, Any]:
     }
     for poison in (math.nan, math.inf):
         poisoned = [v * poison if n == SHARDS - 1 else v for n, v in mine.items()]
-        with pytest.raises(NonFiniteError):  # on every rank, also on those whose own shards are well
-            world.sum_exact(poisoned, SHARDS, torch.zeros(1000))
+        # on every rank, also on those whose own shards are well
+        assert world.sum_exact(poisoned, SHARDS, torch.zeros(1000)).isnan().all()
     return seen
 
 
