@@ -27,7 +27,9 @@ from raylab.errors import CheckpointError, DataError, RaylabError, RunError
 from raylab.files import read_lines, write_json
 from raylab.loop import Metrics, fit, fit_at_once
 from raylab.models.baselines import Fitted
-from raylab.models.weights import start_from
+from raylab.models.ensemble import Ensemble
+from raylab.models.recurrent import GruD, Recurrent
+from raylab.models.weights import by_name, fill
 from raylab.tasks import Task, task
 from raylab.world import World
 
@@ -234,7 +236,8 @@ def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module
 
 
 def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
-    """Start `model` from the weights of run `parent`; its head stays new where the classes differ.
+    """Start `model` from the weights of run `parent`; its head stays new where the classes differ. Where inputs have
+    names, as series do, what both know of them is taken, in whatever order: another hospital measures other things.
 
     Raises DataError when the parent was trained on another kind of input or its layers do not fit.
     """
@@ -246,8 +249,13 @@ def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
             do="choose a parent run of the same task",
         )
     same = theirs["classes"] == spec["classes"]
+    path = parent / "model" / "model.safetensors"
+    state = _tensors(path)
+    network = model.members[0] if isinstance(model, Ensemble) else model
+    if isinstance(network, Recurrent | GruD):
+        state = by_name(model.state_dict(), state, network.inputs(spec), network.inputs(theirs))
     try:
-        start_from(model, str(parent / "model" / "model.safetensors"), own_head=same)
+        fill(model, state, str(path), own_head=same)
     except DataError as error:
         do = f"use the parent's model, {note['recipe']['model']['name']}, with its options (--set model....)"
         raise DataError(error.what, error.why, do) from error

@@ -44,6 +44,20 @@ class Pooled(nn.Module):
         return torch.relu(self.norm(self.layer(self.dropout(seen))))
 
 
+def hourly(spec: dict[str, Any]) -> list[str]:
+    """What each of the 3F + S inputs of an hour is."""
+    parts = [f"{part} {name}" for part in ("value", "mask", "since") for name in spec["features"]]
+    return parts + [f"static {name}" for name in spec["static"]]
+
+
+def summarised(spec: dict[str, Any]) -> list[str]:
+    """What each input of Pooled's layer is."""
+    values = [f"{part} {name}" for part in range(PER_SERIES - 2) for name in spec["features"]]
+    values += [f"static {name}" for name in spec["static"]]
+    encoded = [f"{value} {gap}" for value in values for gap in range(len(KNOTS) - 1)]
+    return encoded + [f"{part} {name}" for part in ("count", "since") for name in spec["features"]]
+
+
 def clipped(x: Tensor, features: int) -> Tensor:
     return torch.cat([x[..., :features].clamp(-CLIP, CLIP), x[..., features:]], 2)
 
@@ -64,6 +78,11 @@ class Recurrent(nn.Module):
         self.pooled = Pooled(features, static, config)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(4 * config.hidden, outputs)
+
+    @staticmethod
+    def inputs(spec: dict[str, Any]) -> dict[str, list[str]]:
+        """Of each weight whose last dimension is inputs: what they are."""
+        return {"embed.0.weight": hourly(spec), "pooled.layer.weight": summarised(spec)}
 
     def forward(self, x: Tensor) -> Tensor:
         x = clipped(x, self.features)
@@ -92,6 +111,14 @@ class GruD(nn.Module):
         self.pooled = Pooled(features, static, config)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(4 * config.hidden, outputs)
+
+    @staticmethod
+    def inputs(spec: dict[str, Any]) -> dict[str, list[str]]:
+        """As of Recurrent."""
+        names, per_hour = spec["features"], hourly(spec)
+        seen = per_hour[: 2 * len(names)] + per_hour[3 * len(names) :]
+        series = {name: names for name in ("fade", "fade_from", "forget.weight")}
+        return {**series, "cell.weight_ih": seen, "pooled.layer.weight": summarised(spec)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, outputs]."""

@@ -26,7 +26,28 @@ def start_from(model: nn.Module, weights: str, own_head: bool = True) -> None:
     A state dict has this project's names, or torchvision's for the network inside `model.body`. Raises DataError when
     it cannot be read without running code, and when its layers are not those of the network, with their names.
     """
-    state = _state(weights)
+    fill(model, _state(weights), weights, own_head)
+
+
+def by_name(
+    own: dict[str, Tensor], state: dict[str, Tensor], mine: dict[str, list[str]], theirs: dict[str, list[str]]
+) -> dict[str, Tensor]:
+    """`state` with the inputs of `own`: of every weight in `mine` (its inputs by name, along the last dimension) the
+    columns that `theirs` has too are taken, and the others stay as they are in `own`. An ensemble's members alike."""
+    found = dict(state)
+    for name, tensor in own.items():
+        key = name.split(".", 2)[2] if name.startswith("members.") else name
+        if key not in mine or name not in state or state[name].shape[:-1] != tensor.shape[:-1]:
+            continue
+        at = {label: place for place, label in enumerate(theirs[key])}
+        shared = [(place, at[label]) for place, label in enumerate(mine[key]) if label in at]
+        found[name] = tensor.clone()
+        found[name][..., [to for to, _ in shared]] = state[name][..., [of for _, of in shared]]
+    return found
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], weights: str, own_head: bool) -> None:
+    """Load a state dict as `start_from` says; errors call it `weights`."""
     own = model.state_dict()
     if not any(name in own for name in state):  # torchvision's names: body.* without the prefix, and its own classifier
         inside = {name.removeprefix("body.") for name in own if name.startswith("body.")}

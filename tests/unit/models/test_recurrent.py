@@ -7,6 +7,7 @@ from raylab.errors import UsageError
 from raylab.loop import predict
 from raylab.models.ensemble import Ensemble
 from raylab.models.recurrent import KNOTS, GruD, Pooled
+from raylab.models.weights import by_name, fill
 from raylab.run import execute, read_model
 from raylab.tasks import task
 from raylab.world import World
@@ -52,6 +53,32 @@ def test_the_encoding_of_a_summary_is_piecewise_linear():
     assert last_of[1].tolist() == [0] * gaps
     assert static_of[0].tolist() == [1] * KNOTS.index(0) + [0] * (gaps - KNOTS.index(0))
     assert seen[0].shape == (2, 7 * gaps + 2)
+
+
+@pytest.mark.parametrize("name", ["gru", "lstm", "grud"])
+@pytest.mark.parametrize("members", [1, 2])
+def test_weights_go_by_the_names_of_inputs(name, members):
+    """Series in another order and the static one absent: the same patient gets the same logits."""
+    recipe = config.override(ensemble(members), {"model.name": name})
+    job = task("ards")
+    theirs = {**SPEC, "static": []}
+    mine = {**SPEC, "features": ["new", "b", "a"], "static": ["age"]}
+    parent = job.model(recipe, theirs).eval()
+    child = job.model(config.override(recipe, {"seed": 9}), mine).eval()
+    network = child.members[0] if members > 1 else child
+    state = by_name(child.state_dict(), parent.state_dict(), network.inputs(mine), network.inputs(theirs))
+    before = child.state_dict()
+    fill(child, state, "the parent", own_head=True)
+    a, b = torch.randn(3, 4), torch.randn(3, 4)
+    ones, zeros = torch.ones(3, 4), torch.zeros(3, 4)
+    x = torch.stack([a, b, ones, ones, zeros, zeros], 2)
+    wide = torch.stack([zeros, b, a, zeros, ones, ones, zeros, zeros, zeros, zeros], 2)
+    for key in state:  # what the parent does not know starts as new, and here is without effect
+        if key.endswith("pooled.layer.weight"):
+            at = [k for k, what in enumerate(network.inputs(mine)["pooled.layer.weight"]) if "age" in what]
+            assert torch.equal(child.state_dict()[key][:, at], before[key][:, at])
+            child.state_dict()[key][:, at] = 0
+    assert torch.allclose(child(wide), parent(x), atol=1e-5)
 
 
 def ensemble(members: int = 3) -> config.Recipe:
