@@ -2,7 +2,7 @@
 
     OUT/landmark-12/data          prepared
                    /fold-0        the same with fold 0 as test, statistics of its own train
-                   /trials/...    the nested search: every candidate, by the fold's val
+                   /trials/...    the nested search: every candidate, by its refined loss on the fold's val
                    /final/...     the winner, trained with its ensemble, and its probabilities of the fold's test
     OUT/table.json, table.md      scores over all patients, each scored by a model that never saw them
 
@@ -150,7 +150,7 @@ def recipe_of(args: argparse.Namespace, name: str) -> Recipe:
 
 
 def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int, int, str], dict[str, Any]]:
-    """The recipe (as JSON) of the best candidate by the fold's val, for every (landmark, fold, model)."""
+    """The recipe (as JSON) of the best candidate by its refined loss on val, for every (landmark, fold, model)."""
     from raylab.fits import Fit, candidates, trial
     from raylab.ray_map import run_chunks
 
@@ -175,8 +175,7 @@ def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int
     )
     for key, of in chunks.items():
         ended = [json.loads(path.read_text()) for path in of]
-        # the loss and not the AUROC, which moves by .03 with the patients of one val split
-        best = min(ended, key=lambda end: end["best"]["loss"])
+        best = min(ended, key=lambda end: end["refined_loss"])
         found[key] = best["recipe"]
     return found
 

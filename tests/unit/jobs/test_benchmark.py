@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -60,7 +61,7 @@ def test_no_model_saw_the_patients_that_it_scores(done):
 def test_the_winner_is_the_best_by_val_alone(done):
     place = done / "b" / "landmark-6" / "trials" / "fold-0-boosting"
     ended = [json.loads(one(place, f"{k:03d}-*.json").read_text()) for k in (0, 1)]
-    best = min(ended, key=lambda end: end["best"]["loss"])
+    best = min(ended, key=lambda end: end["refined_loss"])
     final = one(done / "b" / "landmark-6" / "final", "fold-0-boosting-*.parquet").with_suffix("")
     assert (
         json.loads((final / "model" / "model.json").read_text())["recipe"]["model"]["rate"]
@@ -88,6 +89,17 @@ def test_other_data_in_the_same_place_is_refused(done, capsys):
     assert "holds a benchmark of other data or folds" in capsys.readouterr().err
     assert cli.main(["benchmark", "ards", "--models", "xgboost", "--out", str(done / "c")]) == 2
     assert "boosting" in capsys.readouterr().err
+
+
+def test_the_refined_loss_sets_calibration_aside():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 400)
+    z = 0.8 * (2 * y - 1) + rng.normal(size=400)
+    p, sure = 1 / (1 + np.exp(-z)), 1 / (1 + np.exp(-2 * z - 1))
+    assert fits.refined_loss(y, p) == pytest.approx(fits.refined_loss(y, sure), abs=1e-6)
+    assert fits.refined_loss(y, p) < fits.refined_loss(y, 1 / (1 + np.exp(-z + rng.normal(size=400))))
+    entropy = -np.log([1 - y.mean(), y.mean()])[y].mean()
+    assert fits.refined_loss(y, 1 - p) == pytest.approx(entropy)  # the wrong way round is worth nothing
 
 
 def test_candidates_are_the_points_and_then_draws():
