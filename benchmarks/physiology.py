@@ -155,10 +155,7 @@ def main() -> None:
     for _ in range(5):
         stores, _ = advance(given, stores, 0.1)
     rate = len(given) * 0.5 / (time.perf_counter() - began)
-    print(
-        f"time course: {rate:,.0f} patients x simulated minutes a second, {cores} thread(s), steps of .1 min",
-        flush=True,
-    )
+    print(f"time course: {rate:,.0f} patients x simulated minutes a second, one thread, steps of .1 min", flush=True)
     if len(sys.argv) > 1:
         surrogate(sys.argv[1], many)
 
