@@ -36,11 +36,13 @@ class Pooled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         f = self.features
         rows = self.summary(x).to(x.dtype)
-        count, since = rows[:, 6 * f : 7 * f] / x.shape[1], rows[:, 7 * f : 8 * f]
-        values = torch.cat([rows[:, : 6 * f], rows[:, 8 * f :]], 1)
+        count, since = rows[:, 6 * f : 7 * f], rows[:, 7 * f : 8 * f]
+        # 1 where a series was ever measured; between only on the way of integrated gradients, which need a slope there
+        ever = torch.cat([count.clamp(0, 1).repeat(1, 6), torch.ones_like(rows[:, 8 * f :])], 1)
+        values = torch.cat([rows[:, : 6 * f], rows[:, 8 * f :]], 1).nan_to_num(0)
         knots = torch.tensor(KNOTS, dtype=x.dtype, device=x.device)
-        encoded_BVK = ((values[..., None] - knots[:-1]) / knots.diff()).clamp(0, 1).nan_to_num(0)
-        seen = torch.cat([encoded_BVK.flatten(1), count, since.nan_to_num(0)], 1)
+        encoded_BVK = ((values[..., None] - knots[:-1]) / knots.diff()).clamp(0, 1) * ever[..., None]
+        seen = torch.cat([encoded_BVK.flatten(1), count / x.shape[1], since.nan_to_num(0)], 1)
         return torch.relu(self.norm(self.layer(self.dropout(seen))))
 
 
