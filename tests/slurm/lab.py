@@ -23,7 +23,7 @@ partition = "preempt"
 INTERVAL = 50
 # 400 steps of a twentieth of a second and more: long enough to be hit in the middle, and to go on afterwards
 RECIPE = (
-    "--smoke", "--set", "loop.epochs=200", f"loop.checkpoint_steps={INTERVAL}", "model.hidden=80", "model.layers=2",
+    "--smoke", "--set", "loop.epochs=200", f"loop.checkpoint_steps={INTERVAL}", "model.hidden=128", "model.layers=2",
     "loop.ema=0.9", "model.dropout=0.2", "scaling.resize_seconds=15",
 )  # fmt: skip
 

@@ -30,7 +30,7 @@ def calm(lab: Lab) -> dict[str, Any]:
     return lab.run("train", "ards", "--data", lab.data, "--workers", 0, "--name", "calm", *RECIPE)
 
 
-LONG = "loop.epochs=900"  # for what takes its time to happen: 1,800 steps
+LONG = "loop.epochs=600"  # for what takes its time to happen: 1,200 steps
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,13 @@ def check(lab: Lab, calm: dict[str, Any], run: str, repeated: int) -> dict[str, 
     return result
 
 
-def test_workers_come_on_demand_and_go_when_idle(lab: Lab, calm: dict[str, Any]) -> None:
+def test_workers_come_on_demand_and_go_when_idle(lab: Lab, long_calm: dict[str, Any]) -> None:
     assert lab.status()["state"] == "ready"
     assert lab.workers() == []
-    lab.train("grows", "1:3")
+    lab.train("grows", "1:3", LONG)
     lab.on_workers("grows", 3)
     assert len({job["node"] for job in lab.workers()}) == 3
-    result = check(lab, calm, "grows", 0)
+    result = check(lab, long_calm, "grows", 0)
     assert max(result["workers"]) == 3
     wait_for(lambda: not lab.workers(), 90, "idle nodes to be released")
 
@@ -66,7 +66,7 @@ def test_two_runs_share_the_cluster(lab: Lab, calm: dict[str, Any], long_calm: d
     lab.on_workers("first", 3)
     lab.train("second", "1:3")
     lab.on_workers("second", 1)
-    assert lab.step("first") < 1800, "it is still there"
+    assert lab.step("first") < 1200, "it is still there"
     check(lab, calm, "second", 0)
     result = check(lab, long_calm, "first", 0)
     assert max(result["workers"]) == 3 and 2 in result["workers"][result["workers"].index(3) :]
