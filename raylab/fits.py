@@ -5,7 +5,6 @@ A chunk's argument is a plain `Fit`. Its file is JSON or parquet, written whole;
 
 import hashlib
 import json
-import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,10 @@ from raylab.config import Recipe
 from raylab.data.icu_samples import load_icu
 from raylab.data.samples import Samples
 from raylab.errors import DataError
-from raylab.files import write_json
+from raylab.files import whole, write_json
 from raylab.leakage import probabilities
 from raylab.loop import predict
+from raylab.metrics import LOGIT_CLIP
 from raylab.run import execute, read_model
 from raylab.validation import recalibrated
 from raylab.world import World
@@ -77,7 +77,7 @@ def refined_loss(y: NDArray[np.int64], p: NDArray[np.float64]) -> float:
     try:
         q, fitted_line = recalibrated(p, y, p)
     except DataError:
-        q = np.clip(p, 1e-6, 1 - 1e-6)
+        q = np.clip(p, LOGIT_CLIP, 1 - LOGIT_CLIP)
     else:
         if fitted_line["slope"] <= 0:
             q = np.full(len(y), y.mean())
@@ -88,7 +88,8 @@ def final(fit: Fit, path: Path) -> None:
     """Train and write stay_id, at_h and p of the rows of `fit.split`."""
     _, samples, p = fitted(fit, path)
     rows = samples.rows.select("stay_id", "at_h")  # type: ignore[attr-defined]  # of IcuSamples
-    whole(path, rows.with_columns(p=pl.Series(p)))
+    with whole(path) as beside:
+        rows.with_columns(p=pl.Series(p)).write_parquet(beside)
 
 
 def fitted(fit: Fit, path: Path) -> tuple[dict[str, Any], Samples, NDArray[np.float64]]:
@@ -106,14 +107,8 @@ def leaks(fit: Fit, path: Path) -> None:
     recipe = config.load(fit.recipe)
     train, scored = (load_icu(Path(fit.data), split, recipe.data.cohort) for split in ("train", fit.split))
     columns = [pl.Series(name, p) for name, p in probabilities(train, scored).items()]
-    whole(path, scored.rows.select("stay_id", "at_h").with_columns(columns))
-
-
-def whole(path: Path, rows: pl.DataFrame) -> None:
-    """Write a parquet file beside its place and rename it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    rows.write_parquet(beside)
-    beside.replace(path)
+    with whole(path) as beside:
+        scored.rows.select("stay_id", "at_h").with_columns(columns).write_parquet(beside)
 
 
 def fresh(path: Path) -> Path:
