@@ -4,6 +4,7 @@ They see what a network sees, x [B, T, 3F + S] (data/icu_samples.py), through a 
 afterwards: weights in safetensors, no pickle.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -47,11 +48,12 @@ class Summary(nn.Module):
         return torch.cat([*measured, count, since[:, -1], x[:, -1, 3 * f :].double()], 1)
 
 
-class Fitted(nn.Module):
+class Fitted(nn.Module, ABC):
     """A model without steps: `fit` sets its weights from all of train at once, the same for the same data."""
 
+    @abstractmethod
     def fit(self, x: Tensor, y: np.ndarray) -> None:
-        raise NotImplementedError
+        """x [N, T, 3F + S], y [N] of 0 and 1."""
 
 
 class Logistic(Fitted):

@@ -20,13 +20,10 @@ def is_head(name: str) -> bool:
     return parts[0] == "head" or (parts[0] == "members" and parts[2] == "head")
 
 
-def start_from(model: nn.Module, weights: str, own_head: bool = True) -> None:
-    """Load `weights` into `model`; where its last layer `head` has another size or is not `own_head`, that stays new.
-
-    A state dict has this project's names, or torchvision's for the network inside `model.body`. Raises DataError when
-    it cannot be read without running code, and when its layers are not those of the network, with their names.
-    """
-    fill(model, _state(weights), weights, own_head)
+def start_from(model: nn.Module, weights: str) -> None:
+    """Load the state dict `weights` into `model` as `fill` does. Raises DataError also when it cannot be read without
+    running code."""
+    fill(model, _state(weights), weights, own_head=True)
 
 
 def by_name(
@@ -47,7 +44,11 @@ def by_name(
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], weights: str, own_head: bool) -> None:
-    """Load a state dict as `start_from` says; errors call it `weights`."""
+    """Load `state` into `model`; where its last layer `head` has another size or is not `own_head`, that stays new.
+
+    It has this project's names, or torchvision's for the network inside `model.body`. Raises DataError, in which it is
+    called `weights`, when its layers are not those of the network, with their names.
+    """
     own = model.state_dict()
     if not any(name in own for name in state):  # torchvision's names: body.* without the prefix, and its own classifier
         inside = {name.removeprefix("body.") for name in own if name.startswith("body.")}
