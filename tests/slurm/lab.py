@@ -107,3 +107,7 @@ class Lab:
     def workers(self) -> list[dict[str, Any]]:
         """The worker jobs that run now, as `status` tells them."""
         return [job for job in self.status()["jobs"] if job["kind"] == "worker" and job["state"] == "running"]
+
+    def training_nodes(self) -> set[str]:
+        """The worker nodes on which a training computes now, by its processes."""
+        return {job["node"] for job in self.workers() if "RayTrainWorker" in self.bed.processes(job["node"])}

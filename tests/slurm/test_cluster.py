@@ -116,7 +116,8 @@ def test_a_worker_that_goes(lab: Lab, calm: dict[str, Any], long_calm: dict[str,
     lab.train(name, "2", *([LONG] if slow else []))
     lab.on_workers(name, 2, steps=INTERVAL + 10)
     head = lab.status()["head"]["node"]
-    victim = next(job for job in lab.workers() if job["node"] != head)
+    busy = lab.training_nodes()  # an earlier test's third node may still be there, idle
+    victim = next(job for job in lab.workers() if job["node"] in busy and job["node"] != head)
     attempts = len(lab.starts(name))
     fault(lab.bed, victim["job"], victim["node"])
     try:

@@ -160,6 +160,7 @@ def test_a_second_testbed_without_cgroups(testbed: Bed, monkeypatch: pytest.Monk
     monkeypatch.setattr(control, "has_cgroups", lambda name: False)
     make = contextlib.contextmanager(make_testbed)
     job = testbed.submit("--nodes=1 --nodelist=n3", "sleep 100")
+    testbed.wait_for_state(job, "RUNNING")
     with make() as second:
         assert not second.has_cgroups()
         assert second.submit("--nodes=1", "sleep 100") == "1", "its numbers begin anew"
