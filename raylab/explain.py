@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from raylab.errors import UsageError
 from raylab.models.baselines import Fitted
 
-STEPS = 32
+STEPS = 64
 PARTS = ("value", "measured", "age")  # of a series: what it is, that it was measured, how old it is
 
 
@@ -20,7 +20,7 @@ def attributions(model: nn.Module, x: Tensor, features: int) -> NDArray[np.float
     [N, T, 3F + S]; F is `features`.
 
     The path starts from a patient of whom nothing was measured: every value at the train mean, mask 0, age 1. What is
-    attributed sums, to the error of 32 steps, to the logit's difference from that patient's.
+    attributed sums, to the error of STEPS, to the logit's difference from that patient's.
     """
     if isinstance(model, Fitted):
         raise UsageError(

@@ -5,7 +5,7 @@ from raylab.errors import unknown
 
 ARDS = Recipe(
     task="ards",
-    model=Model(name="gru", hidden=64, dropout=0.5),
+    model=Model(name="gru", hidden=16, dropout=0.5),
     optim=Optim(lr=1e-3, weight_decay=0.1),
     schedule=Schedule(kind="cosine", warmup_steps=20),
     loop=Loop(epochs=20, batch=128, shards=8, ema=0.98, checkpoint_steps=50),
@@ -13,10 +13,10 @@ ARDS = Recipe(
         space={
             "optim.lr": "loguniform(3e-4,3e-3)",
             "optim.weight_decay": "loguniform(1e-2,1.0)",
-            "model.hidden": "choice(48,64,96)",
+            "model.hidden": "choice(8,16,32)",
             "model.dropout": "uniform(0.3,0.7)",
         },
-        points=({"optim.lr": 1e-3, "optim.weight_decay": 0.1, "model.hidden": 64, "model.dropout": 0.5},),
+        points=({"optim.lr": 1e-3, "optim.weight_decay": 0.1, "model.hidden": 16, "model.dropout": 0.5},),
     ),
 )
 

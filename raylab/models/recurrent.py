@@ -11,17 +11,24 @@ from raylab.models.baselines import PER_SERIES, Summary
 CLIP = 4.0  # deviations: of standardised values the few far out would else rule the gradients
 
 
-# Knots of the piecewise linear encoding, in deviations of train: about a tenth of a normal variable lies between two
+# Knots of the piecewise linear encoding: of values in deviations of train (about a tenth of a normal variable lies
+# between two), of counts and hours since as shares of the window
 KNOTS = (-2.5, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.5)
+SHARE_KNOTS = (0.0, 1 / 24, 1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0)
+POOLED = 256  # width of what the head sees beside the states, which need far less (docs/recipes.md)
+
+
+def encoded(values_BV: Tensor, knots: tuple[float, ...]) -> Tensor:
+    """Piecewise linear encoding [B, V, K - 1] of Gorishniy 2022 (arXiv 2203.05556, eq. 1): between two of K knots one
+    output rises from 0 to 1, so that a layer over them can do what a tree's threshold does."""
+    at = torch.tensor(knots, dtype=values_BV.dtype, device=values_BV.device)
+    return ((values_BV[..., None] - at[:-1]) / at.diff()).clamp(0, 1)
 
 
 class Pooled(nn.Module):
-    """What the head sees beside the states, 2 x hidden: one layer over the summary of each series (baselines.Summary).
-    Trees get their strength from it; states find it hard to remember.
-
-    Its values and the statics come in the piecewise linear encoding of Gorishniy 2022 (arXiv 2203.05556, eq. 1), with
-    KNOTS for all: between two knots one input rises from 0 to 1, so that a layer can do what a tree's threshold does.
-    What was never measured is 0 throughout.
+    """What the head sees beside the states, POOLED wide: one layer over the summary of each series (baselines.Summary)
+    and the statics, all in piecewise linear encoding. Trees get their strength from it; states find it hard to
+    remember. What was never measured is 0 throughout.
     """
 
     def __init__(self, features: int, static: int, config: Model) -> None:
@@ -29,8 +36,9 @@ class Pooled(nn.Module):
         self.summary = Summary(features)
         self.features = features
         values = (PER_SERIES - 2) * features + static
-        self.layer = nn.Linear((len(KNOTS) - 1) * values + 2 * features, 2 * config.hidden)
-        self.norm = nn.LayerNorm(2 * config.hidden)
+        inputs = (len(KNOTS) - 1) * values + (len(SHARE_KNOTS) - 1) * 2 * features
+        self.layer = nn.Linear(inputs, POOLED)
+        self.norm = nn.LayerNorm(POOLED)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,12 +46,16 @@ class Pooled(nn.Module):
         rows = self.summary(x).to(x.dtype)
         count, since = rows[:, 6 * f : 7 * f], rows[:, 7 * f : 8 * f]
         # 1 where a series was ever measured; between only on the way of integrated gradients, which need a slope there
-        ever = torch.cat([count.clamp(0, 1).repeat(1, 6), torch.ones_like(rows[:, 8 * f :])], 1)
+        measured = count.clamp(0, 1)
+        ever = torch.cat([measured.repeat(1, 6), torch.ones_like(rows[:, 8 * f :])], 1)
         values = torch.cat([rows[:, : 6 * f], rows[:, 8 * f :]], 1).nan_to_num(0)
-        knots = torch.tensor(KNOTS, dtype=x.dtype, device=x.device)
-        encoded_BVK = ((values[..., None] - knots[:-1]) / knots.diff()).clamp(0, 1) * ever[..., None]
-        seen = torch.cat([encoded_BVK.flatten(1), count / x.shape[1], since.nan_to_num(0)], 1)
-        return torch.relu(self.norm(self.layer(self.dropout(seen))))
+        seen = (
+            encoded(values, KNOTS) * ever[..., None],
+            encoded(count / x.shape[1], SHARE_KNOTS),
+            encoded(since.nan_to_num(0), SHARE_KNOTS) * measured[..., None],
+        )
+        seen_BI = torch.cat([part.flatten(1) for part in seen], 1)
+        return torch.relu(self.norm(self.layer(self.dropout(seen_BI))))
 
 
 def hourly(spec: dict[str, Any]) -> list[str]:
@@ -56,8 +68,13 @@ def summarised(spec: dict[str, Any]) -> list[str]:
     """What each input of Pooled's layer is."""
     values = [f"{part} {name}" for part in range(PER_SERIES - 2) for name in spec["features"]]
     values += [f"static {name}" for name in spec["static"]]
-    encoded = [f"{value} {gap}" for value in values for gap in range(len(KNOTS) - 1)]
-    return encoded + [f"{part} {name}" for part in ("count", "since") for name in spec["features"]]
+    shares = [f"{part} {name}" for part in ("count", "since") for name in spec["features"]]
+    return [
+        f"{name} {gap}"
+        for names, knots in ((values, KNOTS), (shares, SHARE_KNOTS))
+        for name in names
+        for gap in range(len(knots) - 1)
+    ]
 
 
 def clipped(x: Tensor, features: int) -> Tensor:
@@ -79,7 +96,7 @@ class Recurrent(nn.Module):
         self.cell = cell(config.hidden, config.hidden, config.layers, batch_first=True, dropout=between)  # type: ignore[arg-type]
         self.pooled = Pooled(features, static, config)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(4 * config.hidden, outputs)
+        self.head = nn.Linear(2 * config.hidden + POOLED, outputs)
 
     @staticmethod
     def inputs(spec: dict[str, Any]) -> dict[str, list[str]]:
@@ -112,7 +129,7 @@ class GruD(nn.Module):
         self.above = nn.GRU(config.hidden, config.hidden, more, batch_first=True) if more else None
         self.pooled = Pooled(features, static, config)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(4 * config.hidden, outputs)
+        self.head = nn.Linear(2 * config.hidden + POOLED, outputs)
 
     @staticmethod
     def inputs(spec: dict[str, Any]) -> dict[str, list[str]]:

@@ -20,6 +20,8 @@ def network(seed: int = 0) -> torch.nn.Module:
 @pytest.mark.parametrize("model", [network(), Ensemble([network(1), network(2)])], ids=["gru", "ensemble"])
 def test_attributions_add_up_to_the_logits_difference(model):
     x = torch.randn(5, 4, 7)
+    x[..., 2:4] = (x[..., 2:4] > 0).float()  # masks
+    x[..., 4:6] = x[..., 4:6].abs()  # hours since
     found = attributions(model, x, 2)
     assert found.shape == (5, 4, 7)
     with torch.no_grad():

@@ -6,7 +6,7 @@ from raylab import config, recipes
 from raylab.errors import UsageError
 from raylab.loop import predict
 from raylab.models.ensemble import Ensemble
-from raylab.models.recurrent import KNOTS, GruD, Pooled
+from raylab.models.recurrent import KNOTS, SHARE_KNOTS, GruD, Pooled
 from raylab.models.weights import by_name, fill
 from raylab.run import execute, read_model
 from raylab.tasks import task
@@ -41,7 +41,7 @@ def test_grud_trains_its_decays(layers):
 def test_the_encoding_of_a_summary_is_piecewise_linear():
     """One input a gap between knots: 1 for those below the value, the share of the way in its own, 0 above; and all 0
     for what was never measured."""
-    pooled = Pooled(1, 1, config.Model(name="gru", hidden=4)).eval()
+    pooled = Pooled(1, 1, config.Model(name="gru")).eval()
     seen = []
     pooled.layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     x = torch.zeros(2, 4, 4)  # of one series value, mask, since; and the static
@@ -52,7 +52,10 @@ def test_the_encoding_of_a_summary_is_piecewise_linear():
     assert last_of[0].tolist() == [1, 1, 1, 0.5, *[0] * (gaps - 4)]
     assert last_of[1].tolist() == [0] * gaps
     assert static_of[0].tolist() == [1] * KNOTS.index(0) + [0] * (gaps - KNOTS.index(0))
-    assert seen[0].shape == (2, 7 * gaps + 2)
+    shares = len(SHARE_KNOTS) - 1
+    count, since = seen[0][:, 7 * gaps : 7 * gaps + shares], seen[0][:, 7 * gaps + shares :]
+    assert count.tolist() == [[1] * shares, [0] * shares], "in each hour of the window, and never"
+    assert since.tolist() == [[0] * shares] * 2, "just now, and never"
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm", "grud"])
