@@ -1,18 +1,26 @@
-"""How fast the lung model is: vectorised against a plain loop over patients in NumPy, and against a surrogate.
+"""How fast the lung model is: vectorised against a plain loop over patients in NumPy, on Ray workers, and against a
+surrogate.
 
     .venv/bin/python -m benchmarks.physiology [RUN]      # RUN: a trained surrogate
 
-Ratios of work done side by side in one process: the same equations, the same number of Newton steps, the same patients.
-The loop takes one patient after the other with NumPy arrays over the 20 compartments; the model is timed on one thread
-and on one for each core.
+Work done side by side in one run: the same equations, the same patients, solved to the same tolerance. The loop takes
+one patient after the other with NumPy arrays over the 20 compartments; the model is timed in one process and in one
+for each core at the same time, each on one thread, as a sweep's Ray tasks run.
 """
 
+import hashlib
+import multiprocessing
+import os
 import sys
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from raylab.physiology import exchange
 from raylab.physiology.course import advance, begin
@@ -21,86 +29,94 @@ from raylab.physiology.exchange import Gas, System
 from raylab.physiology.mechanics import equilibrium
 from raylab.physiology.parameters import Inputs, inputs
 from raylab.physiology.steady import steady_state, total_shunt
-from raylab.physiology.sweep import RECIPES
+from raylab.physiology.sweep import RECIPES, recipe, write_chunk
+from raylab.physiology.sweep import begin as begin_sweep
+from raylab.ray_map import run_chunks
 
-ROUNDS = 3
+ROUNDS, TIMES, PATIENTS, FEW = 3, 8, 16384, 400
+SWEPT = 2**19
 
 
 def blood(x: Any, y: Any, h: Any, hb: float, base: float, t: float) -> tuple[Any, ...]:
     """`raylab.physiology.blood.state` in NumPy."""
-    ln10 = np.log(10)
-    bohr, hot = (x / 26.6) ** 0.184, (0.00243 * x) ** 3.88
-    acid, fever = h - 7.4, t - 37
-    v = x * np.exp((2.2 - bohr) * acid - (0.058 / (hot + 1) + 0.013) * fever)
-    slope_x = 1 - 0.184 * bohr * acid + 0.058 * 3.88 * hot / (hot + 1) ** 2 * fever
-    cube = v**3 + 150 * v
-    s = cube / (cube + 23400)
-    s_ln = 23400 * (3 * v**2 + 150) * v / (cube + 23400) ** 2
-    s_x, s_h = s_ln * slope_x / x, s_ln * (2.2 - bohr)
-    o2 = 1.34 * hb * s + 0.003 * x
-    bicarbonate = 0.0304 * y * np.exp(ln10 * (h - 6.1))
-    share, buffer = 1 - 0.0143 * hb, 9.5 + 1.63 * hb
-    excess = share * (bicarbonate - 24.26 + buffer * (h - 7.4)) - 0.2 * hb * (1 - s) - base
+    ln10, acid, fever = np.log(10), h - 7.4, t - 37
+    po2, pco2 = np.exp(x), np.exp(y)
+    bohr = np.exp(0.184 * x - 0.184 * np.log(26.6))
+    cool = 1 / (np.exp(3.88 * x + 3.88 * np.log(0.00243)) + 1)
+    slope_h = 2.2 - bohr
+    v = np.exp(x + slope_h * acid - (0.058 * cool + 0.013) * fever)
+    slope_x = 1 - 0.184 * bohr * acid + (cool - cool * cool) * (0.058 * 3.88 * fever)
+    cube = v * (v * v + 150)
+    inverse = 1 / (cube + 23400)
+    empty = 23400 * inverse
+    s = 1 - empty
+    s_ln = empty * (3 * s - 300 * v * inverse)
+    s_x, s_h = s_ln * slope_x, s_ln * slope_h
+    bound, dissolved, share, haldane = 1.34 * hb, 0.003 * po2, 1 - 0.0143 * hb, 0.2 * hb
+    buffer = share * (9.5 + 1.63 * hb)
+    bicarbonate = share * np.exp(ln10 * h + y + (np.log(0.0304) - 6.1 * ln10))
+    excess = bicarbonate + buffer * acid - haldane * empty - (24.26 * share + base)
     cold = 37 - t
-    solubility = 0.0307 + 0.00057 * cold + 0.00002 * cold**2
-    pk = 6.086 + 0.042 * (7.4 - h) + (38 - t) * (0.00472 + 0.00139 * (7.4 - h))
-    ratio = np.exp(ln10 * (h - pk))
-    plasma = 2.226 * solubility * y * (1 + ratio)
-    plasma_h = 2.226 * solubility * y * ratio * ln10 * (1 + 0.042 + 0.00139 * (38 - t))
-    low, high = 3.352 - 0.456 * s, np.maximum(8.142 - h, 0.3)
-    cells = 0.0289 * hb / (low * high)
-    co2 = plasma * (1 - cells)
-    cells_s, cells_h = cells * 0.456 / low, cells / high * (h < 7.842)
+    pk, ph_pk = 6.086 + 0.042 * 7.4 + (38 - t) * (0.00472 + 0.00139 * 7.4), 1.042 + 0.00139 * (38 - t)
+    gas = 2.226 * (0.0307 + 0.00057 * cold + 0.00002 * cold**2) * pco2
+    ionised = gas * np.exp(ln10 * ph_pk * h - ln10 * pk)
+    plasma, far = gas + ionised, 8.142 - h
+    high, low = 1 / np.maximum(far, 0.3), 1 / (3.352 - 0.456 * s)
+    cells = 0.0289 * hb * low * high
+    carried = plasma * cells
+    carried_s = 0.456 * carried * low
     return (
-        o2, co2, excess, 1.34 * hb * s_x + 0.003, 1.34 * hb * s_h, -plasma * cells_s * s_x, co2 / y,
-        plasma_h * (1 - cells) - plasma * (cells_h + cells_s * s_h), 0.2 * hb * s_x, share * bicarbonate / y,
-        share * (ln10 * bicarbonate + buffer) + 0.2 * hb * s_h,
+        po2, pco2, bound * s + dissolved, plasma - carried, excess, bound * s_x + dissolved, bound * s_h,
+        -carried_s * s_x, ln10 * ph_pk * ionised * (1 - cells) - carried * high * (far > 0.3) - carried_s * s_h,
+        haldane * s_x, bicarbonate, ln10 * bicarbonate + buffer + haldane * s_h,
     )  # fmt: skip
 
 
-def one_patient(of: dict[str, Any], at: dict[str, Any], steps: int) -> tuple[Any, ...]:
-    """`steps` of `exchange.step` for one patient in NumPy; PO2 and PCO2 of the compartments, venous contents."""
-    x, y, h, o2_v, co2_v = (at[name] for name in ("x", "y", "h", "o2_v", "co2_v"))
-    f, p, k, shunt = of["fio2"], of["dry_mmHg"], of["k"], of["shunt"]
-    v, q, g = of["ventilation"], of["flow"], of["stored"]
-    mix = q / q.sum()
-    for _ in range(steps):
-        o2, co2, excess, o2_x, o2_h, co2_x, co2_y, co2_h, e_x, e_y, e_h = blood(
-            x, y, h, of["hb"], of["base_excess"], of["temperature_C"]
+def one_patient(of: dict[str, Any], at: dict[str, Any], share: Any) -> Any:
+    """PO2 of the compartments: `exchange.step` for one patient in NumPy, until it has settled as there."""
+    lx, ly, h, o2_v, co2_v = (at[name] for name in ("ln_x", "ln_y", "h", "o2_v", "co2_v"))
+    f, rest, shunt, through, o2_b, co2_b = (
+        of["fio2"],
+        1 - of["fio2"],
+        of["shunt"],
+        1 - of["shunt"],
+        of["o2_b"],
+        of["co2_b"],
+    )
+    for _ in range(40):
+        po2, pco2, o2, co2, excess, o2_x, o2_h, co2_x, co2_h, e_x, e_y, e_h = blood(
+            lx, ly, h, of["hb"], of["base_excess"], of["temperature_C"]
         )
-        lag, up_x, up_y = excess / e_h, e_x / e_h, e_y / e_h
-        o2, o2_x, o2_y = o2 - o2_h * lag, o2_x - o2_h * up_x, -o2_h * up_y
-        co2, co2_x, co2_y = co2 - co2_h * lag, co2_x - co2_h * up_x, co2_y - co2_h * up_y
-        flux = k * q
-        taken, given = (1 - f) * flux, f * flux
-        lost, held = co2_v - co2, v + g
-        rest_x = v * (f * p - x) - taken * (o2 - o2_v) - given * lost - g * (x - of["x_before"])
-        rest_y = v * y - flux * lost + g * (y - of["y_before"])
-        xx, xy, yx, yy = (
-            -held - taken * o2_x + given * co2_x,
-            -taken * o2_y + given * co2_y,
-            flux * co2_x,
-            held + flux * co2_y,
-        )
-        det = xx * yy - xy * yx
-        own_x, own_y = (-rest_x * yy + xy * rest_y) / det, (-xx * rest_y + yx * rest_x) / det
-        po_x, po_y = -taken * yy / det, taken * yx / det
-        pc_x, pc_y = (given * yy - flux * xy) / det, (xx * flux - yx * given) / det
-        o2_c, co2_c = mix @ (o2 + o2_x * own_x + o2_y * own_y), mix @ (co2 + co2_x * own_x + co2_y * own_y)
-        rest_o2 = o2_v - of["o2_a"] - of["o2_b"] * ((1 - shunt) * o2_c + shunt * o2_v)
-        rest_co2 = co2_v - of["co2_a"] - of["co2_b"] * ((1 - shunt) * co2_c + shunt * co2_v)
-        oo = 1 - of["o2_b"] * (shunt + (1 - shunt) * (mix @ (o2_x * po_x + o2_y * po_y)))
-        oc = -of["o2_b"] * (1 - shunt) * (mix @ (o2_x * pc_x + o2_y * pc_y))
-        co = -of["co2_b"] * (1 - shunt) * (mix @ (co2_x * po_x + co2_y * po_y))
-        cc = 1 - of["co2_b"] * (shunt + (1 - shunt) * (mix @ (co2_x * pc_x + co2_y * pc_y)))
+        inverse = 1 / e_h
+        lag, up_x, up_y = excess * inverse, e_x * inverse, e_y * inverse
+        o2_x, o2_y, co2_x, co2_y = o2_x - o2_h * up_x, -o2_h * up_y, co2_x - co2_h * up_x, co2 - co2_h * up_y
+        o2, co2 = o2 - o2_h * lag, co2 - co2_h * lag
+        x, y = of["ratio"] * po2, of["ratio"] * pco2
+        miss_o2 = of["source_o2"] - x - f * y - rest * (o2 - o2_v)
+        miss_co2 = of["source_co2"] - y - co2 + co2_v
+        xx, xy, yx, yy = x + rest * o2_x, f * y + rest * o2_y, co2_x, y + co2_y
+        inverse = 1 / (xx * yy - xy * yx)
+        xx, xy, yx, yy = xx * inverse, xy * inverse, yx * inverse, yy * inverse
+        own_x, own_y = yy * miss_o2 - xy * miss_co2, xx * miss_co2 - yx * miss_o2
+        o2_c, co2_c = share @ (o2 + o2_x * own_x + o2_y * own_y), share @ (co2 + co2_x * own_x + co2_y * own_y)
+        rest_o2 = o2_v - of["o2_a"] - o2_b * (through * o2_c + shunt * o2_v)
+        rest_co2 = co2_v - of["co2_a"] - co2_b * (through * co2_c + shunt * co2_v)
+        oo = 1 - o2_b * (shunt + through * rest * (share @ (o2_x * yy - o2_y * yx)))
+        oc = -o2_b * through * (share @ (o2_y * xx - o2_x * xy))
+        co = -co2_b * through * rest * (share @ (co2_x * yy - co2_y * yx))
+        cc = 1 - co2_b * (shunt + through * (share @ (co2_y * xx - co2_x * xy)))
         outer = oo * cc - oc * co
-        d_o2 = np.clip((-rest_o2 * cc + oc * rest_co2) / outer, -6, 6)
-        d_co2 = np.clip((-oo * rest_co2 + co * rest_o2) / outer, -25, 25)
-        dx, dy = own_x + po_x * d_o2 + pc_x * d_co2, own_y + po_y * d_o2 + pc_y * d_co2
+        d_o2 = min(max((-rest_o2 * cc + oc * rest_co2) / outer, -6), 6)
+        d_co2 = min(max((-oo * rest_co2 + co * rest_o2) / outer, -25), 25)
+        dx, dy = own_x + yy * (rest * d_o2) - xy * d_co2, own_y + xx * d_co2 - yx * (rest * d_o2)
         dh = -lag - up_x * dx - up_y * dy
-        x, y = x * np.exp(np.clip(dx / x, -0.7, 0.7)), y * np.exp(np.clip(dy / y, -0.7, 0.7))
-        h, o2_v, co2_v = np.clip(h + np.clip(dh, -0.2, 0.2), 5.5, 9), o2_v + d_o2, co2_v + d_co2
-    return x, y, o2_v, co2_v
+        dx, dy = np.minimum(np.maximum(dx, -0.7), 0.7), np.minimum(np.maximum(dy, -0.7), 0.7)
+        lx, ly, h = lx + dx, ly + dy, np.minimum(np.maximum(h + np.minimum(np.maximum(dh, -0.2), 0.2), 5.5), 9)
+        o2_v, co2_v = o2_v + d_o2, co2_v + d_co2
+        moved = max(abs(dx).max(), abs(dy).max(), abs(dh).max(), abs(d_o2) / 10, abs(d_co2) / 50)
+        if moved < exchange.TOLERANCE:
+            return np.exp(lx)
+    raise RuntimeError("a patient without a steady state")
 
 
 def patients(n: int) -> Inputs:
@@ -110,52 +126,86 @@ def patients(n: int) -> Inputs:
 
 
 def row(of: System | Gas, i: int) -> dict[str, Any]:
-    fields = of._asdict() if isinstance(of, Gas) else vars(of)
-    return {name: value[i].numpy() for name, value in fields.items()}
+    """Row i: numbers as Python's own, with which NumPy is quicker."""
+    values = of._asdict() if isinstance(of, Gas) else vars(of)
+    return {name: value[i].numpy() if value.dim() > 1 else value[i].item() for name, value in values.items()}
 
 
-def vectorised(given: Inputs, steps: int) -> tuple[float, Gas, System, Gas]:
-    """Seconds for `steps` Newton steps of all patients, as `exchange.solve` makes them; where all end, and began."""
+def solved(given: Inputs, compiled: bool) -> tuple[float, System, Tensor]:
+    """Seconds for the steady states of all patients, their equations and the PO2 of their compartments."""
+    torch.set_num_threads(1)
     of = exchange.system(given, total_shunt(given, equilibrium(given)))
-    start = exchange.guess(of)
-
-    def some(part: System, at: Gas) -> Gas:
-        for _ in range(steps):
-            at, _ = exchange.step(part, at)
-        return at
-
     began = time.perf_counter()
-    parts = exchange.by_block(some, of, start)
-    seconds = time.perf_counter() - began
-    return seconds, Gas(*(torch.cat(values) for values in zip(*parts, strict=True))), of, start
+    for _ in range(TIMES):
+        gas, converged = exchange.solve(of, compiled=compiled)
+    seconds = (time.perf_counter() - began) / TIMES
+    if not bool(converged.all()):
+        raise RuntimeError("a patient without a steady state")
+    return seconds, of, gas.x
+
+
+def looped(of: System) -> tuple[float, Any]:
+    """The same in NumPy, one patient after the other."""
+    start, share = exchange.guess(of), exchange.shares(of.ratio).numpy()
+    rows = [(row(of, i), row(start, i)) for i in range(len(of.fio2))]
+    began = time.perf_counter()
+    found = [one_patient(*one, share) for one in rows]
+    return time.perf_counter() - began, np.stack(found)
+
+
+def seconds_alone(given: Inputs, compiled: bool) -> float:
+    """`solved` for another process."""
+    return solved(given, compiled)[0]
+
+
+def sweeps(cores: int) -> None:
+    """Rows a second of one sweep, written, on Ray workers of one thread each, and a hash of its files."""
+    import ray
+
+    for compiled in (False, True):
+        made = recipe("living", {}, size=SWEPT, compiled=compiled)
+        for workers in range(1, cores + 1):
+            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="warning")
+            with tempfile.TemporaryDirectory() as place:
+                chunks = begin_sweep(made, Path(place))
+                began = time.perf_counter()
+                run_chunks(write_chunk, chunks)
+                rate = SWEPT / (time.perf_counter() - began)
+                digest = hashlib.sha256(b"".join(path.read_bytes() for path in chunks)).hexdigest()[:8]
+            what = f"{', compiled' if compiled else ''}, start of the workers included"
+            print(f"sweep{what}: {rate:,.0f} rows a second on {workers} Ray worker(s), files {digest}", flush=True)
+            ray.shutdown()
 
 
 def main() -> None:
     torch.set_grad_enabled(False)
-    cores = torch.get_num_threads()
-    many, few, steps = patients(16384), patients(200), 12
-    for r in range(ROUNDS):
-        fast = {}
-        for threads in sorted({1, cores}):
-            torch.set_num_threads(threads)
-            fast[threads], at, of, start = vectorised(many, steps)
-        began = time.perf_counter()
-        for i in range(len(few)):
-            x, *_ = one_patient(row(of, i), row(start, i), steps)
-        slow = time.perf_counter() - began
-        assert np.allclose(x, at.x[len(few) - 1].numpy(), rtol=1e-9), "the loop solves something else"
-        loop = len(few) / slow
-        for threads, seconds in fast.items():
-            rates = f"vectorised {len(many) / seconds:,.0f}, loop {loop:,.0f}, ratio {len(many) / seconds / loop:.0f}"
-            print(f"round {r}: steady states a second, {threads} thread(s): {rates}", flush=True)
     torch.set_num_threads(1)
-    given = many
-    stores, _ = begin(given)
+    cores = len(os.sched_getaffinity(0))
+    many = patients(PATIENTS)
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+        for r in range(-1, ROUNDS):  # the first imports, compiles and warms
+            _, of, x = solved(many, False)
+            slow, check = looped(of.take(slice(0, FEW)))
+            if not np.allclose(check, x[:FEW].numpy(), rtol=1e-8):
+                raise RuntimeError("the loop solves something else")
+            loop = FEW / slow
+            for compiled in (False, True):
+                one = PATIENTS / solved(many, compiled)[0]
+                together = cores * PATIENTS / max(pool.map(seconds_alone, [many] * cores, [compiled] * cores))
+                if r >= 0:
+                    print(
+                        f"round {r}: steady states a second{', compiled' if compiled else ''}: loop {loop:,.0f}; "
+                        f"one process {one:,.0f}, ratio {one / loop:.0f}; "
+                        f"{cores} processes {together:,.0f}, ratio {together / loop:.0f}",
+                        flush=True,
+                    )
+    stores, _ = begin(many)
     began = time.perf_counter()
     for _ in range(5):
-        stores, _ = advance(given, stores, 0.1)
-    rate = len(given) * 0.5 / (time.perf_counter() - began)
-    print(f"time course: {rate:,.0f} patients x simulated minutes a second, one thread, steps of .1 min", flush=True)
+        stores, _ = advance(many, stores, 0.1)
+    rate = len(many) * 0.5 / (time.perf_counter() - began)
+    print(f"time course: {rate:,.0f} patients x simulated minutes a second, one process, steps of .1 min", flush=True)
+    sweeps(cores)
     if len(sys.argv) > 1:
         surrogate(sys.argv[1], many)
 

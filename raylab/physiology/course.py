@@ -24,7 +24,7 @@ from raylab.errors import UsageError
 from raylab.physiology import exchange, mechanics
 from raylab.physiology.exchange import Gas, System
 from raylab.physiology.parameters import SETTINGS, Inputs, check
-from raylab.physiology.steady import Steady, arterial, outputs, steady_state, total_shunt
+from raylab.physiology.steady import Steady, outputs, steady_state, total_shunt
 
 STEP_min = 0.1
 OPENING_min = 20.0  # time constants of the open fraction
@@ -47,7 +47,7 @@ def begin(given: Inputs) -> tuple[Stores, Steady]:
     """The steady state as the start of a course; rows without one stay without values."""
     with torch.no_grad():
         steady = steady_state(given)
-        o2_a, co2_a = arterial(steady.of, steady.gas)
+        o2_a, co2_a = steady.arterial
         leaving = [o2_a + steady.of.o2_a] * len(TISSUES), [co2_a + steady.of.co2_a] * len(TISSUES)
         return Stores(steady.gas, *leaving, mechanics.equilibrium(given)), steady
 
@@ -61,7 +61,7 @@ def advance(given: Inputs, before: Stores, minutes: float) -> tuple[Stores, Stea
         of = unsteady(given, before, opened, minutes)
         gas, converged = exchange.solve(of, before.gas)
         found = outputs(given, opened, of, gas, converged, torch.zeros_like(converged))
-        o2_a, co2_a = arterial(of, gas)
+        o2_a, co2_a = found.arterial
         made = given.vo2_mL_per_min * given.rq
         o2 = [tissue(given, c, o2_a, -given.vo2_mL_per_min, i, O2, minutes) for i, c in enumerate(before.o2)]
         co2 = [tissue(given, c, co2_a, made, i, CO2, minutes) for i, c in enumerate(before.co2)]
@@ -79,8 +79,7 @@ def tissue(
 
 def unsteady(given: Inputs, before: Stores, opened: Tensor, minutes: float) -> System:
     """The equations of one step of `minutes`: `exchange.system` with what is stored."""
-    of = exchange.system(given, total_shunt(given, opened))
-    share = of.flow / of.flow.sum(1, keepdim=True)
+    of = exchange.system(given, total_shunt(given, opened), given.gas_volume_mL / 1000 / minutes, before.gas)
     made = given.vo2_mL_per_min * given.rq
     zero = torch.zeros_like(given.fio2)
 
@@ -94,16 +93,7 @@ def unsteady(given: Inputs, before: Stores, opened: Tensor, minutes: float) -> S
 
     o2_a, o2_b = line(before.o2, -given.vo2_mL_per_min, O2)
     co2_a, co2_b = line(before.co2, made, CO2)
-    return replace(
-        of,
-        stored=(given.gas_volume_mL / 1000 / minutes)[:, None] * share,
-        x_before=before.gas.x,
-        y_before=before.gas.y,
-        o2_a=o2_a,
-        o2_b=o2_b,
-        co2_a=co2_a,
-        co2_b=co2_b,
-    )
+    return replace(of, o2_a=o2_a, o2_b=o2_b, co2_a=co2_a, co2_b=co2_b)
 
 
 def course(

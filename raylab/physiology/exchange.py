@@ -23,7 +23,8 @@ remain. The last step is taken with the graph, which gives gradients by the impl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import NamedTuple, TypeVar
+from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,25 +32,28 @@ from torch import Tensor
 from raylab.physiology import blood
 from raylab.physiology.parameters import Inputs
 
-T = TypeVar("T")
-
 COMPARTMENTS = 20
 SPREAD = 3.0  # compartments lie evenly over so many standard deviations to each side
-STEPS = 40  # 5 to 12 are usual; a row that needs more has no solution
-BLOCK = 1024  # rows solved at a time: their arrays stay in the cache
+# Newton steps: 5 to 12 are usual, and a row that needs more than some 40 has no solution. The first need no more than
+# single precision, which is half the work; the rows that have not settled go on together.
+ROUGH_STEPS, FINE_STEPS, NEARBY_STEPS, MORE_STEPS = 7, 2, 4, (8, 29)
+NEAR = 0.1  # length of the last rough step from which the others go on
+BLOCK = 2048  # rows solved at a time: their arrays stay in the cache
+SMALL_BLOCK = 256  # of the rest, where steps are compiled
 LARGEST = 0.7  # of a step, in ln(mmHg)
 TOLERANCE = 1e-10  # relative, of the last step
 
 
 @dataclass(frozen=True)
 class System:
-    """Coefficients of the equations above; [N, K] for compartments, [N] for the rest. `start` holds x', y'."""
+    """Coefficients of the equations above; [N, K] for compartments, [N] for the rest. Compartments' balances are
+    divided by their k q_i."""
 
     ventilation: Tensor
-    flow: Tensor
-    stored: Tensor  # g
-    x_before: Tensor
-    y_before: Tensor
+    ratio: Tensor  # (V + g) / (k q)
+    source_o2: Tensor  # (V F P + g (x' + F y')) / (k q): F times the CO2 line is taken from the O2 line
+    source_co2: Tensor  # g y' / (k q)
+    flow: Tensor  # of all compartments
     fio2: Tensor
     dry_mmHg: Tensor
     k: Tensor
@@ -65,18 +69,34 @@ class System:
     def take(self, rows: Tensor | slice) -> "System":
         return System(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
+    def to(self, dtype: torch.dtype) -> "System":
+        return System(**{field.name: getattr(self, field.name).to(dtype) for field in fields(self)})
+
 
 class Gas(NamedTuple):
-    """Where the equations stand: [N, K] x (PO2), y (PCO2), h (pH) of compartments, [N] venous contents in mL/dL."""
+    """Where the equations stand: [N, K] ln PO2, ln PCO2 and h (pH) of compartments, [N] venous contents in mL/dL."""
 
-    x: Tensor
-    y: Tensor
+    ln_x: Tensor
+    ln_y: Tensor
     h: Tensor
     o2_v: Tensor
     co2_v: Tensor
 
+    @property
+    def x(self) -> Tensor:
+        """PO2 in mmHg."""
+        return blood.exp(self.ln_x)
+
+    @property
+    def y(self) -> Tensor:
+        """PCO2 in mmHg."""
+        return blood.exp(self.ln_y)
+
     def take(self, rows: Tensor | slice) -> "Gas":
         return Gas(*(value[rows] for value in self))
+
+    def to(self, dtype: torch.dtype) -> "Gas":
+        return Gas(*(value.to(dtype) for value in self))
 
 
 def water_vapour_mmHg(temperature_C: Tensor) -> Tensor:
@@ -90,30 +110,45 @@ def conversion(temperature_C: Tensor) -> Tensor:
     return 7.6 * (273.15 + temperature_C) / 273.15
 
 
-def distribution(given: Inputs, shunt: Tensor) -> tuple[Tensor, Tensor]:
-    """Expired ventilation and blood flow of the compartments, each [N, K] in L/min."""
-    z = torch.linspace(-SPREAD, SPREAD, COMPARTMENTS, dtype=torch.float64, device=given.fio2.device)
-    weight = torch.exp(-(z**2) / 2)
-    flow = (given.cardiac_output_L_per_min * (1 - shunt))[:, None] * (weight / weight.sum())
-    ventilated = flow * torch.exp(given.vq_log_sd[:, None] * z)
-    share = ventilated / ventilated.sum(1, keepdim=True)
-    return given.alveolar_ventilation_L_per_min()[:, None] * share, flow
+def _deviations(like: Tensor) -> Tensor:
+    """Of the compartments' ln(V/Q) from its mean, in standard deviations, [K]."""
+    return torch.linspace(-SPREAD, SPREAD, COMPARTMENTS, dtype=like.dtype, device=like.device)
 
 
-def system(given: Inputs, shunt: Tensor) -> System:
-    """The equations of the steady state."""
-    ventilation, flow = distribution(given, shunt)
+def shares(like: Tensor) -> Tensor:
+    """Shares of the blood flow that the compartments get, [K]: the same in every lung."""
+    weight = torch.exp(-(_deviations(like) ** 2) / 2)
+    return weight / weight.sum()
+
+
+def system(given: Inputs, shunt: Tensor, volume_per_step: Tensor | None = None, before: "Gas | None" = None) -> System:
+    """The equations of the steady state; of a step in time where what is stored is given.
+
+    `volume_per_step` [N], L/min: gas volume of the lung / time step (the sum of g_i), `before`: gas at its start.
+    """
+    z, share = _deviations(given.fio2), shares(given.fio2)
+    flow = given.cardiac_output_L_per_min * (1 - shunt)
+    spread = share * torch.exp(given.vq_log_sd[:, None] * z)
+    ventilation = given.alveolar_ventilation_L_per_min()[:, None] * (spread / spread.sum(1, keepdim=True))
+    k = conversion(given.temperature_C)
+    dry = given.barometric_mmHg - water_vapour_mmHg(given.temperature_C)
+    flux = (k * flow)[:, None] * share
+    held, o2, co2 = ventilation, ventilation * (given.fio2 * dry)[:, None], torch.zeros_like(ventilation)
+    if volume_per_step is not None and before is not None:
+        stored = volume_per_step[:, None] * share
+        co2 = stored * before.y
+        held, o2 = held + stored, o2 + stored * before.x + given.fio2[:, None] * co2
     output = 10 * given.cardiac_output_L_per_min  # dL/min
-    nothing, one = torch.zeros_like(flow), torch.ones_like(shunt)
+    one = torch.ones_like(shunt)
     return System(
         ventilation=ventilation,
+        ratio=held / flux,
+        source_o2=o2 / flux,
+        source_co2=co2 / flux,
         flow=flow,
-        stored=nothing,
-        x_before=nothing,
-        y_before=nothing,
         fio2=given.fio2,
-        dry_mmHg=given.barometric_mmHg - water_vapour_mmHg(given.temperature_C),
-        k=conversion(given.temperature_C),
+        dry_mmHg=dry,
+        k=k,
         shunt=shunt,
         hb=given.hb_g_per_dL,
         base_excess=given.base_excess_mmol_per_L,
@@ -129,13 +164,12 @@ def system(given: Inputs, shunt: Tensor) -> System:
 def guess(of: System) -> Gas:
     """A start from which Newton's method finds the solution: the ideal lung's gas in every compartment."""
     total = of.ventilation.sum(1)
-    produced = of.co2_a * of.flow.sum(1) / (1 - of.shunt)
+    produced = of.co2_a * of.flow / (1 - of.shunt)
     y = (of.k * produced / total).clamp(10, 150)
     x = (of.fio2 * of.dry_mmHg - 1.1 * y).clamp(min=40)
-    wide = torch.ones_like(of.flow)
-    x, y = x[:, None] * wide, y[:, None] * wide
-    h = blood.ph_of(x, y, *_blood_of(of))
-    return Gas(x, y, h, blood.HUEFNER_mL_per_g * of.hb * 0.7, y[:, 0] * 1.2)
+    h = 6.1 + torch.log10((24.26 + of.base_excess).clamp(min=3) / (0.0304 * y))  # Henderson and Hasselbalch
+    ln_x, ln_y, h = (value[:, None].expand_as(of.ventilation).contiguous() for value in (x.log(), y.log(), h))
+    return Gas(ln_x, ln_y, h, blood.HUEFNER_mL_per_g * of.hb * 0.7, y * 1.2)
 
 
 def _blood_of(of: System) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,55 +178,52 @@ def _blood_of(of: System) -> tuple[Tensor, Tensor, Tensor]:
 
 def step(of: System, at: Gas) -> tuple[Gas, Tensor]:
     """One Newton step from `at`, and its length [N]: the largest relative change of any unknown."""
-    now = blood.state(at.x, at.y, at.h, *_blood_of(of))
-    lag = now.excess / now.excess_h
-    up_x, up_y = now.excess_x / now.excess_h, now.excess_y / now.excess_h
-    # contents and slopes with the pH moved to where it belongs
+    now = blood.state(at.ln_x, at.ln_y, at.h, *_blood_of(of))
+    inverse = 1 / now.excess_h
+    lag, up_x, up_y = now.excess * inverse, now.excess_x * inverse, now.excess_y * inverse
+    # contents and slopes (with respect to ln x, ln y) with the pH moved to where it belongs
     o2, o2_x, o2_y = now.o2 - now.o2_h * lag, now.o2_x - now.o2_h * up_x, -now.o2_h * up_y
-    co2, co2_x, co2_y = now.co2 - now.co2_h * lag, now.co2_x - now.co2_h * up_x, now.co2_y - now.co2_h * up_y
+    co2, co2_x, co2_y = now.co2 - now.co2_h * lag, now.co2_x - now.co2_h * up_x, now.co2 - now.co2_h * up_y
 
-    f, p = of.fio2[:, None], of.dry_mmHg[:, None]
-    flux = of.k[:, None] * of.flow
-    taken, given = (1 - f) * flux, f * flux
-    lost = at.co2_v[:, None] - co2
-    held = of.ventilation + of.stored
-    rest_x = of.ventilation * (f * p - at.x) - taken * (o2 - at.o2_v[:, None]) - given * lost
-    rest_x = rest_x - of.stored * (at.x - of.x_before)
-    rest_y = of.ventilation * at.y - flux * lost + of.stored * (at.y - of.y_before)
-    xx, xy = -held - taken * o2_x + given * co2_x, -taken * o2_y + given * co2_y
-    yx, yy = flux * co2_x, held + flux * co2_y
-    det = xx * yy - xy * yx
-    # (dx, dy) = own + per_o2 dO2(v) + per_co2 dCO2(v)
-    own_x, own_y = (-rest_x * yy + xy * rest_y) / det, (-xx * rest_y + yx * rest_x) / det
-    per_o2_x, per_o2_y = -taken * yy / det, taken * yx / det
-    per_co2_x, per_co2_y = (given * yy - flux * xy) / det, (xx * flux - yx * given) / det
+    # Each compartment's balances divided by k q; F times that of CO2 is taken from that of O2, which leaves it without
+    # CO2 contents. ratio = (V + g) / (k q).
+    f, rest = of.fio2[:, None], (1 - of.fio2)[:, None]
+    x, y = of.ratio * now.po2_mmHg, of.ratio * now.pco2_mmHg
+    miss_o2 = of.source_o2 - x - f * y - rest * (o2 - at.o2_v[:, None])
+    miss_co2 = of.source_co2 - y - co2 + at.co2_v[:, None]
+    # [xx xy; yx yy] (dx, dy) = (miss_o2 + rest dO2(v), miss_co2 + dCO2(v))
+    xx, xy = x + rest * o2_x, f * y + rest * o2_y
+    yx, yy = co2_x, y + co2_y
+    inverse = 1 / (xx * yy - xy * yx)
+    xx, xy, yx, yy = xx * inverse, xy * inverse, yx * inverse, yy * inverse
+    own_x, own_y = yy * miss_o2 - xy * miss_co2, xx * miss_co2 - yx * miss_o2
 
-    mix = of.flow / of.flow.sum(1, keepdim=True)
-    through = 1 - of.shunt
+    share, through = shares(x), 1 - of.shunt
 
     def mixed(value: Tensor) -> Tensor:
-        return (mix * value).sum(1)
+        return (share * value).sum(1)
 
     o2_c, co2_c = mixed(o2 + o2_x * own_x + o2_y * own_y), mixed(co2 + co2_x * own_x + co2_y * own_y)
     rest_o2 = at.o2_v - of.o2_a - of.o2_b * (through * o2_c + of.shunt * at.o2_v)
     rest_co2 = at.co2_v - of.co2_a - of.co2_b * (through * co2_c + of.shunt * at.co2_v)
-    oo = 1 - of.o2_b * (of.shunt + through * mixed(o2_x * per_o2_x + o2_y * per_o2_y))
-    oc = -of.o2_b * through * mixed(o2_x * per_co2_x + o2_y * per_co2_y)
-    co = -of.co2_b * through * mixed(co2_x * per_o2_x + co2_y * per_o2_y)
-    cc = 1 - of.co2_b * (of.shunt + through * mixed(co2_x * per_co2_x + co2_y * per_co2_y))
+    oo = 1 - of.o2_b * (of.shunt + through * rest[:, 0] * mixed(o2_x * yy - o2_y * yx))
+    oc = -of.o2_b * through * mixed(o2_y * xx - o2_x * xy)
+    co = -of.co2_b * through * rest[:, 0] * mixed(co2_x * yy - co2_y * yx)
+    cc = 1 - of.co2_b * (of.shunt + through * mixed(co2_y * xx - co2_x * xy))
     outer = oo * cc - oc * co
     d_o2 = ((-rest_o2 * cc + oc * rest_co2) / outer).clamp(-6, 6)
     d_co2 = ((-oo * rest_co2 + co * rest_o2) / outer).clamp(-25, 25)
 
-    dx = own_x + per_o2_x * d_o2[:, None] + per_co2_x * d_co2[:, None]
-    dy = own_y + per_o2_y * d_o2[:, None] + per_co2_y * d_co2[:, None]
+    arrived, gone = (rest[:, 0] * d_o2)[:, None], d_co2[:, None]
+    dx, dy = own_x + yy * arrived - xy * gone, own_y + xx * gone - yx * arrived
     dh = -lag - up_x * dx - up_y * dy
-    step_x, step_y = (dx / at.x).clamp(-LARGEST, LARGEST), (dy / at.y).clamp(-LARGEST, LARGEST)
-    moved = torch.stack([step_x.detach().abs(), step_y.detach().abs(), dh.detach().abs()]).amax((0, 2))
-    moved = torch.maximum(moved, torch.maximum(d_o2.detach().abs() / 10, d_co2.detach().abs() / 50))
+    step_x, step_y = dx.clamp(-LARGEST, LARGEST), dy.clamp(-LARGEST, LARGEST)
+    with torch.no_grad():
+        moved = torch.maximum(torch.maximum(step_x.abs(), step_y.abs()), dh.abs()).amax(1)
+        moved = torch.maximum(moved, torch.maximum(d_o2.abs() / 10, d_co2.abs() / 50))
     to = Gas(
-        at.x * torch.exp(step_x),
-        at.y * torch.exp(step_y),
+        at.ln_x + step_x,
+        at.ln_y + step_y,
         (at.h + dh.clamp(-0.2, 0.2)).clamp(5.5, 9),
         at.o2_v + d_o2,
         at.co2_v + d_co2,
@@ -200,55 +231,84 @@ def step(of: System, at: Gas) -> tuple[Gas, Tensor]:
     return to, moved
 
 
-def solve(of: System, start: Gas | None = None) -> tuple[Gas, Tensor]:
+def solve(of: System, start: Gas | None = None, compiled: bool = False) -> tuple[Gas, Tensor]:
     """The solution and which rows converged, bool [N]. Rows without a solution do not disturb the others.
 
-    `start` is a near solution, where one is known. Gradients flow through the coefficients of `of`.
+    `start` is a near solution, where one is known. `compiled`: by torch.compile, which needs a C++ compiler and, the
+    first time, some ten seconds; the last bits differ. Gradients flow through the coefficients of `of`.
     """
     with torch.no_grad():
         at = guess(of) if start is None else start
-        solved = by_block(_newton, of, at)
-        done = Gas(*(torch.cat(parts) for parts in zip(*(gas for gas, _ in solved), strict=True)))
-        converged = torch.cat([ok for _, ok in solved])
+        done, moved = by_block(partial(begun, rough=start is None, compiled=compiled), of, at, compiled)
+        for steps in MORE_STEPS:
+            left = (~(moved < TOLERANCE)).nonzero()[:, 0]
+            if len(left) == 0:
+                break
+            further = partial(newton, steps=steps, compiled=compiled)
+            gas, moved[left] = by_block(further, of.take(left), done.take(left), compiled)
+            for whole, value in zip(done, gas, strict=True):
+                whole[left] = value
     if torch.is_grad_enabled():
         done, _ = step(of, done)
-    return done, converged
+    return done, moved < TOLERANCE
 
 
-def by_block(work: Callable[[System, Gas], T], of: System, at: Gas) -> list[T]:
-    """work(of, at) of every block of rows, in order, without gradients. Arrays of a block are too small for torch to
-    share one among its threads, so each of these takes blocks of its own."""
-    blocks = [slice(a, a + BLOCK) for a in range(0, len(of.fio2), BLOCK)] or [slice(0, 0)]
+def begun(of: System, at: Gas, rough: bool, compiled: bool) -> tuple[Gas, Tensor]:
+    """The first steps of a block, of which most rows need no more."""
+    if not rough:
+        return newton(of, at, NEARBY_STEPS, compiled)
+    gas, moved = newton(of.to(torch.float32), at.to(torch.float32), ROUGH_STEPS, compiled)
+    near = moved < NEAR  # where they led nowhere, the others begin at the start
+    kept = (torch.where(near[:, None] if a.dim() > 1 else near, g.to(a.dtype), a) for g, a in zip(gas, at, strict=True))
+    return newton(of, Gas(*kept), FINE_STEPS, compiled)
 
-    def one(rows: slice) -> T:
+
+def newton(of: System, at: Gas, steps: int, compiled: bool) -> tuple[Gas, Tensor]:
+    """At most so many Newton steps from `at`, until all rows have settled, and the length [N] of the last."""
+    one_step = compiled_step() if compiled else step
+    moved = torch.full_like(of.fio2, torch.inf)
+    for _ in range(steps):
+        at, moved = one_step(of, at)
+        if bool((moved < TOLERANCE).all()):
+            break
+    return at, moved
+
+
+def by_block(
+    work: Callable[[System, Gas], tuple[Gas, Tensor]], of: System, at: Gas, compiled: bool
+) -> tuple[Gas, Tensor]:
+    """work(of, at) of every block of rows, without gradients.
+
+    Arrays of a block are too small for torch to share one among its threads, so each of these takes blocks of its own.
+    A step is compiled for blocks of two sizes; the last of them is filled up.
+    """
+    n = len(of.fio2)
+    if n == 0:
+        return at, torch.zeros_like(of.fio2)
+    blocks = [(start, BLOCK) for start in range(0, n - BLOCK + 1, BLOCK)]
+    rest = len(blocks) * BLOCK
+    size = SMALL_BLOCK if compiled else n - rest
+    blocks += [(start, size) for start in range(rest, n, max(1, size))]
+
+    def one(block: tuple[int, int]) -> tuple[Gas, Tensor]:
+        start, size = block
+        rows: Tensor | slice = slice(start, start + size)
+        if start + size > n:
+            rows = torch.arange(start, start + size, device=of.fio2.device).clamp(max=n - 1)
         with torch.no_grad():  # holds for a thread
-            return work(of.take(rows), at.take(rows))
+            gas, moved = work(of.take(rows), at.take(rows))
+        return gas.take(slice(0, n - start)), moved[: n - start]
 
     threads = min(torch.get_num_threads(), len(blocks))
     if threads == 1:
-        return [one(rows) for rows in blocks]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(one, blocks))
+        found = [one(block) for block in blocks]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(one, blocks))
+    gas = Gas(*(torch.cat(parts) for parts in zip(*(gas for gas, _ in found), strict=True)))
+    return gas, torch.cat([moved for _, moved in found])
 
 
-def _newton(of: System, at: Gas) -> tuple[Gas, Tensor]:
-    """Newton steps until every row has settled or STEPS are over; rows that have settled are taken out."""
-    moving = torch.arange(len(of.fio2), device=of.fio2.device)
-    part, now = of, at
-    done = Gas(*(value.clone() for value in at))
-    converged = torch.zeros(len(of.fio2), dtype=torch.bool, device=of.fio2.device)
-    for _ in range(STEPS):
-        now, moved = step(part, now)
-        still = ~(moved < TOLERANCE)
-        if bool(still.all()):
-            continue
-        ended = moving[~still]
-        converged[ended] = True
-        for whole, value in zip(done, now, strict=True):
-            whole[ended] = value[~still]
-        moving, part, now = moving[still], part.take(still), now.take(still)
-        if len(moving) == 0:
-            break
-    for whole, value in zip(done, now, strict=True):
-        whole[moving] = value
-    return done, converged
+@cache
+def compiled_step() -> Callable[[System, Gas], tuple[Gas, Tensor]]:
+    return torch.compile(step, dynamic=False)

@@ -35,27 +35,30 @@ STATUS = {
 
 
 class Steady(NamedTuple):
-    """`values` {name of OUTPUTS: [N]}, not a number where `status` [N] is not 0; and what they were made from."""
+    """`values` {name of OUTPUTS: [N]}, not a number where `status` [N] is not 0; and what they were made from.
+    `arterial`: see there."""
 
     values: dict[str, Tensor]
     status: Tensor
     gas: Gas
     of: System
+    arterial: tuple[Tensor, Tensor]
 
 
-def steady_state(given: Inputs) -> Steady:
+def steady_state(given: Inputs, compiled: bool = False) -> Steady:
     """The steady state of each row. Inputs are taken as they are: `parameters.check` refuses impossible ones.
 
-    Gradients with respect to `given` are exact (implicit function theorem) where autograd is on.
+    `compiled`: see `exchange.solve`. Gradients with respect to `given` are exact (implicit function theorem) where
+    autograd is on.
     """
     opened = mechanics.equilibrium(given)
     of = exchange.system(given, total_shunt(given, opened))
-    gas, converged = exchange.solve(of)
-    return outputs(given, opened, of, gas, converged, starved(of, converged))
+    gas, converged = exchange.solve(of, compiled=compiled)
+    return outputs(given, opened, of, gas, converged, starved(of, converged, compiled))
 
 
 @torch.no_grad()
-def starved(of: System, converged: Tensor) -> Tensor:
+def starved(of: System, converged: Tensor, compiled: bool = False) -> Tensor:
     """Which of the rows without a solution have none, bool [N].
 
     Either the gas of all alveoli together would hold no O2: by the balance of the whole lung its PCO2 is
@@ -65,13 +68,13 @@ def starved(of: System, converged: Tensor) -> Tensor:
     rows = (~converged).nonzero()[:, 0]
     short = torch.zeros_like(converged)
     part = of.take(rows)
-    pco2 = part.k * part.co2_a * part.flow.sum(1) / (1 - part.shunt) / part.ventilation.sum(1)
+    pco2 = part.k * part.co2_a * part.flow / (1 - part.shunt) / part.ventilation.sum(1)
     po2 = part.fio2 * part.dry_mmHg - pco2 * (part.fio2 - (1 - part.fio2) * part.o2_a / part.co2_a)
     short[rows] = po2 <= 0
     rows, part = rows[po2 > 0], part.take(po2 > 0)
     if len(rows):
         nothing = torch.zeros_like(part.o2_a)
-        gas, found = exchange.solve(replace(part, o2_a=nothing, o2_b=nothing))
+        gas, found = exchange.solve(replace(part, o2_a=nothing, o2_b=nothing), compiled=compiled)
         short[rows] = found & (arterial(part, gas)[0] < -part.o2_a)
     return short
 
@@ -88,7 +91,13 @@ def outputs(given: Inputs, opened: Tensor, of: System, gas: Gas, converged: Tens
     `short`: rows known to have no solution.
     """
     o2_a, co2_a = arterial(of, gas)
-    both = (torch.cat([o2_a, gas.o2_v]), torch.cat([co2_a, gas.co2_v]))
+    sound = converged & (gas.o2_v > 0)
+    twice = torch.cat([sound, sound])
+    # any blood where there is no solution: the search for tensions goes on until all rows have settled
+    both = (
+        torch.where(twice, torch.cat([o2_a, gas.o2_v]), torch.full_like(twice, 15.0, dtype=o2_a.dtype)),
+        torch.where(twice, torch.cat([co2_a, gas.co2_v]), torch.full_like(twice, 50.0, dtype=o2_a.dtype)),
+    )
     same = (torch.cat([value, value]) for value in (of.hb, of.base_excess, of.temperature_C))
     found = blood.tensions(*both, *same)
     n = len(of.fio2)
@@ -114,12 +123,18 @@ def outputs(given: Inputs, opened: Tensor, of: System, gas: Gas, converged: Tens
         fine = converged & found.converged[:n] & found.converged[n:]
         status = torch.where(short | (converged & ~(gas.o2_v > 0)), 2, torch.where(fine, 0, 1))
     nothing = torch.full_like(pao2, torch.nan)
-    return Steady({k: torch.where(status == 0, v, nothing) for k, v in values.items()}, status, gas, of)
+    return Steady({k: torch.where(status == 0, v, nothing) for k, v in values.items()}, status, gas, of, (o2_a, co2_a))
 
 
 def arterial(of: System, gas: Gas) -> tuple[Tensor, Tensor]:
     """O2 and CO2 content of arterial blood [N], mL/dL: end-capillary blood mixed with the shunt's."""
-    c = blood.state(gas.x, gas.y, gas.h, of.hb[:, None], of.base_excess[:, None], of.temperature_C[:, None])
-    mix = of.flow / of.flow.sum(1, keepdim=True)
+    mix = exchange.shares(gas.h)
+    o2, co2 = [], []
+    for start in range(0, max(1, len(of.fio2)), exchange.BLOCK):  # as there, arrays that stay in the cache
+        rows = slice(start, start + exchange.BLOCK)
+        patient = (value[rows, None] for value in (of.hb, of.base_excess, of.temperature_C))
+        c = blood.state(gas.ln_x[rows], gas.ln_y[rows], gas.h[rows], *patient)
+        o2.append((mix * c.o2).sum(1))
+        co2.append((mix * c.co2).sum(1))
     through = 1 - of.shunt
-    return through * (mix * c.o2).sum(1) + of.shunt * gas.o2_v, through * (mix * c.co2).sum(1) + of.shunt * gas.co2_v
+    return through * torch.cat(o2) + of.shunt * gas.o2_v, through * torch.cat(co2) + of.shunt * gas.co2_v

@@ -8,7 +8,7 @@ A chunk is a function of the recipe and its number alone, and is written whole o
 whatever the number of workers and however often the sweep was killed, on CPUs of one kind with the same versions.
 """
 
-import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from raylab.config import Part
-from raylab.errors import DataError, UsageError, unknown
+from raylab.errors import DataError, RunError, UsageError, unknown
 from raylab.files import whole, write_json
 from raylab.physiology import designs
 from raylab.physiology.parameters import LIVING, QUANTITIES, impossible, inputs
@@ -43,6 +43,7 @@ class Sweep(Part):
     size: int = Field(16384, ge=1)  # rows; of a grid, levels of each input
     seed: int = Field(0, ge=0, lt=2**31)
     chunk: int = Field(16384, ge=1)
+    compiled: bool = False  # see `exchange.solve`; a part of the recipe, because the last bits differ
 
     def rows(self) -> int:
         varied = [n for n, text in self.inputs.items() if designs.distribution(n, text)[0] != "fixed"]
@@ -84,7 +85,7 @@ def begin(made: Sweep, directory: Path) -> dict[Path, Any]:
     note = directory / "sweep.json"
     wanted = made.model_dump(mode="json")
     if note.is_file():
-        if json.loads(note.read_text()) != wanted:
+        if Sweep.model_validate_json(note.read_text()) != made:
             raise DataError(
                 f"{directory} holds another sweep", f"see {note}", "give the same options, or another --out"
             )
@@ -108,7 +109,15 @@ def write_chunk(argument: tuple[dict[str, Any], int], path: Path) -> None:
     """Compute chunk `number` of the recipe and write it; the work of one Ray task."""
     recipe, number = argument
     torch.set_num_threads(1)  # more would cut the arrays elsewhere, and round otherwise
-    table = compute(Sweep.model_validate(recipe), number)
+    made = Sweep.model_validate(recipe)
+    compiler = os.environ.get("CXX", "g++")
+    if made.compiled and shutil.which(compiler) is None:
+        raise RunError(
+            "the sweep cannot be compiled",
+            f"there is no {compiler} on {os.uname().nodename}",
+            "load a C++ compiler on every node, or start a sweep without --compiled",
+        )
+    table = compute(made, number)
     with whole(path) as beside:
         table.write_parquet(beside)
 
@@ -130,7 +139,7 @@ def compute(made: Sweep, number: int) -> pl.DataFrame:
     for rows in impossible(given).values():
         refused |= rows
     with torch.no_grad():
-        found = steady_state(given.take(~refused))
+        found = steady_state(given.take(~refused), made.compiled)
     status = np.full(n, REFUSED, dtype=np.int8)
     status[~refused.numpy()] = found.status.numpy()
     columns: dict[str, Any] = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raylab.errors import DataError, UsageError
-from raylab.physiology import blood, course
+from raylab.physiology import blood, course, exchange
 from raylab.physiology.parameters import inputs
 from raylab.physiology.steady import arterial, steady_state
 
@@ -27,7 +27,7 @@ def test_what_is_stored_is_what_came_in_less_what_went_out():
     of = course.unsteady(now, stores, after.opened, minutes)
     o2_a, co2_a = arterial(of, after.gas)
     ml = 10 / of.k  # L BTPS mmHg -> mL STPD
-    gas_L = of.stored * minutes
+    gas_L = given.gas_volume_mL[:, None] / 1000 * exchange.shares(of.ratio)
     for before, end, content, made, place, a, tension in (
         (stores.o2, after.o2, after.gas.o2_v, -given.vo2_mL_per_min, course.O2, o2_a, (stores.gas.x, after.gas.x)),
         (stores.co2, after.co2, after.gas.co2_v, given.vo2_mL_per_min * given.rq, course.CO2, co2_a,
@@ -41,7 +41,9 @@ def test_what_is_stored_is_what_came_in_less_what_went_out():
             breathed = (of.ventilation * after.gas.y).sum(1) * ml * minutes
             assert torch.allclose(lung, exchanged - breathed, rtol=1e-6)
         else:
-            net = of.flow * of.k[:, None] / of.dry_mmHg[:, None]  # net uptake of gas is drawn in beside the expired
+            net = (of.flow * of.k / of.dry_mmHg)[:, None] * exchange.shares(
+                of.ratio
+            )  # net uptake of gas is drawn in beside the expired
             end_o2 = blood.state(*after.gas[:3], of.hb[:, None], of.base_excess[:, None], of.temperature_C[:, None])
             inspired = of.ventilation + net * (
                 end_o2.o2 - after.gas.o2_v[:, None] - (after.gas.co2_v[:, None] - end_o2.co2)

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import polars as pl
@@ -5,7 +6,7 @@ import pytest
 
 from raylab.data.prepared import read_meta
 from raylab.data.sweeps import finish
-from raylab.errors import DataError, UsageError
+from raylab.errors import DataError, RunError, UsageError
 from raylab.physiology import sweep
 from raylab.physiology.parameters import QUANTITIES, inputs
 from raylab.physiology.steady import OUTPUTS, steady_state
@@ -48,6 +49,27 @@ def test_rows_can_be_computed_again_from_themselves(tmp_path):
     assert again.numpy() == pytest.approx(ok["pao2_mmHg"].to_numpy(), rel=1e-6)
     assert meta["counts"]["train"]["n"] == pytest.approx(0.8 * len(ok), abs=25)
     assert sum(part["n"] for part in meta["counts"].values()) == len(ok)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+def test_a_compiled_sweep_is_another_recipe_with_the_same_patients(tmp_path):
+    run(small(), tmp_path / "plain")
+    first = run(small(compiled=True), tmp_path / "first")
+    assert run(small(compiled=True), tmp_path / "again")["data_hash"] == first["data_hash"]
+    plain, compiled = (pl.read_parquet(tmp_path / name / "rows" / "*.parquet") for name in ("plain", "first"))
+    assert compiled["status"].to_list() == plain["status"].to_list()
+    for name in OUTPUTS:
+        expected = plain[name].drop_nulls().to_numpy()
+        assert compiled[name].drop_nulls().to_numpy() == pytest.approx(expected, rel=1e-6), name
+
+
+def test_a_compiled_sweep_without_a_compiler_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RunError, match="cannot be compiled") as caught:
+        run(small(compiled=True), tmp_path / "s")
+    assert "no-such-compiler" in str(caught.value.why)
+    assert not list((tmp_path / "s" / "rows").iterdir())
 
 
 def test_breaths_below_the_dead_space_are_counted_not_computed(tmp_path):
