@@ -49,27 +49,21 @@ def check(lab: Lab, calm: dict[str, Any], run: str, repeated: int) -> dict[str, 
     return result
 
 
-def test_workers_come_on_demand_and_go_when_idle(lab: Lab, long_calm: dict[str, Any]) -> None:
+def test_runs_grow_share_the_cluster_and_leave_it(lab: Lab, calm: dict[str, Any], long_calm: dict[str, Any]) -> None:
+    """Workers come on demand. The first run has grown to all three nodes; the second gets its minimum from it, and
+    neither waits for the other. Idle nodes are given back."""
     assert lab.status()["state"] == "ready"
     assert lab.workers() == []
-    lab.train("grows", "1:3", LONG)
-    lab.on_workers("grows", 3)
-    assert len({job["node"] for job in lab.workers()}) == 3
-    result = check(lab, long_calm, "grows", 0)
-    assert max(result["workers"]) == 3
-    wait_for(lambda: not lab.workers(), 90, "idle nodes to be released")
-
-
-def test_two_runs_share_the_cluster(lab: Lab, calm: dict[str, Any], long_calm: dict[str, Any]) -> None:
-    """The first has grown to all three nodes; the second gets its minimum from it, and neither waits for the other."""
     lab.train("first", "1:3", LONG)
     lab.on_workers("first", 3)
+    assert len({job["node"] for job in lab.workers()}) == 3
     lab.train("second", "1:3")
     lab.on_workers("second", 1)
     assert lab.step("first") < 1200, "it is still there"
     check(lab, calm, "second", 0)
     result = check(lab, long_calm, "first", 0)
     assert max(result["workers"]) == 3 and 2 in result["workers"][result["workers"].index(3) :]
+    wait_for(lambda: not lab.workers(), 90, "idle nodes to be released")
 
 
 def cancelled(bed: Bed, job: str, node: str) -> None:
