@@ -154,11 +154,14 @@ def fit(
         move = torch.linalg.solve(damped, slope[:, :, None])[:, :, 0].clamp(-2, 2)
         tried = torch.where(active[:, None], z - move, z)
         after = cost(misfit(tried, rows, False)[0], rows, tried)
+        promised = (slope * move).sum(1)
+        gain = (now - after) / promised  # about 1 where the quadratic approximation holds
         lower = active & (after <= now)
         z = torch.where(lower[:, None], tried, z)
         now = torch.where(lower, after, now)
-        damping = torch.where(lower, damping / 5, damping * 5).clamp(1e-4, 1e8)
-        settled = settled | (active & ((slope * move).sum(1) < SETTLED * (1 + now)))
+        # a step that falls, but by little of what it promised, has leapt to the valley's other side: shorter ones next
+        damping = torch.where(gain > 0.75, damping / 5, torch.where(gain > 0.25, damping, damping * 5)).clamp(1e-4, 1e8)
+        settled = settled | (active & (promised < SETTLED * (1 + now)))
     residual, jacobian = misfit(z, every, True)
     curve, _ = normal_equations(residual, jacobian, stay, n)
     covariance = torch.linalg.inv(curve + torch.diag(1 / sd.square()))

@@ -52,6 +52,20 @@ def test_known_patients_are_found_again(cohort):
     assert (found.shrink["cardiac_output_L_per_min"] > IDENTIFIED).float().mean() > 0.9  # nothing here measures it
 
 
+def test_gases_that_disagree_with_the_model_settle(cohort, monkeypatch):
+    """With readings off by two of their errors, the way to the optimum lies in a curved valley, where steps of full
+    length leap from side to side."""
+    _, readings, measured, stay = cohort
+    monkeypatch.setattr("raylab.physiology.fit.STEPS", 40)
+    noise = torch.randn(len(stay), 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    off = {
+        "pao2_mmHg": measured["pao2_mmHg"] * torch.exp(0.2 * noise[:, 0]),
+        "paco2_mmHg": measured["paco2_mmHg"] * torch.exp(0.12 * noise[:, 1]),
+    }
+    blank = readings.but(shunt=0.1, vq_log_sd=0.9, alveolar_dead_space=0.2, compliance_mL_per_cmH2O=40.0)
+    assert fit(blank, off, stay).settled.all()
+
+
 def test_one_gas_leaves_wide_intervals(cohort):
     truth, readings, measured, stay = cohort
     first = torch.arange(0, len(stay), 6)
