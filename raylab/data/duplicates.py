@@ -5,12 +5,12 @@ images find it. Compared are high-pass images, divided by their local contrast (
 otherwise), by normalised cross-correlation (NCC, -1 to 1) in two steps:
 
 1. all pairs, 24 px of the central 85 %: those of at least COARSE go on. One matrix product.
-2. those pairs, 48 px of the central 80 % of one against 45 views of the other (5 scales, 3 x 3 shifts): the best of
-   the 45 is the pair's NCC, and from FINE on it is a copy.
+2. those pairs, 48 px of the central 80 % of one against 45 views of the other (5 scales, 3 x 3 shifts), and the other
+   way round: the best of the 90 is the pair's NCC, and from FINE on it is a copy.
 
 Both thresholds were set on the X-rays of the COVID-Net task, 2,146 images of four public collections (docs/log.md):
-of copies cropped by up to 4 % a side, rescaled, brightened and recompressed .91 are found, and no pair of different
-patients is.
+of copies cropped by up to 4 % a side, rescaled, brightened and recompressed .95 are found, and no pair of different
+patients is, at 96 px as at 64.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-COARSE, FINE = 0.7, 0.8
+COARSE, FINE = 0.7, 0.82
 COARSE_SIDE, COARSE_BLUR, COARSE_VIEW = 24, 2.25, 0.85
 THUMB = 96  # px
 SIDE, BLUR, VIEW = 48, 3.0, 0.8  # px, px, share of the side
@@ -51,16 +51,18 @@ def pairs(images: NDArray[np.uint8], others: NDArray[np.uint8] | None = None) ->
     i_P, j_P = _candidates(images, others)
     if len(i_P) == 0:
         return found
-    rows, i_U = np.unique(i_P, return_inverse=True)
-    columns, j_U = np.unique(j_P, return_inverse=True)
-    base = _prints((images if others is None else others)[columns], SIDE, BLUR, (0.5, 0.5, VIEW))
     best_P = np.full(len(i_P), -1, dtype=np.float32)
-    for scale, dx, dy in product(SCALES, SHIFTS, SHIFTS):
-        view = _prints(images[rows], SIDE, BLUR, (0.5 + dx, 0.5 + dy, scale))
-        for at in range(0, len(i_P), PAIRS):
-            some = slice(at, at + PAIRS)
-            ncc = np.einsum("pd,pd->p", view[i_U[some]], base[j_U[some]])
-            np.maximum(best_P[some], ncc, out=best_P[some])
+    ways = (images, i_P, images if others is None else others, j_P)
+    for viewed, at_P, fixed, on_P in (ways, ways[2:] + ways[:2]):
+        rows, at_U = np.unique(at_P, return_inverse=True)
+        columns, on_U = np.unique(on_P, return_inverse=True)
+        base = _prints(fixed[columns], SIDE, BLUR, (0.5, 0.5, VIEW))
+        for scale, dx, dy in product(SCALES, SHIFTS, SHIFTS):
+            view = _prints(viewed[rows], SIDE, BLUR, (0.5 + dx, 0.5 + dy, scale))
+            for start in range(0, len(i_P), PAIRS):
+                some = slice(start, start + PAIRS)
+                ncc = np.einsum("pd,pd->p", view[at_U[some]], base[on_U[some]])
+                np.maximum(best_P[some], ncc, out=best_P[some])
     copies = np.flatnonzero(best_P >= FINE)
     return [(int(i_P[k]), int(j_P[k]), float(best_P[k])) for k in copies]
 
