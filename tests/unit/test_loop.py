@@ -21,7 +21,7 @@ from raylab.config import Recipe, Transfer, override
 from raylab.data.sampler import shards_of, steps_per_epoch
 from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, NonFiniteError
-from raylab.loop import Progress, fit, predict, weights_sha256
+from raylab.loop import Progress, fit, norm_of, predict, weights_sha256
 from raylab.readings import Readings
 from raylab.recipes import RECIPES
 from raylab.tasks import Task, task
@@ -284,6 +284,12 @@ def by_hand(recipe: Recipe, data: dict[str, Path], model: nn.Module) -> tuple[li
     loss = (each * torch.as_tensor(weight)[y]).mean()
     loss.backward()
     return [p.grad for p in model.parameters()], loss.item()
+
+
+@pytest.mark.parametrize("n", [1, 2**16, 2**16 + 3, 8_000_000])
+def test_the_norm_of_many_elements(n):
+    flat = torch.randn(n, generator=torch.Generator().manual_seed(0)) * 1e-3
+    assert norm_of(flat).item() == pytest.approx(flat.double().square().sum().sqrt().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("weight", [None, (1.0, 5.0)])

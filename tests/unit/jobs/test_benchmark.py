@@ -109,6 +109,6 @@ def test_candidates_are_the_points_and_then_draws():
     assert found[1:] != fits.candidates(recipe, 4, seed=1)[1:]
     for settings in found:
         config.override(recipe, settings)
-        assert 3e-4 <= settings["optim.lr"] <= 3e-3 and settings["model.hidden"] in (48, 64, 96)
+        assert 3e-4 <= settings["optim.lr"] <= 3e-3 and settings["model.hidden"] in (8, 16, 32)
     with pytest.raises(UsageError):
         config.override(recipe, {"model.hiden": 3})
