@@ -75,14 +75,8 @@ def blood(x: Any, y: Any, h: Any, hb: float, base: float, t: float) -> tuple[Any
 def one_patient(of: dict[str, Any], at: dict[str, Any], share: Any) -> Any:
     """PO2 of the compartments: `exchange.step` for one patient in NumPy, until it has settled as there."""
     lx, ly, h, o2_v, co2_v = (at[name] for name in ("ln_x", "ln_y", "h", "o2_v", "co2_v"))
-    f, rest, shunt, through, o2_b, co2_b = (
-        of["fio2"],
-        1 - of["fio2"],
-        of["shunt"],
-        1 - of["shunt"],
-        of["o2_b"],
-        of["co2_b"],
-    )
+    f, shunt, o2_b, co2_b = (of[name] for name in ("fio2", "shunt", "o2_b", "co2_b"))
+    rest, through = 1 - f, 1 - shunt
     for _ in range(40):
         po2, pco2, o2, co2, excess, o2_x, o2_h, co2_x, co2_h, e_x, e_y, e_h = blood(
             lx, ly, h, of["hb"], of["base_excess"], of["temperature_C"]

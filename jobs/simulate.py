@@ -41,8 +41,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--design", choices=["sobol", "lhs", "grid"])
     parser.add_argument("--seed", type=int)
     parser.add_argument("--chunk", type=int, help="rows of one task and file")
-    parser.add_argument("--compiled", action="store_true", default=None, help="solve by torch.compile: several times "
-                        "as fast after some ten seconds; needs a C++ compiler on every node")  # fmt: skip
+    parser.add_argument("--compiled", action="store_true", help="solve by torch.compile: several times as fast "
+                        "after some ten seconds; needs a C++ compiler on every node")  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of a local Ray; 0 computes in this "
                         "process. With RAY_ADDRESS the cluster is used, all of it")  # fmt: skip
     parser.add_argument("--change", nargs="+", action="extend", metavar="MINUTE:SETTING=VALUE",

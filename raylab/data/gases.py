@@ -120,15 +120,8 @@ def readings(table: pl.DataFrame) -> tuple[Inputs, dict[str, Tensor]]:
     measured["etco2_mmHg"][measured["etco2_mmHg"] > 1.1 * measured["paco2_mmHg"]] = torch.nan
     ph = torch.tensor(table["ph"].cast(pl.Float64).fill_null(float("nan")).to_numpy().copy())
     nothing = torch.zeros_like(ph)
-    at = (
-        measured["pao2_mmHg"].log(),
-        measured["paco2_mmHg"].log(),
-        ph,
-        given.hb_g_per_dL,
-        nothing,
-        given.temperature_C,
-    )
-    excess = blood.state(*at).excess
+    po2, pco2 = measured["pao2_mmHg"], measured["paco2_mmHg"]
+    excess = blood.state(po2.log(), pco2.log(), ph, given.hb_g_per_dL, nothing, given.temperature_C).excess
     limit = QUANTITIES["base_excess_mmol_per_L"]
     return given.but(base_excess_mmol_per_L=excess.nan_to_num(0.0).clamp(limit.low, limit.high)), measured
 

@@ -15,7 +15,7 @@ CLIP = 4.0  # deviations: of standardised values the few far out would else rule
 # between two), of counts and hours since as shares of the window
 KNOTS = (-2.5, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.5)
 SHARE_KNOTS = (0.0, 1 / 24, 1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0)
-POOLED = 256  # width of what the head sees beside the states, which need far less (docs/recipes.md)
+POOLED = 256  # width of what the head sees beside the states, which need far less (docs/log.md)
 
 
 def encoded(values_BV: Tensor, knots: tuple[float, ...]) -> Tensor:

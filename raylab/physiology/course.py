@@ -79,7 +79,7 @@ def tissue(
 
 def unsteady(given: Inputs, before: Stores, opened: Tensor, minutes: float) -> System:
     """The equations of one step of `minutes`: `exchange.system` with what is stored."""
-    of = exchange.system(given, total_shunt(given, opened), given.gas_volume_mL / 1000 / minutes, before.gas)
+    of = exchange.system(given, total_shunt(given, opened), (given.gas_volume_mL / 1000 / minutes, before.gas))
     made = given.vo2_mL_per_min * given.rq
     zero = torch.zeros_like(given.fio2)
 

@@ -85,12 +85,12 @@ class Gas(NamedTuple):
     @property
     def x(self) -> Tensor:
         """PO2 in mmHg."""
-        return blood.exp(self.ln_x)
+        return torch.exp(self.ln_x)
 
     @property
     def y(self) -> Tensor:
         """PCO2 in mmHg."""
-        return blood.exp(self.ln_y)
+        return torch.exp(self.ln_y)
 
     def take(self, rows: Tensor | slice) -> "Gas":
         return Gas(*(value[rows] for value in self))
@@ -121,11 +121,9 @@ def shares(like: Tensor) -> Tensor:
     return weight / weight.sum()
 
 
-def system(given: Inputs, shunt: Tensor, volume_per_step: Tensor | None = None, before: "Gas | None" = None) -> System:
-    """The equations of the steady state; of a step in time where what is stored is given.
-
-    `volume_per_step` [N], L/min: gas volume of the lung / time step (the sum of g_i), `before`: gas at its start.
-    """
+def system(given: Inputs, shunt: Tensor, stored: "tuple[Tensor, Gas] | None" = None) -> System:
+    """The equations of the steady state; of a step in time with what is `stored`: gas volume of the lung / time step
+    [N] in L/min (the sum of g_i), and the gas at its start."""
     z, share = _deviations(given.fio2), shares(given.fio2)
     flow = given.cardiac_output_L_per_min * (1 - shunt)
     spread = share * torch.exp(given.vq_log_sd[:, None] * z)
@@ -134,10 +132,10 @@ def system(given: Inputs, shunt: Tensor, volume_per_step: Tensor | None = None, 
     dry = given.barometric_mmHg - water_vapour_mmHg(given.temperature_C)
     flux = (k * flow)[:, None] * share
     held, o2, co2 = ventilation, ventilation * (given.fio2 * dry)[:, None], torch.zeros_like(ventilation)
-    if volume_per_step is not None and before is not None:
-        stored = volume_per_step[:, None] * share
-        co2 = stored * before.y
-        held, o2 = held + stored, o2 + stored * before.x + given.fio2[:, None] * co2
+    if stored is not None:
+        g, before = stored[0][:, None] * share, stored[1]
+        co2 = g * before.y
+        held, o2 = held + g, o2 + g * before.x + given.fio2[:, None] * co2
     output = 10 * given.cardiac_output_L_per_min  # dL/min
     one = torch.ones_like(shunt)
     return System(
@@ -172,13 +170,14 @@ def guess(of: System) -> Gas:
     return Gas(ln_x, ln_y, h, blood.HUEFNER_mL_per_g * of.hb * 0.7, y * 1.2)
 
 
-def _blood_of(of: System) -> tuple[Tensor, Tensor, Tensor]:
+def blood_of(of: System) -> tuple[Tensor, Tensor, Tensor]:
+    """What `blood.state` asks of a patient, each [N, 1]."""
     return of.hb[:, None], of.base_excess[:, None], of.temperature_C[:, None]
 
 
 def step(of: System, at: Gas) -> tuple[Gas, Tensor]:
     """One Newton step from `at`, and its length [N]: the largest relative change of any unknown."""
-    now = blood.state(at.ln_x, at.ln_y, at.h, *_blood_of(of))
+    now = blood.state(at.ln_x, at.ln_y, at.h, *blood_of(of))
     inverse = 1 / now.excess_h
     lag, up_x, up_y = now.excess * inverse, now.excess_x * inverse, now.excess_y * inverse
     # contents and slopes (with respect to ln x, ln y) with the pH moved to where it belongs

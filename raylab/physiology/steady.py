@@ -95,8 +95,8 @@ def outputs(given: Inputs, opened: Tensor, of: System, gas: Gas, converged: Tens
     twice = torch.cat([sound, sound])
     # any blood where there is no solution: the search for tensions goes on until all rows have settled
     both = (
-        torch.where(twice, torch.cat([o2_a, gas.o2_v]), torch.full_like(twice, 15.0, dtype=o2_a.dtype)),
-        torch.where(twice, torch.cat([co2_a, gas.co2_v]), torch.full_like(twice, 50.0, dtype=o2_a.dtype)),
+        torch.where(twice, torch.cat([o2_a, gas.o2_v]), 15.0),
+        torch.where(twice, torch.cat([co2_a, gas.co2_v]), 50.0),
     )
     same = (torch.cat([value, value]) for value in (of.hb, of.base_excess, of.temperature_C))
     found = blood.tensions(*both, *same)
@@ -121,7 +121,7 @@ def outputs(given: Inputs, opened: Tensor, of: System, gas: Gas, converged: Tens
     }
     with torch.no_grad():
         fine = converged & found.converged[:n] & found.converged[n:]
-        status = torch.where(short | (converged & ~(gas.o2_v > 0)), 2, torch.where(fine, 0, 1))
+        status = torch.where(short | (converged & ~sound), 2, torch.where(fine, 0, 1))
     nothing = torch.full_like(pao2, torch.nan)
     return Steady({k: torch.where(status == 0, v, nothing) for k, v in values.items()}, status, gas, of, (o2_a, co2_a))
 
@@ -132,7 +132,7 @@ def arterial(of: System, gas: Gas) -> tuple[Tensor, Tensor]:
     o2, co2 = [], []
     for start in range(0, max(1, len(of.fio2)), exchange.BLOCK):  # as there, arrays that stay in the cache
         rows = slice(start, start + exchange.BLOCK)
-        patient = (value[rows, None] for value in (of.hb, of.base_excess, of.temperature_C))
+        patient = (value[rows] for value in exchange.blood_of(of))
         c = blood.state(gas.ln_x[rows], gas.ln_y[rows], gas.h[rows], *patient)
         o2.append((mix * c.o2).sum(1))
         co2.append((mix * c.co2).sum(1))

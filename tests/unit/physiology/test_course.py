@@ -41,10 +41,9 @@ def test_what_is_stored_is_what_came_in_less_what_went_out():
             breathed = (of.ventilation * after.gas.y).sum(1) * ml * minutes
             assert torch.allclose(lung, exchanged - breathed, rtol=1e-6)
         else:
-            net = (of.flow * of.k / of.dry_mmHg)[:, None] * exchange.shares(
-                of.ratio
-            )  # net uptake of gas is drawn in beside the expired
-            end_o2 = blood.state(*after.gas[:3], of.hb[:, None], of.base_excess[:, None], of.temperature_C[:, None])
+            # net uptake of gas is drawn in beside the expired
+            net = (of.flow * of.k / of.dry_mmHg)[:, None] * exchange.shares(of.ratio)
+            end_o2 = blood.state(*after.gas[:3], *exchange.blood_of(of))
             inspired = of.ventilation + net * (
                 end_o2.o2 - after.gas.o2_v[:, None] - (after.gas.co2_v[:, None] - end_o2.co2)
             )
