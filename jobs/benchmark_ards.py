@@ -69,6 +69,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for name in args.models:
         if name not in MODELS:
             raise unknown("model", name, MODELS)
+    for path in config.assignments(args.set):
+        started = [config.override(recipes.recipe("ards"), MODELS[name]) for name in args.models]
+        if not any(config.has(recipe, path) for recipe in started):
+            raise config.unknown_field(started[0], path)
     if args.trials < 1 or args.members < 1 or args.folds < 2:
         raise UsageError("a benchmark needs --trials and --members of 1 and --folds of 2 at least")
     os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
@@ -144,9 +148,10 @@ def session(workers: int, out: Path) -> Any:
 
 
 def recipe_of(args: argparse.Namespace, name: str) -> Recipe:
-    """The recipe that a model starts from, with the space that is searched for it."""
-    settings = {**MODELS[name], "seed": args.seed, **config.assignments(args.set)}
-    return recipes.searched(config.override(recipes.recipe("ards"), settings))
+    """The recipe that a model starts from, with the space that is searched for it; of --set what this model has."""
+    recipe = config.override(recipes.recipe("ards"), {**MODELS[name], "seed": args.seed})
+    settings = {path: value for path, value in config.assignments(args.set).items() if config.has(recipe, path)}
+    return recipes.searched(config.override(recipe, settings))
 
 
 def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int, int, str], dict[str, Any]]:

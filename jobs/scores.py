@@ -10,7 +10,7 @@ import numpy as np
 from jobs import home, honesty
 from jobs.progress import say
 from raylab import temperature
-from raylab.config import Recipe
+from raylab.config import IcuData, Recipe
 from raylab.data import cohorts
 from raylab.data.prepared import read_meta
 from raylab.data.samples import Samples
@@ -58,7 +58,7 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
         "differs": differences(samples.spec, meta),
         "bootstraps": BOOTSTRAPS,
     }
-    if job.name in COHORTS:
+    if isinstance(recipe.data, IcuData):
         result["cohort"] = recipe.data.cohort
         result["cohorts"] = {}
         for cohort in COHORTS[job.name]:

@@ -186,7 +186,7 @@ def with_weights(recipe: Recipe, uri: str) -> Recipe:
 
     The file stays in the raylab home, named by its content, so that a resumed run finds the weights it began with.
     """
-    name = recipe.model.weights
+    name = recipe.model.weights_path
     if name is None or not name.startswith("models:/"):
         return recipe
     folder = home() / "weights"

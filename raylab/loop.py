@@ -112,7 +112,7 @@ def fit(
                 if len(index) == 0:
                     continue
                 _seed(recipe.seed, step, shard, device)
-                x = train.batch(index, augment=(recipe.seed, epoch) if recipe.data.augment else None)
+                x = train.batch(index, augment=(recipe.seed, epoch) if recipe.data.augments else None)
                 y = _onto(torch.from_numpy(train.y[index]), device)
                 try:
                     logits = _forward(model, x, loop.bf16, loop.channels_last, device)
