@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from raylab.data import duplicates, prepared, published, splits
 from raylab.data.covidx import CLASSES, Line, read_list
-from raylab.data.decode import decode, frame, view
+from raylab.data.decode import frame, read_picture
+from raylab.data.grey import UNFIT
 from raylab.data.manifest import enriched, read_manifest
 from raylab.data.sources import phantoms
 from raylab.errors import DataError, UsageError, unknown
@@ -138,7 +139,7 @@ def _covidx(
 
     flat = [(name, line) for name in SPLITS for line in rows.get(name, [])]
     paths = _found(what.images, flat)
-    bad, shapes, views = _decode_all(work, paths, size, progress, spread)
+    bad, shapes, views, contrasts = _decode_all(work, paths, size, progress, spread)
     skipped = [{"file": flat[row][1].file, "reason": problem} for row, problem in sorted(bad.items())]
     if bad and not skip_bad:
         raise DataError(
@@ -198,6 +199,9 @@ def _covidx(
     ]
     meta = _describe(work, index, size, seed, attrition)
     warnings += _unusual(index, [shapes[row] for row in keep])
+    contrast = Counter(contrasts[row] for row in keep)
+    if unfit := sum(n for name, n in contrast.items() if name.endswith(UNFIT)):
+        warnings.append(f"{unfit} DICOM files have a window that does not suit their pixels; it was not applied")
     warnings += [f"no {name} in train" for name, n in meta["counts"].get("train", {}).items() if n == 0]
     conflicts = [(i, j) for i, j, _ in copies_found if flat[i][1].label != flat[j][1].label]
     if conflicts:
@@ -214,6 +218,7 @@ def _covidx(
         "published": None if table is None else {"table": table, "differs": published.differences(table, listed)},
         "val_carved_from_train": carved,
         "skipped": skipped,
+        "contrast": dict(contrast),
         "duplicates": {
             "pairs": len(copies_found),
             "of_different_patients": sum(flat[i][1].patient != flat[j][1].patient for i, j, _ in copies_found),
@@ -359,11 +364,11 @@ def _some(names: Iterable[str], most: int = 10) -> str:
 
 def _decode_all(
     work: Path, paths: Sequence[Path], size: int, progress: Progress | None, spread: Spread | None
-) -> tuple[dict[int, str], list[tuple[int, int]], dict[int, str]]:
+) -> tuple[dict[int, str], list[tuple[int, int]], dict[int, str], dict[int, str]]:
     """Decode every file into row i of `work`/images.npy, chunk by chunk.
 
-    Returns the problems {row: what and why} of those that could not be, (height, width) of every file, and what DICOM
-    files say of their view {row: view}.
+    Returns the problems {row: what and why} of those that could not be, (height, width) of every file, what DICOM
+    files say of their view {row: view}, and where the brightness of the others comes from {row: contrast}.
     """
     parts = work / "parts"
     parts.mkdir()
@@ -372,6 +377,7 @@ def _decode_all(
     cache = np.lib.format.open_memmap(work / "images.npy", mode="w+", dtype=np.uint8, shape=(len(paths), size, size))
     bad: dict[int, str] = {}
     views: dict[int, str] = {}
+    contrasts: dict[int, str] = {}
     shapes: list[tuple[int, int]] = []
 
     def told(done: int, total: int) -> None:
@@ -390,28 +396,31 @@ def _decode_all(
             said = json.loads(str(part["said"]))
         bad |= {at + int(row): problem for row, problem in said["bad"].items()}
         views |= {at + int(row): name for row, name in said["views"].items()}
+        contrasts |= {at + int(row): name for row, name in said["contrasts"].items()}
         shapes += [(h, w) for h, w in said["shapes"]]
         path.unlink()
     parts.rmdir()
     cache.flush()
-    return bad, shapes, views
+    return bad, shapes, views, contrasts
 
 
 def decode_chunk(argument: tuple[list[str], int], path: Path) -> None:
     """Decode files (paths, size) into the archive `path`: images uint8 [n, size, size], and JSON of what was found."""
     files, size = argument
     images = np.zeros((len(files), size, size), dtype=np.uint8)
-    said: dict[str, Any] = {"bad": {}, "views": {}, "shapes": [(1, 1)] * len(files)}
+    said: dict[str, Any] = {"bad": {}, "views": {}, "contrasts": {}, "shapes": [(1, 1)] * len(files)}
 
     def one(row: int) -> None:
         file = Path(files[row])
         try:
-            grey = decode(file, size)
-            images[row], said["shapes"][row] = frame(grey, size), grey.shape
-            if name := view(file):
-                said["views"][row] = name
+            picture = read_picture(file, size)
+            images[row], said["shapes"][row] = frame(picture.grey, size), picture.grey.shape
+            said["contrasts"][row] = picture.contrast
+            if picture.view:
+                said["views"][row] = picture.view
         except DataError as error:
-            said["bad"][row] = f"{error.what}: {error.why}" if error.why else error.what
+            what = f"{error.what}: {error.why}" if error.why else error.what
+            said["bad"][row] = f"{what}; {error.do}" if error.do else what
 
     # Threads: the decoders release the interpreter lock, and each writes its own rows.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -8,7 +8,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from raylab.data import decode as module
-from raylab.data.decode import decode, frame, view
+from raylab.data.decode import decode, frame, read_picture
 from raylab.errors import DataError
 
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (64, 1))  # [64, 256], black left, white right
@@ -150,7 +150,7 @@ def test_exif_rotation(tmp_path: Path) -> None:
 
 def test_what_a_file_says_of_its_view(tmp_path: Path) -> None:
     """A lateral view by its position, a CT slice by its modality; other files and scanned films say nothing."""
-    assert view(dicom(tmp_path / "side.dcm", RAMP, Modality="DX", ViewPosition="LL")) == "LL"
-    assert view(dicom(tmp_path / "slice.dcm", RAMP, Modality="CT", ViewPosition="AP")) == "CT"
-    assert view(dicom(tmp_path / "film.dcm", RAMP, Modality="OT")) == ""
-    assert view(save(tmp_path / "a.png", Image.fromarray(RAMP))) == ""
+    assert read_picture(dicom(tmp_path / "side.dcm", RAMP, Modality="DX", ViewPosition="LL")).view == "LL"
+    assert read_picture(dicom(tmp_path / "slice.dcm", RAMP, Modality="CT", ViewPosition="AP")).view == "CT"
+    assert read_picture(dicom(tmp_path / "film.dcm", RAMP, Modality="OT")).view == ""
+    assert read_picture(save(tmp_path / "a.png", Image.fromarray(RAMP))).view == ""
