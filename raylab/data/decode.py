@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
@@ -24,6 +24,7 @@ from raylab.errors import DataError
 PIXELS = 100_000_000  # largest radiographs have about 20 million
 REDUCED = 16
 SMALLEST = 32  # px; below this it is an icon, not a radiograph
+ARCHIVES = {b"\x1f\x8b": "a gzip archive", b"PK\x03\x04": "a zip archive", b"%PDF": "a PDF document"}
 LEVELS = {"L;2": 85, "L;4": 17}  # of a PNG's 2 and 4 bits: by how much Pillow multiplies them
 TOP = 0.08  # share of the height that COVID-Net cuts off: burned-in text stands there
 
@@ -52,7 +53,7 @@ def read_picture(path: Path, least: int = 224) -> Picture:
         elif head.startswith(b"\x89PNG"):
             picture = _read_png(path)
         else:
-            raise DataError(f"{path} is not a PNG, JPEG or DICOM image", _kind(path, head), "convert it to PNG")
+            raise DataError(f"{path} is not a PNG, JPEG or DICOM image", _kind(path, head), "convert it to one of them")
     except DataError:
         raise
     except Exception as error:  # decoders fail in many ways on damaged files, and all of them mean the same here
@@ -89,8 +90,9 @@ def _kind(path: Path, head: bytes) -> str:
     try:
         with Image.open(path) as image:
             return f"it is {image.format_description or image.format}"
-    except (Image.UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
-        return f"it begins with {head[:8]!r}" if head else "it is empty"
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+        known = next((name for magic, name in ARCHIVES.items() if head.startswith(magic)), None)
+        return f"it is {known}" if known else f"it begins with {head[:8]!r}" if head else "it is empty"
 
 
 def _compose(path: Path, picture: Picture) -> Picture:
@@ -142,10 +144,10 @@ def _read_png(path: Path) -> Picture:
     return _split(values, clear)
 
 
-def _read_deep_channels(path: Path, channels: str) -> NDArray[np.uint16]:
+def _read_deep_channels(path: Path, channels: str) -> NDArray[Any]:
     """[H, W, C] of a PNG of 16 bits in several channels. Pillow keeps one byte of each sample: it is asked for both."""
 
-    def read(stored: str) -> NDArray[np.uint16]:
+    def read(stored: str) -> NDArray[Any]:
         with PngImageFile(path) as image:
             image.tile = [tile._replace(args=stored) for tile in image.tile]
             return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
@@ -165,7 +167,7 @@ def _split(values: NDArray[Any], clear: NDArray[Any] | None) -> Picture:
         opacity = (differs.any(axis=-1) if values.ndim == 3 else differs).astype(np.float32)
     if values.ndim == 3:
         if values.shape[-1] in (2, 4):
-            opacity = values[..., -1] / np.float32(np.iinfo(values.dtype).max)
+            opacity = (values[..., -1] / np.iinfo(values.dtype).max).astype(np.float32)
         values = luminance(values) if values.shape[-1] >= 3 else values[..., 0]
     if values.dtype == np.uint8:
         return Picture(values, KEPT, opacity)

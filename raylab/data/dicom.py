@@ -15,15 +15,15 @@ import logging
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.encaps import get_frame
-from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import get_decoder
 
 from raylab.data.grey import KEPT, STRETCHED, UNFIT, Grey, Mask, Picture, luminance, stretch, to_grey
@@ -54,7 +54,7 @@ RESCALE = (("RescaleSlope", 1), ("RescaleIntercept", 0))  # with what holds wher
 LEVELS = 255 / 4  # a window that shows the pixels in fewer grey levels is of another bit depth
 INSIDE = 0.1  # the share of the pixels that a window must not clip
 LOSS = 0.01  # the share of the range of stored values by which lossy compression may have changed padding
-CONVERT = "convert it to Explicit VR Little Endian (gdcmconv --raw, dcmconv), or leave it out"
+CONVERT = "convert it to Explicit VR Little Endian, for example `gdcmconv --raw OLD NEW`, or leave it out"
 
 # What pydicom warns of either is an error here or does not matter, and would be printed for every file.
 logging.getLogger("pydicom").setLevel(logging.ERROR)
@@ -85,7 +85,7 @@ def read_dicom(path: Path, most: int) -> Picture:
         raise DataError(f"{path} cannot be decoded", f"{photometric} was not converted to RGB", CONVERT)
     else:
         brightness = luminance(values)
-        grey, contrast = (brightness, KEPT) if bits == 8 else (stretch(brightness), STRETCHED)
+        grey, contrast = (brightness.astype(np.uint8), KEPT) if bits == 8 else (stretch(brightness), STRETCHED)
     modality = str(data.get("Modality") or "")
     view = modality if modality not in ("", *RADIOGRAPHS) else str(data.get("ViewPosition") or "")
     return Picture(grey, contrast, None if shown is None else shown.astype(np.float32), view)
@@ -95,8 +95,7 @@ def _dataset(path: Path, most: int) -> pydicom.FileDataset:
     """The elements TAGS of a file that holds one image of a form that can be decoded, its transfer syntax named."""
     with path.open("rb") as file:
         has_header = file.read(132)[128:] == b"DICM"
-    if has_header:
-        _check_deflated(path, 4 * most)
+        _check_deflated(path, file, has_header, 4 * most)
     data = pydicom.dcmread(path, force=not has_header, specific_tags=list(TAGS))
     if "PixelData" not in data:
         raise DataError(f"{path} is not an image", "DICOM without pixels")
@@ -117,6 +116,8 @@ def _dataset(path: Path, most: int) -> pydicom.FileDataset:
     if not stored <= allocated or high != stored - 1:
         why = f"{stored} bits stored of {allocated}, the highest of them bit {high}: which bits count is not certain"
         raise DataError(f"{path} is refused", why, CONVERT)
+    if samples == 3 and stored > 16:
+        raise DataError(f"{path} is refused", f"{photometric} of {stored} bits; colour has at most 16", CONVERT)
     pixels = int(data.Rows) * int(data.Columns)
     if pixels * samples > most:
         raise DataError(
@@ -127,20 +128,21 @@ def _dataset(path: Path, most: int) -> pydicom.FileDataset:
     return data
 
 
-def _check_deflated(path: Path, most: int) -> None:
+def _check_deflated(path: Path, file: BinaryIO, has_header: bool, most: int) -> None:
     """Refuse a deflated data set of more than `most` bytes; it is inflated piece by piece to see."""
-    meta = read_file_meta_info(path)
-    if meta.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
+    file.seek(132 if has_header else 0)
+    head = file.read(1024)
+    if uid.DeflatedExplicitVRLittleEndian.encode() not in head:
         return
-    if "FileMetaInformationGroupLength" not in meta:
+    # The header says its own length first: (0002,0000), UL of 4 bytes
+    if not has_header or head[:8] != b"\x02\0\0\0UL\x04\0":
         raise DataError(f"{path} is refused", "deflated DICOM without the length of its header", CONVERT)
+    file.seek(132 + 12 + int.from_bytes(head[8:12], "little"))
     unpacker, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    with path.open("rb") as file:
-        file.seek(128 + 4 + 12 + int(meta.FileMetaInformationGroupLength))
-        while (piece := unpacker.unconsumed_tail or file.read(1 << 20)) and not unpacker.eof:
-            size += len(unpacker.decompress(piece, 1 << 24))
-            if size > most:
-                raise DataError(f"{path} is refused", f"deflated DICOM of more than {most / 1e6:,.0f} MB")
+    while (piece := unpacker.unconsumed_tail or file.read(1 << 20)) and not unpacker.eof:
+        size += len(unpacker.decompress(piece, 1 << 24))
+        if size > most:
+            raise DataError(f"{path} is refused", f"deflated DICOM of more than {most / 1e6:,.0f} MB")
 
 
 def _check_pixels(path: Path, data: pydicom.FileDataset, expected: int) -> None:
@@ -163,6 +165,10 @@ def _check_pixels(path: Path, data: pydicom.FileDataset, expected: int) -> None:
     if is_encapsulated != syntax.is_encapsulated:
         packed = "compressed" if is_encapsulated else "plain"
         raise DataError(f"{path} is refused", f"its pixels are {packed}, but {syntax.name} says otherwise", CONVERT)
+    if syntax == uid.JPEGExtended12Bit and data.BitsStored > 8:
+        raise DataError(
+            f"{path} is refused", f"{syntax.name} of {data.BitsStored} bits: lossy JPEG of 12 bits", CONVERT
+        )
     if not is_encapsulated:
         if length < expected:
             raise DataError(f"{path} is cut off", f"{length:,} bytes of pixels, {expected:,} are needed")
@@ -170,27 +176,35 @@ def _check_pixels(path: Path, data: pydicom.FileDataset, expected: int) -> None:
             why = f"{length:,} bytes of pixels, {expected:,} for one frame"
             raise DataError(f"{path} is not one radiograph", why, "export the frame that counts, or leave it out")
         return
-    size = _stream_size(get_frame(element.value, 0, number_of_frames=1))
-    if size is not None and size != (data.Rows, data.Columns):
+    size, is_ycc = _stream_header(get_frame(element.value, 0, number_of_frames=1))
+    if size not in (None, (data.Rows, data.Columns)):
         why = f"{syntax.name} of {size[1]}x{size[0]} px in a DICOM of {data.Columns}x{data.Rows} px"
         raise DataError(f"{path} is refused", why)
+    if is_ycc is not None and data.PhotometricInterpretation in COLOUR:
+        # Some writers say RGB of every colour JPEG. The stream says how it was written (pydicom reads JFIF markers).
+        data.PhotometricInterpretation = "YBR_FULL" if is_ycc else "RGB"
 
 
-def _stream_size(stream: bytes) -> tuple[int, int] | None:
-    """(height, width) that a JPEG, JPEG-LS or JPEG 2000 stream says it has; None where it says nothing (RLE)."""
+def _stream_header(stream: bytes) -> tuple[tuple[int, int] | None, bool | None]:
+    """What a JPEG, JPEG-LS or JPEG 2000 stream says of itself: (height, width), and whether it is YCbCr.
+    None where it says nothing."""
     if (at := stream.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0:  # JPEG 2000: SOC, SIZ
         right, bottom, left, top = (int.from_bytes(stream[at + n : at + n + 4]) for n in (8, 12, 16, 20))
-        return bottom - top, right - left
-    at = 2
-    while stream[:2] == b"\xff\xd8" and at + 9 < len(stream) and stream[at] == 0xFF:
+        return (bottom - top, right - left), None
+    at, is_ycc = 2, None
+    while stream[:2] == b"\xff\xd8" and at + 15 < len(stream) and stream[at] == 0xFF:
         marker = stream[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
-        elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return int.from_bytes(stream[at + 5 : at + 7]), int.from_bytes(stream[at + 7 : at + 9])
-        else:
-            at += 2 + int.from_bytes(stream[at + 2 : at + 4])
-    return None
+            continue
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):  # SOF
+            if stream[at + 9] == 3 and stream[at + 11] != stream[at + 14]:  # only chroma is subsampled
+                is_ycc = True
+            return (int.from_bytes(stream[at + 5 : at + 7]), int.from_bytes(stream[at + 7 : at + 9])), is_ycc
+        if marker == 0xEE and stream[at + 4 : at + 9] == b"Adobe":
+            is_ycc = stream[at + 15] == 1
+        at += 2 + int.from_bytes(stream[at + 2 : at + 4])
+    return None, is_ycc
 
 
 def _shown(values: Values, data: pydicom.FileDataset) -> Mask | None:
@@ -216,14 +230,15 @@ def _render(values: Values, shown: Mask | None, data: pydicom.FileDataset) -> tu
         return np.zeros(values.shape, np.uint8), KEPT
     sample = (rescaled if shown is None else rescaled[shown]).ravel()
     sample = sample[:: max(1, sample.size >> 20)]
-    contrast = KEPT if values.dtype == np.uint8 and data.BitsStored == 8 and rescaled is values else STRETCHED
+    is_ready = data.BitsStored == 8 and not data.PixelRepresentation and rescaled is values
+    contrast = KEPT if is_ready else STRETCHED
     views = list(_views(data))
     fitting = next((at for at, (_, view) in enumerate(views) if _suits(view(sample))), None)
     if fitting is not None:
         contrast, view = views[fitting]
         grey = view(rescaled)
     else:
-        grey = values if contrast == KEPT else stretch(rescaled, shown)
+        grey = values.astype(np.uint8) if is_ready else stretch(rescaled, shown)
         contrast += UNFIT if views else ""
     is_inverse = str(data.get("PresentationLUTShape") or "").upper() == "INVERSE"
     return (255 - grey if is_inverse or data.PhotometricInterpretation == "MONOCHROME1" else grey), contrast
@@ -243,11 +258,11 @@ def _views(data: pydicom.FileDataset) -> Iterator[tuple[str, Callable[[Values], 
     for item in data.get("VOILUTSequence") or ():
         first, table = _table(item.LUTDescriptor, item.LUTData, data)
         shades = to_grey(table * (255 / ((1 << int(item.LUTDescriptor[2])) - 1)))
-        yield "VOI LUT", lambda values, first=first, shades=shades: _look_up(np.rint(values), first, shades)
+        yield "VOI LUT", partial(_look_up, first=first, table=shades)
     centres, widths = (np.atleast_1d(data.get(name) or []).astype(float) for name in ("WindowCenter", "WindowWidth"))
     function = str(data.get("VOILUTFunction") or "LINEAR").upper()
     for centre, width in zip(centres, widths, strict=False):
-        yield "window", lambda values, centre=centre, width=width: _window(values, centre, width, function)
+        yield "window", partial(_window, centre=centre, width=width, function=function)
 
 
 def _window(values: Values, centre: float, width: float, function: str) -> Grey:
@@ -289,4 +304,7 @@ def _table(descriptor: Any, entries: Any, data: pydicom.FileDataset) -> tuple[in
 
 
 def _look_up(values: Values, first: int, table: Values) -> Values:
-    return table[(values.astype(np.int32) - first).clip(0, len(table) - 1)]
+    if values.dtype.kind == "f":
+        values = np.rint(values)
+    entries: Values = table[(values.astype(np.int32) - first).clip(0, len(table) - 1)]
+    return entries

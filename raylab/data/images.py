@@ -12,9 +12,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -231,11 +231,35 @@ def _covidx(
 
 def _rows(what: Input) -> tuple[dict[str, list[Line]], list[str]]:
     """{split: lines} of the lists, or else of the manifest, and what is odd about them."""
+    names: dict[Any, str] = {}
     if not what.lists:
-        return read_manifest(what.manifest or Path(), what.images, what.domain), []
-    rows = {name: read_list(path, what.images) for name, path in what.lists.items()}
-    rows, differ = enriched(rows, {} if what.manifest is None else read_manifest(what.manifest, what.images))
+        return _name_once(read_manifest(what.manifest or Path(), what.images, what.domain), what.images, names), []
+    rows = _name_once({name: read_list(path, what.images) for name, path in what.lists.items()}, what.images, names)
+    known = {} if what.manifest is None else read_manifest(what.manifest, what.images)
+    rows, differ = enriched(rows, _name_once(known, what.images, names))
     return rows, [f"{differ} lines have another class in the manifest; the lists hold"] if differ else []
+
+
+def _name_once(rows: Mapping[str, list[Line]], images: Path, names: dict[Any, str]) -> dict[str, list[Line]]:
+    """The lines with one name for each file, the first that was read: `./a.png` and a link to it are `a.png`, too.
+
+    `names` holds the names so far, by device and inode.
+    """
+
+    def name(split: str, file: str) -> str:
+        file = PurePosixPath(file).as_posix()
+        path = next((path for path in _places(images, split, file) if path.is_file()), None)
+        if path is None:
+            return file
+        status = path.stat()
+        return names.setdefault((status.st_dev, status.st_ino), file)
+
+    return {split: [replace(line, file=name(split, line.file)) for line in lines] for split, lines in rows.items()}
+
+
+def _places(images: Path, split: str, file: str) -> tuple[Path, ...]:
+    """Where a file of a list may be: below `images`, or below its folder of the split as COVIDx is unpacked."""
+    return images / file, images / split / file, images / "train" / file  # a val that was carved from train: train/
 
 
 def _origin(what: Input, split: str) -> Path:
@@ -337,12 +361,10 @@ def _unique(path: Path, lines: Sequence[Line]) -> list[Line]:
 
 
 def _found(images: Path, flat: Sequence[tuple[str, Line]]) -> list[Path]:
-    """The path of every image: below `images`, or below its folder of the split as COVIDx is unpacked."""
+    """The path of every image."""
     paths, missing = [], []
     for name, line in flat:
-        # A val that was carved from train lies in train/.
-        places = [images / line.file, images / name / line.file, images / "train" / line.file]
-        here = next((path for path in places if path.is_file()), None)
+        here = next((path for path in _places(images, name, line.file) if path.is_file()), None)
         if here:
             paths.append(here)
         else:
