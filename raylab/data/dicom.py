@@ -259,7 +259,8 @@ def _views(data: pydicom.FileDataset) -> Iterator[tuple[str, Callable[[Values], 
         first, table = _table(item.LUTDescriptor, item.LUTData, data)
         shades = to_grey(table * (255 / ((1 << int(item.LUTDescriptor[2])) - 1)))
         yield "VOI LUT", partial(_look_up, first=first, table=shades)
-    centres, widths = (np.atleast_1d(data.get(name) or []).astype(float) for name in ("WindowCenter", "WindowWidth"))
+    elements = (data.get(name) for name in ("WindowCenter", "WindowWidth"))
+    centres, widths = (np.atleast_1d([] if element is None else element).astype(float) for element in elements)
     function = str(data.get("VOILUTFunction") or "LINEAR").upper()
     for centre, width in zip(centres, widths, strict=False):
         yield "window", partial(_window, centre=centre, width=width, function=function)
@@ -297,7 +298,8 @@ def _table(descriptor: Any, entries: Any, data: pydicom.FileDataset) -> tuple[in
         words = np.frombuffer(entries + b"\0" * (len(entries) % 2), "<u2" if little else ">u2").astype("<u2")
     else:
         words = np.atleast_1d(np.asarray(entries)).astype("<u2")
-    table = words if len(words) >= count else words.view(np.uint8)  # two entries of 8 bits a word
+    is_packed = len(words) < count and int(descriptor[2]) <= 8  # two entries a word
+    table = words.view(np.uint8) if is_packed else words
     if len(table) < count:
         raise ValueError(f"lookup table of {len(table)} entries, {count} are needed")
     return first, table[:count].astype(np.uint16)
