@@ -70,6 +70,39 @@ def test_evaluate_takes_a_folder_as_it_was_handed_over(trained, folder, tmp_path
     assert "no label list and no manifest.csv" in refused("evaluate", "covidnet", "--run", trained, "--data", folder)
 
 
+def prepared_images(folder: Path, names: list[str], tmp_path: Path) -> np.ndarray:
+    """Images of `folder`/images at 96 px, as `prepare` stores them."""
+    lines = [f"{n} {name} normal x" for n, name in enumerate(names)]
+    (tmp_path / "test.txt").write_text("\n".join(lines))
+    words = ("--images", folder / "images", "--test", tmp_path / "test.txt", "--size", 96, "--out", tmp_path / "out")
+    result("prepare", "covidnet", *words, tmp_path=tmp_path)
+    return np.load(tmp_path / "out" / "images.npy").astype(int)
+
+
+@pytest.fixture
+def cases() -> Path:
+    path = Path(__file__).parents[4] / "shared" / "cases"
+    if not path.is_dir():
+        pytest.skip(f"no cases at {path}")
+    return path
+
+
+def test_padding_does_not_decide_the_contrast(cases, tmp_path):
+    names = ["unpadded.dcm", "padded_high.dcm", "padded_low.dcm"]
+    plain, high, low = prepared_images(cases / "dicom-padding", names, tmp_path)
+    assert (high == low).all() and (high[:, :10] == 0).all() and (high[:, -10:] == 0).all()
+    middle = np.s_[:, 16:-16]
+    assert len(np.unique(high[middle])) > 250 and np.abs(high[middle] - plain[middle]).mean() < 2
+
+
+def test_sixteen_bit_colour_and_alpha_are_like_grey(cases, tmp_path):
+    names = ["grey16.png", "rgb16.png", "greyalpha16.png", "rgba16.png"]
+    grey, *others = prepared_images(cases / "png-16-bit-colour", names, tmp_path)
+    assert len(np.unique(grey)) > 250
+    for name, other in zip(names[1:], others, strict=True):
+        assert (other == grey).all(), name
+
+
 def test_prepare_from_a_folder(folder, tmp_path):
     out = result("prepare", "covidnet", "--path", folder, "--size", 64, "--out", tmp_path / "out", tmp_path=tmp_path)
     assert set(out["counts"]) == {"test"} and sum(out["counts"]["test"].values()) == 12
