@@ -154,8 +154,11 @@ def _read_deep_channels(path: Path, channels: str) -> NDArray[Any]:
 
     if channels == "LA":  # as if it had four channels of 8 bits
         pairs = read("RGBA")
-        return pairs[..., ::2] << 8 | pairs[..., 1::2]
-    return read(f"{channels};16B") << 8 | read(f"{channels};16L")
+        upper, lower = pairs[..., ::2], pairs[..., 1::2]
+    else:
+        upper, lower = read(f"{channels};16B"), read(f"{channels};16L")
+    values: NDArray[Any] = upper << 8 | lower
+    return values
 
 
 def _split(values: NDArray[Any], clear: NDArray[Any] | None) -> Picture:

@@ -55,6 +55,7 @@ LEVELS = 255 / 4  # a window that shows the pixels in fewer grey levels is of an
 INSIDE = 0.1  # the share of the pixels that a window must not clip
 LOSS = 0.01  # the share of the range of stored values by which lossy compression may have changed padding
 CONVERT = "convert it to Explicit VR Little Endian, for example `gdcmconv --raw OLD NEW`, or leave it out"
+EXPORT = "export the frame that counts, or leave it out"
 
 # What pydicom warns of either is an error here or does not matter, and would be printed for every file.
 logging.getLogger("pydicom").setLevel(logging.ERROR)
@@ -98,7 +99,7 @@ def _dataset(path: Path, most: int) -> pydicom.FileDataset:
         _check_deflated(path, file, has_header, 4 * most)
     data = pydicom.dcmread(path, force=not has_header, specific_tags=list(TAGS))
     if "PixelData" not in data:
-        raise DataError(f"{path} is not an image", "DICOM without pixels")
+        raise DataError(f"{path} is not an image", "DICOM without pixels, or cut off before them")
     if missing := [name for name in NEEDED if data.get(name) is None]:
         raise DataError(f"{path} cannot be decoded", f"DICOM without {', '.join(missing)}")
     photometric, samples = str(data.PhotometricInterpretation), int(data.SamplesPerPixel)
@@ -108,9 +109,7 @@ def _dataset(path: Path, most: int) -> pydicom.FileDataset:
     if samples != (3 if photometric in COLOUR else 1):
         raise DataError(f"{path} is refused", f"{photometric} with {samples} samples a pixel contradict each other")
     if (frames := int(data.get("NumberOfFrames") or 1)) > 1:
-        raise DataError(
-            f"{path} is not one radiograph", f"DICOM with {frames} frames", "export the frame that counts, or leave it"
-        )
+        raise DataError(f"{path} is not one radiograph", f"DICOM with {frames} frames", EXPORT)
     allocated, stored = int(data.BitsAllocated), int(data.BitsStored)
     high = stored - 1 if data.get("HighBit") is None else int(data.HighBit)
     if not stored <= allocated or high != stored - 1:
@@ -120,9 +119,8 @@ def _dataset(path: Path, most: int) -> pydicom.FileDataset:
         raise DataError(f"{path} is refused", f"{photometric} of {stored} bits; colour has at most 16", CONVERT)
     pixels = int(data.Rows) * int(data.Columns)
     if pixels * samples > most:
-        raise DataError(
-            f"{path} is refused", f"{pixels * samples / 1e6:,.0f} million values, at most {most / 1e6:,.0f}"
-        )
+        why = f"{pixels * samples / 1e6:,.0f} million values, at most {most / 1e6:,.0f} million"
+        raise DataError(f"{path} is refused", why)
     channels = 2 if photometric == "YBR_FULL_422" else samples
     _check_pixels(path, data, (pixels * channels * allocated + 7) // 8)
     return data
@@ -166,15 +164,13 @@ def _check_pixels(path: Path, data: pydicom.FileDataset, expected: int) -> None:
         packed = "compressed" if is_encapsulated else "plain"
         raise DataError(f"{path} is refused", f"its pixels are {packed}, but {syntax.name} says otherwise", CONVERT)
     if syntax == uid.JPEGExtended12Bit and data.BitsStored > 8:
-        raise DataError(
-            f"{path} is refused", f"{syntax.name} of {data.BitsStored} bits: lossy JPEG of 12 bits", CONVERT
-        )
+        raise DataError(f"{path} is refused", f"{syntax.name} of {data.BitsStored} bits", CONVERT)
     if not is_encapsulated:
         if length < expected:
             raise DataError(f"{path} is cut off", f"{length:,} bytes of pixels, {expected:,} are needed")
         if length >= 2 * expected:
             why = f"{length:,} bytes of pixels, {expected:,} for one frame"
-            raise DataError(f"{path} is not one radiograph", why, "export the frame that counts, or leave it out")
+            raise DataError(f"{path} is not one radiograph", why, EXPORT)
         return
     size, is_ycc = _stream_header(get_frame(element.value, 0, number_of_frames=1))
     if size not in (None, (data.Rows, data.Columns)):
@@ -188,11 +184,12 @@ def _check_pixels(path: Path, data: pydicom.FileDataset, expected: int) -> None:
 def _stream_header(stream: bytes) -> tuple[tuple[int, int] | None, bool | None]:
     """What a JPEG, JPEG-LS or JPEG 2000 stream says of itself: (height, width), and whether it is YCbCr.
     None where it says nothing."""
-    if (at := stream.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0:  # JPEG 2000: SOC, SIZ
+    is_jpeg = stream[:2] == b"\xff\xd8"
+    if not is_jpeg and (at := stream.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0:  # JPEG 2000: SOC, SIZ
         right, bottom, left, top = (int.from_bytes(stream[at + n : at + n + 4]) for n in (8, 12, 16, 20))
         return (bottom - top, right - left), None
     at, is_ycc = 2, None
-    while stream[:2] == b"\xff\xd8" and at + 15 < len(stream) and stream[at] == 0xFF:
+    while is_jpeg and at + 15 < len(stream) and stream[at] == 0xFF:
         marker = stream[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
@@ -273,6 +270,8 @@ def _window(values: Values, centre: float, width: float, function: str) -> Grey:
     scaled = (values.astype(np.float32) - np.float32(centre)) / np.float32(max(width, 1e-6))
     if function == "SIGMOID":
         return to_grey(255 / (1 + np.exp(-4 * scaled)))
+    if function not in ("LINEAR", "LINEAR_EXACT"):
+        raise ValueError(f"VOI LUT function {function}")
     return to_grey((scaled + np.float32(0.5)) * 255)
 
 

@@ -1,6 +1,7 @@
 """DICOM files written here, byte by byte where it matters, against renderings made here by numpy or by pydicom's own
 functions."""
 
+import base64
 import subprocess
 import sys
 from pathlib import Path
@@ -422,6 +423,20 @@ def test_lossy_transfer_syntaxes(tmp_path: Path, syntax: str) -> None:
 @pytest.mark.parametrize("syntax", LOSSLESS)
 def test_colour_in_lossless_transfer_syntaxes(tmp_path: Path, syntax: str) -> None:
     assert alike(decode(transcode(write(tmp_path / "a.dcm", COLOUR, "RGB"), syntax)), luma(COLOUR))
+
+
+# 100 x + 25 y on 32 x 32 px, coded by OpenJPH 0.26.3, as no package here writes it
+HTJ2K = """/0//UQApQAAAAAAgAAAAIAAAAAAAAAAAAAAAIAAAACAAAAAAAAAAAAABDwEB/1AACAACAAAACv9SAAwAAgABAAUEBEAB/1wAEyCIkJCQkJCQkJ
+CQkJCQiIiI/2QAFwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAAL8AAf+TwAAmD/cFB3QAwAATQAASgEj+Awd0AJACB3QAwAATwAATACKL/AKCd
+ADIkQBjVADAABVQAAVQjh07dvyqcgJ1AOJisfjAIQHstgDAABaEAAFoAMDAwMDAwMDA58p6enGCeABu13Vd13X9hCB79hCB7LoAwAAtuAAFukaj0Wg0
+Go1Go9FoNBqN+f8Kenp6enp6cQJ9ADCEEEIIIYQQQgj/eGAAB79gAB79gAB79gAB7LMB/9k="""
+
+
+@pytest.mark.parametrize("syntax", [uid.HTJ2KLossless, uid.HTJ2K])
+def test_high_throughput_jpeg_2000(tmp_path: Path, syntax: str) -> None:
+    values = 100 * X[:32, :32] + 25 * Y[:32, :32]
+    path = write(tmp_path / "a.dcm", np.zeros((32, 32), np.uint16))
+    assert alike(decode(encapsulated(path, base64.b64decode(HTJ2K), syntax)), stretched(values))
 
 
 @pytest.mark.parametrize("said", ["RGB", "YBR_FULL", "YBR_FULL_422"])
