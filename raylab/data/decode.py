@@ -112,7 +112,14 @@ def _bound(path: Path, pixels: int, limit: int) -> None:
 
 
 def _read_jpeg(path: Path, least: int) -> Picture:
-    with JpegImageFile(path) as image:
+    try:
+        opened = JpegImageFile(path)
+    except SyntaxError as error:
+        why = f"JPEG is read with 8 bits, not with 12 or 16, and no JPEG-LS; Pillow says: {error}"
+        raise DataError(
+            f"{path} cannot be decoded", why, "convert it to PNG, with 16 bits if it has more than 8"
+        ) from error
+    with opened as image:
         # A progressive file keeps all its coefficients in memory, so that reducing does not bound it.
         _bound(path, image.width * image.height, PIXELS * (1 if image.info.get("progressive") else REDUCED))
         if image.mode == "CMYK" and "adobe" not in image.info:

@@ -47,10 +47,11 @@ def png(path: Path, samples: np.ndarray, depth: int, kind: int, interlaced: bool
     return path
 
 
+@pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-def test_png_grey_of_every_depth(tmp_path: Path, depth: int) -> None:
+def test_png_grey_of_every_depth(tmp_path: Path, depth: int, interlaced: bool) -> None:
     values = texture(0, 2**depth - 1)
-    grey = decode(png(tmp_path / "a.png", values[..., None], depth, GREY))
+    grey = decode(png(tmp_path / "a.png", values[..., None], depth, GREY, interlaced))
     assert alike(grey, stretched(values) if depth == 16 else values * 255 / (2**depth - 1))
 
 
@@ -149,6 +150,17 @@ def test_jpeg_in_colour(tmp_path: Path) -> None:
         grey = decode(save(tmp_path / f"{name}.jpg", picture, quality=97, **options))
         assert np.abs(grey - luma(colour)).mean() < 2, name
     plain = (tmp_path / "cmyk.jpg").read_bytes()
+
+    # YCCK: the first three planes as YCbCr, which Pillow does not write (it inverts what it writes), and the marker
+    inks = np.concatenate([colour, texture(0, 128, seed=9)[..., None].astype(np.uint8)], -1)
+    planes = np.concatenate([255 - np.asarray(Image.fromarray(colour).convert("YCbCr")), inks[..., 3:]], -1)
+    save(tmp_path / "ycck.jpg", Image.frombytes("CMYK", (128, 96), planes.tobytes()), quality=97, subsampling=0)
+    body = (tmp_path / "ycck.jpg").read_bytes()
+    at = body.index(b"\xff\xee") + 15
+    (tmp_path / "ycck.jpg").write_bytes(body[:at] + b"\2" + body[at + 1 :])
+    reference = luma((255 - inks[..., :3].astype(float)) * (255 - inks[..., 3:].astype(float)) / 255)
+    assert np.abs(decode(tmp_path / "ycck.jpg") - reference).mean() < 2
+
     at = plain.index(b"\xff\xee")
     (tmp_path / "plain.jpg").write_bytes(plain[:at] + plain[at + 16 :])
     with pytest.raises(DataError, match="CMYK JPEG without Adobe's marker"):
@@ -173,6 +185,13 @@ def test_what_is_no_image_is_refused_by_name(tmp_path: Path, body: bytes, kind: 
     (tmp_path / "a.png").write_bytes(body)
     with pytest.raises(DataError, match=kind):
         decode(tmp_path / "a.png")
+
+
+def test_jpeg_of_other_precision_is_refused(tmp_path: Path) -> None:
+    for body in (b"\xff\xc1\0\x0b\x0c\0@\0@\1\1\x11\0", b"\xff\xf7\0\x0b\x08\0@\0@\1\1\x11\0"):  # 12 bits; JPEG-LS
+        (tmp_path / "a.jpg").write_bytes(b"\xff\xd8" + body + b"\xff\xda\0\x08\1\1\0\0\x3f\0" + b"\0" * 99)
+        with pytest.raises(DataError, match="JPEG is read with 8 bits"):
+            decode(tmp_path / "a.jpg")
 
 
 def test_more_than_one_image(tmp_path: Path) -> None:
