@@ -176,8 +176,9 @@ def _split(values: NDArray[Any], clear: NDArray[Any] | None) -> Picture:
         differs = values != clear
         opacity = (differs.any(axis=-1) if values.ndim == 3 else differs).astype(np.float32)
     if values.ndim == 3:
-        if values.shape[-1] in (2, 4):
-            opacity = (values[..., -1] / np.iinfo(values.dtype).max).astype(np.float32)
+        top = np.iinfo(values.dtype).max
+        if values.shape[-1] in (2, 4) and values[..., -1].min() < top:
+            opacity = (values[..., -1] / top).astype(np.float32)
         values = luminance(values) if values.shape[-1] >= 3 else values[..., 0]
     if values.dtype == np.uint8:
         return Picture(values, KEPT, opacity)

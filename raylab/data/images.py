@@ -231,7 +231,7 @@ def _covidx(
 
 def _rows(what: Input) -> tuple[dict[str, list[Line]], list[str]]:
     """{split: lines} of the lists, or else of the manifest, and what is odd about them."""
-    names: dict[Any, str] = {}
+    names: dict[Any, Any] = {}
     if not what.lists:
         return _name_once(read_manifest(what.manifest or Path(), what.images, what.domain), what.images, names), []
     rows = _name_once({name: read_list(path, what.images) for name, path in what.lists.items()}, what.images, names)
@@ -240,10 +240,11 @@ def _rows(what: Input) -> tuple[dict[str, list[Line]], list[str]]:
     return rows, [f"{differ} lines have another class in the manifest; the lists hold"] if differ else []
 
 
-def _name_once(rows: Mapping[str, list[Line]], images: Path, names: dict[Any, str]) -> dict[str, list[Line]]:
-    """The lines with one name for each file, the first that was read: `./a.png` and a link to it are `a.png`, too.
+def _name_once(rows: Mapping[str, list[Line]], images: Path, names: dict[Any, Any]) -> dict[str, list[Line]]:
+    """The lines with one name for each file, and one file for each name.
 
-    `names` holds the names so far, by device and inode.
+    The first name that was read of a file stays: `./a.png` and a link to it are `a.png`, too. Where folders of splits
+    hold other files of the same name, these are `test/a.png`. `names` holds names by device and inode, and back.
     """
 
     def name(split: str, file: str) -> str:
@@ -252,7 +253,12 @@ def _name_once(rows: Mapping[str, list[Line]], images: Path, names: dict[Any, st
         if path is None:
             return file
         status = path.stat()
-        return names.setdefault((status.st_dev, status.st_ino), file)
+        inode = (status.st_dev, status.st_ino)
+        if inode not in names:
+            if file in names:
+                file = path.relative_to(images).as_posix()
+            names[inode], names[file] = file, inode
+        return str(names[inode])
 
     return {split: [replace(line, file=name(split, line.file)) for line in lines] for split, lines in rows.items()}
 

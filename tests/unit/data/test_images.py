@@ -125,6 +125,19 @@ def test_one_file_named_twice_counts_once(images: Path, tmp_path: Path) -> None:
         prepare_covidnet(tmp_path / "wrong", images, wrong, None, None, size=32)
 
 
+def test_two_files_of_one_name_in_folders_of_their_splits(images: Path, tmp_path: Path) -> None:
+    for name, number in (("train", 30), ("test", 31)):
+        (images / name).mkdir()
+        (images / f"{number}.png").rename(images / name / "same.png")
+    line = "{} same.png normal x\n"
+    train = write(tmp_path / "train.txt", range(8), line.format("a"))
+    test = write(tmp_path / "test.txt", range(8, 16), line.format("b"))
+    meta = prepare_covidnet(tmp_path / "out", images, train, None, test, size=32)
+    table = pl.read_parquet(tmp_path / "out" / "index.parquet")
+    assert meta["attrition"][-1]["images"] == 18
+    assert set(table.filter(pl.col("patient").is_in(["a", "b"]))["file"]) == {"same.png", "test/same.png"}
+
+
 def test_how_brightness_came_about_is_counted(images: Path, tmp_path: Path) -> None:
     from test_dicom import RAMP, texture
     from test_dicom import write as dicom

@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 from safetensors.torch import load_file
 from test_cli import own_home, raylab, refused, same_signals  # noqa: F401  (fixtures)
 
@@ -45,6 +47,21 @@ def folder(covidnet_data: Path, tmp_path: Path) -> Path:
     return root
 
 
+def rewrite(path: Path, as_dicom: bool) -> None:
+    """The same picture as an inverted DICOM, or as a PNG with an alpha channel that hides nothing."""
+    pixels = np.asarray(Image.open(path))
+    if not as_dicom:
+        Image.fromarray(np.stack([pixels, np.full_like(pixels, 255)], axis=-1), "LA").save(path)
+        return
+    data = FileDataset(str(path), {}, file_meta=FileMetaDataset(), preamble=b"\0" * 128)
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PixelRepresentation, data.PhotometricInterpretation = 1, 0, "MONOCHROME1"
+    data.BitsAllocated, data.BitsStored, data.HighBit = 8, 8, 7
+    data.PixelData = (255 - pixels).tobytes()
+    data.save_as(path)
+
+
 def result(*words: Any, tmp_path: Path) -> dict[str, Any]:
     code, _, err = raylab(*words, "--json", tmp_path / "result.json")
     assert code == 0, err
@@ -63,7 +80,9 @@ def test_evaluate_takes_a_folder_as_it_was_handed_over(trained, folder, tmp_path
     )
     assert scored["temperature"]["fitted_on"] == "val" and scored["ece_calibrated"]["value"] >= 0
     assert [w["source"] for w in scored["within_source"]] == ["site"] and set(scored["confusion_by_view"]) == {"AP"}
-    (folder / "labels" / "test_X.txt").unlink()  # now the manifest alone
+    (folder / "labels" / "test_X.txt").unlink()  # now the manifest alone, and the same pixels in other files
+    for number, path in enumerate(sorted((folder / "images").iterdir())):
+        rewrite(path, as_dicom=number % 2 == 0)
     again = result("evaluate", "covidnet", "--run", trained, "--data", folder, tmp_path=tmp_path)
     assert again["confusion"] == scored["confusion"]
     (folder / "manifest.csv").unlink()
