@@ -147,6 +147,8 @@ def test_how_brightness_came_about_is_counted(images: Path, tmp_path: Path) -> N
     dicom(images / "1.png", deep, bits=12, WindowCenter="2048", WindowWidth="4096")
     dicom(images / "2.png", deep[::-1].copy(), bits=12, ViewPosition="LL")
     dicom(images / "3.png", deep[:, ::-1].copy(), bits=12, WindowCenter="32768", WindowWidth="65536")
+    deep[:20, :20] = 65535
+    dicom(images / "4.png", deep[::-1, ::-1].copy())
     (images / "5.png").write_bytes(b"II*\0")
     meta = prepare_covidnet(
         tmp_path / "out", images, None, None, write(tmp_path / "t.txt", range(6)), size=32, skip_bad=True
@@ -154,10 +156,10 @@ def test_how_brightness_came_about_is_counted(images: Path, tmp_path: Path) -> N
     assert meta["contrast"] == {
         "values kept, window does not suit": 1,
         "window": 1,
-        "stretched": 1,
+        "stretched": 2,
         "stretched, window does not suit": 1,
-        "values kept": 1,
     }
+    assert any("1 images show nine tenths" in warning and "  4.png" in warning for warning in meta["warnings"])
     assert any(warning.startswith("2 DICOM files have a window that does not suit") for warning in meta["warnings"])
     assert any("1 images are not of a frontal view (1 LL)" in warning for warning in meta["warnings"])
     assert meta["skipped"][0]["reason"].endswith("; convert it to one of them")
