@@ -12,9 +12,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from raylab.data import duplicates, prepared, published, splits
 from raylab.data.covidx import CLASSES, Line, read_list
-from raylab.data.decode import decode, frame, view
+from raylab.data.decode import frame, read_picture
+from raylab.data.grey import UNFIT
 from raylab.data.manifest import enriched, read_manifest
 from raylab.data.sources import phantoms
 from raylab.errors import DataError, UsageError, unknown
@@ -35,6 +36,7 @@ CARVED = 0.15  # share of the train patients that becomes val when no val list i
 CHUNK = 256  # images decoded, and held in memory, at a time
 APART = (("train", "test"), ("val", "test"), ("train", "val"))  # where lists overlap, the first of each pair yields
 FRONTAL = ("PA", "AP", "FRONTAL")  # views begin so: AP Supine, PA erect
+DULL = 24  # grey levels; the middle 90 % of pixels span at least 39 in 2,146 X-rays of four collections
 ASPECT = (0.75, 1.9)  # width / height; 2,146 frontal images of four collections lie within .78 to 1.87
 
 Progress = Callable[[int, int], None]
@@ -138,7 +140,7 @@ def _covidx(
 
     flat = [(name, line) for name in SPLITS for line in rows.get(name, [])]
     paths = _found(what.images, flat)
-    bad, shapes, views = _decode_all(work, paths, size, progress, spread)
+    bad, shapes, views, contrasts, dull = _decode_all(work, paths, size, progress, spread)
     skipped = [{"file": flat[row][1].file, "reason": problem} for row, problem in sorted(bad.items())]
     if bad and not skip_bad:
         raise DataError(
@@ -198,6 +200,14 @@ def _covidx(
     ]
     meta = _describe(work, index, size, seed, attrition)
     warnings += _unusual(index, [shapes[row] for row in keep])
+    contrast = Counter(contrasts[row] for row in keep)
+    if unfit := sum(n for name, n in contrast.items() if name.endswith(UNFIT)):
+        warnings.append(f"{unfit} DICOM files have a window that does not suit their pixels; it was not applied")
+    if faint := [flat[row][1].file for row in keep if row in dull]:
+        warnings.append(
+            f"{len(faint)} images show nine tenths of their pixels in less than {DULL} of 256 grey levels: does "
+            f"something very bright or dark decide their contrast?\n{_some(faint)}"
+        )
     warnings += [f"no {name} in train" for name, n in meta["counts"].get("train", {}).items() if n == 0]
     conflicts = [(i, j) for i, j, _ in copies_found if flat[i][1].label != flat[j][1].label]
     if conflicts:
@@ -214,6 +224,7 @@ def _covidx(
         "published": None if table is None else {"table": table, "differs": published.differences(table, listed)},
         "val_carved_from_train": carved,
         "skipped": skipped,
+        "contrast": dict(contrast),
         "duplicates": {
             "pairs": len(copies_found),
             "of_different_patients": sum(flat[i][1].patient != flat[j][1].patient for i, j, _ in copies_found),
@@ -226,11 +237,41 @@ def _covidx(
 
 def _rows(what: Input) -> tuple[dict[str, list[Line]], list[str]]:
     """{split: lines} of the lists, or else of the manifest, and what is odd about them."""
+    names: dict[Any, Any] = {}
     if not what.lists:
-        return read_manifest(what.manifest or Path(), what.images, what.domain), []
-    rows = {name: read_list(path, what.images) for name, path in what.lists.items()}
-    rows, differ = enriched(rows, {} if what.manifest is None else read_manifest(what.manifest, what.images))
+        return _name_once(read_manifest(what.manifest or Path(), what.images, what.domain), what.images, names), []
+    rows = _name_once({name: read_list(path, what.images) for name, path in what.lists.items()}, what.images, names)
+    known = {} if what.manifest is None else read_manifest(what.manifest, what.images)
+    rows, differ = enriched(rows, _name_once(known, what.images, names))
     return rows, [f"{differ} lines have another class in the manifest; the lists hold"] if differ else []
+
+
+def _name_once(rows: Mapping[str, list[Line]], images: Path, names: dict[Any, Any]) -> dict[str, list[Line]]:
+    """The lines with one name for each file, and one file for each name.
+
+    The first name that was read of a file stays: `./a.png` and a link to it are `a.png`, too. Where folders of splits
+    hold other files of the same name, these are `test/a.png`. `names` holds names by device and inode, and back.
+    """
+
+    def name(split: str, file: str) -> str:
+        file = PurePosixPath(file).as_posix()
+        path = next((path for path in _places(images, split, file) if path.is_file()), None)
+        if path is None:
+            return file
+        status = path.stat()
+        inode = (status.st_dev, status.st_ino)
+        if inode not in names:
+            if file in names:
+                file = path.relative_to(images).as_posix()
+            names[inode], names[file] = file, inode
+        return str(names[inode])
+
+    return {split: [replace(line, file=name(split, line.file)) for line in lines] for split, lines in rows.items()}
+
+
+def _places(images: Path, split: str, file: str) -> tuple[Path, ...]:
+    """Where a file of a list may be: below `images`, or below its folder of the split as COVIDx is unpacked."""
+    return images / file, images / split / file, images / "train" / file  # a val that was carved from train: train/
 
 
 def _origin(what: Input, split: str) -> Path:
@@ -332,12 +373,10 @@ def _unique(path: Path, lines: Sequence[Line]) -> list[Line]:
 
 
 def _found(images: Path, flat: Sequence[tuple[str, Line]]) -> list[Path]:
-    """The path of every image: below `images`, or below its folder of the split as COVIDx is unpacked."""
+    """The path of every image."""
     paths, missing = [], []
     for name, line in flat:
-        # A val that was carved from train lies in train/.
-        places = [images / line.file, images / name / line.file, images / "train" / line.file]
-        here = next((path for path in places if path.is_file()), None)
+        here = next((path for path in _places(images, name, line.file) if path.is_file()), None)
         if here:
             paths.append(here)
         else:
@@ -359,11 +398,12 @@ def _some(names: Iterable[str], most: int = 10) -> str:
 
 def _decode_all(
     work: Path, paths: Sequence[Path], size: int, progress: Progress | None, spread: Spread | None
-) -> tuple[dict[int, str], list[tuple[int, int]], dict[int, str]]:
+) -> tuple[dict[int, str], list[tuple[int, int]], dict[int, str], dict[int, str], set[int]]:
     """Decode every file into row i of `work`/images.npy, chunk by chunk.
 
-    Returns the problems {row: what and why} of those that could not be, (height, width) of every file, and what DICOM
-    files say of their view {row: view}.
+    Returns the problems {row: what and why} of those that could not be, (height, width) of every file, what DICOM
+    files say of their view {row: view}, how the brightness of the others was made {row: contrast}, and the rows of
+    images that use few grey levels.
     """
     parts = work / "parts"
     parts.mkdir()
@@ -372,6 +412,8 @@ def _decode_all(
     cache = np.lib.format.open_memmap(work / "images.npy", mode="w+", dtype=np.uint8, shape=(len(paths), size, size))
     bad: dict[int, str] = {}
     views: dict[int, str] = {}
+    contrasts: dict[int, str] = {}
+    dull: set[int] = set()
     shapes: list[tuple[int, int]] = []
 
     def told(done: int, total: int) -> None:
@@ -390,28 +432,34 @@ def _decode_all(
             said = json.loads(str(part["said"]))
         bad |= {at + int(row): problem for row, problem in said["bad"].items()}
         views |= {at + int(row): name for row, name in said["views"].items()}
+        contrasts |= {at + int(row): name for row, name in said["contrasts"].items()}
+        dull |= {at + row for row in said["dull"]}
         shapes += [(h, w) for h, w in said["shapes"]]
         path.unlink()
     parts.rmdir()
     cache.flush()
-    return bad, shapes, views
+    return bad, shapes, views, contrasts, dull
 
 
 def decode_chunk(argument: tuple[list[str], int], path: Path) -> None:
     """Decode files (paths, size) into the archive `path`: images uint8 [n, size, size], and JSON of what was found."""
     files, size = argument
     images = np.zeros((len(files), size, size), dtype=np.uint8)
-    said: dict[str, Any] = {"bad": {}, "views": {}, "shapes": [(1, 1)] * len(files)}
+    said: dict[str, Any] = {"bad": {}, "views": {}, "contrasts": {}, "dull": [], "shapes": [(1, 1)] * len(files)}
 
     def one(row: int) -> None:
         file = Path(files[row])
         try:
-            grey = decode(file, size)
-            images[row], said["shapes"][row] = frame(grey, size), grey.shape
-            if name := view(file):
-                said["views"][row] = name
+            picture = read_picture(file, size)
+            images[row], said["shapes"][row] = frame(picture.grey, size), picture.grey.shape
+            said["contrasts"][row] = picture.contrast
+            if np.subtract(*np.percentile(images[row, ::4, ::4], (95, 5))) < DULL:
+                said["dull"].append(row)
+            if picture.view:
+                said["views"][row] = picture.view
         except DataError as error:
-            said["bad"][row] = f"{error.what}: {error.why}" if error.why else error.what
+            what = f"{error.what}: {error.why}" if error.why else error.what
+            said["bad"][row] = f"{what}; {error.do}" if error.do else what
 
     # Threads: the decoders release the interpreter lock, and each writes its own rows.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -89,6 +89,82 @@ def test_rows_that_overlap_leave_train_then_val(images: Path, tmp_path: Path) ->
     assert table.group_by("patient").agg(pl.col("split").n_unique())["split"].max() == 1
 
 
+def test_one_file_named_twice_counts_once(images: Path, tmp_path: Path) -> None:
+    """By its name, by another spelling, and by a link; in one list, in two, and in a manifest."""
+    (images / "soft.png").symlink_to("8.png")
+    os.link(images / "9.png", images / "hard.png")
+    (images / "sub").mkdir()
+    (images / "sub" / "up.png").symlink_to("../10.png")
+    again = [("p4", "8.png"), ("p4", "./8.png"), ("q", ".//8.png"), ("q", "soft.png")]
+    again += [("p4", "hard.png"), ("p5", "sub/up.png"), ("p5", "./sub//up.png")]
+    lines = "".join(f"{patient} {file} {LABELS[(5 if '5' in patient else 4) % 3]} x\n" for patient, file in again)
+    train = write(tmp_path / "train.txt", range(8, 24), lines)
+    meta = prepare_covidnet(tmp_path / "out", images, train, None, None, size=32)
+    assert [row["images"] for row in meta["attrition"]][:2] == [16 + len(again), 16]
+    table = pl.read_parquet(tmp_path / "out" / "index.parquet")
+    assert sorted(table["file"]) == sorted(f"{n}.png" for n in range(8, 24))
+
+    test = write(tmp_path / "test.txt", [30, 31], f"other ./sub/up.png {LABELS[2]} x\n")
+    meta = prepare_covidnet(tmp_path / "both", images, train, None, test, size=32)
+    table = pl.read_parquet(tmp_path / "both" / "index.parquet")
+    assert table["file"].n_unique() == table.height and set(table.filter(pl.col("split") == "test")["file"]) == {
+        "30.png",
+        "31.png",
+        "10.png",
+    }
+    (tmp_path / "m.csv").write_text("path,label,view\n./8.png,pneumonia,LL\nsoft.png,pneumonia,LL\n9.png,pneumonia,\n")
+    meta = prepare_covidnet(tmp_path / "m", images, None, None, None, size=32, manifest=tmp_path / "m.csv")
+    assert [row["images"] for row in meta["attrition"]] == [3, 2]
+    meta = prepare_covidnet(tmp_path / "l", images, None, None, train, size=32, manifest=tmp_path / "m.csv")
+    assert pl.read_parquet(tmp_path / "l" / "index.parquet").filter(pl.col("view") == "LL")["file"].to_list() == [
+        "8.png"
+    ]
+
+    wrong = write(tmp_path / "wrong.txt", [8], "p4 soft.png normal x\n")
+    with pytest.raises(DataError, match=r"line 2: 8\.png is normal, but pneumonia in line 1"):
+        prepare_covidnet(tmp_path / "wrong", images, wrong, None, None, size=32)
+
+
+def test_two_files_of_one_name_in_folders_of_their_splits(images: Path, tmp_path: Path) -> None:
+    for name, number in (("train", 30), ("test", 31)):
+        (images / name).mkdir()
+        (images / f"{number}.png").rename(images / name / "same.png")
+    line = "{} same.png normal x\n"
+    train = write(tmp_path / "train.txt", range(8), line.format("a"))
+    test = write(tmp_path / "test.txt", range(8, 16), line.format("b"))
+    meta = prepare_covidnet(tmp_path / "out", images, train, None, test, size=32)
+    table = pl.read_parquet(tmp_path / "out" / "index.parquet")
+    assert meta["attrition"][-1]["images"] == 18
+    assert set(table.filter(pl.col("patient").is_in(["a", "b"]))["file"]) == {"same.png", "test/same.png"}
+
+
+def test_how_brightness_came_about_is_counted(images: Path, tmp_path: Path) -> None:
+    from test_dicom import RAMP, texture
+    from test_dicom import write as dicom
+
+    deep = texture(0, 4000).astype(np.uint16)
+    dicom(images / "0.png", RAMP, WindowCenter="2048", WindowWidth="4096")
+    dicom(images / "1.png", deep, bits=12, WindowCenter="2048", WindowWidth="4096")
+    dicom(images / "2.png", deep[::-1].copy(), bits=12, ViewPosition="LL")
+    dicom(images / "3.png", deep[:, ::-1].copy(), bits=12, WindowCenter="32768", WindowWidth="65536")
+    deep[:20, :20] = 65535
+    dicom(images / "4.png", deep[::-1, ::-1].copy())
+    (images / "5.png").write_bytes(b"II*\0")
+    meta = prepare_covidnet(
+        tmp_path / "out", images, None, None, write(tmp_path / "t.txt", range(6)), size=32, skip_bad=True
+    )
+    assert meta["contrast"] == {
+        "values kept, window does not suit": 1,
+        "window": 1,
+        "stretched": 2,
+        "stretched, window does not suit": 1,
+    }
+    assert any("1 images show nine tenths" in warning and "  4.png" in warning for warning in meta["warnings"])
+    assert any(warning.startswith("2 DICOM files have a window that does not suit") for warning in meta["warnings"])
+    assert any("1 images are not of a frontal view (1 LL)" in warning for warning in meta["warnings"])
+    assert meta["skipped"][0]["reason"].endswith("; convert it to one of them")
+
+
 def test_nothing_left_of_a_list(images: Path, tmp_path: Path) -> None:
     same = write(tmp_path / "same.txt", range(6))
     with pytest.raises(DataError, match=r"every train row of .*same\.txt"):
