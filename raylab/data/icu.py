@@ -28,6 +28,7 @@ from raylab.data.cohorts import COHORTS, Framing
 from raylab.data.concepts import CONCEPTS, SERIES, STATIC, Extract, whole_stays
 from raylab.data.digest import Whole, check_needed, digest, implausible, unrecorded
 from raylab.data.grid import joined, statistics
+from raylab.data.identifiers import not_among
 from raylab.data.onset import Label, label
 from raylab.data.sources import meds, mimic3, physionet2012, yaib
 from raylab.errors import DataError, UsageError, unknown
@@ -120,8 +121,20 @@ def prepare_ards(
             file.unlink()
         raw.rmdir()
         seen = {stay for piece in pieces for stay in piece.seen}
+        unlisted = pl.concat([piece.unlisted for piece in pieces])
+        with_events = pl.concat([unlisted, pl.Series(sorted(seen), dtype=pl.String)])
+        not_among(with_events, stays["stay_id"], "the events", "the stays")
+        if len(unlisted):
+            notes.append(
+                f"the events of {len(unlisted):,} stays that are not among the stays of the source are left out"
+            )
         silent = stays.filter(~pl.col("stay_id").is_in(list(seen)))
         pieces.append(unrecorded(silent, chosen, asked))
+        of_unknown_age = sum(piece.of_unknown_age for piece in pieces)
+        if of_unknown_age and asked.min_age:
+            notes.append(
+                f"{of_unknown_age:,} stays are of unknown age: they count as {asked.min_age:g} years and older"
+            )
         whole = Whole.of(pieces)
         unfit = implausible(whole.by_concept, asked)
         check_needed(whole.by_concept, source, asked)
@@ -165,6 +178,7 @@ def prepare_ards(
         return {
             "task": "ards",
             "source": source,
+            "numbering": [numbering_of(source, extract, seed)],
             "synthetic": source == "synthetic",
             "raylab": raylab.__version__,
             "label": asked.describe(chosen.landmark, chosen.horizon, chosen.gap),
@@ -189,6 +203,11 @@ def prepare_ards(
         }
 
     return prepared.publish(Path(out), write)
+
+
+def numbering_of(source: str, extract: Extract, seed: int) -> str:
+    """Within what the identifiers of an extract mean one person; of virtual patients that is one draw."""
+    return f"synthetic seed {seed}" if source == "synthetic" else extract.numbering or source
 
 
 def checked(landmark: float, horizon: float, gap: float, framing: str, until: float) -> Framing:

@@ -11,6 +11,8 @@ A number means a patient within one source only: `Person` is the pair. What is n
 reads the table counts it and refuses it or leaves it out; the table in docs/data.md says which.
 """
 
+import re
+import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import quote, unquote
@@ -24,6 +26,8 @@ MISSING = ("", "nan", "none", "null", "na", "n/a", "<na>", "nat", "#n/a")
 EXACT = {pl.Float64(): 2.0**53, pl.Float32(): 2.0**24}  # at and beyond this, a float stands for several whole numbers
 PREFIX_IDS = 5  # a prefix is shown in messages only where this many identifiers share it: a patient's own text never is
 SHAPE_LENGTH = 40
+FLOAT_WRITER = re.compile(r"^-?[0-9]+\.0*$")
+FRACTION = re.compile(r"^-?(?:[0-9]*\.[0-9]*[1-9][0-9]*|[0-9](?:\.[0-9]+)?[eE]\+[0-9]+)$")
 
 
 class Person(NamedTuple):
@@ -78,8 +82,8 @@ def identifier(name: str, kind: pl.DataType, numeric: bool = False) -> pl.Expr:
         raise DataError(f"column {name} holds {kind}, not identifiers", do="write them as text or whole numbers")
     text = trimmed(column)
     bare = text.str.replace(r"\.0*$", "")
-    float_writer = text.str.contains(r"^-?\d+\.0*$")
-    fraction = text.str.contains(r"^-?\d*\.\d*[1-9]\d*$") | text.str.contains(r"^-?\d(\.\d+)?[eE]\+\d+$")
+    float_writer = text.str.contains(FLOAT_WRITER.pattern)
+    fraction = text.str.contains(FRACTION.pattern)
     inexact = fraction | (float_writer & (bare.cast(pl.Float64, strict=False).abs() >= EXACT[pl.Float64()]))
     text = pl.when(~is_missing(name, kind) & ~inexact).then(pl.when(float_writer).then(bare).otherwise(text))
     if numeric:
@@ -88,8 +92,19 @@ def identifier(name: str, kind: pl.DataType, numeric: bool = False) -> pl.Expr:
 
 
 def one_identifier(text: str) -> str | None:
-    """The identifier that one text stands for; None where it is none."""
-    return pl.DataFrame({"id": [text]}).select(identifier("id", pl.String()))["id"][0]  # type: ignore[no-any-return]
+    """What `identifier` makes of one text."""
+    text = trim(text)
+    if text.lower() in MISSING or FRACTION.match(text):
+        return None
+    if FLOAT_WRITER.match(text):
+        text = text.partition(".")[0]
+        return text if abs(int(text)) < EXACT[pl.Float64()] else None
+    return text
+
+
+def trim(text: str) -> str:
+    """What `trimmed` makes of one text."""
+    return unicodedata.normalize("NFC", text).strip().strip("\ufeff\u200b").strip()
 
 
 def trimmed(column: pl.Expr) -> pl.Expr:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from raylab.data import duplicates, prepared, published, splits
 from raylab.data.covidx import CLASSES, Line, read_list
 from raylab.data.decode import decode, frame, view
+from raylab.data.identifiers import UNKNOWN, People, look_alike
 from raylab.data.manifest import enriched, read_manifest
 from raylab.data.sources import phantoms
 from raylab.errors import DataError, UsageError, unknown
@@ -124,15 +125,20 @@ def _covidx(
 
     def tell(step: str, rows: dict[str, list[Line]]) -> None:
         kept = [line for lines in rows.values() for line in lines]
-        attrition.append({"step": step, "images": len(kept), "patients": len({line.patient for line in kept})})
+        attrition.append({"step": step, "images": len(kept), "patients": len({line.person for line in kept})})
 
     tell("lines in the lists" if what.lists else "rows of the manifest", rows)
     rows = {name: _unique(_origin(what, name), lines) for name, lines in rows.items()}
     tell("without duplicate lines", rows)
     for leaves, stays in APART:
         if leaves in rows and stays in rows:
-            patients, files = ({getattr(line, of) for line in rows[stays]} for of in ("patient", "file"))
-            kept = [line for line in rows[leaves] if line.patient not in patients and line.file not in files]
+            people = People(line.person for line in rows[stays])
+            files = {_place(what.images, stays, line) for line in rows[stays]}
+            kept = [
+                line
+                for line in rows[leaves]
+                if line.person not in people and _place(what.images, leaves, line) not in files
+            ]
             rows[leaves] = _left(what, leaves, stays, kept)
             tell(f"without {leaves} rows whose patient or file is also in {stays}", rows)
 
@@ -164,7 +170,7 @@ def _covidx(
             raise DataError(f"every image is a copy of one in {path}", "--apart-from leaves copies out")
         tell(f"without copies of images in {path.name}", of_splits(keep))
     copies_found = [(keep[i], keep[j], ncc) for i, j, ncc in duplicates.pairs(small)]
-    group = _groups(flat, keep, copies_found)
+    group = _groups(flat, paths, keep, copies_found)
     for leaves, stays in APART:
         if leaves in rows and stays in rows:
             held = {group[row] for row in keep if flat[row][0] == stays}
@@ -186,7 +192,7 @@ def _covidx(
     index = [
         {
             "id": flat[row][1].file,
-            "patient": flat[row][1].patient,
+            "patient": flat[row][1].patient,  # within its source
             "group": group[row],
             "file": flat[row][1].file,
             "source": flat[row][1].source,
@@ -197,6 +203,7 @@ def _covidx(
         for row in keep
     ]
     meta = _describe(work, index, size, seed, attrition)
+    warnings += _unidentified([line for _, line in flat], what)
     warnings += _unusual(index, [shapes[row] for row in keep])
     warnings += [f"no {name} in train" for name, n in meta["counts"].get("train", {}).items() if n == 0]
     conflicts = [(i, j) for i, j, _ in copies_found if flat[i][1].label != flat[j][1].label]
@@ -216,7 +223,7 @@ def _covidx(
         "skipped": skipped,
         "duplicates": {
             "pairs": len(copies_found),
-            "of_different_patients": sum(flat[i][1].patient != flat[j][1].patient for i, j, _ in copies_found),
+            "of_different_patients": sum(flat[i][1].person != flat[j][1].person for i, j, _ in copies_found),
             "of_different_classes": len(conflicts),
             "most_alike": sorted((round(ncc, 3) for _, _, ncc in copies_found), reverse=True)[:10],
         },
@@ -254,17 +261,41 @@ def _others(directory: Path) -> NDArray[np.uint8]:
 
 
 def _groups(
-    flat: Sequence[tuple[str, Line]], keep: Sequence[int], copies: Iterable[tuple[int, int, float]]
+    flat: Sequence[tuple[str, Line]],
+    paths: Sequence[Path],
+    keep: Sequence[int],
+    copies: Iterable[tuple[int, int, float]],
 ) -> dict[int, str]:
     """The group of every row kept: its patient, merged with those of its copies and with what a manifest groups."""
     # `~` sorts behind what names begin with, so that groups are called by a patient
     names = {
-        row: [line.patient, f"~file {line.file}", *([f"~group {line.group}"] if line.group else [])]
+        row: [str(line.person), f"~file {paths[row]}", *([f"~group {line.group}"] if line.group else [])]
         for row, (_, line) in ((row, flat[row]) for row in keep)
     }
     for i, j, _ in copies:
-        names[i].append(flat[j][1].patient)
+        names[i].append(str(flat[j][1].person))
     return dict(zip(keep, duplicates.merged([names[row] for row in keep]), strict=True))
+
+
+def _unidentified(lines: Sequence[Line], what: Input) -> list[str]:
+    """Warnings of lines whose patient is not certain."""
+    told = []
+    if without := sum(line.person.source == UNKNOWN for line in lines):
+        told.append(
+            f"{without} of {len(lines)} images name no source: there, a patient's number is taken for the same person "
+            "as that number anywhere else. Add the hospital or collection of each image in a column source"
+        )
+    if without := sum(line.patient == line.file for line in lines):
+        told.append(f"{without} of {len(lines)} images name no patient: each counts as a patient of its own")
+    numbers: dict[str, set[str]] = {}
+    for line in lines:
+        numbers.setdefault(line.person.source, set()).add(line.patient)
+    if alike := sum(look_alike(of) for of in numbers.values()):
+        told.append(
+            f"{alike} patients have a number that differs from another one of their source only in letter case or "
+            "leading zeros: they count as different people"
+        )
+    return told
 
 
 def _unusual(index: list[dict[str, Any]], shapes: list[tuple[int, int]]) -> list[str]:
@@ -335,10 +366,7 @@ def _found(images: Path, flat: Sequence[tuple[str, Line]]) -> list[Path]:
     """The path of every image: below `images`, or below its folder of the split as COVIDx is unpacked."""
     paths, missing = [], []
     for name, line in flat:
-        # A val that was carved from train lies in train/.
-        places = [images / line.file, images / name / line.file, images / "train" / line.file]
-        here = next((path for path in places if path.is_file()), None)
-        if here:
+        if (here := _place(images, name, line)).is_file():
             paths.append(here)
         else:
             missing.append(line.file)
@@ -349,6 +377,14 @@ def _found(images: Path, flat: Sequence[tuple[str, Line]]) -> list[Path]:
             "check --images, or take the lines out of the lists",
         )
     return paths
+
+
+def _place(images: Path, split: str, line: Line) -> Path:
+    """Where an image lies: below `images`, or below its folder of the split as COVIDx is unpacked; a place without a
+    file where it is missing."""
+    # A val that was carved from train lies in train/.
+    places = [images / line.file, images / split / line.file, images / "train" / line.file]
+    return next((path.resolve() for path in places if path.is_file()), places[0])
 
 
 def _some(names: Iterable[str], most: int = 10) -> str:
@@ -455,7 +491,9 @@ def _describe(
         "size": size,
         "crop": CROP,
         "counts": {name: classes(part) for name, part in here.items()},
-        "patients": {name: part["patient"].n_unique() for name, part in here.items()},
+        "patients": {
+            name: part.select(pl.struct("source", "patient").n_unique()).item() for name, part in here.items()
+        },
         # Source x class in every split: where one source has one class only, a network may learn the source.
         "sources": {
             name: {s: classes(part.filter(pl.col("source") == s)) for s in sorted(set(part["source"]))}

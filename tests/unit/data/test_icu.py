@@ -122,11 +122,12 @@ def test_attrition_counts_stays_and_patients():
             "stay_id": list("abcde"),
             "onset_h": [12.0, 12.1, None, None, None],
             "last": [40.0, 40.0, 12.0, None, 12.1],
+            "age": [None] * 5,
         }
     )
     kept, steps = attrition(stays, Framing(12), label("ahrf"))
     assert kept["stay_id"].to_list() == ["b", "e"]
-    assert [(patients, stays) for _, patients, stays in steps] == [(4, 5), (3, 4), (2, 3), (2, 2)]
+    assert [(patients, stays) for _, patients, stays in steps] == [(4, 5), (4, 5), (3, 4), (2, 3), (2, 2)]
 
 
 # whole preparations

@@ -30,7 +30,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def write(path: Path, numbers: range | list[int], extra: str = "") -> Path:
-    path.write_text("".join(f"p{n // 2} {n}.png {LABELS[n // 2 % 3]} site{n % 2}\n" for n in numbers) + extra)
+    path.write_text("".join(f"p{n // 2} {n}.png {LABELS[n // 2 % 3]} site{n // 2 % 2}\n" for n in numbers) + extra)
     return path
 
 
@@ -270,7 +270,7 @@ def test_copies_under_other_names_never_cross_splits(tmp_path: Path) -> None:
     assert "copy25.png" not in table["file"].to_list() and "25.png" in table["file"].to_list()
     assert any("copies of" in row["step"] and row["images"] == 31 for row in meta["attrition"])
     pair = table.filter(pl.col("file").is_in(["3.png", "copy3.png"]))
-    assert set(pair["group"]) == {"p3"} and pair["split"].n_unique() == 1 and pair["patient"].n_unique() == 2
+    assert set(pair["group"]) == {"here:p3"} and pair["split"].n_unique() == 1 and pair["patient"].n_unique() == 2
     assert meta["duplicates"]["pairs"] == meta["duplicates"]["of_different_patients"] == 2
     samples = load_images(tmp_path / "out", "all")
     assert len(samples) == 31 and len(set(samples.group)) == 30
