@@ -178,7 +178,7 @@ def prepare_ards(
         return {
             "task": "ards",
             "source": source,
-            "numbering": [numbering_of(source, extract, seed)],
+            "numbering": [f"synthetic seed {seed}" if source == "synthetic" else extract.numbering or source],
             "synthetic": source == "synthetic",
             "raylab": raylab.__version__,
             "label": asked.describe(chosen.landmark, chosen.horizon, chosen.gap),
@@ -203,11 +203,6 @@ def prepare_ards(
         }
 
     return prepared.publish(Path(out), write)
-
-
-def numbering_of(source: str, extract: Extract, seed: int) -> str:
-    """Within what the identifiers of an extract mean one person; of virtual patients that is one draw."""
-    return f"synthetic seed {seed}" if source == "synthetic" else extract.numbering or source
 
 
 def checked(landmark: float, horizon: float, gap: float, framing: str, until: float) -> Framing:

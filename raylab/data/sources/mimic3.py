@@ -138,7 +138,7 @@ def read(path: Path, work: Path) -> Extract:
     first = descriptors(stays)
     parts = (pl.concat([parts[0], first.lazy()]), *parts[1:]) if len(parts) == 1 else _spread(parts, first)
     notes = (*NOTES, *conversions.close())
-    return Extract(pl.concat(parts), whole_stays(stays), dict(+counts), parts, notes, numbering="mimic-iii")
+    return Extract(pl.concat(parts), whole_stays(stays), dict(+counts), parts, notes, numbering="mimic3")
 
 
 NOTES = ("times are chart times: a laboratory value may have been known later than its time",)

@@ -229,6 +229,7 @@ def test_counts_on_the_mimic_iii_demo(real_data, tmp_path):
     rule = label("berlin-oxygenation")
     meta = prepare_ards("mimic3", folder, tmp_path / "out", horizon=10_000, rule=rule, grid_of_windows=True)
     assert meta["attrition"][0] == {"step": "all stays", "patients": 100, "stays": 136}
+    assert meta["attrition"][1]["stays"] == 135  # one patient is younger than 18
     assert meta["onsets"]["stays"] == 15 and meta["onsets"]["after_6_h"] == 10
     cells = {(cell["fio2_back_h"], cell["persist_h"]): cell["stays"] for cell in meta["sensitivity"]}
     assert cells[8, 0] == 30 and cells[8, 8] == 15 and cells[2, 24] == 12
