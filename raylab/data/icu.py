@@ -125,16 +125,12 @@ def prepare_ards(
         with_events = pl.concat([unlisted, pl.Series(sorted(seen), dtype=pl.String)])
         not_among(with_events, stays["stay_id"], "the events", "the stays")
         if len(unlisted):
-            notes.append(
-                f"the events of {len(unlisted):,} stays that are not among the stays of the source are left out"
-            )
+            notes.append(f"stays with events that the source does not list, left out: {len(unlisted):,}")
         silent = stays.filter(~pl.col("stay_id").is_in(list(seen)))
         pieces.append(unrecorded(silent, chosen, asked))
         of_unknown_age = sum(piece.of_unknown_age for piece in pieces)
         if of_unknown_age and asked.min_age:
-            notes.append(
-                f"{of_unknown_age:,} stays are of unknown age: they count as {asked.min_age:g} years and older"
-            )
+            notes.append(f"stays of unknown age, counted as {asked.min_age:g} years and older: {of_unknown_age:,}")
         whole = Whole.of(pieces)
         unfit = implausible(whole.by_concept, asked)
         check_needed(whole.by_concept, source, asked)

@@ -27,6 +27,7 @@ from raylab.data.decode import decode, frame, view
 from raylab.data.identifiers import UNKNOWN, People, look_alike
 from raylab.data.manifest import enriched, read_manifest
 from raylab.data.sources import phantoms
+from raylab.data.text import not_utf8, read_text
 from raylab.errors import DataError, UsageError, unknown
 
 KIND = "cxr-frontal-u8"
@@ -233,11 +234,15 @@ def _covidx(
 
 def _rows(what: Input) -> tuple[dict[str, list[Line]], list[str]]:
     """{split: lines} of the lists, or else of the manifest, and what is odd about them."""
+    files = [*what.lists.values(), *([what.manifest] if what.manifest else [])]
+    told = [not_utf8(path.name, lines) for path in files if (lines := read_text(path)[1])]
     if not what.lists:
-        return read_manifest(what.manifest or Path(), what.images, what.domain), []
+        return read_manifest(what.manifest or Path(), what.images, what.domain), told
     rows = {name: read_list(path, what.images) for name, path in what.lists.items()}
     rows, differ = enriched(rows, {} if what.manifest is None else read_manifest(what.manifest, what.images))
-    return rows, [f"{differ} lines have another class in the manifest; the lists hold"] if differ else []
+    if differ:
+        told.append(f"{differ} lines have another class in the manifest; the lists hold")
+    return rows, told
 
 
 def _origin(what: Input, split: str) -> Path:

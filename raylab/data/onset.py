@@ -7,7 +7,7 @@
                          CPAP >= 5 cmH2O, invasive or not, or oxygen at 30 L/min and more
 
 The data has neither imaging nor notes, so none of them is adjudicated ARDS. Every window is a parameter of `Label`.
-PhysioNet 2012 set a, `ahrf`: 742 / 390 / 189 onsets within 24 h after landmark 6 / 12 / 24 h, of which 422 / 189 / 47
+PhysioNet 2012 set a, `ahrf`: 741 / 390 / 189 onsets within 24 h after landmark 6 / 12 / 24 h, of which 422 / 189 / 47
 persist (tests/unit/data/test_icu.py).
 """
 

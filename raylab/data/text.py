@@ -53,7 +53,7 @@ def read_text(path: Path) -> tuple[str, int]:
 
 
 def not_utf8(place: str, lines: int) -> str:
-    return f"{place}: {lines:,} lines are not UTF-8 and were read as Windows-1252"
+    return f"lines of {place} that are not UTF-8, read as Windows-1252: {lines:,}"
 
 
 def separator(header: str) -> str:

@@ -273,7 +273,7 @@ def find_stays(
         .with_columns(next=pl.col("start").shift(-1).over("subject_id"))
     )  # fmt: skip
     unread = stays.filter(pl.col("said").fill_null(0) > 0, pl.col("sex").is_null()).height
-    conversions.note("stays have a sex that cannot be read, or two: it is missing", unread)
+    conversions.note("stays with an unreadable sex, or with two, set missing", unread)
     cut = int(stays.select((pl.col("out") > pl.col("next")).sum()).item() or 0)
     words = (
         pl.when(pl.col("start_code").str.contains(text, literal=True)).then(kind) for text, kind in by.icu_type.items()

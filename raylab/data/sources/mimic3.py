@@ -164,7 +164,7 @@ def find_stays(path: Path, conversions: Conversions, counts: Counter[str]) -> pl
     for name, other, lost in (("PATIENTS", patients, "age and sex"), ("ADMISSIONS", admissions, "outcome")):
         key = other.columns[0]
         not_among(table[key], other[key], "ICUSTAYS", name)
-        conversions.note("stays have no row in {}, and so no {}", table.join(other, key, "anti").height, name, lost)
+        conversions.note("stays without a row in {} (no {})", table.join(other, key, "anti").height, name, lost)
     patients = patients.unique("subject_id", keep="first", maintain_order=True)
     admissions = admissions.unique("hadm_id", keep="first", maintain_order=True)
     following = pl.col("intime").shift(-1).over("subject_id")
@@ -172,7 +172,7 @@ def find_stays(path: Path, conversions: Conversions, counts: Counter[str]) -> pl
     table = table.join(patients, "subject_id", "left").join(admissions, "hadm_id", "left")
     counts["stays cut where they overlap"] = int(table.select(overlap.sum()).item() or 0)
     table = table.with_columns(end=pl.min_horizontal("outtime", following), sex=sex("gender"))
-    conversions.note("stays have a sex that cannot be read: it is missing", count_unread(table, "gender", "sex"))
+    conversions.note("stays with an unreadable sex, set missing", count_unread(table, "gender", "sex"))
     hours = (pl.col("end") - pl.col("intime")).dt.total_seconds() / 3600
     table = table.with_columns(age=(pl.col("intime") - pl.col("dob")).dt.total_seconds() / (24 * 365.25 * 3600))
     dead = pl.col("deathtime") <= pl.col("end")

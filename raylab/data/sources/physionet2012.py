@@ -36,7 +36,7 @@ def read(path: Path) -> Extract:
         died = read_outcomes(path, name.removeprefix("set-"), conversions)
         rows, ids = parse(place, conversions)
         unknown = not_among(pl.Series(ids, dtype=pl.String), died["stay_id"], name, f"Outcomes-{name[4:]}.txt")
-        conversions.note("stays of {} have no row in its outcomes: how they ended is missing", unknown, name)
+        conversions.note("stays of {} without a row in its outcomes", unknown, name)
         frames.append(rows)
         stays.append(pl.DataFrame({"stay_id": ids}).with_columns(source=pl.lit(name)).join(died, "stay_id", "left"))
     stay = whole_stays(pl.concat(stays, how="diagonal").with_columns(subject_id=pl.col("stay_id")))
@@ -200,8 +200,8 @@ def parse(place: Path, conversions: Conversions) -> tuple[pl.DataFrame, list[str
         unread=what.is_in(["age", "gender"]) & said,
     ).with_columns(unread=pl.col("unread") & pl.col("value").is_null())
     for name, lost in table.filter("unread").group_by(what).len().sort("parameter").iter_rows():
-        conversions.note("stays of {} have a value of {} that cannot be read: it is missing", lost, place.name, name)
-    conversions.note("lines of {} are not UTF-8 and were read as Windows-1252", not_text, place.name)
+        conversions.note("stays of {} with an unreadable {}, set missing", lost, place.name, name)
+    conversions.note("lines of {} that are not UTF-8, read as Windows-1252", not_text, place.name)
     blank = rows["line"].str.strip_chars() == ""
     empty = table["time"].is_null() | table["parameter"].is_null() | (table["value"].is_null() & ~table["unread"])
     wrong = empty & ~blank

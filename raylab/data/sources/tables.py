@@ -57,9 +57,9 @@ class Conversions:
         self.zones: dict[bool, str] = {}  # with or without a time zone -> the column where such dates first stood
 
     def note(self, text: str, count: int, *words: str) -> None:
-        """Note that something holds of `count` rows or stays, if of any."""
+        """Note of how many rows or stays something holds, if of any."""
         if count:
-            self.notes.append(f"{count:,} {text.format(*words)}")
+            self.notes.append(f"{text.format(*words)}: {count:,}")
 
     def add_zones(self, place: str, zones: Iterable[bool | None]) -> None:
         for zone in zones:

@@ -63,9 +63,9 @@ def read(path: Path) -> Extract:
     sta = statics(sta_file, conversions)
     measured = dyn.select("stay_id").unique().collect()["stay_id"]
     unknown = not_among(measured, sta["stay_id"], dyn_file.name, sta_file.name)
-    conversions.note("stays have no row in {}, and so no age and no sex", unknown, sta_file.name)
+    conversions.note("stays without a row in {} (no age, no sex)", unknown, sta_file.name)
     conversions.note(
-        "stays of {} have no row in {}",
+        "stays of {} without a row in {}",
         not_among(sta["stay_id"], measured, sta_file.name, dyn_file.name),
         sta_file.name,
         dyn_file.name,
@@ -156,7 +156,7 @@ def statics(file: Path, conversions: Conversions) -> pl.DataFrame:
     read = table.select("stay_id", *(static(name, table.schema[name]) for name in known))
     for name in known:
         both = pl.DataFrame([table[name], read[name].alias("read")])
-        conversions.note("stays have a {} that cannot be read: it is missing", count_unread(both, name, "read"), name)
+        conversions.note("stays with an unreadable {}, set missing", count_unread(both, name, "read"), name)
     return read.rename({name: names[name] for name in known})
 
 

@@ -78,3 +78,10 @@ def test_real_lists() -> None:
     assert len(lines) == 884
     assert {line.source for line in lines} == {"nih", "hannover"}
     assert all((REAL / "images" / line.file).is_file() for line in lines)
+
+
+def test_latin_1_lists(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(
+        "J\u00fcrgen 1.png normal s\r\n".encode("latin-1") + "\u00fc 2.png normal s\n".encode()
+    )
+    assert [line.patient for line in read_list(tmp_path / "list.txt", tmp_path)] == ["J\u00fcrgen", "\u00fc"]
