@@ -23,7 +23,8 @@ from raylab.errors import DataError
 
 UNKNOWN = "unknown"  # the source of rows that name none
 MISSING = ("", "nan", "none", "null", "na", "n/a", "<na>", "nat", "#n/a")
-EXACT = {pl.Float64(): 2.0**53, pl.Float32(): 2.0**24}  # at and beyond this, a float stands for several whole numbers
+EXACT: dict[pl.DataType, float] = {pl.Float64(): 2.0**53, pl.Float32(): 2.0**24}
+"""At and beyond this, a float stands for several whole numbers."""
 PREFIX_IDS = 5  # a prefix is shown in messages only where this many identifiers share it: a patient's own text never is
 SHAPE_LENGTH = 40
 FLOAT_WRITER = re.compile(r"^-?[0-9]+\.0*$")

@@ -84,8 +84,8 @@ def leakage(task: str, fitted_on: Path, scored_on: Path, split: str) -> dict[str
     if not unnamed and not sources[0] & sources[1]:
         why = elsewhere(metas, sources)
         return {"checked": True, "patients": None, "shared": 0, "why": why, **alike}
-    why = {"why": "patients without a source are compared by their number alone"} if unnamed else {}
-    return {"checked": True, "patients": len(scored_people), "shared": shared, **why, **alike}
+    said = {"why": "patients without a source are compared by their number alone"} if unnamed else {}
+    return {"checked": True, "patients": len(scored_people), "shared": shared, **said, **alike}
 
 
 def _thumbnails(directory: Path, splits: tuple[str, ...]) -> np.ndarray:

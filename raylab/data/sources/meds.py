@@ -119,9 +119,9 @@ def read(path: Path, work: Path, mapping: Path | None = None) -> Extract:
     parts, elsewhere = [], 0
     for k, file in enumerate(pieces.close(ROWS)):
         here = pl.col("subject_id").hash(seed=0) % len(pieces.files) == k
-        rows = pl.scan_parquet(file)
-        elsewhere += int(rows.join(window, "subject_id", "anti").select(pl.len()).collect().item())
-        parts.append(pl.concat([events_of(rows, window, by), first.filter(here)]))
+        piece = pl.scan_parquet(file)
+        elsewhere += int(piece.join(window, "subject_id", "anti").select(pl.len()).collect().item())
+        parts.append(pl.concat([events_of(piece, window, by), first.filter(here)]))
     counts = {"stays cut where they overlap": cut, "rows of patients without an ICU stay": elsewhere}
     counts = {what: n for what, n in counts.items() if n}
     notes = conversions.close()

@@ -208,9 +208,9 @@ def parse(place: Path, conversions: Conversions) -> tuple[pl.DataFrame, list[str
     at = wrong.arg_max() if wrong.any() else None
     if at is not None:
         file = rows["file"][at]
-        number = at - sum(counts[:file]) + 2  # counted from 1, after the header
+        line = at - sum(counts[:file]) + 2  # counted from 1, after the header
         raise DataError(
-            f"{place}: {files[file]}, line {number} is not '{HEADER}' with a time hh:mm and a number",
+            f"{place}: {files[file]}, line {line} is not '{HEADER}' with a time hh:mm and a number",
             f"{wrong.sum()} malformed rows in this set",
             "replace this file by the published one",
         )

@@ -118,9 +118,7 @@ class Findings:
             if lost.any():
                 what = f"{name} is not {kind_of(column)}"
                 self.wrong[what] += int(lost.sum())
-                self.first.setdefault(
-                    what, example(rows, name, lost, lines, "identifier" not in (column.metadata or {}))
-                )
+                self.first.setdefault(what, example(rows, name, lost, lines, "identifier" not in said(column)))
             if isinstance(column.dtype, pl.Datetime):
                 zones = rows.select(has_zone(name, kinds[name])).to_series().unique().to_list()
                 self.conversions.add_zones(f"{self.file.name}, column {name}", zones)
@@ -130,9 +128,9 @@ class Findings:
                         self.marks.setdefault(name, set()).add(mark)
         for rule, n in schema.filter(typed.select(schema.column_names())).failure.counts().items():
             name, _, kind = rule.partition("|")
-            lost = int((typed[name].is_null() & ~silent[name]).sum()) if kind == "nullability" else 0
-            if n > lost:
-                self.wrong[f"{name} is empty" if kind == "nullability" else f"{rule.replace('|', ': ')}"] += n - lost
+            unread = int((typed[name].is_null() & ~silent[name]).sum()) if kind == "nullability" else 0
+            if n > unread:
+                self.wrong[f"{name} is empty" if kind == "nullability" else f"{rule.replace('|', ': ')}"] += n - unread
         return whole
 
     def as_type(self, name: str, kind: pl.DataType, column: dy.Column) -> pl.Expr:
