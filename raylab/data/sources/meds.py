@@ -279,6 +279,8 @@ def find_stays(
         pl.when(pl.col("start_code").str.contains(text, literal=True)).then(kind) for text, kind in by.icu_type.items()
     )
     unit = pl.coalesce(*words, pl.lit(None, pl.Float64))
+    unknown = int(stays.select(unit.is_null().sum()).item()) if by.icu_type else 0
+    conversions.note("stays of a kind of unit that the mapping does not know", unknown)
     number = pl.int_range(pl.len()).over("subject_id") + 1
     stop = pl.min_horizontal("out", "next").fill_null(pl.col("last"))
     died = pl.col("left_code").str.starts_with(by.stay["died"]) if "died" in by.stay else pl.lit(False)

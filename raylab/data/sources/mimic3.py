@@ -175,6 +175,14 @@ def find_stays(path: Path, conversions: Conversions, counts: Counter[str]) -> pl
     conversions.note("stays with an unreadable sex, set missing", count_unread(table, "gender", "sex"))
     hours = (pl.col("end") - pl.col("intime")).dt.total_seconds() / 3600
     table = table.with_columns(age=(pl.col("intime") - pl.col("dob")).dt.total_seconds() / (24 * 365.25 * 3600))
+    table = table.with_columns(
+        period=pl.col("dbsource").str.to_lowercase().replace_strict(PERIODS, default=None),
+        icu_type=pl.col("first_careunit").replace_strict(UNITS, default=None),
+    )
+    for column, read in (("dbsource", "period"), ("first_careunit", "icu_type")):
+        conversions.note(
+            "stays with an unknown {}, whose {} is missing", count_unread(table, column, read), column, read
+        )
     dead = pl.col("deathtime") <= pl.col("end")
     return table.select(
         subject_id="subject_id",
@@ -183,13 +191,13 @@ def find_stays(path: Path, conversions: Conversions, counts: Counter[str]) -> pl
         died=pl.col("hospital_expire_flag") == 1,
         end_h=hours,
         end=pl.when(dead).then(pl.lit("death")).when(pl.col("end").is_not_null()).then(pl.lit("discharge")),
-        period=pl.col("dbsource").str.to_lowercase().replace_strict(PERIODS, default=None),
+        period="period",
         clock_h=pl.col("intime").dt.hour() + pl.col("intime").dt.minute() / 60,
         start="intime",
         stop="end",
         age=age("age", pl.Float64()).round(1),
         sex="sex",
-        icu_type=pl.col("first_careunit").replace_strict(UNITS, default=None),
+        icu_type="icu_type",
     )
 
 
@@ -206,7 +214,8 @@ def narrow(
     portion of the table."""
     findings, table = Findings(file, conversions), file.name.partition(".")[0].upper()
     wanted = [str(item) for item in sorted(items)]
-    patients: list[pl.Series] = []
+    named: list[pl.DataFrame] = []
+    keys = {"subject_id": "subject_id", "icustay_id": "stay_id"}  # here -> in `stays`
     for part, lines in rows_of(findings, schema, table):
         item = part.select(identifier("itemid", part.schema["itemid"], numeric=True)).to_series()
         broken = item.is_null() & ~part.select(is_missing("itemid", part.schema["itemid"])).to_series()
@@ -219,11 +228,11 @@ def narrow(
             wrong = (pl.col("error") == 1).fill_null(False)
             counts["marked as an error"] += int(rows.select(wrong.sum()).item())
             rows = rows.filter(~wrong)
-        patients.append(rows["subject_id"].unique())
+        named.append(rows.select(key for key in keys if key in rows.columns).unique())
         out.add(in_units(of_stays(rows, stays, table, counts), file.name))
     findings.close()
-    if patients:
-        not_among(pl.concat(patients), stays["subject_id"], table, "ICUSTAYS")
+    for key in named[0].columns if named else ():
+        not_among(pl.concat(named)[key], stays[keys[key]], table, "ICUSTAYS")
     return out.close(ROWS)
 
 

@@ -18,10 +18,10 @@ import numpy as np
 import polars as pl
 
 from raylab.data.concepts import EVENTS, Extract, by_id, whole_stays
-from raylab.data.demographics import age, sex
+from raylab.data.demographics import age, count_unread, sex
 from raylab.data.identifiers import form, identifier, not_among
 from raylab.data.sources.tables import Conversions, Findings, find
-from raylab.data.text import decode, read_text, separator
+from raylab.data.text import as_number, decode, read_text, separator
 from raylab.errors import DataError
 
 HEADER = "Time,Parameter,Value"
@@ -115,9 +115,15 @@ def read_outcomes(path: Path, letter: str, conversions: Conversions) -> pl.DataF
     checked = findings.check(table, Outcomes, pl.int_range(2, table.height + 2, eager=True))
     findings.close()
 
+    for name in ("survival", "length_of_stay"):
+        if name not in checked.columns:
+            checked = checked.with_columns(pl.lit(None, pl.String).alias(name))
+        read = checked.select(name, read=as_number(name, pl.String(), comma_is_decimal=mark != ","))
+        conversions.note("stays of {} with an unreadable {}", count_unread(read, name, "read"), file.name, name)
+        checked = checked.with_columns(read["read"].alias(name))
+
     def days(name: str) -> pl.Expr:
-        number = pl.col(name).cast(pl.Float64, strict=False) if name in checked.columns else pl.lit(None, pl.Float64)
-        return pl.when(number > 0).then(number * 24)
+        return pl.when(pl.col(name) > 0).then(pl.col(name) * 24)
 
     died = pl.col("hospital_death") == 1
     end_h = pl.when(died).then(pl.coalesce(days("survival"), days("length_of_stay"))).otherwise(days("length_of_stay"))

@@ -231,6 +231,7 @@ def test_identifiers_as_floats_meet_whole_numbers(tmp_path):
         ("CHARTEVENTS", [chart(211, 1, 80, stay="ICU-9", subject="P-9")], "icustay_id is not a whole number in 1 of 1"),
         ("CHARTEVENTS", [f"1.5,100,211,{at(1)},80,80,,"], r"subject_id is not a whole number .* \(first: in line 2\)"),
         ("CHARTEVENTS", [chart(211, 1, 80, stay=900, subject=9)], "no identifier of CHARTEVENTS is in ICUSTAYS"),
+        ("CHARTEVENTS", [chart(211, 1, 80, stay=900)], "no identifier of CHARTEVENTS is in ICUSTAYS"),
         ("LABEVENTS", [lab(50912, 1, 1, subject=9)], "no identifier of LABEVENTS is in ICUSTAYS"),
         ("PROCEDUREEVENTS_MV", [f"2,999,225792,{at(1)},{at(2)},"], "of PROCEDUREEVENTS_MV is in ICUSTAYS"),
         ("CHARTEVENTS", [f"1,100,211,{at(1)},80,\"1,234\",,"], r"valuenum is not a number .*'1,234' in line 2"),
@@ -255,7 +256,7 @@ def test_rows_of_other_stays_are_counted(tmp_path):
             chart(211, 4, 99, stay=9, subject=9),
         ],
         LABEVENTS=[lab(50912, 1, 1.0), lab(50912, 1, 2.0, subject=9)],
-        ICUSTAYS=[f"5,50,500,metavision,MICU,{DAY} 00:00:00,"],
+        ICUSTAYS=[f"5,50,500,metavision,WARD,{DAY} 00:00:00,"],
         PATIENTS=["7,X,2100-01-01"],
     )  # fmt: skip
     assert values(events, "hr") == [("100", 1, 80)] and values(events, "creatinine") == [("100", 1, 1)]
@@ -266,6 +267,7 @@ def test_rows_of_other_stays_are_counted(tmp_path):
     }
     assert "stays without a row in PATIENTS (no age and sex): 1" in extract.notes
     assert "stays without a row in ADMISSIONS (no outcome): 1" in extract.notes
+    assert "stays with an unknown first_careunit (no icu_type): 1" in extract.notes
 
 
 def test_patients_of_another_release_are_refused(tmp_path):

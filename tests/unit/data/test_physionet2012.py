@@ -150,8 +150,9 @@ def test_outcomes_of_another_set_are_refused_and_of_a_part_noted(tmp_path):
     outcomes(tmp_path, ("7", "6", "1", "5", "-1", "1"))
     with pytest.raises(DataError, match=r"no identifier of set-a is in Outcomes-a\.txt: 0 of 2"):
         physionet2012.read(tmp_path)
-    outcomes(tmp_path, ("1", "6", "1", "5", "-1", "1"))
+    outcomes(tmp_path, ("1", "6", "1", "5", "long", "1"))
     extract = physionet2012.read(tmp_path)
+    assert "stays of Outcomes-a.txt with an unreadable survival: 1" in extract.notes
     assert "stays of set-a without a row in its outcomes: 1" in extract.notes
     assert extract.stays["died"].to_list() == [True, None]
     outcomes(tmp_path, ("1.5", "6", "1", "5", "-1", "1"))
