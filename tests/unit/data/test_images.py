@@ -441,3 +441,18 @@ def test_a_number_that_is_not_whole_is_refused_without_showing_it(images: Path, 
     with pytest.raises(DataError, match="line 3: the patient is a number with decimals or an exponent") as caught:
         prepared_from(images, tmp_path, "0.png,normal,7,h1,train", "1.png,normal,7.25,h1,train")
     assert "7.25" not in str(caught.value)
+
+
+def test_a_manifest_of_other_files_beside_lists(images: Path, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.txt", range(12))
+
+    def prepare(*files: str) -> dict:
+        beside = manifest(tmp_path, *(f"{file},normal,g" for file in files), head="path,label,group")
+        return prepare_covidnet(tmp_path / "out", images, train, None, None, size=32, manifest=beside)
+
+    with pytest.raises(DataError, match="none of the 12 files of the lists is among the 1 of"):
+        prepare("30.png")
+    assert (
+        "10 of 12 files of the lists are not in the manifest: no view and no group"
+        in prepare("0.png", "1.png")["warnings"]
+    )
