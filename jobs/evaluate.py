@@ -122,7 +122,8 @@ def in_words(leaked: dict[str, Any]) -> str:
     if not leaked["checked"]:
         return f"not checked, {leaked['why']}"
     if leaked["shared"]:
-        return f"WARNING, {leaked['shared']} of {leaked['patients']} patients were trained on: the scores flatter"
+        by = f" ({leaked['why']})" if "why" in leaked else ""
+        return f"WARNING, {leaked['shared']} of {leaked['patients']} patients were trained on: the scores flatter{by}"
     if leaked.get("copies"):
         return f"WARNING, {leaked['copies']} images are copies of images that were trained on: the scores flatter"
     if leaked["patients"] is None:

@@ -88,9 +88,10 @@ def differences(spec: dict[str, Any], meta: dict[str, Any]) -> list[str]:
     if "horizon_h" not in spec:
         return []
     mine, theirs = spec["label"], meta["label"]
-    windows = [name for name in mine if name not in {"onset", "at_risk", "positive", "title", "persistence"}]
+    in_words = {"onset", "population", "at_risk", "positive", "title", "persistence"}
+    windows = [name for name in mine if name not in in_words]
     found = [
-        f"{name.removesuffix('_h')}: the model's {mine[name]}, this data's {theirs[name]}"
+        f"{name.removesuffix('_h')}: the model's {mine[name]}, this data's {theirs.get(name, 'not said')}"
         for name in windows
         if mine[name] != theirs.get(name)
     ]

@@ -25,8 +25,10 @@ from raylab.data import duplicates, prepared, published, splits
 from raylab.data.covidx import CLASSES, Line, read_list
 from raylab.data.decode import frame, read_picture
 from raylab.data.grey import UNFIT
+from raylab.data.identifiers import UNKNOWN, People, look_alike
 from raylab.data.manifest import enriched, read_manifest
 from raylab.data.sources import phantoms
+from raylab.data.text import not_utf8, read_text
 from raylab.errors import DataError, UsageError, unknown
 
 KIND = "cxr-frontal-u8"
@@ -126,15 +128,16 @@ def _covidx(
 
     def tell(step: str, rows: dict[str, list[Line]]) -> None:
         kept = [line for lines in rows.values() for line in lines]
-        attrition.append({"step": step, "images": len(kept), "patients": len({line.patient for line in kept})})
+        attrition.append({"step": step, "images": len(kept), "patients": len({line.person for line in kept})})
 
     tell("lines in the lists" if what.lists else "rows of the manifest", rows)
     rows = {name: _unique(_origin(what, name), lines) for name, lines in rows.items()}
     tell("without duplicate lines", rows)
     for leaves, stays in APART:
         if leaves in rows and stays in rows:
-            patients, files = ({getattr(line, of) for line in rows[stays]} for of in ("patient", "file"))
-            kept = [line for line in rows[leaves] if line.patient not in patients and line.file not in files]
+            people = People(line.person for line in rows[stays])
+            files = {line.file for line in rows[stays]}
+            kept = [line for line in rows[leaves] if line.person not in people and line.file not in files]
             rows[leaves] = _left(what, leaves, stays, kept)
             tell(f"without {leaves} rows whose patient or file is also in {stays}", rows)
 
@@ -166,7 +169,7 @@ def _covidx(
             raise DataError(f"every image is a copy of one in {path}", "--apart-from leaves copies out")
         tell(f"without copies of images in {path.name}", of_splits(keep))
     copies_found = [(keep[i], keep[j], ncc) for i, j, ncc in duplicates.pairs(small)]
-    group = _groups(flat, keep, copies_found)
+    group = _groups(flat, paths, keep, copies_found)
     for leaves, stays in APART:
         if leaves in rows and stays in rows:
             held = {group[row] for row in keep if flat[row][0] == stays}
@@ -188,7 +191,7 @@ def _covidx(
     index = [
         {
             "id": flat[row][1].file,
-            "patient": flat[row][1].patient,
+            "patient": flat[row][1].patient,  # within its source
             "group": group[row],
             "file": flat[row][1].file,
             "source": flat[row][1].source,
@@ -199,6 +202,7 @@ def _covidx(
         for row in keep
     ]
     meta = _describe(work, index, size, seed, attrition)
+    warnings += _unidentified([line for _, line in flat], what)
     warnings += _unusual(index, [shapes[row] for row in keep])
     contrast = Counter(contrasts[row] for row in keep)
     if unfit := sum(n for name, n in contrast.items() if name.endswith(UNFIT)):
@@ -227,7 +231,7 @@ def _covidx(
         "contrast": dict(contrast),
         "duplicates": {
             "pairs": len(copies_found),
-            "of_different_patients": sum(flat[i][1].patient != flat[j][1].patient for i, j, _ in copies_found),
+            "of_different_patients": sum(flat[i][1].person != flat[j][1].person for i, j, _ in copies_found),
             "of_different_classes": len(conflicts),
             "most_alike": sorted((round(ncc, 3) for _, _, ncc in copies_found), reverse=True)[:10],
         },
@@ -237,13 +241,29 @@ def _covidx(
 
 def _rows(what: Input) -> tuple[dict[str, list[Line]], list[str]]:
     """{split: lines} of the lists, or else of the manifest, and what is odd about them."""
+    texts = [*what.lists.values(), *([what.manifest] if what.manifest else [])]
+    told = [not_utf8(path.name, lines) for path in texts if (lines := read_text(path)[1])]
     names: dict[Any, Any] = {}
     if not what.lists:
-        return _name_once(read_manifest(what.manifest or Path(), what.images, what.domain), what.images, names), []
+        return _name_once(read_manifest(what.manifest or Path(), what.images, what.domain), what.images, names), told
     rows = _name_once({name: read_list(path, what.images) for name, path in what.lists.items()}, what.images, names)
-    known = {} if what.manifest is None else read_manifest(what.manifest, what.images)
-    rows, differ = enriched(rows, _name_once(known, what.images, names))
-    return rows, [f"{differ} lines have another class in the manifest; the lists hold"] if differ else []
+    if what.manifest is None:
+        return rows, told
+    manifest = _name_once(read_manifest(what.manifest, what.images), what.images, names)
+    described = {line.file for lines in manifest.values() for line in lines}
+    files = [line.file for lines in rows.values() for line in lines]
+    if absent := sum(file not in described for file in files):
+        if absent == len(files):
+            raise DataError(
+                f"none of the {absent} files of the lists is among the {len(described)} of {what.manifest}",
+                "beside lists, a manifest gives views, groups and sources by file",
+                "leave --manifest out, or write its paths as the lists do",
+            )
+        told.append(f"{absent} of {len(files)} files of the lists are not in the manifest: no view and no group")
+    rows, differ = enriched(rows, manifest)
+    if differ:
+        told.append(f"{differ} lines have another class in the manifest; the lists hold")
+    return rows, told
 
 
 def _name_once(rows: Mapping[str, list[Line]], images: Path, names: dict[Any, Any]) -> dict[str, list[Line]]:
@@ -255,7 +275,7 @@ def _name_once(rows: Mapping[str, list[Line]], images: Path, names: dict[Any, An
 
     def name(split: str, file: str) -> str:
         file = PurePosixPath(file).as_posix()
-        path = next((path for path in _places(images, split, file) if path.is_file()), None)
+        path = _place(images, split, file)
         if path is None:
             return file
         status = path.stat()
@@ -269,9 +289,12 @@ def _name_once(rows: Mapping[str, list[Line]], images: Path, names: dict[Any, An
     return {split: [replace(line, file=name(split, line.file)) for line in lines] for split, lines in rows.items()}
 
 
-def _places(images: Path, split: str, file: str) -> tuple[Path, ...]:
-    """Where a file of a list may be: below `images`, or below its folder of the split as COVIDx is unpacked."""
-    return images / file, images / split / file, images / "train" / file  # a val that was carved from train: train/
+def _place(images: Path, split: str, file: str) -> Path | None:
+    """The path of a list's file below `images`, or below its folder of the split as COVIDx is unpacked; None where it
+    is missing."""
+    # A val that was carved from train lies in train/.
+    places = (images / file, images / split / file, images / "train" / file)
+    return next((path for path in places if path.is_file()), None)
 
 
 def _origin(what: Input, split: str) -> Path:
@@ -295,17 +318,41 @@ def _others(directory: Path) -> NDArray[np.uint8]:
 
 
 def _groups(
-    flat: Sequence[tuple[str, Line]], keep: Sequence[int], copies: Iterable[tuple[int, int, float]]
+    flat: Sequence[tuple[str, Line]],
+    paths: Sequence[Path],
+    keep: Sequence[int],
+    copies: Iterable[tuple[int, int, float]],
 ) -> dict[int, str]:
     """The group of every row kept: its patient, merged with those of its copies and with what a manifest groups."""
     # `~` sorts behind what names begin with, so that groups are called by a patient
     names = {
-        row: [line.patient, f"~file {line.file}", *([f"~group {line.group}"] if line.group else [])]
+        row: [str(line.person), f"~file {paths[row]}", *([f"~group {line.group}"] if line.group else [])]
         for row, (_, line) in ((row, flat[row]) for row in keep)
     }
     for i, j, _ in copies:
-        names[i].append(flat[j][1].patient)
+        names[i].append(str(flat[j][1].person))
     return dict(zip(keep, duplicates.merged([names[row] for row in keep]), strict=True))
+
+
+def _unidentified(lines: Sequence[Line], what: Input) -> list[str]:
+    """Warnings of lines whose patient is not certain."""
+    told = []
+    if without := sum(line.person.source == UNKNOWN for line in lines):
+        told.append(
+            f"{without} of {len(lines)} images name no source: there, a patient's number is taken for the same person "
+            "as that number anywhere else. Add the hospital or collection of each image in a column source"
+        )
+    if without := sum(line.patient == line.file for line in lines):
+        told.append(f"{without} of {len(lines)} images name no patient: each counts as a patient of its own")
+    numbers: dict[str, set[str]] = {}
+    for line in lines:
+        numbers.setdefault(line.person.source, set()).add(line.patient)
+    if alike := sum(look_alike(of) for of in numbers.values()):
+        told.append(
+            f"{alike} patients have a number that differs from another one of their source only in letter case or "
+            "leading zeros: they count as different people"
+        )
+    return told
 
 
 def _unusual(index: list[dict[str, Any]], shapes: list[tuple[int, int]]) -> list[str]:
@@ -376,8 +423,7 @@ def _found(images: Path, flat: Sequence[tuple[str, Line]]) -> list[Path]:
     """The path of every image."""
     paths, missing = [], []
     for name, line in flat:
-        here = next((path for path in _places(images, name, line.file) if path.is_file()), None)
-        if here:
+        if here := _place(images, name, line.file):
             paths.append(here)
         else:
             missing.append(line.file)
@@ -503,7 +549,9 @@ def _describe(
         "size": size,
         "crop": CROP,
         "counts": {name: classes(part) for name, part in here.items()},
-        "patients": {name: part["patient"].n_unique() for name, part in here.items()},
+        "patients": {
+            name: part.select(pl.struct("source", "patient").n_unique()).item() for name, part in here.items()
+        },
         # Source x class in every split: where one source has one class only, a network may learn the source.
         "sources": {
             name: {s: classes(part.filter(pl.col("source") == s)) for s in sorted(set(part["source"]))}
