@@ -237,7 +237,7 @@ def format_split(row: Mapping[str, Any]) -> str:
         return "-"
     text = name_split(split) + ("*" if was_used_to_choose(row, split) else "")
     reads = count_test_reads(row)
-    return f"{text}, read {reads} times" if split in READ_ONCE and reads > 1 else text
+    return f"{text} ({reads} reads)" if split in READ_ONCE and reads > 1 else text
 
 
 def _short(score: str) -> str:
@@ -251,10 +251,11 @@ def curves(
     """{metric: {run label: (steps, values)}} of the runs in `frame`, thinned to what a plot can show.
 
     A step seen twice (repeated after a restart) keeps its last value. Training counts steps from 1: what was logged
-    at 0 belongs to the whole run.
+    at 0 belongs to the whole run. An evaluation has scores of one model, which are no curve.
     """
     client = runs.client(uri)
     labelled = labels(frame)
+    frame = frame.filter(pl.col("kind").fill_null("") != "evaluate")
     found: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for metric in metrics:
         if metric not in frame:

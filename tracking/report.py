@@ -142,6 +142,7 @@ def _group(runs: list[Row], curves: Mapping[str, Mapping[str, plots.Curve]], tri
         "runs": runs,
         "scores": shown,
         "splits": len({run["split_hash"] for run in runs}),
+        "scored": any(run["split"] for run in runs),  # work such as a sweep is not
         "cohorts": any(run["cohort"] for run in runs),
         "told": {"attrition": [], "counts": {}, "label": {}} | next((run["told"] for run in runs if run["told"]), {}),
         "searches": [_search(run, trials.filter(pl.col("parent_run_id") == run["run_id"])) for run in runs],

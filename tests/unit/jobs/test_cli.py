@@ -263,7 +263,7 @@ def test_scores_on_other_data_are_one_row_however_often_they_are_computed(traine
         assert row["scores"]["auroc"] == pytest.approx({k: scored["auroc"][k] for k in ("value", "low", "high")})
         (line,) = [line for line in out.splitlines() if line.startswith("first-on-other")]
         shown = f"{scored['auroc']['value']:.3f}"
-        assert shown in line and ("all, read 2 times" in line) == (times == 2)
+        assert shown in line and ("all (2 reads)" in line) == (times == 2)
         assert (tmp_path / "report.html").read_text().split('<h2 id="runs">')[0].count(">first-on-other") == 1
     assert home.note(own_home / "runs" / "first").get("test_reads", 0) <= 2
 

@@ -99,7 +99,7 @@ OTHER_HOSPITAL = {
 }
 ELSEWHERE = """\
 elsewhere bbbbbbbb:
-first-on-b evaluate finished all, read 3 times all 0.700 [.680,.720] 0.400 [.380,.420] 516 - 00000000
+first-on-b evaluate finished all (3 reads) all 0.700 [.680,.720] 0.400 [.380,.420] 516 - 00000000
 first-on-b-v evaluate finished val all 0.600 [.580,.620] - - - 00000000
 icu aaaaaaaa:
 benchmark-gru benchmark finished folds all 0.900 [.880,.920] - - - 00000000
@@ -132,7 +132,7 @@ def test_scores_elsewhere_of_folds_and_of_the_kept_epoch_have_their_rows() -> No
 def test_the_page_shows_scores_elsewhere_with_their_cohort_and_reads(tmp_path: Path) -> None:
     page = write_report(tmp_path / "report.html", elsewhere(), {}, {}, "t").read_text()
     summary, details = page.split('<h2 id="runs">')
-    assert "<td>all, read 3 times</td>" in summary and "0.700<small>[0.680, 0.720]</small>" in summary
+    assert "<td>all (3 reads)</td>" in summary and "0.700<small>[0.680, 0.720]</small>" in summary
     assert "<td>all</td>" in summary and "<td>gas</td>" in summary and "<td>folds</td>" in summary
     assert "<td>val</td>" in summary  # of other data: it has chosen nothing
     assert '<td class="val" title="used to choose">val</td>' in summary
