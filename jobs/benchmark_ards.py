@@ -336,7 +336,8 @@ def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, 
                 tracked.opening(child, own, meta, folder / "data", "benchmark", uri, None, parent["run_id"])
                 rows = [r for r in result["table"] if (r["landmark_h"], r["model"]) == (landmark, model)]
                 with tracked.tracked(child, system=False):
-                    Outbox(child / "outbox").append({"kind": "metrics", "step": 0, "values": values(rows)})
+                    scores_of = values(rows, own.data.cohort)
+                    Outbox(child / "outbox").append({"kind": "metrics", "step": 0, "values": scores_of})
 
 
 def next_name(name: str) -> str:
@@ -345,10 +346,13 @@ def next_name(name: str) -> str:
     return next(new for k in range(len(taken) + 1) if (new := name if k == 0 else f"{name}-{k + 1}") not in taken)
 
 
-def values(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The scores of a model's rows as metrics, `folds/COHORT/score` and its ends."""
+def values(rows: list[dict[str, Any]], cohort: str) -> dict[str, float]:
+    """The scores of a model's rows as metrics: those of `cohort` as `folds/SCORE`, with its ends and `folds/n`, those
+    of the other cohorts as `folds/COHORT/SCORE`."""
     found: dict[str, float] = {}
     for row in rows:
+        prefix = "folds" if row["cohort"] == cohort else f"folds/{row['cohort']}"
+        found[f"{prefix}/n"] = float(row["n"])
         told = {
             **row["scores"],
             **({"auroc_minus_baseline": row["against_baseline"]} if "against_baseline" in row else {}),
@@ -356,5 +360,5 @@ def values(rows: list[dict[str, Any]]) -> dict[str, float]:
         for name, score in told.items():
             for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
                 if score[key] is not None and np.isfinite(score[key]):
-                    found[f"folds/{row['cohort']}/{name}{end}"] = float(score[key])
+                    found[f"{prefix}/{name}{end}"] = float(score[key])
     return found

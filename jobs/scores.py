@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from raylab.data import cohorts
 from raylab.data.prepared import read_meta
 from raylab.data.samples import Samples
 from raylab.errors import DataError
-from raylab.files import write_json
+from raylab.files import read_lines, write_json
 from raylab.loop import predict
 from raylab.run import read_model
 from raylab.tasks import Task
@@ -103,16 +104,22 @@ def differences(spec: dict[str, Any], meta: dict[str, Any]) -> list[str]:
 
 
 def record(directory: Path, scored: dict[str, Any]) -> None:
-    """Append scores as metrics `SPLIT/score`, `_low`, `_high`, and the plots, to the run's outbox."""
+    """Append scores as metrics `SPLIT/score`, `_low`, `_high`, and the plots, to the run's outbox.
+
+    They are of the kept model, so they stand at the last step of its epoch; those of the split that chose it are
+    `best/val/...`, because `val/...` is the curve over all epochs.
+    """
     result, split = scored["result"], scored["split"]
-    values: dict[str, float] = {f"{split}/n": result["n"]}
+    described = home.note(directory)
+    chosen_by_it = split == "val" and described["kind"] != "evaluate"
+    prefix = "best/val" if chosen_by_it else split
+    values: dict[str, float] = {f"{prefix}/n": result["n"]}
     for name, score in flat_scores(result).items():
         for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
             if score[key] is not None:
-                values[f"{split}/{name}{end}"] = score[key]
+                values[f"{prefix}/{name}{end}"] = score[key]
     outbox = Outbox(directory / "outbox")
-    step = int(home.note(directory).get("steps", 0))
-    outbox.append({"kind": "metrics", "step": step, "values": values})
+    append_new_metrics(outbox, int(described.get("best_step", 0)), values)
     keep(directory, scored)
     if "leakage" in scored:
         outbox.append({"kind": "tags", "values": {f"raylab.leakage.{split}": json.dumps(scored["leakage"])}})
@@ -124,6 +131,16 @@ def record(directory: Path, scored: dict[str, Any]) -> None:
         file = folder / f"{split}-{name}.png"
         file.write_bytes(picture.getvalue())
         outbox.append({"kind": "artifact", "path": str(file), "to": "plots"})
+
+
+def append_new_metrics(outbox: Outbox, step: int, values: Mapping[str, float]) -> None:
+    """Append what the outbox does not hold yet: a score that is computed again is one point, not two."""
+    held: dict[str, float] = {}
+    for record in read_lines(outbox.path):
+        if record["kind"] == "metrics" and record["step"] == step:
+            held |= record["values"]
+    if new := {name: float(value) for name, value in values.items() if held.get(name) != value}:
+        outbox.append({"kind": "metrics", "step": step, "values": new})
 
 
 def figures(scored: dict[str, Any]) -> dict[str, Any]:
