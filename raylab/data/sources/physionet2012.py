@@ -197,8 +197,8 @@ def parse(place: Path, conversions: Conversions) -> tuple[pl.DataFrame, list[str
     what = pl.col("parameter").str.to_lowercase()
     number = pl.col("text").cast(pl.Float64, strict=False)
     table = table.with_columns(value=number, unread=pl.lit(False))
-    at = table.select(pl.arg_where(what.is_in(["age", "gender"]) & pl.col("text").is_not_null())).to_series()
-    described = table[at].with_columns(
+    places = table.select(pl.arg_where(what.is_in(["age", "gender"]) & pl.col("text").is_not_null())).to_series()
+    described = table[places].with_columns(
         value=pl.when(number == -1)
         .then(number)
         .when(what == "age")
@@ -206,7 +206,9 @@ def parse(place: Path, conversions: Conversions) -> tuple[pl.DataFrame, list[str
         .otherwise(sex("text"))
     )
     unread = described["value"].is_null()
-    table = table.with_columns(table["value"].scatter(at, described["value"]), table["unread"].scatter(at, unread))
+    table = table.with_columns(
+        table["value"].scatter(places, described["value"]), table["unread"].scatter(places, unread)
+    )
     for name, lost in described.filter(unread).group_by(what).len().sort("parameter").iter_rows():
         conversions.note("stays of {} with an unreadable {}, set missing", lost, place.name, name)
     conversions.note("lines of {} that are not UTF-8, read as Windows-1252", not_text, place.name)
