@@ -24,7 +24,7 @@ from pathlib import Path
 import dataframely as dy
 import polars as pl
 
-from raylab.data.concepts import CONCEPTS, EVENTS, Extract, units_of, whole_stays
+from raylab.data.concepts import CONCEPTS, EVENTS, UNIT, Extract, stated_units, whole_stays
 from raylab.data.sources.episodes import charted
 from raylab.data.sources.tables import Findings, Pieces, needed, piece_count, rows_of, whole
 from raylab.errors import DataError
@@ -107,6 +107,7 @@ ROWS = pl.Schema(
         "concept": pl.String(),
         "value": pl.Float64(),
         "text": pl.String(),
+        UNIT: pl.String(),
     }
 )
 
@@ -128,7 +129,7 @@ def read(path: Path, work: Path) -> Extract:
         for chart, lab in zip(charts, labs, strict=True)
     )
     first = descriptors(stays)
-    parts = (pl.concat([parts[0], first.lazy()]), *parts[1:]) if len(parts) == 1 else _spread(parts, first)
+    parts = (pl.concat([parts[0], first.lazy()], how="diagonal"),) if len(parts) == 1 else _spread(parts, first)
     return Extract(pl.concat(parts), whole_stays(stays), counts, parts, notes=NOTES)
 
 
@@ -138,7 +139,7 @@ NOTES = ("times are chart times: a laboratory value may have been known later th
 def _spread(parts: tuple[pl.LazyFrame, ...], first: pl.DataFrame) -> tuple[pl.LazyFrame, ...]:
     """The descriptors of every stay go to the piece that its patient is in."""
     part = pl.col("subject_id").hash(seed=0) % len(parts)
-    return tuple(pl.concat([piece, first.lazy().filter(part == k)]) for k, piece in enumerate(parts))
+    return tuple(pl.concat([piece, first.lazy().filter(part == k)], how="diagonal") for k, piece in enumerate(parts))
 
 
 def find_stays(path: Path) -> tuple[pl.DataFrame, int]:
@@ -182,10 +183,10 @@ def find_stays(path: Path) -> tuple[pl.DataFrame, int]:
 def narrow(
     file: Path, schema: type[dy.Schema], table: str, items: set[int], work: Path, pieces: int, counts: dict[str, int]
 ) -> list[Path]:
-    """Rows with one of `items`, in the concept's unit, written by patient. Memory holds one portion of the table."""
+    """Rows with one of `items`, with their unit, written by patient. Memory holds one portion of the table."""
     out, findings = Pieces(work, table.lower(), pieces), Findings(file)
     wanted = [str(item) for item in sorted(items)]
-    marked = 0
+    marked = empty = 0
     for part in rows_of(file, schema, table):
         itemid = part["itemid"]
         broken = int((itemid.cast(pl.Int64, strict=False).is_null() & itemid.is_not_null()).sum())
@@ -201,30 +202,35 @@ def narrow(
             wrong = pl.col("error").fill_null(0) == 1
             marked += int(rows.select(wrong.sum()).item())
             rows = rows.filter(~wrong)
-        out.add(in_units(rows, f"{file.name}"))
+        nothing = pl.col("value").is_null() & pl.col("valuenum").is_null()
+        empty += int(rows.select(nothing.sum()).item())
+        out.add(with_units(rows.filter(~nothing)))
     findings.close()
     if marked:
         counts["marked as an error"] = marked
+    if empty:
+        counts["without a value"] = counts.get("without a value", 0) + empty
     return out.close(ROWS)
 
 
-def in_units(rows: pl.DataFrame, where: str) -> pl.DataFrame:
-    """ROWS of charted or laboratory rows."""
+def with_units(rows: pl.DataFrame) -> pl.DataFrame:
+    """ROWS of charted or laboratory rows that hold something; what is no number is NaN."""
     item = pl.col("itemid").cast(pl.String)
-    pairs = rows.select(item.alias("item"), unit="valueuom").unique()
-    factors = units_of("mimic3", pairs.iter_rows(), where)
+    pairs = rows.select(item.alias("item"), recorded="valueuom").unique()
     stay = pl.col("icustay_id").cast(pl.String) if "icustay_id" in rows.columns else pl.lit(None, pl.String)
+    number = pl.coalesce("valuenum", pl.col("value").cast(pl.Float64, strict=False))
     return (
-        rows.with_columns(item=item, unit="valueuom")
-        .join(factors, ["item", "unit"], "left", nulls_equal=True)
+        rows.with_columns(item=item, recorded="valueuom")
+        .join(stated_units("mimic3", pairs.iter_rows()), ["item", "recorded"], "left", nulls_equal=True)
         .select(
             subject_id=pl.col("subject_id").cast(pl.String),
             stay_id=stay,
             at="charttime",
             item=pl.col("itemid"),
             concept="concept",
-            value=pl.col("valuenum") * pl.col("scale").fill_null(1) + pl.col("offset").fill_null(0),
+            value=pl.when(pl.col("concept").is_not_null()).then(number.fill_null(float("nan"))).otherwise(number),
             text=pl.when(pl.col("itemid").is_in([MODE, DEVICE, SPECIMEN])).then("value"),
+            unit=UNIT,
         )
         .cast(ROWS)
     )
@@ -240,13 +246,13 @@ def events_of(charts: pl.LazyFrame, labs: pl.LazyFrame, episodes: pl.LazyFrame, 
     )
     rows = rows.with_columns(time=(pl.col("at") - pl.col("start")).dt.total_seconds() / 3600)
     columns = EVENTS.names()
-    measured = rows.filter(pl.col("concept").is_not_null() & pl.col("value").is_not_null()).select(columns)
+    measured = rows.filter(pl.col("concept").is_not_null()).select(*columns, UNIT)
     here = episodes.join(charts.select("subject_id").unique(), "subject_id", "semi")
     going = here.join(stays.select("stay_id", "start", "end_h"), "stay_id").with_columns(
         from_h=(pl.col("starttime") - pl.col("start")).dt.total_seconds() / 3600,
         to_h=(pl.col("endtime") - pl.col("start")).dt.total_seconds() / 3600,
     )
-    return pl.concat([measured, coma(rows), carevue_ventilation(rows), charted(going).select(columns)])
+    return pl.concat([measured, coma(rows), carevue_ventilation(rows), charted(going).select(columns)], how="diagonal")
 
 
 def placed(rows: pl.LazyFrame, window: pl.LazyFrame) -> pl.LazyFrame:
@@ -284,7 +290,7 @@ def carevue_ventilation(rows: pl.LazyFrame) -> pl.LazyFrame:
     """mech_vent and niv by the rule at the top; `rows` has subject_id, stay_id, time, item, value, text."""
     text = pl.col("text").str.to_lowercase().str.strip_chars()
     device = pl.col("item") == DEVICE
-    setting = (pl.col("item").is_in(SETTINGS) & (pl.col("value") > 0)) | (
+    setting = (pl.col("item").is_in(SETTINGS) & (pl.col("value") > 0) & pl.col("value").is_not_nan()) | (
         (pl.col("item") == MODE) & text.is_not_null() & ~text.is_in(["", "other/remarks"])
     )
     at = (
