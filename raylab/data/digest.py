@@ -10,7 +10,16 @@ import polars as pl
 
 from raylab.data import cohorts
 from raylab.data.cohorts import Framing
-from raylab.data.concepts import CONCEPTS, EVENTS, SERIES, UNIT, charted, charted_steps, to_own_units
+from raylab.data.concepts import (
+    CONCEPTS,
+    EVENTS,
+    FLOAT32_DIGITS,
+    SERIES,
+    UNIT,
+    charted,
+    charted_steps,
+    to_own_units,
+)
 from raylab.data.derive import derived
 from raylab.data.grid import first_values, grid, hourly_cells
 from raylab.data.onset import Label, first_onset, pf_ratios, ratios, sensitivity, severity
@@ -53,9 +62,11 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
         .join(ranges, "concept")
         .with_columns(percent=percent)
         .with_columns(value=pl.when("percent").then(value / 100).otherwise(value))
-        .with_columns(charted=charted(value, "fio2"))
-        .with_columns(value=pl.when(fio2 & pl.col("charted").is_between(0.2, ROOM_AIR)).then(ROOM_AIR).otherwise(value))
-        .with_columns(room_air=fio2 & pl.col("charted").is_between(0.2, ROOM_AIR, closed="left"))
+        .with_columns(room=fio2 & charted(value, "fio2").is_between(0.2, ROOM_AIR))
+        .with_columns(
+            value=pl.when("room").then(ROOM_AIR).otherwise(value),
+            room_air=pl.col("room") & (value.round_sig_figs(FLOAT32_DIGITS) < ROOM_AIR),
+        )
         .with_columns(
             problem=pl.when(value.is_nan())
             .then(pl.lit(UNREADABLE))
@@ -69,7 +80,7 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
             value=pl.when(pl.col("problem").is_null()).then(value.clip("low", "high")),
             strange=(pl.col("problem") == OUTSIDE).fill_null(False) & (value != 0),
         )
-        .drop("per", "low", "high", "low_steps", "high_steps", "charted")
+        .drop("per", "low", "high", "low_steps", "high_steps", "room")
     )
     return present, unique
 

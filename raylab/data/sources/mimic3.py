@@ -202,7 +202,8 @@ def narrow(
             wrong = pl.col("error").fill_null(0) == 1
             marked += int(rows.select(wrong.sum()).item())
             rows = rows.filter(~wrong)
-        nothing = pl.col("value").is_null() & pl.col("valuenum").is_null()
+        rows = rows.with_columns(pl.col("valuenum").fill_nan(None))
+        nothing = pl.col("valuenum").is_null() & (pl.col("value").fill_null("").str.strip_chars() == "")
         empty += int(rows.select(nothing.sum()).item())
         out.add(with_units(rows.filter(~nothing)))
     findings.close()
