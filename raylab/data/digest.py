@@ -52,7 +52,7 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
         orient="row",
     )
     value, fio2 = pl.col("value"), pl.col("concept") == "fio2"
-    percent = fio2 & (charted(value / 100, "fio2") >= 0.2) & (value > 1.5)
+    percent = fio2 & (charted(value / 100, "fio2") >= 0.2)
     outside = ~charted_steps(value, pl.col("per")).is_between("low_steps", "high_steps")
     present = events.drop_nulls(["time", "value", "concept"])
     unique = (
@@ -125,7 +125,7 @@ def digest(events: pl.LazyFrame, stays: pl.DataFrame, framing: Framing, rule: La
                 unreadable=(problem == UNREADABLE).sum(),
                 unknown_unit=(problem == UNKNOWN_UNIT).sum(),
                 strange=pl.col("strange").sum(),
-                percent=pl.col("percent").sum(),
+                percent=(pl.col("percent") & problem.is_null()).sum(),
                 room_air=pl.col("room_air").sum(),
                 stays=pl.col("stay_id").filter(problem.is_null()).n_unique(),
             ),

@@ -42,6 +42,7 @@ _OTHER = {
     "mmHg": "mmhg mm[hg] torr",
     "cmH2O": "cmh2o cm[h2o] cmh20 cmofwater cmwater",
     "psi": "psi [psi]",
+    "kilogram": "kgs kilo kilos",
     "pound": "lb lbs pound pounds [lb_av]",
     "ounce": "oz ounce ounces [oz_av]",
     "stone": "stone stones [stone_av]",

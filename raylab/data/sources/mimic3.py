@@ -248,7 +248,8 @@ def events_of(charts: pl.LazyFrame, labs: pl.LazyFrame, episodes: pl.LazyFrame, 
     rows = rows.with_columns(time=(pl.col("at") - pl.col("start")).dt.total_seconds() / 3600)
     columns = EVENTS.names()
     measured = rows.filter(pl.col("concept").is_not_null()).select(*columns, UNIT)
-    here = episodes.join(charts.select("subject_id").unique(), "subject_id", "semi")
+    patients = pl.concat([charts.select("subject_id"), labs.select("subject_id")]).unique()
+    here = episodes.join(patients, "subject_id", "semi")
     going = here.join(stays.select("stay_id", "start", "end_h"), "stay_id").with_columns(
         from_h=(pl.col("starttime") - pl.col("start")).dt.total_seconds() / 3600,
         to_h=(pl.col("endtime") - pl.col("start")).dt.total_seconds() / 3600,

@@ -4,6 +4,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from raylab.data.concepts import to_own_units
+from raylab.data.digest import screen
 from raylab.data.icu import prepare_ards
 from raylab.data.onset import label
 from raylab.data.sources import mimic3, tables
@@ -89,7 +91,8 @@ def test_units_errors_and_windows(tmp_path):
             '1,,211,2150-01-01 05:00:00,"70",70,BPM,',  # no stay named: by its time
         ],
     )
-    assert [round(v, 3) for _, _, v in values(events, "temp")] == [37, 37]
+    temperatures = to_own_units(events.lazy()).filter(pl.col("concept") == "temp").collect()
+    assert temperatures["value"].round(3).to_list() == [37, 37]
     assert values(events, "hr") == [("100", 5, 70)]
     assert values(events, "gcs") == [("200", 4, 15)]
     assert extract.counts == {"marked as an error": 1}
@@ -195,12 +198,41 @@ def test_quoted_line_breaks_do_not_cut_a_row(tmp_path, monkeypatch):
         ("LABEVENTS", ["1,50912,2150-01-01 01:00:00,high,high,mg/dL"], "column valuenum is not a number in 1 of 1"),
         ("PATIENTS", ["3,X,2100-01-01 00:00:00"], r"PATIENTS.csv: column gender: regex in 1 of 3"),
         ("ICUSTAYS", ["1,10,100,carevue,MICU,2150-01-01 05:00:00,"], "share their icustay_id"),
-        ("CHARTEVENTS", [chart(211, 1, 80, "mmHg")], r"units contradict the concept: hr \(211\) in 'mmHg'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_by_table_column_and_rows(tmp_path, table, rows, text):
     with pytest.raises(DataError, match=text):
         read(tmp_path, **{table: rows})
+
+
+def test_what_is_recorded_and_cannot_be_used_is_kept_as_that(tmp_path):
+    extract, events = read(
+        tmp_path,
+        CHARTEVENTS=[
+            chart(211, 1, 80, "mmHg"),  # a unit of something else
+            '1,100,211,2150-01-01 02:00:00,"ERROR",,BPM,',
+            '1,100,211,2150-01-01 03:00:00,"85",,BPM,',  # the number stands in VALUE alone
+            "1,100,211,2150-01-01 04:00:00,,,BPM,",  # nothing charted
+            chart(678, 5, 37, "Deg. C"),  # an item of degrees Fahrenheit
+            chart(676, 6, 37),
+            chart(506, 7, "No data", "cmH2O"),
+        ],
+        LABEVENTS=[lab(51003, 8, "<0.01", "ng/mL"), lab(51003, 9, 14, "ng/L")],
+    )
+    _, unique = screen(events.lazy())
+    rows = unique.sort("time").filter(pl.col("time") > 0).select("time", "concept", "value", "problem").collect()
+    assert rows.rows() == [
+        (1, "hr", None, "unknown unit"),
+        (2, "hr", None, "unreadable"),
+        (3, "hr", 85, None),
+        (5, "temp", None, "unknown unit"),
+        (6, "temp", 37, None),
+        (7, "peep", None, "unreadable"),
+        (8, "troponin_t", None, "unreadable"),
+        (9, "troponin_t", 0.014, None),
+    ]
+    assert extract.counts == {"without a value": 1}
+    assert values(events, "mech_vent") == []  # "No data" is no setting of a ventilator
 
 
 def test_missing_tables_and_columns(tmp_path):
