@@ -140,7 +140,7 @@ def _parse_factor(part: str) -> Parsed | None:
 def _registry() -> "UnitRegistry[Any]":
     import pint  # a third of a second that most data never needs
 
-    registry = pint.UnitRegistry(autoconvert_offset_to_baseunit=True)
+    registry: UnitRegistry[Any] = pint.UnitRegistry(autoconvert_offset_to_baseunit=True)
     registry.define("equivalent = [equivalent]")
     return registry
 
