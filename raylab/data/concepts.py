@@ -188,11 +188,14 @@ def stated_unit(concept: Concept, of_id: str | None, recorded: str) -> str:
 def to_own_units(events: pl.LazyFrame) -> pl.LazyFrame:
     """`events` with values in their concepts' units, `unit` and `unit_is`: null where the source does not say units,
     "own", "none" (taken for the concept's own), "converted", or "unknown" (the value is left as it was recorded)."""
+    events = events.with_columns(pl.col("value").cast(pl.Float64))
     if UNIT not in events.collect_schema().names():
         return events.with_columns(pl.lit(None, pl.String).alias(UNIT), unit_is=pl.lit(None, pl.String))
-    found = pl.struct("concept", UNIT).map_batches(_conversions, return_dtype=_CONVERSION).struct
+    found = (
+        pl.struct("concept", pl.col(UNIT).cast(pl.String)).map_batches(_conversions, return_dtype=_CONVERSION).struct
+    )
     value = pl.col("value") * found.field("scale") + found.field("offset")
-    return events.with_columns(value=value.cast(pl.Float64), unit_is=found.field("unit_is"))
+    return events.with_columns(pl.col(UNIT).cast(pl.String), value=value, unit_is=found.field("unit_is"))
 
 
 _CONVERSION = pl.Struct({"scale": pl.Float64, "offset": pl.Float64, "unit_is": pl.String})

@@ -28,6 +28,10 @@ from raylab.errors import DataError
 FEW = 20  # values, under which nothing is said about their unit
 MOST_UNKNOWN = 0.05  # of the values of a concept that the label reads may be in a unit that is not understood
 ROOM_AIR = 0.21
+PROBLEMS = ("out_of_range", "unreadable", "percent", "room_air")
+COUNTS = (*PROBLEMS, "no_unit", "converted", "unknown_units")
+"""What meta.json counts by concept of the values; the last two by concept and unit as recorded."""
+UNITS_SHOWN, UNIT_LENGTH = 10, 40  # a column of units may hold anything: no more of a concept is named
 OUTSIDE, UNREADABLE, UNKNOWN_UNIT = "out of range", "unreadable", "unknown unit"
 
 
@@ -213,8 +217,7 @@ class Whole:
     def by_problem(self) -> dict[str, dict[str, int]]:
         """out_of_range, unreadable, no_unit, percent, room_air -> concept -> how many values."""
         table = {
-            what: {name: n for name, n in self.by_concept.select("concept", what).iter_rows() if n}
-            for what in ("out_of_range", "unreadable", "percent", "room_air")
+            what: {name: n for name, n in self.by_concept.select("concept", what).iter_rows() if n} for what in PROBLEMS
         }
         rows = self.by_unit.filter(pl.col("unit_is") == "none").group_by("concept").agg(pl.col("n").sum())
         return {**table, "no_unit": dict(rows.sort("concept").iter_rows())}
@@ -233,10 +236,12 @@ class Whole:
 
 
 def units_of(by_unit: pl.DataFrame, unit_is: str) -> dict[str, dict[str, int]]:
-    """concept -> unit as recorded -> how many values, of those whose `unit_is` is this."""
+    """concept -> unit as recorded -> how many values, of those whose `unit_is` is this, the most frequent first."""
     table: dict[str, dict[str, int]] = {}
     for name, unit, n in by_unit.filter(pl.col("unit_is") == unit_is).select("concept", UNIT, "n").iter_rows():
-        table.setdefault(name, {})[unit] = n
+        units = table.setdefault(name, {})
+        shown = unit[:UNIT_LENGTH] if len(units) < UNITS_SHOWN else "others"
+        units[shown] = units.get(shown, 0) + n
     return table
 
 

@@ -35,7 +35,7 @@ class Label:
     """
 
     name: str
-    version: int = 1
+    version: int = 2  # 2: values compared as charted; what cannot be used ends the carry of the value before it
     pf: float = 300.0
     sf: float | None = None
     spo2_max: float = 97.0

@@ -84,7 +84,7 @@ def test_windows_are_parameters():
     assert onset(*rows, vent_back_h=0, ventilation=None) == 10
     text = label("ahrf", {"pf": 200}).describe(12, 24)
     assert "<= 200 mmHg" in text["onset"] and "36 h" in text["positive"] and "not adjudicated" in text["title"]
-    assert text["name"] == "ahrf" and text["version"] == 1
+    assert text["name"] == "ahrf" and text["version"] == 2
 
 
 @pytest.mark.parametrize("settings", [{"pf": "low"}, {"persist_h": -1}, {"strict": 1}, {"ventilation": "some"}])

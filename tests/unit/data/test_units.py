@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from raylab.data.concepts import CONCEPTS, EVENTS, UNIT, factor
-from raylab.data.digest import screen
+from raylab.data.digest import screen, units_of
 from raylab.data.units import conversion, parse
 
 SAME = {
@@ -188,3 +188,18 @@ def test_pint_is_imported_only_where_a_unit_is_converted():
         "factor(CONCEPTS['pao2'], 'kPa'); assert 'pint' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_not_more_units_are_named_than_can_be_read():
+    units = [("pao2", f"{'x' * 60} {k}", "unknown", 1) for k in range(30)]
+    table = pl.DataFrame(units, schema=["concept", UNIT, "unit_is", "n"], orient="row")
+    named = units_of(table.with_columns(unit=pl.lit("text ") + pl.int_range(30).cast(pl.String)), "unknown")["pao2"]
+    assert len(named) == 11 and named["others"] == 20 and sum(named.values()) == 30
+    assert units_of(table, "unknown") == {"pao2": {"x" * 40: 30}}
+
+
+def test_a_unit_column_may_be_categorical_and_values_float32():
+    kinds = {"unit": pl.Categorical, "value": pl.Float32}
+    _, unique = screen(events(("pao2", 28.0, "kPa"), ("fio2", 0.21, "")).cast(kinds))
+    rows = unique.sort("time").collect()
+    assert rows["value"].round(2).to_list() == [210.02, 0.21] and rows["problem"].null_count() == 2
