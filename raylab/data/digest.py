@@ -62,7 +62,8 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
     unique = (
         to_own_units(present)
         .filter(pl.col("time") >= 0)
-        .unique([*EVENTS.names(), "unit_is"], keep="first")
+        .with_columns(unknown=(pl.col("unit_is") == "unknown").fill_null(False))
+        .unique([*EVENTS.names(), "unknown"], keep="first")
         .join(ranges, "concept")
         .with_columns(percent=percent)
         .with_columns(value=pl.when("percent").then(value / 100).otherwise(value))
@@ -74,7 +75,7 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
         .with_columns(
             problem=pl.when(value.is_nan())
             .then(pl.lit(UNREADABLE))
-            .when(pl.col("unit_is") == "unknown")
+            .when("unknown")
             .then(pl.lit(UNKNOWN_UNIT))
             .when(outside)
             .then(pl.lit(OUTSIDE))
@@ -84,7 +85,7 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
             value=pl.when(pl.col("problem").is_null()).then(value.clip("low", "high")),
             strange=(pl.col("problem") == OUTSIDE).fill_null(False) & (value != 0),
         )
-        .drop("per", "low", "high", "low_steps", "high_steps", "room")
+        .drop("per", "low", "high", "low_steps", "high_steps", "room", "unknown")
     )
     return present, unique
 

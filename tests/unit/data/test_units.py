@@ -175,6 +175,7 @@ def test_one_value_in_two_spellings_of_its_unit_is_one_record():
         ("p", "s", 1.0, "urine", 50.0, "mL"),
         ("p", "s", 1.0, "urine", 50.0, "ml"),
         ("p", "s", 1.0, "urine", 50.0, "cc"),
+        ("p", "s", 1.0, "urine", 50.0, ""),
     ]
     _, unique = screen(pl.LazyFrame(rows, schema={**EVENTS, UNIT: pl.String}, orient="row"))
     assert unique.collect().height == 1

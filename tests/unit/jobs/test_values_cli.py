@@ -122,13 +122,14 @@ def physionet2012(folder: Path, rows: Chart) -> Path:
     return folder
 
 
-def onsets(source: str, folder: Path, work: Path) -> int:
+def labelled(source: str, folder: Path, work: Path) -> tuple[int, pl.DataFrame]:
+    """How many stays have an onset, and all P/F."""
     work.mkdir()
     extract = SOURCES[source](Raw(folder, work))
     rule = label("ahrf")
     rule = rule.without_ventilation() if "mech_vent" in extract.lacks else rule
-    found = ratios(screen(extract.events)[1].collect().lazy(), rule)
-    return first_onset(found, rule).collect().height
+    found = ratios(screen(extract.events)[1].collect().lazy(), rule).collect()
+    return first_onset(found.lazy(), rule).collect().height, found
 
 
 CAREVUE = {"fio2": (190, "torr"), "pao2": (779, "mmHg")}
@@ -149,12 +150,13 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_room_air_is_21_percent_in_every_source(tmp_path, form):
-    """Ten stays are sick; ten came off oxygen, with P/F 429 then."""
-    found = {}
+    """Ten stays are sick; ten came off oxygen, with P/F 90 / .21 then at three gases."""
+    found, weaned = {}, {}
     for value in (0.2, 0.209, 0.2095, 0.21, 20, 20.9, 20.95, 21):
         source, folder = FORMS[form](tmp_path / str(value), room_air(value))
-        found[value] = onsets(source, folder, tmp_path / f"work {value}")
-    assert found == dict.fromkeys(found, SICK)
+        found[value], table = labelled(source, folder, tmp_path / f"work {value}")
+        weaned[value] = table.filter(pl.col("ratio") == 428.6).height
+    assert found == dict.fromkeys(found, SICK) and weaned == dict.fromkeys(found, 3 * len(WEANED))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -163,7 +165,7 @@ def test_a_ratio_of_exactly_300_is_an_onset_in_every_source(tmp_path, form):
     for hundredths in (35, 45, 65, 70, 90, 100):
         fio2 = hundredths / 100
         source, folder = FORMS[form](tmp_path / str(hundredths), charts(220.0, 0.5, (3 * hundredths, fio2)))
-        found[fio2] = onsets(source, folder, tmp_path / f"work {hundredths}")
+        found[fio2], _ = labelled(source, folder, tmp_path / f"work {hundredths}")
     assert found == dict.fromkeys(found, SICK)
 
 
