@@ -122,30 +122,32 @@ def by_id(source: str) -> dict[str, str]:
     return {item: concept.name for concept in CONCEPTS.values() for item in concept.ids.get(source, {})}
 
 
-def charted(value: pl.Expr, concept: str) -> pl.Expr:
-    """`value` rounded to the precision of `concept`, a half away from zero.
+def exact(value: pl.Expr) -> pl.Expr:
+    """`value` by the six significant digits that float32 holds: the same float64, whether it was stored as float32, as
+    float64 or in decimals."""
+    return value.round_sig_figs(6)
 
-    Only the six significant digits that float32 holds count, so that a value reads the same whether it was stored as
-    float32, as float64 or in decimals.
+
+def charted_steps(exact_value: pl.Expr, per_unit: pl.Expr) -> pl.Expr:
+    """An exact value in whole steps of its precision, of which there are `per_unit`; a half is rounded away from zero.
+
+    The product may miss a half by its last digit, which is rounded away first.
     """
+    return (exact_value * per_unit).round_sig_figs(12).round(mode="half_away_from_zero")
+
+
+def charted(value: pl.Expr, concept: str) -> pl.Expr:
+    """`value` rounded to the precision of `concept`: the float64 nearest to that decimal."""
     decimals = CONCEPTS[concept].decimals()
-    # the step is a whole number here: the last rounding makes it the float64 nearest to the decimal
-    return (charted_steps(value, pl.lit(10.0**decimals)) / 10.0**decimals).round(decimals)
-
-
-def charted_steps(value: pl.Expr, per_unit: pl.Expr) -> pl.Expr:
-    """As `charted`, in whole steps of which there are `per_unit`."""
-    exact = (value.round_sig_figs(FLOAT32_DIGITS) * per_unit).round_sig_figs(12)
-    return exact.round(mode="half_away_from_zero")
+    return (charted_steps(exact(value), pl.lit(10.0**decimals)) / 10.0**decimals).round(decimals)
 
 
 def charted_ratio(above: pl.Expr, below: pl.Expr, concept: str) -> pl.Expr:
     """`above` / `below` of two recorded values, rounded to the precision of `concept`: float32(210) / float32(.7) is
     300."""
-    return charted(above.round_sig_figs(FLOAT32_DIGITS) / below.round_sig_figs(FLOAT32_DIGITS), concept)
+    return charted(exact(above) / exact(below), concept)
 
 
-FLOAT32_DIGITS = 6  # that survive being stored as float32
 _OWN = {unit: {spelled(name) for name in names} for unit, names in _DATA["units"].items()}
 
 

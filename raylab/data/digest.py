@@ -13,11 +13,10 @@ from raylab.data.cohorts import Framing
 from raylab.data.concepts import (
     CONCEPTS,
     EVENTS,
-    FLOAT32_DIGITS,
     SERIES,
     UNIT,
-    charted,
     charted_steps,
+    exact,
     to_own_units,
 )
 from raylab.data.derive import derived
@@ -27,7 +26,8 @@ from raylab.errors import DataError
 
 FEW = 20  # values, under which nothing is said about their unit
 MOST_UNKNOWN = 0.05  # of the values of a concept that the label reads may be in a unit that is not understood
-ROOM_AIR = 0.21
+ROOM_AIR, ROOM_AIR_STEPS = 0.21, (200, 210)  # FiO2 is charted in steps of .001
+PERCENT = 19.95  # FiO2 from here on, 20 as it is charted, is a percentage
 PROBLEMS = ("out_of_range", "unreadable", "percent", "room_air")
 COUNTS = (*PROBLEMS, "no_unit", "converted", "unknown_units")
 """What meta.json counts by concept of the values; the last two by concept and unit as recorded."""
@@ -55,9 +55,7 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
         schema=["concept", "per", "low_steps", "high_steps", "low", "high"],
         orient="row",
     )
-    value, fio2 = pl.col("value"), pl.col("concept") == "fio2"
-    percent = fio2 & (charted(value / 100, "fio2") >= 0.2)
-    outside = ~charted_steps(value, pl.col("per")).is_between("low_steps", "high_steps")
+    value, steps, fio2 = pl.col("value"), pl.col("steps"), pl.col("concept") == "fio2"
     present = events.drop_nulls(["time", "value", "concept"])
     unique = (
         to_own_units(present)
@@ -65,19 +63,24 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
         .with_columns(unknown=(pl.col("unit_is") == "unknown").fill_null(False))
         .unique([*EVENTS.names(), "unknown"], keep="first")
         .join(ranges, "concept")
-        .with_columns(percent=percent)
-        .with_columns(value=pl.when("percent").then(value / 100).otherwise(value))
-        .with_columns(room=fio2 & charted(value, "fio2").is_between(0.2, ROOM_AIR))
+        .with_columns(exact=exact(value))
+        .with_columns(percent=fio2 & (pl.col("exact") >= PERCENT))
+        .with_columns(
+            pl.when("percent").then(pl.col(name) / 100).otherwise(name).alias(name) for name in ("value", "exact")
+        )
+        .with_columns(steps=charted_steps(pl.col("exact"), pl.col("per")))
+        .with_columns(room=fio2 & steps.is_between(*ROOM_AIR_STEPS))
         .with_columns(
             value=pl.when("room").then(ROOM_AIR).otherwise(value),
-            room_air=pl.col("room") & (value.round_sig_figs(FLOAT32_DIGITS) < ROOM_AIR),
+            steps=pl.when("room").then(ROOM_AIR_STEPS[1]).otherwise(steps),
+            room_air=pl.col("room") & (pl.col("exact") < ROOM_AIR),
         )
         .with_columns(
             problem=pl.when(value.is_nan())
             .then(pl.lit(UNREADABLE))
             .when("unknown")
             .then(pl.lit(UNKNOWN_UNIT))
-            .when(outside)
+            .when(~steps.is_between("low_steps", "high_steps"))
             .then(pl.lit(OUTSIDE))
         )
         .with_columns(
@@ -85,7 +88,7 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
             value=pl.when(pl.col("problem").is_null()).then(value.clip("low", "high")),
             strange=(pl.col("problem") == OUTSIDE).fill_null(False) & (value != 0),
         )
-        .drop("per", "low", "high", "low_steps", "high_steps", "room", "unknown")
+        .drop("per", "low", "high", "low_steps", "high_steps", "exact", "steps", "room", "unknown")
     )
     return present, unique
 
