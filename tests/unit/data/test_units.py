@@ -141,7 +141,8 @@ def test_what_cannot_be_read_or_is_of_something_else_has_no_conversion(name, uni
 @pytest.mark.parametrize(
     ("name", "unit"),
     [("ph", "units"), ("ph", "[pH]"), ("ph", "1"), ("gcs", "points"), ("gcs", "{score}"), ("fio2", "%"),
-     ("fio2", "torr"), ("tidal_volume", "ml/B"), ("age", "a"), ("spo2", "%")],
+     ("fio2", "torr"), ("tidal_volume", "ml/B"), ("resp_rate_set", "Breath"), ("wbc", "G/L"),
+     ("o2_flow", "L/M"), ("age", "a"), ("spo2", "%")],
 )  # fmt: skip
 def test_a_concepts_own_unit(name, unit):
     assert factor(CONCEPTS[name], unit) == (1.0, 0.0)
