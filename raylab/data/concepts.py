@@ -196,7 +196,9 @@ def to_own_units(events: pl.LazyFrame) -> pl.LazyFrame:
     found = (
         pl.struct("concept", pl.col(UNIT).cast(pl.String)).map_batches(_conversions, return_dtype=_CONVERSION).struct
     )
-    value = pl.col("value") * found.field("scale") + found.field("offset")
+    # without the noise of the arithmetic, so that 98.6 F and 37 C at one time are one record
+    value = (pl.col("value") * found.field("scale") + found.field("offset")).round_sig_figs(12)
+    value = pl.when(found.field("unit_is") == "converted").then(value).otherwise("value")
     return events.with_columns(pl.col(UNIT).cast(pl.String), value=value, unit_is=found.field("unit_is"))
 
 

@@ -180,6 +180,9 @@ def test_one_value_in_two_spellings_of_its_unit_is_one_record():
     ]
     _, unique = screen(pl.LazyFrame(rows, schema={**EVENTS, UNIT: pl.String}, orient="row"))
     assert unique.collect().height == 1
+    rows = [("p", "s", 1.0, "temp", 98.6, "degF"), ("p", "s", 1.0, "temp", 37.0, "degC")]
+    _, unique = screen(pl.LazyFrame(rows, schema={**EVENTS, UNIT: pl.String}, orient="row"))
+    assert unique.collect()["value"].to_list() == [37.0]
 
 
 def test_pint_is_imported_only_where_a_unit_is_converted():
