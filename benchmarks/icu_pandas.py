@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from raylab.data.concepts import CONCEPTS, units_of
+from raylab.data.concepts import CONCEPTS, factor, names_no_unit, stated_units
 from raylab.data.sources import mimic3
 
 LANDMARK, FIO2_BACK, VENT_BACK = 12, 8, 6
@@ -60,13 +60,15 @@ def main(folder: Path, out: Path) -> None:
     )
     rows["time"] = (rows.charttime - rows.intime).dt.total_seconds() / 3600
     rows = rows[(rows.time >= 0) & (rows.charttime <= rows.outtime)]
-    pairs = rows[["itemid", "valueuom"]].drop_duplicates()
-    units = [None if isinstance(unit, float) else unit for unit in pairs.valueuom]
-    factors = units_of("mimic3", zip(pairs.itemid.astype(str), units, strict=True), "CHARTEVENTS").to_pandas()
-    factors["itemid"] = factors.item.astype(int)
     rows.valueuom = rows.valueuom.astype(object).where(rows.valueuom.notna(), None)
-    factors = factors.rename(columns={"unit": "valueuom"}).drop(columns="item")
-    measured = rows.merge(factors, on=["itemid", "valueuom"])
+    pairs = rows[["itemid", "valueuom"]].drop_duplicates()
+    stated = stated_units("mimic3", zip(pairs.itemid.astype(str), pairs.valueuom, strict=True))
+    factors = []
+    for item, recorded, name, unit in stated.iter_rows():
+        found = (1.0, 0.0) if names_no_unit(unit) else factor(CONCEPTS[name], unit)
+        factors += [(int(item), recorded, name, *found)] if found else []
+    columns = ["itemid", "valueuom", "concept", "scale", "offset"]
+    measured = rows.merge(pd.DataFrame(factors, columns=columns), on=["itemid", "valueuom"])
     measured["value"] = measured.valuenum * measured.scale + measured.offset
     settings = rows.itemid.isin(mimic3.SETTINGS) & (rows.valuenum > 0)
     on = rows[settings | ((rows.itemid == mimic3.MODE) & (rows.value != "Other/Remarks"))]
@@ -76,8 +78,9 @@ def main(folder: Path, out: Path) -> None:
     )
     columns = ["icustay_id", "time", "concept", "value"]
     events = pd.concat([measured[columns], vent[columns]]).dropna().drop_duplicates()
-    percent = (events.concept == "fio2") & (events.value > 20)
-    events.loc[percent, "value"] /= 100
+    fio2 = events.concept == "fio2"
+    events.loc[fio2 & (events.value >= 20), "value"] /= 100
+    events.loc[fio2 & events.value.round(3).between(0.2, 0.21), "value"] = 0.21
     low = events.concept.map({name: concept.low for name, concept in CONCEPTS.items()})
     high = events.concept.map({name: concept.high for name, concept in CONCEPTS.items()})
     events = events[(events.value >= low) & (events.value <= high)].sort_values(["time", "value"])

@@ -33,6 +33,7 @@ def described(concept: Concept, covered: dict[str, dict[str, Any]] | None) -> di
         "unit": concept.unit,
         "low": concept.low,
         "high": concept.high,
+        "precision": concept.precision,
         "kind": "static" if concept.static else "derived" if concept.derived else "series",
         "ids": {source: list(concept.ids[source]) for source in ID_SOURCES},
     }

@@ -79,7 +79,7 @@ def source_gases(source: str, path: Path, patients: int, seed: int, hours: float
     with tempfile.TemporaryDirectory() as scratch:
         for events in SOURCES[source](Raw(path, Path(scratch), patients, seed)).parts():
             _, unique = screen(events)
-            tables.append(gases.gases(unique.drop_nulls("value")))
+            tables.append(gases.gases(unique))
     table = pl.concat(tables).filter(pl.col("time") < hours)
     if table.is_empty():
         raise DataError(

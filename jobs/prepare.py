@@ -166,8 +166,6 @@ def tell(task: str, out: Path, meta: dict[str, Any]) -> None:
         say(f"  {split}: " + ", ".join(f"{what} {n}" for what, n in count.items()))
     if task == "ards":
         _tell_ards(meta)
-    if outside := {k: n for k, n in (meta.get("out_of_range") or {}).items() if n}:
-        say("  outside plausible range, set missing: " + ", ".join(f"{k} {n}" for k, n in outside.items()))
     if skipped := meta.get("skipped"):
         say(f"  unreadable and skipped: {len(skipped)}")
     if copies := (meta.get("duplicates") or {}).get("pairs"):
@@ -200,10 +198,31 @@ def _tell_ards(meta: dict[str, Any]) -> None:
         )
     if dropped := {what: n for what, n in meta["dropped"].items() if n}:
         say("  rows not used: " + ", ".join(f"{what} {n:,}" for what, n in dropped.items()))
+    _tell_values(meta)
     for name in meta["left_out"]:
         say(f"  {name} is left out: most of its values cannot be in its unit")
     for note in meta["notes"]:
         say(f"  note: {note}")
+
+
+def _tell_values(meta: dict[str, Any]) -> None:
+    """What was set missing, converted or guessed, by concept. Directories prepared before some of it was counted have
+    no such line."""
+    for what, words in (
+        ("out_of_range", "outside plausible range, set missing"),
+        ("unreadable", "not a number, set missing"),
+        ("unknown_units", "unit not understood, set missing"),
+        ("converted", "units converted"),
+        ("no_unit", "no unit given, the usual one taken"),
+        ("percent", "read as percent"),
+        ("room_air", "20 to 21 %, read as room air"),
+    ):
+        if counts := meta.get(what):
+            say(f"  {words}: " + ", ".join(f"{name} {_by_unit(n)}" for name, n in counts.items()))
+
+
+def _by_unit(n: int | dict[str, int]) -> str:
+    return f"{n:,}" if isinstance(n, int) else ", ".join(f"'{unit}' {count:,}" for unit, count in n.items())
 
 
 if __name__ == "__main__":

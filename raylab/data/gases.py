@@ -43,7 +43,8 @@ NEEDS = {
 def gases(events: pl.LazyFrame) -> pl.DataFrame:
     """One row a reading, by stay and time: stay_id, time (h), pao2, and the columns of BACK_h, SAMPLE and STATIC.
 
-    `events` are plausible values in the units of `concepts`. Of several values at one time the largest counts.
+    `events` are plausible values in the units of `concepts`; a null was recorded and cannot be used, and ends the carry
+    of the value before it. Of several values at one time the largest counts.
     """
     wanted = ["pao2", *BACK_h, *SAMPLE, *STATIC]
     rows = (
@@ -59,7 +60,7 @@ def gases(events: pl.LazyFrame) -> pl.DataFrame:
             rows.filter(pl.col("concept") == concept).select("stay_id", "s", pl.col("value").alias(concept)).sort("s")
         )
 
-    table = of("pao2")
+    table = of("pao2").drop_nulls()
     for name in SAMPLE:
         table = table.join(of(name), ["stay_id", "s"], "left")
     for name, hours in BACK_h.items():
@@ -67,7 +68,7 @@ def gases(events: pl.LazyFrame) -> pl.DataFrame:
             of(name), on="s", by="stay_id", tolerance=round(hours * 3600), check_sortedness=False
         )
     for name in STATIC:
-        first = of(name).group_by("stay_id", maintain_order=True).agg(pl.col(name).first())
+        first = of(name).drop_nulls().group_by("stay_id", maintain_order=True).agg(pl.col(name).first())
         table = table.join(first, "stay_id", "left")
     ventilated = table.filter((pl.col("mech_vent") == 1) & pl.col("fio2").is_not_null())
     # 52 or 64 mL are charted, which is no adult's breath: the set volume serves, or none

@@ -2,7 +2,7 @@
 
     SOURCES[source]      raw files -> events, by patient   (one file a source, raylab/data/sources/)
     digest               one piece of the patients:
-      screen             implausible values to null        -> counted in meta
+      screen             units; what cannot be used to null -> counted in meta
       derived            P/F, S/F, driving pressure, compliance
       ratios, first_onset                                  -> the label (raylab/data/onset.py)
       attrition, rows_at all stays -> rows at risk         -> counted after every exclusion (raylab/data/cohorts.py)
@@ -26,7 +26,7 @@ import raylab
 from raylab.data import cohorts, prepared, splits
 from raylab.data.cohorts import COHORTS, Framing
 from raylab.data.concepts import CONCEPTS, SERIES, STATIC, Extract, whole_stays
-from raylab.data.digest import Whole, check_needed, digest, implausible, unrecorded
+from raylab.data.digest import Whole, check_needed, check_units, digest, implausible, unrecorded
 from raylab.data.grid import joined, statistics
 from raylab.data.identifiers import not_among
 from raylab.data.onset import Label, label
@@ -132,6 +132,7 @@ def prepare_ards(
         if of_unknown_age and asked.min_age:
             notes.append(f"stays of unknown age, counted as {asked.min_age:g} years and older: {of_unknown_age:,}")
         whole = Whole.of(pieces)
+        check_units(whole, asked)
         unfit = implausible(whole.by_concept, asked)
         check_needed(whole.by_concept, source, asked)
         steps = cohorts.summed([piece.steps for piece in pieces])
@@ -189,7 +190,8 @@ def prepare_ards(
             "onsets": whole.onsets,
             **({"sensitivity": whole.sensitivity} if grid_of_windows else {}),
             "outcomes": {"known": len(outcomes) - outcomes.null_count(), "in_hospital_death": int(outcomes.sum() or 0)},
-            "out_of_range": whole.out_of_range(),
+            **whole.by_problem(),
+            **whole.units(),
             "left_out": unfit,
             "coverage": {name: int(whole.covered.get(name, 0)) for name in CONCEPTS},
             "stays": stays.height,

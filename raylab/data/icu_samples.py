@@ -23,9 +23,10 @@ class IcuSamples:
     """Samples of the ARDS task; x float32 [B, T, 3F + S], the T hours before the prediction, F series and S static
     features:
 
-    [0, F)        last measured value, carried forward, standardised; 0 (the train mean) before the first
+    [0, F)        last measured value, carried forward, standardised; 0 (the train mean) before the first, and after
+                  a record that could not be used until the next that can
     [F, 2F)       1 where it was measured in that hour, 0 where it is carried or unknown
-    [2F, 3F)      hours since it was measured / T, 1 at most; 1 before the first
+    [2F, 3F)      hours since it was measured / T, 1 at most; 1 where no value is known
     [3F, 3F + S)  static values, standardised, the same in every hour; 0 where missing
 
     `absent` lists features of the spec that this directory has never measured; `meta` is its meta.json; `rows` its
@@ -168,10 +169,11 @@ def tensorise(rows: pl.DataFrame, table: pl.DataFrame, spec: dict[str, Any]) -> 
             absent.append(name)
             continue
         value = pl.col(name).cast(pl.Float64).forward_fill().over("row")
+        since = pl.col(f"{name}__since")  # null: a value that could not be used has ended the carry
         wide = table.select(
-            value=((value - spec["mean"][i]) / spec["std"][i]).fill_null(0),
+            value=pl.when(since.is_not_null()).then((value - spec["mean"][i]) / spec["std"][i]).fill_null(0),
             mask=pl.col(f"{name}__mask"),
-            since=(pl.col(f"{name}__since") / hours).clip(0, 1).fill_null(1),
+            since=(since / hours).clip(0, 1).fill_null(1),
         )
         for k, column in enumerate(("value", "mask", "since")):
             x[:, :, k * f + i] = wide[column].to_numpy().reshape(n, -1)

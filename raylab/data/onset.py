@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from raylab.data.concepts import charted, charted_ratio
 from raylab.errors import UsageError, unknown
 
 TITLE = "AHRF / oxygenation criteria of ARDS (not adjudicated ARDS: no imaging, no notes)"
@@ -30,12 +31,12 @@ class Label:
     A gas (or SpO2) qualifies when its ratio is at or below the threshold and its support holds: ventilated by the
     latest record at most `vent_back_h` back, with PEEP at least `peep` at most `peep_back_h` back where that is asked
     for; or oxygen flow of at least `flow`. FiO2 is the latest at most `fio2_back_h` back.
-    `ventilation` None asks for none. The label is defined for patients of `min_age` years and older, and for those of
-    unknown age.
+    `ventilation` None asks for none. Values and ratios are compared as they are charted (`concepts.charted`). The label
+    is defined for patients of `min_age` years and older, and for those of unknown age.
     """
 
     name: str
-    version: int = 1
+    version: int = 2  # 2: values compared as charted; what cannot be used ends the carry of the value before it
     pf: float = 300.0
     sf: float | None = None
     spo2_max: float = 97.0
@@ -58,6 +59,18 @@ class Label:
             "fio2",
             *(("mech_vent",) if self.ventilation else ()),
             *(("peep",) if self.peep is not None else ()),
+        )
+
+    def reads(self) -> tuple[str, ...]:
+        """All concepts that the label looks at, needed or not."""
+        return (
+            "pao2",
+            *(("spo2",) if self.sf is not None else ()),
+            "fio2",
+            *(("mech_vent",) if self.ventilation else ()),
+            *(("niv",) if self.ventilation == "any" else ()),
+            *(("peep",) if self.peep is not None else ()),
+            *(("o2_flow",) if self.flow is not None else ()),
         )
 
     def without_ventilation(self) -> "Label":
@@ -142,24 +155,27 @@ def ratios(events: pl.LazyFrame, rule: Label) -> pl.LazyFrame:
     """Every gas, and SpO2 where the label asks for it, with an FiO2: stay_id, time (h), kind (pf, sf), ratio, vent,
     support (bool: what the label asks for beside the ratio).
 
-    `events` are plausible values in the units of `concepts`. Of several values of a concept at one time the largest
-    counts, so that the result does not depend on the order of the rows. Times are compared as whole seconds and ratios
-    to 1e-6: "exactly 8 h back" and "exactly 300" must not hang on a float.
+    `events` are plausible values in the units of `concepts`; a null is a value that was recorded and cannot be used: it
+    ends the carry of the one before, so that there is no ratio until the next valid FiO2. Of several values of a
+    concept at one time the largest counts, so that the result does not depend on the order of the rows. Times are
+    compared as whole seconds, values and ratios as charted: "exactly 8 h back" and "exactly 300" must not hang on a
+    float.
     """
     seconds = (pl.col("time") * 3600).round().cast(pl.Int64)
 
     def values(concepts: list[str], name: str) -> pl.LazyFrame:
         rows = events.filter(pl.col("concept").is_in(concepts)).select("stay_id", "time", pl.col("value").alias(name))
-        return rows.with_columns(seconds.alias("s")).sort("s", name)
+        return rows.with_columns(seconds.alias("s")).sort("s", name)  # nulls first: at one time a value counts
 
     def latest(rows: pl.LazyFrame, concepts: list[str], name: str, hours: float) -> pl.LazyFrame:
         past = values(concepts, name).drop("time")
         # both sides are sorted by time, and so within each stay: polars cannot see that itself
         return rows.join_asof(past, on="s", by="stay_id", tolerance=round(hours * 3600), check_sortedness=False)
 
-    gases = values(["pao2"], "value").with_columns(kind=pl.lit("pf"))
+    gases = values(["pao2"], "value").drop_nulls("value").with_columns(kind=pl.lit("pf"))
     if rule.sf is not None:
-        pulse = values(["spo2"], "value").filter(pl.col("value") <= rule.spo2_max).with_columns(kind=pl.lit("sf"))
+        pulse = values(["spo2"], "value").filter(charted(pl.col("value"), "spo2") <= rule.spo2_max)
+        pulse = pulse.with_columns(kind=pl.lit("sf"))
         gases = pl.concat([gases, pulse]).sort("s", "value")
     gases = latest(gases, ["fio2"], "fio2", rule.fio2_back_h).filter(pl.col("fio2").is_not_null())
     gases = latest(gases, ["mech_vent"], "mech_vent", rule.vent_back_h)
@@ -171,13 +187,13 @@ def ratios(events: pl.LazyFrame, rule: Label) -> pl.LazyFrame:
     support = held if rule.ventilation else pl.lit(True)
     if rule.peep is not None:
         gases = latest(gases, ["peep"], "peep", rule.peep_back_h)
-        support = support & (pl.col("peep") >= rule.peep).fill_null(False)
+        support = support & (charted(pl.col("peep"), "peep") >= rule.peep).fill_null(False)
     if rule.flow is not None:
         gases = latest(gases, ["o2_flow"], "flow", rule.flow_back_h)
-        support = support | (pl.col("flow") >= rule.flow).fill_null(False)
-    return gases.select(
-        "stay_id", "time", "s", "kind", ratio=(pl.col("value") / pl.col("fio2")).round(6), vent=vent, support=support
-    )
+        support = support | (charted(pl.col("flow"), "o2_flow") >= rule.flow).fill_null(False)
+    parts = charted_ratio(pl.col("value"), pl.col("fio2"), "pf"), charted_ratio(pl.col("value"), pl.col("fio2"), "sf")
+    ratio = pl.when(pl.col("kind") == "pf").then(parts[0]).otherwise(parts[1])
+    return gases.select("stay_id", "time", "s", "kind", ratio=ratio, vent=vent, support=support)
 
 
 def first_onset(found: pl.LazyFrame, rule: Label) -> pl.LazyFrame:

@@ -12,6 +12,7 @@ import polars as pl
 
 from raylab.data import prepared, splits
 from raylab.data.concepts import SERIES
+from raylab.data.digest import COUNTS
 from raylab.data.grid import joined
 from raylab.data.icu import described, train_statistics
 from raylab.data.identifiers import Person
@@ -113,6 +114,7 @@ def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0) -> 
             ],
             "split": {"kind": split.kind, "held_out": split.words(), "rows_left_out": left},
             "patients_in_two_hospitals": both.filter(pl.col("source") > 1).height,
+            **{name: added(metas, name) for name in COUNTS if name in first},
             "stays": sum(meta["stays"] for meta in metas),
             "coverage": {name: sum(meta["coverage"][name] for meta in metas) for name in metas[0]["coverage"]},
             "split_hash": prepared.split_hash(list(rows.select("subject_id", "split").iter_rows())),
@@ -139,9 +141,23 @@ def check_alike(metas: list[dict[str, Any]], directories: list[Path]) -> None:
                 "rows of one data set answer one question",
                 "prepare them alike",
             )
-    labels = {meta["label"]["name"] for meta in metas}
+    labels = {f"{meta['label']['name']} version {meta['label']['version']}" for meta in metas}
     if len(labels) > 1:
-        raise DataError(f"the labels differ: {', '.join(sorted(labels))}", do="prepare them with one --label")
+        raise DataError(
+            f"the labels differ: {', '.join(sorted(labels))}", do="prepare them with one --label and this raylab"
+        )
+
+
+def added(metas: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The counts by concept, or by concept and unit, of all directories together."""
+    total: dict[str, Any] = {}
+    for concept, n in (pair for meta in metas for pair in meta.get(name, {}).items()):
+        if isinstance(n, dict):
+            units = total.setdefault(concept, {})
+            units |= {unit: units.get(unit, 0) + count for unit, count in n.items()}
+        else:
+            total[concept] = total.get(concept, 0) + n
+    return dict(sorted(total.items()))
 
 
 def pooled(attritions: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -51,9 +51,20 @@ def virtual_patients(samples: pl.DataFrame, table: pl.DataFrame, landmark_h: int
 
 
 def events(samples: pl.DataFrame, table: pl.DataFrame) -> pl.LazyFrame:
-    """What the grid shows as events again: stay_id, time (h), concept, value; the last value of each hour."""
-    wanted = ("pao2", *gases.BACK_h, *gases.SAMPLE)
+    """What the grid shows as events again: stay_id, time (h), concept, value; the last value of each hour, and a null
+    where a value that could not be used ended the carry."""
+    wanted = [name for name in ("pao2", *gases.BACK_h, *gases.SAMPLE) if name in table.columns]
+    known = {name: pl.col(f"{name}__since").is_not_null() for name in wanted}
     rows = [
+        table.filter(~known[name] & known[name].shift().over("stay_id")).select(
+            "stay_id",
+            time=pl.col("hour").cast(pl.Float64),
+            concept=pl.lit(name),
+            value=pl.lit(None, pl.Float64),
+        )
+        for name in wanted
+    ]
+    rows += [
         table.filter(pl.col(f"{name}__mask")).select(
             "stay_id",
             time=pl.col("hour") + 1 - pl.col(f"{name}__since").cast(pl.Float64),
@@ -61,7 +72,6 @@ def events(samples: pl.DataFrame, table: pl.DataFrame) -> pl.LazyFrame:
             value=pl.col(name).cast(pl.Float64),
         )
         for name in wanted
-        if name in table.columns
     ]
     stays = samples.unique("stay_id", maintain_order=True)
     rows += [

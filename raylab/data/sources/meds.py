@@ -14,7 +14,7 @@ from typing import Any
 import dataframely as dy
 import polars as pl
 
-from raylab.data.concepts import CONCEPTS, EVENTS, STATIC, Extract, by_id, contradicting, factor, units_of, whole_stays
+from raylab.data.concepts import CONCEPTS, EVENTS, STATIC, UNIT, Extract, by_id, stated_unit, whole_stays
 from raylab.data.demographics import age, sex
 from raylab.data.sources.episodes import charted
 from raylab.data.sources.tables import PIECE, Conversions, Findings, Pieces, rows_of
@@ -92,6 +92,7 @@ ROWS = pl.Schema(
         "concept": pl.String(),
         "value": pl.Float64(),
         "role": pl.String(),
+        UNIT: pl.String(),
     }
 )
 
@@ -121,7 +122,7 @@ def read(path: Path, work: Path, mapping: Path | None = None) -> Extract:
         here = pl.col("subject_id").hash(seed=0) % len(pieces.files) == k
         piece = pl.scan_parquet(file)
         elsewhere += int(piece.join(window, "subject_id", "anti").select(pl.len()).collect().item())
-        parts.append(pl.concat([events_of(piece, window, by), first.filter(here)]))
+        parts.append(pl.concat([events_of(piece, window, by), first.filter(here)], how="diagonal"))
     counts = {"stays cut where they overlap": cut, "rows of patients without an ICU stay": elsewhere}
     counts = {what: n for what, n in counts.items() if n}
     notes = conversions.close()
@@ -191,8 +192,7 @@ class Codes:
                 "code": pl.String,
                 "concept": pl.String,
                 "role": pl.String,
-                "scale": pl.Float64,
-                "offset": pl.Float64,
+                UNIT: pl.String,
             }
         )
 
@@ -210,32 +210,30 @@ class Codes:
     def known(self, rows: pl.DataFrame) -> pl.DataFrame:
         """ROWS of the rows whose code means something; `mean_something` has seen all of their codes."""
         found = rows.join(self.table.filter(pl.col("role").is_not_null()), "code")
-        value = pl.col("numeric_value") * pl.col("scale") + pl.col("offset")
-        return found.select("subject_id", "time", "code", "concept", value=value, role="role")
+        # a code of a concept without a number: the result was text
+        value = pl.when(pl.col("role") == "value").then(pl.col("numeric_value").fill_null(float("nan")))
+        return found.select(
+            "subject_id", "time", "code", "concept", value=value.otherwise("numeric_value"), role="role", unit=UNIT
+        )
 
-    def meaning(self, code: str) -> tuple[str, str | None, str | None, float, float]:
-        """(code, concept, role, scale, offset); role null where the code means nothing here. The longest beginning
-        that the mapping knows decides."""
+    def meaning(self, code: str) -> tuple[str, str | None, str | None, str | None]:
+        """(code, concept, role, unit); role null where the code means nothing here. The longest beginning that the
+        mapping knows decides; what follows it is the unit."""
         parts = code.split("//")
         for n in range(len(parts), 0, -1):
             start = "//".join(parts[:n])
             if start in self.roles:
-                return code, None, self.roles[start], 1.0, 0.0
+                return code, None, self.roles[start], None
             if start in self.sex_kinds and len(parts) > n:
-                return code, None, "sex", 1.0, 0.0
+                return code, None, "sex", None
             if start in self.by.concepts:
-                return self.value(code, self.by.concepts[start], self.by.units[start] or "/".join(parts[n : n + 1]))
+                name = self.by.concepts[start]
+                return code, name, "value", stated_unit(CONCEPTS[name], self.by.units[start], "".join(parts[n : n + 1]))
         if len(parts) > 1 and parts[0] in self.by.kinds and parts[1] in self.names and self.by.ids:
-            pair = units_of(self.by.ids, [(parts[1], "//".join(parts[2:3]) or None)], "MEDS codes")
-            _, _, concept, scale, offset = pair.row(0)
-            return code, concept, "value", scale, offset
-        return code, None, None, 1.0, 0.0
-
-    def value(self, code: str, concept: str, unit: str) -> tuple[str, str, str, float, float]:
-        found = factor(CONCEPTS[concept], unit)
-        if found is None:
-            raise contradicting("MEDS codes", [f"{concept} ({code}), which should be in {CONCEPTS[concept].unit}"])
-        return code, concept, "value", *found
+            name = self.names[parts[1]]
+            of_id = CONCEPTS[name].ids[self.by.ids][parts[1]]
+            return code, name, "value", stated_unit(CONCEPTS[name], of_id, "".join(parts[2:3]))
+        return code, None, None, None
 
 
 def find_stays(
@@ -322,10 +320,8 @@ def hours(duration: pl.Expr) -> pl.Expr:
 def events_of(rows: pl.LazyFrame, window: pl.LazyFrame, by: Mapping) -> pl.LazyFrame:
     """EVENTS of one piece: ROWS within the stays of `window`."""
     rows = rows.filter(pl.col("time").is_not_null())
-    values = rows.filter((pl.col("role") == "value") & pl.col("value").is_not_null())
-    measured = pl.concat(
-        [values.select("subject_id", "time", "concept", "value"), *(summed(rows, n, by) for n in by.sums)]
-    )
+    values = rows.filter(pl.col("role") == "value").select("subject_id", "time", "concept", "value", UNIT)
+    measured = pl.concat([values, *(summed(rows, n, by) for n in by.sums)], how="diagonal")
     # the latest admission at or before the event, and not beyond the end of that stay
     inside = (
         measured.sort("time")
@@ -340,7 +336,10 @@ def events_of(rows: pl.LazyFrame, window: pl.LazyFrame, by: Mapping) -> pl.LazyF
     )
     charts = pl.concat([inside, before], how="diagonal").with_columns(time=hours(pl.col("time") - pl.col("start")))
     columns = EVENTS.names()
-    return pl.concat([charts.select(columns), *(episodes(rows, window, n).select(columns) for n in by.episodes)])
+    return pl.concat(
+        [charts.select(*columns, UNIT), *(episodes(rows, window, n).select(columns) for n in by.episodes)],
+        how="diagonal",
+    )
 
 
 def summed(rows: pl.LazyFrame, name: str, by: Mapping) -> pl.LazyFrame:

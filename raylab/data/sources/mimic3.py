@@ -25,7 +25,7 @@ from pathlib import Path
 import dataframely as dy
 import polars as pl
 
-from raylab.data.concepts import CONCEPTS, EVENTS, Extract, units_of, whole_stays
+from raylab.data.concepts import CONCEPTS, EVENTS, UNIT, Extract, stated_units, whole_stays
 from raylab.data.demographics import age, count_unread, sex
 from raylab.data.identifiers import identifier, is_missing, not_among
 from raylab.data.sources.episodes import charted
@@ -114,6 +114,7 @@ ROWS = pl.Schema(
         "concept": pl.String(),
         "value": pl.Float64(),
         "text": pl.String(),
+        UNIT: pl.String(),
     }
 )
 
@@ -136,7 +137,8 @@ def read(path: Path, work: Path) -> Extract:
         for chart, lab in zip(charts, labs, strict=True)
     )
     first = descriptors(stays)
-    parts = (pl.concat([parts[0], first.lazy()]), *parts[1:]) if len(parts) == 1 else _spread(parts, first)
+    together = pl.concat([parts[0], first.lazy()], how="diagonal")
+    parts = (together,) if len(parts) == 1 else _spread(parts, first)
     notes = (*NOTES, *conversions.close())
     return Extract(pl.concat(parts), whole_stays(stays), dict(+counts), parts, notes, numbering="mimic3")
 
@@ -147,7 +149,7 @@ NOTES = ("times are chart times: a laboratory value may have been known later th
 def _spread(parts: tuple[pl.LazyFrame, ...], first: pl.DataFrame) -> tuple[pl.LazyFrame, ...]:
     """The descriptors of every stay go to the piece that its patient is in."""
     part = pl.col("subject_id").hash(seed=0) % len(parts)
-    return tuple(pl.concat([piece, first.lazy().filter(part == k)]) for k, piece in enumerate(parts))
+    return tuple(pl.concat([piece, first.lazy().filter(part == k)], how="diagonal") for k, piece in enumerate(parts))
 
 
 def find_stays(path: Path, conversions: Conversions, counts: Counter[str]) -> pl.DataFrame:
@@ -208,7 +210,7 @@ def narrow(
     conversions: Conversions,
     counts: Counter[str],
 ) -> list[Path]:
-    """Rows with one of `items` of the patients of `stays`, in the concept's unit, written by patient. Memory holds one
+    """Rows with one of `items` of the patients of `stays`, with their unit, written by patient. Memory holds one
     portion of the table."""
     findings, table = Findings(file, conversions), file.name.partition(".")[0].upper()
     wanted = [str(item) for item in sorted(items)]
@@ -230,7 +232,10 @@ def narrow(
             counts["marked as an error"] += int(rows.select(wrong.sum()).item())
             rows = rows.filter(~wrong)
         named.append(rows.select(key for key in keys if key in rows.columns).unique())
-        out.add(in_units(of_stays(rows, stays, table, counts), file.name))
+        rows = of_stays(rows, stays, table, counts).with_columns(pl.col("valuenum").fill_nan(None))
+        nothing = pl.col("valuenum").is_null() & (pl.col("value").fill_null("").str.strip_chars() == "")
+        counts["without a value"] += int(rows.select(nothing.sum()).item())
+        out.add(with_units(rows.filter(~nothing)))
     findings.close()
     for key in named[0].columns if named else ():
         not_among(pl.concat(named)[key], stays[keys[key]], table, "ICUSTAYS")
@@ -252,23 +257,24 @@ def of_stays(rows: pl.DataFrame, stays: pl.DataFrame, table: str, counts: Counte
     return pl.concat([named, placed])
 
 
-def in_units(rows: pl.DataFrame, where: str) -> pl.DataFrame:
-    """ROWS of charted or laboratory rows."""
+def with_units(rows: pl.DataFrame) -> pl.DataFrame:
+    """ROWS of charted or laboratory rows that hold something; what is no number is NaN."""
     item = pl.col("itemid").cast(pl.String)
-    pairs = rows.select(item.alias("item"), unit="valueuom").unique()
-    factors = units_of("mimic3", pairs.iter_rows(), where)
+    pairs = rows.select(item.alias("item"), recorded="valueuom").unique()
     stay = pl.col("icustay_id") if "icustay_id" in rows.columns else pl.lit(None, pl.String)
+    number = pl.coalesce("valuenum", pl.col("value").cast(pl.Float64, strict=False))
     return (
-        rows.with_columns(item=item, unit="valueuom")
-        .join(factors, ["item", "unit"], "left", nulls_equal=True)
+        rows.with_columns(item=item, recorded="valueuom")
+        .join(stated_units("mimic3", pairs.iter_rows()), ["item", "recorded"], "left", nulls_equal=True)
         .select(
             subject_id="subject_id",
             stay_id=stay,
             at="charttime",
             item=pl.col("itemid"),
             concept="concept",
-            value=pl.col("valuenum") * pl.col("scale").fill_null(1) + pl.col("offset").fill_null(0),
+            value=pl.when(pl.col("concept").is_not_null()).then(number.fill_null(float("nan"))).otherwise(number),
             text=pl.when(pl.col("itemid").is_in([MODE, DEVICE, SPECIMEN])).then("value"),
+            unit=UNIT,
         )
         .cast(ROWS)
     )
@@ -284,13 +290,14 @@ def events_of(charts: pl.LazyFrame, labs: pl.LazyFrame, episodes: pl.LazyFrame, 
     )
     rows = rows.with_columns(time=(pl.col("at") - pl.col("start")).dt.total_seconds() / 3600)
     columns = EVENTS.names()
-    measured = rows.filter(pl.col("concept").is_not_null() & pl.col("value").is_not_null()).select(columns)
-    here = episodes.join(charts.select("subject_id").unique(), "subject_id", "semi")
+    measured = rows.filter(pl.col("concept").is_not_null()).select(*columns, UNIT)
+    patients = pl.concat([charts.select("subject_id"), labs.select("subject_id")]).unique()
+    here = episodes.join(patients, "subject_id", "semi")
     going = here.join(stays.select("stay_id", "start", "end_h"), "stay_id").with_columns(
         from_h=(pl.col("starttime") - pl.col("start")).dt.total_seconds() / 3600,
         to_h=(pl.col("endtime") - pl.col("start")).dt.total_seconds() / 3600,
     )
-    return pl.concat([measured, coma(rows), carevue_ventilation(rows), charted(going).select(columns)])
+    return pl.concat([measured, coma(rows), carevue_ventilation(rows), charted(going).select(columns)], how="diagonal")
 
 
 def placed(rows: pl.LazyFrame, window: pl.LazyFrame) -> pl.LazyFrame:
@@ -328,7 +335,7 @@ def carevue_ventilation(rows: pl.LazyFrame) -> pl.LazyFrame:
     """mech_vent and niv by the rule at the top; `rows` has subject_id, stay_id, time, item, value, text."""
     text = pl.col("text").str.to_lowercase().str.strip_chars()
     device = pl.col("item") == DEVICE
-    setting = (pl.col("item").is_in(SETTINGS) & (pl.col("value") > 0)) | (
+    setting = (pl.col("item").is_in(SETTINGS) & (pl.col("value") > 0) & pl.col("value").is_not_nan()) | (
         (pl.col("item") == MODE) & text.is_not_null() & ~text.is_in(["", "other/remarks"])
     )
     at = (

@@ -7,9 +7,8 @@ import re
 import polars as pl
 import pytest
 
-from raylab.data.concepts import CONCEPTS, DERIVED, SERIES, by_id, units_of
+from raylab.data.concepts import CONCEPTS, DERIVED, SERIES, by_id, factor, names_no_unit, stated_units
 from raylab.data.sources import mimic3
-from raylab.errors import DataError
 
 # What the label of an item must say, in MIMIC's own words
 SAYS = {
@@ -82,17 +81,27 @@ def test_ranges_and_ids_hold_together():
     assert said == {"degC", "degF", "in"}
 
 
-def test_units_are_converted_and_contradictions_refused():
-    rows = units_of(
-        "mimic3", [("678", "Deg. F"), ("50821", "MM HG"), ("190", "torr"), ("50821", "kPa"), ("1", "x")], "t"
-    )
-    found = {(item, unit): (concept, scale * 100 + offset) for item, unit, concept, scale, offset in rows.iter_rows()}
-    assert found["678", "Deg. F"][0] == "temp" and found["678", "Deg. F"][1] == pytest.approx(37.7778, abs=1e-4)
-    assert found["50821", "MM HG"] == ("pao2", 100) and found["190", "torr"] == ("fio2", 100)
-    assert found["50821", "kPa"][1] == pytest.approx(750.062)
-    assert len(rows) == 4
-    with pytest.raises(DataError, match=r"LABEVENTS: units contradict the concept: pao2 \(50821\) in 'mg/dL'"):
-        units_of("mimic3", [("50821", "mg/dL"), ("220045", "bpm")], "LABEVENTS")
+def test_precisions_are_powers_of_ten_and_bounds_lie_on_them():
+    for name, concept in CONCEPTS.items():
+        decimals = concept.decimals()
+        assert concept.precision == pytest.approx(10.0**-decimals, rel=1e-12), name
+        assert [round(bound, decimals) for bound in (concept.low, concept.high)] == [concept.low, concept.high], name
+
+
+def test_a_row_says_its_unit_or_its_id_does():
+    rows = stated_units(
+        "mimic3",
+        [("678", "Deg. F"), ("678", None), ("678", "?"), ("678", "Deg. C"), ("678", "kg"), ("678", "smudge"),
+         ("50821", "MM HG"), ("50821", None), ("1", "x")],
+    )  # fmt: skip
+    found = {(item, recorded): (concept, unit) for item, recorded, concept, unit in rows.iter_rows()}
+    assert found["678", "Deg. F"] == found["678", None] == found["678", "?"] == found["678", "smudge"] == (
+        "temp", "degF"
+    )  # fmt: skip
+    assert found["50821", "MM HG"] == ("pao2", "MM HG") and found["50821", None] == ("pao2", "")
+    assert found["678", "Deg. C"] == ("temp", "Deg. C where all is degF")  # a contradiction is no unit
+    assert factor(CONCEPTS["temp"], found["678", "Deg. C"][1]) is None
+    assert factor(CONCEPTS["temp"], found["678", "kg"][1]) is None and len(rows) == 8
 
 
 def test_each_mimic_iii_id_is_what_its_item_table_says(real_data):
@@ -131,10 +140,10 @@ def test_each_mimic_iv_id_occurs_as_that_in_the_meds_demo(real_data):
     usual = rows.group_by("item", "unit").agg(pl.col("numeric_value").median(), pl.len()).collect()
     usual = usual.filter(pl.col("item").is_in(list(ids)))
     assert usual["item"].n_unique() >= 50
-    factors = units_of("mimic4", usual.select("item", "unit").iter_rows(), "the demo")  # no unit contradicts
-    for item, _, median, n in usual.sort("len").iter_rows():
+    for item, unit, median, n in usual.sort("len").iter_rows():
         concept = CONCEPTS[ids[item]]
-        scale, offset = factors.filter(pl.col("item") == item).select("scale", "offset").row(0)
+        stated = stated_units("mimic4", [(item, unit)])["unit"][0]
+        scale, offset = (1.0, 0.0) if names_no_unit(stated) else factor(concept, stated)  # no unit is another's
         value = median * scale + offset
         percent = concept.name == "fio2" and value > 1
         assert n < 5 or concept.low <= (value / 100 if percent else value) <= concept.high, (item, concept.name, value)

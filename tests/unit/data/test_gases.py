@@ -1,3 +1,5 @@
+from math import nan
+
 import polars as pl
 import pytest
 import torch
@@ -40,6 +42,18 @@ def test_a_reading_takes_what_was_charted_before_it():
 def test_settings_that_are_too_old_do_not_count():
     table = gases.gases(events(*GAS, ("peep", 0.5, 8), ("pao2", 6.5, 90), ("mech_vent", 6, 1), ("plateau", 1, 20)))
     assert table["plateau"].to_list() == [20, None]
+
+
+def test_what_cannot_be_used_ends_the_carry():
+    table = gases.gases(
+        events(
+            *GAS, *BREATH, ("temp", 0.5, 38), ("peep", 1.5, nan), ("temp", 1.5, nan), ("pao2", 2.5, nan)
+        ).with_columns(pl.col("value").fill_nan(None))
+    )
+    row = table.row(0, named=True)
+    assert len(table) == 1 and (row["peep"], row["temp"], row["plateau"]) == (None, None, 19)
+    without = events(*GAS, ("fio2", 1.5, nan)).with_columns(pl.col("value").fill_nan(None))
+    assert gases.gases(without).is_empty()
 
 
 def test_only_ventilated_gases_with_fio2_are_readings():

@@ -12,6 +12,7 @@ import pytest
 from raylab.data import icu, prepared
 from raylab.data.cohorts import Framing, attrition
 from raylab.data.concepts import CONCEPTS, EVENTS, ID_SOURCES, SERIES, STATIC, STAYS, Extract, by_id
+from raylab.data.derive import derived
 from raylab.data.digest import screen
 from raylab.data.grid import first_values, grid, hourly_cells, statistics
 from raylab.data.icu import prepare_ards
@@ -105,8 +106,60 @@ def test_grid_holds_last_value_mask_and_time_since():
     ]
 
 
+def test_what_cannot_be_used_ends_the_carry_of_its_concept():
+    _, unique = screen(
+        table(
+            ("a", 0.5, "hr", 80),
+            ("a", 2.5, "hr", 999),  # of these nothing is known
+            ("a", 4.5, "hr", 90),
+            ("b", 0.25, "hr", 70),  # measured in the hour, and known in it
+            ("b", 0.75, "hr", 0),
+            ("c", 0.25, "hr", 0),
+            ("c", 0.75, "hr", 60),
+            ("a", 1.5, "urine", 9999),
+            ("a", 1.6, "urine", 50),
+            ("a", 2.5, "urine", 9999),
+            ("b", 0.5, "map", 70),  # another concept goes on
+        )
+    )
+    cells = hourly_cells(unique.select(EVENTS.names())).collect()
+    rows = grid(cells, pl.Series("stay_id", ["a", "b", "c"]), 6)
+
+    def of(stay: str, name: str) -> list[tuple]:
+        return rows.filter(pl.col("stay_id") == stay).select(name, f"{name}__mask", f"{name}__since").rows()
+
+    nothing = (None, False, None)
+    assert of("a", "hr") == [(80, True, 0.5), (None, False, 1.5), nothing, nothing, (90, True, 0.5), (None, False, 1.5)]
+    assert of("b", "hr") == [(70, True, 0.75), *[nothing] * 5] and of("c", "hr")[:2] == [
+        (60, True, 0.25), (None, False, 1.25)
+    ]  # fmt: skip
+    assert of("a", "urine")[:4] == [nothing, (50, True, pytest.approx(0.4)), nothing, nothing]
+    assert [since for *_, since in of("b", "map")] == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5]
+
+
+def test_what_cannot_be_used_ends_the_carry_of_what_is_made_of_it():
+    _, unique = screen(
+        table(
+            ("a", 1, "fio2", 0.5), ("a", 2, "pao2", 100), ("a", 3, "fio2", 4), ("a", 4, "pao2", 90),
+            ("a", 5, "fio2", 0.5), ("a", 6, "pao2", 90), ("a", 7, "pao2", 5),
+            ("b", 1, "pao2", 100),  # no FiO2 at all: nothing was recorded of P/F
+            ("c", 1, "peep", 5), ("c", 1, "plateau", 20), ("c", 1, "tidal_volume_set", 450),
+            ("c", 1, "tidal_volume", 5000), ("c", 2, "plateau", 4), ("c", 3, "peep", 99), ("c", 4, "plateau", 20),
+        )
+    )  # fmt: skip
+    rows = derived(unique.select(EVENTS.names())).sort("stay_id", "time").collect()
+    found = {name: rows.filter(pl.col("concept") == name)["time", "value"].rows() for name in rows["concept"].unique()}
+    assert found == {
+        "pf": [(2, 200), (4, None), (6, 180), (7, None)],
+        "driving_pressure": [(1, 15), (2, None), (4, None)],
+        "compliance": [(1, 30), (2, None), (4, None)],
+    }
+
+
 def test_static_values_are_the_first():
-    rows = first_values(table(("a", 0, "age", 50), ("a", 3, "height", 170), ("a", 5, "height", 171))).collect()
+    rows = first_values(
+        table(("a", 0, "age", 50), ("a", 0, "height", None), ("a", 3, "height", 170), ("a", 5, "height", 171))
+    ).collect()
     assert rows.select("age", "height", "sex").rows() == [(50, 170, None)]
 
 

@@ -40,6 +40,16 @@ def test_layout_by_hand():
     assert absent == ["peep", "sex"]
 
 
+def test_a_value_that_cannot_be_used_ends_the_carry():
+    table = pl.DataFrame(
+        {"row": [0] * 4, "hr": [90.0, None, None, 70.0], "hr__mask": [True, False, False, True],
+         "hr__since": [0.5, 1.5, None, 0.5]}
+    )  # fmt: skip
+    spec = {"features": ["hr"], "static": [], "hours": 4, "mean": [80.0], "std": [10.0]}
+    x, _ = tensorise(pl.DataFrame({"row": [0]}), table, spec | {"static_mean": [], "static_std": []})
+    assert x[0] == pytest.approx(np.array([[1, 1, 0.125], [1, 0, 0.375], [0, 0, 1], [-1, 1, 0.125]]))
+
+
 def test_samples_protocol(directory):
     samples = load_icu(directory, "train")
     spec, n = samples.spec, len(samples)

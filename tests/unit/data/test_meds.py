@@ -1,8 +1,10 @@
 from datetime import datetime, timedelta
+from math import isnan
 
 import polars as pl
 import pytest
 
+from raylab.data.concepts import to_own_units
 from raylab.data.sources import meds
 from raylab.errors import DataError
 
@@ -55,8 +57,13 @@ def test_codes_units_and_stay_window(tmp_path):
         (at(-30), "LAB//226512//kg", 80.0),  # over a day before the stay
         (at(6), "LAB//220045//bpm", None),
     )
-    assert values(events, "hr") == [("7-1", 0, 70), ("7-1", 50, 80)]
-    assert [round(v, 3) for _, _, v in values(events, "temp")] == [37, 38]
+    assert values(events, "hr")[::2] == [("7-1", 0, 70), ("7-1", 50, 80)]
+    assert values(events, "hr")[1][:2] == ("7-1", 6) and isnan(values(events, "hr")[1][2])  # recorded, and no number
+    temperatures = to_own_units(events.lazy()).filter(pl.col("concept") == "temp").sort("time").collect()
+    assert temperatures["value"].round(3).to_list() == [37, 38]
+    assert temperatures["unit"].to_list() == ["degF", "degC"] and temperatures["unit_is"].to_list() == [
+        "converted", "own"
+    ]  # fmt: skip
     assert values(events, "pao2") == [("7-1", 4, 90)]
     assert values(events, "urine") == [("7-1", 5, 120)]
     assert values(events, "height") == [("7-1", 0, 180)]
@@ -153,10 +160,10 @@ def events_in(tmp_path, **files):
 
 
 EXPECTED = [
-    ("7-1", 0.0, "age", 50.0),
-    ("7-1", 0.0, "icu_type", 3.0),
-    ("7-1", 0.0, "sex", 0.0),
-    ("7-1", 1.0, "hr", 70.0),
+    ("7-1", 0.0, "age", 50.0, None),
+    ("7-1", 0.0, "icu_type", 3.0, None),
+    ("7-1", 0.0, "sex", 0.0, None),
+    ("7-1", 1.0, "hr", 70.0, "bpm"),
 ]
 
 
@@ -238,5 +245,5 @@ def test_a_sex_that_is_not_certain_is_missing_and_noted(tmp_path, codes, sex):
 def test_births_moved_by_300_years_and_rows_of_patients_without_a_stay(tmp_path):
     rows = [*STAY, (7, datetime(1850, 1, 1), "MEDS_BIRTH", None), (8, at(1), "LAB//220045//bpm", 60.0)]
     extract, events = events_in(tmp_path, a=frame(rows))
-    assert ("7-1", 0.0, "age", 91.4) in events
+    assert ("7-1", 0.0, "age", 91.4, None) in events
     assert extract.counts == {"rows of patients without an ICU stay": 1} and extract.numbering == "mimic-iv-meds"

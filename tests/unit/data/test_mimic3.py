@@ -4,6 +4,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from raylab.data.concepts import to_own_units
+from raylab.data.digest import screen
 from raylab.data.icu import prepare_ards
 from raylab.data.onset import label
 from raylab.data.sources import mimic3, tables
@@ -89,7 +91,8 @@ def test_units_errors_and_windows(tmp_path):
             '1,,211,2150-01-01 05:00:00,"70",70,BPM,',  # no stay named: by its time
         ],
     )
-    assert [round(v, 3) for _, _, v in values(events, "temp")] == [37, 37]
+    temperatures = to_own_units(events.lazy()).filter(pl.col("concept") == "temp").collect()
+    assert temperatures["value"].round(3).to_list() == [37, 37]
     assert values(events, "hr") == [("100", 5, 70)]
     assert values(events, "gcs") == [("200", 4, 15)]
     assert extract.counts == {"marked as an error": 1}
@@ -194,7 +197,6 @@ def test_quoted_line_breaks_do_not_cut_a_row(tmp_path, monkeypatch):
         ("CHARTEVENTS", [chart(211, 1, 8), "1,100,x,2150-01-01 01:00:00,8,8,BPM,"], "itemid is not a whole number"),
         ("LABEVENTS", ["1,50912,2150-01-01 01:00:00,high,high,mg/dL"], "column valuenum is not a number in 1 of 1"),
         ("ICUSTAYS", ["1,10,100,carevue,MICU,2150-01-01 05:00:00,"], "share their icustay_id"),
-        ("CHARTEVENTS", [chart(211, 1, 80, "mmHg")], r"units contradict the concept: hr \(211\) in 'mmHg'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_by_table_column_and_rows(tmp_path, table, rows, text):
@@ -292,7 +294,7 @@ def test_latin_1_semicolons_decimal_commas_and_windows_line_ends(tmp_path):
     text = "\r\n".join(["\ufeff" + TABLES["CHARTEVENTS"].replace(",", ";"), *rows, ""])
     (folder / "CHARTEVENTS.csv").write_bytes(b"\xef\xbb\xbf" + text[1:].encode("latin-1"))
     extract = mimic3.read(folder, tmp_path / "work")
-    assert [round(v, 3) for _, _, v in values(extract.events.collect(), "temp")] == [37]
+    assert [round(v, 3) for _, _, v in values(to_own_units(extract.events).collect(), "temp")] == [37]
     assert "CHARTEVENTS.csv: column valuenum has decimal commas" in extract.notes
     assert "lines of CHARTEVENTS.csv that are not UTF-8, read as Windows-1252: 1" in extract.notes
 
@@ -312,6 +314,36 @@ def test_dates_with_zones_everywhere(tmp_path):
     extract = mimic3.read(folder, tmp_path / "work")
     assert values(extract.events.collect(), "hr") == [("100", 0.5, 80)]
     assert any("the time of day is UTC's" in note for note in extract.notes)
+
+
+def test_what_is_recorded_and_cannot_be_used_is_kept_as_that(tmp_path):
+    extract, events = read(
+        tmp_path,
+        CHARTEVENTS=[
+            chart(211, 1, 80, "mmHg"),  # a unit of something else
+            '1,100,211,2150-01-01 02:00:00,"ERROR",,BPM,',
+            '1,100,211,2150-01-01 03:00:00,"85",,BPM,',  # the number stands in VALUE alone
+            "1,100,211,2150-01-01 04:00:00,,,BPM,",  # nothing charted
+            chart(678, 5, 37, "Deg. C"),  # an item of degrees Fahrenheit
+            chart(676, 6, 37),
+            chart(506, 7, "No data", "cmH2O"),
+        ],
+        LABEVENTS=[lab(51003, 8, "<0.01", "ng/mL"), lab(51003, 9, 14, "ng/L")],
+    )
+    _, unique = screen(events.lazy())
+    rows = unique.sort("time").filter(pl.col("time") > 0).select("time", "concept", "value", "problem").collect()
+    assert rows.rows() == [
+        (1, "hr", None, "unknown unit"),
+        (2, "hr", None, "unreadable"),
+        (3, "hr", 85, None),
+        (5, "temp", None, "unknown unit"),
+        (6, "temp", 37, None),
+        (7, "peep", None, "unreadable"),
+        (8, "troponin_t", None, "unreadable"),
+        (9, "troponin_t", 0.014, None),
+    ]
+    assert extract.counts == {"without a value": 1}
+    assert values(events, "mech_vent") == []  # "No data" is no setting of a ventilator
 
 
 def test_missing_tables_and_columns(tmp_path):

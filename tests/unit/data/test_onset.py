@@ -17,8 +17,7 @@ def events(*rows: tuple[float, str, float]) -> pl.LazyFrame:
 
 def onset(*rows: tuple[float, str, float], name: str = "ahrf", **settings: object) -> float | None:
     rule = label(name, settings)
-    measured = screen(events(*rows))[1].drop_nulls("value")
-    found = first_onset(ratios(measured, rule), rule).collect()
+    found = first_onset(ratios(screen(events(*rows))[1], rule), rule).collect()
     return found["onset_h"][0] if found.height else None
 
 
@@ -35,10 +34,21 @@ VENT = (9, "mech_vent", 1)
         pytest.param([VENT, (9, "fio2", 40), (10, "pao2", 120)], 10, id="FiO2 as 40 percent"),
         pytest.param([VENT, (9, "fio2", 0.4), (10, "pao2", 120)], 10, id="FiO2 as .4"),
         pytest.param([VENT, (9, "fio2", 4), (10, "pao2", 80)], None, id="4 is litres"),
-        pytest.param([VENT, (9, "fio2", 20), (10, "pao2", 80)], None, id="20 is litres still"),
+        pytest.param([VENT, (9, "fio2", 19.9), (10, "pao2", 63)], None, id="19.9 is litres still"),
+        pytest.param([VENT, (9, "fio2", 20), (10, "pao2", 63)], 10, id="20 is room air: P/F 300"),
+        pytest.param([VENT, (9, "fio2", 20), (10, "pao2", 64)], None, id="20 is room air: P/F 304.8"),
         pytest.param([VENT, (9, "fio2", 0), (10, "pao2", 80)], None, id="FiO2 of zero"),
         pytest.param([VENT, (9, "fio2", 1), (10, "pao2", 250)], 10, id="1 is 100 percent"),
-        pytest.param([VENT, (8, "fio2", 1), (9, "fio2", 4), (10, "pao2", 250)], 10, id="litres do not hide the last"),
+        pytest.param([VENT, (8, "fio2", 1), (9, "fio2", 4), (10, "pao2", 250)], None, id="litres end the carry"),
+        pytest.param([VENT, (8, "fio2", 1), (9, "fio2", 0), (10, "pao2", 250)], None, id="so does a zero"),
+        pytest.param([VENT, (8, "fio2", 1), (9, "fio2", float("nan")), (10, "pao2", 250)], None, id="and no number"),
+        pytest.param(
+            [VENT, (8, "fio2", 1), (9, "fio2", 4), (9.5, "fio2", 1), (10, "pao2", 250)], 10, id="until the next valid"
+        ),
+        pytest.param([VENT, (9, "fio2", 4), (9, "fio2", 1), (10, "pao2", 250)], 10, id="at one time the valid counts"),
+        pytest.param([VENT, (9, "fio2", 1), (10, "fio2", 4), (9.5, "pao2", 250)], 9.5, id="litres after the gas"),
+        pytest.param([VENT, (9.5, "mech_vent", 7), (9, "fio2", 0.5), (10, "pao2", 80)], None, id="ventilation of 7"),
+        pytest.param([VENT, (9, "fio2", 0.5), (9.5, "pao2", 5), (10, "pao2", 80)], 10, id="a gas is not carried"),
         pytest.param([VENT, (2, "fio2", 0.5), (10, "pao2", 80)], 10, id="FiO2 exactly 8 h back"),
         pytest.param([VENT, (2.1, "fio2", 0.5), (10.1, "pao2", 80)], 10.1, id="8 h back in decimals"),
         pytest.param([VENT, (1.99, "fio2", 0.5), (10, "pao2", 80)], None, id="FiO2 over 8 h back"),
@@ -74,7 +84,7 @@ def test_windows_are_parameters():
     assert onset(*rows, vent_back_h=0, ventilation=None) == 10
     text = label("ahrf", {"pf": 200}).describe(12, 24)
     assert "<= 200 mmHg" in text["onset"] and "36 h" in text["positive"] and "not adjudicated" in text["title"]
-    assert text["name"] == "ahrf" and text["version"] == 1
+    assert text["name"] == "ahrf" and text["version"] == 2
 
 
 @pytest.mark.parametrize("settings", [{"pf": "low"}, {"persist_h": -1}, {"strict": 1}, {"ventilation": "some"}])
@@ -116,6 +126,7 @@ def later(hour: float, pao2: float = 100) -> list[tuple[float, str, float]]:
         pytest.param([VENT, (2, "peep", 5), *LOW[2:], *later(20)], 10, id="PEEP exactly 8 h back"),
         pytest.param([VENT, (1.99, "peep", 5), *LOW[2:], *later(20)], None, id="PEEP over 8 h back"),
         pytest.param([VENT, PEEP, (9.5, "peep", 0), *LOW[2:], *later(20)], None, id="the latest PEEP counts"),
+        pytest.param([VENT, PEEP, (9.5, "peep", 400), *LOW[2:], *later(20)], None, id="PEEP of 400 ends the carry"),
         pytest.param([(2, "mech_vent", 1), *LOW[1:], *later(20)], 10, id="ventilated exactly 8 h back"),
         pytest.param([(9, "niv", 1), *LOW[1:], *later(20)], None, id="non-invasive does not count"),
         pytest.param([VENT, PEEP, (9, "fio2", 0.5), (10, "spo2", 88), *later(20)], None, id="SpO2 does not count"),
@@ -148,6 +159,10 @@ def test_berlin_strict_and_without_persistence():
         pytest.param([(9, "niv", 0), PEEP, (9, "fio2", 0.4), (10, "spo2", 90)], None, id="mask taken off"),
         pytest.param([(9, "o2_flow", 30), (9, "fio2", 0.4), (10, "spo2", 90)], 10, id="flow exactly 30 L/min"),
         pytest.param([(9, "o2_flow", 29), (9, "fio2", 0.4), (10, "spo2", 90)], None, id="flow 29 L/min"),
+        pytest.param(
+            [(8, "o2_flow", 40), (9, "o2_flow", 300), (9, "fio2", 0.4), (10, "spo2", 90)], None, id="flow of 300"
+        ),
+        pytest.param([(8, "niv", 1), (9, "niv", 5), PEEP, (9, "fio2", 0.4), (10, "spo2", 90)], None, id="mask of 5"),
         pytest.param([(9, "fio2", 0.4), (10, "spo2", 90)], None, id="no support"),
     ],
 )
@@ -184,13 +199,17 @@ def test_sensitivity_is_a_grid_of_the_same_label():
         pytest.param([(5.9, "mech_vent", 1), (10, "fio2", 0.4), (11, "pao2", 200)], False, id="ventilated long ago"),
         pytest.param([(11, "mech_vent", 1), (10, "fio2", 0.4), (12.1, "pao2", 200)], False, id="gas after landmark"),
         pytest.param([(11, "mech_vent", 1), (11, "pao2", 200)], False, id="no FiO2"),
+        pytest.param([(11, "mech_vent", 1), (9, "fio2", 0.4), (10, "fio2", 4), (11, "pao2", 200)], False, id="litres"),
+        pytest.param(
+            [(10, "mech_vent", 1), (11, "mech_vent", 9), (9, "fio2", 0.4), (10, "pao2", 200)], False, id="no such state"
+        ),
         pytest.param(
             [(9, "mech_vent", 1), (11, "mech_vent", 0), (10, "fio2", 0.4), (10, "pao2", 200)], False, id="extubated"
         ),
     ],
 )
 def test_cohort_ventilated_with_pf(rows, member):
-    table = events(*rows)
+    table = screen(events(*rows))[1]
     at = flags(pl.DataFrame({"stay_id": ["s"], "at_h": [12.0]}), table, pf_ratios(table), label("ahrf"))
     assert at["ventilated_pf"].to_list() == [member]
     assert member == (at["ventilated"][0] and at["gas"][0])

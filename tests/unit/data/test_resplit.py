@@ -7,7 +7,7 @@ from raylab.data import icu
 from raylab.data.concepts import Extract
 from raylab.data.icu import prepare_ards
 from raylab.data.icu_samples import load_icu
-from raylab.data.resplit import Split, parse, resplit
+from raylab.data.resplit import Split, added, parse, resplit
 from raylab.data.sources import synthetic_icu
 from raylab.errors import DataError, UsageError
 
@@ -67,6 +67,16 @@ def test_a_patient_in_two_hospitals_leaves_train(directory, tmp_path):
     assert meta["split"]["rows_left_out"] >= 1
     assert len(table) == len(rows(directory)) - meta["split"]["rows_left_out"]
     assert meta["attrition"][-1]["stays"] == len(table)
+
+
+def test_counts_of_values_add_up():
+    metas = [
+        {"out_of_range": {"fio2": 2, "hr": 1}, "converted": {"temp": {"degF": 3}}},
+        {"out_of_range": {"fio2": 3}, "converted": {"temp": {"degF": 4, "K": 1}, "k": {"mg/dL": 1}}},
+        {},  # prepared before they were counted
+    ]
+    assert added(metas, "out_of_range") == {"fio2": 5, "hr": 1}
+    assert added(metas, "converted") == {"k": {"mg/dL": 1}, "temp": {"degF": 7, "K": 1}}
 
 
 def test_several_directories_are_pooled(directory, tmp_path, monkeypatch):

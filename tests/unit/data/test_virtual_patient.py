@@ -39,6 +39,22 @@ def test_they_see_nothing_at_or_after_the_landmark(directory):
     assert not events(rows, changed).collect().equals(events(rows, table).collect())
 
 
+def test_the_end_of_a_carry_is_an_event():
+    table = pl.DataFrame(
+        {
+            "stay_id": ["a"] * 4 + ["b"] * 2,
+            "hour": [0, 1, 2, 3, 0, 1],
+            "fio2": [0.5, None, None, 0.4, None, 0.6],
+            "fio2__mask": [True, False, False, True, False, True],
+            "fio2__since": [0.5, 1.5, None, 0.25, None, 0.5],
+        }
+    )
+    found = events(pl.DataFrame({"stay_id": ["a", "b"]}), table).sort("stay_id", "time").collect()
+    assert found.select("stay_id", "time", "value").rows() == [
+        ("a", 0.5, 0.5), ("a", 2.0, None), ("a", 3.75, 0.4), ("b", 1.5, 0.6)
+    ]  # fmt: skip
+
+
 def test_a_stay_does_not_change_anothers(directory):
     rows = pl.read_parquet(directory / "samples.parquet")
     table = pl.read_parquet(directory / "hours.parquet")

@@ -1,0 +1,189 @@
+"""Units as hospitals write them, UCUM or the usual spellings in any letter case.
+
+`parse` reads a spelling; `conversion` says how values in one unit become values in another. What cannot be read, or
+measures something else, has no conversion: nothing is guessed. pint does the arithmetic; it is imported only where two
+units differ.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from functools import cache
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pint import Quantity, UnitRegistry
+
+Parsed = tuple[float, tuple[tuple[str, int], ...]]
+"""A number and powers of pint's units: `10*3/uL` is (1000.0, (("microliter", -1),))."""
+
+NO_UNIT = {"", "unk", "unknown", "none", "null", "nan", "na", "n/a", "-", "--", ".", "?", "no unit", "unitless"}
+"""What a row says, in lower case, that names no unit."""
+
+_PREFIXES = {
+    "": "",
+    **{name: name for name in ("hecto", "kilo", "deci", "centi", "milli", "micro", "nano", "pico", "femto")},
+    **{"h": "hecto", "k": "kilo", "d": "deci", "c": "centi", "m": "milli", "u": "micro", "mc": "micro"},
+    **{"n": "nano", "p": "pico", "f": "femto"},
+}
+_METRIC = {
+    "gram": "g gm gms gram grams",
+    "liter": "l liter liters litre litres",
+    "mole": "mol mols mole moles",
+    "meter": "m meter meters metre metres",
+    "pascal": "pa pascal pascals",
+    "bar": "bar bars",
+    "equivalent": "eq equiv equivalent equivalents",
+    "enzyme_unit": "u iu [iu] unit units",
+    "katal": "kat katal",
+}
+_OTHER = {
+    "mmHg": "mmhg mm[hg] torr",
+    "cmH2O": "cmh2o cm[h2o] cmh20 cmofwater cmwater",
+    "psi": "psi [psi]",
+    "kilogram": "kgs kilo kilos",
+    "pound": "lb lbs pound pounds [lb_av]",
+    "ounce": "oz ounce ounces [oz_av]",
+    "stone": "stone stones [stone_av]",
+    "inch": 'in inch inches [in_i] [in_us] "',
+    "foot": "ft foot feet [ft_i] [ft_us]",
+    "degC": "c cel celsius centigrade degc °c",
+    "degF": "f fahrenheit degf [degf] °f",
+    "kelvin": "k kelvin",
+    "second": "s sec secs second seconds",
+    "minute": "min mins minute minutes",
+    "hour": "h hr hrs hour hours",
+    "day": "d day days",
+    "week": "wk week weeks",
+    "month": "mo month months",
+    "year": "a y yr yrs year years",
+    "percent": "% pct percent vol% %vol",
+    "": "1 fraction ratio point points score ph [ph] cell cells count counts # beat beats breath breaths insp resp",
+}
+_ATOMS = {
+    prefix + spelling: f"{long}{name}"
+    for name, spellings in _METRIC.items()
+    for spelling in spellings.split()
+    for prefix, long in _PREFIXES.items()
+} | {spelling: name for name, spellings in _OTHER.items() for spelling in spellings.split()}
+_SHORT = {"cc": "ml", "bpm": "1/min", "lpm": "l/min", "cumm": "mm3", "cmm": "mm3"}
+_THOUSANDS = {"k": "1e3", "th": "1e3", "thou": "1e3", "thousand": "1e3", "thousands": "1e3", "tsd": "1e3",
+              "million": "1e6", "millions": "1e6", "mio": "1e6", "billion": "1e9", "billions": "1e9"}  # fmt: skip
+_REWRITES = [
+    (re.compile(r"\{[^{}]*\}"), ""),  # UCUM's annotations: {beats}/min
+    (re.compile(r"^(?:deg(?:rees?|s)?\.?|[?�])\s?(?=[cf]|celsius|fahrenheit)"), "deg"),
+    (re.compile(r"^deg(?=celsius|fahrenheit)"), ""),
+    (re.compile(r"\s?\bper\b\s?"), "/"),
+    (re.compile(r"\s*([/*^])\s*"), r"\1"),
+    (re.compile(r"\.$"), ""),
+    (re.compile(r"\bx\s?(?=\d)"), ""),
+    (re.compile(r"\b10\s?(?:\*\*|[*^e])\s?\+?(-?\d+)"), r"1e\1"),
+    (re.compile(r"\b10\((-?\d+)\)"), r"1e\1"),
+    (re.compile(r"^([a-z]*g)\s?(?:%|percent)$"), r"\1/dl"),  # mg% is mg/dL
+]
+_FACTOR = re.compile(r"(?P<number>\d+(?:e-?\d+)?)?(?P<atom>[a-z%°#\"\[\]_]\S*?)?(?:\^?(?P<power>-?\d))?")
+
+
+def spelled(unit: str) -> str:
+    """The form in which spellings are compared: lower case, single spaces, `u` for either micro sign, 10^9 for 10⁹."""
+    text = unit.replace("Â", "").translate({ord("º"): "°", ord("×"): "x", ord("·"): "*", ord("⋅"): "*"})
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda found: "^" + found[0], text)
+    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("μ", "u")
+    return " ".join(text.lower().split())
+
+
+@cache
+def parse(unit: str) -> Parsed | None:
+    """What `unit` measures in; None where it cannot be read."""
+    if molar := re.fullmatch(r"([munpµμ]?)M", unit.strip()):
+        return parse(f"{molar[1]}mol/L")
+    text = spelled(unit)
+    for pattern, instead in _REWRITES:
+        text = pattern.sub(instead, text)
+    head, slash, rest = text.partition("/")
+    if slash and head.removesuffix("cells").strip() in _THOUSANDS:
+        text = f"{_THOUSANDS[head.removesuffix('cells').strip()]}/{rest}"
+    text = text.strip()
+    if not text:
+        return 1.0, ()
+    # "mm hg" is one word, "mmol l-1" are two
+    return _parse_factors(text.replace(" ", "")) or _parse_factors(text.replace(" ", "*"))
+
+
+def _parse_factors(text: str) -> Parsed | None:
+    """Of `1e3/ul`, `mg/dl`, `mmol*l-1`: factors from left to right; only the first may be missing, as in `/min`."""
+    number, powers, sign = 1.0, Counter[str](), 1
+    first, *rest = re.split(r"([/*.])", text)
+    for operator, part in zip(["*", *rest[::2]], [first or "1", *rest[1::2]], strict=True):
+        sign = -1 if operator == "/" else 1
+        factor = _parse_factors(_SHORT[part]) if part in _SHORT else _parse_factor(part)
+        if factor is None:
+            return None
+        number *= factor[0] ** sign
+        powers.update({name: sign * power for name, power in factor[1]})
+    return number, tuple(sorted((name, power) for name, power in powers.items() if power))
+
+
+def _parse_factor(part: str) -> Parsed | None:
+    """Of `mmhg`, `mm3`, `l-1`, `1e3`, `100ml`."""
+    if part in _ATOMS:
+        return 1.0, ((_ATOMS[part], 1),) if _ATOMS[part] else ()
+    found = _FACTOR.fullmatch(part)
+    if not part or found is None or (found["atom"] or "1") not in _ATOMS:
+        return None
+    name = _ATOMS[found["atom"] or "1"]
+    return float(found["number"] or 1), ((name, int(found["power"] or 1)),) if name else ()
+
+
+@cache
+def _registry() -> "UnitRegistry[Any]":
+    import pint  # a third of a second that most data never needs
+
+    registry: UnitRegistry[Any] = pint.UnitRegistry(autoconvert_offset_to_baseunit=True)
+    registry.define("equivalent = [equivalent]")
+    return registry
+
+
+def _quantity(number: float, of: Parsed) -> "Quantity[Any]":
+    registry = _registry()
+    if len(of[1]) == 1 and of[1][0][1] == 1:  # also a temperature, which no product can hold
+        return registry.Quantity(number * of[0], of[1][0][0])
+    quantity = registry.Quantity(number * of[0])
+    for name, power in of[1]:
+        quantity = quantity * registry.Quantity(1.0, name) ** power
+    return quantity
+
+
+@cache
+def conversion(
+    said: str, own: str, molar_mass: float | None = None, charge: int | None = None
+) -> tuple[float, float] | None:
+    """(scale, offset): value * scale + offset turns a value in `said` into one in `own`; None where that cannot be.
+
+    `molar_mass` in g/mol joins masses and amounts of substance, `charge` amounts and equivalents.
+    """
+    source, target = parse(said), parse(own)
+    if source is None or target is None:
+        return None
+    if source == target:
+        return 1.0, 0.0
+    unit, many = _quantity(1, target).units, 1e6  # of a small number, a scale loses digits to the offset
+    zero = _quantity(0, source)
+    if zero.is_compatible_with(unit):
+        offset = zero.to(unit).magnitude
+        return _exact((_quantity(many, source).to(unit).magnitude - offset) / many / target[0]), offset / target[0]
+    known = {"gram / mole": molar_mass, "equivalent / mole": charge}
+    bridges = [_registry().Quantity(float(size), name) for name, size in known.items() if size is not None]
+    for powers in product((-1, 0, 1), repeat=len(bridges)):
+        bridged = _quantity(1, source)
+        for bridge, power in zip(bridges, powers, strict=True):
+            bridged = bridged * bridge**power
+        if bridged.is_compatible_with(unit):
+            return _exact(bridged.to(unit).magnitude / target[0]), 0.0
+    return None
+
+
+def _exact(scale: float) -> float:
+    """Without the last digit, which the arithmetic may have spoilt: ng/mL to ug/L is 1."""
+    return float(f"{scale:.14g}")
