@@ -15,6 +15,7 @@ from typing import Any
 
 from raylab.errors import RunError, UsageError, unknown
 from raylab.files import locked, write_json
+from tracking import runs as tracking_runs
 
 
 def home() -> Path:
@@ -60,6 +61,8 @@ def find(run: str) -> Path:
 def note(directory: Path) -> dict[str, Any]:
     """The run's run.json."""
     found: dict[str, Any] = json.loads((directory / "run.json").read_text())
+    if {"uri", "run_id"} <= found.keys():
+        found["uri"] = tracking_runs.resolve(found["uri"], found["run_id"], directory)
     return found
 
 
