@@ -183,7 +183,7 @@ class _Sender:
             if attempt:
                 time.sleep(0.2 * 2**attempt)
             try:
-                if records[0]["kind"] == "artifact":
+                if records[0]["kind"] == "artifact" and runs.is_embedded(self.uri):
                     runs.refuse_outside(self.uri, self.client.get_run(self.run_id).info.artifact_uri)
                 _deliver(self.client, self.run_id, records)
                 return None

@@ -31,7 +31,10 @@ trusted: dict[str, Path] = {}
 def is_local(uri: str) -> bool:
     """Whether this is an HTTP address on loopback. (With HTTPS a certificate says who answers.)"""
     parts = urlsplit(uri)
-    return parts.scheme == "http" and is_loopback(parts.hostname or "")
+    try:
+        return parts.scheme == "http" and is_loopback(parts.hostname or "") and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False
 
 
 def trust(uri: str, token: Path) -> None:

@@ -89,6 +89,7 @@ def client(uri: str) -> "MlflowClient":
 
     Raises TrackingError when another user listens at a loopback address.
     """
+    _environment()
     return _client(reach(uri))
 
 
@@ -124,6 +125,11 @@ def resolve(uri: str, run_id: str, directory: Path) -> str:
     return uri
 
 
+def is_embedded(uri: str) -> bool:
+    """Whether this is the store of a home, not a server of a team."""
+    return _home(uri) is not None
+
+
 def _has_run(path: Path, run_id: str) -> bool:
     with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
         return connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone() is not None
@@ -138,7 +144,6 @@ def _home(uri: str) -> Path | None:
 
 @lru_cache(maxsize=16)
 def _client(uri: str) -> "MlflowClient":
-    _environment()
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
