@@ -18,12 +18,20 @@ from tracking import runs, server
 KNOCK = """
 host, port = sys.argv[1:]
 connection = http.client.HTTPConnection(host, int(port), timeout=60)
-for line in sys.stdin:
-    method, path = json.loads(line)
+
+def knock(method, path):
     body = b"{}" if method in ("POST", "PUT", "PATCH", "DELETE") else None
     connection.request(method, path, body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
-    print(json.dumps([answer.status, len(answer.read())]))
+    return [answer.status, len(answer.read())]
+
+for line in sys.stdin:
+    try:
+        answer = knock(*json.loads(line))
+    except (http.client.HTTPException, OSError):  # the connection was idle for too long
+        connection.close()
+        answer = knock(*json.loads(line))
+    print(json.dumps(answer))
 """
 
 # What an attacker did: an experiment whose artifacts lie in his directory, and there a link to somebody's files
@@ -172,7 +180,7 @@ def test_a_model_version_from_outside_is_refused(home: Path, served: server.Serv
 
 
 ODD = (
-    *("//", "//health", "/./health", "/%68ealth", "/health/", "/HEALTH", "/metrics", "/v1/traces", "*", "/ws"),
+    *("//", "//health", "/./health", "/%68ealth", "/health/", "/HEALTH", "/metrics", "/v1/traces", "/ws"),
     *("/static-files/../health", "/static-files/%2e%2e/index.html"),
     *("/?ticket=", "/?ticket=1-2-3", "/health?ticket=x&ticket=y"),
 )
