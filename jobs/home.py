@@ -1,7 +1,7 @@
 """Where runs live: RAYLAB_HOME, else .raylab in the working directory.
 
 HOME/runs/NAME/     one run or search: run.json, recipe.json, checkpoints/, model/, outbox/, result.json
-HOME/mlflow/        the embedded MLflow: mlflow.db, artifacts/
+HOME/mlflow/        the embedded MLflow: mlflow.db, artifacts/, token (who may use its server)
 """
 
 import json
