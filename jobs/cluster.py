@@ -197,13 +197,12 @@ def do_tunnel(args: argparse.Namespace) -> dict[str, Any]:
     found = relay.start(directory)
     ports = found["ports"]
     say(f"dashboard and job API: http://127.0.0.1:{ports['dashboard']}   (they ask for the token)")
-    result: dict[str, Any] = {"ports": ports}
-    if not asked["tracking"]:
-        result["mlflow"] = secret.link(token, ports["mlflow"])
-        say(f"MLflow: {result['mlflow']}\n{LINK}")
-    ways = " ".join(f"-L {port}:127.0.0.1:{port}" for port in ports.values())
-    say(f"from another computer, first: ssh -N {ways} {socket.gethostname()}")
-    return result
+    link = "" if asked["tracking"] else secret.link(token, ports["mlflow"])
+    if link:
+        say(f"MLflow: {link}\n{LINK}")
+    forwards = " ".join(f"-L {port}:127.0.0.1:{port}" for port in ports.values())
+    say(f"from another computer, first: ssh -N {forwards} {socket.gethostname()}")
+    return {"ports": ports, **({"mlflow": link} if link else {})}
 
 
 def reach(directory: Directory) -> dict[str, str]:

@@ -39,7 +39,7 @@ def is_local(uri: str) -> bool:
 
 def trust(uri: str, token: Path) -> None:
     """From now on, requests to `uri` want the proof that it is the server of the home with this token file."""
-    os.environ.setdefault("MLFLOW_TRACKING_AUTH", AUTH)
+    os.environ["MLFLOW_TRACKING_AUTH"] = AUTH
     trusted[_place(uri)] = token
 
 

@@ -131,8 +131,11 @@ def is_embedded(uri: str) -> bool:
 
 
 def _has_run(path: Path, run_id: str) -> bool:
-    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-        return connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone() is not None
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            return connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone() is not None
+    except sqlite3.Error as error:
+        raise TrackingError(f"cannot read the tracking database {path}", str(error), "raylab sync, later") from error
 
 
 def _home(uri: str) -> Path | None:

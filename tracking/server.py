@@ -41,11 +41,12 @@ GUNICORN = "--worker-class gthread --threads 16 --graceful-timeout 3 --no-contro
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: `uri` to reach it, `pid` of its process group."""
+    """A running server: `uri` to reach it, `pid` of its process group, `app` that MLflow was started with."""
 
     uri: str
     pid: int
     home: Path
+    app: str = APP
 
     def stop(self) -> None:
         """End this process group, and only this one; harmless when it is gone already."""
@@ -77,7 +78,9 @@ def serve(home: Path, port: int = 5000) -> Server:
     directory = db.parent
     with locked(directory / "server.lock"):
         if ours := running(home):
-            return ours
+            if ours.app == APP:
+                return ours
+            ours.stop()  # an older raylab's, which lets everybody in
         token = secret.create(home)
         port = _free(port)
         artifacts = (directory / "artifacts").as_uri()
@@ -111,7 +114,7 @@ def serve(home: Path, port: int = 5000) -> Server:
             os.close(log)
         started = psutil.Process(process.pid).create_time()
         server = Server(f"http://{HOST}:{port}", process.pid, home)
-        facts = {"uri": server.uri, "pid": server.pid, "started": started, "host": socket.gethostname()}
+        facts = {"uri": server.uri, "pid": server.pid, "started": started, "host": socket.gethostname(), "app": APP}
         write_json(directory / "server.json", facts)
         try:
             _wait(server, process)
@@ -158,7 +161,7 @@ def running(home: Path) -> Server | None:
     if not (ours and alive):
         return None
     identity.trust(known["uri"], secret.path(home))
-    return Server(known["uri"], known["pid"], home)
+    return Server(known["uri"], known["pid"], home, known.get("app", ""))
 
 
 def _free(port: int) -> int:
