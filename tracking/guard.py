@@ -12,7 +12,6 @@ Everything else gets 401, with the proof that answers a challenge (identity.py) 
 import hashlib
 import os
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -48,13 +47,16 @@ Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 class Guard:
     """A WSGI application in front of `app`, for holders of `token`."""
 
-    def __init__(self, app: Application, token: str) -> None:
+    def __init__(self, app: Application, token: str, spent: Path) -> None:
+        """`spent`: a directory that remembers spent tickets, also when the server starts again."""
         self.app, self.token, self.host = app, token, secret.host_name(token)
         # In memory: cookies end with the server, so one that leaks to a later listener on this port opens nothing.
         self.sessions: set[str] = set()
-        self.spent: set[str] = set()  # tickets
-        self.lock = threading.Lock()
-        self.started = time.time()
+        self.spent = spent
+        self.spent.mkdir(mode=0o700, exist_ok=True)
+        for old in self.spent.iterdir():
+            if time.time() - old.stat().st_mtime > 2 * secret.TICKET_SECONDS:
+                old.unlink()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         def answer(status: str, text: str, *headers: tuple[str, str], kind: str = "text/plain") -> Iterable[bytes]:
@@ -89,18 +91,18 @@ class Guard:
         return any(name == COOKIE and _digest(value) in self.sessions for name, _, value in cookies)
 
     def _spend_ticket(self, environ: Environ) -> bool:
-        """A ticket is good once. One made before this server started may have been spent at an earlier one."""
+        """Whether the request holds a ticket that is good; it is good once."""
         tickets = parse_qs(environ.get("QUERY_STRING", "")).get(TICKET, [])
         entrance = environ["REQUEST_METHOD"] == "GET" and environ.get("PATH_INFO") == "/"
         if len(tickets) != 1 or not entrance or _host(environ) != self.host:
             return False
-        made = secret.ticket_time(self.token, tickets[0])
-        if made is None or made < int(self.started):
+        if not secret.is_ticket(self.token, tickets[0]):
             return False
-        with self.lock:
-            is_new = tickets[0] not in self.spent
-            self.spent.add(tickets[0])
-        return is_new
+        try:
+            (self.spent / _digest(tickets[0])).touch(mode=0o600, exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def _begin_session(self) -> str:
         session = secrets.token_urlsafe(32)
@@ -116,7 +118,7 @@ def create_app() -> Guard:
     from tracking.confine import confine
 
     confine(token.parent / "artifacts")
-    return Guard(app, secret.read(token))
+    return Guard(app, secret.read(token), token.parent / "spent-tickets")
 
 
 def _is_same_origin(environ: Environ) -> bool:

@@ -90,13 +90,13 @@ def ticket(token: str) -> str:
     return f"{made}-{nonce}-{_mac(token, f'ticket:{made}:{nonce}')}"
 
 
-def ticket_time(token: str, text: str) -> int | None:
-    """When the ticket was made, in s since 1970; None when it is no ticket of this token or is too old."""
+def is_ticket(token: str, text: str) -> bool:
+    """Whether `text` is a ticket made from this token, at most TICKET_SECONDS ago."""
     made, _, rest = text.partition("-")
     nonce, _, mac = rest.partition("-")
     if not made.isdecimal() or not is_equal(mac, _mac(token, f"ticket:{made}:{nonce}")):
-        return None
-    return int(made) if abs(time.time() - int(made)) <= TICKET_SECONDS else None
+        return False
+    return abs(time.time() - int(made)) <= TICKET_SECONDS
 
 
 def link(token: str, port: int) -> str:

@@ -116,6 +116,7 @@ def serve(home: Path, port: int = 5000) -> Server:
         server = Server(f"http://{HOST}:{port}", process.pid, home)
         facts = {"uri": server.uri, "pid": server.pid, "started": started, "host": socket.gethostname(), "app": APP}
         write_json(directory / "server.json", facts)
+        identity.trust(server.uri, secret.path(home))
         try:
             _wait(server, process)
         except BaseException:

@@ -1,7 +1,9 @@
 """The check before MLflow's pages, around an application that answers everything."""
 
+import os
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,8 +38,8 @@ class Answer:
 
 
 @pytest.fixture
-def guard() -> Guard:
-    return Guard(pages, TOKEN)
+def guard(tmp_path: Path) -> Guard:
+    return Guard(pages, TOKEN, tmp_path / "spent")
 
 
 def enter(guard: Guard, **headers: str) -> Answer:
@@ -75,27 +77,32 @@ def test_a_ticket_becomes_a_cookie_once(guard: Guard) -> None:
         Answer(guard, "/ajax-api/x", "POST", cookie=f"a=b; {first.cookie}", origin=f"http://{HOST}:5000").text
         == "private"
     )
-    assert Answer(Guard(pages, TOKEN), cookie=first.cookie).status == 401  # cookies end with the server
+    again = Guard(pages, TOKEN, guard.spent)
+    assert Answer(again, cookie=first.cookie).status == 401  # cookies end with the server
+    assert Answer(again, query=query).status == 401  # and tickets are spent for good
 
 
-@pytest.mark.parametrize(
-    "how", ["forged", "old", "of another home", "before the server", "two", "on another path", "sent"]
-)
+def test_old_tickets_are_forgotten(guard: Guard) -> None:
+    query = f"ticket={secret.ticket(TOKEN)}"
+    assert Answer(guard, query=query).status == 303
+    (spent,) = guard.spent.iterdir()
+    os.utime(spent, (1, 1))
+    Guard(pages, TOKEN, guard.spent)
+    assert not list(guard.spent.iterdir())
+
+
+@pytest.mark.parametrize("how", ["forged", "old", "of another home", "two", "on another path", "sent"])
 def test_a_ticket_that_is_not_good_opens_nothing(guard: Guard, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if how in ("old", "before the server"):
-        now = time.time()
-        with monkeypatch.context() as patch:
-            patch.setattr(time, "time", lambda: now - (secret.TICKET_SECONDS + 5 if how == "old" else 5))
-            made = secret.ticket(TOKEN)
+    now = time.time()
+    with monkeypatch.context() as patch:
         if how == "old":
-            guard.started = now - 3600
-    else:
+            patch.setattr(time, "time", lambda: now - secret.TICKET_SECONDS - 5)
         made = secret.ticket("b" * 64 if how == "of another home" else TOKEN)
     if how == "forged":
-        made = f"{int(time.time()) + 1}{made[made.index('-') :]}"
+        made = f"{int(now) + 1}{made[made.index('-') :]}"
     query = f"ticket={made}" + (f"&ticket={secret.ticket(TOKEN)}" if how == "two" else "")
     answer = Answer(guard, "/x" if how == "on another path" else "/", "POST" if how == "sent" else "GET", query)
-    assert answer.status == 401 and "Set-Cookie" not in answer.headers
+    assert answer.status == 401 and "Set-Cookie" not in answer.headers and not list(guard.spent.iterdir())
 
 
 def test_a_link_on_another_page_gets_a_page_that_asks_again(guard: Guard) -> None:
