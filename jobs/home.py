@@ -1,7 +1,7 @@
 """Where runs live: RAYLAB_HOME, else .raylab in the working directory.
 
 HOME/runs/NAME/     one run or search: run.json, recipe.json, checkpoints/, model/, outbox/, result.json
-HOME/mlflow/        the embedded MLflow: mlflow.db, artifacts/
+HOME/mlflow/        the embedded MLflow: mlflow.db, artifacts/, token (who may use its server)
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 
 from raylab.errors import RunError, UsageError, unknown
 from raylab.files import locked, write_json
+from tracking import runs as tracking_runs
 
 
 def home() -> Path:
@@ -60,6 +61,8 @@ def find(run: str) -> Path:
 def note(directory: Path) -> dict[str, Any]:
     """The run's run.json."""
     found: dict[str, Any] = json.loads((directory / "run.json").read_text())
+    if {"uri", "run_id"} <= found.keys():
+        found["uri"] = tracking_runs.resolve(found["uri"], found["run_id"], directory)
     return found
 
 
