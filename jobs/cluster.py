@@ -12,14 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster import client, head, relay, sites
+from cluster import client, head, relay, scripts, sites
 from cluster.directory import Directory, find
 from cluster.slurm import Slurm
 from jobs import cli, home
 from jobs.progress import duration, say
 from raylab.errors import RunError
 from raylab.files import read_lines
-from tracking import runs
+from tracking import login, runs
 
 EXAMPLE = "raylab cluster up --site testbed --min 0 --max 3 --wait"
 CODE = Path(__file__).resolve().parents[1]
@@ -71,7 +71,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def do_up(args: argparse.Namespace) -> dict[str, Any]:
     site = sites.site(args.site)
     where = home.home()
-    name, tracking = args.name or "ray", os.environ.get("MLFLOW_TRACKING_URI", "")
+    name, tracking = args.name or "ray", login.tracking_uri()
+    files = login.files(tracking, scripts.LOGIN)
     asked = client.ask(
         site=site,
         home=where,
@@ -86,6 +87,7 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
         tracking=tracking,
         hooks=hooks(name, tracking, client.python_of(site, sys.executable)),
         python=sys.executable,
+        login=bool(files),
     )
     if args.dry_run:
         texts = client.dry_run(asked, where / "clusters" / name)
@@ -93,7 +95,7 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
             say(f"# ---- {file}\n{text}")
         return {"name": name, "texts": texts}
     slurm = client.commands(site.name)
-    directory, job = client.up(asked, where, slurm)
+    directory, job = client.up(asked, where, slurm, files)
     if not args.quiet:
         say(f"cluster {name}: the head is job {job} of site {site.name}")
     result: dict[str, Any] = {"name": name, "job": job, "directory": str(directory.path)}
@@ -194,6 +196,7 @@ def reach(directory: Directory) -> dict[str, str]:
         "RAY_ADDRESS": f"http://127.0.0.1:{ports['dashboard']}",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard']}",
         "MLFLOW_TRACKING_URI": asked["tracking"] or f"http://127.0.0.1:{ports['mlflow']}",
+        **scripts.login(asked, directory.path),
         "RAYLAB_HOME": asked["home"],
     }
 

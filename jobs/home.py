@@ -15,6 +15,7 @@ from typing import Any
 
 from raylab.errors import RunError, UsageError, unknown
 from raylab.files import locked, write_json
+from tracking import login
 
 
 def home() -> Path:
@@ -58,9 +59,9 @@ def find(run: str) -> Path:
 
 
 def note(directory: Path) -> dict[str, Any]:
-    """The run's run.json."""
+    """The run's run.json. An address in it is without credentials, which older versions stored."""
     found: dict[str, Any] = json.loads((directory / "run.json").read_text())
-    return found
+    return {**found, "uri": login.split(found["uri"])[0]} if found.get("uri") else found
 
 
 def annotate(directory: Path, **facts: Any) -> dict[str, Any]:

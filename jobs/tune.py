@@ -20,6 +20,7 @@ from raylab.errors import DataError, RaylabError, UsageError
 from raylab.files import write_json
 from raylab.loop import Metrics
 from raylab.tasks import task
+from tracking import login
 from tracking import model as tracked_model
 from tracking.forward import Forwarder
 from tracking.outbox import Outbox
@@ -248,7 +249,8 @@ def register(winner: Path, directory: Path, recipe: Recipe, shape: tuple[int, ..
         return None
     name = f"raylab-{recipe.task}{'-synthetic' if described['synthetic'] else ''}"
     try:
-        version = tracked_model.register(described["uri"], described["run_id"], name, "best")
+        with login.explained(described["uri"]):
+            version = tracked_model.register(described["uri"], described["run_id"], name, "best")
     except RaylabError as error:
         say(f"the best model is logged but not registered: {error.what}")
         return None

@@ -1,14 +1,13 @@
 """raylab ui: the MLflow pages on a loopback port, until Ctrl-C."""
 
 import argparse
-import os
 import signal
 import sys
 from typing import Any
 
 from jobs import cli, home
 from jobs.progress import say
-from tracking import server
+from tracking import login, server
 
 EXAMPLE = "raylab ui --port 5000"
 
@@ -20,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+    if uri := login.tracking_uri():
         say(f"MLFLOW_TRACKING_URI is set: open {uri}")
         return {"uri": uri}
     if args.stop:

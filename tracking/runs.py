@@ -14,6 +14,7 @@ from uuid import uuid4
 
 from raylab.errors import TrackingError
 from raylab.files import locked
+from tracking import login
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,10 +33,8 @@ ENVIRONMENT = {
 
 
 def address(home: Path) -> str:
-    """MLFLOW_TRACKING_URI if set, else a SQLite database under `home`, created when missing."""
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri.rstrip("/")
-    return f"sqlite:///{database(home)}"
+    """MLFLOW_TRACKING_URI without credentials, if set, else a SQLite database under `home`, created when missing."""
+    return login.tracking_uri() or f"sqlite:///{database(home)}"
 
 
 def database(home: Path) -> Path:
@@ -63,6 +62,7 @@ def client(uri: str) -> "MlflowClient":
 
     An embedded store that a server on this machine serves is reached through it: SQLite takes one writer at a time.
     """
+    uri, _ = login.split(uri)
     if uri.startswith("sqlite:///") and uri.endswith("/mlflow/mlflow.db"):
         from tracking import server
 
@@ -76,11 +76,16 @@ def _client(uri: str) -> "MlflowClient":
     _environment()
     from mlflow import MlflowClient
 
+    login.lend_to_mlflow()
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def check(uri: str) -> None:
-    """Raise TrackingError, within about 10 s, unless an MLflow that takes us answers at `uri`."""
+    """Raise TrackingError, within about 10 s, unless an MLflow that takes us answers at `uri`.
+
+    Credentials in `uri` itself are not used: `login` knows where they are.
+    """
+    uri, _ = login.split(uri)
     parts = urlsplit(uri)
     if parts.scheme == "sqlite":
         path = Path(uri.removeprefix("sqlite:///"))
@@ -107,14 +112,12 @@ def _check_http(uri: str) -> None:
     import requests
 
     ask = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
-    login = (os.environ.get("MLFLOW_TRACKING_USERNAME", ""), os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    ours = login.find(uri)
     try:
         answer = requests.get(
             ask,
             timeout=CHECK_SECONDS,
-            auth=login if any(login) else None,
-            headers={"Authorization": f"Bearer {token}"} if token and not any(login) else None,
+            headers={"Authorization": ours.header} if ours else None,
         )
     except requests.Timeout as error:
         raise TrackingError(
@@ -134,7 +137,7 @@ def _check_http(uri: str) -> None:
         raise TrackingError(
             f"{uri} refuses us (HTTP {answer.status_code})",
             "it wants a login, or a --allowed-hosts with the name in this address",
-            "export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+            login.advice(),
         )
     if answer.status_code >= 500:
         raise TrackingError(f"{uri} answers with HTTP {answer.status_code}", "the server is sick", "look at its log")
@@ -161,7 +164,8 @@ def start_run(
     every = dict(tags or {})
     if parent_run_id:
         every[MLFLOW_PARENT_RUN_ID] = parent_run_id
-    run = client(uri).create_run(_experiment(uri, experiment), tags=every, run_name=name)
+    with login.explained(uri):
+        run = client(uri).create_run(_experiment(uri, experiment), tags=every, run_name=name)
     return str(run.info.run_id)
 
 
