@@ -47,10 +47,12 @@ def ask(
     hooks: dict[str, Any],
     python: str,
     login: bool = False,
+    group: str = "",
 ) -> dict[str, Any]:
     """What a cluster is asked to be (cluster.json), checked. UsageError where it cannot be.
 
     `tracking`: an address without credentials; `login`: those lie in the cluster's directory (scripts.LOGIN).
+    `group`: the Unix group that may read runs of the home, if any.
     """
     if not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError(f"'{name}' cannot name a cluster", do="use letters, digits, '-' and '_'")
@@ -78,6 +80,7 @@ def ask(
         "python": python_of(site, python),
         "tracking": tracking,
         "login": login,
+        "group": group,
         "versions": versions(),
         "hooks": hooks,
         "kill_seconds": 30,

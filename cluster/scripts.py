@@ -21,6 +21,7 @@ def environment(asked: dict[str, Any], directory: Path) -> dict[str, str]:
     return {
         "PYTHONPATH": asked["code"],
         "RAYLAB_HOME": asked["home"],
+        **({"RAYLAB_HOME_GROUP": asked["group"]} if asked.get("group") else {}),
         "RAYLAB_CLUSTER": asked["name"],
         "RAYLAB_CODE_REVISION": asked["revision"],
         "RAY_AUTH_MODE": "token",

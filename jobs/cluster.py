@@ -88,6 +88,7 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
         hooks=hooks(name, tracking, client.python_of(site, sys.executable)),
         python=sys.executable,
         login=bool(files),
+        group=os.environ.get(home.GROUP, ""),
     )
     if args.dry_run:
         texts = client.dry_run(asked, where / "clusters" / name)
@@ -198,6 +199,7 @@ def reach(directory: Directory) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": asked["tracking"] or f"http://127.0.0.1:{ports['mlflow']}",
         **scripts.login(asked, directory.path),
         "RAYLAB_HOME": asked["home"],
+        **({home.GROUP: asked["group"]} if asked.get("group") else {}),
     }
 
 
