@@ -132,9 +132,12 @@ def advice() -> str:
 
 def refusal(uri: str, error: Exception) -> TrackingError | None:
     """What to tell the user when `error` is MLflow's word that the server at `uri` does not take us; None otherwise."""
+    import requests
     from mlflow.exceptions import MlflowException
 
     status = error.get_http_status_code() if isinstance(error, MlflowException) else None
+    if isinstance(error, requests.HTTPError) and error.response is not None:  # of an artifact
+        status = error.response.status_code
     if status == 401:
         return TrackingError(f"{uri} refuses us (HTTP 401)", "it wants a login, or another one", advice())
     if status == 403:
