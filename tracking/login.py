@@ -172,14 +172,15 @@ def lend_to_mlflow() -> None:
             return PROVIDER
 
         def get_auth(self) -> object:
-            return _authorize
+            return authorize
 
     if not any(one.get_name() == PROVIDER for one in registry):
         registry.register(Provider)
     os.environ.setdefault("MLFLOW_TRACKING_AUTH", PROVIDER)
 
 
-def _authorize(request: "requests.PreparedRequest") -> "requests.PreparedRequest":
+def authorize(request: "requests.PreparedRequest") -> "requests.PreparedRequest":
+    """`request` with the login for its own server, and without one that is for another server."""
     if login := find(str(request.url)):
         request.headers["Authorization"] = login.header
     elif _of_environment():  # MLflow put it there: it is for another server

@@ -21,7 +21,7 @@ from mlflow.server import get_app_client
 
 from tests.wait import wait_for
 
-PAGE = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "security.md").read_text()
 
 
 @dataclass
@@ -59,9 +59,9 @@ def block(kind: str) -> str:
     return str(found)
 
 
-@pytest.fixture(scope="session")
-def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    directory = tmp_path_factory.mktemp("team")
+@contextlib.contextmanager
+def serve(directory: Path) -> Iterator[Team]:
+    """The server while open, its files in `directory`."""
     config = configparser.ConfigParser()
     config.read_string(block("ini"))
     assert config["mlflow"]["database_uri"].startswith("postgresql://")
