@@ -21,6 +21,8 @@ from tracking import compare, report, runs
 from tracking.forward import forward, unsent
 from tracking.outbox import Outbox
 
+pytestmark = pytest.mark.timeout(900)
+
 ROOT = Path(__file__).parents[2]
 ANNA, BEN, CARL = 64101, 64102, 64103  # Unix users: the owner, one of the group, one of nothing
 ROUTES = (
