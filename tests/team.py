@@ -99,7 +99,8 @@ def serve(directory: Path) -> Iterator[Team]:
         wait_for(answers, 200, "the team's server")
         yield made
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # it has ended itself
+            os.killpg(server.pid, signal.SIGTERM)
         try:
             server.wait(30)
         except subprocess.TimeoutExpired:
