@@ -3,6 +3,7 @@
 import grp
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -111,13 +112,14 @@ def test_an_account_without_a_grant_and_nobody_get_nowhere(team: Team, tracked: 
 
 # Python, its packages and this checkout may lie in root's home: in a mount namespace of its own, a process of another
 # user sees them there, and nothing else of that home
+KEPT = shlex.join([sys.base_prefix, sys.prefix, str(ROOT)])
 VIEW = f"""
 stage=$1; shift
-for kept in {sys.base_prefix} {sys.prefix} {ROOT}; do
+for kept in {KEPT}; do
   mkdir -p "$stage$kept"; mount --bind "$kept" "$stage$kept"
 done
-mount -t tmpfs -o mode=755 tmpfs {Path.home()}
-for kept in {sys.base_prefix} {sys.prefix} {ROOT}; do
+mount -t tmpfs -o mode=755 tmpfs {shlex.quote(str(Path.home()))}
+for kept in {KEPT}; do
   mkdir -p "$kept"; mount --bind "$stage$kept" "$kept"
 done
 exec "$@"
