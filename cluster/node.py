@@ -21,6 +21,7 @@ from cluster.directory import Directory, versions
 from cluster.head import Head
 from cluster.ray_process import WORKER, RayProcess, StartError, address_of
 from raylab.errors import RaylabError, SlurmError
+from raylab.loopback import no_proxy
 
 log = logging.getLogger("raylab.node")
 HEAD_SECONDS = 180.0  # a worker waits this long for its head
@@ -59,6 +60,7 @@ def main() -> int:
     directory = Directory(args.directory)
     # what runs here shall find the same Python as we: `ray job submit -- python ...`
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    os.environ.update(no_proxy(dict(os.environ)))
     job = os.environ["SLURM_JOB_ID"]
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     leads = args.role == "head" or (args.role == "static" and os.environ["SLURM_PROCID"] == "0")

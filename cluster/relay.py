@@ -30,6 +30,7 @@ from cluster import client, render
 from cluster.directory import Directory
 from raylab.errors import RaylabError, SlurmError
 from raylab.files import write_json
+from raylab.loopback import is_own_listener
 
 CHUNK = 12_000  # bytes of a line's payload before base64
 LINE = 1 << 17  # bytes that a reader of lines takes at the most
@@ -85,7 +86,8 @@ class Streams:
 
 
 async def far(ports: list[int]) -> None:
-    """Serve lines on standard input and output: connections to `ports` of this node's loopback, and to no others."""
+    """Serve lines on standard input and output: connections to `ports` of this node's loopback, where this user
+    listens, and to no others."""
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader(limit=LINE)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
@@ -103,7 +105,8 @@ async def far(ports: list[int]) -> None:
         if words[0] == "open":
             id, port = int(words[1]), int(words[2])
             try:
-                if port not in ports:
+                # another user may have opened a port of ours that is free again
+                if port not in ports or not is_own_listener(port):
                     raise PermissionError(port)
                 streams.add(id, *await asyncio.open_connection("127.0.0.1", port))
             except OSError:
@@ -198,7 +201,8 @@ def running(directory: Directory) -> dict[str, Any] | None:
     if known["host"] != socket.gethostname() or not psutil.pid_exists(known["pid"]):
         return None
     with contextlib.suppress(psutil.Error):
-        if str(directory.path) in psutil.Process(known["pid"]).cmdline():
+        process = psutil.Process(known["pid"])
+        if process.uids().real == os.getuid() and str(directory.path) in process.cmdline():
             return known
     return None
 

@@ -17,12 +17,14 @@ from cluster.directory import Directory, find
 from cluster.slurm import Slurm
 from jobs import cli, home
 from jobs.progress import duration, say
-from raylab.errors import RunError
+from raylab import loopback
+from raylab.errors import RunError, UsageError
 from raylab.files import read_lines
-from tracking import login, runs
+from tracking import identity, login, runs, secret
 
 EXAMPLE = "raylab cluster up --site testbed --min 0 --max 3 --wait"
 CODE = Path(__file__).resolve().parents[1]
+LINK = "open it in Chrome, Edge or Firefox: once, within 15 minutes; `raylab cluster tunnel` prints a new link"
 WAIT_SECONDS = 24 * 3600.0
 
 
@@ -71,7 +73,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def do_up(args: argparse.Namespace) -> dict[str, Any]:
     site = sites.site(args.site)
     where = home.home()
-    name, tracking = args.name or "ray", login.tracking_uri()
+    name, tracking = args.name or "ray", tracking_for_nodes(where)
     files = login.files(tracking, scripts.LOGIN)
     asked = client.ask(
         site=site,
@@ -113,12 +115,26 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def tracking_for_nodes(where: Path) -> str:
+    """MLFLOW_TRACKING_URI for the nodes of a cluster, "" where its head is to serve the home's own MLflow."""
+    uri = login.tracking_uri()
+    if not identity.is_local(uri):
+        return uri
+    if runs.address(where) == f"sqlite:///{runs.database(where)}":  # this home's server, which the head will run
+        return ""
+    raise UsageError(
+        f"MLFLOW_TRACKING_URI is {uri}, a port of this machine",
+        "on a compute node the same address is another port, which any of its users may have opened",
+        "unset MLFLOW_TRACKING_URI (the head then runs an MLflow of its own), or name a server by its host",
+    )
+
+
 def hooks(name: str, tracking: str, python: str) -> dict[str, Any]:
     """What the head does beside Ray: `cluster` knows of no run and no MLflow, so it is told here."""
     raylab = [python, "-m", "jobs.cli"]
     services = {"sync": [*raylab, "sync", "--follow"]}
     if not tracking:
-        services["mlflow"] = [*raylab, "ui", "--port", head.PORT]
+        services["mlflow"] = [*raylab, "ui", "--quiet", "--port", head.PORT]
     return {
         "services": services,
         "again": [*raylab, "cluster", "resume", "--name", name],
@@ -170,20 +186,26 @@ def do_tunnel(args: argparse.Namespace) -> dict[str, Any]:
         relay.stop(directory)
         return {"stopped": True}
     asked, here = directory.asked, directory.read("head")
+    token = secret.create(Path(asked["home"]))
     if here is not None and asked["site"]["ssh"]:
         ways = {"8265": here["dashboard"].rpartition(":")[2]} | {str(p): str(p) for p in here["ports"].values()}
         options = " ".join(f"-L {near}:127.0.0.1:{far}" for near, far in ways.items())
         line = f"ssh -N {options} {here['node']}"
         say(line)
-        return {"ssh": line}
+        over_ssh = {"ssh": line}
+        if "mlflow" in here["ports"]:
+            over_ssh["mlflow"] = secret.link(token, here["ports"]["mlflow"])
+            say(f"MLflow, once that runs: {over_ssh['mlflow']}\n{LINK}")
+        return over_ssh
     found = relay.start(directory)
     ports = found["ports"]
     say(f"dashboard and job API: http://127.0.0.1:{ports['dashboard']}   (they ask for the token)")
-    if not asked["tracking"]:
-        say(f"MLflow: http://127.0.0.1:{ports['mlflow']}")
-    say(f"from your own computer: ssh -N -L 8265:127.0.0.1:{ports['dashboard']} -L 5000:127.0.0.1:{ports['mlflow']} "
-        f"{socket.gethostname()}")  # fmt: skip
-    return {"ports": ports}
+    link = "" if asked["tracking"] else secret.link(token, ports["mlflow"])
+    if link:
+        say(f"MLflow: {link}\n{LINK}")
+    forwards = " ".join(f"-L {port}:127.0.0.1:{port}" for port in ports.values())
+    say(f"from another computer, first: ssh -N {forwards} {socket.gethostname()}")
+    return {"ports": ports, **({"mlflow": link} if link else {})}
 
 
 def reach(directory: Directory) -> dict[str, str]:
@@ -193,14 +215,22 @@ def reach(directory: Directory) -> dict[str, str]:
     if here is not None and os.environ.get("RAY_ADDRESS") == here["address"]:
         return token | {"RAY_API_SERVER_ADDRESS": here["dashboard"]}
     ports = relay.start(directory)["ports"]
-    return token | {
+    if asked["tracking"]:
+        mlflow = {"MLFLOW_TRACKING_URI": asked["tracking"]}
+    else:  # whose server it must be, because later another user may listen on this port
+        mlflow = {
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports['mlflow']}",
+            "MLFLOW_TRACKING_AUTH": identity.AUTH,
+            secret.ENVIRONMENT: str(secret.path(Path(asked["home"]))),
+        }
+    return token | mlflow | {
         "RAY_ADDRESS": f"http://127.0.0.1:{ports['dashboard']}",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard']}",
-        "MLFLOW_TRACKING_URI": asked["tracking"] or f"http://127.0.0.1:{ports['mlflow']}",
         **scripts.login(asked, directory.path),
         "RAYLAB_HOME": asked["home"],
         **({home.GROUP: asked["group"]} if asked.get("group") else {}),
-    }
+        **loopback.no_proxy(dict(os.environ)),
+    }  # fmt: skip
 
 
 def do_env(args: argparse.Namespace) -> dict[str, Any]:

@@ -47,15 +47,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
     part("MLflow: an embedded server over SQLite")
     serving = server.serve(home.home())
-    say(f"{serving.uri}")
-    os.environ["MLFLOW_TRACKING_URI"] = serving.uri
+    say(f"{serving.uri}, for this user")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # runs find the server of their home
     os.environ["MLFLOW_EXPERIMENT_NAME"] = f"demo-{stamp}"
     try:
         say(f"data: {args.data}" if args.data is not None else NO_DATA)
         result = story(args.data, root, stamp, part)
     finally:
         serving.stop()
-        del os.environ["MLFLOW_TRACKING_URI"]
     part("done")
     say(f"the table again: raylab compare --experiment demo-{stamp}")
     say("open the MLflow UI with: make ui")

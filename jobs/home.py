@@ -1,7 +1,7 @@
 """Where runs live: RAYLAB_HOME, else .raylab in the working directory.
 
 HOME/runs/NAME/     one run or search: run.json, recipe.json, checkpoints/, model/, outbox/, result.json
-HOME/mlflow/        the embedded MLflow: mlflow.db, artifacts/
+HOME/mlflow/        the embedded MLflow: mlflow.db, artifacts/, token (who may use its server)
 
 All of it is for its owner alone. With RAYLAB_HOME_GROUP set, a Unix group may read what OPEN names of each run.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 from raylab.errors import RunError, UsageError, unknown
 from raylab.files import locked, write_json
-from tracking import login
+from tracking import runs as tracking_runs
 
 GROUP = "RAYLAB_HOME_GROUP"
 # What the home's group may read of a run. Never checkpoints, outbox, trials, logs or pictures of single patients, nor
@@ -113,7 +113,9 @@ def find(run: str) -> Path:
 def note(directory: Path) -> dict[str, Any]:
     """The run's run.json. An address in it is without credentials, which older versions stored."""
     found: dict[str, Any] = json.loads((directory / "run.json").read_text())
-    return {**found, "uri": login.split(found["uri"])[0]} if found.get("uri") else found
+    if {"uri", "run_id"} <= found.keys():
+        found["uri"] = tracking_runs.resolve(found["uri"], found["run_id"], directory)
+    return found
 
 
 def annotate(directory: Path, **facts: Any) -> dict[str, Any]:

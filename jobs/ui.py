@@ -1,15 +1,18 @@
-"""raylab ui: the MLflow pages on a loopback port, until Ctrl-C."""
+"""raylab ui: the MLflow pages on a loopback port, for their owner, until Ctrl-C."""
 
 import argparse
 import signal
+import socket
 import sys
 from typing import Any
+from urllib.parse import urlsplit
 
 from jobs import cli, home
 from jobs.progress import say
-from tracking import login, server
+from tracking import identity, login, runs, secret, server
 
 EXAMPLE = "raylab ui --port 5000"
+LINK = "open it in Chrome, Edge or Firefox: once, within 15 minutes; `raylab ui --detach` prints a new link"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +23,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     if uri := login.tracking_uri():
+        there = runs.reach(runs.address(home.home()))
+        if identity.is_local(there) and (file := identity.token_file(there)):  # a home's server, behind a relay
+            link = secret.link(secret.read(file), urlsplit(there).port or 80)
+            say(f"MLflow: {link}\n{LINK}")
+            return {"uri": there, "link": link}
         say(f"MLFLOW_TRACKING_URI is set: open {uri}")
         return {"uri": uri}
     if args.stop:
@@ -29,10 +37,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         say("stopped" if running else "no server of ours is running")
         return {"stopped": running is not None}
     serving = server.serve(home.home(), args.port)
-    say(f"MLflow: {serving.uri}   (from elsewhere: ssh -N -L {args.port}:{serving.uri.removeprefix('http://')} HOST)")
+    port = urlsplit(serving.uri).port or 80
+    link = secret.link(secret.create(home.home()), port)
+    if not args.quiet:
+        say(f"MLflow: {link}\n{LINK}")
+        say(f"from another computer, first: ssh -N -L {port}:127.0.0.1:{port} {socket.gethostname()}")
     if args.detach:
-        return {"uri": serving.uri, "pid": serving.pid}
-    say("Ctrl-C ends it")
+        return {"uri": serving.uri, "pid": serving.pid, "link": link}
+    if not args.quiet:
+        say("Ctrl-C ends it")
     try:
         signal.pause()
     finally:

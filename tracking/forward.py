@@ -52,7 +52,8 @@ def forward(directory: Path, client: "MlflowClient | None" = None) -> int:
     with locked(directory / "sending.lock", wait=False) as mine:
         if not mine or unsent(directory) == 0:
             return 0
-        sender = _Sender(directory, client or runs.client(bound["uri"]), bound["uri"], bound["run_id"])
+        uri = runs.resolve(bound["uri"], bound["run_id"], directory)
+        sender = _Sender(directory, client or runs.client(uri), uri, bound["run_id"])
         count = 0
         for end, records in _requests(directory, _offset(directory)):
             sender.send(records)
@@ -182,6 +183,8 @@ class _Sender:
             if attempt:
                 time.sleep(0.2 * 2**attempt)
             try:
+                if records[0]["kind"] == "artifact" and runs.is_embedded(self.uri):
+                    runs.refuse_outside(self.uri, self.client.get_run(self.run_id).info.artifact_uri)
                 _deliver(self.client, self.run_id, records)
                 return None
             except Exception as error:
@@ -310,7 +313,7 @@ def _refused(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()
         return status in (400, 409, 413, 422) and not DATABASE_TROUBLE.search(str(error))
-    return isinstance(error, OSError | KeyError | TypeError | ValueError)
+    return isinstance(error, OSError | KeyError | TypeError | ValueError | TrackingError)
 
 
 def _down(uri: str, error: Exception) -> TrackingError:

@@ -33,7 +33,6 @@ VARIABLES = {
 }
 ADVICE = f"export {VARIABLES['username']} and {VARIABLES['password']}, or write them into %s (mode 0600)"
 NO_HOST = ("sqlite", "file")  # schemes of paths, in which @ is a letter like others
-PROVIDER = "raylab"
 
 
 @dataclass(frozen=True)
@@ -162,25 +161,8 @@ def explained(uri: str) -> Iterator[None]:
         raise
 
 
-def lend_to_mlflow() -> None:
-    """Let MLflow's own requests carry `find`'s login, each to its own server. Harmless when repeated."""
-    from mlflow.tracking.request_auth.abstract_request_auth_provider import RequestAuthProvider
-    from mlflow.tracking.request_auth.registry import _request_auth_provider_registry as registry
-
-    class Provider(RequestAuthProvider):
-        def get_name(self) -> str:
-            return PROVIDER
-
-        def get_auth(self) -> object:
-            return authorize
-
-    if not any(one.get_name() == PROVIDER for one in registry):
-        registry.register(Provider)
-    os.environ.setdefault("MLFLOW_TRACKING_AUTH", PROVIDER)
-
-
 def authorize(request: "requests.PreparedRequest") -> "requests.PreparedRequest":
-    """`request` with the login for its own server, and without one that is for another server."""
+    """`request` with the login for its own server, and without one that is for another. auth.py calls it for each."""
     if login := find(str(request.url)):
         request.headers["Authorization"] = login.header
     elif _of_environment():  # MLflow put it there: it is for another server

@@ -46,6 +46,7 @@ def log_model(uri: str, run_id: str, model: "torch.nn.Module", example: np.ndarr
     import torch
     from mlflow.models import infer_signature
 
+    runs.refuse_outside(uri, runs.client(uri).get_run(run_id).info.artifact_uri)
     # A copy: logging must not move a model that is being trained off its GPU or out of train mode.
     plain = copy.deepcopy(model).cpu().eval()
     if example.shape[0] == 1:
@@ -156,8 +157,8 @@ def _here(uri: str) -> Iterator[None]:
     runs.client(uri)  # its environment
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     named = os.environ.get("MLFLOW_TRACKING_URI")  # which MLflow sets, for child processes
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+    mlflow.set_tracking_uri(runs.reach(uri))
+    mlflow.set_registry_uri(runs.reach(uri))
     try:
         with login.explained(uri):
             yield

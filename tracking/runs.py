@@ -1,20 +1,24 @@
 """Where MLflow is, and the runs there."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
 import re
+import sqlite3
 import subprocess
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 from uuid import uuid4
 
+from raylab import loopback
 from raylab.errors import TrackingError
 from raylab.files import locked
-from tracking import login
+from tracking import identity, login, secret
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,9 +36,32 @@ ENVIRONMENT = {
 }
 
 
+# database of a home -> the address that reaches its server from this machine, where it runs on another one
+_ways: dict[str, str] = {}
+
+
 def address(home: Path) -> str:
-    """MLFLOW_TRACKING_URI without credentials, if set, else a SQLite database under `home`, created when missing."""
-    return login.tracking_uri() or f"sqlite:///{database(home)}"
+    """MLFLOW_TRACKING_URI without credentials, if set, else a SQLite database under `home`, created when missing.
+
+    A server of a home, also behind the relay, is named by that home's database: runs remember it, and ports change
+    hands. TrackingError when RAYLAB_MLFLOW_TOKEN_PATH says that MLFLOW_TRACKING_URI is such a server, and it is not.
+    """
+    uri = login.tracking_uri()
+    if not uri:
+        return f"sqlite:///{database(home)}"
+    if not identity.is_local(uri):
+        return uri
+    file = identity.token_file(uri) or secret.path(home)
+    if secret.ENVIRONMENT not in os.environ:  # any server may be meant
+        try:
+            identity.prove(uri, secret.read(file))
+        except TrackingError:
+            return uri
+    identity.prove(uri, secret.read(file))
+    identity.trust(uri, file)
+    database_uri = f"sqlite:///{file.parent / 'mlflow.db'}"
+    _ways[database_uri] = uri
+    return database_uri
 
 
 def database(home: Path) -> Path:
@@ -60,24 +87,78 @@ def database(home: Path) -> Path:
 def client(uri: str) -> "MlflowClient":
     """A client that notices a dead server within seconds. One writer a process is meant to have it.
 
-    An embedded store that a server on this machine serves is reached through it: SQLite takes one writer at a time.
+    Raises TrackingError when another user listens at a loopback address.
     """
-    uri, _ = login.split(uri)
-    if uri.startswith("sqlite:///") and uri.endswith("/mlflow/mlflow.db"):
+    _environment()
+    return _client(reach(login.split(uri)[0]))
+
+
+def reach(uri: str) -> str:
+    """The address at which to reach the store `uri` from this process.
+
+    An embedded store that a server serves is reached through it: SQLite takes one writer at a time. Raises
+    TrackingError when another user of this machine listens at a loopback address.
+    """
+    if (home := _home(uri)) is not None:
         from tracking import server
 
-        serving = server.running(Path(uri.removeprefix("sqlite:///")).parents[1])
-        return _client(uri if serving is None else serving.uri)
-    return _client(uri)
+        serving = server.running(home)
+        return _ways.get(uri, uri) if serving is None else serving.uri
+    if identity.is_local(uri) and identity.token_file(uri) is None and login.find(uri) is None:
+        identity.refuse_stranger(uri)
+    return uri
+
+
+def resolve(uri: str, run_id: str, directory: Path) -> str:
+    """The store of a run whose record in `directory` says `uri`.
+
+    Older records name the port of a home's server. Such a run is in the database of the home in which the record
+    lies, whoever listens on that port now.
+    """
+    uri, _ = login.split(uri)  # which older versions stored as they were
+    if identity.is_local(uri):
+        for home in Path(directory).absolute().parents:
+            path = home / "mlflow" / "mlflow.db"
+            if path.is_file() and _has_run(path, run_id):
+                return f"sqlite:///{path}"
+    return uri
+
+
+def is_embedded(uri: str) -> bool:
+    """Whether this is the store of a home, not a server of a team."""
+    return _home(uri) is not None
+
+
+def _has_run(path: Path, run_id: str) -> bool:
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            return connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone() is not None
+    except sqlite3.Error as error:
+        raise TrackingError(f"cannot read the tracking database {path}", str(error), "raylab sync, later") from error
+
+
+def _home(uri: str) -> Path | None:
+    """The home whose embedded store this is."""
+    if uri.startswith("sqlite:///") and uri.endswith("/mlflow/mlflow.db"):
+        return Path(uri.removeprefix("sqlite:///")).parents[1]
+    return None
 
 
 @lru_cache(maxsize=16)
 def _client(uri: str) -> "MlflowClient":
-    _environment()
     from mlflow import MlflowClient
 
-    login.lend_to_mlflow()
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def connect(home: str | Path) -> str:
+    """Point MLflow's own functions in this process, a notebook for one, at the store of `home`; returns the address."""
+    import mlflow
+
+    _environment()
+    uri = reach(address(Path(home)))
+    mlflow.set_tracking_uri(uri)
+    return uri
 
 
 def check(uri: str) -> None:
@@ -111,13 +192,16 @@ def check(uri: str) -> None:
 def _check_http(uri: str) -> None:
     import requests
 
+    _environment()
+    uri = reach(uri)
     ask = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
-    ours = login.find(uri)
+    from tracking.auth import Auth
+
     try:
         answer = requests.get(
             ask,
             timeout=CHECK_SECONDS,
-            headers={"Authorization": ours.header} if ours else None,
+            auth=Auth(),
         )
     except requests.Timeout as error:
         raise TrackingError(
@@ -297,7 +381,23 @@ def _experiment(uri: str, name: str) -> str:
             "MLflow keeps its name taken",
             "restore it in the MLflow UI, or give another name",
         )
+    refuse_outside(uri, found.artifact_location)
     return str(found.experiment_id)
+
+
+def refuse_outside(uri: str, location: str) -> None:
+    """Raise TrackingError when artifacts of the embedded store `uri` would go to a place outside of it."""
+    home = _home(uri)
+    if home is None:
+        return
+    root, place = home / "mlflow" / "artifacts", urlsplit(location)
+    path = Path(url2pathname(place.path))
+    if place.scheme not in ("", "file") or not path.resolve().is_relative_to(root.resolve()):
+        raise TrackingError(
+            f"refused to write artifacts to {location}",
+            f"it lies outside of this home's store, {root}",
+            "give another name in MLFLOW_EXPERIMENT_NAME; the MLflow pages can delete the experiment",
+        )
 
 
 def _artifact_location(uri: str, name: str) -> str | None:
@@ -315,6 +415,8 @@ def _artifact_location(uri: str, name: str) -> str | None:
 def _environment() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ.setdefault("MLFLOW_TRACKING_AUTH", identity.AUTH)  # which looks at the server before each request
+    os.environ.update(loopback.no_proxy(dict(os.environ)))
 
 
 def _reason(error: Exception) -> str:

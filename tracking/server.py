@@ -1,4 +1,4 @@
-"""An MLflow server of one's own: one process group on loopback over HOME/mlflow."""
+"""An MLflow server of one's own: one process group on loopback over HOME/mlflow, for the owner of that home."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from json import loads
 from pathlib import Path
 
@@ -14,10 +15,13 @@ import psutil
 
 from raylab.errors import TrackingError
 from raylab.files import locked, write_json
+from tracking import identity, secret
 from tracking.runs import database
 
-START_SECONDS = 90.0
+START_SECONDS = 180.0  # of a busy machine; some 5 otherwise
 STOP_SECONDS = 10.0
+HOST = "127.0.0.1"
+APP = "raylab"  # guard.py, in MLflow's group of applications (pyproject.toml)
 # Defaults of MLflow that would lose points (a pool of 5 connections), run what a model file says,
 # send usage data out, or keep idle helper processes.
 ENVIRONMENT = {
@@ -29,19 +33,20 @@ ENVIRONMENT = {
 }
 
 
-# MLflow's default, uvicorn, also serves an "assistant" that runs shell commands for whoever reaches
-# the port, without a login: on a login node, for every user of it. The gunicorn application has none.
+# MLflow's default, uvicorn, also serves an "assistant" that runs shell commands, beside the Flask application and so
+# beside our check (guard.py). Under gunicorn there is the Flask application alone.
 # Threads, not processes: one process is enough for one user, and one pool of connections.
 GUNICORN = "--worker-class gthread --threads 16 --graceful-timeout 3 --no-control-socket"
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: `uri` to reach it, `pid` of its process group."""
+    """A running server: `uri` to reach it, `pid` of its process group, `app` that MLflow was started with."""
 
     uri: str
     pid: int
     home: Path
+    app: str = APP
 
     def stop(self) -> None:
         """End this process group, and only this one; harmless when it is gone already."""
@@ -56,28 +61,42 @@ class Server:
         (self.home / "mlflow" / "server.json").unlink(missing_ok=True)
 
 
-def serve(home: Path, port: int = 5000, host: str = "127.0.0.1") -> Server:
+def serve(home: Path, port: int = 5000) -> Server:
     """Start a server over HOME/mlflow, or return ours that is already running there.
 
     When `port` is taken the next free one is used. Raises TrackingError, with the end of
     HOME/mlflow/server.log, when the server does not answer in time.
     """
+    if not entry_points(group="mlflow.app", name=APP):
+        raise TrackingError(
+            "MLflow does not find raylab's check of who may use the server",
+            "this Python environment was made for an older raylab",
+            "make setup, or build the image again",
+        )
     home = Path(home).absolute()
     db = database(home)
     directory = db.parent
     with locked(directory / "server.lock"):
         if ours := running(home):
-            return ours
-        port = _free(host, port)
+            if ours.app == APP:
+                return ours
+            ours.stop()  # an older raylab's, which lets everybody in
+        token = secret.create(home)
+        port = _free(port)
         artifacts = (directory / "artifacts").as_uri()
         command = [sys.executable, "-m", "mlflow", "server"]
-        command += ["--backend-store-uri", f"sqlite:///{db}", "--workers", "1", "--host", host, "--port", str(port)]
+        command += ["--backend-store-uri", f"sqlite:///{db}", "--workers", "1", "--host", HOST, "--port", str(port)]
         # The root is a file address, not mlflow-artifacts:/, so that what the server creates a client
         # on sqlite:// can read, and the other way round. Both see the same file system.
         command += ["--artifacts-destination", artifacts, "--default-artifact-root", artifacts]
-        command += ["--gunicorn-opts", GUNICORN]
-        # The option --allowed-hosts is for uvicorn only; the variable behind it is not.
-        environment = os.environ | ENVIRONMENT | {"MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(_names(host, port))}
+        command += ["--gunicorn-opts", GUNICORN, "--app-name", APP]
+        # What the caller's shell says of MLflow is for clients; a server would serve other hosts or routes by it.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_", "GUNICORN_"))}
+        environment = inherited | ENVIRONMENT | {
+            # The option --allowed-hosts is for uvicorn only; the variable behind it is not.
+            "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(_names(token)),
+            secret.ENVIRONMENT: str(secret.path(home)),
+        }  # fmt: skip
         log = os.open(directory / "server.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
             # A session of its own: stop() ends it whole, and a Ctrl-C meant for another does not.
@@ -94,10 +113,10 @@ def serve(home: Path, port: int = 5000, host: str = "127.0.0.1") -> Server:
         finally:
             os.close(log)
         started = psutil.Process(process.pid).create_time()
-        shown = "127.0.0.1" if host in ("0.0.0.0", "") else host
-        server = Server(f"http://{shown}:{port}", process.pid, home)
-        facts = {"uri": server.uri, "pid": server.pid, "started": started, "host": socket.gethostname()}
+        server = Server(f"http://{HOST}:{port}", process.pid, home)
+        facts = {"uri": server.uri, "pid": server.pid, "started": started, "host": socket.gethostname(), "app": APP}
         write_json(directory / "server.json", facts)
+        identity.trust(server.uri, secret.path(home))
         try:
             _wait(server, process)
         except BaseException:
@@ -108,7 +127,7 @@ def serve(home: Path, port: int = 5000, host: str = "127.0.0.1") -> Server:
 
 def _wait(server: Server, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not _healthy(server.uri):
+    while not is_serving(server):
         if process.poll() is not None or time.monotonic() > deadline:
             log = server.home / "mlflow" / "server.log"
             why = "it ended" if process.poll() is not None else f"no answer within {START_SECONDS:.0f} s"
@@ -117,13 +136,13 @@ def _wait(server: Server, process: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.2)
 
 
-def _healthy(uri: str) -> bool:
-    import requests
-
+def is_serving(server: Server) -> bool:
+    """Whether this server answers, and proves that it is the one of its home."""
     try:
-        return requests.get(f"{uri}/health", timeout=2).ok
-    except requests.RequestException:
+        identity.prove(server.uri, secret.read(secret.path(server.home)))
+    except TrackingError:
         return False
+    return True
 
 
 def running(home: Path) -> Server | None:
@@ -140,25 +159,25 @@ def running(home: Path) -> Server | None:
         alive = process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return None
-    return Server(known["uri"], known["pid"], home) if ours and alive else None
+    if not (ours and alive):
+        return None
+    identity.trust(known["uri"], secret.path(home))
+    return Server(known["uri"], known["pid"], home, known.get("app", ""))
 
 
-def _free(host: str, port: int) -> int:
+def _free(port: int) -> int:
     for wanted in (port, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((host, wanted))
+                probe.bind((HOST, wanted))
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise TrackingError(f"no port can be opened on {host}", "", "give an address of this machine")
+    raise TrackingError(f"no port can be opened on {HOST}", "", "raylab ui --port N, with another N")
 
 
-def _names(host: str, port: int) -> list[str]:
+def _names(token: str) -> list[str]:
     """The Host headers to answer: loopback at any port, because a tunnel may end at another one."""
-    names = ["localhost", "127.0.0.1", "localhost:*", "127.0.0.1:*"]
-    if host not in ("127.0.0.1", "localhost"):
-        full = socket.getfqdn()
-        names += [f"{name}:{port}" for name in dict.fromkeys((host, socket.gethostname(), full))]
-    return names
+    hosts = ("localhost", "127.0.0.1", secret.host_name(token))
+    return [name for host in hosts for name in (host, f"{host}:*")]

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,29 +12,10 @@ import requests
 import torch
 
 from raylab.errors import TrackingError
+from tests.mlflow.conftest import bearer
 from tracking import compare, model, report, runs, server
 from tracking.forward import Forwarder, forward, rejected, sync, unsent
 from tracking.outbox import Outbox
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def direct(home: Path) -> str:
-    """The address of a client without a server."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        return runs.address(home)
-
-
-@pytest.fixture(scope="module")
-def served(home: Path, direct: str) -> Iterator[server.Server]:
-    running = server.serve(home)
-    yield running
-    running.stop()
 
 
 def begin(uri: str, directory: Path, name: str = "run", experiment: str = "exp") -> tuple[Outbox, str]:
@@ -57,10 +37,13 @@ def test_the_server_is_private_reused_and_knows_its_names(home: Path, served: se
     assert server.serve(home) == served
     runs.check(served.uri)
     asked = f"{served.uri}/api/2.0/mlflow/experiments/search?max_results=1"
-    assert requests.get(asked, headers={"Host": "localhost:7777"}, timeout=5).ok  # the end of a tunnel
-    assert requests.get(asked, headers={"Host": "evil.example"}, timeout=5).status_code == 403
-    # MLflow's assistant would run shell commands for every user of this machine.
-    assert requests.get(f"{served.uri}/ajax-api/3.0/mlflow/assistant/config", timeout=5).status_code == 404
+
+    def get(uri: str, **headers: str) -> int:
+        return requests.get(uri, headers=bearer(home) | headers, timeout=30).status_code
+
+    assert get(asked, Host="localhost:7777") == 200  # the end of a tunnel
+    assert get(asked, Host="evil.example") == 403
+    assert get(f"{served.uri}/ajax-api/3.0/mlflow/assistant/config") == 404  # MLflow's assistant runs shell commands
     for path in (home / "mlflow", *(home / "mlflow").iterdir()):
         assert path.stat().st_mode & 0o077 == 0, path
 
@@ -133,7 +116,9 @@ def test_records_of_an_unknown_or_deleted_run_are_kept(tmp_path: Path, served: s
     assert forward(deleted.directory) == 1
 
 
-def test_artifacts_written_either_way_are_seen_either_way(tmp_path: Path, served: server.Server, direct: str) -> None:
+def test_artifacts_written_either_way_are_seen_either_way(
+    home: Path, tmp_path: Path, served: server.Server, direct: str
+) -> None:
     file = tmp_path / "a.txt"
     file.write_text("hello")
     for uri, experiment in ((direct, "made direct"), (served.uri, "made by the server")):
@@ -142,7 +127,8 @@ def test_artifacts_written_either_way_are_seen_either_way(tmp_path: Path, served
         forward(outbox.directory)
         for reader in (direct, served.uri):
             assert compare.artifacts(reader, run_id, "plots", ".txt") == {"plots/a.txt": b"hello"}
-        ui = requests.get(f"{served.uri}/get-artifact", params={"run_id": run_id, "path": "plots/a.txt"}, timeout=10)
+        asked = {"run_id": run_id, "path": "plots/a.txt"}
+        ui = requests.get(f"{served.uri}/get-artifact", params=asked, headers=bearer(home), timeout=30)
         assert ui.text == "hello"
 
 
@@ -235,7 +221,8 @@ def test_the_report_of_real_runs(tmp_path: Path, served: server.Server) -> None:
 @pytest.mark.slow
 def test_a_killed_server_loses_no_point_and_doubles_none(tmp_path: Path) -> None:
     """kill -9 in the middle of the traffic, twice; training never waits."""
-    running = server.serve(tmp_path, port=0)
+    home = tmp_path / "home"  # beside the run: a run within goes to the database itself while the server is away
+    running = server.serve(home, port=0)
     port = int(running.uri.rsplit(":", 1)[1])
     outbox, run_id = begin(running.uri, tmp_path)
     forwarder = Forwarder(poll=0.02)
@@ -257,7 +244,7 @@ def test_a_killed_server_loses_no_point_and_doubles_none(tmp_path: Path) -> None
             time.sleep(2)
             os.killpg(running.pid, signal.SIGKILL)
             time.sleep(2)
-            running = server.serve(tmp_path, port)
+            running = server.serve(home, port)
             assert running.uri.endswith(f":{port}")
         os.killpg(running.pid, signal.SIGKILL)
         time.sleep(0.5)
@@ -266,7 +253,7 @@ def test_a_killed_server_loses_no_point_and_doubles_none(tmp_path: Path) -> None
         training.join()
     began = time.monotonic()
     assert forwarder.close(3) > 0 and time.monotonic() - began < 5
-    running = server.serve(tmp_path, port)
+    running = server.serve(home, port)
     try:
         result = sync(tmp_path)
         assert result["unsent"] == result["rejected"] == 0 and not result["errors"]

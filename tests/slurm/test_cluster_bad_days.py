@@ -2,15 +2,18 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 
-from tests.slurm.conftest import Bed
+from tests.slurm.conftest import ROOT, Bed
 from tests.slurm.lab import Lab
 from tests.wait import wait_for
 
@@ -88,6 +91,43 @@ def test_files_are_private_and_a_client_without_the_token_is_refused(lab: Lab, t
         env=lab.environment, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_the_heads_mlflow_is_its_owners_through_the_relay_too(lab: Lab) -> None:
+    told = lab.run("cluster", "tunnel", "--name", "two")
+    uri = f"http://127.0.0.1:{told['ports']['mlflow']}"
+
+    def status() -> int | None:
+        try:
+            return requests.get(f"{uri}/api/2.0/mlflow/experiments/search?max_results=1", timeout=10).status_code
+        except requests.RequestException:
+            return None
+
+    wait_for(lambda: status() == 401, 240, "MLflow's refusal")  # it takes longer than Ray to come up
+    link = urlsplit(told["mlflow"])
+    entrance = f"{uri}/?{link.query}"
+    browser = requests.get(entrance, headers={"Host": link.netloc}, timeout=60, allow_redirects=False)
+    assert browser.status_code == 303 and "SameSite=Strict" in browser.headers["Set-Cookie"]
+    # MLflow's own command, and ours, with the one line of `env`; runs remember the home
+    lines = lab.call("cluster", "env", "--name", "two").stdout
+    assert (lab.home / "mlflow" / "token").read_text() not in lines
+    code = "from tracking import runs; from pathlib import Path; import os; h = Path(os.environ['RAYLAB_HOME'])"
+    ways = f"{code}; print(runs.address(h), runs.reach(runs.address(h)))"
+    words = f'{sys.executable} -m mlflow experiments search && {sys.executable} -c "{ways}"'
+    shell = ["bash", "-c", f"{lines}\n{words}"]
+    done = subprocess.run(shell, cwd=ROOT, env=lab.environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Default" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == f"sqlite:///{lab.home}/mlflow/mlflow.db {uri}"
+    # when the relay has ended, another listener on its port gets nothing
+    lab.run("cluster", "tunnel", "--name", "two", "--stop")
+    with socket.create_server(("127.0.0.1", told["ports"]["mlflow"])) as other:
+        other.settimeout(60)
+        asked = subprocess.Popen(shell, cwd=ROOT, env=lab.environment, stderr=subprocess.PIPE, text=True)
+        with other.accept()[0] as connection:
+            heard = connection.recv(65536)
+        _, errors = asked.communicate(timeout=120)
+    assert asked.returncode != 0 and "nothing answers" in errors, errors  # this listener hangs up
+    assert heard.startswith(b"HEAD / ") and b"Authorization" not in heard
 
 
 def test_a_node_with_another_python_is_said(lab: Lab) -> None:
