@@ -4,8 +4,9 @@ import hashlib
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cluster import render, scripts, sites
@@ -45,8 +46,14 @@ def ask(
     tracking: str,
     hooks: dict[str, Any],
     python: str,
+    login: bool = False,
+    group: str = "",
 ) -> dict[str, Any]:
-    """What a cluster is asked to be (cluster.json), checked. UsageError where it cannot be."""
+    """What a cluster is asked to be (cluster.json), checked. UsageError where it cannot be.
+
+    `tracking`: an address without credentials; `login`: those lie in the cluster's directory (scripts.LOGIN).
+    `group`: the Unix group that may read runs of the home, if any.
+    """
     if not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError(f"'{name}' cannot name a cluster", do="use letters, digits, '-' and '_'")
     if not 0 <= low <= high or high < 1:
@@ -72,6 +79,8 @@ def ask(
         "revision": revision,
         "python": python_of(site, python),
         "tracking": tracking,
+        "login": login,
+        "group": group,
         "versions": versions(),
         "hooks": hooks,
         "kill_seconds": 30,
@@ -111,8 +120,13 @@ def first(asked: dict[str, Any]) -> Comment:
     return Comment(asked["id"], 0, "head", asked["types"][0] if asked["static"] else "")
 
 
-def up(asked: dict[str, Any], home: Path, slurm: Slurm) -> tuple[Directory, str]:
-    """Submit the head of a new cluster; (its directory, the job's id). A second of one name is refused."""
+def up(
+    asked: dict[str, Any], home: Path, slurm: Slurm, files: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Directory, str]:
+    """Submit the head of a new cluster; (its directory, the job's id). A second of one name is refused.
+
+    `files`: {name: text}, secrets that are written 0600 into its directory.
+    """
     directory = Directory(home / "clusters" / asked["name"])
     with locked(home / "clusters" / f".{asked['name']}.lock"):
         if (directory.path / "cluster.json").is_file() and (alive := jobs(directory, slurm)):
@@ -123,7 +137,7 @@ def up(asked: dict[str, Any], home: Path, slurm: Slurm) -> tuple[Directory, str]
             )
         limit = slurm.config().get("KillWait", "30 sec").split()[0]
         asked = {**asked, "kill_seconds": int(limit), "image_digest": digest(asked["site"]["image"])}
-        directory.create(asked)
+        directory.create(asked, files)
         script = directory.scripts / "head.sbatch"
         script.write_text(scripts.text(directory.path, asked, first(asked)))
         try:
@@ -254,6 +268,6 @@ def down(directory: Directory, slurm: Slurm) -> dict[str, Any]:
         slurm.cancel([job.id for job in here if job.alive])
         ended += [job.id for job in here if job.id not in ended]
         time.sleep(0.5)
-    for file in ("head.json", "status.json", "token", "cluster.json"):
+    for file in ("head.json", "status.json", "token", scripts.LOGIN, "cluster.json"):
         (directory.path / file).unlink(missing_ok=True)
     return {"name": directory.path.name, "ended": ended}

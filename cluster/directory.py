@@ -3,6 +3,7 @@
 RAYLAB_HOME/clusters/NAME/
   cluster.json     what was asked for; written by `up`, once
   token            Ray's token of this cluster, 0600
+  mlflow-login.json  what the tracking server wants to see, 0600; only where it wants a login
   head.json        where the head runs now; written by each head when it is ready
   status.json      Ray's nodes, demand and jobs, every few seconds, by the head
   scripts/         every script that was submitted
@@ -11,17 +12,19 @@ RAYLAB_HOME/clusters/NAME/
 """
 
 import json
-import secrets
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from secrets import token_hex
+from types import MappingProxyType
 from typing import Any
 
 from cluster.sites import Site
 from raylab.errors import SlurmError, UsageError, unknown
-from raylab.files import write_json
+from raylab.files import whole, write_json
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,25 @@ class Directory:
         self.path = Path(path)
         self.token, self.logs, self.scripts = self.path / "token", self.path / "logs", self.path / "scripts"
 
-    def create(self, asked: dict[str, Any]) -> None:
-        """Make the directory anew for one cluster; logs of an earlier one of this name stay."""
+    def create(self, asked: dict[str, Any], secrets: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Make the directory anew for one cluster; logs of an earlier one of this name stay.
+
+        `secrets`: {file: text} beside the token, 0600 like it. Whoever asks for a cluster without them gets none.
+        """
         for directory in (self.path, self.logs, self.scripts, self.path / "problems"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for stale in [
             self.path / "down",
             self.path / "head.json",
             self.path / "status.json",
+            self.path / "mlflow-login.json",
             *(self.path / "problems").glob("*.json"),
         ]:
             stale.unlink(missing_ok=True)
         self.token.unlink(missing_ok=True)
-        self.token.touch(mode=0o600)
-        self.token.write_text(secrets.token_hex(32))
+        for name, text in {self.token.name: token_hex(32), **secrets}.items():
+            with whole(self.path / name) as beside:
+                beside.write_text(text)
         write_json(self.path / "cluster.json", asked)
 
     @property

@@ -17,9 +17,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from cluster import checkup, render, sites
+from cluster import checkup, render, scripts, sites
 from cluster.checkup import Finding, attempt
 from cluster.directory import Comment, versions
 from cluster.sites import NodeType, Site
@@ -42,9 +43,11 @@ def examine(
     tracking: str,
     nodes: int = 2,
     wait: float = 60.0,
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Finding]:
     """Findings, as they are made. `command` runs the node's part, with its facts (JSON) as the last word.
 
+    `files`: {name: text}, secrets that the nodes read from files of mode 0600, as those of a cluster do.
     `nodes` of the site's first node type are looked at, and one of each other type; `wait`: seconds in the queue.
     """
     yield attempt(
@@ -60,6 +63,9 @@ def examine(
     try:
         with probe(home) as (directory, word):
             yield Finding(f"private files can be made in {home}")
+            for name, text in files.items():
+                with whole(directory / name) as beside:
+                    beside.write_text(text)
             yield taken(slurm, site, "head", site.head, directory)
             for kind, node in site.nodes.items():
                 refused = taken(slurm, site, kind, node, directory)
@@ -74,6 +80,7 @@ def examine(
                 environment = {"PYTHONPATH": str(code), "RAYLAB_HOME": str(home)}
                 if tracking:
                     environment["MLFLOW_TRACKING_URI"] = tracking
+                    environment |= scripts.login({"login": scripts.LOGIN in files}, directory)
                 for path in (path for note in checkup.NOTES for path in directory.glob(note)):
                     path.unlink()  # of the type before
                 yield from on_nodes(slurm, site, kind, count, environment, [*command, json.dumps(facts)], wait)

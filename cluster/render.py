@@ -8,11 +8,12 @@ from typing import Any
 
 from cluster.directory import Comment
 from cluster.sites import NodeType, Site
+from cluster.slurm import SECRETS
 from raylab.errors import UsageError
 
 # Nothing of the submitting shell's own clusters may reach a node
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES")  # which GPUs, from Slurm
-FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_ID", "CUDA_VISIBLE_DEVICES")
+FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", *SECRETS, "RAY_JOB_ID", "CUDA_VISIBLE_DEVICES")
 
 
 def script(

@@ -8,12 +8,20 @@ from cluster.directory import Comment, Directory
 from cluster.sites import NodeType, Site
 from raylab.files import whole
 
+LOGIN = "mlflow-login.json"  # of a cluster's directory, 0600: what the tracking server wants to see, if anything
+
+
+def login(asked: dict[str, Any], directory: Path) -> dict[str, str]:
+    """The variable that tells `tracking` of the cluster's login file, where there is one."""
+    return {"RAYLAB_MLFLOW_LOGIN": str(directory / LOGIN)} if asked.get("login") else {}
+
 
 def environment(asked: dict[str, Any], directory: Path) -> dict[str, str]:
     """What every process on a node finds: where the code, the runs and the token are."""
     return {
         "PYTHONPATH": asked["code"],
         "RAYLAB_HOME": asked["home"],
+        **({"RAYLAB_HOME_GROUP": asked["group"]} if asked.get("group") else {}),
         "RAYLAB_CLUSTER": asked["name"],
         "RAYLAB_CODE_REVISION": asked["revision"],
         "RAY_AUTH_MODE": "token",
@@ -22,6 +30,7 @@ def environment(asked: dict[str, Any], directory: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         **({"RAYLAB_IMAGE_DIGEST": asked["image_digest"]} if asked.get("image_digest") else {}),
         **({"MLFLOW_TRACKING_URI": asked["tracking"]} if asked["tracking"] else {}),
+        **login(asked, directory),
     }
 
 

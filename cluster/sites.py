@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from raylab.errors import UsageError, unknown
+from raylab.errors import UsageError, redact, unknown
 
 SHIPPED = Path(__file__).with_name("sites.toml")
 BLANK = "<fill in:"
@@ -95,9 +95,22 @@ def site(name: str) -> Site:
     if "name" in merged:
         raise unknown(f"key of [{name}] in {where}:", "name", Site.model_fields.keys() - {"name"})
     try:
-        return Site.model_validate({"name": name, **merged})
+        found = Site.model_validate({"name": name, **merged})
     except ValidationError as error:
         raise _explain(error, name, where) from error
+    secret = [f"environment.{key}" for key, value in found.environment.items() if _is_secret(key, value)]
+    secret += [f"setup line {number}" for number, line in enumerate(found.setup, 1) if redact(line) != line]
+    if secret:
+        raise UsageError(
+            f"site '{name}' holds credentials: {', '.join(secret)}",
+            "job scripts and the command lines of steps hold these values, where others can read them",
+            f"write the `export` lines into a file of mode 0600 and read it in `setup` of {where}: setup = ['. FILE']",
+        )
+    return found
+
+
+def _is_secret(name: str, value: str) -> bool:
+    return redact(value) != value or re.search(r"(PASSWORD|SECRET|TOKEN|ACCESS_KEY)$", name, re.IGNORECASE) is not None
 
 
 def blanks(name: str) -> dict[str, str]:

@@ -14,6 +14,8 @@ from raylab.errors import SlurmError, UsageError
 ANSWER_SECONDS = 30.0  # a command that takes longer is taken for one that does not answer
 TRIES = 3
 DOOR = "RAYLAB_DOOR"  # in a container: the socket of cluster/door.py, which runs Slurm's commands outside
+# What no process of another node needs from our environment: files of mode 0600 carry it, by their path
+SECRETS = ("RAY_AUTH_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 ENDED = {
     "BOOT_FAIL",
     "CANCELLED",
@@ -183,8 +185,12 @@ def _call(words: list[str]) -> tuple[int, str, str]:
         if code == door.ABSENT:
             raise FileNotFoundError(complaint)
         return code, output, complaint
+    # sbatch hands its whole environment to Slurm, which stores it
+    clean = {name: value for name, value in os.environ.items() if name not in SECRETS}
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_SECONDS, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            words, env=clean, capture_output=True, text=True, timeout=ANSWER_SECONDS, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired as error:
         raise TimeoutError from error
     return done.returncode, done.stdout, done.stderr

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raylab import __version__
-from raylab.errors import RaylabError, unknown
+from raylab.errors import RaylabError, UsageError, unknown
 from raylab.files import write_json
 
 VERBS = {
@@ -57,12 +57,21 @@ def main(argv: list[str] | None = None) -> int:
     except RaylabError as error:
         print(f"raylab: {error}", file=sys.stderr)
         return error.exit_code
+    except PermissionError as error:
+        print(f"raylab: {_denied(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("raylab: stopped; a run that was training resumes with: raylab train --resume NAME", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, `raylab compare | head` for one
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _denied(error: PermissionError) -> UsageError:
+    path = error.filename or "a file"
+    why = "it belongs to another user, whose runs can be read at most, or it is read-only"
+    return UsageError(f"{path}: permission denied", why, "work in a RAYLAB_HOME of your own (docs/security.md)")
 
 
 def common(parser: argparse.ArgumentParser, **default: Any) -> None:

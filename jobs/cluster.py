@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster import client, head, relay, sites
+from cluster import client, head, relay, scripts, sites
 from cluster.directory import Directory, find
 from cluster.slurm import Slurm
 from jobs import cli, home
@@ -20,7 +20,7 @@ from jobs.progress import duration, say
 from raylab import loopback
 from raylab.errors import RunError, UsageError
 from raylab.files import read_lines
-from tracking import identity, runs, secret
+from tracking import identity, login, runs, secret
 
 EXAMPLE = "raylab cluster up --site testbed --min 0 --max 3 --wait"
 CODE = Path(__file__).resolve().parents[1]
@@ -74,6 +74,7 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
     site = sites.site(args.site)
     where = home.home()
     name, tracking = args.name or "ray", tracking_for_nodes(where)
+    files = login.files(tracking, scripts.LOGIN)
     asked = client.ask(
         site=site,
         home=where,
@@ -88,6 +89,8 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
         tracking=tracking,
         hooks=hooks(name, tracking, client.python_of(site, sys.executable)),
         python=sys.executable,
+        login=bool(files),
+        group=os.environ.get(home.GROUP, ""),
     )
     if args.dry_run:
         texts = client.dry_run(asked, where / "clusters" / name)
@@ -95,7 +98,7 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
             say(f"# ---- {file}\n{text}")
         return {"name": name, "texts": texts}
     slurm = client.commands(site.name)
-    directory, job = client.up(asked, where, slurm)
+    directory, job = client.up(asked, where, slurm, files)
     if not args.quiet:
         say(f"cluster {name}: the head is job {job} of site {site.name}")
     result: dict[str, Any] = {"name": name, "job": job, "directory": str(directory.path)}
@@ -114,7 +117,7 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
 
 def tracking_for_nodes(where: Path) -> str:
     """MLFLOW_TRACKING_URI for the nodes of a cluster, "" where its head is to serve the home's own MLflow."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    uri = login.tracking_uri()
     if not identity.is_local(uri):
         return uri
     if runs.address(where) == f"sqlite:///{runs.database(where)}":  # this home's server, which the head will run
@@ -223,7 +226,9 @@ def reach(directory: Directory) -> dict[str, str]:
     return token | mlflow | {
         "RAY_ADDRESS": f"http://127.0.0.1:{ports['dashboard']}",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard']}",
+        **scripts.login(asked, directory.path),
         "RAYLAB_HOME": asked["home"],
+        **({home.GROUP: asked["group"]} if asked.get("group") else {}),
         **loopback.no_proxy(dict(os.environ)),
     }  # fmt: skip
 

@@ -3,18 +3,17 @@
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from cluster import checkup, client, doctor, sites
+from cluster import checkup, client, doctor, scripts, sites
 from cluster.checkup import Finding, attempt
 from jobs import cli, home
 from jobs.progress import say
 from raylab.errors import UsageError
-from tracking import runs
+from tracking import login, runs
 
 EXAMPLE = "raylab doctor --site testbed"
 CODE = Path(__file__).resolve().parents[1]
@@ -58,11 +57,12 @@ def look(args: argparse.Namespace) -> Any:
         return
     site = sites.site(args.site)
     yield Finding(f"site {site.name} has no blanks")
-    tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
+    tracking = login.tracking_uri()
     python = client.python_of(site, sys.executable)
     command = [python, "-m", "jobs.doctor", "--here"]
     slurm = client.commands(site.name)
-    yield from doctor.examine(site, home.home(), CODE, slurm, command, tracking, args.nodes, args.wait)
+    files = login.files(tracking, scripts.LOGIN)
+    yield from doctor.examine(site, home.home(), CODE, slurm, command, tracking, args.nodes, args.wait, files)
 
 
 def on_node(facts: dict[str, Any]) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.task == "covidnet":
         scores.keep(directory, scored)  # the model's own card speaks of other data, too
         card.write(directory, scored["parameters"])
+        home.share(directory)
         tracked.forward_now(directory)
     out = {
         "run_id": described["run_id"],

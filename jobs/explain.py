@@ -1,20 +1,18 @@
 """raylab explain: which hours and features moved a network's predictions, as plots in its MLflow run."""
 
 import argparse
-import io
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jobs import cli, home, scores, tracked
+from jobs import cli, home, individuals, scores, tracked
 from jobs.evaluate import checked
 from jobs.progress import say
 from raylab.data.prepared import read_meta
 from raylab.errors import UsageError
 from tracking import plots
-from tracking.forward import Forwarder
 from tracking.outbox import Outbox
 
 EXAMPLE = "raylab explain ards --run NAME --data prepared/ards --split val"
@@ -27,6 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=["train", "val"], default="val")
     parser.add_argument("--stay", metavar="ID", help="the patient's stay; that of the highest probability otherwise")
     parser.add_argument("--rows", type=int, default=256, help="rows that the average is over, drawn")
+    individuals.add_option(parser)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     elif args.stay in samples.ids:
         one = int(np.flatnonzero(samples.ids == args.stay)[-1])
     else:
-        raise UsageError(f"no row of stay '{args.stay}' in split '{args.split}'", do="take an id from raylab predict")
+        raise UsageError(f"no row of that stay in split '{args.split}'", do="take an id from raylab predict")
     drawn = np.random.default_rng(recipe.seed).permutation(len(samples))[: args.rows]
     features = len(samples.spec["features"])
     found = attributions(network, samples.batch(np.append(drawn, one)), features)
@@ -55,31 +54,45 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             matrices[-1], names, f"Integrated gradients, one patient, p = {p[one]:.2f}", True, synthetic
         ),
     }
-    files = record(directory, figures)
+    few = len(np.unique(samples.group[drawn])) < individuals.FEW
+    private = set() if synthetic or args.share_individuals else {"one", *(["average"] if few else [])}
+    files = {name: write(directory, name, figure, name in private) for name, figure in figures.items()}
+    hidden = [path for name, path in files.items() if name in private]
+    send(directory, [path for path in files.values() if path not in hidden])
     ranked = sorted(zip(names, average.sum(1).tolist(), strict=True), key=lambda pair: -pair[1])
     if not args.quiet:
         say(f"mean absolute share of the logit over {len(drawn)} rows of {args.split}:")
         for name, share in ranked[:15]:
             say(f"  {name:<22} {share:.3f}")
-        say(f"plots: {', '.join(files)}")
-    return {"run_id": home.note(directory)["run_id"], "rows": len(drawn), "features": dict(ranked), "plots": files}
+        if shown := [path for path in files.values() if path not in hidden]:
+            say(f"plots: {', '.join(shown)}")
+        if hidden:
+            individuals.tell(hidden)
+    return {
+        "run_id": home.note(directory)["run_id"],
+        "rows": len(drawn),
+        "features": dict(ranked),
+        "plots": list(files.values()),
+        "private": hidden,
+    }
 
 
-def record(directory: Path, figures: dict[str, Any]) -> list[str]:
-    folder, outbox, files = directory / "plots", Outbox(directory / "outbox"), []
+def write(directory: Path, name: str, figure: Any, private: bool) -> str:
+    """Draw a figure into the run's directory, below `individuals` when it is `private`; its path."""
+    folder = individuals.folder(directory) if private else directory / "plots"
     folder.mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
-        file = folder / f"explain-{name}.png"
-        file.write_bytes(picture.getvalue())
-        outbox.append({"kind": "artifact", "path": str(file), "to": "plots"})
-        files.append(str(file))
-    forwarder = Forwarder()
-    forwarder.add(outbox.directory)
-    if left := forwarder.close(tracked.FLUSH_SECONDS):
-        say(f"{left} records wait on disk for the MLflow server; send them with: raylab sync")
-    return files
+    file = folder / f"explain-{name}.png"
+    file.touch(mode=0o600)
+    figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    return str(file)
+
+
+def send(directory: Path, files: list[str]) -> None:
+    """Put plots into the run's MLflow run, as far as the server lets us."""
+    outbox = Outbox(directory / "outbox")
+    for file in files:
+        outbox.append({"kind": "artifact", "path": file, "to": "plots"})
+    tracked.forward_now(directory)
 
 
 if __name__ == "__main__":

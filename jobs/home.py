@@ -2,8 +2,11 @@
 
 HOME/runs/NAME/     one run or search: run.json, recipe.json, checkpoints/, model/, outbox/, result.json
 HOME/mlflow/        the embedded MLflow: mlflow.db, artifacts/, token (who may use its server)
+
+All of it is for its owner alone. With RAYLAB_HOME_GROUP set, a Unix group may read what OPEN names of each run.
 """
 
+import grp
 import json
 import os
 import secrets
@@ -16,6 +19,12 @@ from typing import Any
 from raylab.errors import RunError, UsageError, unknown
 from raylab.files import locked, write_json
 from tracking import runs as tracking_runs
+
+GROUP = "RAYLAB_HOME_GROUP"
+# What the home's group may read of a run. Never checkpoints, outbox, trials, logs or pictures of single patients, nor
+# anything else of the home: clusters and the embedded MLflow hold tokens, prepared directories hold patients.
+OPEN = ("run.json", "recipe.json", "result.json", "failure.json", "attrition.json", "model_card.md",
+        "model", "scores", "plots")  # fmt: skip
 
 
 def home() -> Path:
@@ -38,9 +47,52 @@ def new_run(name: str | None, task: str) -> Path:
         raise UsageError(
             f"there is already a run named '{name}'", do=f"raylab train --resume {name}, or choose another --name"
         )
+    group()  # a name that is wrong is said before there is a run
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
     return directory
+
+
+def group() -> int | None:
+    """The id of the group that may read runs of this home, None without one. Raises UsageError where it cannot be."""
+    name = os.environ.get(GROUP)
+    if not name:
+        return None
+    try:
+        id = grp.getgrnam(name).gr_gid
+    except KeyError as error:
+        raise UsageError(f"{GROUP} is '{name}': there is no such group", do="`id -nG` lists yours") from error
+    if os.getuid() and id not in {os.getgid(), *os.getgroups()}:
+        raise UsageError(f"{GROUP} is '{name}', which you are not a member of", do="`id -nG` lists your groups")
+    if home().exists() and home().stat().st_mode & 0o022:
+        raise UsageError(
+            f"{home()} can be written by others (mode {home().stat().st_mode & 0o777:04o})",
+            f"with {GROUP} they may read runs; who can write there can replace models, and read tokens",
+            f"chmod go-w {home()}",
+        )
+    return id
+
+
+def share(directory: Path) -> None:
+    """Let the home's group read what OPEN names of a run in this home; without a group nothing is done."""
+    id = group()
+    if id is None or directory.parent != home() / "runs":
+        return
+    for folder in (home(), home() / "runs", directory):
+        _open(folder, id)
+    for name in OPEN:
+        path = directory / name
+        for one in (path, *(path.rglob("*") if path.is_dir() else ())):
+            if one.exists() and not one.is_symlink():
+                _open(one, id)
+
+
+def _open(path: Path, group: int) -> None:
+    """Group `group` may read `path`, and nobody but its owner may write it."""
+    seen = path.stat()
+    if seen.st_gid != group:
+        os.chown(path, -1, group)
+    path.chmod((seen.st_mode | (0o050 if path.is_dir() else 0o040)) & 0o755)
 
 
 def find(run: str) -> Path:
@@ -59,7 +111,7 @@ def find(run: str) -> Path:
 
 
 def note(directory: Path) -> dict[str, Any]:
-    """The run's run.json."""
+    """The run's run.json. An address in it is without credentials, which older versions stored."""
     found: dict[str, Any] = json.loads((directory / "run.json").read_text())
     if {"uri", "run_id"} <= found.keys():
         found["uri"] = tracking_runs.resolve(found["uri"], found["run_id"], directory)
@@ -70,12 +122,13 @@ def annotate(directory: Path, **facts: Any) -> dict[str, Any]:
     path = directory / "run.json"
     merged = {**(note(directory) if path.is_file() else {}), **facts}
     write_json(path, merged)
+    share(directory)
     return merged
 
 
 @contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """One process at a time works on a run; the second is refused."""
+    """One process at a time works on a run; the second is refused. At its end the home's group may read the run."""
     with locked(directory / "lock", wait=False) as mine:
         if not mine:
             raise RunError(
@@ -83,4 +136,7 @@ def held(directory: Path) -> Iterator[None]:
                 "two at once would overwrite each other's checkpoints",
                 "wait for it, or end it first",
             )
-        yield
+        try:
+            yield
+        finally:
+            share(directory)

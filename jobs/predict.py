@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jobs import cli, gradcam, home, scores, tracked
+from jobs import cli, gradcam, home, individuals, scores, tracked
 from jobs.evaluate import checked
 from jobs.progress import say
 from raylab.data.prepared import read_meta
@@ -29,8 +29,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--explain",
         action="store_true",
-        help="covidnet: Grad-CAM sheets beside --out and in MLflow; a column `outside`",
+        help="covidnet: Grad-CAM sheets in the run's directory, and a column `outside`",
     )
+    individuals.add_option(parser)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -77,24 +78,34 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         say(f"wrote {len(frame)} rows to {args.out}")
         if args.explain:
             say(f"Grad-CAM: {out['outside']:.0%} of the maps lies outside the lung field (43 % of an even one would)")
-            say("\n".join(f"  {path}" for path in out["sheets"]))
+            if out["private"]:
+                individuals.tell(out["private"])
+            else:
+                say("\n".join(f"  {path}" for path in out["sheets"]))
     return out
 
 
 def explained(
     directory: Path, args: argparse.Namespace, samples: Any, network: Any, p: np.ndarray, outside: np.ndarray
 ) -> dict[str, Any]:
-    """Sheets into the run's directory and its MLflow run; {"sheets", "outside": mean over rows}."""
+    """Sheets into the run's directory; they show single patients, so they go to its MLflow run only when synthetic or
+    shared. {"sheets", "private": those that stay, "outside": mean over rows}."""
     synthetic = bool(samples.meta["synthetic"])
-    written = gradcam.sheets(network, samples, p, directory / "plots" / f"gradcam-{args.split}", synthetic)
+    private = not (synthetic or args.share_individuals)
+    folder = individuals.folder(directory) if private else directory / "plots"
+    written = gradcam.sheets(network, samples, p, folder / f"gradcam-{args.split}", synthetic)
     mean = float(np.nanmean(outside))
     outbox = Outbox(directory / "outbox")
     for path in written:
-        outbox.append({"kind": "artifact", "path": str(path), "to": f"plots/gradcam-{args.split}"})
+        if private:
+            path.chmod(0o600)
+        else:
+            outbox.append({"kind": "artifact", "path": str(path), "to": f"plots/gradcam-{args.split}"})
     step = int(home.note(directory).get("best_step", 0))
     scores.append_new_metrics(outbox, step, {f"{args.split}/gradcam_outside": mean})
     tracked.forward_now(directory)
-    return {"sheets": [str(path) for path in written], "outside": mean}
+    sheets = [str(path) for path in written]
+    return {"sheets": sheets, "private": sheets if private else [], "outside": mean}
 
 
 if __name__ == "__main__":

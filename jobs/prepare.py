@@ -74,7 +74,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if not args.quiet:
         tell(args.task, args.out, meta)
     told = {k: v for k, v in meta.items() if k not in {"statistics", "files"}}
-    return {"out": str(args.out.absolute()), **told}
+    return {"out": str(args.out.absolute()), **without_names(told)}
+
+
+def without_names(meta: dict[str, Any]) -> dict[str, Any]:
+    """`meta` as it may be printed: file names can name patients, and stay in meta.json."""
+    shown: dict[str, Any] = {"warnings": [text.splitlines()[0].rstrip(":") for text in meta.get("warnings", [])]}
+    if "skipped" in meta:
+        shown["skipped"] = len(meta["skipped"])
+    return {**meta, **{name: value for name, value in shown.items() if name in meta}}
 
 
 def _ards(args: argparse.Namespace) -> dict[str, Any]:
@@ -166,15 +174,18 @@ def tell(task: str, out: Path, meta: dict[str, Any]) -> None:
         say(f"  {split}: " + ", ".join(f"{what} {n}" for what, n in count.items()))
     if task == "ards":
         _tell_ards(meta)
-    if skipped := meta.get("skipped"):
-        say(f"  unreadable and skipped: {len(skipped)}")
+    shown = without_names(meta)
+    if skipped := shown.get("skipped"):
+        say(f"  unreadable and skipped: {skipped}")
     if copies := (meta.get("duplicates") or {}).get("pairs"):
         say(f"  pairs of copies: {copies}, {meta['duplicates']['of_different_patients']} of them of different patients")
     if published := meta.get("published"):
         differs = "; ".join(published["differs"]) or "as the lecture counts"
         say(f"  counts of {published['table']}: {differs}")
-    for warning in meta.get("warnings", []):
+    for warning in shown.get("warnings", []):
         say(f"  warning: {warning}")
+    if skipped or shown.get("warnings"):
+        say(f"  the files: {out / 'meta.json'}")
     say(f"next: raylab train {task} --data {out}")
 
 

@@ -75,6 +75,8 @@ def start(
     with home.held(directory):
         ancestor = None if parent is None else home.note(parent)
         tracked.opening(directory, recipe, meta, data, kind, uri, ancestor)
+        if parent is not None:
+            home.annotate(directory, parent_directory=str(parent))  # of a colleague's home, perhaps
         return _go(directory, recipe, data, parent, quiet)
 
 
@@ -93,7 +95,8 @@ def resume(directory: Path, quiet: bool) -> dict[str, Any]:
                 f"restore the data, or start a new run: raylab train {recipe.task} --data {data}",
             )
         tracked.reopen(directory)
-        parent = None if described["parent"] is None else home.find(described["parent"])
+        ancestor = described.get("parent_directory") or described["parent"]
+        parent = None if ancestor is None else home.find(ancestor)
         return _go(directory, recipe, data, parent, quiet)
 
 

@@ -1,7 +1,6 @@
 """raylab ui: the MLflow pages on a loopback port, for their owner, until Ctrl-C."""
 
 import argparse
-import os
 import signal
 import socket
 import sys
@@ -10,7 +9,7 @@ from urllib.parse import urlsplit
 
 from jobs import cli, home
 from jobs.progress import say
-from tracking import identity, runs, secret, server
+from tracking import identity, login, runs, secret, server
 
 EXAMPLE = "raylab ui --port 5000"
 LINK = "open it in Chrome, Edge or Firefox: once, within 15 minutes; `raylab ui --detach` prints a new link"
@@ -23,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+    if uri := login.tracking_uri():
         there = runs.reach(runs.address(home.home()))
         if identity.is_local(there) and (file := identity.token_file(there)):  # a home's server, behind a relay
             link = secret.link(secret.read(file), urlsplit(there).port or 80)

@@ -15,17 +15,21 @@ Every error says what happened, why, and what to do next. `jobs` prints it and e
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
 class RaylabError(Exception):
-    """`what` happened (with the place), `why`, and `do`: the next command or edit."""
+    """`what` happened (with the place), `why`, and `do`: the next command or edit.
+
+    Errors are printed and logged, so credentials of addresses are left out of all three.
+    """
 
     exit_code = 1
 
     def __init__(self, what: str, why: str = "", do: str = "") -> None:
-        super().__init__(what, why, do)
-        self.what, self.why, self.do = what, why, do
+        self.what, self.why, self.do = redact(what), redact(why), redact(do)
+        super().__init__(self.what, self.why, self.do)
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -66,6 +70,11 @@ class CheckpointError(RunError):
 
 class IncompleteError(RunError):
     pass
+
+
+def redact(text: str) -> str:
+    """`text` with `***` for the credentials of every address in it: `http://***@host`."""
+    return re.sub(r"(\w://)[^\s/'\"]*@", r"\1***@", text)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -65,6 +66,15 @@ def surrogate_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sweep.write_chunk(argument, path)
     finish(made, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A team's MLflow server with accounts (tests/team.py)."""
+    from tests.team import serve
+
+    with serve(tmp_path_factory.mktemp("team")) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

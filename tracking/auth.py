@@ -10,27 +10,28 @@ from mlflow.tracking.request_auth.abstract_request_auth_provider import RequestA
 from requests import PreparedRequest
 from requests.auth import AuthBase
 
-from tracking import identity, secret
+from tracking import identity, login, secret
 
 
 class Auth(AuthBase):
     """Sends the home's token to the home's server, and nothing at all to a stranger on a loopback port."""
 
     def __call__(self, request: PreparedRequest) -> PreparedRequest:
-        """`request` with the token, or as it is for a server that is not on loopback. Raises TrackingError before
+        """`request` with the token, or with the login for another server. Raises TrackingError before
         anything is sent to a server that does not prove itself."""
         parts = urlsplit(str(request.url))
         uri = f"{parts.scheme}://{parts.netloc}"
         if not identity.is_local(uri):
-            return request
+            return login.authorize(request)
         file = identity.token_file(uri)
         if file is not None:
             token = secret.read(file)
             identity.prove(uri, token)
             request.headers["Authorization"] = f"Bearer {token}"
-        elif not identity.has_login():
+            return request
+        if login.find(uri) is None:
             identity.refuse_stranger(uri)
-        return request
+        return login.authorize(request)
 
 
 class AuthProvider(RequestAuthProvider):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from raylab.errors import TrackingError
-from tracking import runs
+from tracking import login, runs
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -63,11 +63,14 @@ def collect(uri: str, experiment: str) -> pl.DataFrame:
     not the same in all runs; metrics under their own names (last value), system metrics left out.
     """
     client = runs.client(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        known = sorted(e.name for e in client.search_experiments())
-        raise TrackingError(f"no experiment '{experiment}' at {uri}", f"known: {', '.join(known)}", "name one of these")
-    rows = _drop_old_evaluations([_row(run) for run in _search(uri, found.experiment_id)])
+    with login.explained(uri):
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            known = sorted(e.name for e in client.search_experiments())
+            raise TrackingError(
+                f"no experiment '{experiment}' at {uri}", f"known: {', '.join(known)}", "name one of these"
+            )
+        rows = _drop_old_evaluations([_row(run) for run in _search(uri, found.experiment_id)])
     names = list(dict.fromkeys(name for row in rows for name in row if name not in FIXED))
     params = [n for n in names if n.startswith("param/") and len({row.get(n) for row in rows}) > 1]
     tags = [n for n in names if n.startswith("tag/")]

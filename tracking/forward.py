@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from raylab.errors import TrackingError
 from raylab.files import locked, write_json
-from tracking import runs
+from tracking import login, runs
 from tracking.outbox import Record, read, target
 
 if TYPE_CHECKING:
@@ -323,6 +323,8 @@ def _down(uri: str, error: Exception) -> TrackingError:
             str(error).splitlines()[0],
             "check that the address is the one the run started with; its records are kept",
         )
+    if (known := login.refusal(uri, error)) is not None:
+        return _Down(known.what, f"{known.why}; the records are kept on disk", f"{known.do}; then raylab sync")
     why = (str(error).splitlines() or [type(error).__name__])[0][:300]
     return _Down(f"MLflow at {uri} does not take records now", why, "nothing is lost: raylab sync, later")
 

@@ -87,12 +87,6 @@ def refuse_stranger(uri: str) -> None:
         )
 
 
-def has_login() -> bool:
-    """Whether the environment holds credentials for a team's server."""
-    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-    return any(os.environ.get(name) for name in names)
-
-
 def _place(uri: str) -> str:
     parts = urlsplit(uri)
     return f"{parts.hostname}:{parts.port}"

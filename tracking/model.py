@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raylab.errors import TrackingError
-from tracking import runs
+from tracking import login, runs
 
 if TYPE_CHECKING:
     import torch
@@ -238,7 +238,8 @@ def _here(uri: str) -> Iterator[None]:
     mlflow.set_tracking_uri(runs.reach(uri))
     mlflow.set_registry_uri(runs.reach(uri))
     try:
-        yield
+        with login.explained(uri):
+            yield
     finally:
         mlflow.set_tracking_uri(before[0])
         mlflow.set_registry_uri(before[1])

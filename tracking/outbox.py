@@ -30,6 +30,7 @@ from typing import Any
 
 from raylab.errors import TrackingError
 from raylab.files import flock, write_json
+from tracking import login
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Outbox:
                 "records of two runs in one outbox could not be told apart",
                 "give the new run a directory of its own",
             )
-        write_json(self.directory / "target.json", {"uri": uri, "run_id": run_id})
+        write_json(self.directory / "target.json", {"uri": login.split(uri)[0], "run_id": run_id})
 
     def append(self, *records: Mapping[str, Any]) -> None:
         """Put `records` on disk in one write: when this returns, a crash cannot lose them.
@@ -110,9 +111,12 @@ def read(directory: Path, offset: int = 0) -> Iterator[tuple[int, Record | None]
 
 
 def target(directory: Path) -> dict[str, str] | None:
-    """{"uri", "run_id"} of an outbox, or None while it is not bound."""
+    """{"uri", "run_id"} of an outbox, or None while it is not bound. The address is without credentials."""
     path = Path(directory) / "target.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    found: dict[str, str] = json.loads(path.read_text())
+    return {**found, "uri": login.split(found["uri"])[0]}
 
 
 def _checked(record: Mapping[str, Any]) -> Record:

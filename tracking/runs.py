@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 from uuid import uuid4
@@ -18,7 +18,7 @@ from uuid import uuid4
 from raylab import loopback
 from raylab.errors import TrackingError
 from raylab.files import locked
-from tracking import identity, secret
+from tracking import identity, login, secret
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,12 +41,12 @@ _ways: dict[str, str] = {}
 
 
 def address(home: Path) -> str:
-    """MLFLOW_TRACKING_URI if set, else a SQLite database under `home`, created when missing.
+    """MLFLOW_TRACKING_URI without credentials, if set, else a SQLite database under `home`, created when missing.
 
     A server of a home, also behind the relay, is named by that home's database: runs remember it, and ports change
     hands. TrackingError when RAYLAB_MLFLOW_TOKEN_PATH says that MLFLOW_TRACKING_URI is such a server, and it is not.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/")
+    uri = login.tracking_uri()
     if not uri:
         return f"sqlite:///{database(home)}"
     if not identity.is_local(uri):
@@ -90,7 +90,7 @@ def client(uri: str) -> "MlflowClient":
     Raises TrackingError when another user listens at a loopback address.
     """
     _environment()
-    return _client(reach(uri))
+    return _client(reach(login.split(uri)[0]))
 
 
 def reach(uri: str) -> str:
@@ -104,10 +104,8 @@ def reach(uri: str) -> str:
 
         serving = server.running(home)
         return _ways.get(uri, uri) if serving is None else serving.uri
-    if identity.is_local(uri):
-        os.environ.setdefault("MLFLOW_TRACKING_AUTH", identity.AUTH)  # which looks again before each request
-        if identity.token_file(uri) is None and not identity.has_login():
-            identity.refuse_stranger(uri)
+    if identity.is_local(uri) and identity.token_file(uri) is None and login.find(uri) is None:
+        identity.refuse_stranger(uri)
     return uri
 
 
@@ -117,6 +115,7 @@ def resolve(uri: str, run_id: str, directory: Path) -> str:
     Older records name the port of a home's server. Such a run is in the database of the home in which the record
     lies, whoever listens on that port now.
     """
+    uri, _ = login.split(uri)  # which older versions stored as they were
     if identity.is_local(uri):
         for home in Path(directory).absolute().parents:
             path = home / "mlflow" / "mlflow.db"
@@ -163,7 +162,11 @@ def connect(home: str | Path) -> str:
 
 
 def check(uri: str) -> None:
-    """Raise TrackingError, within about 10 s, unless an MLflow that takes us answers at `uri`."""
+    """Raise TrackingError, within about 10 s, unless an MLflow that takes us answers at `uri`.
+
+    Credentials in `uri` itself are not used: `login` knows where they are.
+    """
+    uri, _ = login.split(uri)
     parts = urlsplit(uri)
     if parts.scheme == "sqlite":
         path = Path(uri.removeprefix("sqlite:///"))
@@ -192,19 +195,13 @@ def _check_http(uri: str) -> None:
     _environment()
     uri = reach(uri)
     ask = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
-    login = (os.environ.get("MLFLOW_TRACKING_USERNAME", ""), os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
-    auth: Any = login if any(login) else None
-    if identity.is_local(uri) and identity.token_file(uri):
-        from tracking.auth import Auth
+    from tracking.auth import Auth
 
-        auth, token = Auth(), None
     try:
         answer = requests.get(
             ask,
             timeout=CHECK_SECONDS,
-            auth=auth,
-            headers={"Authorization": f"Bearer {token}"} if token and not any(login) else None,
+            auth=Auth(),
         )
     except requests.Timeout as error:
         raise TrackingError(
@@ -224,7 +221,7 @@ def _check_http(uri: str) -> None:
         raise TrackingError(
             f"{uri} refuses us (HTTP {answer.status_code})",
             "it wants a login, or a --allowed-hosts with the name in this address",
-            "export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+            login.advice(),
         )
     if answer.status_code >= 500:
         raise TrackingError(f"{uri} answers with HTTP {answer.status_code}", "the server is sick", "look at its log")
@@ -251,7 +248,8 @@ def start_run(
     every = dict(tags or {})
     if parent_run_id:
         every[MLFLOW_PARENT_RUN_ID] = parent_run_id
-    run = client(uri).create_run(_experiment(uri, experiment), tags=every, run_name=name)
+    with login.explained(uri):
+        run = client(uri).create_run(_experiment(uri, experiment), tags=every, run_name=name)
     return str(run.info.run_id)
 
 
@@ -417,6 +415,7 @@ def _artifact_location(uri: str, name: str) -> str | None:
 def _environment() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ.setdefault("MLFLOW_TRACKING_AUTH", identity.AUTH)  # which looks at the server before each request
     os.environ.update(loopback.no_proxy(dict(os.environ)))
 
 

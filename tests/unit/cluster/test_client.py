@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import time
 
 import pytest
@@ -289,3 +290,20 @@ def test_an_image_that_is_not_there_is_refused(ask, site, tmp_path):
 def test_without_an_image_there_is_no_digest(up):
     directory, _ = up
     assert "RAYLAB_IMAGE_DIGEST" not in (directory.scripts / "head.sbatch").read_text()
+
+
+def test_a_login_lies_in_a_private_file_and_jobs_get_its_path(ask, slurm, tmp_path):
+    text = '{"http://t": {"username": "me", "password": "hunter2-Z9"}}'
+    asked = ask(tracking="http://t", login=True)
+    directory, _ = client.up(asked, tmp_path, slurm, {scripts.LOGIN: text})
+    path = directory.path / scripts.LOGIN
+    assert path.read_text() == text and path.stat().st_mode & 0o777 == 0o600
+    others = [one for one in directory.path.rglob("*") if one.is_file() and one != path]
+    assert not [one for one in others if "hunter2" in one.read_text()]
+    script = (directory.scripts / "head.sbatch").read_text()
+    assert f"export RAYLAB_MLFLOW_LOGIN={path}" in script
+    assert re.search(r"^unset .*MLFLOW_TRACKING_PASSWORD", script, re.MULTILINE)
+    client.down(directory, slurm)
+    assert not path.exists()
+    directory, _ = client.up(ask(), tmp_path, slurm)
+    assert "RAYLAB_MLFLOW_LOGIN" not in (directory.scripts / "head.sbatch").read_text()

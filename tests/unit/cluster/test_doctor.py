@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import checkup, doctor
+from cluster import checkup, doctor, scripts
 from cluster.checkup import Finding
 from cluster.directory import versions
 from cluster.sites import NodeType, Site
@@ -345,3 +345,15 @@ def test_a_server_that_refuses_our_name_for_it_says_allowed_hosts():
         found = mlflow(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
     assert not found.ok and f"--allowed-hosts 127.0.0.1:{server.server_port}" in found.do
+
+
+def test_nodes_get_the_login_by_the_path_of_a_private_file(local, tmp_path, fakes, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2-Z9")
+    slurm = fakes()
+    look = f'cd {tmp_path}; stat -c %a "$RAYLAB_MLFLOW_LOGIN" > mode; cp "$RAYLAB_MLFLOW_LOGIN" login; env > env'
+    files = {scripts.LOGIN: '{"http://t": {"token": "hunter2-Z9"}}'}
+    examine(local, tmp_path, slurm, ["bash", "-c", look], tracking="http://t", files=files)
+    assert (tmp_path / "mode").read_text() == "600\n" and "hunter2-Z9" in (tmp_path / "login").read_text()
+    assert "MLFLOW_TRACKING_URI=http://t\n" in (tmp_path / "env").read_text()
+    for seen in (tmp_path / "env", *slurm.directory.glob("*.calls")):
+        assert "hunter2" not in seen.read_text(), seen

@@ -115,6 +115,21 @@ def test_a_value_that_does_not_hold_is_named(own_sites, text, said):
     assert said in caught.value.what and str(path) in caught.value.what
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[local.environment]\nHTTPS_PROXY = 'http://me:hunter2-Z9@proxy:3128'\n",
+        "[local.environment]\nAWS_SECRET_ACCESS_KEY = 'hunter2-Z9'\n",
+        "[local]\nsetup = ['export http_proxy=http://me:hunter2-Z9@proxy:3128']\n",
+    ],
+)
+def test_credentials_in_a_site_are_refused_because_scripts_would_show_them(own_sites, text):
+    own_sites(text)
+    with pytest.raises(UsageError, match="holds credentials") as caught:
+        sites.site("local")
+    assert "hunter2" not in str(caught.value) and "setup = ['. FILE']" in caught.value.do
+
+
 def test_a_file_that_is_no_toml_is_named(own_sites):
     path = own_sites("[local\n")
     with pytest.raises(UsageError, match=str(path)):

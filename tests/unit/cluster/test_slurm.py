@@ -194,3 +194,13 @@ def test_requeue_and_configuration(commands):
         "SchedulerParameters": "a=1,b=2",
     }
     assert calls(where, "scontrol") == ["requeue 8", "show config"]
+
+
+def test_slurm_is_handed_no_secret_of_the_environment(commands, tmp_path, monkeypatch):
+    """sbatch sends its whole environment to the controller, which stores it."""
+    for name in slurm.SECRETS:
+        monkeypatch.setenv(name, "hunter2-Z9")
+    monkeypatch.setenv("KEPT", "yes")
+    Slurm(commands(sbatch=f"env > {tmp_path}/env; echo 7")).submit(tmp_path / "x.sbatch")
+    seen = (tmp_path / "env").read_text()
+    assert "KEPT=yes" in seen and "hunter2" not in seen

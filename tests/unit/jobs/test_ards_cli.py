@@ -8,6 +8,9 @@ import polars as pl
 import pytest
 
 from jobs import cli, scores
+from raylab.files import read_lines
+
+SHARE = ("--share-individuals",)
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +72,21 @@ def test_a_model_trained_elsewhere_is_scored_on_yaib_data(tmp_path, ards_data, c
     assert raylab("concepts", "--data", tmp_path / "y", "--json", tmp_path / "concepts.json") == 0
     covered = {row["name"]: row for row in json.loads((tmp_path / "concepts.json").read_text())["concepts"]}
     assert covered["pao2"]["stays"] == covered["pao2"]["rows"] == 1 and covered["peep"]["rows"] == 0
-    assert raylab("explain", "ards", "--run", "far", "--data", ards_data, "--rows", 8) == 0
+    for data, more, kept in (
+        (ards_data, (), []),
+        (tmp_path / "y", (), ["one", "average"]),
+        (tmp_path / "y", SHARE, []),
+    ):
+        words = ["explain", "ards", "--run", "far", "--data", data, "--rows", 8, *more]
+        assert raylab(*words, "--json", tmp_path / "plots.json") == 0
+        plots = json.loads((tmp_path / "plots.json").read_text())
+        private = [Path(path) for path in plots["private"]]
+        assert sorted(path.stem for path in private) == sorted(f"explain-{name}" for name in kept), data
+        assert all(path.parent.name == "individuals" and path.stat().st_mode & 0o777 == 0o600 for path in private)
+        assert len(plots["plots"]) == 2 and all(Path(path).stat().st_size > 10_000 for path in plots["plots"])
+    records = read_lines(tmp_path / "home" / "runs" / "far" / "outbox" / "outbox.jsonl")
+    sent = [record["path"] for record in records if record["kind"] == "artifact" and "explain-" in record["path"]]
+    assert len(sent) == 4 and not [path for path in sent if "individuals" in path], "synthetic, and shared on purpose"
 
 
 def test_a_label_of_an_earlier_version_is_compared():
