@@ -29,7 +29,7 @@ from raylab.data.concepts import by_id
 from raylab.data.icu import SOURCES, Raw
 from tests.team import Team
 
-pytestmark = pytest.mark.timeout(900)  # the whole story is the first test's setup
+pytestmark = pytest.mark.timeout(1800)  # the whole story is the first test's setup
 
 PATIENT = "CANARY7Q"  # in ids of patients and stays, and in names of files
 TAG = "CANARYTAG9X"  # in what files say of themselves and nobody needs
