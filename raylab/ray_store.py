@@ -19,6 +19,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raylab.errors import RunError
 from raylab.rendezvous import Rendezvous
 
+# Of this process's groups, until its end: torch holds the C++ half of a store only, which calls its Python half
+_stores: list[dist.Store] = []
 CALL_SECONDS = 10.0  # a wait asks again after this long, so that one of a member that died soon ends
 
 
@@ -122,9 +124,10 @@ def join_group(config: StoreConfig, prefix: str, rank: int, size: int) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # = is exact; without it eth1 means eth10 as well
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as Ray Train does: fail where a collective hangs
+    _stores.append(RayStore(config.rendezvous))
     dist.init_process_group(
         config.backend,
-        store=dist.PrefixStore(prefix, RayStore(config.rendezvous)),
+        store=dist.PrefixStore(prefix, _stores[-1]),
         rank=rank,
         world_size=size,
         timeout=timedelta(seconds=config.timeout_s),
