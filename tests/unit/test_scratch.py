@@ -12,7 +12,6 @@ import pytest
 from raylab.errors import UsageError
 from raylab.scratch import PREFIX, RAY_BYTES, SOCKET_BYTES, Scratch, default_parents
 from tests.others import as_other_user
-from tests.wait import wait_for
 
 
 @pytest.fixture
