@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from raylab.files import read_lines
-from tests.others import as_other_user, skip_unless_root
+from tests.others import NOBODY, as_other_user, skip_unless_root
 from tests.ray.conftest import ROOT
 from tests.wait import wait_for
 
@@ -86,10 +86,11 @@ def listening(process: "subprocess.Popen[str]") -> dict[tuple[str, int], str]:
     return found
 
 
-# Asks every port for the keys of a TCPStore, and of Ray's workers and control store without a token
+# As the other user: writes to and reads from a TCPStore on every port, and calls Ray's workers without a token.
+# The imports come before the change of user, who may not be able to read this Python.
 STORE_ATTACK = """
-import sys, grpc
-from concurrent.futures import ThreadPoolExecutor
+import os, sys, grpc
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from torch.distributed import TCPStore
 
@@ -109,14 +110,20 @@ def refusal(port):
         return error.code().name
     return "OK"
 
-ports = [int(port) for port in sys.argv[1:]]
-with ThreadPoolExecutor(len(ports)) as pool:
-    for port, found, code in zip(ports, pool.map(keys, ports), pool.map(refusal, ports)):
-        print(port, "STORE" if found is not None else "-", code)
+user, *ports = map(int, sys.argv[1:])
+os.setgroups([]), os.setgid(user), os.setuid(user)
+pool = ThreadPoolExecutor(2 * len(ports))
+stores = {port: pool.submit(keys, port) for port in ports}
+calls = {port: pool.submit(refusal, port) for port in ports}
+wait([*stores.values(), *calls.values()], timeout=30)  # gloo's own sockets never answer
+for port in ports:
+    store = stores[port].done() and stores[port].result() is not None
+    print(port, "STORE" if store else "-", calls[port].result() if calls[port].done() else "-", flush=True)
+os._exit(0)
 """
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_another_user_gets_nothing_and_stops_nothing(local: Local, ards_data: Path) -> None:
     skip_unless_root()
     # He was first: Ray's usual directory is his, with the address of a cluster of his
@@ -126,7 +133,7 @@ def test_another_user_gets_nothing_and_stops_nothing(local: Local, ards_data: Pa
     assert planted.code == 0, planted.output
     run = local.start("train", "ards", "--data", ards_data, "--workers", 2, "--name", "victim", *LONG)
     try:
-        wait_for(lambda: local.has_trained("victim") or run.poll() is not None, 250, "the first steps")
+        wait_for(lambda: local.has_trained("victim") or run.poll() is not None, 450, "the first steps")
         assert run.poll() is None, run.stdout.read() if run.stdout else ""
 
         # Files: nothing of the session is reached, though Ray has made it writable for everybody
@@ -153,14 +160,17 @@ def test_another_user_gets_nothing_and_stops_nothing(local: Local, ards_data: Pa
         ports = listening(run)
         assert {address for address, _ in ports} == {"127.0.0.1"}, ports
         assert "ray::Rendezvous" in {name.split(".")[0] for name in ports.values()}, ports
-        if as_other_user(f"test -x {sys.executable} && {sys.executable} -c 'import torch'", 120).code != 0:
-            pytest.skip("the other user cannot run this Python")
-        attack = as_other_user(
-            f"HOME=/nonexistent {sys.executable} -c '{STORE_ATTACK}' {' '.join(str(port) for _, port in ports)}", 200
+        attack = subprocess.run(
+            [sys.executable, "-c", STORE_ATTACK, str(NOBODY), *(str(port) for _, port in ports)],
+            env={"PATH": os.environ["PATH"]},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
         )
-        assert attack.code == 0, attack.output
-        assert "STORE" not in attack.output
-        codes = {int(line.split()[0]): line.split()[2] for line in attack.output.splitlines() if line[:1].isdigit()}
+        assert attack.returncode == 0, attack.stdout
+        assert "STORE" not in attack.stdout
+        codes = {int(line.split()[0]): line.split()[2] for line in attack.stdout.splitlines() if line[:1].isdigit()}
         assert "OK" not in codes.values(), codes
         rendezvous = [port for (_, port), name in ports.items() if name.startswith("ray::Rendezvous")]
         assert {codes[port] for port in rendezvous} == {"UNAUTHENTICATED"}, codes
@@ -174,28 +184,28 @@ def test_another_user_gets_nothing_and_stops_nothing(local: Local, ards_data: Pa
 
 def sigterm_while_starting(local: Local, ards_data: Path, name: str, begun: Any) -> None:
     run = local.start("train", "ards", "--data", ards_data, "--workers", "1:1", "--name", name, *LONG)
-    wait_for(lambda: begun() or run.poll() is not None, 120, "Ray to start")
+    wait_for(lambda: begun() or run.poll() is not None, 300, "Ray to start")
     terminate(run)
     assert json.loads((local.home / "runs" / name / "run.json").read_text())["status"] == "KILLED"
     assert local.statuses()[name] == "KILLED"
     assert list(local.scratch.iterdir()) == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_sigterm_while_ray_starts(local: Local, ards_data: Path) -> None:
     """At its beginning, when no process runs yet, and just before the driver connects."""
     sigterm_while_starting(local, ards_data, "early", lambda: list(local.scratch.glob("*/r")))
     sigterm_while_starting(local, ards_data, "late", lambda: list(local.scratch.glob("*/r/session_2*/sockets/raylet")))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_sigterm_to_a_search(local: Local, ards_data: Path) -> None:
     search = local.start(
         "tune", "ards", "--data", ards_data, "--trials", 4, "--scheduler", "fifo", "--search", "random",
         "--space", "optim.lr=loguniform(1e-4,1e-2)", "--name", "search", *LONG,
     )  # fmt: skip
     trials = [f"search/trials/{number:03d}" for number in (0, 1)]
-    wait_for(lambda: all(map(local.has_trained, trials)) or search.poll() is not None, 250, "two trials")
+    wait_for(lambda: all(map(local.has_trained, trials)) or search.poll() is not None, 450, "two trials")
     terminate(search)
     assert local.statuses() == dict.fromkeys(("search", "search-000", "search-001"), "KILLED")
     for run in ("search", *trials):
