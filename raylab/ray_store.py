@@ -15,12 +15,13 @@ import torch.distributed as dist
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from raylab.errors import RunError
 from raylab.rendezvous import Rendezvous
 
 # Of this process's groups, until its end: torch holds the C++ half of a store only, which calls its Python half
-_stores: list[dist.Store] = []
+_stores: list[Store] = []
 CALL_SECONDS = 10.0  # a wait asks again after this long, so that one of a member that died soon ends
 
 
@@ -33,8 +34,10 @@ def create_rendezvous() -> Any:
     return ray.remote(num_cpus=0)(Rendezvous).options(scheduling_strategy=here).remote()
 
 
-class RayStore(dist.Store):
+class RayStore(Store):
     """torch.distributed's store over a Rendezvous actor. `timeout`, as of every store, is set by `set_timeout`."""
+
+    timeout: timedelta  # torch's own, which its type hints leave out
 
     def __init__(self, rendezvous: Any) -> None:
         super().__init__()
@@ -127,7 +130,7 @@ def join_group(config: StoreConfig, prefix: str, rank: int, size: int) -> None:
     _stores.append(RayStore(config.rendezvous))
     dist.init_process_group(
         config.backend,
-        store=dist.PrefixStore(prefix, _stores[-1]),
+        store=PrefixStore(prefix, _stores[-1]),
         rank=rank,
         world_size=size,
         timeout=timedelta(seconds=config.timeout_s),
