@@ -29,16 +29,19 @@ class Local:
         self.home, self.scratch = home, scratch
         kept = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
         self.environment = {**kept, "RAYLAB_HOME": str(home), "TMPDIR": str(scratch)}
+        self.processes: list[subprocess.Popen[str]] = []
 
-    def start(self, *words: object, **environment: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+    def start(self, *words: object) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
             [sys.executable, "-m", "jobs.cli", *map(str, words)],
             cwd=ROOT,
-            env=self.environment | environment,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self.processes.append(process)
+        return process
 
     def has_trained(self, run: str) -> bool:
         return any("step" in line for line in read_lines(self.home / "runs" / run / "ledger.jsonl"))
@@ -57,7 +60,11 @@ def local(tmp_path: Path) -> Iterator[Local]:
     """Its TMPDIR is like /tmp: everybody may write there."""
     scratch = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # short: below it lie Ray's sockets
     scratch.chmod(0o1777)
-    yield Local(tmp_path, scratch)
+    made = Local(tmp_path, scratch)
+    yield made
+    for process in made.processes:  # one that a failed test has left: Ray's processes die with it
+        process.kill()
+        process.wait()
     shutil.rmtree(scratch)
 
 
