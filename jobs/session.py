@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
@@ -162,25 +163,43 @@ def _local_scratch() -> Iterator[Scratch]:
 
 @contextmanager
 def _start_of_ray() -> Iterator[None]:
-    """Around `ray.init`: SIGTERM's handler is the same after as before, and a failed start leaves no process.
+    """Around `ray.init`: SIGTERM keeps its handler, and a failed start leaves no process.
 
-    Ray's own handler raises SystemExit, which is passed on as the interrupt that it is.
+    Ray swallows what a handler raises in some places of its start: a SIGTERM is noted too, and raised at the end.
     """
+    import ray._private.utils
+
     us = psutil.Process()
     others = set(us.children())
     before = signal.getsignal(signal.SIGTERM)
+    handled = callable(before) and threading.current_thread() is threading.main_thread()
+    set_sigterm_handler = ray._private.utils.set_sigterm_handler
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        if callable(before):
+            before(number, frame)
+
     try:
+        if handled:
+            signal.signal(signal.SIGTERM, note)
+            ray._private.utils.set_sigterm_handler = lambda handler: None
         yield
+        if came:
+            raise KeyboardInterrupt
     except BaseException as error:
         for child in set(us.children()) - others:
             for process in (*child.children(recursive=True), child):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-        if isinstance(error, SystemExit):
+        if came and not isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
     finally:
-        if threading.current_thread() is threading.main_thread() and before is not None:
+        ray._private.utils.set_sigterm_handler = set_sigterm_handler
+        if handled:
             signal.signal(signal.SIGTERM, before)
 
 

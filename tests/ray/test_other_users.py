@@ -70,6 +70,7 @@ def local(tmp_path: Path) -> Iterator[Local]:
 
 def terminate(process: "subprocess.Popen[str]") -> str:
     """SIGTERM; what the command has said. It must end as an interrupted one, and leave no process."""
+    assert process.poll() is None, process.stdout.read() if process.stdout else ""
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
