@@ -47,8 +47,11 @@ class Local:
         return any("step" in line for line in read_lines(self.home / "runs" / run / "ledger.jsonl"))
 
     def statuses(self) -> dict[str, str]:
-        """Name -> status of all runs in MLflow."""
+        """Name -> status of all runs in MLflow; what a busy machine had no time to send at the end is sent first."""
         from mlflow import MlflowClient
+
+        output, _ = self.start("sync").communicate(timeout=200)
+        assert self.processes[-1].returncode == 0, output
 
         client = MlflowClient(f"sqlite:///{self.home}/mlflow/mlflow.db")
         experiment = client.get_experiment_by_name("raylab")
