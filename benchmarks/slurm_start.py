@@ -43,7 +43,7 @@ def ended(home: Path, run: str) -> None:
 def symmetric(bed: Path, home: Path, data: Path, run: str) -> float:
     """One sbatch of three nodes whose step is `ray symmetric-run`."""
     train = shlex.join([sys.executable, "-m", "jobs.cli", "train", "ards", "--data", str(data), "--name", run, *RECIPE])
-    options = "--min-nodes 3 --num-cpus=1 --num-gpus=0 --object-store-memory=80000000 --temp-dir=/tmp/rs"
+    options = "--min-nodes 3 --num-cpus=1 --num-gpus=0 --object-store-memory=80000000 --temp-dir=$private/r"
     ray = f"{sys.executable} -m ray.scripts.scripts symmetric-run --address $HEAD:6379 {options}"
     script = home / "symmetric.sbatch"
     script.write_text(
@@ -52,7 +52,7 @@ def symmetric(bed: Path, home: Path, data: Path, run: str) -> float:
         f"export RAYLAB_HOME={home} PYTHONPATH={ROOT} RAY_worker_niceness=0\n"
         "export HEAD=$(getent hosts $(hostname) | cut -d' ' -f1)\nexport RAY_ADDRESS=$HEAD:6379\n"
         f"export PATH={Path(sys.executable).parent}:$PATH\n"
-        f"srun sh -c {shlex.quote(f'{ray} -- {train}')}\n"
+        f"srun sh -c {shlex.quote(f'private=$(mktemp -d) && {ray} -- {train}')}\n"
     )
     since = time.time()
     job = subprocess.run([bed / "sbatch", "--parsable", script], check=True, capture_output=True, text=True).stdout

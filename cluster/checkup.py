@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -20,8 +19,9 @@ from cluster import testbed
 from cluster.node import compare
 from cluster.ray_process import OBJECT_STORE_LEAST, Allocation, address_of, free_ports
 from cluster.sites import NodeType, Site
-from raylab.errors import RaylabError
+from raylab.errors import RaylabError, UsageError
 from raylab.files import locked, write_json
+from raylab.scratch import Scratch
 
 SEE_SECONDS = 10.0  # for what another node wrote to be seen here
 LETTERS = 4096  # in the file that the login node keeps replacing
@@ -127,20 +127,17 @@ def _locked(path: Path) -> Finding:
 
 def scratch(path: str) -> list[Finding]:
     """Can Ray's directory and its longest socket be made there, and is there room?"""
-    temp = None
     try:
-        temp = Path(tempfile.mkdtemp(prefix="rl", dir=path))
-        place = temp / SOCKET
-        place.parent.mkdir(parents=True)
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.bind(str(place))
-        free = shutil.disk_usage(temp).free
-    except OSError as error:
-        why = f"scratch {path} cannot hold Ray's sockets ({error.strerror or error})"
+        with Scratch([path]) as temp:
+            place = temp.ray / SOCKET
+            place.parent.mkdir(parents=True)
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.bind(str(place))
+            free = shutil.disk_usage(temp.path).free
+    except (OSError, UsageError) as error:
+        reason = error.why if isinstance(error, UsageError) else error.strerror or error
+        why = f"scratch {path} cannot hold Ray's sockets ({reason})"
         return [Finding(why, False, "correct `scratch` of the site")]
-    finally:
-        if temp is not None:
-            shutil.rmtree(temp, ignore_errors=True)
     if free < SCRATCH_BYTES:
         room = f"scratch {path} has {free / 1e9:.1f} GB left, fewer than {SCRATCH_BYTES / 1e9:.0f}"
         return [Finding(room, False, "free some, or choose another `scratch` of the site")]

@@ -79,7 +79,7 @@ class Head:
         self.address, self.dashboard = f"{self.ip}:{port}", f"http://127.0.0.1:{dashboard}"
         options = [
             "--head", f"--port={port}", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--temp-dir={self.ray.temp}",
+            f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
             f"--resources={json.dumps({RESOURCE: 1000})}",
         ]  # fmt: skip
         nodes = {kind: self.site.nodes[kind] for kind in self.asked["types"]}

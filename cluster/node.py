@@ -129,8 +129,7 @@ class RayNode:
             "RAY_CLOUD_INSTANCE_ID": instance,
             "RAY_NODE_TYPE_NAME": kind,
         }
-        options = [f"--address={address}", f"--temp-dir={self.ray.temp}"]
-        self.ray.start(sys.executable, self.ip, options, environment)
+        self.ray.start(sys.executable, self.ip, [f"--address={address}"], environment)
         self.ray.wait_for(self.ip, self.ray.agent_port)
         log.info("worker %s of %s on %s", instance, address, self.ip)
         while signals.came is None:

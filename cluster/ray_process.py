@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from pathlib import Path
 
 import psutil
 
-from raylab.errors import SlurmError
+from raylab.errors import SlurmError, UsageError
+from raylab.scratch import Scratch
 
 OBJECT_STORE_SHARE, OBJECT_STORE_MOST, OBJECT_STORE_LEAST = 0.1, 2 * 10**9, 80 * 10**6  # data is read from files
 START_SECONDS = 120.0
-LOG_BYTES = 20_000_000  # of Ray's logs, kept of each node
 
 # A node that ends is noticed after 5 s, as its port refuses; one that only does not answer, after half a minute: on a
 # busy node an answer takes seconds, and a node given up in error restarts its run. On workers, the head's absence.
@@ -34,6 +33,10 @@ COMMON = {
     "RAY_worker_niceness": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_BACKEND_LOG_LEVEL": "warning",
+    # Ray's Prometheus servers ask for no token: none is started. -1 is no port, and Ray goes on without that server
+    "RAY_enable_metrics_collection": "false",
+    "AUTOSCALER_METRIC_PORT": "-1",
+    "DASHBOARD_METRIC_PORT": "-1",
 }
 
 
@@ -115,11 +118,12 @@ class RayProcess:
 
     def __init__(self, scratch: str, log: Path) -> None:
         try:
-            self.temp = Path(tempfile.mkdtemp(prefix="rl", dir=scratch))
-        except OSError as error:
+            self.scratch = Scratch([scratch])
+        except UsageError as error:
             raise SlurmError(
-                f"no directory could be made in {scratch}", str(error), "correct `scratch` of the site"
+                f"no directory for Ray could be made in {scratch}", error.why, "correct `scratch` of the site"
             ) from error
+        self.temp = self.scratch.ray
         self.log = log
         self.agent_port = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -127,7 +131,7 @@ class RayProcess:
 
     def start(self, python: str, ip: str, options: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start Ray with `options`; every port that two Rays on a node would fight over is chosen here."""
-        ports = free_ports(ip, 7)
+        ports = free_ports(ip, 6)
         self.agent_port = ports[4]
         names = (
             "node-manager-port", "object-manager-port", "metrics-export-port", "runtime-env-agent-port",
@@ -140,7 +144,7 @@ class RayProcess:
             "--min-worker-port=0",
             "--max-worker-port=0",
         ]
-        command += [f"--{name}={port}" for name, port in zip(names, ports, strict=False)]
+        command += [f"--temp-dir={self.temp}", *(f"--{name}={port}" for name, port in zip(names, ports, strict=True))]
         shm = shutil.disk_usage("/dev/shm").free
         command += [*options, *(Allocation.read(os.environ).options(shm) if "--num-cpus=0" not in options else [])]
         with self.log.open("ab") as log:
@@ -150,15 +154,15 @@ class RayProcess:
                     **os.environ,
                     **HEALTH,
                     **COMMON,
-                    "TMPDIR": str(self.temp),
-                    "AUTOSCALER_METRIC_PORT": str(ports[6]),
+                    "TMPDIR": str(self.scratch.path),
                     **environment,
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                cwd=self.temp,
+                cwd=self.scratch.path,
+                pass_fds=[self.scratch.lock],  # held by Ray itself: no other agent removes what is in use
             )
 
     def wait_for(self, ip: str, port: int) -> None:
@@ -202,19 +206,11 @@ class RayProcess:
             except psutil.Error:
                 continue
         psutil.wait_procs(family, timeout=5)
-        shutil.rmtree(self.temp, ignore_errors=True)
+        self.scratch.close()
 
     def keep_logs(self, directory: Path) -> None:
-        """Copy the newest of Ray's log files to `directory`, up to LOG_BYTES in all."""
-        files = [path for path in self.temp.glob("session_2*/logs/*") if path.is_file()]
-        left = LOG_BYTES
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in sorted(files, key=lambda p: -p.stat().st_mtime):
-            size = path.stat().st_size
-            if size == 0 or size > left:
-                continue
-            left -= size
-            shutil.copyfile(path, directory / path.name)
+        """Copy the newest of Ray's log files to `directory`."""
+        self.scratch.keep_logs(directory)
 
     def _family(self) -> list[psutil.Process]:
         if self.process is not None and self.process.poll() is None:

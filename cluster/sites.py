@@ -10,11 +10,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from raylab.errors import UsageError, redact, unknown
+from raylab.scratch import RAY_BYTES, SOCKET_BYTES
 
 SHIPPED = Path(__file__).with_name("sites.toml")
 BLANK = "<fill in:"
-SOCKET_LIMIT = 107  # bytes of a Unix socket's path, from Linux's sockaddr_un
-SESSION = 80  # bytes that Ray adds: /session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store, and our own directory
 
 Text = Annotated[str, Field(min_length=1)]
 Line = Annotated[str, Field(pattern=r"^[^\n\r]*$")]  # of a script
@@ -152,11 +151,11 @@ def check(site: Site, home: Path, time: str) -> None:
             f"a node is told to leave {site.lead_seconds} s before its limit (lead_seconds); half its time is for work",
             f"--time of at least {2 * site.lead_seconds} s, or a smaller lead_seconds",
         )  # fmt: skip
-    if len(site.scratch.encode()) + SESSION > SOCKET_LIMIT:
+    if len(site.scratch.encode()) + RAY_BYTES > SOCKET_BYTES:
         raise UsageError(
             f"scratch of site '{site.name}' is too long: {site.scratch}",
-            f"Ray's sockets lie below it, and their paths have {SOCKET_LIMIT} bytes at the most",
-            f"choose one of {SOCKET_LIMIT - SESSION} bytes or fewer, e.g. /tmp",
+            f"Ray's sockets lie below it, and their paths have {SOCKET_BYTES} bytes at the most",
+            f"choose one of {SOCKET_BYTES - RAY_BYTES} bytes or fewer, e.g. /tmp",
         )
     if site.image is not None and not Path(site.image).is_file():
         raise UsageError(

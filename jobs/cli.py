@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jobs.home import home
 from raylab import __version__
 from raylab.errors import RaylabError, UsageError, unknown
 from raylab.files import write_json
@@ -98,6 +99,8 @@ def run(verb: str, words: list[str]) -> int:
     for chatty in ("mlflow", "alembic", "torch.export"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     os.umask(0o077)  # what is written is for its owner: this may be a shared machine
+    # torch loads compiled code from here; its own choice is /tmp/torchinductor_USER, which anybody may make first
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "compiled"))
     # An interrupt and a polite end of the job take the same way out: outboxes closed, run marked
     signal.signal(signal.SIGTERM, _interrupt)
     result: dict[str, Any] = module.main(args)

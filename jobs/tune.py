@@ -4,6 +4,8 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,19 @@ class ToMlflow:
         home.annotate(self.trial(number), status="FAILED" if how == "failed" else "FINISHED")
         self.table.update(number, **json.loads((self.trial(number) / "end.json").read_text()))
 
+    @contextmanager
+    def mark_killed(self) -> Iterator[None]:
+        """Around a search: when it is interrupted or fails, its trials without an end are marked KILLED."""
+        try:
+            yield
+        except BaseException:
+            for number in self.rows:
+                directory = self.trial(number)
+                if not (directory / "end.json").is_file():
+                    Outbox(directory / "outbox").append({"kind": "status", "status": "KILLED"})
+                    home.annotate(directory, status="KILLED")
+            raise
+
 
 def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
     options = recipe.search
@@ -181,7 +196,8 @@ def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, A
             from raylab import ray_tune
 
             watch = ToMlflow(directory, recipe, forwarder, quiet)
-            ray_tune.search(recipe, data, directory, watch)
+            with watch.mark_killed():
+                ray_tune.search(recipe, data, directory, watch)
             found = ray_tune.best(directory)
             ends = ray_tune.Trials(directory / "trials", 0).ended
         number, end = found  # type: ignore[misc]  # search() raises where there is none

@@ -13,7 +13,6 @@ from typing import Any
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig
 from ray.train.v2.api.callback import UserCallback
 
 import raylab.errors
@@ -24,6 +23,7 @@ from raylab.errors import IncompleteError, RaylabError, RunError
 from raylab.files import write_json
 from raylab.loop import Metrics
 from raylab.ray_elastic import NOTE, ElasticPolicy, ElasticTrainer, moved
+from raylab.ray_store import StoreConfig, create_rendezvous
 from raylab.run import Moved, execute
 from raylab.tasks import task
 from raylab.world import World
@@ -84,10 +84,11 @@ def train(
     (directory / "failure.json").unlink(missing_ok=True)
     samples = len(task(recipe.task).load(data, "train", recipe.data, None))
     planned = recipe.loop.epochs * steps_per_epoch(samples, recipe.loop.batch)
+    rendezvous = create_rendezvous()
     while True:
         (directory / NOTE).unlink(missing_ok=True)
         try:
-            trainer(recipe, data, directory, callback, parent, planned).fit()
+            trainer(recipe, data, directory, callback, parent, planned, rendezvous).fit()
         except ray.train.TrainingFailedError as error:
             raise RunError(
                 f"the workers of run {directory.name} failed {recipe.scaling.max_failures + 1} times",
@@ -99,9 +100,15 @@ def train(
 
 
 def trainer(
-    recipe: Recipe, data: Path, directory: Path, callback: UserCallback, parent: Path | None, planned: int
+    recipe: Recipe,
+    data: Path,
+    directory: Path,
+    callback: UserCallback,
+    parent: Path | None,
+    planned: int,
+    rendezvous: Any,
 ) -> ElasticTrainer:
-    """The trainer of one attempt."""
+    """The trainer of one attempt, whose workers meet at `rendezvous`."""
     low, high = recipe.scaling.workers
     # Attempts of a resumed run each get a name of their own: Ray Train's records are not what we resume from
     attempt = sum(1 for _ in (directory / "ray").glob("*"))
@@ -120,7 +127,7 @@ def trainer(
             "directory": str(directory),
             "parent": None if parent is None else str(parent),
         },
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if recipe.scaling.gpu else "gloo"),
+        torch_config=StoreConfig("cpu:gloo,cuda:nccl" if recipe.scaling.gpu else "gloo", rendezvous=rendezvous),
         scaling_config=scaling,
         run_config=RunConfig(
             name=f"attempt-{attempt}",

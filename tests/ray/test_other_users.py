@@ -1,0 +1,223 @@
+"""A training on a local Ray while another user of the machine tries to stop it, read it or run code in it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from raylab.files import read_lines
+from tests.others import NOBODY, as_other_user, skip_unless_root
+from tests.ray.conftest import ROOT
+from tests.wait import wait_for
+
+LONG = ("--smoke", "--set", "loop.epochs=4000")
+
+
+class Local:
+    """raylab's command line on a local Ray, in an environment that names no cluster and no token."""
+
+    def __init__(self, home: Path, scratch: Path) -> None:
+        self.home, self.scratch = home, scratch
+        kept = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+        self.environment = {**kept, "RAYLAB_HOME": str(home), "TMPDIR": str(scratch)}
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self, *words: object) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.cli", *map(str, words)],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def has_trained(self, run: str) -> bool:
+        return any("step" in line for line in read_lines(self.home / "runs" / run / "ledger.jsonl"))
+
+    def statuses(self) -> dict[str, str]:
+        """Name -> status of all runs in MLflow; what a busy machine had no time to send at the end is sent first."""
+        from mlflow import MlflowClient
+
+        output, _ = self.start("sync").communicate(timeout=200)
+        assert self.processes[-1].returncode == 0, output
+
+        client = MlflowClient(f"sqlite:///{self.home}/mlflow/mlflow.db")
+        experiment = client.get_experiment_by_name("raylab")
+        return {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Local]:
+    """Its TMPDIR is like /tmp: everybody may write there."""
+    scratch = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # short: below it lie Ray's sockets
+    scratch.chmod(0o1777)
+    made = Local(tmp_path, scratch)
+    yield made
+    for process in made.processes:  # one that a failed test has left: Ray's processes die with it
+        process.kill()
+        process.wait()
+    shutil.rmtree(scratch)
+
+
+def terminate(process: "subprocess.Popen[str]") -> str:
+    """SIGTERM; what the command has said. It must end as an interrupted one, and leave no process."""
+    assert process.poll() is None, process.stdout.read() if process.stdout else ""
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "raylab: stopped" in output
+    assert "Traceback" not in output
+    wait_for(lambda: not [child for child in family if child.is_running()], 60, "the end of Ray's processes")
+    return output
+
+
+def listening(process: "subprocess.Popen[str]") -> dict[tuple[str, int], str]:
+    """(address, port) -> process name, of all sockets that the command and Ray listen on."""
+    found = {}
+    for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+        try:
+            for connection in one.net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found[connection.laddr[0].removeprefix("::ffff:"), connection.laddr[1]] = one.cmdline()[0]
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+# As the other user: writes to and reads from a TCPStore on every port, and calls Ray's workers without a token.
+# The imports come before the change of user, who may not be able to read this Python.
+STORE_ATTACK = """
+import os, sys, grpc
+from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import timedelta
+from torch.distributed import TCPStore
+
+def keys(port):
+    try:
+        store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=3), wait_for_workers=False)
+        store.set("planted", "by a stranger")
+        return store.list_keys()
+    except Exception:
+        return None
+
+def refusal(port):
+    call = grpc.insecure_channel(f"127.0.0.1:{port}").unary_unary("/ray.rpc.CoreWorkerService/PushTask")
+    try:
+        call(b"", timeout=10)
+    except grpc.RpcError as error:
+        return error.code().name
+    return "OK"
+
+user, *ports = map(int, sys.argv[1:])
+os.setgroups([]), os.setgid(user), os.setuid(user)
+pool = ThreadPoolExecutor(2 * len(ports))
+stores = {port: pool.submit(keys, port) for port in ports}
+calls = {port: pool.submit(refusal, port) for port in ports}
+wait([*stores.values(), *calls.values()], timeout=30)  # gloo's own sockets never answer
+for port in ports:
+    store = stores[port].done() and stores[port].result() is not None
+    print(port, "STORE" if store else "-", calls[port].result() if calls[port].done() else "-", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.timeout(900)
+def test_another_user_gets_nothing_and_stops_nothing(local: Local, ards_data: Path) -> None:
+    skip_unless_root()
+    # He was first: Ray's usual directory is his, with the address of a cluster of his
+    planted = as_other_user(
+        f"mkdir {local.scratch}/ray && echo 127.0.0.1:6379 > {local.scratch}/ray/ray_current_cluster"
+    )
+    assert planted.code == 0, planted.output
+    run = local.start("train", "ards", "--data", ards_data, "--workers", 2, "--name", "victim", *LONG)
+    try:
+        wait_for(lambda: local.has_trained("victim") or run.poll() is not None, 450, "the first steps")
+        assert run.poll() is None, run.stdout.read() if run.stdout else ""
+
+        # Files: nothing of the session is reached, though Ray has made it writable for everybody
+        (session,) = local.scratch.glob("*/r/session_2*")
+        job = session / "runtime_resources" / "working_dir_files" / "job"
+        job.mkdir(parents=True, exist_ok=True)
+        job.chmod(0o777)
+        private = local.home / "private"
+        private.write_text("of the owner")
+        attempts = (
+            f"ls {session.parent}",
+            f"cat {session}/logs/gcs_server.out",
+            f"echo evil > {job}/main.py",
+            f"ln -sfn {private} {session}/logs/debug_state.txt",
+            f"mv {session.parents[1]} {local.scratch}/mine",
+        )
+        for attempt in attempts:
+            outcome = as_other_user(attempt)
+            assert outcome.denied, f"{attempt}: {outcome}"
+        assert not (job / "main.py").exists()
+        assert private.read_text() == "of the owner"
+
+        # Ports: loopback only, no metrics, no store, and no call without the token
+        ports = listening(run)
+        assert {address for address, _ in ports} == {"127.0.0.1"}, ports
+        assert "ray::Rendezvous" in {name.split(".")[0] for name in ports.values()}, ports
+        attack = subprocess.run(
+            [sys.executable, "-c", STORE_ATTACK, str(NOBODY), *(str(port) for _, port in ports)],
+            env={"PATH": os.environ["PATH"]},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        assert attack.returncode == 0, attack.stdout
+        assert "STORE" not in attack.stdout
+        codes = {int(line.split()[0]): line.split()[2] for line in attack.stdout.splitlines() if line[:1].isdigit()}
+        assert "OK" not in codes.values(), codes
+        rendezvous = [port for (_, port), name in ports.items() if name.startswith("ray::Rendezvous")]
+        assert {codes[port] for port in rendezvous} == {"UNAUTHENTICATED"}, codes
+    finally:
+        if run.poll() is None:
+            terminate(run)
+    assert json.loads((local.home / "runs" / "victim" / "run.json").read_text())["status"] == "KILLED"
+    assert local.statuses() == {"victim": "KILLED"}
+    assert [path.name for path in local.scratch.iterdir()] == ["ray"], "Ray's directory was not removed"
+
+
+def sigterm_while_starting(local: Local, ards_data: Path, name: str, begun: Any) -> None:
+    run = local.start("train", "ards", "--data", ards_data, "--workers", "1:1", "--name", name, *LONG)
+    wait_for(lambda: begun() or run.poll() is not None, 300, "Ray to start")
+    terminate(run)
+    assert json.loads((local.home / "runs" / name / "run.json").read_text())["status"] == "KILLED"
+    assert local.statuses()[name] == "KILLED"
+    assert list(local.scratch.iterdir()) == []
+
+
+@pytest.mark.timeout(900)
+def test_sigterm_while_ray_starts(local: Local, ards_data: Path) -> None:
+    """At its beginning, when no process runs yet, and just before the driver connects."""
+    sigterm_while_starting(local, ards_data, "early", lambda: list(local.scratch.glob("*/r")))
+    sigterm_while_starting(local, ards_data, "late", lambda: list(local.scratch.glob("*/r/session_2*/sockets/raylet")))
+
+
+@pytest.mark.timeout(900)
+def test_sigterm_to_a_search(local: Local, ards_data: Path) -> None:
+    search = local.start(
+        "tune", "ards", "--data", ards_data, "--trials", 4, "--scheduler", "fifo", "--search", "random",
+        "--space", "optim.lr=loguniform(1e-4,1e-2)", "--name", "search", *LONG,
+    )  # fmt: skip
+    trials = [f"search/trials/{number:03d}" for number in (0, 1)]
+    wait_for(lambda: all(map(local.has_trained, trials)) or search.poll() is not None, 450, "two trials")
+    terminate(search)
+    assert local.statuses() == dict.fromkeys(("search", "search-000", "search-001"), "KILLED")
+    for run in ("search", *trials):
+        assert json.loads((local.home / "runs" / run / "run.json").read_text())["status"] == "KILLED"
