@@ -51,17 +51,20 @@ def parse(text: str) -> Split:
     )
 
 
-def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0) -> dict[str, Any]:
+def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0, replace: bool = False) -> dict[str, Any]:
     """Publish at `out` the rows of `directories` with `split`; returns the meta.
 
     Several directories are pooled: they must have one label and framing, and identifiers are told apart by source.
     """
+    prepared.check_vacant(Path(out), "ards", replace)
     metas = [prepared.read_meta(Path(directory), "ards") for directory in directories]
     check_alike(metas, directories)
     several = len(directories) > 1
     samples, tables = [], []
     for directory, meta in zip(directories, metas, strict=True):
-        own = [pl.format(f"{meta['source']}:{{}}", name).alias(name) for name in ("stay_id", "subject_id")]
+        pooled_before = "+" in meta["source"]  # then each id has its source already
+        form = "{}" if pooled_before else f"{meta['source']}:{{}}"
+        own = [pl.format(form, name).alias(name) for name in ("stay_id", "subject_id")]
         rows, table = (pl.read_parquet(directory / name) for name in ("samples.parquet", "hours.parquet"))
         samples.append(rows.with_columns(own) if several else rows)
         tables.append(table.with_columns(own[0]) if several else table)
@@ -106,10 +109,11 @@ def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0) -> 
             "stays": sum(meta["stays"] for meta in metas),
             "coverage": {name: sum(meta["coverage"][name] for meta in metas) for name in metas[0]["coverage"]},
             "split_hash": prepared.split_hash(list(rows.select("subject_id", "split").iter_rows())),
+            "drawn_with": next((m.get("drawn_with", m["seed"]) for m in metas if m["synthetic"]), None),
             "seed": seed,
         }
 
-    return prepared.publish(Path(out), write)
+    return prepared.publish(Path(out), write, "ards", replace)
 
 
 def check_alike(metas: list[dict[str, Any]], directories: list[Path]) -> None:
