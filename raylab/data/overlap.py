@@ -1,5 +1,9 @@
 """The leakage check behind every score: do patients, or copies of images, of the scored rows also stand in what the
-model was fitted on?"""
+model was fitted on?
+
+It asks the two prepared directories alone, so every task has it: meta.json says where patients are named
+(prepared.patient_ids), or why they are not.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,63 +11,111 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from raylab.data import duplicates
+from raylab.data import duplicates, prepared
 from raylab.data.prepared import read_meta
+from raylab.errors import DataError
 
 HOSPITALS = dict.fromkeys(("physionet2012", "mimic3", "meds"), "Beth Israel Deaconess Medical Center")
 """Of sources that overlap: PhysioNet 2012 was drawn from MIMIC-II, MIMIC-III and IV are of the same hospital."""
-TABLES = {"ards": ("samples.parquet", "subject_id"), "covidnet": ("index.parquet", "patient")}
 
 
-def patients(directory: Path, task: str, splits: tuple[str, ...]) -> set[str]:
-    """Identifiers of the patients in these splits of a prepared directory. They stay in this process."""
-    table, column = TABLES[task]
-    rows = pl.scan_parquet(directory / table).filter(pl.col("split").is_in(splits)).select(pl.col(column).unique())
-    return set(rows.collect()[column].cast(pl.String))
+def leakage(task: str, fitted_on: Path, scored_on: Path, split: str, fitted_hash: str | None = None) -> dict[str, Any]:
+    """{"checked", "patients", "shared"}: how many patients of `split` in `scored_on` are in the train or val split of
+    `fitted_on`; or {"checked": False, "why"}. For split "val", which picks epochs by design, train alone counts.
+
+    Identifiers are compared within one origin only: the same number means another patient elsewhere. Data without
+    patients may name other units, such as points of a design ("unit"). Real images are compared with each other
+    wherever they come from: "copies" is how many of the scored rows are copies (duplicates.py) of an image that was
+    fitted on. `fitted_hash`: the data hash that `fitted_on` had when the model was fitted.
+    """
+    if not (fitted_on / prepared.META).is_file():
+        return {"checked": False, "why": f"the training data is no longer at {fitted_on}"}
+    scored = ("train", "val", "test") if split == "all" else (split,)
+    fitted = ("train",) if split == "val" else ("train", "val")
+    try:
+        trained = read_meta(fitted_on, task)
+    except DataError as error:
+        return {"checked": False, "why": f"the training data cannot be read: {error.what}"}
+    if fitted_hash not in (None, trained["data_hash"]):
+        return {"checked": False, "why": f"the data at {fitted_on} is no longer what the model was trained on"}
+    metas = [trained, read_meta(scored_on, task)]
+    alike = {}
+    if all(_has_images(directory) for directory in (fitted_on, scored_on)) and not any(m["synthetic"] for m in metas):
+        pairs = duplicates.pairs(_thumbnails(scored_on, scored), _thumbnails(fitted_on, fitted))
+        alike = {"copies": len({row for row, _, _ in pairs})}
+    names = []
+    for directory, meta in zip((fitted_on, scored_on), metas, strict=True):
+        where = meta.get("patient_ids") or prepared.patient_ids(directory)
+        if "none" in where:
+            why = f"{directory} does not name its patients: {where['none']}"
+            return {"checked": False, "why": why, **alike}
+        names.append(where)
+    unit = {"unit": names[1]["unit"]} if "unit" in names[1] else {}
+    everywhere = all(where.get("valid") == "everywhere" for where in names)
+    if not everywhere and not origins(metas[0]) & origins(metas[1]):
+        return {"checked": True, "patients": None, "shared": 0, "why": elsewhere(*metas), **alike, **unit}
+    theirs = identifiers(fitted_on, metas[0], names[0], fitted)
+    mine = identifiers(scored_on, metas[1], names[1], scored)
+    for directory, found, splits in ((scored_on, mine, scored), (fitted_on, theirs, fitted)):
+        if not found:
+            why = f"no row of {directory} in {' and '.join(splits)} names its {names[1].get('unit', 'patient')}"
+            return {"checked": False, "why": why, **alike, **unit}
+    return {"checked": True, "patients": len(mine), "shared": len(mine & theirs), **alike, **unit}
 
 
-def origin(meta: dict[str, Any]) -> tuple[Any, ...]:
-    """Where identifiers are valid: a source; of drawn patients, one draw."""
-    return (meta["source"], *((meta["seed"], meta.get("domain")) if meta["synthetic"] else ()))
+def in_words(found: dict[str, Any]) -> str:
+    """What `leakage` found, as one sentence."""
+    unit = found.get("unit", "patient")
+    if found.get("shared"):
+        return f"WARNING, {found['shared']} of {found['patients']} {unit}s were trained on: the scores flatter"
+    if found.get("copies"):
+        return f"WARNING, {found['copies']} images are copies of images that were trained on: the scores flatter"
+    if not found["checked"]:
+        return f"not checked, {found['why']}"
+    if found["patients"] is None:
+        return str(found["why"])
+    return f"none, no {unit} here was in train or val"
 
 
-def elsewhere(fitted_on: Path, scored_on: Path, task: str) -> str:
-    """What can be said of patients of two sources, whose identifiers mean nothing to each other."""
-    mine, theirs = (read_meta(directory, task)["source"] for directory in (fitted_on, scored_on))
+def identifiers(directory: Path, meta: dict[str, Any], where: dict[str, str], splits: tuple[str, ...]) -> set[str]:
+    """SOURCE:ID of the patients in these splits of a prepared directory. They stay in this process."""
+    columns = pl.read_parquet_schema(directory / where["table"])
+    if missing := {where["column"], "split"} - columns.keys():
+        raise DataError(
+            f"{directory / where['table']} has no column {' and '.join(sorted(missing))}",
+            "meta.json says that patients are named there (patient_ids)",
+            "correct what prepares this data",
+        )
+    rows = pl.scan_parquet(directory / where["table"]).filter(pl.col("split").is_in(splits))
+    found = rows.select(pl.col(where["column"]).cast(pl.String).drop_nulls().unique()).collect().to_series()
+    own = tuple(f"{name}:" for name in meta["source"].split("+"))  # several directories as one: each id has its source
+    return {name if name.startswith(own) else f"{meta['source']}:{name}" for name in found}
+
+
+def origins(meta: dict[str, Any]) -> set[tuple[Any, ...]]:
+    """Where identifiers are valid: the sources; of patients who were drawn, one draw."""
+    draw = (meta.get("drawn_with", meta.get("seed")), meta.get("domain"))
+    sources = meta["source"].split("+")
+    drawn = {"synthetic"} if len(sources) > 1 or not meta["synthetic"] else set(sources)
+    return {(name, *draw) if name in drawn else (name,) for name in sources}
+
+
+def elsewhere(fitted_on: dict[str, Any], scored_on: dict[str, Any]) -> str:
+    """What can be said of patients of two sources, whose identifiers mean nothing to each other; of two metas."""
+    mine, theirs = fitted_on["source"], scored_on["source"]
     known = [{HOSPITALS[name] for name in source.split("+") if name in HOSPITALS} for source in (mine, theirs)]
     if shared := known[0] & known[1]:
         return (
             f"cannot be checked by identifier ({mine} and {theirs}), and WARNING: both hold patients of "
             f"{' and '.join(sorted(shared))}: the same patient may be in both"
         )
+    if mine == theirs:
+        return f"another draw of {mine}: other patients"
     return f"another source ({mine} and {theirs}): other patients, as far as identifiers can tell"
 
 
-def leakage(task: str, fitted_on: Path, scored_on: Path, split: str) -> dict[str, Any]:
-    """{"checked", "patients", "shared"}: how many patients of `split` in `scored_on` are in the train or val split of
-    `fitted_on`; or {"checked": False, "why"}. For split "val", which picks epochs by design, train alone counts.
-
-    Identifiers are compared within one origin only: the same number means another patient elsewhere. Real images are
-    compared with each other wherever they come from: "copies" is how many of the scored rows are copies (duplicates.py)
-    of an image that was fitted on.
-    """
-    if task not in TABLES:
-        return {"checked": False, "why": "rows of a sweep are points of a design, not patients"}
-    if not (fitted_on / "meta.json").is_file():
-        return {"checked": False, "why": f"the training data is no longer at {fitted_on}"}
-    scored, fitted = (
-        (("train", "val", "test") if split == "all" else (split,)),
-        ("train", "val")[: 1 + (split != "val")],
-    )
-    metas = read_meta(fitted_on, task), read_meta(scored_on, task)
-    alike = {}
-    if task == "covidnet" and not any(meta["synthetic"] for meta in metas):
-        pairs = duplicates.pairs(_thumbnails(scored_on, scored), _thumbnails(fitted_on, fitted))
-        alike = {"copies": len({row for row, _, _ in pairs})}
-    if origin(metas[0]) != origin(metas[1]):
-        return {"checked": True, "patients": None, "shared": 0, "why": elsewhere(fitted_on, scored_on, task), **alike}
-    mine = patients(scored_on, task, scored)
-    return {"checked": True, "patients": len(mine), "shared": len(mine & patients(fitted_on, task, fitted)), **alike}
+def _has_images(directory: Path) -> bool:
+    return (directory / "images.npy").is_file() and (directory / "index.parquet").is_file()
 
 
 def _thumbnails(directory: Path, splits: tuple[str, ...]) -> np.ndarray:
