@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raylab.errors import RunError, UsageError, unknown
-from raylab.files import locked, write_json
+from raylab.files import keep_out_of_git_and_uploads, locked, write_json
 
 
 def home() -> Path:
@@ -37,8 +37,11 @@ def new_run(name: str | None, task: str) -> Path:
         raise UsageError(
             f"there is already a run named '{name}'", do=f"raylab train --resume {name}, or choose another --name"
         )
+    first = not directory.parent.exists()
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
+    if first:
+        keep_out_of_git_and_uploads(home())
     return directory
 
 
