@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jobs import home, tracked
+from jobs import home, scores, tracked
 from jobs.progress import say
-from jobs.scores import text
 from jobs.session import ray_session
 from raylab import config, recipes
 from raylab.config import Recipe
@@ -30,6 +29,7 @@ from raylab.data import prepared
 from raylab.data.resplit import Split, resplit
 from raylab.errors import UsageError, unknown
 from raylab.files import write_json
+from raylab.intervals import text
 from raylab.leakage import VIEWS
 from raylab.metrics import binary_scores, paired_difference
 from tracking.outbox import Outbox
@@ -240,7 +240,8 @@ def leaked(args: argparse.Namespace, folder: Path, landmark: int, views: dict[in
             row["auroc"] = binary_scores(y, mine, group, BOOTSTRAPS, args.seed)["auroc"]
             if name != "everything":
                 row["lost"] = paired_difference(y, mine, whole, group, "auroc", BOOTSTRAPS, args.seed)
-                row["above_chance"] = row["auroc"]["low"] is not None and row["auroc"]["low"] > 0.5
+                if row["auroc"]["low"] is not None:
+                    row["above_chance"] = row["auroc"]["low"] > 0.5
             rows.append(row)
     return rows
 
@@ -331,7 +332,10 @@ def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, 
                 tracked.opening(child, own, meta, folder / "data", "benchmark", uri, None, parent["run_id"])
                 rows = [r for r in result["table"] if (r["landmark_h"], r["model"]) == (landmark, model)]
                 with tracked.tracked(child, system=False):
-                    Outbox(child / "outbox").append({"kind": "metrics", "step": 0, "values": values(rows)})
+                    outbox = Outbox(child / "outbox")
+                    outbox.append({"kind": "metrics", "step": 0, "values": values(rows)})
+                    if without := scores.without_interval(named_scores(rows)):
+                        outbox.append({"kind": "tags", "values": {"raylab.no_interval.folds": json.dumps(without)}})
 
 
 def next_name(name: str) -> str:
@@ -340,16 +344,20 @@ def next_name(name: str) -> str:
     return next(new for k in range(len(taken) + 1) if (new := name if k == 0 else f"{name}-{k + 1}") not in taken)
 
 
+def named_scores(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{COHORT/score: score} of a model's rows."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        difference = {"auroc_minus_baseline": row["against_baseline"]} if "against_baseline" in row else {}
+        found |= {f"{row['cohort']}/{name}": score for name, score in {**row["scores"], **difference}.items()}
+    return found
+
+
 def values(rows: list[dict[str, Any]]) -> dict[str, float]:
     """The scores of a model's rows as metrics, `folds/COHORT/score` and its ends."""
     found: dict[str, float] = {}
-    for row in rows:
-        told = {
-            **row["scores"],
-            **({"auroc_minus_baseline": row["against_baseline"]} if "against_baseline" in row else {}),
-        }
-        for name, score in told.items():
-            for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
-                if score[key] is not None and np.isfinite(score[key]):
-                    found[f"folds/{row['cohort']}/{name}{end}"] = float(score[key])
+    for name, score in named_scores(rows).items():
+        for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
+            if score[key] is not None and np.isfinite(score[key]):
+                found[f"folds/{name}{end}"] = float(score[key])
     return found

@@ -16,6 +16,7 @@ from raylab.data.prepared import read_meta
 from raylab.data.samples import Samples
 from raylab.errors import DataError
 from raylab.files import write_json
+from raylab.intervals import text
 from raylab.loop import predict
 from raylab.run import read_model
 from raylab.tasks import Task
@@ -102,7 +103,10 @@ def differences(spec: dict[str, Any], meta: dict[str, Any]) -> list[str]:
 
 
 def record(directory: Path, scored: dict[str, Any]) -> None:
-    """Append scores as metrics `SPLIT/score`, `_low`, `_high`, and the plots, to the run's outbox."""
+    """Append scores as metrics `SPLIT/score`, `_low`, `_high`, and the plots, to the run's outbox.
+
+    Scores without an interval have the value alone; the tag raylab.no_interval.SPLIT has them by reason.
+    """
     result, split = scored["result"], scored["split"]
     values: dict[str, float] = {f"{split}/n": result["n"]}
     for name, score in flat_scores(result).items():
@@ -112,6 +116,8 @@ def record(directory: Path, scored: dict[str, Any]) -> None:
     outbox = Outbox(directory / "outbox")
     step = int(home.note(directory).get("steps", 0))
     outbox.append({"kind": "metrics", "step": step, "values": values})
+    if without := without_interval(result):
+        outbox.append({"kind": "tags", "values": {f"raylab.no_interval.{split}": json.dumps(without)}})
     keep(directory, scored)
     if "leakage" in scored:
         outbox.append({"kind": "tags", "values": {f"raylab.leakage.{split}": json.dumps(scored["leakage"])}})
@@ -169,6 +175,15 @@ def flat_scores(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def without_interval(result: dict[str, Any]) -> dict[str, list[str]]:
+    """{why: [score, ...]} of the scores that have a value and no interval."""
+    found: dict[str, list[str]] = {}
+    for name, score in flat_scores(result).items():
+        if score["value"] is not None and score["low"] is None:
+            found.setdefault(score["why"], []).append(name)
+    return found
+
+
 def keep(directory: Path, scored: dict[str, Any]) -> None:
     """`scores/SPLIT-DATA.json` of a run: what its model card is made from."""
     folder = directory / "scores"
@@ -182,15 +197,6 @@ def calibrate(directory: Path, scored: dict[str, Any]) -> None:
     if scored["job"].outcome == "multiclass":
         fitted = temperature.fit(scored["samples"].y, scored["p"])
         write_json(directory / "model" / "temperature.json", {"temperature": fitted, "fitted_on": scored["split"]})
-
-
-def text(score: dict[str, Any]) -> str:
-    """`0.812 [0.760, 0.861]`, or why there is none."""
-    if score["value"] is None:
-        return f"undefined: {score.get('why', '')}"
-    if score["low"] is None:
-        return f"{score['value']:.3f} (no interval: {score.get('why', 'too few patients')})"
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
 def tell(out: dict[str, Any]) -> None:
