@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jobs import outputs
 from raylab import __version__
 from raylab.errors import RaylabError, unknown
 from raylab.files import write_json
@@ -90,6 +91,8 @@ def run(verb: str, words: list[str]) -> int:
     os.umask(0o077)  # what is written is for its owner: this may be a shared machine
     # An interrupt and a polite end of the job take the same way out: outboxes closed, run marked
     signal.signal(signal.SIGTERM, _interrupt)
+    if args.json not in (None, STDOUT):
+        outputs.check(args.json, "--json", "result")
     result: dict[str, Any] = module.main(args)
     if args.json == STDOUT:
         print(json.dumps(result, indent=1))
