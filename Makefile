@@ -3,12 +3,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 DATA ?=
+TASK ?= ards
+RUN ?=
+ARGS ?=
 SITE ?= local
 MAX ?= 8
+PREPARED = $(or $(DATA),prepared/$(TASK))
+NAME = $(if $(RUN),--name "$(RUN)")
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: help setup demo test test-slow test-slurm slurm-up slurm-down slurm-status check lock ui clean \
-  cluster-up cluster-status cluster-down doctor
+.PHONY: help setup demo prepare train tune transfer evaluate compare submit test test-slow test-slurm \
+  slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down doctor
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -21,6 +26,32 @@ $(VENV)/.ready: requirements.lock pyproject.toml scripts/setup.sh
 
 demo: setup ## the main job, end to end (DATA=DIR runs it on real data)
 	@$(BIN)/python -m jobs.demo $(if $(DATA),--data "$(DATA)")
+
+prepare: setup ## TASK=ards DATA=DIR: make the prepared directory DIR (synthetic; ARGS="--source ..." for yours)
+	@$(BIN)/raylab prepare "$(TASK)" --out "$(PREPARED)" $(or $(ARGS),--source synthetic)
+
+train: setup ## TASK=ards DATA=DIR RUN=NAME: train on a prepared directory (ARGS="--workers 1:2 --smoke")
+	@$(BIN)/raylab train "$(TASK)" --data "$(PREPARED)" $(NAME) $(ARGS)
+
+tune: setup ## TASK=ards DATA=DIR RUN=NAME: search hyperparameters (ARGS="--trials 8")
+	@$(BIN)/raylab tune "$(TASK)" --data "$(PREPARED)" $(NAME) $(ARGS)
+
+transfer: setup need-run ## TASK=covidnet DATA=DIR RUN=NAME: go on from the weights of run NAME on other data
+	@$(BIN)/raylab transfer "$(TASK)" --from "$(RUN)" --data "$(PREPARED)" $(ARGS)
+
+evaluate: setup need-run ## TASK=ards DATA=DIR RUN=NAME: score run NAME on the test split
+	@$(BIN)/raylab evaluate "$(TASK)" --run "$(RUN)" --data "$(PREPARED)" $(ARGS)
+
+compare: setup ## write the table of all runs and report.html
+	@$(BIN)/raylab compare --out report.html $(ARGS)
+
+submit: setup ## SITE=... TASK=ards DATA=DIR RUN=NAME: train on the Slurm cluster, brought up if there is none
+	@$(BIN)/raylab cluster status >/dev/null 2>&1 || $(MAKE) --no-print-directory cluster-up
+	@$(BIN)/raylab cluster submit -- python -m jobs.train "$(TASK)" --data "$(abspath $(PREPARED))" $(NAME) $(ARGS)
+
+.PHONY: need-run
+need-run:
+	@test -n "$(RUN)" || { echo "raylab: which run? for example: make $(firstword $(MAKECMDGOALS)) RUN=first" >&2; exit 2; }
 
 check: setup ## ruff and mypy
 	@$(BIN)/ruff check -q .

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raylab.config import Model
+from raylab.config import CovidNetModel
 from raylab.data.decode import decode, frame
 from raylab.data.image_samples import ImageSamples, load_images
 from raylab.data.images import prepare_covidnet
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def compare(samples: ImageSamples, options: argparse.Namespace) -> None:
-    model = network(IMAGES, "covidnet")(Model(name="covidnet"), samples.spec, 3).train()
+    model = network(IMAGES, "covidnet")(CovidNetModel(name="covidnet"), samples.spec, 3).train()
     mean, std = samples.spec["mean"], samples.spec["std"]
     batches = [np.arange(at, at + options.batch) for at in range(0, len(samples) - options.batch + 1, options.batch)]
     memory = [samples.batch(index) for index in batches]

@@ -24,7 +24,7 @@ from jobs import home, scores, tracked
 from jobs.progress import say
 from jobs.session import ray_session
 from raylab import config, recipes
-from raylab.config import Recipe
+from raylab.config import IcuData, Recipe
 from raylab.data import prepared
 from raylab.data.resplit import Split, resplit
 from raylab.errors import UsageError, unknown
@@ -69,6 +69,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for name in args.models:
         if name not in MODELS:
             raise unknown("model", name, MODELS)
+    for path in config.assignments(args.set):
+        started = [config.override(recipes.recipe("ards"), MODELS[name]) for name in args.models]
+        if not any(config.has(recipe, path) for recipe in started):
+            raise config.unknown_field(started[0], path)
     if args.trials < 1 or args.members < 1 or args.folds < 2:
         raise UsageError("a benchmark needs --trials and --members of 1 and --folds of 2 at least")
     os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
@@ -144,9 +148,10 @@ def session(workers: int, out: Path) -> Any:
 
 
 def recipe_of(args: argparse.Namespace, name: str) -> Recipe:
-    """The recipe that a model starts from, with the space that is searched for it."""
-    settings = {**MODELS[name], "seed": args.seed, **config.assignments(args.set)}
-    return recipes.searched(config.override(recipes.recipe("ards"), settings))
+    """The recipe that a model starts from, with the space that is searched for it; of --set what this model has."""
+    recipe = config.override(recipes.recipe("ards"), {**MODELS[name], "seed": args.seed})
+    settings = {path: value for path, value in config.assignments(args.set).items() if config.has(recipe, path)}
+    return recipes.searched(config.override(recipe, settings))
 
 
 def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int, int, str], dict[str, Any]]:
@@ -328,13 +333,14 @@ def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, 
             meta = prepared.read_meta(folder / "data", "ards")
             for model in dict.fromkeys(row["model"] for row in result["table"]):
                 own = recipe_of(args, model) if model in MODELS else recipe
+                assert isinstance(own.data, IcuData)  # of no other task
                 child = home.new_run(f"{top.name}-{landmark}h-{model}", "ards")
                 tracked.opening(child, own, meta, folder / "data", "benchmark", uri, None, parent["run_id"])
                 rows = [r for r in result["table"] if (r["landmark_h"], r["model"]) == (landmark, model)]
                 with tracked.tracked(child, system=False):
                     outbox = Outbox(child / "outbox")
-                    outbox.append({"kind": "metrics", "step": 0, "values": values(rows)})
-                    if without := scores.without_interval(named_scores(rows)):
+                    outbox.append({"kind": "metrics", "step": 0, "values": values(rows, own.data.cohort)})
+                    if without := scores.without_interval(named_scores(rows, own.data.cohort)):
                         outbox.append({"kind": "tags", "values": {"raylab.no_interval.folds": json.dumps(without)}})
 
 
@@ -344,19 +350,21 @@ def next_name(name: str) -> str:
     return next(new for k in range(len(taken) + 1) if (new := name if k == 0 else f"{name}-{k + 1}") not in taken)
 
 
-def named_scores(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """{COHORT/score: score} of a model's rows."""
+def named_scores(rows: list[dict[str, Any]], cohort: str) -> dict[str, dict[str, Any]]:
+    """{SCORE: score} of the rows of `cohort`, {COHORT/SCORE: score} of the others."""
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         difference = {"auroc_minus_baseline": row["against_baseline"]} if "against_baseline" in row else {}
-        found |= {f"{row['cohort']}/{name}": score for name, score in {**row["scores"], **difference}.items()}
+        begin = "" if row["cohort"] == cohort else f"{row['cohort']}/"
+        found |= {f"{begin}{name}": score for name, score in {**row["scores"], **difference}.items()}
     return found
 
 
-def values(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The scores of a model's rows as metrics, `folds/COHORT/score` and its ends."""
-    found: dict[str, float] = {}
-    for name, score in named_scores(rows).items():
+def values(rows: list[dict[str, Any]], cohort: str) -> dict[str, float]:
+    """The scores of a model's rows as metrics: those of `cohort` as `folds/SCORE`, with its ends and `folds/n`, those
+    of the other cohorts as `folds/COHORT/SCORE`."""
+    found = {f"folds/{'' if row['cohort'] == cohort else row['cohort'] + '/'}n": float(row["n"]) for row in rows}
+    for name, score in named_scores(rows, cohort).items():
         for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
             if score[key] is not None and np.isfinite(score[key]):
                 found[f"folds/{name}{end}"] = float(score[key])

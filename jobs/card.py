@@ -23,13 +23,13 @@ Not a medical device. Nothing here is fit for care.
 
 ## What it is
 - network: {{ recipe.model.name }}{% if recipe.model.name.startswith("covidnet") %} (a reconstruction: no architecture \
-was published){% endif %}, {{ "{:,}".format(parameters) }} parameters, width {{ recipe.model.width }}, depth \
-{{ recipe.model.depth }}
+was published){% endif %}, {{ "{:,}".format(parameters) }} parameters{% if recipe.model.width is defined %}, width \
+{{ recipe.model.width }}, depth {{ recipe.model.depth }}{% endif %}
 - input: {{ spec.size }} x {{ spec.size }} px, top 8 % cut off, central square\
 {% if spec.mask is defined %}; the lung field is BLACKED OUT: this is a control, not a classifier{% endif %}
 - classes: {{ spec.classes | join(", ") }}
-- start: {% if parent %}weights of {{ parent }}, {{ recipe.transfer.mode }}{% elif recipe.model.weights %}weights from \
-a file, {{ recipe.transfer.mode }}{% else %}random weights{% endif %}
+- start: {% if parent %}weights of {{ parent }}, {{ recipe.transfer.mode }}{% elif recipe.model.weights_path %}weights \
+from a file, {{ recipe.transfer.mode }}{% else %}random weights{% endif %}
 - seed {{ recipe.seed }}, {{ steps }} steps of {{ recipe.loop.batch }}; code {{ tags["raylab.code_revision"] }}; data \
 {{ data_hash[:16] }}; split {{ split_hash[:16] }}; weights {{ (weights_sha256 or "")[:16] }}
 
@@ -86,7 +86,7 @@ def write(directory: Path, parameters: int) -> Path:
 
     described = home.note(directory)
     note = json.loads((directory / "model" / "model.json").read_text())
-    recipe = config.load(note["recipe"])
+    recipe = config.load(config.without_foreign_fields(note["recipe"]))
     place = Path(described["data"]) / "meta.json"
     meta = json.loads(place.read_text()) if place.is_file() else None
     if meta is not None and meta["data_hash"] != described["data_hash"]:

@@ -22,6 +22,7 @@ from raylab.files import write_json
 VERBS = {
     "prepare": "make a checked data directory from raw tables or images",
     "concepts": "print the concept dictionary of intensive care, with its coverage",
+    "recipe": "print the fields of a recipe, their values and what they are",
     "train": "train a model, elastically, or resume a run",
     "transfer": "train with the weights of an earlier run as the start",
     "tune": "search hyperparameters, or resume a search",

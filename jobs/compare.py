@@ -1,7 +1,6 @@
 """raylab compare: the table of tracked runs, and a self-contained HTML report with plots."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if not args.quiet:
         say(compare.table(frame))
         say(f"report: {path}")
-    rows = json.loads(frame.write_json())
-    return {"experiment": experiment, "report": str(Path(path).absolute()), "runs": rows}
+    return {"experiment": experiment, "report": str(Path(path).absolute()), "runs": compare.to_json_rows(frame)}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from raylab.data.overlap import in_words, leakage
 from raylab.data.prepared import read_meta, sha256
 from raylab.errors import DataError, UsageError
 from raylab.run import read_model
+from tracking.outbox import Outbox
 
+READS_TEST = ("test", "all")  # splits that hold test rows
 EXAMPLE = "raylab evaluate ards --run NAME --data prepared/ards --split test --json scores.json"
 
 
@@ -59,20 +61,19 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if args.recalibrate:
             few = validated.recalibrated(directory, data, scored, args.recalibrate, own, recipe.seed)
             scored["result"]["recalibrated"] = few
-    reads = described.get("test_reads", 0)
-    if own and args.split == "test":
-        reads += 1
-        home.annotate(directory, test_reads=reads)
+    reads = count_reads(directory, meta["data_hash"], args.split)
+    read_tag = {"raylab.test_reads": str(reads)} if args.split in READS_TEST else {}
     if own:
-        target, run_id = directory, described["run_id"]
+        run_id = described["run_id"]
         with home.held(directory):
-            record(target, scored, reads)
+            record(directory, scored, read_tag)
     else:
         recipe = config.read(directory / "recipe.json")
         target = home.new_run(None, f"{directory.name}-on-{data.name}")
-        opened = tracked.opening(target, recipe, meta, data, "evaluate", uri, described, described["run_id"])
+        tags = {"raylab.split": args.split, **read_tag}
+        opened = tracked.opening(target, recipe, meta, data, "evaluate", uri, described, described["run_id"], tags)
         run_id = opened["run_id"]
-        home.annotate(target, steps=described.get("steps", 0))
+        home.annotate(target, best_step=described.get("best_step", 0))
         with tracked.tracked(target, system=False):
             scores.record(target, scored)
     if args.task == "covidnet":
@@ -101,7 +102,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         for name, found in leaked.get("parents", {}).items():
             say(f"  leakage from {name}, whose weights were the start: {in_words(found)}")
         if reads > 1:
-            say(f"note: this run's test split has now been read {reads} times; report the first")
+            say(f"note: the test split of this data has now been read {reads} times for this run; report the first")
         say("next: raylab compare        raylab ui")
     return out
 
@@ -132,7 +133,7 @@ def leakage_of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
     found, parents = check(described), {}
     note = described
     while True:
-        weights = config.read(directory / "recipe.json").model.weights
+        weights = config.read(directory / "recipe.json").model.weights_path
         if note.get("parent") is None:
             if weights is not None:
                 parents[weights] = {"checked": False, "why": "a file of weights does not say what it was trained on"}
@@ -155,13 +156,24 @@ def checked(args: argparse.Namespace) -> tuple[Path, Path]:
     return directory, args.data.absolute()
 
 
-def record(directory: Path, scored: dict[str, Any], reads: int) -> None:
+def count_reads(directory: Path, data_hash: str, split: str) -> int:
+    """How often run `directory` has been scored on the test rows of this data, this time included if it reads them."""
+    described = home.note(directory)
+    own = data_hash == described["data_hash"]
+    elsewhere = described.get("test_reads_elsewhere", {})
+    reads: int = described.get("test_reads", 0) if own else elsewhere.get(data_hash, 0)
+    if split in READS_TEST:
+        reads += 1
+        counted = {"test_reads": reads} if own else {"test_reads_elsewhere": {**elsewhere, data_hash: reads}}
+        home.annotate(directory, **counted)
+    return reads
+
+
+def record(directory: Path, scored: dict[str, Any], tags: dict[str, str]) -> None:
     """Scores on the run's own data go into the run itself."""
     scores.record(directory, scored)
-    if scored["split"] == "test":
-        from tracking.outbox import Outbox
-
-        Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.test_reads": str(reads)}})
+    if tags:
+        Outbox(directory / "outbox").append({"kind": "tags", "values": tags})
     tracked.forward_now(directory)
 
 

@@ -66,7 +66,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     work.replace(args.out)
     described = home.note(directory)
     if read_meta(data, args.task)["data_hash"] == described["data_hash"] and args.split in {"test", "all"}:
-        home.annotate(directory, test_reads=described.get("test_reads", 0) + 1)  # the file holds test rows
+        reads = described.get("test_reads", 0) + 1  # the file holds test rows
+        home.annotate(directory, test_reads=reads)
+        Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.test_reads": str(reads)}})
+        tracked.forward_now(directory)
     out: dict[str, Any] = {
         "run": directory.name,
         "out": str(args.out.absolute()),
@@ -93,8 +96,8 @@ def explained(
     outbox = Outbox(directory / "outbox")
     for path in written:
         outbox.append({"kind": "artifact", "path": str(path), "to": f"plots/gradcam-{args.split}"})
-    step = int(home.note(directory).get("steps", 0))
-    outbox.append({"kind": "metrics", "step": step, "values": {f"{args.split}/gradcam_outside": mean}})
+    step = int(home.note(directory).get("best_step", 0))
+    scores.append_new_metrics(outbox, step, {f"{args.split}/gradcam_outside": mean})
     tracked.forward_now(directory)
     return {"sheets": [str(path) for path in written], "outside": mean}
 

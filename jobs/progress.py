@@ -24,8 +24,10 @@ def duration(seconds: float) -> str:
 
 
 def line(row: Mapping[str, float], epochs: int, objective: str, val: float | None, left: float) -> str:
-    """`epoch 3/20  step 42  loss 0.412  val auroc 0.803  1,840 samples/s  0:12 left`"""
-    shown = f"epoch {int(row['epoch']) + 1}/{epochs}  step {int(row['step'])}  loss {row['train/loss']:.4f}"
+    """`epoch 3/20  step 42  loss 0.412  val auroc 0.803  1,840 samples/s  0:12 left`; the loss is the step's, at an
+    epoch's end the epoch's."""
+    loss = row.get("train/epoch_loss", row["train/loss"])
+    shown = f"epoch {int(row['epoch']) + 1}/{epochs}  step {int(row['step'])}  loss {loss:.4f}"
     if val is not None:
         shown += f"  val {objective} {val:.3f}"
     return f"{shown}  {row['train/samples_per_s']:,.0f} samples/s  {duration(left)} left"

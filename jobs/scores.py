@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import numpy as np
 from jobs import home, honesty
 from jobs.progress import say
 from raylab import temperature
-from raylab.config import Recipe
+from raylab.config import IcuData, Recipe
 from raylab.data import cohorts
 from raylab.data.prepared import read_meta
 from raylab.data.samples import Samples
 from raylab.errors import DataError
-from raylab.files import write_json
+from raylab.files import read_lines, write_json
 from raylab.intervals import text
 from raylab.loop import predict
 from raylab.run import read_model
@@ -24,7 +25,6 @@ from raylab.world import World
 from tracking import plots
 from tracking.outbox import Outbox
 
-COHORTS = {"ards": cohorts.COHORTS}  # scored beside each other: the unflattering ones too
 BOOTSTRAPS = 1000
 MATRICES = ("confusion", "confusion_by_source")
 
@@ -59,10 +59,10 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
         "differs": differences(samples.spec, meta),
         "bootstraps": BOOTSTRAPS,
     }
-    if job.name in COHORTS:
+    if isinstance(recipe.data, IcuData):
         result["cohort"] = recipe.data.cohort
         result["cohorts"] = {}
-        for cohort in COHORTS[job.name]:
+        for cohort in cohorts.COHORTS:  # the unflattering ones too
             try:
                 _, _, part, _ = load(directory, data, split, cohort)
             except DataError as empty:
@@ -89,9 +89,10 @@ def differences(spec: dict[str, Any], meta: dict[str, Any]) -> list[str]:
     if "horizon_h" not in spec:
         return []
     mine, theirs = spec["label"], meta["label"]
-    windows = [name for name in mine if name not in {"onset", "at_risk", "positive", "title", "persistence"}]
+    in_words = {"onset", "population", "at_risk", "positive", "title", "persistence"}
+    windows = [name for name in mine if name not in in_words]
     found = [
-        f"{name.removesuffix('_h')}: the model's {mine[name]}, this data's {theirs[name]}"
+        f"{name.removesuffix('_h')}: the model's {mine[name]}, this data's {theirs.get(name, 'not said')}"
         for name in windows
         if mine[name] != theirs.get(name)
     ]
@@ -105,19 +106,23 @@ def differences(spec: dict[str, Any], meta: dict[str, Any]) -> list[str]:
 def record(directory: Path, scored: dict[str, Any]) -> None:
     """Append scores as metrics `SPLIT/score`, `_low`, `_high`, and the plots, to the run's outbox.
 
-    Scores without an interval have the value alone; the tag raylab.no_interval.SPLIT has them by reason.
+    They are of the kept model, so they stand at the last step of its epoch; those of the split that chose it are
+    `best/val/...`, because `val/...` is the curve over all epochs. Scores without an interval have the value alone; the
+    tag raylab.no_interval.SPLIT (or .best/val) has them by reason.
     """
     result, split = scored["result"], scored["split"]
-    values: dict[str, float] = {f"{split}/n": result["n"]}
+    described = home.note(directory)
+    chosen_by_it = split == "val" and described["kind"] != "evaluate"
+    prefix = "best/val" if chosen_by_it else split
+    values: dict[str, float] = {f"{prefix}/n": result["n"]}
     for name, score in flat_scores(result).items():
         for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
             if score[key] is not None:
-                values[f"{split}/{name}{end}"] = score[key]
+                values[f"{prefix}/{name}{end}"] = score[key]
     outbox = Outbox(directory / "outbox")
-    step = int(home.note(directory).get("steps", 0))
-    outbox.append({"kind": "metrics", "step": step, "values": values})
+    append_new_metrics(outbox, int(described.get("best_step", 0)), values)
     if without := without_interval(result):
-        outbox.append({"kind": "tags", "values": {f"raylab.no_interval.{split}": json.dumps(without)}})
+        outbox.append({"kind": "tags", "values": {f"raylab.no_interval.{prefix}": json.dumps(without)}})
     keep(directory, scored)
     if "leakage" in scored:
         outbox.append({"kind": "tags", "values": {f"raylab.leakage.{split}": json.dumps(scored["leakage"])}})
@@ -129,6 +134,16 @@ def record(directory: Path, scored: dict[str, Any]) -> None:
         file = folder / f"{split}-{name}.png"
         file.write_bytes(picture.getvalue())
         outbox.append({"kind": "artifact", "path": str(file), "to": "plots"})
+
+
+def append_new_metrics(outbox: Outbox, step: int, values: Mapping[str, float]) -> None:
+    """Append what the outbox does not hold yet: a score that is computed again is one point, not two."""
+    held: dict[str, float] = {}
+    for record in read_lines(outbox.path):
+        if record["kind"] == "metrics" and record["step"] == step:
+            held |= record["values"]
+    if new := {name: float(value) for name, value in values.items() if held.get(name) != value}:
+        outbox.append({"kind": "metrics", "step": step, "values": new})
 
 
 def figures(scored: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def once(quiet: bool) -> dict[str, Any]:
     """Send what there is; what is left, and why, is in the result."""
     done = forward.sync(home.home())
     models = 0
-    for path in sorted((home.home() / "runs").glob("*/run.json")):
+    runs = home.home() / "runs"
+    for path in sorted([*runs.glob("*/run.json"), *runs.glob("*/trials/*/run.json")]):
         described = home.note(path.parent)
         if described.get("model_logged") is False and tracked.log_model(path.parent, tuple(described["input_shape"])):
             models += 1

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from typing import Any
 from jobs.home import annotate, home, note
 from jobs.progress import say
 from raylab import config
-from raylab.config import Recipe
+from raylab.config import IcuData, Recipe
 from raylab.data.prepared import sha256
-from raylab.errors import RaylabError
+from raylab.errors import RaylabError, TrackingError
 from raylab.files import read_lines
 from tracking import model as tracked_model
 from tracking import runs
@@ -44,7 +44,7 @@ class ToOutbox:
         outbox = Outbox(self.directory / "outbox")
         if self.last is None:
             records = read_lines(outbox.path)
-            self.last = max((r["step"] for r in records if "train/loss" in r.get("values", {})), default=0)
+            self.last = max((r["step"] for r in records if "epoch" in r.get("values", {})), default=0)
         new = [row for row in rows if row["step"] > self.last]
         if new:
             self.last = new[-1]["step"]
@@ -69,10 +69,12 @@ def opening(
     uri: str,
     parent: dict[str, Any] | None = None,
     nested_in: str | None = None,
+    more_tags: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Create the MLflow run of a new run directory and describe it there; returns its run.json.
 
-    `parent` is the run whose weights this one starts from, `nested_in` the id of the run it is shown under.
+    `parent` is the run whose weights this one starts from (of an evaluation, whose model it scores), `nested_in` the
+    id of the run it is shown under.
     """
     tags = runs.standard_tags(
         code=CODE,
@@ -85,7 +87,9 @@ def opening(
         "raylab.kind": kind,
         "raylab.name": directory.name,
         "raylab.data_source": str(meta["source"]),
+        **({"raylab.cohort": recipe.data.cohort} if isinstance(recipe.data, IcuData) else {}),
         **({"raylab.parent": parent["run_id"], "raylab.parent_name": parent["name"]} if parent else {}),
+        **(more_tags or {}),
     }
     experiment = experiment_name()
     run_id = runs.start_run(uri, experiment, directory.name, nested_in, tags)
@@ -113,8 +117,9 @@ def opening(
     values = {path: str(value) for path, value in config.flat(recipe).items()}
     outbox.append({"kind": "params", "values": values})
     source = f"{meta['source']}{' (synthetic)' if meta['synthetic'] else ''}"
+    context = "evaluation" if kind == "evaluate" else "training"
     outbox.append(
-        {"kind": "input", "name": source, "digest": meta["data_hash"][:36], "source": source, "context": "training"}
+        {"kind": "input", "name": source, "digest": meta["data_hash"][:36], "source": source, "context": context}
     )
     for file in ("recipe.json", "attrition.json"):
         outbox.append({"kind": "artifact", "path": str(directory / file), "to": ""})
@@ -186,7 +191,7 @@ def with_weights(recipe: Recipe, uri: str) -> Recipe:
 
     The file stays in the raylab home, named by its content, so that a resumed run finds the weights it began with.
     """
-    name = recipe.model.weights
+    name = recipe.model.weights_path
     if name is None or not name.startswith("models:/"):
         return recipe
     folder = home() / "weights"
@@ -231,7 +236,8 @@ def forward_now(directory: Path) -> None:
 
 
 def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
-    """Log the finished model to MLflow; when the server is away, leave that to `raylab sync`.
+    """Log the finished model to MLflow, and register it if the run's note says as what; when the server is away, leave
+    that to `raylab sync`. To do it again changes nothing.
 
     The input example is random numbers of `shape`: it came from no patient.
     """
@@ -245,12 +251,29 @@ def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
         with warnings.catch_warnings():  # torch.export speaks of its own internals
             warnings.simplefilter("ignore")
             tracked_model.log_model(described["uri"], described["run_id"], network, example)
+        if "register" in described:
+            register(directory, described)
     except RaylabError as error:
         log.warning("the model waits for `raylab sync`: %s", error.what)
         annotate(directory, model_logged=False, input_shape=list(shape))
         return False
     annotate(directory, model_logged=True, input_shape=list(shape))
     return True
+
+
+def register(directory: Path, described: dict[str, Any]) -> None:
+    """Register the logged model of a search's winner as its note says, and tag the search's run with the version."""
+    name, score, loss = (described["register"][key] for key in ("name", "score", "loss"))
+    try:
+        done = tracked_model.register(described["uri"], described["run_id"], name, score, loss)
+    except TrackingError as error:
+        say(f"the best model is logged but not registered: {error.what}")
+        return
+    annotate(directory, registered=f"{name}/{done.version}", best_version=done.best)
+    search = directory.parents[1]
+    Outbox(search / "outbox").append({"kind": "tags", "values": {"raylab.registered": f"{name}/{done.version}"}})
+    if done.best != done.version:
+        say(f"{name} has a better version already: the alias `best` names version {done.best}")
 
 
 def reopen(directory: Path) -> None:

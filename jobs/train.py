@@ -138,7 +138,8 @@ def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet:
 
 def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], quiet: bool) -> dict[str, Any]:
     """Score the kept model on val with intervals, put scores, plots and model into the run, and print them."""
-    home.annotate(directory, steps=result["steps"], weights_sha256=result["weights_sha256"])
+    facts = {"steps": result["steps"], "best_step": result["best"]["step"], "weights_sha256": result["weights_sha256"]}
+    home.annotate(directory, **facts)
     scored = scores.of_run(directory, data, "val")
     scores.calibrate(directory, scored)
     scores.record(directory, scored)
@@ -147,8 +148,8 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
     if recipe.task == "covidnet":
         card.write(directory, scored["parameters"])
     described = home.note(directory)
-    facts = ("weights_sha256", "attempts", "steps_repeated", "stopped")
-    tags = {f"raylab.{name}": str(result[name]) for name in facts}
+    told = ("weights_sha256", "attempts", "steps_repeated", "stopped")
+    tags = {f"raylab.{name}": str(result[name]) for name in told}
     Outbox(directory / "outbox").append({"kind": "tags", "values": tags})
     out = {
         "run_id": described["run_id"],
@@ -159,7 +160,7 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
         "synthetic": described["synthetic"],
         "parent": described["parent"],
         "seed": recipe.seed,
-        "val_loss": result["val"]["loss"],
+        "val_loss": result["best"]["loss"],
         **{k: v for k, v in result.items() if k != "val"},
         "split": "val",
         **scored["result"],

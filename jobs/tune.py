@@ -16,11 +16,10 @@ from jobs.trial_table import TrialTable, order, row
 from raylab import config, recipes
 from raylab.config import Recipe
 from raylab.data.prepared import read_meta
-from raylab.errors import DataError, RaylabError, UsageError
+from raylab.errors import DataError, UsageError
 from raylab.files import write_json
 from raylab.loop import Metrics
 from raylab.tasks import task
-from tracking import model as tracked_model
 from tracking.forward import Forwarder
 from tracking.outbox import Outbox
 
@@ -160,6 +159,11 @@ class ToMlflow:
         outbox = Outbox(self.trial(number) / "outbox")
         stopped = {"stopped": f"stopped by {self.recipe.search.scheduler}", "failed": "failed"}.get(how, how)
         outbox.append({"kind": "tags", "values": {"raylab.stopped": stopped}})
+        result = self.trial(number) / "result.json"
+        if result.is_file():  # pbt gives a trial the best epoch of another, which its own rows do not show
+            best = json.loads(result.read_text())["best"]
+            scored = {f"best/val/{name}": best[name] for name in best.keys() - {"epoch", "step"}}
+            scores.append_new_metrics(outbox, best["step"], scored)
         outbox.append({"kind": "status", "status": "FAILED" if how == "failed" else "FINISHED"})
         home.annotate(self.trial(number), status="FAILED" if how == "failed" else "FINISHED")
         self.table.update(number, **json.loads((self.trial(number) / "end.json").read_text()))
@@ -189,9 +193,8 @@ def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, A
         if recipe.task == "covidnet":
             card.write(directory, scored["parameters"])
         samples = scored["samples"]
-        registered = register(
-            winner, directory, recipe, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]), forwarder
-        )
+        shape = (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:])
+        registered = register(winner, directory, recipe, shape)
     result = json.loads((directory / "result.json").read_text())
     out = {
         "run_id": home.note(directory)["run_id"],
@@ -209,7 +212,7 @@ def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, A
         "best_objective": end["objective"],
         "objective": objective,
         "registered": registered,
-        "val_loss": result["val"]["loss"],
+        "val_loss": result["best"]["loss"],
         "steps": result["steps"],
         "weights_sha256": result["weights_sha256"],
         "split": "val",
@@ -237,25 +240,21 @@ def keep(directory: Path, winner: Path) -> None:
         work.replace(target / name)
     result = json.loads((winner / "result.json").read_text())
     write_json(directory / "result.json", result)
-    home.annotate(directory, steps=result["steps"], weights_sha256=result["weights_sha256"])
+    facts = {"steps": result["steps"], "best_step": result["best"]["step"], "weights_sha256": result["weights_sha256"]}
+    home.annotate(directory, **facts)
 
 
-def register(winner: Path, directory: Path, recipe: Recipe, shape: tuple[int, ...], forwarder: Forwarder) -> str | None:
-    """Log the winner's model to its own MLflow run and register it as raylab-TASK with the alias `best`."""
+def register(winner: Path, directory: Path, recipe: Recipe, shape: tuple[int, ...]) -> str | None:
+    """Log the winner's model to its own MLflow run and register it as raylab-TASK; "NAME/VERSION", or None for now."""
     described = home.note(winner)
-    home.annotate(directory, input_shape=list(shape))
-    if not tracked.log_model(winner, shape):
-        return None
+    Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.best_run": described["run_id"]}})
+    best = json.loads((winner / "result.json").read_text())["best"]
     name = f"raylab-{recipe.task}{'-synthetic' if described['synthetic'] else ''}"
-    try:
-        version = tracked_model.register(described["uri"], described["run_id"], name, "best")
-    except RaylabError as error:
-        say(f"the best model is logged but not registered: {error.what}")
-        return None
-    Outbox(directory / "outbox").append(
-        {"kind": "tags", "values": {"raylab.best_run": described["run_id"], "raylab.registered": f"{name}/{version}"}}
-    )
-    return f"{name}/{version}"
+    score = best.get(task(recipe.task).objective)  # there is none where val has one class only
+    home.annotate(winner, register={"name": name, "score": score, "loss": best["loss"]})
+    tracked.log_model(winner, shape)
+    registered: str | None = home.note(winner).get("registered")
+    return registered
 
 
 if __name__ == "__main__":

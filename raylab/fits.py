@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from raylab import config
-from raylab.config import Recipe
+from raylab.config import IcuData, Recipe
 from raylab.data.icu_samples import load_icu
 from raylab.data.samples import Samples
 from raylab.errors import DataError
@@ -104,8 +104,9 @@ def fitted(fit: Fit, path: Path) -> tuple[dict[str, Any], Samples, NDArray[np.fl
 
 def leaks(fit: Fit, path: Path) -> None:
     """Write stay_id, at_h and a column of p for each view of the leakage report, of the rows of `fit.split`."""
-    recipe = config.load(fit.recipe)
-    train, scored = (load_icu(Path(fit.data), split, recipe.data.cohort) for split in ("train", fit.split))
+    data = config.load(fit.recipe).data
+    assert isinstance(data, IcuData)  # the benchmark's recipes are of no other task
+    train, scored = (load_icu(Path(fit.data), split, data.cohort) for split in ("train", fit.split))
     columns = [pl.Series(name, p) for name, p in probabilities(train, scored).items()]
     with whole(path) as beside:
         scored.rows.select("stay_id", "at_h").with_columns(columns).write_parquet(beside)

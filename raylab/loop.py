@@ -57,7 +57,11 @@ def fit(
     `transferred`: those weights were trained elsewhere, so that the recipe's transfer part holds (finetune.py).
 
     Returns {"steps", "planned_steps", "epochs", "stopped" ("planned" or "early"), "val": metrics of the last epoch,
-    "best": metrics of the best epoch, "weights_sha256"}, and leaves the best epoch's weights in `model`.
+    "best": metrics of the best epoch with its "epoch" (from 0) and its last "step" (from 1), "weights_sha256"}, and
+    leaves the best epoch's weights in `model`.
+
+    The row of an epoch's last step also has "train/epoch_loss", the mean loss over the epoch's samples, each with the
+    weights of its own step; the "val/..." scores; and the same as "best/val/..." if this epoch is the best so far.
     Raises NonFiniteError when a loss or a gradient is no number, before the weights are scored or saved again.
     """
     loop = recipe.loop
@@ -81,12 +85,14 @@ def fit(
     offset = offsets(recipe, train, device)
     class_weight = _class_weight(recipe, train, device)
     progress = Progress()
+    epoch_loss = torch.zeros((), dtype=torch.float64, device=device)  # summed over the samples of the epoch so far
     if resume is not None:
         model.load_state_dict(resume["model"])
         optim.load_state_dict(resume["optim"])
         if average is not None:
             average.load_state_dict(resume["average"])
         progress = Progress(**resume["progress"])
+        epoch_loss.fill_(resume.get("epoch_loss", math.nan))  # not in checkpoints of before it was kept: unknown
     elif transferred and recipe.transfer.reestimate:
         reestimate(model, train, world, recipe.seed, device)
         if average is not None:
@@ -112,7 +118,7 @@ def fit(
                 if len(index) == 0:
                     continue
                 _seed(recipe.seed, step, shard, device)
-                x = train.batch(index, augment=(recipe.seed, epoch) if recipe.data.augment else None)
+                x = train.batch(index, augment=(recipe.seed, epoch) if recipe.data.augments else None)
                 y = _onto(torch.from_numpy(train.y[index]), device)
                 try:
                     logits = _forward(model, x, loop.bf16, loop.channels_last, device)
@@ -143,7 +149,9 @@ def fit(
         progress.step = step + 1
         pace_samples += count
 
-        readings.add({"step": progress.step, "epoch": epoch, "train/lr": rate}, table[:, 0].sum() / count, norm)
+        loss_sum = table[:, 0].sum()
+        epoch_loss += loss_sum
+        readings.add({"step": progress.step, "epoch": epoch, "train/lr": rate}, loss_sum / count, norm)
         ended = progress.step % per_epoch == 0
         due = loop.checkpoint_steps is not None and progress.step % loop.checkpoint_steps == 0
         if not (ended or due or readings.overdue(world)):
@@ -156,9 +164,12 @@ def fit(
             metrics["train/samples_per_s"] = pace
         if ended and failed is None:
             scores = validate(task, average or model, val, world, recipe, device)
-            fetched[-1] |= {f"val/{name}": score for name, score in scores.items()}
             settling = plan.probing(step) and progress.step < planned
             progress.end_epoch(recipe, scores, task.objective, average or model, may_stop=not settling)
+            fetched[-1] |= {"train/epoch_loss": float(epoch_loss) / len(train), **name_metrics(scores)}
+            if progress.best_epoch == epoch:
+                fetched[-1] |= name_metrics(scores, "best/val")
+            epoch_loss.zero_()
             pace_since, pace_samples = time.perf_counter(), 0
         asked = any([report(metrics, None) for metrics in fetched])
         if failed is not None:
@@ -167,7 +178,7 @@ def fit(
         overdue = loop.checkpoint_seconds is not None and time.monotonic() - saved_at >= loop.checkpoint_seconds
         if last or due or world.any(asked or overdue):
             saved_at = time.monotonic()
-            report({"step": progress.step}, _state(recipe, model, optim, average, progress))
+            report({"step": progress.step}, _state(recipe, model, optim, average, progress, epoch_loss))
 
     digest = weights_sha256(average or model)
     model.load_state_dict(progress.best_model)
@@ -177,7 +188,7 @@ def fit(
         "epochs": progress.step // per_epoch,
         "stopped": progress.stopped or "planned",
         "val": progress.val,
-        "best": {"epoch": progress.best_epoch, **progress.best},
+        "best": {"epoch": progress.best_epoch, "step": (progress.best_epoch + 1) * per_epoch, **progress.best},
         "weights_sha256": digest,
     }
 
@@ -197,15 +208,16 @@ def fit_at_once(
     world = World()
     train_loss = task.log_loss(train.y, predict(task, model, train, world, recipe, device))
     scores = validate(task, model, val, world, recipe, device)
-    row = {"step": 1, "epoch": 0, "train/loss": train_loss, "train/lr": 0.0, "train/samples_per_s": pace}
-    report({**row, **{f"val/{name}": score for name, score in scores.items()}}, None)
+    row = {"step": 1, "epoch": 0, "train/loss": train_loss, "train/epoch_loss": train_loss, "train/lr": 0.0}
+    row |= {"train/samples_per_s": pace, **name_metrics(scores), **name_metrics(scores, "best/val")}
+    report(row, None)
     return {
         "steps": 1,
         "planned_steps": 1,
         "epochs": 1,
         "stopped": "planned",
         "val": scores,
-        "best": {"epoch": 0, **scores},
+        "best": {"epoch": 0, "step": 1, **scores},
         "weights_sha256": weights_sha256(model),
     }
 
@@ -283,6 +295,11 @@ def validate(
     return {"loss": task.log_loss(samples.y, p), **task.point(samples.y, p)}
 
 
+def name_metrics(scores: dict[str, float], prefix: str = "val") -> dict[str, float]:
+    """Validation scores under their metric names, `val/auroc`."""
+    return {f"{prefix}/{name}": score for name, score in scores.items()}
+
+
 def weights_sha256(model: nn.Module) -> str:
     """SHA-256 over names and bytes of all parameters and buffers."""
     digest = hashlib.sha256()
@@ -356,7 +373,12 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def _state(
-    recipe: Recipe, model: nn.Module, optim: AdamW, average: nn.Module | None, progress: Progress
+    recipe: Recipe,
+    model: nn.Module,
+    optim: AdamW,
+    average: nn.Module | None,
+    progress: Progress,
+    epoch_loss: Tensor,
 ) -> dict[str, Any]:
     """All that a resumed run needs. Sampler position and random numbers are functions of (seed, step): see `_seed`,
     `shards_of` and the loaders' augmentation, so seed and step are their whole state."""
@@ -366,4 +388,5 @@ def _state(
         "optim": optim.state_dict(),
         "average": average.state_dict() if average is not None else None,
         "progress": progress.state(),
+        "epoch_loss": epoch_loss,
     }

@@ -67,6 +67,7 @@ SCHEDULERS: dict[str, Callable[[Recipe, dict[str, BaseDistribution]], Any]] = {
         },
     ),
 }
+OF_ONE_STEP = ("train/loss", "train/grad_norm")  # trials are told of epochs, of which these are the last batch's
 WITH_CHECKPOINTS = {"hyperband", "pbt"}  # these pause trials or move their checkpoints
 
 
@@ -268,8 +269,9 @@ class Told(tune.Callback):
     ) -> None:
         number = self.number(trial)
         self.last[number] = result
-        scores = {name: value for name, value in result.items() if name.startswith(("train/", "val/"))}
-        self.watch.row(number, {**scores, "step": result["step"], "epoch": result["epoch"] - 1})
+        scores = {n: value for n, value in result.items() if n.startswith(("train/", "val/", "best/"))}
+        row = {name: value for name, value in scores.items() if name not in OF_ONE_STEP}
+        self.watch.row(number, {**row, "step": result["step"], "epoch": result["epoch"] - 1})
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = self.number(trial)

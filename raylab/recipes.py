@@ -1,11 +1,24 @@
 """The recipes that ship, one full and one `smoke` for each task. Every one of them is a test case."""
 
-from raylab.config import Data, Loop, Model, Optim, Recipe, Schedule, Search
+from raylab.config import (
+    ArdsRecipe,
+    CovidNetModel,
+    CovidnetRecipe,
+    ImageData,
+    Loop,
+    Optim,
+    Recipe,
+    RecurrentModel,
+    ResidualModel,
+    Schedule,
+    Search,
+    SurrogateRecipe,
+)
 from raylab.errors import unknown
 
-ARDS = Recipe(
+ARDS = ArdsRecipe(
     task="ards",
-    model=Model(name="gru", hidden=16, dropout=0.5),
+    model=RecurrentModel(name="gru", hidden=16, dropout=0.5),
     optim=Optim(lr=1e-3, weight_decay=0.1),
     schedule=Schedule(kind="cosine", warmup_steps=20),
     loop=Loop(epochs=20, batch=128, shards=8, ema=0.98, checkpoint_steps=50),
@@ -20,10 +33,10 @@ ARDS = Recipe(
     ),
 )
 
-COVIDNET = Recipe(
+COVIDNET = CovidnetRecipe(
     task="covidnet",
-    data=Data(size=224),
-    model=Model(name="covidnet", dropout=0.3),
+    data=ImageData(size=224),
+    model=CovidNetModel(name="covidnet", dropout=0.3),
     # the published recipe is Adam at 2e-5 with batch 8 and a factor of .7 on plateau (facts of COVID-Net's repository)
     optim=Optim(lr=2e-4, weight_decay=1e-2),
     schedule=Schedule(kind="plateau", warmup_steps=50, factor=0.7, patience=5),
@@ -54,9 +67,9 @@ SPACES: dict[str, Search] = {
     "last_sf": Search(space={"model.l2": "loguniform(1e-1,1e4)"}, points=({"model.l2": 10.0},)),
 }
 
-SURROGATE = Recipe(
+SURROGATE = SurrogateRecipe(
     task="surrogate",
-    model=Model(name="residual", hidden=192, layers=4),
+    model=ResidualModel(name="residual", hidden=192, layers=4),
     optim=Optim(lr=3e-3, weight_decay=1e-4),
     schedule=Schedule(kind="cosine", warmup_steps=100),
     loop=Loop(epochs=60, batch=512, shards=4, ema=0.99, checkpoint_steps=500),
@@ -70,11 +83,11 @@ SURROGATE = Recipe(
     ),
 )
 
-RECIPES = {
+RECIPES: dict[str, Recipe] = {
     "ards": ARDS,
     "ards-smoke": ARDS.model_copy(
         update={
-            "model": Model(name="gru", hidden=16),
+            "model": RecurrentModel(name="gru", hidden=16),
             "loop": Loop(epochs=3, batch=64, shards=6, checkpoint_steps=5),
             "schedule": Schedule(kind="cosine"),
         }
@@ -82,7 +95,7 @@ RECIPES = {
     "surrogate": SURROGATE,
     "surrogate-smoke": SURROGATE.model_copy(
         update={
-            "model": Model(name="residual", hidden=48, layers=2),
+            "model": ResidualModel(name="residual", hidden=48, layers=2),
             "schedule": Schedule(kind="cosine"),
             "loop": Loop(epochs=4, batch=128, shards=4, checkpoint_steps=20),
         }
@@ -90,8 +103,8 @@ RECIPES = {
     "covidnet": COVIDNET,
     "covidnet-smoke": COVIDNET.model_copy(
         update={
-            "data": Data(size=64),
-            "model": Model(name="covidnet", width=0.25, depth=0.4),
+            "data": ImageData(size=64),
+            "model": CovidNetModel(name="covidnet", width=0.25, depth=0.4),
             "optim": Optim(lr=1e-3),
             "schedule": Schedule(kind="cosine"),
             "loop": Loop(epochs=3, batch=32, shards=4, checkpoint_steps=10),

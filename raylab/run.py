@@ -64,8 +64,8 @@ def execute(
     job = task(recipe.task)
     scratch = recipe.transfer.mode == "scratch"
     if scratch:
-        recipe = config.override(recipe, {"model.weights": None})
-    transferred = not scratch and (parent is not None or recipe.model.weights is not None)
+        recipe = config.without_weights(recipe)
+    transferred = not scratch and (parent is not None or recipe.model.weights_path is not None)
 
     def prepare() -> tuple[Samples, Samples, nn.Module, dict[str, Any] | None, list[Path]]:
         train = job.load(data, "train", recipe.data, None)
@@ -227,10 +227,10 @@ def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module
             f"raylab train --resume {directory.name}",
         )
     note = json.loads(path.read_text())
-    recipe = config.load(note["recipe"])
+    recipe = config.load(config.without_foreign_fields(note["recipe"]))
     job = task(recipe.task)
     # Weights that it started from may be gone, and are not needed
-    model = job.model(config.override(recipe, {"model.weights": None}), note["spec"])
+    model = job.model(config.without_weights(recipe), note["spec"])
     model.load_state_dict(_tensors(path.with_name("model.safetensors")))
     return job, recipe, note["spec"], model
 

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raylab.config import Data, Recipe
+from raylab.config import Data, IcuData, ImageData, NetworkModel, Recipe
 from raylab.data.augment import AUGMENT
 from raylab.data.icu_samples import load_icu
 from raylab.data.image_samples import load_images
 from raylab.data.samples import Samples
 from raylab.data.sweeps import load_sweep, outputs
-from raylab.errors import UsageError, unknown
+from raylab.errors import unknown
 from raylab.metrics import binary_scores, multiclass_scores, point, regression_scores
 from raylab.models import network
-from raylab.models.baselines import Fitted
 from raylab.models.ensemble import Ensemble
 
 EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 in a log loss
@@ -32,7 +31,7 @@ class Task:
     name: str
     outcome: Literal["binary", "multiclass", "regression"]  # of a regression, "classes" of the spec are its outputs
     objective: str  # the validation score that picks epochs and trials; higher is better
-    load: Callable[[Path, str, Data, dict[str, Any] | None], Samples]
+    load: Callable[[Path, str, Any, dict[str, Any] | None], Samples]
     """(prepared directory, split, recipe.data, spec of a trained model or None) -> samples"""
 
     def outputs(self, spec: dict[str, Any]) -> int:
@@ -42,17 +41,10 @@ class Task:
         """A freshly initialised network: the same weights for the same seed."""
         make = network(spec["kind"], recipe.model.name)
         members = []
-        for member in range(recipe.model.members):
+        for member in range(recipe.model.members if isinstance(recipe.model, NetworkModel) else 1):
             torch.manual_seed(recipe.seed + member)
             members.append(make(recipe.model, spec, self.outputs(spec)))
-        if len(members) == 1:
-            return members[0]
-        if isinstance(members[0], Fitted):
-            raise UsageError(
-                f"model '{recipe.model.name}' has no seed, so an ensemble of it would be one model many times",
-                do="leave model.members at 1",
-            )
-        return Ensemble(members)
+        return members[0] if len(members) == 1 else Ensemble(members)
 
     def loss(self, logits: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
         """Loss of each sample, [B], from logits [B, outputs] and classes int64 [B] (of a regression, values float32
@@ -96,11 +88,11 @@ class Task:
         return multiclass_scores(samples.y, p, samples.group, classes, samples.source, bootstraps, seed)
 
 
-def _icu(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> Samples:
+def _icu(directory: Path, split: str, data: IcuData, spec: dict[str, Any] | None) -> Samples:
     return load_icu(directory, split, data.cohort, spec, data.fill, data.virtual_patient)
 
 
-def _images(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> Samples:
+def _images(directory: Path, split: str, data: ImageData, spec: dict[str, Any] | None) -> Samples:
     augment = {name: value * data.strength for name, value in AUGMENT.items() if name != "flip"}
     return load_images(directory, split, size=data.size, spec=spec, augment=augment, mask=data.mask)
 

@@ -23,9 +23,18 @@ PRIMARY = {
     "surrogate": ("r2_min", "r2_mean"),
 }
 NO_INTERVAL = "no_interval."  # begins the tag of a split that has {why: [score, ...]} of scores without an interval
-SPLITS = ("test", "val")  # the best known first
+# Where metrics of a split are, the best known first: the test rows of a run's data, all rows of data that it never saw,
+# the test rows of every fold of a benchmark, the val rows at the kept epoch, and at the last one.
+SPLITS = ("test", "all", "folds", "best/val", "val")
+READ_ONCE = ("test", "all")  # their scores are worth the most when they are read once
+ENDS = {"value": "", "low": "_low", "high": "_high"}
 FAILED = ("FAILED", "KILLED")
-CURVES = ("train/loss", "val/loss", *dict.fromkeys(f"val/{name}" for names in PRIMARY.values() for name in names))
+CURVES = (
+    "train/loss",
+    "train/epoch_loss",
+    "val/loss",
+    *dict.fromkeys(f"val/{name}" for names in PRIMARY.values() for name in names),
+)
 CURVE_POINTS = 400  # more cannot be seen in a plot
 # The columns that every frame has, in this order; all text but the three noted.
 FIXED: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -33,6 +42,7 @@ FIXED: dict[str, pl.DataType | type[pl.DataType]] = {
     "kind": pl.String,
     "task": pl.String,
     "data_source": pl.String,
+    "cohort": pl.String,
     "synthetic": pl.Boolean,
     "status": pl.String,
     "started": pl.Datetime("ms", "UTC"),
@@ -48,7 +58,7 @@ FIXED: dict[str, pl.DataType | type[pl.DataType]] = {
 
 
 def collect(uri: str, experiment: str) -> pl.DataFrame:
-    """One row a run, trials included.
+    """One row a run, trials included. Of the evaluations of one model on one data set and split, the newest only.
 
     Columns: those of FIXED; `tag/...` for other raylab.* tags; `param/...` for parameters that are
     not the same in all runs; metrics under their own names (last value), system metrics left out.
@@ -58,7 +68,7 @@ def collect(uri: str, experiment: str) -> pl.DataFrame:
     if found is None:
         known = sorted(e.name for e in client.search_experiments())
         raise TrackingError(f"no experiment '{experiment}' at {uri}", f"known: {', '.join(known)}", "name one of these")
-    rows = [_row(run) for run in _search(uri, found.experiment_id)]
+    rows = _drop_old_evaluations([_row(run) for run in _search(uri, found.experiment_id)])
     names = list(dict.fromkeys(name for row in rows for name in row if name not in FIXED))
     params = [n for n in names if n.startswith("param/") and len({row.get(n) for row in rows}) > 1]
     tags = [n for n in names if n.startswith("tag/")]
@@ -84,6 +94,27 @@ def without_interval(row: Mapping[str, Any], split: str) -> dict[str, str]:
     return {name: why for why, names in found.items() for name in names if row.get(f"{split}/{name}") is not None}
 
 
+def list_splits(row: Mapping[str, Any]) -> list[str]:
+    """Those of SPLITS that a run has scores on; of the val split only the scores of the kept epoch, if it has any."""
+    known = [split for split in SPLITS if scores(row, split)]
+    return [split for split in known if split != "val" or "best/val" not in known]
+
+
+def name_split(split: str) -> str:
+    """The split's own name, without where its metrics are."""
+    return split.removeprefix("best/")
+
+
+def was_used_to_choose(row: Mapping[str, Any], split: str) -> bool:
+    """Whether the model was chosen by its scores on this split. The val split of other data has chosen nothing."""
+    return name_split(split) == "val" and row["kind"] != "evaluate"
+
+
+def count_test_reads(row: Mapping[str, Any]) -> int:
+    """How often the test rows that a run was scored on have been read for it; 0 where that was not noted."""
+    return int(row.get("tag/test_reads") or 0)
+
+
 def primary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The scores to show for `ranked` rows of one task: those primary ones that a row has on its own split."""
     if not rows:
@@ -99,8 +130,8 @@ def interval(row: Mapping[str, Any], score: str, reason: bool = False) -> str:
     value, low, high = row.get(score), row.get(f"{score}_low"), row.get(f"{score}_high")
     if value is None:
         return ""
-    split, _, name = score.partition("/")
-    if why := without_interval(row, split).get(name):
+    split = next(split for split in SPLITS if score.startswith(f"{split}/"))
+    if why := without_interval(row, split).get(score.removeprefix(f"{split}/")):
         return f"{value:.3f} ({why if reason else why.partition(':')[0]})"
     if low is None or high is None:
         return f"{value:.3f}"
@@ -108,46 +139,74 @@ def interval(row: Mapping[str, Any], score: str, reason: bool = False) -> str:
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def ranked(frame: pl.DataFrame) -> pl.DataFrame:
-    """Without the trials, which belong to their search: by task and data set, test before val, best first, failed last.
+def add_split_columns(frame: pl.DataFrame) -> pl.DataFrame:
+    """`collect` with two columns more: `data`, the source and a piece of the hash, because two data sets may share a
+    source; `split`, the one of SPLITS that is the best known of those that the run has scores on."""
+    known = [next(iter(list_splits(row)), None) for row in frame.iter_rows(named=True)]
+    return frame.with_columns(
+        pl.Series("split", known, pl.String),
+        pl.concat_str(
+            pl.col("data_source").fill_null("data not named"),
+            pl.col("data_hash").str.slice(0, 8),
+            separator=" ",
+            ignore_nulls=True,
+        ).alias("data"),
+    )
 
-    Two columns more: `data`, the source and a piece of the hash, because two data sets may share a source; `split`,
-    the best known that the run has scores on.
+
+def ranked(frame: pl.DataFrame) -> pl.DataFrame:
+    """`add_split_columns` by task and data set, test before val, best first, failed last.
+
+    Without the trials, which belong to their search, and without a benchmark's own run, whose scores are in the runs
+    below it.
     """
-    runs = frame.filter(pl.col("kind").fill_null("") != "trial")
-    split, best = [], []
-    for row in runs.iter_rows(named=True):
-        found = next((s for s in SPLITS if scores(row, s)), None)
-        split.append(found)
-        best.append(row[f"{found}/{scores(row, found)[0]}"] if found else None)
+    above = frame.filter(pl.col("kind") == "benchmark")["parent_run_id"].drop_nulls()
+    rows = add_split_columns(
+        frame.filter((pl.col("kind").fill_null("") != "trial") & ~pl.col("run_id").is_in(above.implode()))
+    )
+    best = [
+        row[f"{row['split']}/{scores(row, row['split'])[0]}"] if row["split"] else None
+        for row in rows.iter_rows(named=True)
+    ]
     return (
-        runs.with_columns(
-            pl.Series("split", split, pl.String),
+        rows.with_columns(
             pl.Series("_best", best, pl.Float64),
-            pl.concat_str(
-                pl.col("data_source").fill_null("data not named"),
-                pl.col("data_hash").str.slice(0, 8),
-                separator=" ",
-                ignore_nulls=True,
-            ).alias("data"),
+            pl.col("split").replace_strict({s: k for k, s in enumerate(SPLITS)}, default=None).alias("_split"),
             pl.col("status").is_in(FAILED).alias("_failed"),
         )
         .sort(
-            ["task", "data", "synthetic", "_failed", "split", "_best", "name"],
+            ["task", "data", "synthetic", "_failed", "_split", "_best", "name"],
             descending=[False, False, False, False, False, True, False],
             nulls_last=True,
         )
-        .drop("_best", "_failed")
+        .drop("_best", "_split", "_failed")
     )
+
+
+def to_json_rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
+    """The rows of `add_split_columns` for JSON: `split` by its own name, and `n`, `test_reads` and the `scores` on it,
+    each {"value", "low", "high"}."""
+    rows = add_split_columns(frame)
+    found = []
+    for row, told in zip(rows.iter_rows(named=True), json.loads(rows.write_json()), strict=True):
+        split = row["split"]
+        told["split"] = split and name_split(split)
+        told["n"] = row.get(f"{split}/n")
+        told["test_reads"] = count_test_reads(row)
+        told["scores"] = {
+            name: {end: row.get(f"{split}/{name}{tail}") for end, tail in ENDS.items()} for name in scores(row, split)
+        }
+        found.append(told)
+    return found
 
 
 def table(frame: pl.DataFrame) -> str:
     """`ranked` as aligned plain text, one block a task."""
     shown = ranked(frame)
     blocks = ["\n".join(_block(runs)) for runs in shown.partition_by("task", maintain_order=True)]
-    if shown["split"].eq("val").any():
+    if any(row["split"] and was_used_to_choose(row, row["split"]) for row in shown.iter_rows(named=True)):
         blocks.append("* val: these scores were used to choose; expect lower ones on the test split")
-    if trials := frame.height - shown.height:
+    if trials := frame.filter(pl.col("kind") == "trial").height:
         blocks.append(f"({trials} trials not shown)")
     return "\n\n".join(blocks)
 
@@ -155,7 +214,10 @@ def table(frame: pl.DataFrame) -> str:
 def _block(runs: pl.DataFrame) -> Iterator[str]:
     rows = runs.to_dicts()
     shown = primary(rows)
-    lines = [["run", "kind", "status", "split", *shown, "n", "seed", "run id"]]
+    of_cohorts = any(row["cohort"] for row in rows)
+    of_splits = any(row["split"] for row in rows)  # work such as a sweep is not scored
+    names = ["run", "kind", "status", *(["split"] if of_splits else []), *(["cohort"] if of_cohorts else [])]
+    lines = [[*names, *shown, *(["n"] if of_splits else []), "seed", "run id"]]
     for row in rows:
         n = row.get(f"{row['split']}/n")
         lines.append(
@@ -163,9 +225,10 @@ def _block(runs: pl.DataFrame) -> Iterator[str]:
                 row["name"],
                 row["kind"] or "-",
                 row["status"].lower(),
-                {"val": "val*", None: "-"}.get(row["split"], row["split"]),
+                *([format_split(row)] if of_splits else []),
+                *([row["cohort"] or "-"] if of_cohorts else []),
                 *(_short(interval(row, f"{row['split']}/{score}")) or "-" for score in shown),
-                "-" if n is None else f"{n:.0f}",
+                *(["-" if n is None else f"{n:.0f}"] if of_splits else []),
                 row["seed"] or "-",
                 row["run_id"][:8],
             ]
@@ -182,6 +245,16 @@ def _block(runs: pl.DataFrame) -> Iterator[str]:
         yield line
 
 
+def format_split(row: Mapping[str, Any]) -> str:
+    """The split of a row, `val*` where it was used to choose, with the number of reads where it is more than one."""
+    split = row["split"]
+    if split is None:
+        return "-"
+    text = name_split(split) + ("*" if was_used_to_choose(row, split) else "")
+    reads = count_test_reads(row)
+    return f"{text} ({reads} reads)" if split in READ_ONCE and reads > 1 else text
+
+
 def _short(score: str) -> str:
     """ "0.812 [0.790, 0.833]" as "0.812 [.790,.833]": lines have an end."""
     return score.replace("[0.", "[.").replace(", 0.", ",.").replace(", ", ",")
@@ -193,10 +266,11 @@ def curves(
     """{metric: {run label: (steps, values)}} of the runs in `frame`, thinned to what a plot can show.
 
     A step seen twice (repeated after a restart) keeps its last value. Training counts steps from 1: what was logged
-    at 0 belongs to the whole run.
+    at 0 belongs to the whole run. An evaluation has scores of one model, which are no curve.
     """
     client = runs.client(uri)
     labelled = labels(frame)
+    frame = frame.filter(pl.col("kind").fill_null("") != "evaluate")
     found: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for metric in metrics:
         if metric not in frame:
@@ -243,6 +317,18 @@ def _search(uri: str, experiment_id: str) -> Iterator["Run"]:
         token = page.token
         if not token:
             return
+
+
+def _drop_old_evaluations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the evaluations that a newer one of the same model, data and split has replaced. One that has failed
+    replaces none that has scores."""
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: (bool(list_splits(row)), row["started"])):
+        if row["kind"] == "evaluate":
+            split = row.get("tag/split") or next(iter(list_splits(row)), None)
+            newest[row.get("tag/parent"), row["data_hash"], row["cohort"], split] = row
+    kept = {row["run_id"] for row in newest.values()}
+    return [row for row in rows if row["kind"] != "evaluate" or row["run_id"] in kept]
 
 
 def _row(run: "Run") -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 import contextlib
 import copy
+import hashlib
 import importlib.metadata
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +20,18 @@ from tracking import runs
 
 if TYPE_CHECKING:
     import torch
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+    from mlflow.entities.model_registry import ModelVersion
 
 log = logging.getLogger(__name__)
 
 # Named, because MLflow would otherwise load the model in a new process to find out.
 PACKAGES = ("torch", "numpy")
+BEST = "best"  # the alias of a registered model
+WEIGHTS_TAG = "raylab.weights_sha256"  # of a logged model
+SCORE_TAG, LOSS_TAG = "raylab.score", "raylab.loss"  # of a registered version
+MOST_VERSIONS = 10_000  # MLflow's limit on a page
 WEIGHTS_ONLY = """This directory holds the weights only: model.safetensors.
 
 torch.export could not trace the model, so MLflow has no graph to run, and raylab stores no pickles:
@@ -37,14 +47,18 @@ def synthetic_example(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 
 def log_model(uri: str, run_id: str, model: "torch.nn.Module", example: np.ndarray, name: str = "model") -> str:
-    """Log a model with its signature and a SYNTHETIC input example; returns its MLflow address.
+    """Log a run's model with its signature and a SYNTHETIC input example; returns its MLflow address.
 
     The format is torch.export's pt2: a graph with weights, loaded without running stored code, for
     any batch size. A model that cannot be traced leaves its weights (safetensors) and a note instead.
+    A run has one logged model: weights that it has logged already are not logged again, and what an
+    interrupted upload has left is deleted.
     """
     import mlflow.pytorch
     import torch
-    from mlflow.models import infer_signature
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model, infer_signature
+    from mlflow.models.model import MLMODEL_FILE_NAME
 
     # A copy: logging must not move a model that is being trained off its GPU or out of train mode.
     plain = copy.deepcopy(model).cpu().eval()
@@ -54,55 +68,119 @@ def log_model(uri: str, run_id: str, model: "torch.nn.Module", example: np.ndarr
         output = plain(torch.from_numpy(example))
     signature = infer_signature(example, _arrays(output))
     requirements = [f"{package}=={importlib.metadata.version(package)}" for package in PACKAGES]
-    with tempfile.TemporaryDirectory() as scratch, _here(uri):
-        try:
-            # Once beside, for the answer to "can it be exported": a failed log_model leaves a broken model.
-            mlflow.pytorch.save_model(
-                plain, f"{scratch}/try", signature=signature, input_example=example, pip_requirements=requirements
+    client = runs.client(uri)
+    run = client.get_run(run_id)
+    weights = _hash_weights(plain)
+    logged = None
+    for one in _list_logged_models(client, run, name):
+        if logged is None and one.status == "READY" and one.tags.get(WEIGHTS_TAG) == weights:
+            logged = one
+        else:
+            client.delete_logged_model(one.model_id)
+    if logged is None:
+        with tempfile.TemporaryDirectory() as scratch, _here(uri):
+            saved = Path(scratch) / "saved"
+            try:
+                mlflow.pytorch.save_model(
+                    plain,
+                    saved,
+                    signature=signature,
+                    input_example=example,
+                    pip_requirements=requirements,
+                    serialization_format="pt2",
+                )
+            except Exception as error:  # export fails with torch's, sympy's or Python's own errors
+                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+                log.warning("logging weights only, the model cannot be exported: %s", reason)
+                return _log_weights(uri, run_id, plain, Path(scratch) / name, reason)
+            # Not by mlflow.pytorch.log_model: that puts the model of a run given by its id into MLflow's default
+            # experiment, where runs:/ID/NAME does not find it.
+            logged = client.create_logged_model(
+                run.info.experiment_id, name, run_id, {WEIGHTS_TAG: weights}, params=run.data.params
             )
-        except Exception as error:  # export fails with torch's, sympy's or Python's own errors
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
-            log.warning("logging weights only, the model cannot be exported: %s", reason)
-            return _log_weights(uri, run_id, plain, Path(scratch) / name, reason)
-        info = mlflow.pytorch.log_model(
-            plain,
-            name=name,
-            signature=signature,
-            input_example=example,
-            pip_requirements=requirements,
-            serialization_format="pt2",
-            run_id=run_id,
-        )
-    return str(info.model_uri)
+            described = Model.load(str(saved))
+            described.run_id, described.artifact_path = run_id, logged.artifact_location
+            described.model_id = described.model_uuid = logged.model_id
+            described.save(str(saved / MLMODEL_FILE_NAME))
+            client.log_model_artifacts(logged.model_id, str(saved))
+            client.finalize_logged_model(logged.model_id, "READY")
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if logged.model_id not in {output.model_id for output in outputs}:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return str(logged.model_uri)
 
 
-def register(uri: str, run_id: str, registered_name: str, alias: str) -> int:
-    """Make the run's newest model a version of `registered_name` and give it `alias`; returns the version.
+@dataclass(frozen=True)
+class Registered:
+    """A version of a registered model, and the version that the alias `best` names now."""
 
+    version: int
+    best: int
+
+
+def register(uri: str, run_id: str, registered_name: str, score: float | None, loss: float) -> Registered:
+    """Make the run's logged model a version of `registered_name`, and point the alias `best` to the best version.
+
+    That is the version with the highest `score`; among equal scores, the one with the lowest `loss`, then the oldest.
+    Versions without a score come last. A model that is already a version does not get a second one.
     TrackingError when the run has no model that MLflow can load.
     """
     from mlflow.exceptions import MlflowException
 
     client = runs.client(uri)
-    outputs = client.get_run(run_id).outputs
-    models = outputs.model_outputs if outputs else []
-    if not models:
+    logged = next((m for m in _list_logged_models(client, client.get_run(run_id)) if m.status == "READY"), None)
+    if logged is None:
         raise TrackingError(
             f"run {run_id} has no model to register",
             "it logged none, or its weights only (see its artifacts)",
             "register a run whose model could be exported",
         )
-    newest = max((client.get_logged_model(m.model_id) for m in models), key=lambda m: m.creation_timestamp)
     try:
         client.create_registered_model(registered_name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    version = client.create_model_version(
-        registered_name, newest.artifact_location, run_id=run_id, model_id=newest.model_id
-    )
-    client.set_registered_model_alias(registered_name, alias, version.version)
-    return int(version.version)
+    versions = list(client.search_model_versions(f"name = '{registered_name}'", max_results=MOST_VERSIONS))
+    version = next((v for v in versions if v.source == logged.artifact_location), None)
+    if version is None:
+        tags = {LOSS_TAG: repr(float(loss))} | ({} if score is None else {SCORE_TAG: repr(float(score))})
+        version = client.create_model_version(
+            registered_name, logged.artifact_location, run_id=run_id, model_id=logged.model_id, tags=tags
+        )
+        versions.append(version)
+    best = max(versions, key=_rank_version)
+    client.set_registered_model_alias(registered_name, BEST, best.version)
+    return Registered(int(version.version), int(best.version))
+
+
+def _rank_version(version: "ModelVersion") -> tuple[float, float, int]:
+    """A key that is greatest for the best version."""
+    score = float(version.tags.get(SCORE_TAG, -math.inf))
+    return score, -float(version.tags.get(LOSS_TAG, math.inf)), -int(version.version)
+
+
+def _list_logged_models(client: "MlflowClient", run: "Run", name: str = "model") -> list["LoggedModel"]:
+    """The run's logged models of this name, newest first."""
+    found: list[LoggedModel] = []
+    token = None
+    while True:
+        page = client.search_logged_models(
+            [run.info.experiment_id],
+            f"name = '{name}' AND source_run_id = '{run.info.run_id}'",
+            order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+            page_token=token,
+        )
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _hash_weights(model: "torch.nn.Module") -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def fetch_weights(uri: str, name: str, target: Path) -> None:

@@ -19,8 +19,11 @@ from tracking import compare, plots
 
 # What a page has room for beside the primary scores; "sensitivity/" is that of every class.
 SECONDARY = {"ards": ("brier", "calibration_slope"), "covidnet": ("sensitivity/",)}
-FACTS = ("run_id", "status", "started", "seconds", "seed", "data_source", "data_hash", "split_hash", "code_revision")
-HIDDEN_TAGS = ("tag/parent", "tag/parent_name", "tag/best_run")  # said in their own places
+FACTS = (
+    *("run_id", "status", "started", "seconds", "seed"),
+    *("data_source", "data_hash", "split_hash", "cohort", "code_revision"),
+)
+HIDDEN_TAGS = ("tag/parent", "tag/parent_name", "tag/best_run", "tag/split")  # said in their own places
 TOP_TRIALS = 5
 
 Row = dict[str, Any]
@@ -91,7 +94,7 @@ def _run(row: Row, names: Mapping[str, str], extras: Extras) -> Row:
     tags = {n: v for n, v in row.items() if n.startswith("tag/") and v and n not in HIDDEN_TAGS}
     tags = {n: v for n, v in tags.items() if not n.startswith(f"tag/{compare.NO_INTERVAL}")}
     facts |= {n.removeprefix("tag/").replace("_", " "): v for n, v in tags.items()}
-    splits = [split for split in compare.SPLITS if compare.scores(row, split)]
+    splits = compare.list_splits(row)
     every = dict.fromkeys(name for split in splits for name in compare.scores(row, split))
     of_val = _pictures({name: png for name, png in extras.plots.items() if Path(name).name.startswith("val-")})
     others = _pictures({name: png for name, png in extras.plots.items() if not Path(name).name.startswith("val-")})
@@ -103,7 +106,12 @@ def _run(row: Row, names: Mapping[str, str], extras: Extras) -> Row:
         else None,
         "n": _count(row.get(f"{row['split']}/n")),
         "facts": facts,
-        "splits": [split + (f", n = {n}" if (n := _count(row.get(f"{split}/n"))) else "") for split in splits],
+        "split_text": compare.format_split(row).rstrip("*"),
+        "used_to_choose": row["split"] is not None and compare.was_used_to_choose(row, row["split"]),
+        "splits": [
+            compare.name_split(split) + (f", n = {n}" if (n := _count(row.get(f"{split}/n"))) else "")
+            for split in splits
+        ],
         "scores": {name: [compare.interval(row, f"{split}/{name}", reason=True) for split in splits] for name in every},
         "told": extras.data,
         "recipe": extras.recipe,
@@ -135,6 +143,8 @@ def _group(runs: list[Row], curves: Mapping[str, Mapping[str, plots.Curve]], tri
         "runs": runs,
         "scores": shown,
         "splits": len({run["split_hash"] for run in runs}),
+        "scored": any(run["split"] for run in runs),  # work such as a sweep is not
+        "cohorts": any(run["cohort"] for run in runs),
         "told": {"attrition": [], "counts": {}, "label": {}} | next((run["told"] for run in runs if run["told"]), {}),
         "searches": [_search(run, trials.filter(pl.col("parent_run_id") == run["run_id"])) for run in runs],
     }
@@ -148,7 +158,8 @@ def _cell(run: Row, name: str, rivals: Sequence[Row]) -> dict[str, Any]:
     """The value, its interval, and whether it is the best on its split: one run alone is the best of nothing."""
     score = f"{run['split']}/{name}"
     value, _, interval = compare.interval(run, score).partition(" ")
-    others = {r[score] for r in rivals if r["split"] == run["split"] and r.get(score) is not None}
+    same = [r for r in rivals if (r["split"], r["cohort"]) == (run["split"], run["cohort"])]
+    others = {r[score] for r in same if r.get(score) is not None}
     return {"value": value, "interval": interval, "best": len(others) > 1 and run[score] == max(others)}
 
 
@@ -158,7 +169,7 @@ def _forest(group: Mapping[str, Any], name: str) -> dict[str, str] | None:
         return None  # the table says it
     values, lows, highs = ([r.get(f"{r['split']}/{name}{end}") for r in runs] for end in ("", "_low", "_high"))
     title = f"{name}: {group['task']} on {group['data']}"
-    labels, splits = [r["label"] for r in runs], [r["split"] for r in runs]
+    labels, splits = [r["label"] for r in runs], ["val" if r["used_to_choose"] else "test" for r in runs]
     return _image(plots.forest(labels, values, lows, highs, name, title, bool(group["synthetic"]), splits), title)
 
 
@@ -179,8 +190,8 @@ def _learning(group: Mapping[str, Any], curves: Mapping[str, Mapping[str, plots.
 
 def _search(run: Row, trials: pl.DataFrame) -> Row | None:
     """The trials' validation score over the parameters that differ between them, and the best few of them."""
-    usual = [*(f"val/{name}" for name in compare.PRIMARY.get(run["task"], ())), "val/loss"]
-    score = next((n for n in usual if n in trials and trials[n].is_not_null().any()), None)
+    usual = [f"{split}/{name}" for split in ("best/val", "val") for name in compare.PRIMARY.get(run["task"], ())]
+    score = next((n for n in (*usual, "val/loss") if n in trials and trials[n].is_not_null().any()), None)
     if score is None:
         return None
     scored = trials.filter(pl.col(score).is_not_null()).sort(score, "name", descending=[score != "val/loss", False])

@@ -39,7 +39,7 @@ class Framing:
 def attrition(stays: pl.DataFrame, framing: Framing, rule: Label) -> tuple[pl.DataFrame, list[tuple[str, int, int]]]:
     """The stays at risk at the (first) prediction, and (step, patients, stays) after each exclusion.
 
-    `stays` has onset_h (null = none) and last (time of the last record, null = no record at all).
+    `stays` has onset_h (null = none), last (time of the last record, null = no record at all) and age (null = unknown).
     """
     steps: list[tuple[str, int, int]] = []
 
@@ -48,6 +48,9 @@ def attrition(stays: pl.DataFrame, framing: Framing, rule: Label) -> tuple[pl.Da
 
     landmark = framing.landmark
     note("all stays")
+    if rule.min_age:
+        stays = stays.filter(pl.col("age").is_null() | (pl.col("age") >= rule.min_age))
+        note(f"{rule.min_age:g} years and older, or of unknown age")
     stays = stays.filter(pl.col("last").is_not_null())
     note("at least one record")
     stays = stays.filter(pl.col("last") > landmark)

@@ -47,6 +47,8 @@ class Extract:
     pieces  the same events cut by patient, for what does not fit in memory as a whole
     notes   what the reader of a score should know of this source, in words
     lacks   concepts that this source records of nobody, so that no label may ask for them
+    numbering  whose patient numbers these are: within one numbering a number means one person (identifiers.py); the
+            source's name where it is empty
     """
 
     events: pl.LazyFrame
@@ -55,6 +57,7 @@ class Extract:
     pieces: tuple[pl.LazyFrame, ...] = ()
     notes: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
+    numbering: str = ""
 
     def parts(self) -> tuple[pl.LazyFrame, ...]:
         return self.pieces or (self.events,)

@@ -13,6 +13,8 @@ right:
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from raylab.data.identifiers import MISSING, UNKNOWN, Person, one_identifier, trim
+from raylab.data.text import decode
 from raylab.errors import DataError
 
 CLASSES = ("normal", "pneumonia", "COVID-19")
@@ -29,14 +31,19 @@ class Line:
     view: str = ""  # of a manifest: PA, AP, ...; empty where nothing says
     group: str = ""  # of a manifest: rows that must stay together beyond their patient
 
+    @property
+    def person(self) -> Person:
+        """Who it is: a patient's number says so within its source only."""
+        return Person.of(self.source, self.patient)
+
 
 def read_list(path: Path, images: Path) -> list[Line]:
     """The lines of one list in their order; blank lines do not count."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise DataError(f"cannot read the label list {path}", why or "", "give the path of a COVIDx list") from error
+        text, _ = decode(path.read_bytes(), str(path))
+    except OSError as error:
+        why = error.strerror or ""
+        raise DataError(f"cannot read the label list {path}", why, "give the path of a COVIDx list") from error
     lines = [
         _line(path, number, words, images) for number, row in enumerate(text.splitlines(), 1) if (words := row.split())
     ]
@@ -51,7 +58,7 @@ def _line(path: Path, number: int, words: list[str], images: Path) -> Line:
         *front, label, source = words
     elif words[-1] in CLASSES:
         *front, label = words
-        source = "unknown"
+        source = UNKNOWN
     elif len(words) < 3:
         raise DataError(f"{path}, line {number}: {len(words)} word(s)", form, "correct the line")
     else:
@@ -70,7 +77,22 @@ def _line(path: Path, number: int, words: list[str], images: Path) -> Line:
             "file names are relative to --images",
             "correct the line",
         )
-    return Line(patient, file, label, source, number)
+    return Line(patient_of(patient, file, f"{path}, line {number}"), file, label, source, number)
+
+
+def patient_of(text: str, file: str, place: str) -> str:
+    """The identifier of a patient; the file's name where none is given, so that the image is its own patient.
+
+    Raises DataError for a number that cannot be told exactly; `place` is its file and line.
+    """
+    name = one_identifier(text)
+    if name is None and trim(text).lower() not in MISSING:
+        raise DataError(
+            f"{place}: the patient is a number with decimals or an exponent",
+            "which patient is meant is not certain",
+            "write patients as text or whole numbers",
+        )
+    return name or file
 
 
 def _cut(words: list[str], images: Path) -> tuple[str, str]:

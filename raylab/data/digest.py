@@ -55,6 +55,8 @@ class Digest:
     """What is kept of one piece of the patients."""
 
     seen: list[str]  # stays with any event
+    unlisted: pl.Series  # stays with events that are not among the stays of the source
+    of_unknown_age: int  # stays
     rows: pl.DataFrame  # rows at risk
     table: pl.DataFrame  # their hourly grid
     steps: list[tuple[str, int, int]]
@@ -75,7 +77,10 @@ def digest(events: pl.LazyFrame, stays: pl.DataFrame, framing: Framing, rule: La
             unique,
         ]
     )
-    measured = screened.lazy().filter(pl.col("value").is_not_null()).drop("strange")
+    ages = ages_of(screened)
+    too_young = ages.filter(pl.col("age") < rule.min_age)["stay_id"]
+    defined = screened.lazy().filter(~pl.col("stay_id").is_in(too_young.implode()))
+    measured = defined.filter(pl.col("value").is_not_null()).drop("strange")
     found, gases = ratios(measured, rule), pf_ratios(measured, rule)
     before = pl.concat([measured, derived(measured)]).filter(pl.col("time") < framing.hours())
     outside = pl.col("value").is_null()
@@ -97,9 +102,9 @@ def digest(events: pl.LazyFrame, stays: pl.DataFrame, framing: Framing, rule: La
             gases,
         ]
     )
-    here = stays.join(last, "stay_id", "semi").join(last, "stay_id", "left").join(onsets, "stay_id", "left")
+    here = stays.join(last, "stay_id").join(onsets, "stay_id", "left").join(ages, "stay_id", "left")
     at_risk, steps = cohorts.attrition(here, framing, rule)
-    rows = cohorts.flags(cohorts.rows_at(at_risk, framing), measured, all_gases.lazy(), rule)
+    rows = cohorts.flags(cohorts.rows_at(at_risk.drop("age"), framing), measured, all_gases.lazy(), rule)
     rows = rows.join(static, "stay_id", "left").sort("stay_id", "at_h")
     table = grid(cells, rows["stay_id"].unique(maintain_order=True), framing.hours())
     grades = severity(all_ratios.lazy(), onsets.lazy()).collect()["severity"].value_counts()
@@ -110,7 +115,17 @@ def digest(events: pl.LazyFrame, stays: pl.DataFrame, framing: Framing, rule: La
         **dict(grades.iter_rows()),
     }
     moved = [moves(measured, other) for other in sensitivity(rule)] if windows else []
-    return Digest(here["stay_id"].to_list(), rows, table, steps, counts, by_concept, all_onsets, moved)
+    unlisted = last.join(stays, "stay_id", "anti")["stay_id"]
+    of_unknown_age = here["age"].null_count()
+    return Digest(
+        here["stay_id"].to_list(), unlisted, of_unknown_age, rows, table, steps, counts, by_concept, all_onsets, moved
+    )
+
+
+def ages_of(screened: pl.DataFrame) -> pl.DataFrame:
+    """stay_id, age (years): the first plausible one of each stay that has one."""
+    ages = screened.filter(pl.col("concept") == "age", pl.col("value").is_not_null()).sort("time", "value")
+    return ages.group_by("stay_id").agg(age=pl.col("value").first())
 
 
 def moves(measured: pl.LazyFrame, rule: Label) -> dict[str, Any]:
@@ -127,10 +142,10 @@ def moves(measured: pl.LazyFrame, rule: Label) -> dict[str, Any]:
 
 def unrecorded(stays: pl.DataFrame, framing: Framing, rule: Label) -> Digest:
     """Stays of which nothing is recorded: they count in the attrition and nowhere else."""
-    none = stays.with_columns(last=pl.lit(None, pl.Float64), onset_h=pl.lit(None, pl.Float64))
+    none = stays.with_columns(pl.lit(None, pl.Float64).alias(name) for name in ("last", "onset_h", "age"))
     _, steps = cohorts.attrition(none, framing, rule)
     empty = pl.DataFrame()
-    return Digest([], empty, empty, steps, empty, empty, {}, [])
+    return Digest([], pl.Series(dtype=pl.String), 0, empty, empty, steps, empty, empty, {}, [])
 
 
 @dataclass(frozen=True)

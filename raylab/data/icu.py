@@ -28,6 +28,7 @@ from raylab.data.cohorts import COHORTS, Framing
 from raylab.data.concepts import CONCEPTS, SERIES, STATIC, Extract, whole_stays
 from raylab.data.digest import Whole, check_needed, digest, implausible, unrecorded
 from raylab.data.grid import joined, statistics
+from raylab.data.identifiers import not_among
 from raylab.data.onset import Label, label
 from raylab.data.sources import meds, mimic3, physionet2012, yaib
 from raylab.errors import DataError, UsageError, unknown
@@ -121,8 +122,16 @@ def prepare_ards(
             file.unlink()
         raw.rmdir()
         seen = {stay for piece in pieces for stay in piece.seen}
+        unlisted = pl.concat([piece.unlisted for piece in pieces])
+        with_events = pl.concat([unlisted, pl.Series(sorted(seen), dtype=pl.String)])
+        not_among(with_events, stays["stay_id"], "the events", "the stays")
+        if len(unlisted):
+            notes.append(f"stays with events that the source does not list, left out: {len(unlisted):,}")
         silent = stays.filter(~pl.col("stay_id").is_in(list(seen)))
         pieces.append(unrecorded(silent, chosen, asked))
+        of_unknown_age = sum(piece.of_unknown_age for piece in pieces)
+        if of_unknown_age and asked.min_age:
+            notes.append(f"stays of unknown age, counted as {asked.min_age:g} years and older: {of_unknown_age:,}")
         whole = Whole.of(pieces)
         unfit = implausible(whole.by_concept, asked)
         check_needed(whole.by_concept, source, asked)
@@ -166,6 +175,7 @@ def prepare_ards(
         return {
             "task": "ards",
             "source": source,
+            "numbering": [f"synthetic seed {seed}" if source == "synthetic" else extract.numbering or source],
             "synthetic": source == "synthetic",
             "raylab": raylab.__version__,
             "label": asked.describe(chosen.landmark, chosen.horizon, chosen.gap),

@@ -12,9 +12,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,12 @@ from numpy.typing import NDArray
 
 from raylab.data import duplicates, prepared, published, splits
 from raylab.data.covidx import CLASSES, Line, read_list
-from raylab.data.decode import decode, frame, view
+from raylab.data.decode import frame, read_picture
+from raylab.data.grey import UNFIT
+from raylab.data.identifiers import UNKNOWN, People, look_alike
 from raylab.data.manifest import enriched, read_manifest
 from raylab.data.sources import phantoms
+from raylab.data.text import not_utf8, read_text
 from raylab.errors import DataError, UsageError, unknown
 
 KIND = "cxr-frontal-u8"
@@ -35,6 +38,7 @@ CARVED = 0.15  # share of the train patients that becomes val when no val list i
 CHUNK = 256  # images decoded, and held in memory, at a time
 APART = (("train", "test"), ("val", "test"), ("train", "val"))  # where lists overlap, the first of each pair yields
 FRONTAL = ("PA", "AP", "FRONTAL")  # views begin so: AP Supine, PA erect
+DULL = 24  # grey levels; the middle 90 % of pixels span at least 39 in 2,146 X-rays of four collections
 ASPECT = (0.75, 1.9)  # width / height; 2,146 frontal images of four collections lie within .78 to 1.87
 
 Progress = Callable[[int, int], None]
@@ -134,21 +138,22 @@ def _covidx(
 
     def tell(step: str, rows: dict[str, list[Line]]) -> None:
         kept = [line for lines in rows.values() for line in lines]
-        attrition.append({"step": step, "images": len(kept), "patients": len({line.patient for line in kept})})
+        attrition.append({"step": step, "images": len(kept), "patients": len({line.person for line in kept})})
 
     tell("lines in the lists" if what.lists else "rows of the manifest", rows)
     rows = {name: _unique(_origin(what, name), lines) for name, lines in rows.items()}
     tell("without duplicate lines", rows)
     for leaves, stays in APART:
         if leaves in rows and stays in rows:
-            patients, files = ({getattr(line, of) for line in rows[stays]} for of in ("patient", "file"))
-            kept = [line for line in rows[leaves] if line.patient not in patients and line.file not in files]
+            people = People(line.person for line in rows[stays])
+            files = {line.file for line in rows[stays]}
+            kept = [line for line in rows[leaves] if line.person not in people and line.file not in files]
             rows[leaves] = _left(what, leaves, stays, kept)
             tell(f"without {leaves} rows whose patient or file is also in {stays}", rows)
 
     flat = [(name, line) for name in SPLITS for line in rows.get(name, [])]
     paths = _found(what.images, flat)
-    bad, shapes, views = _decode_all(work, paths, size, progress, spread)
+    bad, shapes, views, contrasts, dull = _decode_all(work, paths, size, progress, spread)
     skipped = [{"file": flat[row][1].file, "reason": problem} for row, problem in sorted(bad.items())]
     if bad and not skip_bad:
         raise DataError(
@@ -174,7 +179,7 @@ def _covidx(
             raise DataError(f"every image is a copy of one in {path}", "--apart-from leaves copies out")
         tell(f"without copies of images in {path.name}", of_splits(keep))
     copies_found = [(keep[i], keep[j], ncc) for i, j, ncc in duplicates.pairs(small)]
-    group = _groups(flat, keep, copies_found)
+    group = _groups(flat, paths, keep, copies_found)
     for leaves, stays in APART:
         if leaves in rows and stays in rows:
             held = {group[row] for row in keep if flat[row][0] == stays}
@@ -196,7 +201,7 @@ def _covidx(
     index = [
         {
             "id": flat[row][1].file,
-            "patient": flat[row][1].patient,
+            "patient": flat[row][1].patient,  # within its source
             "group": group[row],
             "file": flat[row][1].file,
             "source": flat[row][1].source,
@@ -207,7 +212,16 @@ def _covidx(
         for row in keep
     ]
     meta = _describe(work, index, size, seed, attrition)
+    warnings += _unidentified([line for _, line in flat], what)
     warnings += _unusual(index, [shapes[row] for row in keep])
+    contrast = Counter(contrasts[row] for row in keep)
+    if unfit := sum(n for name, n in contrast.items() if name.endswith(UNFIT)):
+        warnings.append(f"{unfit} DICOM files have a window that does not suit their pixels; it was not applied")
+    if faint := [flat[row][1].file for row in keep if row in dull]:
+        warnings.append(
+            f"{len(faint)} images show nine tenths of their pixels in less than {DULL} of 256 grey levels: does "
+            f"something very bright or dark decide their contrast?\n{_some(faint)}"
+        )
     warnings += [f"no {name} in train" for name, n in meta["counts"].get("train", {}).items() if n == 0]
     conflicts = [(i, j) for i, j, _ in copies_found if flat[i][1].label != flat[j][1].label]
     if conflicts:
@@ -224,9 +238,10 @@ def _covidx(
         "published": None if table is None else {"table": table, "differs": published.differences(table, listed)},
         "val_carved_from_train": carved,
         "skipped": skipped,
+        "contrast": dict(contrast),
         "duplicates": {
             "pairs": len(copies_found),
-            "of_different_patients": sum(flat[i][1].patient != flat[j][1].patient for i, j, _ in copies_found),
+            "of_different_patients": sum(flat[i][1].person != flat[j][1].person for i, j, _ in copies_found),
             "of_different_classes": len(conflicts),
             "most_alike": sorted((round(ncc, 3) for _, _, ncc in copies_found), reverse=True)[:10],
         },
@@ -236,11 +251,60 @@ def _covidx(
 
 def _rows(what: Input) -> tuple[dict[str, list[Line]], list[str]]:
     """{split: lines} of the lists, or else of the manifest, and what is odd about them."""
+    texts = [*what.lists.values(), *([what.manifest] if what.manifest else [])]
+    told = [not_utf8(path.name, lines) for path in texts if (lines := read_text(path)[1])]
+    names: dict[Any, Any] = {}
     if not what.lists:
-        return read_manifest(what.manifest or Path(), what.images, what.domain), []
-    rows = {name: read_list(path, what.images) for name, path in what.lists.items()}
-    rows, differ = enriched(rows, {} if what.manifest is None else read_manifest(what.manifest, what.images))
-    return rows, [f"{differ} lines have another class in the manifest; the lists hold"] if differ else []
+        return _name_once(read_manifest(what.manifest or Path(), what.images, what.domain), what.images, names), told
+    rows = _name_once({name: read_list(path, what.images) for name, path in what.lists.items()}, what.images, names)
+    if what.manifest is None:
+        return rows, told
+    manifest = _name_once(read_manifest(what.manifest, what.images), what.images, names)
+    described = {line.file for lines in manifest.values() for line in lines}
+    files = [line.file for lines in rows.values() for line in lines]
+    if absent := sum(file not in described for file in files):
+        if absent == len(files):
+            raise DataError(
+                f"none of the {absent} files of the lists is among the {len(described)} of {what.manifest}",
+                "beside lists, a manifest gives views, groups and sources by file",
+                "leave --manifest out, or write its paths as the lists do",
+            )
+        told.append(f"{absent} of {len(files)} files of the lists are not in the manifest: no view and no group")
+    rows, differ = enriched(rows, manifest)
+    if differ:
+        told.append(f"{differ} lines have another class in the manifest; the lists hold")
+    return rows, told
+
+
+def _name_once(rows: Mapping[str, list[Line]], images: Path, names: dict[Any, Any]) -> dict[str, list[Line]]:
+    """The lines with one name for each file, and one file for each name.
+
+    The first name that was read of a file stays: `./a.png` and a link to it are `a.png`, too. Where folders of splits
+    hold other files of the same name, these are `test/a.png`. `names` holds names by device and inode, and back.
+    """
+
+    def name(split: str, file: str) -> str:
+        file = PurePosixPath(file).as_posix()
+        path = _place(images, split, file)
+        if path is None:
+            return file
+        status = path.stat()
+        inode = (status.st_dev, status.st_ino)
+        if inode not in names:
+            if file in names:
+                file = path.relative_to(images).as_posix()
+            names[inode], names[file] = file, inode
+        return str(names[inode])
+
+    return {split: [replace(line, file=name(split, line.file)) for line in lines] for split, lines in rows.items()}
+
+
+def _place(images: Path, split: str, file: str) -> Path | None:
+    """The path of a list's file below `images`, or below its folder of the split as COVIDx is unpacked; None where it
+    is missing."""
+    # A val that was carved from train lies in train/.
+    places = (images / file, images / split / file, images / "train" / file)
+    return next((path for path in places if path.is_file()), None)
 
 
 def _origin(what: Input, split: str) -> Path:
@@ -264,17 +328,41 @@ def _others(directory: Path) -> NDArray[np.uint8]:
 
 
 def _groups(
-    flat: Sequence[tuple[str, Line]], keep: Sequence[int], copies: Iterable[tuple[int, int, float]]
+    flat: Sequence[tuple[str, Line]],
+    paths: Sequence[Path],
+    keep: Sequence[int],
+    copies: Iterable[tuple[int, int, float]],
 ) -> dict[int, str]:
     """The group of every row kept: its patient, merged with those of its copies and with what a manifest groups."""
     # `~` sorts behind what names begin with, so that groups are called by a patient
     names = {
-        row: [line.patient, f"~file {line.file}", *([f"~group {line.group}"] if line.group else [])]
+        row: [str(line.person), f"~file {paths[row]}", *([f"~group {line.group}"] if line.group else [])]
         for row, (_, line) in ((row, flat[row]) for row in keep)
     }
     for i, j, _ in copies:
-        names[i].append(flat[j][1].patient)
+        names[i].append(str(flat[j][1].person))
     return dict(zip(keep, duplicates.merged([names[row] for row in keep]), strict=True))
+
+
+def _unidentified(lines: Sequence[Line], what: Input) -> list[str]:
+    """Warnings of lines whose patient is not certain."""
+    told = []
+    if without := sum(line.person.source == UNKNOWN for line in lines):
+        told.append(
+            f"{without} of {len(lines)} images name no source: there, a patient's number is taken for the same person "
+            "as that number anywhere else. Add the hospital or collection of each image in a column source"
+        )
+    if without := sum(line.patient == line.file for line in lines):
+        told.append(f"{without} of {len(lines)} images name no patient: each counts as a patient of its own")
+    numbers: dict[str, set[str]] = {}
+    for line in lines:
+        numbers.setdefault(line.person.source, set()).add(line.patient)
+    if alike := sum(look_alike(of) for of in numbers.values()):
+        told.append(
+            f"{alike} patients have a number that differs from another one of their source only in letter case or "
+            "leading zeros: they count as different people"
+        )
+    return told
 
 
 def _unusual(index: list[dict[str, Any]], shapes: list[tuple[int, int]]) -> list[str]:
@@ -342,13 +430,10 @@ def _unique(path: Path, lines: Sequence[Line]) -> list[Line]:
 
 
 def _found(images: Path, flat: Sequence[tuple[str, Line]]) -> list[Path]:
-    """The path of every image: below `images`, or below its folder of the split as COVIDx is unpacked."""
+    """The path of every image."""
     paths, missing = [], []
     for name, line in flat:
-        # A val that was carved from train lies in train/.
-        places = [images / line.file, images / name / line.file, images / "train" / line.file]
-        here = next((path for path in places if path.is_file()), None)
-        if here:
+        if here := _place(images, name, line.file):
             paths.append(here)
         else:
             missing.append(line.file)
@@ -369,11 +454,12 @@ def _some(names: Iterable[str], most: int = 10) -> str:
 
 def _decode_all(
     work: Path, paths: Sequence[Path], size: int, progress: Progress | None, spread: Spread | None
-) -> tuple[dict[int, str], list[tuple[int, int]], dict[int, str]]:
+) -> tuple[dict[int, str], list[tuple[int, int]], dict[int, str], dict[int, str], set[int]]:
     """Decode every file into row i of `work`/images.npy, chunk by chunk.
 
-    Returns the problems {row: what and why} of those that could not be, (height, width) of every file, and what DICOM
-    files say of their view {row: view}.
+    Returns the problems {row: what and why} of those that could not be, (height, width) of every file, what DICOM
+    files say of their view {row: view}, how the brightness of the others was made {row: contrast}, and the rows of
+    images that use few grey levels.
     """
     parts = work / "parts"
     parts.mkdir()
@@ -382,6 +468,8 @@ def _decode_all(
     cache = np.lib.format.open_memmap(work / "images.npy", mode="w+", dtype=np.uint8, shape=(len(paths), size, size))
     bad: dict[int, str] = {}
     views: dict[int, str] = {}
+    contrasts: dict[int, str] = {}
+    dull: set[int] = set()
     shapes: list[tuple[int, int]] = []
 
     def told(done: int, total: int) -> None:
@@ -400,28 +488,34 @@ def _decode_all(
             said = json.loads(str(part["said"]))
         bad |= {at + int(row): problem for row, problem in said["bad"].items()}
         views |= {at + int(row): name for row, name in said["views"].items()}
+        contrasts |= {at + int(row): name for row, name in said["contrasts"].items()}
+        dull |= {at + row for row in said["dull"]}
         shapes += [(h, w) for h, w in said["shapes"]]
         path.unlink()
     parts.rmdir()
     cache.flush()
-    return bad, shapes, views
+    return bad, shapes, views, contrasts, dull
 
 
 def decode_chunk(argument: tuple[list[str], int], path: Path) -> None:
     """Decode files (paths, size) into the archive `path`: images uint8 [n, size, size], and JSON of what was found."""
     files, size = argument
     images = np.zeros((len(files), size, size), dtype=np.uint8)
-    said: dict[str, Any] = {"bad": {}, "views": {}, "shapes": [(1, 1)] * len(files)}
+    said: dict[str, Any] = {"bad": {}, "views": {}, "contrasts": {}, "dull": [], "shapes": [(1, 1)] * len(files)}
 
     def one(row: int) -> None:
         file = Path(files[row])
         try:
-            grey = decode(file, size)
-            images[row], said["shapes"][row] = frame(grey, size), grey.shape
-            if name := view(file):
-                said["views"][row] = name
+            picture = read_picture(file, size)
+            images[row], said["shapes"][row] = frame(picture.grey, size), picture.grey.shape
+            said["contrasts"][row] = picture.contrast
+            if np.subtract(*np.percentile(images[row, ::4, ::4], (95, 5))) < DULL:
+                said["dull"].append(row)
+            if picture.view:
+                said["views"][row] = picture.view
         except DataError as error:
-            said["bad"][row] = f"{error.what}: {error.why}" if error.why else error.what
+            what = f"{error.what}: {error.why}" if error.why else error.what
+            said["bad"][row] = f"{what}; {error.do}" if error.do else what
 
     # Threads: the decoders release the interpreter lock, and each writes its own rows.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -465,7 +559,9 @@ def _describe(
         "size": size,
         "crop": CROP,
         "counts": {name: classes(part) for name, part in here.items()},
-        "patients": {name: part["patient"].n_unique() for name, part in here.items()},
+        "patients": {
+            name: part.select(pl.struct("source", "patient").n_unique()).item() for name, part in here.items()
+        },
         # Source x class in every split: where one source has one class only, a network may learn the source.
         "sources": {
             name: {s: classes(part.filter(pl.col("source") == s)) for s in sorted(set(part["source"]))}

@@ -1,8 +1,9 @@
 """A manifest of images, one CSV row each, and folders that hold images with a manifest or COVIDx lists.
 
-Columns, by any of these names: the image (path, file, filename), its class (label, class); optional: patient
-(patient, patientid), group (rows that must stay together), source, split, domain, view. Paths start from the
-manifest's own folder or from the images folder.
+UTF-8 or Windows-1252 text, separated by commas, semicolons or tabs. Columns, by any of these names: the image (path,
+file, filename), its class (label, class); optional: patient (patient, patientid, patient_id), source (the hospital or
+collection within which that number means one person), group (rows that must stay together), split, domain, view. Paths
+start from the manifest's own folder or from the images folder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,9 @@ from pathlib import Path, PurePosixPath
 
 import polars as pl
 
-from raylab.data.covidx import CLASSES, Line
+from raylab.data.covidx import CLASSES, Line, patient_of
+from raylab.data.identifiers import UNKNOWN, one_identifier
+from raylab.data.text import decode, separator
 from raylab.errors import DataError
 
 COLUMNS = {
@@ -35,7 +38,9 @@ def read_manifest(path: Path, images: Path, domain: str | None = None) -> dict[s
     unknown classes or splits, and paths that leave the folder, with the line.
     """
     try:
-        table = pl.read_csv(path, infer_schema=False, encoding="utf8")
+        text, _ = decode(path.read_bytes(), str(path))
+        mark = separator(text.partition("\n")[0])
+        table = pl.read_csv(text.encode(), infer_schema=False, separator=mark)
     except (OSError, pl.exceptions.PolarsError) as error:
         why = str(error).partition("\n")[0]
         raise DataError(f"cannot read the manifest {path}", why, "give a CSV file with a header") from error
@@ -64,10 +69,9 @@ def read_manifest(path: Path, images: Path, domain: str | None = None) -> dict[s
         file = _relative(row["file"], path, images)
         if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
             raise DataError(f"{path}, line {at + 2}: the file {file} leaves the images folder", do="correct the line")
-        patient = row.get("patient") or file
-        line = Line(
-            patient, file, label, row.get("source") or "unknown", at + 2, row.get("view", ""), row.get("group", "")
-        )
+        patient = patient_of(row.get("patient", ""), file, f"{path}, line {at + 2}")
+        group = one_identifier(row.get("group", "")) or ""
+        line = Line(patient, file, label, row.get("source") or UNKNOWN, at + 2, row.get("view", ""), group)
         rows.setdefault(split, []).append(line)
     if not rows:
         domains = sorted({d for d in get.get("domain", []) if d})
@@ -88,8 +92,9 @@ def _relative(file: str, manifest: Path, images: Path) -> str:
 
 
 def enriched(rows: Mapping[str, list[Line]], manifest: Mapping[str, list[Line]]) -> tuple[dict[str, list[Line]], int]:
-    """The lines of lists with the view and group that a manifest has for their files, and how many lines it calls
-    by another class: there the list holds, as it is what the published experiment reads."""
+    """The lines of lists with the view and group that a manifest has for their files, and its source where the list
+    has none; and how many lines it calls by another class: there the list holds, as it is what the published experiment
+    reads."""
     known = {line.file: line for lines in manifest.values() for line in lines}
     out: dict[str, list[Line]] = {}
     differ = 0
@@ -98,7 +103,8 @@ def enriched(rows: Mapping[str, list[Line]], manifest: Mapping[str, list[Line]])
         for line in lines:
             if (more := known.get(line.file)) is not None:
                 differ += more.label != line.label
-                line = replace(line, view=more.view, group=more.group)
+                source = more.source if line.source == UNKNOWN else line.source
+                line = replace(line, view=more.view, group=more.group, source=source)
             out[split].append(line)
     return out, differ
 

@@ -7,7 +7,7 @@
                          CPAP >= 5 cmH2O, invasive or not, or oxygen at 30 L/min and more
 
 The data has neither imaging nor notes, so none of them is adjudicated ARDS. Every window is a parameter of `Label`.
-PhysioNet 2012 set a, `ahrf`: 742 / 390 / 189 onsets within 24 h after landmark 6 / 12 / 24 h, of which 422 / 189 / 47
+PhysioNet 2012 set a, `ahrf`: 741 / 390 / 189 onsets within 24 h after landmark 6 / 12 / 24 h, of which 422 / 189 / 47
 persist (tests/unit/data/test_icu.py).
 """
 
@@ -30,7 +30,8 @@ class Label:
     A gas (or SpO2) qualifies when its ratio is at or below the threshold and its support holds: ventilated by the
     latest record at most `vent_back_h` back, with PEEP at least `peep` at most `peep_back_h` back where that is asked
     for; or oxygen flow of at least `flow`. FiO2 is the latest at most `fio2_back_h` back.
-    `ventilation` None asks for none.
+    `ventilation` None asks for none. The label is defined for patients of `min_age` years and older, and for those of
+    unknown age.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Label:
     persist_h: float = 0.0
     strict: bool = False  # no ratio above the threshold between onset and the gas that shows persistence
     prevalent_h: float = 0.0  # an onset earlier than this was there at admission: the stay is not at risk
+    min_age: float = 18.0  # years; 0 for patients of every age
 
     def needs(self) -> tuple[str, ...]:
         """Concepts without which the label cannot be made."""
@@ -87,6 +89,7 @@ class Label:
         return {
             "title": TITLE,
             "onset": f"first {ratio} with {' and '.join(support)}; {persistence}",
+            "population": f"{self.min_age:g} years and older, or of unknown age" if self.min_age else "every age",
             "at_risk": f"no onset at or before {landmark:g} h{prevalent} and at least one record beyond it",
             "positive": f"onset after {landmark + gap:g} h and at most {landmark + gap + horizon:g} h after the start "
             "of the stay",

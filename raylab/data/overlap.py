@@ -2,9 +2,10 @@
 model was fitted on?
 
 It asks the two prepared directories alone, so every task has it: meta.json says where patients are named
-(prepared.patient_ids), or why they are not.
+(prepared.patient_ids), or why they are not, and within what their identifiers mean one person (`numbering`).
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,26 @@ import numpy as np
 import polars as pl
 
 from raylab.data import duplicates, prepared
+from raylab.data.identifiers import UNKNOWN, People, Person, identifier
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError
 
 HOSPITALS = dict.fromkeys(("physionet2012", "mimic3", "meds"), "Beth Israel Deaconess Medical Center")
 """Of sources that overlap: PhysioNet 2012 was drawn from MIMIC-II, MIMIC-III and IV are of the same hospital."""
+BY_DIRECTORY = ("physionet2012", "mimic3")
+"""Sources whose identifiers have one numbering whatever the rows call their source, in data of a raylab that did not
+say `numbering`."""
 
 
 def leakage(task: str, fitted_on: Path, scored_on: Path, split: str, fitted_hash: str | None = None) -> dict[str, Any]:
     """{"checked", "patients", "shared"}: how many patients of `split` in `scored_on` are in the train or val split of
     `fitted_on`; or {"checked": False, "why"}. For split "val", which picks epochs by design, train alone counts.
 
-    Identifiers are compared within one origin only: the same number means another patient elsewhere. Data without
-    patients may name other units, such as points of a design ("unit"). Real images are compared with each other
-    wherever they come from: "copies" is how many of the scored rows are copies (duplicates.py) of an image that was
-    fitted on. `fitted_hash`: the data hash that `fitted_on` had when the model was fitted.
+    Identifiers are compared within one numbering only: the same number means another patient elsewhere. Rows without a
+    source are compared by number alone, which may find too many ("why"). Data without patients may name other units,
+    such as points of a design ("unit"). Real images are compared with each other wherever they come from: "copies" is
+    how many of the scored rows are copies (duplicates.py) of an image that was fitted on. `fitted_hash`: the data hash
+    that `fitted_on` had when the model was fitted.
     """
     if not (fitted_on / prepared.META).is_file():
         return {"checked": False, "why": f"the training data is no longer at {fitted_on}"}
@@ -51,23 +57,28 @@ def leakage(task: str, fitted_on: Path, scored_on: Path, split: str, fitted_hash
             return {"checked": False, "why": why, **alike}
         names.append(where)
     unit = {"unit": names[1]["unit"]} if "unit" in names[1] else {}
-    everywhere = all(where.get("valid") == "everywhere" for where in names)
-    if not everywhere and not origins(metas[0]) & origins(metas[1]):
-        return {"checked": True, "patients": None, "shared": 0, "why": elsewhere(*metas), **alike, **unit}
-    theirs = identifiers(fitted_on, metas[0], names[0], fitted)
-    mine = identifiers(scored_on, metas[1], names[1], scored)
-    for directory, found, splits in ((scored_on, mine, scored), (fitted_on, theirs, fitted)):
+    trained_on = people(fitted_on, metas[0], names[0], fitted)
+    mine = people(scored_on, metas[1], names[1], scored)
+    for directory, found, splits in ((scored_on, mine, scored), (fitted_on, trained_on, fitted)):
         if not found:
             why = f"no row of {directory} in {' and '.join(splits)} names its {names[1].get('unit', 'patient')}"
             return {"checked": False, "why": why, **alike, **unit}
-    return {"checked": True, "patients": len(mine), "shared": len(mine & theirs), **alike, **unit}
+    sources = {person.source for person in trained_on}, {person.source for person in mine}
+    unnamed = UNKNOWN in sources[0] | sources[1]
+    if not unnamed and not sources[0] & sources[1]:
+        return {"checked": True, "patients": None, "shared": 0, "why": elsewhere(metas, sources), **alike, **unit}
+    known = People(trained_on)
+    shared = sum(person in known for person in mine)
+    said = {"why": f"{unit.get('unit', 'patient')}s without a source are compared by their number alone"}
+    return {"checked": True, "patients": len(mine), "shared": shared, **(said if unnamed else {}), **alike, **unit}
 
 
 def in_words(found: dict[str, Any]) -> str:
     """What `leakage` found, as one sentence."""
     unit = found.get("unit", "patient")
     if found.get("shared"):
-        return f"WARNING, {found['shared']} of {found['patients']} {unit}s were trained on: the scores flatter"
+        by = f" ({found['why']})" if "why" in found else ""
+        return f"WARNING, {found['shared']} of {found['patients']} {unit}s were trained on: the scores flatter{by}"
     if found.get("copies"):
         return f"WARNING, {found['copies']} images are copies of images that were trained on: the scores flatter"
     if not found["checked"]:
@@ -77,8 +88,8 @@ def in_words(found: dict[str, Any]) -> str:
     return f"none, no {unit} here was in train or val"
 
 
-def identifiers(directory: Path, meta: dict[str, Any], where: dict[str, str], splits: tuple[str, ...]) -> set[str]:
-    """SOURCE:ID of the patients in these splits of a prepared directory. They stay in this process."""
+def people(directory: Path, meta: dict[str, Any], where: dict[str, str], splits: tuple[str, ...]) -> set[Person]:
+    """Who is in these splits of a prepared directory; `where` its rows name them. They stay in this process."""
     columns = pl.read_parquet_schema(directory / where["table"])
     if missing := {where["column"], "split"} - columns.keys():
         raise DataError(
@@ -87,31 +98,44 @@ def identifiers(directory: Path, meta: dict[str, Any], where: dict[str, str], sp
             "correct what prepares this data",
         )
     rows = pl.scan_parquet(directory / where["table"]).filter(pl.col("split").is_in(splits))
-    found = rows.select(pl.col(where["column"]).cast(pl.String).drop_nulls().unique()).collect().to_series()
-    own = tuple(f"{name}:" for name in meta["source"].split("+"))  # several directories as one: each id has its source
-    return {name if name.startswith(own) else f"{meta['source']}:{name}" for name in found}
+    number = identifier(where["column"], columns[where["column"]]).alias("number")
+    if "source" in columns and _rows_name_source(meta):
+        source = pl.col("source").cast(pl.String).fill_null(UNKNOWN)
+        found = rows.select(source, number).drop_nulls().unique().collect()
+        return {Person.of(source, number) for source, number in found.iter_rows()}
+    numbers = rows.select(number).drop_nulls().unique().collect().to_series()
+    valid_in = numberings(meta)
+    if len(valid_in) > 1:  # resplit.py names the numbering in each identifier
+        return {Person.parse(number) for number in numbers}
+    return {Person.of(valid_in[0], number) for number in numbers}
 
 
-def origins(meta: dict[str, Any]) -> set[tuple[Any, ...]]:
-    """Where identifiers are valid: the sources; of patients who were drawn, one draw."""
-    draw = (meta.get("drawn_with", meta.get("seed")), meta.get("domain"))
-    sources = meta["source"].split("+")
-    drawn = {"synthetic"} if len(sources) > 1 or not meta["synthetic"] else set(sources)
-    return {(name, *draw) if name in drawn else (name,) for name in sources}
+def numberings(meta: dict[str, Any]) -> list[str]:
+    """Within what the identifiers of a prepared directory mean one person each; of drawn patients, one draw. Several
+    where directories were pooled. Data that does not say it has the numbering of its source."""
+    if "numbering" in meta:
+        return meta["numbering"]  # type: ignore[no-any-return]
+    if meta["synthetic"]:
+        return [" ".join(word for word in ("synthetic", meta.get("domain"), f"seed {meta['seed']}") if word)]
+    return meta["source"].split("+")  # type: ignore[no-any-return]
 
 
-def elsewhere(fitted_on: dict[str, Any], scored_on: dict[str, Any]) -> str:
-    """What can be said of patients of two sources, whose identifiers mean nothing to each other; of two metas."""
-    mine, theirs = fitted_on["source"], scored_on["source"]
-    known = [{HOSPITALS[name] for name in source.split("+") if name in HOSPITALS} for source in (mine, theirs)]
+def _rows_name_source(meta: dict[str, Any]) -> bool:
+    """Whether identifiers mean one person within the column `source` of their rows, if there is one, as of images."""
+    own = meta["source"] in BY_DIRECTORY or "+" in meta["source"]  # a pool names the source in each identifier
+    return not ("numbering" in meta or meta["synthetic"] or own)
+
+
+def elsewhere(metas: Iterable[dict[str, Any]], numbered: Iterable[set[str]]) -> str:
+    """What can be said of patients of two data sets whose identifiers mean nothing to each other."""
+    mine, theirs = (" and ".join(sorted(names)) for names in numbered)
+    known = [{HOSPITALS[name] for name in meta["source"].split("+") if name in HOSPITALS} for meta in metas]
     if shared := known[0] & known[1]:
         return (
-            f"cannot be checked by identifier ({mine} and {theirs}), and WARNING: both hold patients of "
+            f"cannot be checked by identifier ({mine}; {theirs}), and WARNING: both hold patients of "
             f"{' and '.join(sorted(shared))}: the same patient may be in both"
         )
-    if mine == theirs:
-        return f"another draw of {mine}: other patients"
-    return f"another source ({mine} and {theirs}): other patients, as far as identifiers can tell"
+    return f"another source ({mine}; {theirs}): other patients, as far as identifiers can tell"
 
 
 def _has_images(directory: Path) -> bool:

@@ -14,6 +14,8 @@ from raylab.data import prepared, splits
 from raylab.data.concepts import SERIES
 from raylab.data.grid import joined
 from raylab.data.icu import described, train_statistics
+from raylab.data.identifiers import Person
+from raylab.data.overlap import numberings
 from raylab.errors import DataError, UsageError
 
 REST = {"train": 0.8125, "val": 0.1875}  # of what is not held out: 65 and 15 of 80 %
@@ -54,24 +56,29 @@ def parse(text: str) -> Split:
 def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0, replace: bool = False) -> dict[str, Any]:
     """Publish at `out` the rows of `directories` with `split`; returns the meta.
 
-    Several directories are pooled: they must have one label and framing, and identifiers are told apart by source.
+    Several directories are pooled: they must have one label and framing. Identifiers are told apart by their numbering
+    (identifiers.py): patient 7 of one hospital is another one than patient 7 of the next.
     """
     prepared.check_vacant(Path(out), "ards", replace)
     metas = [prepared.read_meta(Path(directory), "ards") for directory in directories]
     check_alike(metas, directories)
     several = len(directories) > 1
+    named = sorted({name for meta in metas for name in numberings(meta)})
     samples, tables = [], []
     for directory, meta in zip(directories, metas, strict=True):
-        pooled_before = "+" in meta["source"]  # then each id has its source already
-        form = "{}" if pooled_before else f"{meta['source']}:{{}}"
-        own = [pl.format(form, name).alias(name) for name in ("stay_id", "subject_id")]
+        own = [qualified(name, numberings(meta)) for name in ("stay_id", "subject_id")]
         rows, table = (pl.read_parquet(directory / name) for name in ("samples.parquet", "hours.parquet"))
-        samples.append(rows.with_columns(own) if several else rows)
-        tables.append(table.with_columns(own[0]) if several else table)
+        samples.append(rows.with_columns(own) if len(named) > 1 else rows)
+        tables.append(table.with_columns(own[0]) if len(named) > 1 else table)
     rows = pl.concat(samples, how="diagonal_relaxed").drop("row", "split")
     twice = rows.select("stay_id", "at_h").is_duplicated().sum()
     if twice:
-        raise DataError(f"{twice} rows stand in two of the directories", "a stay counts once", "give each set once")
+        raise DataError(
+            f"{twice} rows stand in two of the directories",
+            f"a stay counts once, and their identifiers have one numbering: {', '.join(named)}",
+            "give each set once; where they are of two hospitals, prepare them from folders of different names (yaib) "
+            "or with mappings of different sources (meds)",
+        )
     found = {name for table in tables for name in table.columns}
     table = joined(tables, [name for name in SERIES if name in found]) if several else tables[0]
     rows, split, left = assigned(rows, split, seed)
@@ -93,6 +100,7 @@ def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0, rep
         return {
             **first,
             "source": "+".join(sorted({meta["source"] for meta in metas})),
+            "numbering": named,
             "synthetic": any(meta["synthetic"] for meta in metas),
             "notes": sorted({note for meta in metas for note in meta["notes"]}),
             **described(rows, stats),
@@ -109,11 +117,18 @@ def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0, rep
             "stays": sum(meta["stays"] for meta in metas),
             "coverage": {name: sum(meta["coverage"][name] for meta in metas) for name in metas[0]["coverage"]},
             "split_hash": prepared.split_hash(list(rows.select("subject_id", "split").iter_rows())),
-            "drawn_with": next((m.get("drawn_with", m["seed"]) for m in metas if m["synthetic"]), None),
             "seed": seed,
         }
 
     return prepared.publish(Path(out), write, "ards", replace)
+
+
+def qualified(name: str, numbering: list[str]) -> pl.Expr:
+    """The column of identifiers with their numbering; those of a directory that was pooled have it already."""
+    if len(numbering) > 1:
+        return pl.col(name)
+    start = str(Person.of(numbering[0], ""))
+    return (pl.lit(start) + pl.col(name)).alias(name)
 
 
 def check_alike(metas: list[dict[str, Any]], directories: list[Path]) -> None:

@@ -57,6 +57,7 @@ def finish(made: Sweep, directory: Path) -> dict[str, Any]:
         "split_hash": hashlib.sha256("\n".join(split).encode()).hexdigest(),
         "seed": made.seed,
         "patient_ids": named,
+        "numbering": ["lung model"],  # a point is its inputs: the same one in every sweep
         "files": files,
         "data_hash": digest,
     }
@@ -77,7 +78,7 @@ def write_points(directory: Path, split: pl.Series) -> tuple[pl.Series, dict[str
     points = [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8], "little", signed=True) for row in inputs]
     with whole(directory / POINTS) as beside:
         pl.DataFrame({"split": split.filter(ok), "point": pl.Series(points, dtype=pl.Int64)}).write_parquet(beside)
-    return rows["status"], {"table": POINTS, "column": "point", "unit": "point of the design", "valid": "everywhere"}
+    return rows["status"], {"table": POINTS, "column": "point", "unit": "point of the design"}
 
 
 def splits(seed: int, rows: int) -> pl.Series:

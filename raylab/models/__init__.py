@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import nn
 
-from raylab.config import Model
 from raylab.errors import unknown
 from raylab.models import baselines, covidnet, recurrent, surrogate, vision
 
-Factory = Callable[[Model, dict[str, Any], int], nn.Module]
+Factory = Callable[[Any, dict[str, Any], int], nn.Module]
+"""(recipe.model, spec of the inputs, outputs) -> network"""
 IMAGES = "cxr-frontal-u8"
 
 MODELS: dict[str, dict[str, Factory]] = {

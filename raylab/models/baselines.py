@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raylab.config import Model
+from raylab.config import BoostingModel, LinearModel
 from raylab.errors import DataError
 
 PER_SERIES = 8
@@ -62,7 +62,7 @@ class Logistic(Fitted):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, summary: nn.Module, width: int, config: Model) -> None:
+    def __init__(self, summary: nn.Module, width: int, config: LinearModel) -> None:
         super().__init__()
         self.summary, self.l2 = summary, config.l2
         self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
@@ -120,7 +120,7 @@ class Boosting(Fitted):
     missing_left: Tensor
     baseline: Tensor
 
-    def __init__(self, features: int, config: Model) -> None:
+    def __init__(self, features: int, config: BoostingModel) -> None:
         super().__init__()
         self.summary = Summary(features)
         self.config = config
@@ -188,24 +188,24 @@ def both_classes(y: np.ndarray) -> None:
         )
 
 
-def logistic(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
+def logistic(config: LinearModel, spec: dict[str, Any], outputs: int) -> nn.Module:
     f = len(spec["features"])
     return Logistic(Summary(f), PER_SERIES * f + len(spec["static"]), config)
 
 
-def boosting(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
+def boosting(config: BoostingModel, spec: dict[str, Any], outputs: int) -> nn.Module:
     return Boosting(len(spec["features"]), config)
 
 
-def last_pf(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
+def last_pf(config: LinearModel, spec: dict[str, Any], outputs: int) -> nn.Module:
     return _last("pf", config, spec)
 
 
-def last_sf(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
+def last_sf(config: LinearModel, spec: dict[str, Any], outputs: int) -> nn.Module:
     return _last("sf", config, spec)
 
 
-def _last(name: str, config: Model, spec: dict[str, Any]) -> nn.Module:
+def _last(name: str, config: LinearModel, spec: dict[str, Any]) -> nn.Module:
     if name not in spec["features"]:
         raise DataError(f"the data has no {name}: no gas with an FiO2 beside it", do="choose another model.name")
     return Logistic(Ratio(spec["features"].index(name), len(spec["features"])), 2, config)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:  # benchmarks/gpu.py reads this file alone, where only torch is installed
-    from raylab.config import Model
+    from raylab.config import CovidNetModel
 
 CHANNELS = (56, 112, 216, 424)
 BLOCKS = (3, 4, 6, 3)
@@ -79,7 +79,7 @@ class CovidNet(nn.Module):
         return torch.as_tensor(self.head(self.pool(self.stages(self.stem(x)))))
 
 
-def covidnet(config: "Model", spec: dict[str, Any], outputs: int) -> CovidNet:
+def covidnet(config: "CovidNetModel", spec: dict[str, Any], outputs: int) -> CovidNet:
     """Reads width and depth (factors on the published channels and blocks), dropout (before the head) and weights."""
     network = CovidNet(outputs, config.width, config.depth, config.dropout)
     if config.weights:
@@ -89,5 +89,5 @@ def covidnet(config: "Model", spec: dict[str, Any], outputs: int) -> CovidNet:
     return network
 
 
-def large(config: "Model", spec: dict[str, Any], outputs: int) -> CovidNet:
+def large(config: "CovidNetModel", spec: dict[str, Any], outputs: int) -> CovidNet:
     return covidnet(config.model_copy(update={"width": LARGE * config.width}), spec, outputs)

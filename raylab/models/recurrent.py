@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raylab.config import Model
+from raylab.config import RecurrentModel
 from raylab.models.baselines import PER_SERIES, Summary
 
 CLIP = 4.0  # deviations: of standardised values the few far out would else rule the gradients
@@ -31,7 +31,7 @@ class Pooled(nn.Module):
     remember. What was never measured is 0 throughout.
     """
 
-    def __init__(self, features: int, static: int, config: Model) -> None:
+    def __init__(self, features: int, static: int, config: RecurrentModel) -> None:
         super().__init__()
         self.summary = Summary(features)
         self.features = features
@@ -88,7 +88,9 @@ class Recurrent(nn.Module):
     gate.
     """
 
-    def __init__(self, cell: type[nn.RNNBase], features: int, static: int, outputs: int, config: Model) -> None:
+    def __init__(
+        self, cell: type[nn.RNNBase], features: int, static: int, outputs: int, config: RecurrentModel
+    ) -> None:
         super().__init__()
         self.features = features
         self.embed = nn.Sequential(nn.Linear(3 * features + static, config.hidden), nn.LayerNorm(config.hidden))
@@ -118,7 +120,7 @@ class GruD(nn.Module):
     Further layers are plain GRUs over its states. The head is that of the others.
     """
 
-    def __init__(self, features: int, static: int, outputs: int, config: Model) -> None:
+    def __init__(self, features: int, static: int, outputs: int, config: RecurrentModel) -> None:
         super().__init__()
         self.features = features
         self.fade = nn.Parameter(torch.zeros(features))
@@ -160,13 +162,13 @@ class GruD(nn.Module):
         return self.head(self.dropout(seen))  # type: ignore[no-any-return]
 
 
-def gru(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
+def gru(config: RecurrentModel, spec: dict[str, Any], outputs: int) -> nn.Module:
     return Recurrent(nn.GRU, len(spec["features"]), len(spec["static"]), outputs, config)
 
 
-def lstm(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
+def lstm(config: RecurrentModel, spec: dict[str, Any], outputs: int) -> nn.Module:
     return Recurrent(nn.LSTM, len(spec["features"]), len(spec["static"]), outputs, config)
 
 
-def grud(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
+def grud(config: RecurrentModel, spec: dict[str, Any], outputs: int) -> nn.Module:
     return GruD(len(spec["features"]), len(spec["static"]), outputs, config)

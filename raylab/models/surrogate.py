@@ -5,13 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raylab.config import Model
+from raylab.config import ResidualModel
 
 
 class Residual(nn.Module):
     """Linear layers that each add to what came before; SiLU, because the lung model is smooth."""
 
-    def __init__(self, inputs: int, outputs: int, config: Model) -> None:
+    def __init__(self, inputs: int, outputs: int, config: ResidualModel) -> None:
         super().__init__()
         self.first = nn.Linear(inputs, config.hidden)
         self.layers = nn.ModuleList(nn.Linear(config.hidden, config.hidden) for _ in range(config.layers))
@@ -25,5 +25,5 @@ class Residual(nn.Module):
         return self.head(torch.nn.functional.silu(h))  # type: ignore[no-any-return]
 
 
-def residual(config: Model, spec: dict[str, Any], outputs: int) -> nn.Module:
+def residual(config: ResidualModel, spec: dict[str, Any], outputs: int) -> nn.Module:
     return Residual(len(spec["features"]), outputs, config)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raylab.config import Model
+from raylab.config import VisionModel
 from raylab.errors import unknown
 from raylab.models.weights import start_from
 
@@ -40,13 +40,13 @@ class Vision(nn.Module):
         return torch.as_tensor(self.head(self.dropout(self.body(x.expand(-1, 3, -1, -1)))))
 
 
-def classifier(name: str) -> Callable[[Model, dict[str, Any], int], Vision]:
+def classifier(name: str) -> Callable[[VisionModel, dict[str, Any], int], Vision]:
     """The factory of the torchvision classifier `name`: random weights, a new head.
 
     It reads dropout (before the head) and weights (weights.py); of torchvision's own the classifier is left out.
     """
 
-    def make(config: Model, spec: dict[str, Any], outputs: int) -> Vision:
+    def make(config: VisionModel, spec: dict[str, Any], outputs: int) -> Vision:
         if name not in names():
             raise unknown("torchvision classifier", name, names())
         return _make(name, config, spec, outputs)
@@ -54,7 +54,7 @@ def classifier(name: str) -> Callable[[Model, dict[str, Any], int], Vision]:
     return make
 
 
-def _make(name: str, config: Model, spec: dict[str, Any], outputs: int) -> Vision:
+def _make(name: str, config: VisionModel, spec: dict[str, Any], outputs: int) -> Vision:
     import torchvision
 
     # Vision transformers are built for one input size; all others take any.

@@ -155,24 +155,65 @@ class Untraceable(torch.nn.Module):
         return self.head(x) if x.sum().item() > 0 else -self.head(x)
 
 
+def convolution() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Conv1d(3, 4, 3), torch.nn.Dropout(), torch.nn.Flatten(), torch.nn.Linear(24, 2))
+
+
 def test_a_model_without_pickle_loads_either_way(served: server.Server, direct: str) -> None:
     import mlflow
 
-    net = torch.nn.Sequential(torch.nn.Conv1d(3, 4, 3), torch.nn.Dropout(), torch.nn.Flatten(), torch.nn.Linear(24, 2))
+    net = convolution()
     example = model.synthetic_example((1, 3, 8))
     for uri in (direct, served.uri):
         run_id = runs.start_run(uri, "models", "net")
         model.log_model(uri, run_id, net, example)
         assert net.training and runs.client(uri).get_run(run_id).info.status == "RUNNING"
-        model.register(uri, run_id, "net", "best")
+        model.register(uri, run_id, "net", 0.8, 0.5)
     batch = model.synthetic_example((7, 3, 8), seed=1)
     expected = net.eval()(torch.from_numpy(batch)).detach().numpy()
     for uri in (direct, served.uri):
         with model._here(uri):
-            for name in ("models:/net/1", "models:/net/2", "models:/net@best"):
+            for name in ("models:/net/1", "models:/net/2", "models:/net@best", f"runs:/{run_id}/model"):
                 loaded = mlflow.pyfunc.load_model(name)
                 np.testing.assert_allclose(loaded.predict(batch), expected, atol=1e-5)
     assert not list(Path(runs.database(served.home)).parent.rglob("*.pth"))
+
+
+def models_of(uri: str, experiment_id: str) -> list[tuple[str, str, str]]:
+    found = runs.client(uri).search_logged_models([experiment_id])
+    return [(one.source_run_id, one.model_id, str(one.status)) for one in found]
+
+
+def test_a_run_has_one_logged_model_in_its_own_experiment(served: server.Server, direct: str) -> None:
+    """However often it is logged, and after an upload that was cut short."""
+    example = model.synthetic_example((2, 5))
+    for uri, name in ((direct, "one-direct"), (served.uri, "one-served")):
+        client, net = runs.client(uri), torch.nn.Linear(5, 1)
+        run_id = runs.start_run(uri, name, "net")
+        experiment = client.get_run(run_id).info.experiment_id
+        torn = client.create_logged_model(experiment, "model", run_id)
+        first = model.log_model(uri, run_id, net, example)
+        assert model.log_model(uri, run_id, net, example) == first
+        assert models_of(uri, experiment) == [(run_id, first.removeprefix("models:/"), "READY")]
+        assert torn.model_id not in first and models_of(uri, "0") == []
+        outputs = client.get_run(run_id).outputs.model_outputs
+        assert [output.model_id for output in outputs] == [first.removeprefix("models:/")]
+        another = model.log_model(uri, run_id, torch.nn.Linear(5, 1), example)  # other weights take its place
+        assert models_of(uri, experiment) == [(run_id, another.removeprefix("models:/"), "READY")]
+
+
+def test_best_is_the_best_version_and_not_the_newest(served: server.Server) -> None:
+    example, versions = model.synthetic_example((2, 5)), []
+    for score, loss in ((None, 0.1), (0.7, 0.6), (0.8, 0.6), (0.6, 0.1), (0.8, 0.6), (0.8, 0.5), (0.8, 0.9)):
+        run_id = runs.start_run(served.uri, "registered", "net")
+        model.log_model(served.uri, run_id, torch.nn.Linear(5, 1), example)
+        versions.append(model.register(served.uri, run_id, "ranked", score, loss))
+    # By score, then by loss, then by age; a version without a score comes last
+    assert [(v.version, v.best) for v in versions] == [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 6), (7, 6)]
+    assert model.register(served.uri, run_id, "ranked", 0.8, 0.9) == model.Registered(7, 6)
+    client = runs.client(served.uri)
+    assert client.get_model_version_by_alias("ranked", "best").version == "6"
+    assert len(client.search_model_versions("name = 'ranked'")) == 7
 
 
 def test_a_model_that_cannot_be_traced_leaves_its_weights(served: server.Server) -> None:
@@ -185,7 +226,7 @@ def test_a_model_that_cannot_be_traced_leaves_its_weights(served: server.Server)
     assert torch.equal(load(found["model/model.safetensors"])["head.weight"], net.head.weight)
     assert b"torch.export could not trace" in found["model/README.txt"]
     with pytest.raises(TrackingError, match="no model to register"):
-        model.register(served.uri, run_id, "untraceable", "best")
+        model.register(served.uri, run_id, "untraceable", 0.5, 0.5)
 
 
 def test_runs_are_found_resumed_and_nested(served: server.Server) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raylab.files import read_lines
+from raylab.run import ledger_facts
 from tests.slurm.conftest import ROOT, Bed
 from tests.wait import wait_for
 
@@ -21,9 +22,9 @@ memory_mb = 2500
 partition = "preempt"
 """
 INTERVAL = 50
-# 400 steps of a twentieth of a second and more: long enough to be hit in the middle, and to go on afterwards
+# Steps of a twentieth of a second and more
 RECIPE = (
-    "--smoke", "--set", "loop.epochs=200", f"loop.checkpoint_steps={INTERVAL}", "model.hidden=128", "model.layers=2",
+    "--smoke", "--set", f"loop.checkpoint_steps={INTERVAL}", "model.hidden=128", "model.layers=2",
     "loop.ema=0.9", "model.dropout=0.2", "scaling.resize_seconds=15",
 )  # fmt: skip
 
@@ -68,6 +69,10 @@ class Lab:
 
     def ledger(self, run: str) -> list[dict[str, Any]]:
         return read_lines(self.home / "runs" / run / "ledger.jsonl")
+
+    def facts(self, run: str) -> dict[str, Any]:
+        """Attempts and repeated steps up to now."""
+        return ledger_facts(self.home / "runs" / run / "ledger.jsonl")
 
     def starts(self, run: str) -> list[dict[str, Any]]:
         return [line for line in self.ledger(run) if "start" in line]

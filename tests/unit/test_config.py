@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylab import config
-from raylab.config import assignments, dimension, flat, load, override, paths, read, value
+from raylab.config import Recipe, assignments, dimension, flat, has, load, override, read, value, without_foreign_fields
 from raylab.errors import UsageError
-from raylab.recipes import ARDS, RECIPES
+from raylab.recipes import ARDS, COVIDNET, RECIPES
 
 # every path that a recipe has, as it may be written on the command line -> what it then is
 SETTABLE: dict[str, tuple[str, Any]] = {
-    "task": ("covidnet", "covidnet"),
     "seed": ("17", 17),
     "data.cohort": ("ventilated_pf", "ventilated_pf"),
     "data.virtual_patient": ("true", True),
@@ -81,20 +80,31 @@ SETTABLE: dict[str, tuple[str, Any]] = {
 }
 
 
+BOOSTING = override(ARDS, {"model.name": "boosting"})
+BASES = (ARDS, BOOSTING, COVIDNET, RECIPES["surrogate"])
+
+
+def base_of(path: str) -> Recipe:
+    """A recipe that has this field."""
+    return next(recipe for recipe in BASES if has(recipe, path))
+
+
 def test_every_path_is_tried_here():
-    assert set(SETTABLE) == set(paths()) == set(flat(ARDS))
+    assert set(SETTABLE) == {path for recipe in BASES for path in flat(recipe)} - {"task"}
 
 
 @pytest.mark.parametrize("path", SETTABLE)
 def test_every_path_can_be_set(path):
     text, expected = SETTABLE[path]
-    changed = override(ARDS, assignments([f"{path}={text}"]))
-    assert flat(changed) == {**flat(ARDS), path: expected}
+    base = base_of(path)
+    changed = override(base, assignments([f"{path}={text}"]))
+    assert flat(changed) == {**flat(base), path: expected}
     assert type(flat(changed)[path]) is type(expected)
 
 
 @given(st.sets(st.sampled_from(sorted(SETTABLE))), st.sampled_from(sorted(RECIPES)))
 def test_overridden_recipes_survive_dumping_and_loading(chosen, name):
+    chosen = {path for path in chosen if path != "model.name" and has(RECIPES[name], path)}
     recipe = override(RECIPES[name], {path: SETTABLE[path][1] for path in chosen})
     assert load(recipe.model_dump()) == recipe
     assert load(json.loads(recipe.model_dump_json())) == recipe
@@ -135,6 +145,7 @@ def test_a_part_is_no_field():
 
 def test_an_unknown_field_in_a_document_is_refused():
     document = ARDS.model_dump()
+    assert load(document) == ARDS
     document["optim"]["momentum"] = 0.9
     with pytest.raises(UsageError, match=r"unknown recipe field 'optim\.momentum'"):
         load(document)
@@ -155,7 +166,6 @@ def test_an_unknown_field_in_a_document_is_refused():
         ("optim.class_weight", ("a",)),
         ("model.dropout", 1),
         ("model.hidden", 2.5),
-        ("model.name", 7),
         ("schedule.kind", "linear"),
         ("schedule.factor", 1),
         ("loop.epochs", 0),
@@ -166,7 +176,6 @@ def test_an_unknown_field_in_a_document_is_refused():
         ("loop.ema", 1),
         ("loop.bf16", "maybe"),
         ("loop.keep", 1),
-        ("data.size", 8),
         ("seed", -1),
         ("seed", 2**31),
         ("search.trials", 0),
@@ -271,14 +280,64 @@ def test_dimensions_that_cannot_be(text, why):
     assert caught.value.exit_code == 2
 
 
-def test_a_dimension_of_an_unknown_path_prints_the_nearest():
-    with pytest.raises(UsageError, match=r"optim\.lr"):
-        dimension("optim.learning_rate", "uniform(0,1)")
+@pytest.mark.parametrize(
+    ("recipe", "path", "said"),
+    [
+        (ARDS, "model.trees", "the model gru has no field 'trees'"),
+        (ARDS, "model.width", "unknown recipe field 'model.width'"),
+        (BOOSTING, "model.hidden", "the model boosting has no field 'hidden'"),
+        (BOOSTING, "model.members", "models that have it: gru, lstm, grud"),
+        (COVIDNET, "model.hidden", "unknown recipe field 'model.hidden'"),
+        (COVIDNET, "data.cohort", "the task covidnet has no field 'data.cohort'"),
+        (ARDS, "data.size", "tasks that have it: covidnet"),
+    ],
+)
+def test_a_field_of_another_model_or_task_is_refused(recipe, path, said):
+    with pytest.raises(UsageError) as caught:
+        override(recipe, {path: 1})
+    assert said in str(caught.value)
+
+
+def test_another_model_keeps_the_fields_that_both_have():
+    lstm = override(ARDS, {"model.name": "lstm", "model.layers": 2})
+    assert lstm.model.model_dump() == {**ARDS.model.model_dump(), "name": "lstm", "layers": 2}
+    assert set(BOOSTING.model.model_dump()) == {"name", "trees", "leaves", "rate", "share", "l2"}
+    assert override(BOOSTING, {"model.name": "gru", "model.hidden": 4}).model.model_dump()["hidden"] == 4
+    assert "unknown ards model 'covidnet'" in refused({"model.name": "covidnet"})
+    assert "use one of: gru" in refused({"model.name": "gruu"})
+    assert "unknown ards model '7'" in refused({"model.name": 7})
+    assert override(COVIDNET, {"model.name": "resnet18"}).model.model_dump()["dropout"] == 0.3
+
+
+def test_the_task_is_not_overridden():
+    assert "this recipe is of the task ards" in refused({"task": "covidnet"})
+    assert override(ARDS, {"task": "ards"}) == ARDS
+
+
+def test_a_recipe_of_version_0_1_is_read_without_the_fields_of_other_models(tmp_path):
+    document = ARDS.model_dump(mode="json")
+    document["model"] |= {"width": 1.0, "trees": 500, "weights": None}
+    document["data"] |= {"size": None, "augment": True}
+    (tmp_path / "recipe.json").write_text(json.dumps(document))
+    assert read(tmp_path / "recipe.json") == ARDS
+    assert load(without_foreign_fields(document)) == ARDS
+
+
+def test_a_recipe_of_a_task_of_ones_own_has_plain_parts():
+    recipe = load({"task": "mine", "model": {"name": "tcn"}})
+    assert override(recipe, {"optim.lr": 1e-4}).optim.lr == 1e-4
+    with pytest.raises(UsageError, match=r"the task mine has no field 'data\.size'"):
+        override(recipe, {"data.size": 64})
+
+
+def test_every_field_is_described():
+    for recipe in BASES:
+        for path, (_, description) in config.fields(recipe).items():
+            assert description, path
 
 
 def test_paths_are_leaves_only():
-    assert not {"optim", "loop", "model"} & set(paths())
-    assert len(paths()) == len(set(paths()))
+    assert not {"optim", "loop", "model"} & set(flat(ARDS))
     assert config.DISTRIBUTIONS.keys() == {"uniform", "loguniform", "randint", "choice"}
 
 

@@ -14,7 +14,7 @@ SPEC = {"features": ["a", "b"], "static": ["s"]}
 
 def network(seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
-    return recurrent.gru(config.Model(name="gru", hidden=8), SPEC, 1)
+    return recurrent.gru(config.RecurrentModel(name="gru", hidden=8), SPEC, 1)
 
 
 @pytest.mark.parametrize("model", [network(), Ensemble([network(1), network(2)])], ids=["gru", "ensemble"])
@@ -41,4 +41,4 @@ def test_parts_of_a_feature_are_added_and_statics_stand_in_the_last_hour():
 
 def test_trees_have_no_gradients():
     with pytest.raises(UsageError, match="need a network"):
-        attributions(boosting(config.Model(name="boosting"), SPEC, 1), torch.zeros(1, 4, 7), 2)
+        attributions(boosting(config.BoostingModel(name="boosting"), SPEC, 1), torch.zeros(1, 4, 7), 2)

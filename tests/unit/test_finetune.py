@@ -6,7 +6,7 @@ from torch import nn
 
 from raylab.adamw import AdamW
 from raylab.batchnorm import reestimate
-from raylab.config import Model, Optim, Recipe, override
+from raylab.config import CovidNetModel, Optim, Recipe, VisionModel, override
 from raylab.data.image_samples import load_images
 from raylab.finetune import Plan, layer_rates
 from raylab.models import network
@@ -17,7 +17,7 @@ RECIPE = override(RECIPES["covidnet-smoke"], {"loop.epochs": 10, "optim.lr": 0.0
 
 
 def model() -> nn.Module:
-    return network("cxr-frontal-u8", "covidnet")(Model(name="covidnet", width=0.25, depth=0.4), {}, 3)
+    return network("cxr-frontal-u8", "covidnet")(CovidNetModel(name="covidnet", width=0.25, depth=0.4), {}, 3)
 
 
 def plan(mode: str, net: nn.Module, transferred: bool = True, **more: object) -> Plan:
@@ -74,7 +74,9 @@ def test_rates_fall_towards_the_input():
     stages = [rates[f"stages.{at}.long.0.weight"] for at in (1, 3, 5, 7)]
     assert stages == sorted(stages) and len(set(stages)) == 4
     assert set(layer_rates(names, 1.0)) == {1.0}
-    resnet = [n for n, _ in network("cxr-frontal-u8", "resnet18")(Model(name="resnet18"), {}, 3).named_parameters()]
+    resnet = [
+        n for n, _ in network("cxr-frontal-u8", "resnet18")(VisionModel(name="resnet18"), {}, 3).named_parameters()
+    ]
     rates = dict(zip(resnet, layer_rates(resnet, 0.1), strict=True))
     assert rates["body.layer2.1.bn1.bias"] == rates["body.layer2.0.conv1.weight"] < rates["body.layer4.0.conv1.weight"]
 
@@ -113,4 +115,4 @@ def test_reestimated_statistics_are_those_of_the_data(covidnet_data):
 
 
 def test_recipes_default_to_a_probe_and_then_fine_tuning():
-    assert Recipe(task="covidnet", model=Model(name="covidnet")).transfer.mode == "lp-ft"
+    assert Recipe(task="covidnet", model=CovidNetModel(name="covidnet")).transfer.mode == "lp-ft"

@@ -15,7 +15,7 @@ PACKAGES = ("raylab", "jobs", "tracking", "cluster")
 
 # imports go to a lower level, to the own room, or sideways where it is said
 LEVEL = {
-    **dict.fromkeys(("errors", "files", "config", "recipes"), 0),
+    **dict.fromkeys(("errors", "files", "config", "recipes", "recipe_page"), 0),
     "physiology": 0.5,
     **dict.fromkeys(("data", "models", "metrics", "intervals", "temperature", "validation", "alarms"), 1),
     **dict.fromkeys(
@@ -31,8 +31,8 @@ LEVEL = {
     "ray_tune": 7,
 }
 SIDEWAYS = {
-    *(("config", "errors"), ("recipes", "config"), ("recipes", "errors"), ("metrics", "intervals")),
-    *(("validation", "intervals"), ("validation", "metrics"), ("alarms", "intervals")),
+    *(("config", "errors"), ("recipes", "config"), ("recipes", "errors"), ("recipe_page", "config")),
+    *(("metrics", "intervals"), ("validation", "intervals"), ("validation", "metrics"), ("alarms", "intervals")),
 }
 
 

@@ -182,6 +182,37 @@ def test_the_cases_are_not_trivial(alone):
     assert any(case["kept"] != case["result"]["weights_sha256"] for case in alone.values())
 
 
+@pytest.mark.parametrize("name", ["ards", "covidnet", "transfer"])
+def test_the_loss_of_an_epoch_is_the_mean_over_its_samples(name, data, alone):
+    """Not the last batch's, which is smaller, nor the mean over batches."""
+    recipe, curve = CASES[name], alone[name]["curve"]
+    samples = len(loaded(recipe, data)[1])
+    counts = [len(b) for b in np.split(np.arange(samples), range(recipe.loop.batch, samples, recipe.loop.batch))]
+    assert len(counts) == 3 and counts[-1] < counts[0]
+    for at in range(0, len(curve), 3):
+        losses = [row["train/loss"] for row in curve[at : at + 3]]
+        assert curve[at + 2]["train/epoch_loss"] == pytest.approx(np.average(losses, weights=counts), rel=1e-12)
+        assert curve[at + 2]["train/epoch_loss"] != pytest.approx(losses[-1], rel=1e-3)
+        assert not any("train/epoch_loss" in row for row in curve[at : at + 2])
+
+
+def test_the_best_scores_stand_at_the_steps_of_their_epochs(alone):
+    """Each epoch that is better than all before it, and no other; the last of them is the result's."""
+    for case in alone.values():
+        best: tuple[float, float] | None = None
+        objective = "auroc" if "val/auroc" in case["curve"][-1] else "macro_recall"
+        for row in case["curve"]:
+            better = "val/loss" in row and (best is None or (row[f"val/{objective}"], -row["val/loss"]) > best)
+            of_val = {name: value for name, value in row.items() if name.startswith("val/")}
+            of_best = {n.removeprefix("best/"): value for n, value in row.items() if n.startswith("best/")}
+            assert of_best == (of_val if better else {})
+            if better:
+                best, last = (row[f"val/{objective}"], -row["val/loss"]), row
+        told = case["result"]["best"]
+        assert (told["step"], told["epoch"], told["loss"]) == (last["step"], last["epoch"], last["best/val/loss"])
+    assert any(case["result"]["best"]["step"] < case["result"]["steps"] for case in alone.values())
+
+
 def last_weights(recipe: Recipe, data: dict[str, Path]) -> np.ndarray:
     _, log, _ = run(recipe, data)
     return torch.cat([t.flatten() for t in log.state(max(log.states))["model"].values()]).numpy()

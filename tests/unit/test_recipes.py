@@ -2,15 +2,17 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from raylab.config import dimension, load, override, paths
+from raylab.config import FAMILIES, dimension, has, load, names, override
 from raylab.errors import UsageError
 from raylab.loop import fit
 from raylab.models import MODELS
+from raylab.recipe_page import markdown
 from raylab.recipes import RECIPES, recipe
 from raylab.tasks import TASKS, task
 
@@ -22,6 +24,17 @@ def test_every_task_ships_a_full_and_a_small_recipe():
     assert set(RECIPES) == {name for known in TASKS for name in (known, f"{known}-smoke")}
     for name in TASKS:
         assert recipe(name) is RECIPES[name] and recipe(name, smoke=True) is RECIPES[f"{name}-smoke"]
+
+
+def test_every_model_is_of_one_family():
+    known = [name for family in FAMILIES for name in names(family)]
+    named = {name for models in MODELS.values() for name in models}
+    assert len(known) == len(set(known)) and set(known) == named - {"resnet50", "vgg19"}  # these are of torchvision
+
+
+def test_the_page_of_fields_is_what_the_code_says():
+    page = Path(__file__).parents[2] / "docs" / "recipe-fields.md"
+    assert page.read_text() == markdown(), "python -m raylab.recipe_page > docs/recipe-fields.md"
 
 
 @pytest.mark.parametrize("wrong", ["ads", "ards-smoke", ""])
@@ -56,7 +69,7 @@ def test_its_model_builds_and_its_seed_decides_the_weights(name, request):
 def test_its_search_space_parses_and_its_points_lie_in_it(name):
     chosen = RECIPES[name]
     space = {path: dimension(path, text) for path, text in chosen.search.space.items()}
-    assert space and set(space) <= set(paths())
+    assert space and all(has(chosen, path) for path in space)
     for kind, bounds in space.values():
         assert kind in {"uniform", "loguniform", "randint", "choice"} and bounds
     for path, (_, bounds) in space.items():

@@ -52,7 +52,7 @@ def killed(recipe: Recipe, data: Path, directory: Path, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Recorder, "__call__", call)
         with pytest.raises(Killed):
-            execute(recipe, data, directory, Rows())
+            execute(recipe, data, directory, Rows(), flush_seconds=3600)  # nothing is sent before the kill
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_costs_an_interval_and_nothing_else(undisturbed, ar
 
 
 def test_a_finished_run_has_nothing_left_to_do(undisturbed, ards_data, tmp_path):
-    first = execute(RECIPE, ards_data, tmp_path, Rows())
+    first = execute(RECIPE, ards_data, tmp_path, Rows(), flush_seconds=3600)  # in one bundle, however slow this is
     rows = Rows()
     again = execute(RECIPE, ards_data, tmp_path, rows)
     assert [row["step"] for row in rows.rows] == list(range(1, 7))  # once more, lest a bundle was lost at the end

@@ -15,8 +15,9 @@ import dataframely as dy
 import polars as pl
 
 from raylab.data.concepts import CONCEPTS, EVENTS, STATIC, Extract, by_id, contradicting, factor, units_of, whole_stays
+from raylab.data.demographics import age, sex
 from raylab.data.sources.episodes import charted
-from raylab.data.sources.tables import PIECE, Findings, Pieces, rows_of
+from raylab.data.sources.tables import PIECE, Conversions, Findings, Pieces, rows_of
 from raylab.errors import DataError, UsageError
 
 SHIPPED = Path(__file__).with_name("meds_mimic4.toml")
@@ -24,10 +25,12 @@ PARTS = ("begin", "end", "left", "died", "death", "birth")
 
 
 class Events(dy.Schema):
-    subject_id = dy.String(nullable=False)
-    time = dy.Datetime(nullable=True)  # of what has no time, such as sex
-    code = dy.String(nullable=False)
-    numeric_value = dy.Float64(nullable=True)
+    """Other names are those of older MEDS schemas and of writers near it."""
+
+    subject_id = dy.String(nullable=False, metadata={"identifier": "text", "names": ("patient_id",)})
+    time = dy.Datetime(nullable=True, metadata={"names": ("timestamp",)})  # null of what has no time, such as sex
+    code = dy.String(nullable=True)
+    numeric_value = dy.Float64(nullable=True, allow_inf=True, metadata={"names": ("value",)})
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Mapping:
 def read_mapping(file: Path) -> Mapping:
     """The mapping in a TOML file; UsageError when it cannot be read or names an unknown concept."""
     try:
-        document: dict[str, Any] = tomllib.loads(file.read_text())
+        document: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} is no mapping of MEDS codes", str(error), f"write one like {SHIPPED.name}") from error
     concepts, units = {}, {}
@@ -97,39 +100,76 @@ def read(path: Path, work: Path, mapping: Path | None = None) -> Extract:
     by = read_mapping(mapping or SHIPPED)
     files = event_files(path)
     pieces = Pieces(work, "meds", max(1, -(-sum(file.stat().st_size for file in files) * 10 // PIECE)))
-    codes = Codes(by)
+    codes, conversions = Codes(by), Conversions()
     edges, last = [], []
-    for file in files:
-        findings = Findings(file)
-        for part in rows_of(file, Events, "MEDS events"):
-            rows = findings.check(part, Events)
+    for number, file in enumerate(files):
+        findings = Findings(flat(file, work / f"flat-{number:05d}.parquet"), conversions)
+        for part, lines in rows_of(findings, Events, "MEDS events"):
+            rows = findings.check(part, Events, lines, asked=codes.mean_something(part["code"]))
             last.append(rows.group_by("subject_id").agg(pl.col("time").max()))
             rows = codes.known(rows)
             about = pl.col("role").is_in([*PARTS, "sex"])
             edges.append(rows.filter(about))
             pieces.add(rows.filter(~about))
         findings.close()
-    ends = pl.concat(last).group_by("subject_id").agg(last=pl.col("time").max())
-    stays, cut = find_stays(pl.concat(edges), ends, by, path)
+    ends = pl.concat(last).drop_nulls("subject_id").group_by("subject_id").agg(last=pl.col("time").max())
+    stays, cut = find_stays(pl.concat(edges), ends, by, path, conversions)
     first = descriptors(stays).lazy()
     window = stays.lazy().select("subject_id", "stay_id", "start", "stop", "end_h")
-    parts = []
+    parts, elsewhere = [], 0
     for k, file in enumerate(pieces.close(ROWS)):
         here = pl.col("subject_id").hash(seed=0) % len(pieces.files) == k
-        parts.append(pl.concat([events_of(pl.scan_parquet(file), window, by), first.filter(here)]))
-    counts = {"stays cut where they overlap": cut} if cut else {}
-    return Extract(pl.concat(parts), whole_stays(stays), counts, tuple(parts))
+        piece = pl.scan_parquet(file)
+        elsewhere += int(piece.join(window, "subject_id", "anti").select(pl.len()).collect().item())
+        parts.append(pl.concat([events_of(piece, window, by), first.filter(here)]))
+    counts = {"stays cut where they overlap": cut, "rows of patients without an ICU stay": elsewhere}
+    counts = {what: n for what, n in counts.items() if n}
+    notes = conversions.close()
+    return Extract(pl.concat(parts), whole_stays(stays), counts, tuple(parts), notes, numbering=by.source)
 
 
 def event_files(path: Path) -> list[Path]:
-    """All event files below `path` (below its `data/`, if it has one)."""
+    """All event files below `path` (below its `data/`, if it has one), or `path` itself, if it is a file.
+
+    Tables of `metadata/` and hidden files (those that other systems leave behind begin with `.` or `_`) are none.
+    """
+    if path.is_file():
+        return [path]
     root = path / "data" if (path / "data").is_dir() else path
-    files = sorted(root.rglob("*.parquet")) if root.is_dir() else []
+    files = [
+        file
+        for file in (sorted(root.rglob("*.parquet")) if root.is_dir() else ())
+        if not any(part.startswith((".", "_")) or part == "metadata" for part in file.relative_to(root).parts)
+    ]
     if not files:
         raise DataError(
             f"{path} holds no MEDS data", "expected data/**/*.parquet", "give --path the root of a MEDS data set"
         )
     return files
+
+
+def flat(file: Path, out: Path) -> Path:
+    """`file`, or `out` with the events of a file in the form of MEDS 0.1: a row a patient, with nested events."""
+    try:
+        kinds = pl.read_parquet_schema(file)
+    except (pl.exceptions.PolarsError, OSError):
+        return file  # rows_of explains it
+    lower = {name.lower(): name for name in kinds}
+    if not isinstance(kinds.get(lower.get("events", "")), pl.List):
+        return file
+    who = lower.get("subject_id") or lower.get("patient_id")
+    if who is None:
+        raise DataError(f"{file} has nested events, but no column subject_id or patient_id")
+    nested = pl.scan_parquet(file)
+    events = nested.select(who, lower["events"]).explode(lower["events"]).unnest(lower["events"])
+    parts = [events.select(who, "time", "measurements")]
+    if static := lower.get("static_measurements"):
+        parts.append(nested.select(who, time=pl.lit(None, pl.Datetime("us")), measurements=static))
+    rows = [part.explode("measurements").unnest("measurements") for part in parts]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    flat_rows = (part.select(subject_id=who, time="time", code="code", numeric_value="numeric_value") for part in rows)
+    pl.concat(flat_rows, how="vertical_relaxed").sink_parquet(out)
+    return out
 
 
 class Codes:
@@ -140,6 +180,7 @@ class Codes:
         self.names = by_id(by.ids) if by.ids else {}
         self.roles: dict[str, str] = {code: role for role, code in by.stay.items()}
         self.roles |= dict.fromkeys(by.sex, "sex")
+        self.sex_kinds = {code.rpartition("//")[0] for code in by.sex} - {""}
         for name, codes in by.episodes.items():
             for code, edge in zip(codes, ("from", "to"), strict=True):
                 self.roles[code] = f"{edge} {name}"
@@ -155,13 +196,19 @@ class Codes:
             }
         )
 
-    def known(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """ROWS of the rows whose code means something."""
-        new = rows.select(pl.col("code").unique()).join(self.table, "code", "anti")["code"].to_list()
+    def mean_something(self, codes: pl.Series) -> pl.Series:
+        """Which of the codes mean something."""
+        codes = codes.cast(pl.String)
+        new = pl.DataFrame({"code": codes.drop_nulls().unique()}).join(self.table, "code", "anti")["code"].to_list()
         if new:
             self.table = self.table.vstack(
                 pl.DataFrame([self.meaning(code) for code in new], self.table.schema, orient="row")
             )
+        asked = self.table.filter(pl.col("role").is_not_null())["code"]
+        return codes.is_in(asked.implode()).fill_null(False)
+
+    def known(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """ROWS of the rows whose code means something; `mean_something` has seen all of their codes."""
         found = rows.join(self.table.filter(pl.col("role").is_not_null()), "code")
         value = pl.col("numeric_value") * pl.col("scale") + pl.col("offset")
         return found.select("subject_id", "time", "code", "concept", value=value, role="role")
@@ -174,6 +221,8 @@ class Codes:
             start = "//".join(parts[:n])
             if start in self.roles:
                 return code, None, self.roles[start], 1.0, 0.0
+            if start in self.sex_kinds and len(parts) > n:
+                return code, None, "sex", 1.0, 0.0
             if start in self.by.concepts:
                 return self.value(code, self.by.concepts[start], self.by.units[start] or "/".join(parts[n : n + 1]))
         if len(parts) > 1 and parts[0] in self.by.kinds and parts[1] in self.names and self.by.ids:
@@ -189,7 +238,9 @@ class Codes:
         return code, concept, "value", *found
 
 
-def find_stays(edges: pl.DataFrame, ends: pl.DataFrame, by: Mapping, path: Path) -> tuple[pl.DataFrame, int]:
+def find_stays(
+    edges: pl.DataFrame, ends: pl.DataFrame, by: Mapping, path: Path, conversions: Conversions
+) -> tuple[pl.DataFrame, int]:
     """One row an ICU admission: STAYS, start and stop (dates), age, sex, icu_type; and how many were cut because the
     patient's next one begins before they end.
 
@@ -209,7 +260,7 @@ def find_stays(edges: pl.DataFrame, ends: pl.DataFrame, by: Mapping, path: Path)
     left = pl.concat([times("left", "left"), times("died", "left")]).sort("left")
     out = times("end", "out") if "end" in by.stay else left.rename({"left": "out", "left_code": "out_code"})
     born = edges.filter(pl.col("role") == "birth").group_by("subject_id").agg(born=pl.col("time").min())
-    sexes = edges.filter(pl.col("role") == "sex").group_by("subject_id").agg(sex=pl.col("code").min())
+    sexes = read_sexes(edges.filter(pl.col("role") == "sex"), by)
     death = times("death", "death").group_by("subject_id").agg(pl.col("death").min())
     stays = (
         start.join_asof(out, right_on="out", **forward)
@@ -221,16 +272,21 @@ def find_stays(edges: pl.DataFrame, ends: pl.DataFrame, by: Mapping, path: Path)
         .sort("subject_id", "start")
         .with_columns(next=pl.col("start").shift(-1).over("subject_id"))
     )  # fmt: skip
+    unread = stays.filter(pl.col("said").fill_null(0) > 0, pl.col("sex").is_null()).height
+    conversions.note("stays with an unreadable sex, or with two, set missing", unread)
     cut = int(stays.select((pl.col("out") > pl.col("next")).sum()).item() or 0)
     words = (
         pl.when(pl.col("start_code").str.contains(text, literal=True)).then(kind) for text, kind in by.icu_type.items()
     )
     unit = pl.coalesce(*words, pl.lit(None, pl.Float64))
+    unknown = int(stays.select(unit.is_null().sum()).item()) if by.icu_type else 0
+    conversions.note("stays of a kind of unit that the mapping does not know", unknown)
     number = pl.int_range(pl.len()).over("subject_id") + 1
     stop = pl.min_horizontal("out", "next").fill_null(pl.col("last"))
     died = pl.col("left_code").str.starts_with(by.stay["died"]) if "died" in by.stay else pl.lit(False)
     # who dies in hospital within 6 h of leaving the unit is taken to have died there: discharge is charted late
     here = pl.coalesce(pl.col("death"), pl.when(died).then("left")) <= stop + pl.duration(hours=6)
+    stays = stays.with_columns(age=hours(pl.col("start") - pl.col("born")) / (24 * 365.25))
     return stays.select(
         "subject_id",
         stay_id=pl.col("subject_id") + "-" + number.cast(pl.String),
@@ -242,17 +298,21 @@ def find_stays(edges: pl.DataFrame, ends: pl.DataFrame, by: Mapping, path: Path)
         clock_h=pl.col("start").dt.hour() + pl.col("start").dt.minute() / 60,
         start="start",
         stop=stop,
-        age=(hours(pl.col("start") - pl.col("born")) / (24 * 365.25)).round(1),
-        sex=sex_of(by),
+        age=age("age", pl.Float64()).round(1),
+        sex="sex",
         icu_type=unit,
     ), cut  # fmt: skip
 
 
-def sex_of(by: Mapping) -> pl.Expr:
-    return pl.coalesce(
-        *(pl.when(pl.col("sex").str.starts_with(code)).then(value) for code, value in by.sex.items()),
-        pl.lit(None, pl.Float64),
-    )
+def read_sexes(rows: pl.DataFrame, by: Mapping) -> pl.DataFrame:
+    """subject_id, sex (null where it cannot be read, or where two are said), said (how many rows say one)."""
+    code = pl.col("code")
+    mapped = (pl.when((code == start) | code.str.starts_with(f"{start}//")).then(v) for start, v in by.sex.items())
+    word = code.str.extract(r"([^/]*)$", 1).alias("word")
+    words = rows.select(word).select(sex("word")).to_series()
+    read = rows.with_columns(sex=pl.coalesce(*mapped, words))
+    one = pl.when(pl.col("sex").drop_nulls().n_unique() == 1).then(pl.col("sex").max())
+    return read.group_by("subject_id").agg(sex=one, said=pl.len())
 
 
 def hours(duration: pl.Expr) -> pl.Expr:

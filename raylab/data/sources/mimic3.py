@@ -1,10 +1,10 @@
 """MIMIC-III raw tables, `CHARTEVENTS.csv.gz` and so on: CSV, CSV.gz or parquet, names in any letter case.
 
 Needed: ICUSTAYS, PATIENTS, ADMISSIONS, CHARTEVENTS, LABEVENTS, PROCEDUREEVENTS_MV. A row is an ICU stay. Charted rows
-belong to the stay that they name, laboratory rows to the stay that they fall into. Times are chart times: LABEVENTS has
-no time of storing. Rows marked as errors are left out. Laboratory gases count where a specimen row (50800) of the same
-patient and time says ART. Ages above 89 are recorded as about 300 years: they become 91.4, their median as the
-documentation of MIMIC-III gives it [M].
+belong to the stay that they name, laboratory rows to the stay that they fall into; rows that name a stay that the
+patient does not have in ICUSTAYS are left out and counted. Times are chart times: LABEVENTS has no time of storing.
+Rows marked as errors are left out. Laboratory gases count where a specimen row (50800) of the same patient and time
+says ART. Ages above 89 are recorded as about 300 years (demographics.py).
 
 Ventilation. MetaVision has procedures: 225792 invasive, 225794 non-invasive. CareVue has none, so a rule stands in:
 
@@ -19,20 +19,22 @@ Ventilation. MetaVision has procedures: 225792 invasive, 225794 non-invasive. Ca
 `None` as a device says nothing. How long a 1 counts is the label's own window.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import dataframely as dy
 import polars as pl
 
 from raylab.data.concepts import CONCEPTS, EVENTS, Extract, units_of, whole_stays
+from raylab.data.demographics import age, count_unread, sex
+from raylab.data.identifiers import identifier, is_missing, not_among
 from raylab.data.sources.episodes import charted
-from raylab.data.sources.tables import Findings, Pieces, needed, piece_count, rows_of, whole
+from raylab.data.sources.tables import Conversions, Findings, Pieces, needed, piece_count, rows_of, whole
 from raylab.errors import DataError
 
 WHAT = "the tables of MIMIC-III"
 UNITS = {"CCU": 1.0, "CSRU": 2.0, "MICU": 3.0, "SICU": 4.0, "TSICU": 4.0}  # icu_type of PhysioNet 2012
 PERIODS = {"carevue": "2001-2008", "metavision": "2008-2012"}
-OLD, OLD_AGE = 120.0, 91.4
 
 MODE, DEVICE = 720, 467
 SETTINGS = (505, 506, 682, 683, 543, 535, 444, 445, 448, 450)
@@ -47,10 +49,15 @@ GASES = (50821, 50818, 50820, 50817, 50802)
 VENTILATION = {225792: "mech_vent", 225794: "niv"}
 
 
+def id_number(nullable: bool = False) -> dy.String:
+    """A column of identifiers, which are whole numbers by MIMIC-III's documentation."""
+    return dy.String(nullable=nullable, metadata={"identifier": "number"})
+
+
 class IcuStays(dy.Schema):
-    subject_id = dy.Int64(nullable=False)
-    hadm_id = dy.Int64(nullable=False)
-    icustay_id = dy.Int64(nullable=False)
+    subject_id = id_number()
+    hadm_id = id_number()
+    icustay_id = id_number()
     dbsource = dy.String(nullable=True)
     first_careunit = dy.String(nullable=True)
     intime = dy.Datetime(nullable=False)
@@ -58,40 +65,40 @@ class IcuStays(dy.Schema):
 
 
 class Patients(dy.Schema):
-    subject_id = dy.Int64(nullable=False)
-    gender = dy.String(nullable=True, regex="^(?i)[mf]$")
+    subject_id = id_number()
+    gender = dy.String(nullable=True)
     dob = dy.Datetime(nullable=True)
 
 
 class Admissions(dy.Schema):
-    hadm_id = dy.Int64(nullable=False)
+    hadm_id = id_number()
     deathtime = dy.Datetime(nullable=True)
     hospital_expire_flag = dy.Int64(nullable=True, is_in=[0, 1])
 
 
 class ChartEvents(dy.Schema):
-    subject_id = dy.Int64(nullable=False)
-    icustay_id = dy.Int64(nullable=True)
+    subject_id = id_number()
+    icustay_id = id_number(nullable=True)
     itemid = dy.Int64(nullable=False)
     charttime = dy.Datetime(nullable=False)
     value = dy.String(nullable=True)
-    valuenum = dy.Float64(nullable=True)
+    valuenum = dy.Float64(nullable=True, allow_inf=True)  # outside every range: counted there
     valueuom = dy.String(nullable=True)
     error = dy.Int64(nullable=True)
 
 
 class LabEvents(dy.Schema):
-    subject_id = dy.Int64(nullable=False)
+    subject_id = id_number()
     itemid = dy.Int64(nullable=False)
     charttime = dy.Datetime(nullable=False)
     value = dy.String(nullable=True)
-    valuenum = dy.Float64(nullable=True)
+    valuenum = dy.Float64(nullable=True, allow_inf=True)  # outside every range: counted there
     valueuom = dy.String(nullable=True)
 
 
 class Procedures(dy.Schema):
-    subject_id = dy.Int64(nullable=False)
-    icustay_id = dy.Int64(nullable=True)
+    subject_id = id_number()
+    icustay_id = id_number(nullable=True)
     itemid = dy.Int64(nullable=False)
     starttime = dy.Datetime(nullable=False)
     endtime = dy.Datetime(nullable=True)
@@ -114,22 +121,24 @@ ROWS = pl.Schema(
 def read(path: Path, work: Path) -> Extract:
     if not path.is_dir():
         raise DataError(f"no directory at {path}", do=f"give --path the directory with {WHAT}")
-    stays, cut = find_stays(path)
+    conversions, counts = Conversions(), Counter[str]()
+    stays = find_stays(path, conversions, counts)
     files = {name: needed(path, name, WHAT) for name in ("CHARTEVENTS", "LABEVENTS")}
     pieces = piece_count(*files.values())
     known = {int(item): concept.name for concept in CONCEPTS.values() for item in concept.ids["mimic3"]}
     rule = (MODE, DEVICE, *COMA_SCALE)
-    counts: dict[str, int] = {"stays cut where they overlap": cut} if cut else {}
-    charts = narrow(files["CHARTEVENTS"], ChartEvents, "CHARTEVENTS", {*known, *rule}, work, pieces, counts)
-    labs = narrow(files["LABEVENTS"], LabEvents, "LABEVENTS", {*known, SPECIMEN}, work, pieces, counts)
-    episodes = procedures(path)
+    tell = (conversions, counts)
+    charts = narrow(files["CHARTEVENTS"], ChartEvents, {*known, *rule}, Pieces(work, "charts", pieces), stays, *tell)
+    labs = narrow(files["LABEVENTS"], LabEvents, {*known, SPECIMEN}, Pieces(work, "labs", pieces), stays, *tell)
+    episodes = procedures(path, stays, *tell)
     parts = tuple(
         events_of(pl.scan_parquet(chart), pl.scan_parquet(lab), episodes.lazy(), stays.lazy())
         for chart, lab in zip(charts, labs, strict=True)
     )
     first = descriptors(stays)
     parts = (pl.concat([parts[0], first.lazy()]), *parts[1:]) if len(parts) == 1 else _spread(parts, first)
-    return Extract(pl.concat(parts), whole_stays(stays), counts, parts, notes=NOTES)
+    notes = (*NOTES, *conversions.close())
+    return Extract(pl.concat(parts), whole_stays(stays), dict(+counts), parts, notes, numbering="mimic3")
 
 
 NOTES = ("times are chart times: a laboratory value may have been known later than its time",)
@@ -141,71 +150,105 @@ def _spread(parts: tuple[pl.LazyFrame, ...], first: pl.DataFrame) -> tuple[pl.La
     return tuple(pl.concat([piece, first.lazy().filter(part == k)]) for k, piece in enumerate(parts))
 
 
-def find_stays(path: Path) -> tuple[pl.DataFrame, int]:
-    """One row a stay: STAYS, start and end (dates), age, sex, icu_type; and how many were cut where two overlap."""
-    table = whole(path, "ICUSTAYS", IcuStays, WHAT).drop_nulls("intime").sort("subject_id", "intime")
+def find_stays(path: Path, conversions: Conversions, counts: Counter[str]) -> pl.DataFrame:
+    """One row a stay: STAYS, start and end (dates), age, sex, icu_type. Counted are stays that were cut where two
+    overlap, and what PATIENTS and ADMISSIONS do not say."""
+    table = whole(path, "ICUSTAYS", IcuStays, WHAT, conversions).drop_nulls("intime").sort("subject_id", "intime")
     if table.is_empty():
         raise DataError(f"{path}: ICUSTAYS has no rows", do="copy it again")
     if table["icustay_id"].is_duplicated().any():
         n = int(table["icustay_id"].is_duplicated().sum())
         raise DataError(f"{path}: {n} rows of ICUSTAYS share their icustay_id", do="keep one row a stay")
-    patients = whole(path, "PATIENTS", Patients, WHAT).unique("subject_id", keep="first", maintain_order=True)
-    admissions = whole(path, "ADMISSIONS", Admissions, WHAT).unique("hadm_id", keep="first", maintain_order=True)
+    patients = whole(path, "PATIENTS", Patients, WHAT, conversions)
+    admissions = whole(path, "ADMISSIONS", Admissions, WHAT, conversions)
+    for name, other, lost in (("PATIENTS", patients, "age and sex"), ("ADMISSIONS", admissions, "outcome")):
+        key = other.columns[0]
+        not_among(table[key], other[key], "ICUSTAYS", name)
+        conversions.note("stays without a row in {} (no {})", table.join(other, key, "anti").height, name, lost)
+    patients = patients.unique("subject_id", keep="first", maintain_order=True)
+    admissions = admissions.unique("hadm_id", keep="first", maintain_order=True)
     following = pl.col("intime").shift(-1).over("subject_id")
     overlap = pl.col("outtime") > following
     table = table.join(patients, "subject_id", "left").join(admissions, "hadm_id", "left")
-    lost = int(table["gender"].is_null().sum())
-    if lost == table.height:
-        raise DataError(f"{path}: no patient of ICUSTAYS is in PATIENTS", do="give tables of one release")
-    cut = int(table.select(overlap.sum()).item() or 0)
-    table = table.with_columns(end=pl.min_horizontal("outtime", following))
+    counts["stays cut where they overlap"] = int(table.select(overlap.sum()).item() or 0)
+    table = table.with_columns(end=pl.min_horizontal("outtime", following), sex=sex("gender"))
+    conversions.note("stays with an unreadable sex, set missing", count_unread(table, "gender", "sex"))
     hours = (pl.col("end") - pl.col("intime")).dt.total_seconds() / 3600
-    age = (pl.col("intime") - pl.col("dob")).dt.total_seconds() / (24 * 365.25 * 3600)
+    table = table.with_columns(age=(pl.col("intime") - pl.col("dob")).dt.total_seconds() / (24 * 365.25 * 3600))
+    table = table.with_columns(
+        period=pl.col("dbsource").str.to_lowercase().replace_strict(PERIODS, default=None),
+        icu_type=pl.col("first_careunit").replace_strict(UNITS, default=None),
+    )
+    for column, read in (("dbsource", "period"), ("first_careunit", "icu_type")):
+        conversions.note(
+            "stays with an unknown {}, whose {} is missing", count_unread(table, column, read), column, read
+        )
     dead = pl.col("deathtime") <= pl.col("end")
     return table.select(
-        subject_id=pl.col("subject_id").cast(pl.String),
-        stay_id=pl.col("icustay_id").cast(pl.String),
+        subject_id="subject_id",
+        stay_id="icustay_id",
         source=pl.lit("mimic-iii"),
         died=pl.col("hospital_expire_flag") == 1,
         end_h=hours,
         end=pl.when(dead).then(pl.lit("death")).when(pl.col("end").is_not_null()).then(pl.lit("discharge")),
-        period=pl.col("dbsource").str.to_lowercase().replace_strict(PERIODS, default=None),
+        period="period",
         clock_h=pl.col("intime").dt.hour() + pl.col("intime").dt.minute() / 60,
         start="intime",
         stop="end",
-        age=pl.when(age > OLD).then(OLD_AGE).otherwise(age.round(1)),
-        sex=pl.col("gender").str.to_uppercase().replace_strict({"M": 1.0, "F": 0.0}, default=None),
-        icu_type=pl.col("first_careunit").replace_strict(UNITS, default=None),
-    ), cut
+        age=age("age", pl.Float64()).round(1),
+        sex="sex",
+        icu_type="icu_type",
+    )
 
 
 def narrow(
-    file: Path, schema: type[dy.Schema], table: str, items: set[int], work: Path, pieces: int, counts: dict[str, int]
+    file: Path,
+    schema: type[dy.Schema],
+    items: set[int],
+    out: Pieces,
+    stays: pl.DataFrame,
+    conversions: Conversions,
+    counts: Counter[str],
 ) -> list[Path]:
-    """Rows with one of `items`, in the concept's unit, written by patient. Memory holds one portion of the table."""
-    out, findings = Pieces(work, table.lower(), pieces), Findings(file)
+    """Rows with one of `items` of the patients of `stays`, in the concept's unit, written by patient. Memory holds one
+    portion of the table."""
+    findings, table = Findings(file, conversions), file.name.partition(".")[0].upper()
     wanted = [str(item) for item in sorted(items)]
-    marked = 0
-    for part in rows_of(file, schema, table):
-        itemid = part["itemid"]
-        broken = int((itemid.cast(pl.Int64, strict=False).is_null() & itemid.is_not_null()).sum())
-        if broken:
-            findings.wrong["itemid is not a whole number"] += broken
-        rows = part.filter(itemid.cast(pl.String).is_in(wanted))
-        if rows.is_empty():
-            findings.rows += part.height
+    named: list[pl.DataFrame] = []
+    keys = {"subject_id": "subject_id", "icustay_id": "stay_id"}  # here -> in `stays`
+    for part, lines in rows_of(findings, schema, table):
+        item = part.select(identifier("itemid", part.schema["itemid"], numeric=True)).to_series()
+        broken = item.is_null() & ~part.select(is_missing("itemid", part.schema["itemid"])).to_series()
+        asked = item.is_in(wanted).fill_null(False) | broken  # the check below refuses what is no item
+        findings.rows += part.height - int(asked.sum())
+        if not asked.any():
             continue
-        findings.rows += part.height - rows.height
-        rows = findings.check(rows, schema)
+        rows = findings.check(part.filter(asked), schema, lines.filter(asked))
         if "error" in rows.columns:
-            wrong = pl.col("error").fill_null(0) == 1
-            marked += int(rows.select(wrong.sum()).item())
+            wrong = (pl.col("error") == 1).fill_null(False)
+            counts["marked as an error"] += int(rows.select(wrong.sum()).item())
             rows = rows.filter(~wrong)
-        out.add(in_units(rows, f"{file.name}"))
+        named.append(rows.select(key for key in keys if key in rows.columns).unique())
+        out.add(in_units(of_stays(rows, stays, table, counts), file.name))
     findings.close()
-    if marked:
-        counts["marked as an error"] = marked
+    for key in named[0].columns if named else ():
+        not_among(pl.concat(named)[key], stays[keys[key]], table, "ICUSTAYS")
     return out.close(ROWS)
+
+
+def of_stays(rows: pl.DataFrame, stays: pl.DataFrame, table: str, counts: Counter[str]) -> pl.DataFrame:
+    """The rows of patients of `stays`; where they name a stay, those whose stay is there and is that patient's."""
+    mine = rows.join(stays.select("subject_id").unique(), "subject_id", "semi")
+    counts[f"{table}: rows of patients without a stay"] += rows.height - mine.height
+    if "icustay_id" not in mine.columns:
+        return mine
+    pairs = stays.select("subject_id", icustay_id="stay_id")
+    placed = mine.filter(pl.col("icustay_id").is_null())
+    named = mine.filter(pl.col("icustay_id").is_not_null()).join(pairs, ["subject_id", "icustay_id"], "semi")
+    counts[f"{table}: rows that name a stay which the patient does not have"] += (
+        mine.height - placed.height - named.height
+    )
+    return pl.concat([named, placed])
 
 
 def in_units(rows: pl.DataFrame, where: str) -> pl.DataFrame:
@@ -213,12 +256,12 @@ def in_units(rows: pl.DataFrame, where: str) -> pl.DataFrame:
     item = pl.col("itemid").cast(pl.String)
     pairs = rows.select(item.alias("item"), unit="valueuom").unique()
     factors = units_of("mimic3", pairs.iter_rows(), where)
-    stay = pl.col("icustay_id").cast(pl.String) if "icustay_id" in rows.columns else pl.lit(None, pl.String)
+    stay = pl.col("icustay_id") if "icustay_id" in rows.columns else pl.lit(None, pl.String)
     return (
         rows.with_columns(item=item, unit="valueuom")
         .join(factors, ["item", "unit"], "left", nulls_equal=True)
         .select(
-            subject_id=pl.col("subject_id").cast(pl.String),
+            subject_id="subject_id",
             stay_id=stay,
             at="charttime",
             item=pl.col("itemid"),
@@ -307,14 +350,15 @@ def carevue_ventilation(rows: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def procedures(path: Path) -> pl.DataFrame:
+def procedures(path: Path, stays: pl.DataFrame, conversions: Conversions, counts: Counter[str]) -> pl.DataFrame:
     """subject_id, stay_id, concept, starttime, endtime of MetaVision's ventilation; rewritten orders are left out."""
-    table = whole(path, "PROCEDUREEVENTS_MV", Procedures, WHAT)
-    return table.filter(
+    table = whole(path, "PROCEDUREEVENTS_MV", Procedures, WHAT, conversions).filter(
         pl.col("itemid").is_in(list(VENTILATION)) & (pl.col("statusdescription").fill_null("") != "Rewritten")
-    ).select(
-        subject_id=pl.col("subject_id").cast(pl.String),
-        stay_id=pl.col("icustay_id").cast(pl.String),
+    )
+    not_among(table["icustay_id"], stays["stay_id"], "PROCEDUREEVENTS_MV", "ICUSTAYS")
+    return of_stays(table, stays, "PROCEDUREEVENTS_MV", counts).select(
+        subject_id="subject_id",
+        stay_id="icustay_id",
         concept=pl.col("itemid").replace_strict(VENTILATION, return_dtype=pl.String),
         starttime="starttime",
         endtime="endtime",

@@ -1,7 +1,8 @@
 """PhysioNet/Computing in Cardiology Challenge 2012: one text file a stay, `Time,Parameter,Value`, 48 h.
 
 A directory holds `set-a.tar.gz` (read in memory, never unpacked to disk) or `set-a/`, with `Outcomes-a.txt`;
-several sets may lie side by side. A patient has one stay. Descriptors stand at 00:00; -1 means that one is missing.
+several sets may lie side by side, and number their patients together. A patient has one stay. Descriptors stand at
+00:00; -1 means that one is missing.
 Silva et al., Computing in Cardiology 2012;39:245.
 """
 
@@ -17,7 +18,10 @@ import numpy as np
 import polars as pl
 
 from raylab.data.concepts import EVENTS, Extract, by_id, whole_stays
-from raylab.data.sources.tables import Findings, find
+from raylab.data.demographics import age, count_unread, sex
+from raylab.data.identifiers import form, identifier, not_among
+from raylab.data.sources.tables import Conversions, Findings, find
+from raylab.data.text import as_number, decode, read_text, separator
 from raylab.errors import DataError
 
 HEADER = "Time,Parameter,Value"
@@ -27,9 +31,12 @@ MISSING_AS_MINUS_1 = ("age", "gender", "height", "icutype", "weight")
 def read(path: Path) -> Extract:
     sets = find_sets(path)
     frames, stays = [], []
+    conversions = Conversions()
     for name, place in sets.items():
-        died = read_outcomes(path, name.removeprefix("set-"))
-        rows, ids = parse(place)
+        died = read_outcomes(path, name.removeprefix("set-"), conversions)
+        rows, ids = parse(place, conversions)
+        unknown = not_among(pl.Series(ids, dtype=pl.String), died["stay_id"], name, f"Outcomes-{name[4:]}.txt")
+        conversions.note("stays of {} without a row in its outcomes", unknown, name)
         frames.append(rows)
         stays.append(pl.DataFrame({"stay_id": ids}).with_columns(source=pl.lit(name)).join(died, "stay_id", "left"))
     stay = whole_stays(pl.concat(stays, how="diagonal").with_columns(subject_id=pl.col("stay_id")))
@@ -48,13 +55,19 @@ def read(path: Path) -> Extract:
     admission = events.filter((pl.col("concept") == "weight") & (pl.col("time") == 0))
     events = pl.concat([events, admission.with_columns(concept=pl.lit("weight_admission"))])
     events = events.with_columns(subject_id=pl.col("stay_id")).select(EVENTS.names())
-    return Extract(events.lazy(), stay, {"unknown parameter": rows.height - known.height})
+    return Extract(
+        events.lazy(),
+        stay,
+        {"unknown parameter": rows.height - known.height},
+        notes=conversions.close(),
+        numbering="physionet2012",
+    )
 
 
 class Outcomes(dy.Schema):
     """Beside these, Survival (days from admission to death) and Length_of_stay (days) where the table has them."""
 
-    recordid = dy.String(nullable=False, primary_key=True)
+    recordid = dy.String(nullable=False, primary_key=True, metadata={"identifier": "number"})
     hospital_death = dy.Int64(nullable=False, is_in=[0, 1])
 
 
@@ -76,7 +89,7 @@ def find_sets(path: Path) -> dict[str, Path]:
     return sets
 
 
-def read_outcomes(path: Path, letter: str) -> pl.DataFrame:
+def read_outcomes(path: Path, letter: str, conversions: Conversions) -> pl.DataFrame:
     """stay_id, died (in hospital), end_h, end of Outcomes-`letter`.txt; the end is that of the stay in hospital, to
     the day."""
     file = find(path, f"outcomes-{letter}", (".txt",))
@@ -87,7 +100,9 @@ def read_outcomes(path: Path, letter: str) -> pl.DataFrame:
             "download it beside the set it belongs to",
         )
     try:
-        table = pl.read_csv(file, infer_schema=False)
+        text, other = read_text(file)
+        mark = separator(text.partition("\n")[0])
+        table = pl.read_csv(text.encode(), infer_schema=False, separator=mark)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{file} is not an outcome table", str(error).splitlines()[0], "download it again") from error
     lower = {name: name.strip().lower().replace("in-hospital_", "hospital_") for name in table.columns}
@@ -95,13 +110,20 @@ def read_outcomes(path: Path, letter: str) -> pl.DataFrame:
     if missing := [name for name in Outcomes.column_names() if name not in table.columns]:
         shown = ", ".join(missing).replace("hospital_", "In-hospital_").replace("recordid", "RecordID")
         raise DataError(f"{file} is not an outcome table", f"no column {shown}", "download it again")
-    findings = Findings(file)
-    checked = findings.check(table, Outcomes)
+    findings = Findings(file, conversions)
+    findings.not_utf8 = other
+    checked = findings.check(table, Outcomes, pl.int_range(2, table.height + 2, eager=True))
     findings.close()
 
+    for name in ("survival", "length_of_stay"):
+        if name not in checked.columns:
+            checked = checked.with_columns(pl.lit(None, pl.String).alias(name))
+        read = checked.select(name, read=as_number(name, pl.String(), comma_is_decimal=mark != ","))
+        conversions.note("stays of {} with an unreadable {}", count_unread(read, name, "read"), file.name, name)
+        checked = checked.with_columns(read["read"].alias(name))
+
     def days(name: str) -> pl.Expr:
-        number = pl.col(name).cast(pl.Float64, strict=False) if name in checked.columns else pl.lit(None, pl.Float64)
-        return pl.when(number > 0).then(number * 24)
+        return pl.when(pl.col(name) > 0).then(pl.col(name) * 24)
 
     died = pl.col("hospital_death") == 1
     end_h = pl.when(died).then(pl.coalesce(days("survival"), days("length_of_stay"))).otherwise(days("length_of_stay"))
@@ -134,13 +156,16 @@ def members(place: Path) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"{place} is damaged or truncated", str(error), "download it again") from error
 
 
-def parse(place: Path) -> tuple[pl.DataFrame, list[str]]:
+def parse(place: Path, conversions: Conversions) -> tuple[pl.DataFrame, list[str]]:
     """stay_id, time (h), parameter, value of every row of one set, and all its stays (also those without a row)."""
+    not_text = 0
     files: list[str] = []
     counts: list[int] = []
     lines: list[str] = []
     for name, data in members(place):
-        head, *body = data.decode("utf-8", errors="replace").splitlines() or [HEADER]
+        text, other = decode(data, f"{place}: {name}")
+        not_text += other
+        head, *body = text.splitlines() or [HEADER]
         if head.strip() != HEADER:
             raise DataError(f"{place}: {name}, line 1 is not '{HEADER}'", do="replace this file by the published one")
         files.append(name)
@@ -151,26 +176,55 @@ def parse(place: Path) -> tuple[pl.DataFrame, list[str]]:
     part = pl.col("line").str.split_exact(",", 3).struct
     clock = part[0].str.strip_chars().str.split_exact(":", 2).struct
     hour, minute = clock[0].cast(pl.Int32, strict=False), clock[1].cast(pl.Int32, strict=False)
-    stay_ids = [name.removesuffix(".txt") for name in files]
+    names = pl.DataFrame({"id": [name.removesuffix(".txt") for name in files]})
+    stay_ids = names.select(identifier("id", pl.String(), numeric=True))["id"]
+    if stay_ids.null_count():
+        raise DataError(
+            f"{place}: {stay_ids.null_count()} files are not named by a record number",
+            f"they are {form(names['id'].filter(stay_ids.is_null()))}",
+            "keep only the patients' files, RecordID.txt",
+        )
     rows = pl.DataFrame({"file": np.repeat(np.arange(len(files)), counts), "line": pl.Series(lines, dtype=pl.String)})
     table = rows.select(
-        stay_id=pl.lit(pl.Series(stay_ids)).gather(pl.col("file")),
+        stay_id=pl.lit(stay_ids).gather(pl.col("file")),
         # "-00:30" must stay negative
         time=pl.when(clock[2].is_null() & minute.is_between(0, 59))
         .then((hour.abs() + minute / 60) * pl.when(part[0].str.starts_with("-")).then(-1).otherwise(1))
         .cast(pl.Float64),
         parameter=part[1].str.strip_chars(),
-        value=pl.when(part[3].is_null()).then(part[2].str.strip_chars().cast(pl.Float64, strict=False)),
+        text=pl.when(part[3].is_null()).then(part[2].str.strip_chars()),
     )
+    what = pl.col("parameter").str.to_lowercase()
+    said = pl.col("text").is_not_null()
+    number = pl.col("text").cast(pl.Float64, strict=False)
+    table = table.with_columns(
+        value=pl.when(what == "age")
+        .then(age("text", pl.String()))
+        .when(what == "gender")
+        .then(pl.when(number == -1).then(number).otherwise(sex("text")))
+        .otherwise(number),
+        unread=what.is_in(["age", "gender"]) & said,
+    ).with_columns(unread=pl.col("unread") & pl.col("value").is_null())
+    for name, lost in table.filter("unread").group_by(what).len().sort("parameter").iter_rows():
+        conversions.note("stays of {} with an unreadable {}, set missing", lost, place.name, name)
+    conversions.note("lines of {} that are not UTF-8, read as Windows-1252", not_text, place.name)
     blank = rows["line"].str.strip_chars() == ""
-    wrong = (table["time"].is_null() | table["parameter"].is_null() | table["value"].is_null()) & ~blank
+    empty = table["time"].is_null() | table["parameter"].is_null() | (table["value"].is_null() & ~table["unread"])
+    wrong = empty & ~blank
     at = wrong.arg_max() if wrong.any() else None
     if at is not None:
         file = rows["file"][at]
-        number = at - sum(counts[:file]) + 2  # counted from 1, after the header
+        line = at - sum(counts[:file]) + 2  # counted from 1, after the header
         raise DataError(
-            f"{place}: {files[file]}, line {number} is not '{HEADER}' with a time hh:mm and a number",
+            f"{place}: {files[file]}, line {line} is not '{HEADER}' with a time hh:mm and a number",
             f"{wrong.sum()} malformed rows in this set",
             "replace this file by the published one",
         )
-    return table.filter(~blank), stay_ids
+    of_another = table.filter(what == "recordid", pl.col("value") != pl.col("stay_id").cast(pl.Float64)).height
+    if of_another:
+        raise DataError(
+            f"{place}: in {of_another} files RecordID is another number than in the file's name",
+            "which patient they are of is not certain",
+            "replace these files by the published ones",
+        )
+    return table.filter(~blank & ~pl.col("unread")).drop("text", "unread"), stay_ids.to_list()

@@ -7,19 +7,23 @@ whole table and refused once, by table, column and number of rows.
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import dataframely as dy
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raylab.data.identifiers import identifier, is_missing
+from raylab.data.text import as_date, as_number, decode, has_zone, not_utf8, separator
 from raylab.errors import DataError
 
 CHUNK = 32 << 20  # bytes of text parsed at a time
 PIECE = 256 << 20  # bytes of text whose patients make up one piece
 ENDINGS = (".csv", ".csv.gz", ".parquet")
+SHOWN = 40  # characters of a value in a message
 NAMES = {pl.Datetime: "a date", pl.Float64: "a number", pl.Int64: "a whole number"}
 
 
@@ -45,74 +49,185 @@ def needed(path: Path, name: str, what: str, endings: Sequence[str] = ENDINGS) -
     return file
 
 
+class Conversions:
+    """What was converted while the tables of one data set were read: for the notes of an Extract."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.zones: dict[bool, str] = {}  # with or without a time zone -> the column where such dates first stood
+
+    def note(self, text: str, count: int, *words: str) -> None:
+        """Note of how many rows or stays something holds, if of any."""
+        if count:
+            self.notes.append(f"{text.format(*words)}: {count:,}")
+
+    def add_zones(self, place: str, zones: Iterable[bool | None]) -> None:
+        for zone in zones:
+            if zone is not None:
+                self.zones.setdefault(zone, place)
+
+    def close(self) -> tuple[str, ...]:
+        """The notes. DataError when some dates have a time zone and others do not: they cannot be compared."""
+        if len(self.zones) == 2:
+            raise DataError(
+                f"dates with and without a time zone: with one in {self.zones[True]}, without in {self.zones[False]}",
+                "how far apart they are is not certain",
+                "write all dates with a zone, or all in one local time without",
+            )
+        zones = ("dates have time zones: hours are exact, and the time of day is UTC's",) if True in self.zones else ()
+        return (*self.notes, *zones)
+
+
 class Findings:
-    """What is wrong with a table, counted over all its portions."""
+    """What is wrong with a table, counted over all its portions.
 
-    def __init__(self, file: Path) -> None:
+    Columns of a schema may say in their metadata: `identifier` ("text" or "number"), `names` (other names they go by).
+    """
+
+    def __init__(self, file: Path, conversions: Conversions | None = None) -> None:
         self.file, self.rows = file, 0
+        self.conversions = conversions or Conversions()
         self.wrong: Counter[str] = Counter()
+        self.first: dict[str, str] = {}  # what is wrong -> the first such value and where it stands
+        self.separator = ","
+        self.not_utf8 = 0  # lines
+        self.marks: dict[str, set[str]] = {}  # column -> decimal marks of its numbers
 
-    def check(self, rows: pl.DataFrame, schema: type[dy.Schema]) -> pl.DataFrame:
-        """`rows` (text, or of the right type already) as the schema's types; what does not hold is counted."""
-        self.rows += rows.height
-        typed = rows.with_columns(as_type(name, column.dtype) for name, column in schema.columns().items())
-        for name, column in schema.columns().items():
-            lost = typed[name].null_count() - rows[name].null_count()
-            if lost:
-                self.wrong[f"{name} is not {NAMES.get(type(column.dtype), column.dtype)}"] += lost
+    def check(
+        self,
+        rows: pl.DataFrame,
+        schema: type[dy.Schema],
+        lines: pl.Series | None = None,
+        asked: pl.Series | None = None,
+    ) -> pl.DataFrame:
+        """`rows` (text, or of the right type already) as the schema's types; what does not hold is counted.
+
+        `lines`: where each row stands in the file, for the message. `asked`: the rows in which anything must hold.
+        """
+        columns, kinds = schema.columns(), rows.schema
+        whole = rows.with_columns(
+            self.as_type(name, kinds[name], column).alias(name) for name, column in columns.items()
+        )
+        typed, self.rows = whole, self.rows + rows.height
+        if asked is not None:
+            typed, rows = whole.filter(asked), rows.filter(asked)
+            lines = None if lines is None else lines.filter(asked)
+        silent = rows.select(is_missing(name, kinds[name]).alias(name) for name in columns)
+        for name, column in columns.items():
+            lost = typed[name].is_null() & ~silent[name]
+            if lost.any():
+                what = f"{name} is not {kind_of(column)}"
+                self.wrong[what] += int(lost.sum())
+                self.first.setdefault(what, example(rows, name, lost, lines, "identifier" not in said(column)))
+            if isinstance(column.dtype, pl.Datetime):
+                zones = rows.select(has_zone(name, kinds[name])).to_series().unique().to_list()
+                self.conversions.add_zones(f"{self.file.name}, column {name}", zones)
+            if column.dtype.is_float() and kinds[name] == pl.String:
+                for mark in (",", "."):
+                    if rows[name].str.contains(rf"[{mark}]\d+\s*$").any():
+                        self.marks.setdefault(name, set()).add(mark)
         for rule, n in schema.filter(typed.select(schema.column_names())).failure.counts().items():
             name, _, kind = rule.partition("|")
-            lost = typed[name].null_count() - rows[name].null_count() if kind == "nullability" else 0
-            if n > lost:
-                self.wrong[f"{name} is empty" if kind == "nullability" else f"{rule.replace('|', ': ')}"] += n - lost
-        return typed
+            unread = int((typed[name].is_null() & ~silent[name]).sum()) if kind == "nullability" else 0
+            if n > unread:
+                self.wrong[f"{name} is empty" if kind == "nullability" else f"{rule.replace('|', ': ')}"] += n - unread
+        return whole
+
+    def as_type(self, name: str, kind: pl.DataType, column: dy.Column) -> pl.Expr:
+        """The column `name`, of type `kind` in the file, as the schema's type; null where that is not possible."""
+        if of := said(column).get("identifier"):
+            return identifier(name, kind, numeric=of == "number")
+        if isinstance(column.dtype, pl.Datetime):
+            return as_date(name, kind)
+        if column.dtype.is_float():
+            return as_number(name, kind, comma_is_decimal=self.separator != ",")
+        if column.dtype.is_integer():
+            return identifier(name, kind, numeric=True).cast(pl.Int64, strict=False)
+        return pl.col(name).cast(column.dtype, strict=False)
 
     def close(self) -> None:
-        """DataError when any portion did not hold."""
+        """DataError when any portion did not hold; what was converted is noted."""
         if self.wrong:
-            shown = "; ".join(f"column {what} in {n:,} of {self.rows:,} rows" for what, n in self.wrong.most_common())
+            shown = "; ".join(
+                f"column {what} in {n:,} of {self.rows:,} rows{self.first.get(what, '')}"
+                for what, n in self.wrong.most_common()
+            )
             raise DataError(f"{self.file}: {shown}", do="correct these rows, or copy the table again")
+        for name, marks in self.marks.items():
+            if len(marks) == 2:
+                raise DataError(
+                    f"{self.file}: column {name} has numbers with decimal commas and with decimal points",
+                    "a comma or a point may also separate thousands",
+                    "write all numbers with a decimal point",
+                )
+            if "," in marks:
+                self.conversions.notes.append(f"{self.file.name}: column {name} has decimal commas")
+        if self.not_utf8:
+            self.conversions.notes.append(not_utf8(self.file.name, self.not_utf8))
 
 
-def as_type(name: str, dtype: pl.DataType) -> pl.Expr:
-    """A column of text as `dtype`; null where that is not possible. `2150-01-01 10:00:00` and `2150-01-01T10:00` are
-    dates."""
-    column = pl.col(name)
-    if not isinstance(dtype, pl.Datetime):
-        return column.cast(dtype, strict=False)
-    text = column.cast(pl.String).str.replace("T", " ", literal=True)
-    forms = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
-    return pl.coalesce(text.str.to_datetime(form, strict=False, time_unit="us") for form in forms).alias(name)
+def said(column: dy.Column) -> dict[str, Any]:
+    """What a column of a schema says of itself beyond its type."""
+    return column.metadata or {}
 
 
-def rows_of(file: Path, schema: type[dy.Schema], table: str) -> Iterator[pl.DataFrame]:
-    """The table's columns of `schema` in portions, names in lower case, all text where the file is text.
+def kind_of(column: dy.Column) -> str:
+    """What a column holds, in words."""
+    names = {"number": "a whole number", "text": "an identifier that can be matched exactly"}
+    if of := said(column).get("identifier"):
+        return names[of]
+    return NAMES.get(type(column.dtype), str(column.dtype))
+
+
+def example(rows: pl.DataFrame, name: str, lost: pl.Series, lines: pl.Series | None, show: bool) -> str:
+    """The first value that is lost and its line; the value of an identifier is not shown."""
+    at = lost.arg_max() or 0
+    value = f" '{str(rows[name][at])[:SHOWN]}'" if show else ""
+    place = "" if lines is None else f" in line {lines[at]:,}"
+    return f" (first:{value}{place})" if value or place else ""
+
+
+def rows_of(findings: Findings, schema: type[dy.Schema], table: str) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
+    """The table's columns of `schema` in portions, names in lower case, all text where the file is text; and the line
+    (of parquet: the row) of each.
 
     Raises DataError when a column is missing or the file is damaged.
     """
-    if file.suffix.lower() == ".parquet":
-        yield from _parquet(file, schema, table)
-        return
+    file = findings.file
+    parts = _parquet(file, schema, table) if file.suffix.lower() == ".parquet" else _text(findings, schema, table)
+    line = 1 if file.suffix.lower() == ".parquet" else 2
+    for part, height in parts:
+        yield part, pl.int_range(line, line + part.height, eager=True)
+        line += height
+
+
+def _text(findings: Findings, schema: type[dy.Schema], table: str) -> Iterator[tuple[pl.DataFrame, int]]:
+    """(portion, how many lines it takes) of a text file."""
+    file = findings.file
     with _opened(file) as stream:
         try:
-            header = stream.readline()
-            names = [name.strip().strip('"') for name in header.decode("utf-8-sig").strip().split(",")]
+            header, _ = decode(stream.readline(), str(file))
+            mark = findings.separator = separator(header)
+            names = [name.strip().strip('"') for name in header.strip().split(mark)]
             columns = _columns(file, names, schema, table)
-            clean = ",".join(names).encode() + b"\n"
+            clean = mark.join(names) + "\n"
             for body in _portions(stream):
-                part = pl.read_csv(clean + body, columns=list(columns), infer_schema=False)
-                yield part.rename(columns)
-        except (EOFError, zlib.error, OSError, UnicodeDecodeError) as error:
+                text, other = decode(body, str(file))
+                findings.not_utf8 += other
+                part = pl.read_csv((clean + text).encode(), columns=list(columns), infer_schema=False, separator=mark)
+                yield part.rename(columns), body.count(b"\n")
+        except (EOFError, zlib.error, OSError) as error:
             raise DataError(f"{file} is damaged or truncated", str(error), "copy it again") from error
         except pl.exceptions.PolarsError as error:
-            raise DataError(f"{file} is not a table of commas", str(error).splitlines()[0], "copy it again") from error
+            names_of = {",": "commas", ";": "semicolons", "\t": "tabs"}
+            what = f"{file} is not a table of {names_of[findings.separator]}"
+            raise DataError(what, str(error).splitlines()[0], "copy it again") from error
 
 
-def whole(path: Path, table: str, schema: type[dy.Schema], what: str) -> pl.DataFrame:
+def whole(path: Path, table: str, schema: type[dy.Schema], what: str, conversions: Conversions) -> pl.DataFrame:
     """A small table as a whole, checked, with exact duplicates gone."""
-    file = needed(path, table, what)
-    findings = Findings(file)
-    parts = [findings.check(part, schema) for part in rows_of(file, schema, table)]
+    findings = Findings(needed(path, table, what), conversions)
+    parts = [findings.check(part, schema, lines) for part, lines in rows_of(findings, schema, table)]
     findings.close()
     return pl.concat([schema.create_empty(), *parts]).unique(maintain_order=True)
 
@@ -139,24 +254,26 @@ def _portions(stream: BinaryIO) -> Iterator[bytes]:
 def _columns(file: Path, names: Sequence[str], schema: type[dy.Schema], table: str) -> dict[str, str]:
     """Name in the file -> name in the schema."""
     by_lower = {name.lower(): name for name in names}
-    missing = [name for name in schema.column_names() if name not in by_lower]
+    known = {name: (name, *said(column).get("names", ())) for name, column in schema.columns().items()}
+    found = {name: next((by_lower[n] for n in others if n in by_lower), None) for name, others in known.items()}
+    missing = [name for name, here in found.items() if here is None]
     if missing:
         raise DataError(
             f"{file} is not the table {table}: no column {', '.join(missing)}",
             f"its columns: {', '.join(names[:20])}",
             "give --path the tables as they were published",
         )
-    return {by_lower[name]: name for name in schema.column_names()}
+    return {here: name for name, here in found.items() if here is not None}
 
 
-def _parquet(file: Path, schema: type[dy.Schema], table: str) -> Iterator[pl.DataFrame]:
+def _parquet(file: Path, schema: type[dy.Schema], table: str) -> Iterator[tuple[pl.DataFrame, int]]:
     try:
         columns = _columns(file, list(pl.read_parquet_schema(file)), schema, table)
         for batch in pq.ParquetFile(file).iter_batches(batch_size=500_000, columns=list(columns)):
             part = pl.from_arrow(batch)
             assert isinstance(part, pl.DataFrame)
-            yield part.rename(columns)
-    except (pl.exceptions.PolarsError, OSError) as error:
+            yield part.rename(columns), part.height
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
         raise DataError(f"{file} is damaged or not parquet", str(error).splitlines()[0], "copy it again") from error
 
 

@@ -12,10 +12,12 @@ import dataframely as dy
 import polars as pl
 
 from raylab.data.concepts import EVENTS, STATIC, Extract, by_id, whole_stays
-from raylab.data.sources.tables import Findings, find
+from raylab.data.demographics import age, count_unread, sex
+from raylab.data.identifiers import identifier, not_among
+from raylab.data.sources.tables import Conversions, Findings, find
+from raylab.data.text import as_number
 from raylab.errors import DataError
 
-SEX = {"male": 1.0, "m": 1.0, "1": 1.0, "1.0": 1.0, "female": 0.0, "f": 0.0, "0": 0.0, "0.0": 0.0}
 NOTES = (
     "no patient identifiers: a stay counts as a patient, so stays of one patient may be in two splits",
     "values are hourly: what is stamped h was measured somewhere within an hour",
@@ -34,7 +36,7 @@ class Dyn(dy.Schema):
 class Sta(dy.Schema):
     """Beside this, what the source has of age, sex, height, weight."""
 
-    stay_id = dy.String(nullable=False, primary_key=True)
+    stay_id = dy.String(nullable=False, primary_key=True, metadata={"identifier": "text"})
 
 
 def read(path: Path) -> Extract:
@@ -54,11 +56,23 @@ def read(path: Path) -> Extract:
         raise DataError(
             f"{dyn_file}: column {', '.join(wrong)} holds {kinds[wrong[0]]}, not numbers", do="correct this table"
         )
-    dyn = dyn.select(pl.col("stay_id").cast(pl.String), as_hours(dyn_file, kinds["time"]), *known)
+    stay_id = identifier("stay_id", kinds["stay_id"])
+    dyn = dyn.select(stay_id, hours(dyn_file, kinds["time"]), *known)
     complete(dyn_file, dyn)
-    sta = statics(sta_file)
-    ids = pl.concat([dyn.select("stay_id").unique().collect(), sta.select("stay_id")]).unique().sort("stay_id")
-    stays = ids.with_columns(subject_id=pl.col("stay_id"), source=pl.lit(f"yaib {path.absolute().name}"))
+    conversions = Conversions()
+    sta = statics(sta_file, conversions)
+    measured = dyn.select("stay_id").unique().collect()["stay_id"]
+    unknown = not_among(measured, sta["stay_id"], dyn_file.name, sta_file.name)
+    conversions.note("stays without a row in {} (no age, no sex)", unknown, sta_file.name)
+    conversions.note(
+        "stays of {} without a row in {}",
+        not_among(sta["stay_id"], measured, sta_file.name, dyn_file.name),
+        sta_file.name,
+        dyn_file.name,
+    )
+    ids = pl.concat([measured.to_frame(), sta.select("stay_id")]).unique().sort("stay_id")
+    name = f"yaib {path.absolute().name}"
+    stays = ids.with_columns(subject_id=pl.col("stay_id"), source=pl.lit(name))
     series = (
         dyn.unpivot(on=known, index=["stay_id", "time"], variable_name="concept")
         .with_columns(pl.col("value").cast(pl.Float64))
@@ -72,8 +86,9 @@ def read(path: Path) -> Extract:
     return Extract(
         pl.concat([frame.select(columns) for frame in (series, fixed.lazy())]),
         whole_stays(stays),
-        notes=NOTES,
+        notes=(*NOTES, *conversions.close()),
         lacks=tuple(name for name in VENTILATION if name not in found),
+        numbering=name,
     )
 
 
@@ -107,36 +122,45 @@ def opened(file: Path, columns: tuple[str, ...]) -> pl.LazyFrame:
     return pl.scan_parquet(file).rename(dict(zip(names, lower, strict=True)))
 
 
-def as_hours(file: Path, kind: pl.DataType) -> pl.Expr:
+def hours(file: Path, kind: pl.DataType) -> pl.Expr:
     """`time` as hours: of a duration, or of a number that counts hours already."""
     time = pl.col("time")
     if isinstance(kind, pl.Duration):
         return time.dt.total_seconds() / 3600
     if kind.is_numeric():
-        return time.cast(pl.Float64)
+        return time.cast(pl.Float64).fill_nan(None)
     raise DataError(f"{file}: column time holds {kind}, not durations or hours", do="correct this table")
 
 
 def complete(file: Path, dyn: pl.LazyFrame) -> None:
-    """DataError when rows lack what Dyn asks of them."""
+    """DataError when rows lack what Dyn asks of them: an identifier that can be matched exactly, and a time."""
     columns = list(Dyn.column_names())
     rows, *lost = dyn.select(pl.len(), *(pl.col(name).null_count() for name in columns)).collect().row(0)
-    wrong = [f"column {name} is empty in {n:,} of {rows:,} rows" for name, n in zip(columns, lost, strict=True) if n]
+    wrong = [
+        f"column {name} is empty or cannot be read in {n:,} of {rows:,} rows"
+        for name, n in zip(columns, lost, strict=True)
+        if n
+    ]
     if wrong or not rows:
         raise DataError(f"{file}: {'; '.join(wrong) or 'no rows'}", do="correct this table")
 
 
-def statics(file: Path) -> pl.DataFrame:
-    """stay_id and the static concepts that the table has, as numbers."""
+def statics(file: Path, conversions: Conversions) -> pl.DataFrame:
+    """stay_id and the static concepts that the table has, as numbers; what cannot be read is noted."""
     names = by_id("yaib")
     table = opened(file, ("stay_id",)).collect().unique(maintain_order=True)
-    table = table.with_columns(pl.col("stay_id").cast(pl.String))
-    findings = Findings(file)
-    findings.check(table.select("stay_id"), Sta)
+    findings = Findings(file, conversions)
+    table = table.with_columns(stay_id=findings.check(table.select("stay_id"), Sta)["stay_id"])
     findings.close()
     known = [name for name in table.columns if names.get(name) in STATIC]
-    sex = pl.col("sex").cast(pl.String).str.to_lowercase().str.strip_chars().replace_strict(SEX, default=None)
-    number = [sex if name == "sex" else pl.col(name).cast(pl.Float64, strict=False) for name in known]
-    return table.select(
-        "stay_id", *(value.fill_nan(None).alias(names[name]) for name, value in zip(known, number, strict=True))
-    )
+    read = table.select("stay_id", *(static(name, table.schema[name]) for name in known))
+    for name in known:
+        both = pl.DataFrame([table[name], read[name].alias("read")])
+        conversions.note("stays with an unreadable {}, set missing", count_unread(both, name, "read"), name)
+    return read.rename({name: names[name] for name in known})
+
+
+def static(name: str, kind: pl.DataType) -> pl.Expr:
+    if name in ("age", "sex"):
+        return age(name, kind) if name == "age" else sex(name)
+    return as_number(name, kind)

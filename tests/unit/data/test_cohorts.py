@@ -13,6 +13,7 @@ STAYS = pl.DataFrame(
         "last": [47.0, 47.0, 47.0, 20.0, 21.0, 47.0],
         "end_h": [60.0, 60.0, 60.0, 21.0, 22.0, None],
         "end": ["discharge", "death", "discharge", "death", "discharge", None],
+        "age": [60.0, 60.0, 18.0, None, 60.0, 60.0],
     }
 )
 
@@ -51,7 +52,16 @@ def test_an_early_onset_is_prevalent():
     stays = STAYS.with_columns(onset_h=pl.Series([5.9, 6.0, 13.0, None, None, None]))
     kept, steps = attrition(stays, Framing(2), label("berlin-oxygenation"))
     assert kept["stay_id"].to_list() == list("bcdef")
-    assert [step for step, _, _ in steps][3].startswith("no onset before 6 h")
+    assert [step for step, _, _ in steps][4].startswith("no onset before 6 h")
+
+
+def test_a_label_is_defined_for_adults_and_who_may_be_one():
+    stays = STAYS.with_columns(age=pl.Series([17.9, 18.0, 60.0, None, 0.0, 91.4]))
+    kept, steps = attrition(stays, Framing(2), label("ahrf"))
+    assert kept["stay_id"].to_list() == list("bcdf")
+    assert steps[1] == ("18 years and older, or of unknown age", 4, 4)
+    every_age, steps = attrition(stays, Framing(2), label("ahrf", {"min_age": 0}))
+    assert every_age.height == 6 and steps[1][0] == "at least one record"
 
 
 def test_the_exclusion_that_empties_a_cohort_is_named():

@@ -60,9 +60,14 @@ def test_refused(tmp_path: Path, text: str, what: str) -> None:
 
 
 def test_list_that_is_not_text(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(DataError, match="not UTF-8"):
-        read_list(tmp_path / "list.txt", tmp_path)
+    for data, what in (
+        (b"\xff\xfe\x00\x80", "UTF-16"),
+        (b"\x89PNG\0\0", "not text"),
+        (b"p \x81 normal", "byte 0x81 in line 1"),
+    ):
+        (tmp_path / "list.txt").write_bytes(data)
+        with pytest.raises(DataError, match=what):
+            read_list(tmp_path / "list.txt", tmp_path)
     with pytest.raises(DataError, match="No such file"):
         read_list(tmp_path / "none.txt", tmp_path)
 
@@ -73,3 +78,10 @@ def test_real_lists() -> None:
     assert len(lines) == 884
     assert {line.source for line in lines} == {"nih", "hannover"}
     assert all((REAL / "images" / line.file).is_file() for line in lines)
+
+
+def test_latin_1_lists(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(
+        "J\u00fcrgen 1.png normal s\r\n".encode("latin-1") + "\u00fc 2.png normal s\n".encode()
+    )
+    assert [line.patient for line in read_list(tmp_path / "list.txt", tmp_path)] == ["J\u00fcrgen", "\u00fc"]

@@ -31,7 +31,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def write(path: Path, numbers: range | list[int], extra: str = "") -> Path:
-    path.write_text("".join(f"p{n // 2} {n}.png {LABELS[n // 2 % 3]} site{n % 2}\n" for n in numbers) + extra)
+    path.write_text("".join(f"p{n // 2} {n}.png {LABELS[n // 2 % 3]} site{n // 2 % 2}\n" for n in numbers) + extra)
     return path
 
 
@@ -88,6 +88,82 @@ def test_rows_that_overlap_leave_train_then_val(images: Path, tmp_path: Path) ->
     table = pl.read_parquet(tmp_path / "out" / "index.parquet")
     assert table.filter(pl.col("split") == "test").height == 9  # test is kept whole
     assert table.group_by("patient").agg(pl.col("split").n_unique())["split"].max() == 1
+
+
+def test_one_file_named_twice_counts_once(images: Path, tmp_path: Path) -> None:
+    """By its name, by another spelling, and by a link; in one list, in two, and in a manifest."""
+    (images / "soft.png").symlink_to("8.png")
+    os.link(images / "9.png", images / "hard.png")
+    (images / "sub").mkdir()
+    (images / "sub" / "up.png").symlink_to("../10.png")
+    again = [("p4", "8.png"), ("p4", "./8.png"), ("q", ".//8.png"), ("q", "soft.png")]
+    again += [("p4", "hard.png"), ("p5", "sub/up.png"), ("p5", "./sub//up.png")]
+    lines = "".join(f"{patient} {file} {LABELS[(5 if '5' in patient else 4) % 3]} x\n" for patient, file in again)
+    train = write(tmp_path / "train.txt", range(8, 24), lines)
+    meta = prepare_covidnet(tmp_path / "out", images, train, None, None, size=32)
+    assert [row["images"] for row in meta["attrition"]][:2] == [16 + len(again), 16]
+    table = pl.read_parquet(tmp_path / "out" / "index.parquet")
+    assert sorted(table["file"]) == sorted(f"{n}.png" for n in range(8, 24))
+
+    test = write(tmp_path / "test.txt", [30, 31], f"other ./sub/up.png {LABELS[2]} x\n")
+    meta = prepare_covidnet(tmp_path / "both", images, train, None, test, size=32)
+    table = pl.read_parquet(tmp_path / "both" / "index.parquet")
+    assert table["file"].n_unique() == table.height and set(table.filter(pl.col("split") == "test")["file"]) == {
+        "30.png",
+        "31.png",
+        "10.png",
+    }
+    (tmp_path / "m.csv").write_text("path,label,view\n./8.png,pneumonia,LL\nsoft.png,pneumonia,LL\n9.png,pneumonia,\n")
+    meta = prepare_covidnet(tmp_path / "m", images, None, None, None, size=32, manifest=tmp_path / "m.csv")
+    assert [row["images"] for row in meta["attrition"]] == [3, 2]
+    meta = prepare_covidnet(tmp_path / "l", images, None, None, train, size=32, manifest=tmp_path / "m.csv")
+    assert pl.read_parquet(tmp_path / "l" / "index.parquet").filter(pl.col("view") == "LL")["file"].to_list() == [
+        "8.png"
+    ]
+
+    wrong = write(tmp_path / "wrong.txt", [8], "p4 soft.png normal x\n")
+    with pytest.raises(DataError, match=r"line 2: 8\.png is normal, but pneumonia in line 1"):
+        prepare_covidnet(tmp_path / "wrong", images, wrong, None, None, size=32)
+
+
+def test_two_files_of_one_name_in_folders_of_their_splits(images: Path, tmp_path: Path) -> None:
+    for name, number in (("train", 30), ("test", 31)):
+        (images / name).mkdir()
+        (images / f"{number}.png").rename(images / name / "same.png")
+    line = "{} same.png normal x\n"
+    train = write(tmp_path / "train.txt", range(8), line.format("a"))
+    test = write(tmp_path / "test.txt", range(8, 16), line.format("b"))
+    meta = prepare_covidnet(tmp_path / "out", images, train, None, test, size=32)
+    table = pl.read_parquet(tmp_path / "out" / "index.parquet")
+    assert meta["attrition"][-1]["images"] == 18
+    assert set(table.filter(pl.col("patient").is_in(["a", "b"]))["file"]) == {"same.png", "test/same.png"}
+
+
+def test_how_brightness_came_about_is_counted(images: Path, tmp_path: Path) -> None:
+    from test_dicom import RAMP, texture
+    from test_dicom import write as dicom
+
+    deep = texture(0, 4000).astype(np.uint16)
+    dicom(images / "0.png", RAMP, WindowCenter="2048", WindowWidth="4096")
+    dicom(images / "1.png", deep, bits=12, WindowCenter="2048", WindowWidth="4096")
+    dicom(images / "2.png", deep[::-1].copy(), bits=12, ViewPosition="LL")
+    dicom(images / "3.png", deep[:, ::-1].copy(), bits=12, WindowCenter="32768", WindowWidth="65536")
+    deep[:20, :20] = 65535
+    dicom(images / "4.png", deep[::-1, ::-1].copy())
+    (images / "5.png").write_bytes(b"II*\0")
+    meta = prepare_covidnet(
+        tmp_path / "out", images, None, None, write(tmp_path / "t.txt", range(6)), size=32, skip_bad=True
+    )
+    assert meta["contrast"] == {
+        "values kept, window does not suit": 1,
+        "window": 1,
+        "stretched": 2,
+        "stretched, window does not suit": 1,
+    }
+    assert any("1 images show nine tenths" in warning and "  4.png" in warning for warning in meta["warnings"])
+    assert any(warning.startswith("2 DICOM files have a window that does not suit") for warning in meta["warnings"])
+    assert any("1 images are not of a frontal view (1 LL)" in warning for warning in meta["warnings"])
+    assert meta["skipped"][0]["reason"].endswith("; convert it to one of them")
 
 
 def test_nothing_left_of_a_list(images: Path, tmp_path: Path) -> None:
@@ -271,7 +347,7 @@ def test_copies_under_other_names_never_cross_splits(tmp_path: Path) -> None:
     assert "copy25.png" not in table["file"].to_list() and "25.png" in table["file"].to_list()
     assert any("copies of" in row["step"] and row["images"] == 31 for row in meta["attrition"])
     pair = table.filter(pl.col("file").is_in(["3.png", "copy3.png"]))
-    assert set(pair["group"]) == {"p3"} and pair["split"].n_unique() == 1 and pair["patient"].n_unique() == 2
+    assert set(pair["group"]) == {"here:p3"} and pair["split"].n_unique() == 1 and pair["patient"].n_unique() == 2
     assert meta["duplicates"]["pairs"] == meta["duplicates"]["of_different_patients"] == 2
     samples = load_images(tmp_path / "out", "all")
     assert len(samples) == 31 and len(set(samples.group)) == 30
@@ -365,3 +441,96 @@ def test_a_masked_centre_shows_nothing_of_the_lung_field(drawn: Path) -> None:
     assert torch.equal(changed.batch(index, (0, 3)), masked.batch(index, (0, 3)))
     again = load_images(drawn, "val", spec=masked.spec)  # the model's spec, not the caller, says what it sees
     assert torch.allclose(again.batch(index)[:, :, 7:54, 8:56], torch.full((6, 1, 47, 48), black))
+
+
+CASE = Path(os.environ.get("RAYLAB_CASES", Path(__file__).parents[4] / "shared" / "cases"))
+
+
+@pytest.mark.parametrize(("manifest", "train"), [("manifest", 30), ("manifest-10-each", 10)])
+def test_one_number_in_two_hospitals(tmp_path: Path, manifest: str, train: int) -> None:
+    case = CASE / "patient-numbers-of-two-hospitals"
+    if not case.is_dir():
+        pytest.skip(f"no case at {case}")
+    meta = prepare_covidnet(
+        tmp_path / "out", case / "images", None, None, None, size=64, manifest=case / f"{manifest}.csv"
+    )
+    kept = {split: sum(counts.values()) for split, counts in meta["counts"].items()}
+    assert (kept["train"] + kept["val"], kept["test"]) == (train, 10)
+
+
+def manifest(folder: Path, *rows: str, head: str = "path,label,patient,source,split") -> Path:
+    path = folder / "manifest.csv"
+    path.write_text("\n".join([head, *rows]) + "\n")
+    return path
+
+
+def prepared_from(images: Path, tmp_path: Path, *rows: str, **more: str) -> tuple[dict, pl.DataFrame]:
+    meta = prepare_covidnet(
+        tmp_path / "out", images, None, None, None, size=32, manifest=manifest(tmp_path, *rows, **more)
+    )
+    return meta, pl.read_parquet(tmp_path / "out" / "index.parquet")
+
+
+def test_groups_are_of_a_source(images: Path, tmp_path: Path) -> None:
+    """Patient 7 of h1 stays together, patient 7 of h2 is somebody else."""
+    rows = [f"{n}.png,{LABELS[n % 3]},{'7' if n < 4 else n},h{n % 2},train" for n in range(20)]
+    meta, table = prepared_from(images, tmp_path, *rows)
+    assert table.filter(pl.col("patient") == "7")["group"].unique().sort().to_list() == ["h0:7", "h1:7"]
+    assert meta["attrition"][0] == {"step": "rows of the manifest", "images": 20, "patients": 17}
+    assert sum(meta["patients"].values()) == 17
+
+
+@pytest.mark.parametrize("other", ["7", "7.0", " 7 ", "\u00a07"])
+def test_one_patient_in_two_spellings_does_not_cross_splits(images: Path, tmp_path: Path, other: str) -> None:
+    train = [f"{n}.png,{LABELS[n % 3]},{n},h1,train" for n in range(12)]
+    meta, table = prepared_from(images, tmp_path, *train, f'20.png,normal,"{other}", H1 ,test')
+    assert [row["images"] for row in meta["attrition"]][1:3] == [13, 12]
+    assert "7.png" not in table["file"].to_list() and table.filter(pl.col("split") == "test")["patient"].item() == "7"
+
+
+def test_who_cannot_be_told_apart_is_said(images: Path, tmp_path: Path) -> None:
+    rows = [f"{n}.png,{LABELS[n % 3]},{n},train" for n in range(12)]
+    more = ["20.png,normal,007,train", "21.png,normal,P1,train", "22.png,normal,p1,train", "23.png,normal,NA,train"]
+    meta, table = prepared_from(images, tmp_path, *rows, *more, "24.png,normal,8,test", head="path,label,patient,split")
+    said = "\n".join(meta["warnings"])
+    assert "16 of 16 images name no source" in said  # 8.png left train: without sources it is the patient of 24.png
+    assert "4 patients have a number that differs from another one of their source only in letter case" in said
+    assert "1 of 16 images name no patient" in said and "8.png" not in table["file"].to_list()
+
+
+def test_a_list_without_sources_is_compared_by_number(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("".join(f"{n} {n}.png {LABELS[n % 3]} h1\n" for n in range(12)))
+    (tmp_path / "test.txt").write_text("7 20.png normal\n50 21.png normal\n")
+    meta = prepare_covidnet(tmp_path / "out", images, tmp_path / "train.txt", None, tmp_path / "test.txt", size=32)
+    assert [row["images"] for row in meta["attrition"]][1:3] == [14, 13]
+
+
+def test_one_file_name_in_the_folders_of_two_splits_is_two_images(images: Path, tmp_path: Path) -> None:
+    for split, numbers in (("train", range(12)), ("test", range(20, 23))):
+        (images / split).mkdir()
+        for at, n in enumerate(numbers):
+            (images / f"{n}.png").rename(images / split / f"{at}.png")
+    rows = [f"{n}.png,{LABELS[n % 3]},{n},h1,train" for n in range(12)]
+    meta, _ = prepared_from(images, tmp_path, *rows, *(f"{n}.png,normal,{n},h2,test" for n in range(3)))
+    assert meta["attrition"][2]["images"] == 15
+
+
+def test_a_number_that_is_not_whole_is_refused_without_showing_it(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="line 3: the patient is a number with decimals or an exponent") as caught:
+        prepared_from(images, tmp_path, "0.png,normal,7,h1,train", "1.png,normal,7.25,h1,train")
+    assert "7.25" not in str(caught.value)
+
+
+def test_a_manifest_of_other_files_beside_lists(images: Path, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.txt", range(12))
+
+    def prepare(*files: str) -> dict:
+        beside = manifest(tmp_path, *(f"{file},normal,g" for file in files), head="path,label,group")
+        return prepare_covidnet(tmp_path / "out", images, train, None, None, size=32, manifest=beside)
+
+    with pytest.raises(DataError, match="none of the 12 files of the lists is among the 1 of"):
+        prepare("30.png")
+    assert (
+        "10 of 12 files of the lists are not in the manifest: no view and no group"
+        in prepare("0.png", "1.png")["warnings"]
+    )

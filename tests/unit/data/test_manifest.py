@@ -91,3 +91,26 @@ def test_counts_are_held_against_the_lecture() -> None:
     assert published.differences("COVIDx", covidx) == []
     assert published.table_of(["train_COVIDx_v2.txt", "test_COVIDx_v2.txt"]) == "COVIDx"
     assert published.table_of(["train_EHL.txt"]) == "E*HealthLine" and published.table_of(["train_A.txt"]) is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252"])
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_other_writers_of_manifests(tmp_path: Path, encoding: str, mark: str, end: str) -> None:
+    rows = [
+        ["Path", "Label", "Patient", "Source"],
+        ["a.png", "Normal", "7.0", "M\u00fcnchen"],
+        ["b.png", "covid", "nan", ""],
+    ]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "m.csv").write_bytes("".join(mark.join(row) + end for row in rows).encode(encoding))
+    assert read_manifest(tmp_path / "m.csv", tmp_path / "images")["test"] == [
+        Line("7", "a.png", "normal", "M\u00fcnchen", 2),
+        Line("b.png", "b.png", "COVID-19", "unknown", 3),
+    ]
+
+
+def test_a_list_without_sources_takes_those_of_the_manifest() -> None:
+    lists = {"test": [Line("7", "a.png", "normal", "unknown", 1)]}
+    rows, _ = enriched(lists, {"train": [Line("7", "a.png", "normal", "h1", 2)]})
+    assert rows["test"][0].source == "h1"

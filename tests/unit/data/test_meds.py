@@ -124,3 +124,119 @@ def test_bad_directories_are_explained(tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match=r"0\.parquet is damaged"):
         meds.read(folder, tmp_path / "work")
+
+
+STAY = [
+    (7, None, "GENDER//F", None),
+    (7, datetime(2100, 1, 1), "MEDS_BIRTH", None),
+    (7, at(0), "ICU_ADMISSION//Medical", None),
+    (7, at(1), "LAB//220045//bpm", 70.0),
+    (7, at(50), "ICU_DISCHARGE//Medical", None),
+]
+
+
+def frame(rows=STAY):
+    schema = {"subject_id": pl.Int64, "time": pl.Datetime("us"), "code": pl.String, "numeric_value": pl.Float32}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def store(folder, **files):
+    for name, table in files.items():
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        table.write_parquet(folder / "data" / f"{name}.parquet")
+    return folder
+
+
+def events_in(tmp_path, **files):
+    extract = meds.read(store(tmp_path / "set", **files), tmp_path / "work")
+    return extract, extract.events.collect().sort("time", "concept").drop("subject_id").rows()
+
+
+EXPECTED = [
+    ("7-1", 0.0, "age", 50.0),
+    ("7-1", 0.0, "icu_type", 3.0),
+    ("7-1", 0.0, "sex", 0.0),
+    ("7-1", 1.0, "hr", 70.0),
+]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda t: t, id="MEDS 0.4"),
+        pytest.param(lambda t: t.rename({"subject_id": "patient_id"}), id="before 0.3.3"),
+        pytest.param(lambda t: t.rename({"time": "timestamp", "numeric_value": "value"}), id="other names"),
+        pytest.param(lambda t: t.with_columns(text_value=pl.lit("x"), unit=pl.lit(None)), id="more columns"),
+        pytest.param(lambda t: t.with_columns(pl.col("code").cast(pl.Categorical)), id="codes as a dictionary"),
+        pytest.param(lambda t: t.with_columns(pl.col("subject_id").cast(pl.Float64)), id="ids as floats"),
+        pytest.param(lambda t: t.with_columns(subject_id=pl.lit("7 ")), id="ids as text"),
+        pytest.param(lambda t: t.with_columns(pl.col("numeric_value").cast(pl.Float64)), id="values of 64 bits"),
+        pytest.param(lambda t: t.with_columns(pl.col("numeric_value").cast(pl.String)), id="values as text"),
+        pytest.param(lambda t: t.with_columns(pl.col("numeric_value").fill_null(float("nan"))), id="NaN for no value"),
+        pytest.param(lambda t: t.with_columns(pl.col("time").cast(pl.Datetime("ns"))), id="nanoseconds"),
+        pytest.param(lambda t: t.with_columns(pl.col("time").dt.replace_time_zone("UTC")), id="dates with a zone"),
+        pytest.param(lambda t: t.with_columns(pl.col("time").dt.strftime("%Y-%m-%dT%H:%M:%SZ")), id="dates as text"),
+        pytest.param(lambda t: t.with_columns(pl.col("code").replace("GENDER//F", "GENDER//female")), id="words"),
+        pytest.param(lambda t: t.select(subject_id="subject_id", events=pl.struct(
+            "time", measurements=pl.concat_list(pl.struct("code", "numeric_value", text_value=pl.lit(None, pl.String))))
+        ).group_by("subject_id").agg("events"), id="MEDS 0.1, nested"),
+    ],
+)  # fmt: skip
+def test_other_writers_of_meds(tmp_path, change):
+    assert events_in(tmp_path, **{"0": change(frame())})[1] == EXPECTED
+
+
+def test_shards_of_different_types_hold_one_patient(tmp_path):
+    first, last = frame(STAY[:3]), frame(STAY[3:]).with_columns(pl.col("subject_id").cast(pl.Float64))
+    assert events_in(tmp_path, a=first, b=last)[1] == EXPECTED
+
+
+def test_a_single_file_metadata_and_what_other_systems_leave(tmp_path):
+    frame().write_parquet(tmp_path / "events.parquet")
+    pl.DataFrame({"code": ["x"], "description": ["y"]}).write_parquet(tmp_path / "._events.parquet")
+    (tmp_path / "metadata").mkdir()
+    pl.DataFrame({"code": ["x"], "description": ["y"]}).write_parquet(tmp_path / "metadata" / "codes.parquet")
+    for path in (tmp_path, tmp_path / "events.parquet"):
+        events = meds.read(path, tmp_path / "work" / path.name).events.collect()
+        assert events.sort("time", "concept").drop("subject_id").rows() == EXPECTED
+
+
+def test_rows_that_nobody_asks_for_may_hold_anything(tmp_path):
+    odd = [(None, at(1), "OTHER", float("inf")), (7, None, None, float("nan")), (8, at(1), "LAB//1", float("-inf"))]
+    assert events_in(tmp_path, a=frame([*STAY, *odd]))[1] == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda t: t.with_columns(pl.col("subject_id") + 0.5), "subject_id is not an identifier that can be matched"),
+        (lambda t: t.with_columns(subject_id=2.0**60), "subject_id is not an identifier that can be matched"),
+        (lambda t: t.with_columns(subject_id=pl.lit(None, pl.Int64)), "column subject_id is empty in 5 of 5"),
+        (lambda t: t.with_columns(numeric_value=pl.lit(">100")), "numeric_value is not a number .*'>100' in line 1"),
+        (lambda t: t.with_columns(time=pl.lit("01/02/2150")), "time is not a date .*'01/02/2150' in line 1"),
+        (lambda t: t.with_columns(time=pl.when(pl.col("code") == "MEDS_BIRTH").then(pl.lit("2100-01-01T00:00Z"))
+            .otherwise(pl.col("time").cast(pl.String))), "dates with and without a time zone"),
+        (lambda t: t.drop("numeric_value"), "no column numeric_value"),
+    ],
+)  # fmt: skip
+def test_what_is_not_certain_is_refused(tmp_path, change, text):
+    with pytest.raises(DataError, match=text):
+        events_in(tmp_path, a=change(frame()))
+
+
+@pytest.mark.parametrize(
+    ("codes", "sex"),
+    [(["GENDER//M"], [1]), (["GENDER//Missing"], []), (["GENDER//M", "GENDER//F"], []), (["GENDER//male"], [1])],
+)
+def test_a_sex_that_is_not_certain_is_missing_and_noted(tmp_path, codes, sex):
+    rows = [*STAY[1:], *((7, None, code, None) for code in codes)]
+    extract, _ = events_in(tmp_path, a=frame(rows))
+    assert [v for _, _, v in values(extract.events.collect(), "sex")] == sex
+    assert any("an unreadable sex, or with two" in note for note in extract.notes) is (not sex)
+
+
+def test_births_moved_by_300_years_and_rows_of_patients_without_a_stay(tmp_path):
+    rows = [*STAY, (7, datetime(1850, 1, 1), "MEDS_BIRTH", None), (8, at(1), "LAB//220045//bpm", 60.0)]
+    extract, events = events_in(tmp_path, a=frame(rows))
+    assert ("7-1", 0.0, "age", 91.4) in events
+    assert extract.counts == {"rows of patients without an ICU stay": 1} and extract.numbering == "mimic-iv-meds"

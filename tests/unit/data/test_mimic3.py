@@ -39,7 +39,7 @@ def write(folder: Path, upper: bool = True, packed: bool = False, **more: list[s
 
 
 def chart(
-    item: int, hour: float, value: object, unit: str = "", stay: int = 100, subject: int = 1, error: str = ""
+    item: int, hour: float, value: object, unit: str = "", stay: object = 100, subject: object = 1, error: str = ""
 ) -> str:
     number = value if isinstance(value, int | float) else ""
     return f'{subject},{stay},{item},{at(hour)},"{value}",{number},{unit},{error}'
@@ -193,7 +193,6 @@ def test_quoted_line_breaks_do_not_cut_a_row(tmp_path, monkeypatch):
         ("CHARTEVENTS", [",100,211,2150-01-01 01:00:00,80,80,BPM,"], "column subject_id is empty in 1 of 1"),
         ("CHARTEVENTS", [chart(211, 1, 8), "1,100,x,2150-01-01 01:00:00,8,8,BPM,"], "itemid is not a whole number"),
         ("LABEVENTS", ["1,50912,2150-01-01 01:00:00,high,high,mg/dL"], "column valuenum is not a number in 1 of 1"),
-        ("PATIENTS", ["3,X,2100-01-01 00:00:00"], r"PATIENTS.csv: column gender: regex in 1 of 3"),
         ("ICUSTAYS", ["1,10,100,carevue,MICU,2150-01-01 05:00:00,"], "share their icustay_id"),
         ("CHARTEVENTS", [chart(211, 1, 80, "mmHg")], r"units contradict the concept: hr \(211\) in 'mmHg'"),
     ],
@@ -201,6 +200,118 @@ def test_quoted_line_breaks_do_not_cut_a_row(tmp_path, monkeypatch):
 def test_what_is_wrong_is_said_by_table_column_and_rows(tmp_path, table, rows, text):
     with pytest.raises(DataError, match=text):
         read(tmp_path, **{table: rows})
+
+
+def floats(rows: list[str], *columns: int) -> list[str]:
+    """The rows with whole numbers as pandas writes them where a column has gaps."""
+    split = [row.split(",") for row in rows]
+    return [",".join(f"{v}.0" if at in columns and v else v for at, v in enumerate(row)) for row in split]
+
+
+def test_identifiers_as_floats_meet_whole_numbers(tmp_path):
+    """The same events, whatever the writer made of subject, stay and item."""
+    rows = [chart(211, 1, 80, "BPM"), f"1,,211,{at(5)},70,70,BPM,0"]
+    labs = [lab(50912, 3, 1.1, "mg/dL")]
+    _, plain = read(tmp_path / "a", CHARTEVENTS=rows, LABEVENTS=labs)
+    _, odd = read(tmp_path / "b", CHARTEVENTS=floats(rows, 0, 1, 2, 7), LABEVENTS=floats(labs, 0, 1))
+    assert odd.sort("time", "concept").equals(plain.sort("time", "concept")) and len(values(odd, "hr")) == 2
+    folder = write(tmp_path / "c", CHARTEVENTS=rows, LABEVENTS=labs)
+    for name, kind in (("CHARTEVENTS", pl.Float64), ("LABEVENTS", pl.Float32), ("ICUSTAYS", pl.UInt16)):
+        table = pl.read_csv(folder / f"{name}.csv")
+        ids = [column for column in table.columns if column.lower().endswith("_id") or column.lower() == "itemid"]
+        table.with_columns(pl.col(ids).cast(kind)).write_parquet(folder / f"{name}.parquet")
+        (folder / f"{name}.csv").unlink()
+    typed = mimic3.read(folder, tmp_path / "work").events.collect()
+    assert typed.sort("time", "concept").equals(plain.sort("time", "concept"))
+
+
+@pytest.mark.parametrize(
+    ("table", "rows", "text"),
+    [
+        ("CHARTEVENTS", [chart(211, 1, 80, stay="ICU-9", subject="P-9")], "icustay_id is not a whole number in 1 of 1"),
+        ("CHARTEVENTS", [f"1.5,100,211,{at(1)},80,80,,"], r"subject_id is not a whole number .* \(first: in line 2\)"),
+        ("CHARTEVENTS", [chart(211, 1, 80, stay=900, subject=9)], "no identifier of CHARTEVENTS is in ICUSTAYS"),
+        ("CHARTEVENTS", [chart(211, 1, 80, stay=900)], "no identifier of CHARTEVENTS is in ICUSTAYS"),
+        ("LABEVENTS", [lab(50912, 1, 1, subject=9)], "no identifier of LABEVENTS is in ICUSTAYS"),
+        ("PROCEDUREEVENTS_MV", [f"2,999,225792,{at(1)},{at(2)},"], "of PROCEDUREEVENTS_MV is in ICUSTAYS"),
+        ("CHARTEVENTS", [f"1,100,211,{at(1)},80,\"1,234\",,"], r"valuenum is not a number .*'1,234' in line 2"),
+        ("CHARTEVENTS", [f"1,100,211,{at(1)}Z,80,80,,"], "dates with and without a time zone: with one in CHARTEVENTS"),
+        ("CHARTEVENTS", ["1,100,211,01/02/2150 10:00,80,80,,"], r"not a date .*'01/02/2150 10:00' in line 2"),
+        ("CHARTEVENTS", [f"1,100,211,{at(1)},8,\"36,6\",,", f"1,100,211,{at(2)},8,36.6,,"], "with decimal commas and"),
+    ],
+)  # fmt: skip
+def test_what_is_not_certain_is_refused(tmp_path, table, rows, text):
+    with pytest.raises(DataError, match=text) as caught:
+        read(tmp_path, **{table: rows})
+    assert "1.5" not in str(caught.value) and "ICU-9" not in str(caught.value)  # no patient in a message
+
+
+def test_rows_of_other_stays_are_counted(tmp_path):
+    extract, events = read(
+        tmp_path,
+        CHARTEVENTS=[
+            chart(211, 1, 80),
+            chart(211, 2, 90, stay=999),
+            chart(211, 3, 95, stay=200),
+            chart(211, 4, 99, stay=9, subject=9),
+        ],
+        LABEVENTS=[lab(50912, 1, 1.0), lab(50912, 1, 2.0, subject=9)],
+        ICUSTAYS=[f"5,50,500,metavision,WARD,{DAY} 00:00:00,"],
+        PATIENTS=["7,X,2100-01-01"],
+    )  # fmt: skip
+    assert values(events, "hr") == [("100", 1, 80)] and values(events, "creatinine") == [("100", 1, 1)]
+    assert extract.counts == {
+        "CHARTEVENTS: rows of patients without a stay": 1,
+        "CHARTEVENTS: rows that name a stay which the patient does not have": 2,
+        "LABEVENTS: rows of patients without a stay": 1,
+    }
+    assert "stays without a row in PATIENTS (no age and sex): 1" in extract.notes
+    assert "stays without a row in ADMISSIONS (no outcome): 1" in extract.notes
+    assert "stays with an unknown first_careunit (no icu_type): 1" in extract.notes
+
+
+def test_patients_of_another_release_are_refused(tmp_path):
+    folder = write(tmp_path / "raw")
+    (folder / "PATIENTS.csv").write_text("subject_id,gender,dob\n8,M,2100-01-01\n")
+    with pytest.raises(DataError, match="no identifier of ICUSTAYS is in PATIENTS: 0 of 2 are among its 1"):
+        mimic3.read(folder, tmp_path / "work")
+
+
+def test_sexes_in_words(tmp_path):
+    people = ["3,Male,", "4,F ,2100-01-01", "5,Unknown,2100-01-01"]
+    stays = [f"{n},{n}0,{n}00,carevue,MICU,{DAY} 00:00:00," for n in (3, 4, 5)]
+    extract, events = read(tmp_path, PATIENTS=people, ICUSTAYS=stays)
+    assert [v for _, _, v in values(events, "sex")] == [1, 0, 1, 0]
+    assert [v for _, _, v in values(events, "age")] == [50, 91.4, 50, 50]  # stay 300 has none
+    assert "stays with an unreadable sex, set missing: 1" in extract.notes
+
+
+def test_latin_1_semicolons_decimal_commas_and_windows_line_ends(tmp_path):
+    rows = [chart(678, 1, "x", "\u00b0F").replace('"x",,', '"x";98,6;').replace(",", ";").replace("98;6", "98,6")]
+    folder = write(tmp_path / "raw")
+    text = "\r\n".join(["\ufeff" + TABLES["CHARTEVENTS"].replace(",", ";"), *rows, ""])
+    (folder / "CHARTEVENTS.csv").write_bytes(b"\xef\xbb\xbf" + text[1:].encode("latin-1"))
+    extract = mimic3.read(folder, tmp_path / "work")
+    assert [round(v, 3) for _, _, v in values(extract.events.collect(), "temp")] == [37]
+    assert "CHARTEVENTS.csv: column valuenum has decimal commas" in extract.notes
+    assert "lines of CHARTEVENTS.csv that are not UTF-8, read as Windows-1252: 1" in extract.notes
+
+
+def test_rows_that_nobody_asks_for_may_hold_anything(tmp_path):
+    odd = [",,999999,never,,NaN,,", f"nan,1.5,999999,{at(1)},x,1e999,,"]
+    _, events = read(tmp_path, CHARTEVENTS=[chart(211, 1, 80), *odd, f"1,100,211,{at(2)},,NaN,,"])
+    assert values(events, "hr") == [("100", 1, 80)]
+
+
+def test_dates_with_zones_everywhere(tmp_path):
+    folder = write(tmp_path / "raw", CHARTEVENTS=[chart(211, 1.5, 80)])
+    for file in folder.iterdir():
+        zone = {"ICUSTAYS": "+01:00", "CHARTEVENTS": "+02:00"}.get(file.stem, "Z")
+        lines = [line.split(",") for line in file.read_text().splitlines()]
+        file.write_text("\n".join(",".join(f"{v}{zone}" if v.endswith(":00") else v for v in line) for line in lines))
+    extract = mimic3.read(folder, tmp_path / "work")
+    assert values(extract.events.collect(), "hr") == [("100", 0.5, 80)]
+    assert any("the time of day is UTC's" in note for note in extract.notes)
 
 
 def test_missing_tables_and_columns(tmp_path):
@@ -230,6 +341,7 @@ def test_counts_on_the_mimic_iii_demo(real_data, tmp_path):
     rule = label("berlin-oxygenation")
     meta = prepare_ards("mimic3", folder, tmp_path / "out", horizon=10_000, rule=rule, grid_of_windows=True)
     assert meta["attrition"][0] == {"step": "all stays", "patients": 100, "stays": 136}
+    assert meta["attrition"][1]["stays"] == 135  # one patient is younger than 18
     assert meta["onsets"]["stays"] == 15 and meta["onsets"]["after_6_h"] == 10
     cells = {(cell["fio2_back_h"], cell["persist_h"]): cell["stays"] for cell in meta["sensitivity"]}
     assert cells[8, 0] == 30 and cells[8, 8] == 15 and cells[2, 24] == 12

@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from raylab.data import icu, prepared, sweeps
+from raylab.data.concepts import Extract
 from raylab.data.icu import prepare_ards
 from raylab.data.images import prepare_covidnet
 from raylab.data.overlap import in_words, leakage
+from raylab.data.prepared import read_meta
 from raylab.data.resplit import Split, resplit
 from raylab.data.sources import synthetic_icu
 from raylab.errors import DataError
@@ -33,6 +35,10 @@ def test_data_prepared_anew_with_other_splits_is_noticed(real_data, tmp_path):
         prepare_ards("physionet2012", path, tmp_path / str(seed), seed=seed)
     found = leakage("ards", tmp_path / "0", tmp_path / "1", "test")
     assert 0.7 * found["patients"] < found["shared"] < 0.9 * found["patients"]  # train and val hold .8 of all
+    # Data of an earlier raylab does not say its numbering, and its rows name the set that a record is from.
+    earlier = copied(tmp_path / "0", tmp_path / "earlier", numbering=None, patient_ids=None)
+    assert leakage("ards", earlier, tmp_path / "1", "test") == found
+    assert leakage("ards", tmp_path / "1", earlier, "all")["shared"] > 0
 
 
 def test_another_draw_is_other_patients_and_absent_data_is_said(ards_data, tmp_path):
@@ -143,3 +149,60 @@ def test_another_split_or_pool_of_the_same_patients_is_noticed(ards_data, tmp_pa
         assert found["checked"] and found["patients"] == patients, (fitted.name, scored.name, found)
         assert 0.4 * min(everybody.values()) < found["shared"] < patients
     assert "another source" in leakage("ards", ards_data, tmp_path / "yaib", "all")["why"]
+
+
+def x_rays(folder, seed, rows):
+    """Prepared images of their own for (patient, source) rows, all of them test."""
+    rng = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True)
+    lines = ["path,label,patient,source,split"]
+    for n, (patient, source) in enumerate(rows):
+        coarse = Image.fromarray(rng.integers(0, 256, (20, 20), np.uint8)).resize((120, 120))
+        coarse.save(folder / "images" / f"{n}.png")
+        split, label = "train" if seed == 0 else "test", ("normal", "pneumonia", "COVID-19")[n % 3]
+        lines.append(f"{n}.png,{label},{patient},{source},{split}")
+    (folder / "m.csv").write_text("\n".join(lines))
+    prepare_covidnet(folder / "out", folder / "images", None, None, None, size=64, manifest=folder / "m.csv")
+    return folder / "out"
+
+
+def test_the_same_number_is_the_same_patient_within_a_source_only(tmp_path):
+    fitted = x_rays(tmp_path / "a", 0, [(n, "h1") for n in range(12)])
+    found = leakage("covidnet", fitted, x_rays(tmp_path / "b", 1, [(n, "h2") for n in range(4)]), "test")
+    assert found["patients"] is None and found["shared"] == 0 and "another source (h1; h2)" in found["why"]
+    found = leakage("covidnet", fitted, x_rays(tmp_path / "c", 2, [("1.0", "H1"), (2, "h2"), (99, "h1")]), "test")
+    assert (found["patients"], found["shared"]) == (3, 1) and "why" not in found
+    found = leakage("covidnet", fitted, x_rays(tmp_path / "d", 3, [(1, ""), (2, ""), (99, "")]), "test")
+    assert (found["patients"], found["shared"]) == (3, 2) and "by their number alone" in found["why"]
+
+
+def extract(numbering, numbers):
+    """Virtual patients under other numbers."""
+    drawn = synthetic_icu.read(150, 0)
+    number = pl.col("stay_id").str.tail(5).cast(pl.Int64) + numbers
+    ids = {name: number.cast(pl.String) for name in ("stay_id", "subject_id")}
+    return Extract(drawn.events.with_columns(**ids), drawn.stays.with_columns(**ids), numbering=numbering)
+
+
+def test_stays_of_two_hospitals_pooled_and_apart(tmp_path, monkeypatch):
+    """Both number their patients from 0: they are pooled as other people, and compared as such, also with the pool."""
+    sets = ("eicu", "eicu", 0), ("hirid", "hirid", 0), ("later", "eicu", 100), ("last", "eicu", 900)
+    for name, of, numbers in sets:
+        monkeypatch.setitem(icu.SOURCES, "yaib", lambda raw, n=of, at=numbers: extract(f"yaib {n}", at))
+        prepare_ards("yaib", tmp_path, tmp_path / name)
+    eicu, hirid, later, last = (tmp_path / name for name in ("eicu", "hirid", "later", "last"))
+    found = leakage("ards", eicu, hirid, "all")
+    assert found["shared"] == 0 and "another source (yaib eicu; yaib hirid)" in found["why"]
+    assert 0 < leakage("ards", eicu, later, "all")["shared"] < leakage("ards", eicu, eicu, "all")["shared"]
+    pool = resplit([eicu, hirid], tmp_path / "pool", Split("patient"))
+    assert pool["numbering"] == ["yaib eicu", "yaib hirid"]
+    assert pool["counts"]["test"]["n"] + pool["counts"]["val"]["n"] + pool["counts"]["train"]["n"] == sum(
+        read_meta(path, "ards")["cohorts"]["all"]["n"] for path in (eicu, hirid)
+    )
+    found = leakage("ards", tmp_path / "pool", hirid, "all")
+    assert 0.7 * found["patients"] < found["shared"] < 0.9 * found["patients"]
+    with pytest.raises(DataError, match="their identifiers have one numbering: yaib eicu"):
+        resplit([eicu, later], tmp_path / "twice", Split("patient"))
+    assert resplit([eicu, last], tmp_path / "one", Split("patient"))["numbering"] == ["yaib eicu"]
+    found = leakage("ards", tmp_path / "one", last, "all")  # parts of one numbering keep their identifiers
+    assert 0.7 * found["patients"] < found["shared"] < 0.9 * found["patients"]

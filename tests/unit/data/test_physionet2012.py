@@ -131,3 +131,60 @@ def test_a_tar_cut_between_members_is_named(tmp_path):
     file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes())[:1024]))  # one whole member, no end of archive
     with pytest.raises(DataError, match="damaged or truncated"):
         physionet2012.read(tmp_path)
+
+
+def outcomes(folder, *rows, mark=","):
+    head = ["RecordID", "SAPS-I", "SOFA", "Length_of_stay", "Survival", "In-hospital_death"]
+    (folder / "Outcomes-a.txt").write_text("\n".join(mark.join(row) for row in (head, *rows)) + "\n")
+
+
+@pytest.mark.parametrize(("record", "mark"), [("1", ","), ("1.0", ","), (" 1 ", ";"), ("001", "\t")])
+def test_outcomes_meet_their_record_however_it_is_written(tmp_path, record, mark):
+    write(tmp_path, patients(1), outcomes=False)
+    outcomes(tmp_path, (record, "6", "1", "5", "-1", "1"), mark=mark)
+    assert physionet2012.read(tmp_path).stays["died"].to_list() == [True]
+
+
+def test_outcomes_of_another_set_are_refused_and_of_a_part_noted(tmp_path):
+    write(tmp_path, patients(1, 2), outcomes=False)
+    outcomes(tmp_path, ("7", "6", "1", "5", "-1", "1"))
+    with pytest.raises(DataError, match=r"no identifier of set-a is in Outcomes-a\.txt: 0 of 2"):
+        physionet2012.read(tmp_path)
+    outcomes(tmp_path, ("1", "6", "1", "5", "long", "1"))
+    extract = physionet2012.read(tmp_path)
+    assert "stays of Outcomes-a.txt with an unreadable survival: 1" in extract.notes
+    assert "stays of set-a without a row in its outcomes: 1" in extract.notes
+    assert extract.stays["died"].to_list() == [True, None]
+    outcomes(tmp_path, ("1.5", "6", "1", "5", "-1", "1"))
+    with pytest.raises(DataError, match="recordid is not a whole number in 1 of 1"):
+        physionet2012.read(tmp_path)
+
+
+def test_ages_and_sexes_in_words(tmp_path):
+    def patient(n, age, gender):
+        return PATIENT.format(id=n).replace("Age,54", f"Age,{age}").replace("Gender,-1", f"Gender,{gender}")
+
+    said = {1: ("> 89", "F"), 2: ("90 or older", "male "), 3: ("old", "?"), 4: ("-1", "-1"), 5: ("63", "0")}
+    extract = physionet2012.read(write(tmp_path, {f"{n}.txt": patient(n, *what) for n, what in said.items()}))
+    found = extract.events.collect().filter(pl.col("concept").is_in(["age", "sex"])).sort("concept", "stay_id")
+    assert found.select("stay_id", "value").rows() == [
+        ("1", 91.4),
+        ("2", 91.4),
+        ("5", 63),
+        ("1", 0),
+        ("2", 1),
+        ("5", 0),
+    ]
+    assert "stays of set-a.tar.gz with an unreadable age, set missing: 1" in extract.notes
+    assert "stays of set-a.tar.gz with an unreadable gender, set missing: 1" in extract.notes
+
+
+def test_a_file_of_another_patient_is_refused(tmp_path):
+    with pytest.raises(DataError, match="in 1 files RecordID is another number than in the file's name"):
+        physionet2012.read(write(tmp_path / "a", {"1.txt": PATIENT.format(id=2)}))
+    folder = write(tmp_path / "b", patients(1, "note"))
+    outcomes(folder, ("1", "6", "1", "5", "-1", "1"))
+    with pytest.raises(
+        DataError, match=r"1 files are not named by a record number\n  why:  they are text such as 'aaaa'"
+    ):
+        physionet2012.read(folder)

@@ -104,7 +104,7 @@ def test_other_units_are_noticed(tmp_path):
         (lambda: dyn().drop("time"), sta, r"dyn\.parquet: no column time"),
         (lambda: dyn().with_columns(time=pl.lit("1 h")), sta, "column time holds String"),
         (lambda: dyn().with_columns(hr=pl.lit("80")), sta, "column hr holds String, not numbers"),
-        (lambda: dyn().with_columns(pl.col("stay_id").replace(0, None)), sta, "column stay_id is empty in 40 of 1,600"),
+        (lambda: dyn().with_columns(pl.col("stay_id").replace(0, None)), sta, "stay_id is empty or cannot be read in"),
         (lambda: dyn().select("stay_id", "time"), sta, "no column of a known quantity"),
         (dyn, lambda: pl.concat([sta(), sta().head(1).with_columns(age=61.0)]), "primary_key"),
         (lambda: dyn().clear(), sta, "no rows"),
@@ -128,3 +128,63 @@ def test_bad_directories(tmp_path):
     (tmp_path / "one" / "dyn.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="damaged"):
         yaib.read(tmp_path / "one")
+
+
+@pytest.mark.parametrize("kind", [pl.Float64, pl.Int16, pl.UInt64, pl.String, pl.Categorical])
+def test_the_same_stay_in_two_types(tmp_path, kind):
+    """Its age is found, and with it that nobody here is a child."""
+    column = pl.col("stay_id").cast(pl.String).cast(kind)
+    plain = prepare_ards("yaib", write(tmp_path / "eicu"), tmp_path / "a")
+    meta = prepare_ards("yaib", write(tmp_path / "odd" / "eicu", dyn(), sta().with_columns(column)), tmp_path / "b")
+    assert meta["coverage"]["age"] == 40 and meta["split_hash"] == plain["split_hash"]
+
+
+def test_tables_of_two_databases_are_refused(tmp_path):
+    other = sta().with_columns(pl.format("ICU-{}", "stay_id").alias("stay_id"))
+    with pytest.raises(DataError) as caught:
+        prepare_ards("yaib", write(tmp_path / "eicu", None, other), tmp_path / "out")
+    assert "no identifier of dyn.parquet is in sta.parquet: 0 of 40 are among its 40" in str(caught.value)
+    assert "whole numbers of 1 to 2 digits, in sta.parquet text that begins with 'ICU-'" in str(caught.value)
+
+
+def test_what_only_a_part_has_is_noted(tmp_path):
+    ages = ["> 89", "17", "60", None, "old", "150", *["60"] * 32]
+    few = sta(38).with_columns(age=pl.Series(ages), sex=pl.Series(["F ", "Male", "1", "2", "x", None] * 6 + ["m", "f"]))
+    extra = pl.concat([few, few.head(1).with_columns(stay_id=pl.lit(900, pl.Int64))])
+    meta = prepare_ards("yaib", write(tmp_path / "eicu", None, extra), tmp_path / "out")
+    for note in (
+        "stays without a row in sta.parquet (no age, no sex): 2",
+        "stays of sta.parquet without a row in dyn.parquet: 1",
+        "stays with an unreadable age, set missing: 1",
+        "stays with an unreadable sex, set missing: 12",
+        "stays of unknown age, counted as 18 years and older: 5",
+    ):
+        assert note in meta["notes"]
+    assert meta["attrition"][1] == {"step": "18 years and older, or of unknown age", "patients": 40, "stays": 40}
+    assert meta["attrition"][0]["stays"] == 41 and meta["out_of_range"]["age"] == 1
+    assert load_icu(tmp_path / "out", "all").rows["age"].max() == pytest.approx(91.4)
+
+
+def test_children_are_left_out_unless_the_label_says_otherwise(tmp_path):
+    young = sta().with_columns(age=pl.when(pl.col("stay_id") % 2 == 0).then(17).otherwise(18))
+    folder = write(tmp_path / "eicu", None, young)
+    meta = prepare_ards("yaib", folder, tmp_path / "out")
+    assert meta["attrition"][1]["stays"] == 20 and meta["onsets"]["stays"] == 7  # of 14 in all
+    assert meta["label"]["population"] == "18 years and older, or of unknown age"
+    meta = prepare_ards("yaib", folder, tmp_path / "all", rule=label("ahrf", {"min_age": 0}))
+    assert meta["attrition"][1]["step"] == "at least one record" and meta["onsets"]["stays"] == 14
+    with pytest.raises(DataError, match="empty after '90 years and older"):
+        prepare_ards("yaib", folder, tmp_path / "none", rule=label("ahrf", {"min_age": 90}))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda t: t.with_columns(pl.col("stay_id") + 0.5), "stay_id is empty or cannot be read in 1,600"),
+        (lambda t: t.with_columns(stay_id=float("nan")), "stay_id is empty or cannot be read in 1,600"),
+        (lambda t: t.with_columns(time=float("nan")), "time is empty or cannot be read in 1,600"),
+    ],
+)
+def test_what_is_no_identifier_or_time(tmp_path, change, text):
+    with pytest.raises(DataError, match=text):
+        yaib.read(write(tmp_path / "eicu", change(dyn())))

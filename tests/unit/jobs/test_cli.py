@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import pytest
+from pydantic import create_model
 
 from jobs import cli, home, tracked
 from raylab import __version__
+from raylab.config import TYPES, ArdsRecipe
 from raylab.recipes import RECIPES
 from raylab.run import write_model
 from raylab.tasks import TASKS, task
@@ -218,7 +220,7 @@ def test_train_leaves_a_run_its_json_and_its_mlflow_run(trained, own_home, ards_
     run = runs.client(described["uri"]).get_run(described["run_id"])
     assert run.info.status == "FINISHED" == described["status"]
     assert run.data.params["loop.batch"] == "64" and run.data.params["optim.lr"] == str(RECIPES["ards-smoke"].optim.lr)
-    assert run.data.metrics["val/auroc"] == pytest.approx(result["auroc"]["value"])
+    assert run.data.metrics["best/val/auroc"] == pytest.approx(result["auroc"]["value"])
     history = runs.client(described["uri"]).get_metric_history(described["run_id"], "train/loss")
     assert sorted(point.step for point in history) == [1, 2, 3, 4, 5, 6]
     assert described["data"] == str(ards_data)
@@ -255,15 +257,27 @@ def test_evaluate_refuses_what_the_model_has_learnt_from(trained, ards_data):
     assert "learnt" in said and "--split test" in said
 
 
-def test_evaluate_on_other_data_is_a_run_of_its_own(trained, tmp_path, own_home):
-    assert (
-        raylab("prepare", "ards", "--source", "synthetic", "--seed", 5, "--out", tmp_path / "other", "--quiet")[0] == 0
-    )
-    words = ["evaluate", "ards", "--run", "first", "--data", tmp_path / "other", "--split", "all"]
-    code, _, err = raylab(*words, "--json", tmp_path / "scores.json")
-    assert code == 0, err
-    scored = json.loads((tmp_path / "scores.json").read_text())
-    assert scored["evaluation_run_id"] != scored["run_id"]
+def test_scores_on_other_data_are_one_row_however_often_they_are_computed(trained, tmp_path, own_home):
+    words = ("prepare", "ards", "--source", "synthetic", "--patients", 120, "--seed", 5, "--out", tmp_path / "other")
+    assert raylab(*words, "--quiet")[0] == 0
+    for times in (1, 2):
+        words = ["evaluate", "ards", "--run", "first", "--data", tmp_path / "other", "--split", "all"]
+        code, out, err = raylab(*words, "--json", tmp_path / "scores.json")
+        assert code == 0, err
+        scored = json.loads((tmp_path / "scores.json").read_text())
+        assert scored["evaluation_run_id"] != scored["run_id"] and scored["test_reads"] == times
+        assert ("has now been read 2 times" in out) == (times == 2)
+        code, out, err = raylab("compare", "--out", tmp_path / "report.html", "--json", tmp_path / "runs.json")
+        assert code == 0, err
+        rows = [r for r in json.loads((tmp_path / "runs.json").read_text())["runs"] if r["kind"] == "evaluate"]
+        (row,) = [r for r in rows if r["data_hash"] == scored["data_hash"]]
+        assert (row["run_id"], row["split"], row["cohort"]) == (scored["evaluation_run_id"], "all", scored["cohort"])
+        assert (row["n"], row["test_reads"]) == (scored["n"], times)
+        assert row["scores"]["auroc"] == pytest.approx({k: scored["auroc"][k] for k in ("value", "low", "high")})
+        (line,) = [line for line in out.splitlines() if line.startswith("first-on-other")]
+        shown = f"{scored['auroc']['value']:.3f}"
+        assert shown in line and ("all (2 reads)" in line) == (times == 2)
+        assert (tmp_path / "report.html").read_text().split('<h2 id="runs">')[0].count(">first-on-other") == 1
     assert home.note(own_home / "runs" / "first").get("test_reads", 0) <= 2
 
 
@@ -294,6 +308,7 @@ def test_a_new_task_has_the_leakage_check_without_a_line(copied, ards_data, tmp_
     load = TASKS["ards"].load
     new = replace(TASKS["ards"], name="new", load=lambda directory, *rest: load(ards_data, *rest))
     monkeypatch.setitem(TASKS, "new", new)
+    monkeypatch.setitem(TYPES, "new", create_model("NewRecipe", __base__=ArdsRecipe, task=(Literal["new"], ...)))
     name = copied("new-run", "new", data=str(data))
     code, out, err = raylab("evaluate", "new", "--run", name, "--data", data, "--split", "val")
     assert code == 0, err
@@ -312,7 +327,9 @@ def test_patients_that_the_starting_weights_know_are_counted_too(copied, ards_da
     code, out, err = raylab(*words, "--json", tmp_path / "scores.json")
     assert code == 0, err
     leaked = json.loads((tmp_path / "scores.json").read_text())["leakage"]
-    assert leaked["shared"] == 0 and leaked["why"] == "another draw of synthetic: other patients"
+    assert leaked["shared"] == 0 and leaked["why"] == (
+        "another source (synthetic seed 0; synthetic seed 5): other patients, as far as identifiers can tell"
+    )
     assert leaked["parents"]["first"]["shared"] == rows(ards_data, "train") + rows(ards_data, "val")
     assert "leakage from first, whose weights were the start: WARNING" in out
     home.annotate(home.find(name), parent="gone")
@@ -378,6 +395,35 @@ def test_resuming_a_finished_run_changes_nothing(trained, tmp_path):
     again = json.loads((tmp_path / "again.json").read_text())
     for fact in ("weights_sha256", "run_id", "steps", "auroc", "val_loss", "gaps", "steps_repeated"):
         assert again[fact] == trained[0][fact], fact
+
+
+def test_a_run_s_scores_have_one_point_a_step_and_its_model_is_logged_once(trained, own_home, ards_data, tmp_path):
+    """Also after a resume of the finished run, an evaluation of val and a sync that believes the model is missing."""
+    described = home.note(own_home / "runs" / "first")
+    client, run_id = runs.client(described["uri"]), described["run_id"]
+    assert raylab("train", "--resume", "first", "--quiet")[0] == 0
+    assert raylab("evaluate", "ards", "--run", "first", "--data", ards_data, "--split", "val", "--quiet")[0] == 0
+    home.annotate(own_home / "runs" / "first", model_logged=False)
+    assert raylab("sync", "--json", tmp_path / "sync.json")[0] == 0
+    assert json.loads((tmp_path / "sync.json").read_text())["models"] == 1
+    best = trained[0]["best"]
+    for name in client.get_run(run_id).data.metrics:
+        if not name.startswith(("system/", "test/")):
+            steps = [point.step for point in client.get_metric_history(run_id, name)]
+            assert len(set(steps)) == len(steps), name
+            if name.startswith("best/val/") and name.endswith(("_low", "_high", "/n")):
+                assert steps == [best["step"]], name
+    last = max(client.get_metric_history(run_id, "val/auroc"), key=lambda point: point.step)
+    assert (last.step, last.value) == (trained[0]["steps"], last_epoch(own_home / "runs" / "first")["auroc"])
+    assert client.get_run(run_id).data.metrics["best/val/auroc"] == best["auroc"]
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = [m for m in client.search_logged_models([experiment]) if m.source_run_id == run_id]
+    assert len(logged) == 1 and experiment != "0" and list(client.search_logged_models(["0"])) == []
+
+
+def last_epoch(directory: Path) -> dict[str, float]:
+    scores: dict[str, float] = json.loads((directory / "result.json").read_text())["val"]
+    return scores
 
 
 def test_resuming_with_other_data_is_refused(trained, own_home):

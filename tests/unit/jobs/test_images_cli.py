@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 from safetensors.torch import load_file
 from test_cli import own_home, raylab, refused, same_signals  # noqa: F401  (fixtures)
 
@@ -45,6 +47,21 @@ def folder(covidnet_data: Path, tmp_path: Path) -> Path:
     return root
 
 
+def rewrite(path: Path, as_dicom: bool) -> None:
+    """The same picture as an inverted DICOM, or as a PNG with an alpha channel that hides nothing."""
+    pixels = np.asarray(Image.open(path))
+    if not as_dicom:
+        Image.fromarray(np.stack([pixels, np.full_like(pixels, 255)], axis=-1), "LA").save(path)
+        return
+    data = FileDataset(str(path), {}, file_meta=FileMetaDataset(), preamble=b"\0" * 128)
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PixelRepresentation, data.PhotometricInterpretation = 1, 0, "MONOCHROME1"
+    data.BitsAllocated, data.BitsStored, data.HighBit = 8, 8, 7
+    data.PixelData = (255 - pixels).tobytes()
+    data.save_as(path)
+
+
 def result(*words: Any, tmp_path: Path) -> dict[str, Any]:
     code, _, err = raylab(*words, "--json", tmp_path / "result.json")
     assert code == 0, err
@@ -63,11 +80,46 @@ def test_evaluate_takes_a_folder_as_it_was_handed_over(trained, folder, tmp_path
     )
     assert scored["temperature"]["fitted_on"] == "val" and scored["ece_calibrated"]["value"] >= 0
     assert [w["source"] for w in scored["within_source"]] == ["site"] and set(scored["confusion_by_view"]) == {"AP"}
-    (folder / "labels" / "test_X.txt").unlink()  # now the manifest alone
+    (folder / "labels" / "test_X.txt").unlink()  # now the manifest alone, and the same pixels in other files
+    for number, path in enumerate(sorted((folder / "images").iterdir())):
+        rewrite(path, as_dicom=number % 2 == 0)
     again = result("evaluate", "covidnet", "--run", trained, "--data", folder, tmp_path=tmp_path)
     assert again["confusion"] == scored["confusion"]
     (folder / "manifest.csv").unlink()
     assert "no label list and no manifest.csv" in refused("evaluate", "covidnet", "--run", trained, "--data", folder)
+
+
+def prepared_images(folder: Path, names: list[str], tmp_path: Path) -> np.ndarray:
+    """Images of `folder`/images at 96 px, as `prepare` stores them."""
+    lines = [f"{n} {name} normal x" for n, name in enumerate(names)]
+    (tmp_path / "test.txt").write_text("\n".join(lines))
+    words = ("--images", folder / "images", "--test", tmp_path / "test.txt", "--size", 96, "--out", tmp_path / "out")
+    result("prepare", "covidnet", *words, tmp_path=tmp_path)
+    return np.load(tmp_path / "out" / "images.npy").astype(int)
+
+
+@pytest.fixture
+def cases() -> Path:
+    path = Path(__file__).parents[4] / "shared" / "cases"
+    if not path.is_dir():
+        pytest.skip(f"no cases at {path}")
+    return path
+
+
+def test_padding_does_not_decide_the_contrast(cases, tmp_path):
+    names = ["unpadded.dcm", "padded_high.dcm", "padded_low.dcm"]
+    plain, high, low = prepared_images(cases / "dicom-padding", names, tmp_path)
+    assert (high == low).all() and (high[:, :10] == 0).all() and (high[:, -10:] == 0).all()
+    middle = np.s_[:, 16:-16]
+    assert len(np.unique(high[middle])) > 250 and np.abs(high[middle] - plain[middle]).mean() < 2
+
+
+def test_sixteen_bit_colour_and_alpha_are_like_grey(cases, tmp_path):
+    names = ["grey16.png", "rgb16.png", "greyalpha16.png", "rgba16.png"]
+    grey, *others = prepared_images(cases / "png-16-bit-colour", names, tmp_path)
+    assert len(np.unique(grey)) > 250
+    for name, other in zip(names[1:], others, strict=True):
+        assert (other == grey).all(), name
 
 
 def test_prepare_from_a_folder(folder, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from raylab.config import Model
+from raylab.config import BoostingModel, LinearModel, family
 from raylab.errors import DataError
 from raylab.models import baselines
 from raylab.models.baselines import Summary
@@ -50,7 +50,7 @@ def test_the_trees_are_scikit_learns(leaves):
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     x, y = data()
-    model = baselines.boosting(Model(name="boosting", trees=20, leaves=leaves, share=1.0), SPEC, 1)
+    model = baselines.boosting(BoostingModel(name="boosting", trees=20, leaves=leaves, share=1.0), SPEC, 1)
     model.fit(x, y)
     theirs = HistGradientBoostingClassifier(
         learning_rate=0.05,
@@ -70,7 +70,7 @@ def test_the_trees_are_scikit_learns(leaves):
 def test_weights_alone_are_the_model(name):
     x, y = data()
     build = getattr(baselines, name)
-    config = Model(name=name, trees=20)
+    config = family(name)(name=name)
     model, again = build(config, SPEC, 1), build(config, SPEC, 1)
     model.fit(x, y)
     again.load_state_dict(model.state_dict())
@@ -81,17 +81,17 @@ def test_weights_alone_are_the_model(name):
 
 def test_last_ratio_looks_at_one_value():
     x, y = data()
-    model = baselines.last_pf(Model(name="last_pf"), SPEC, 1)
+    model = baselines.last_pf(LinearModel(name="last_pf"), SPEC, 1)
     model.fit(x, y)
     other = x.clone()
     other[..., 1:F] += 3
     other[..., 3 * F :] += 3
     assert torch.equal(model(x), model(other))
     with pytest.raises(DataError, match="no sf"):
-        baselines.last_sf(Model(name="last_sf"), {"features": ["hr"], "static": []}, 1)
+        baselines.last_sf(LinearModel(name="last_sf"), {"features": ["hr"], "static": []}, 1)
 
 
 def test_one_class_cannot_be_learnt():
     x, y = data()
     with pytest.raises(DataError, match="one class only: 0 of 300"):
-        baselines.logistic(Model(name="logistic"), SPEC, 1).fit(x, y * 0)
+        baselines.logistic(LinearModel(name="logistic"), SPEC, 1).fit(x, y * 0)

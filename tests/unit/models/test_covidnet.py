@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from raylab.config import Model
+from raylab.config import CovidNetModel
 from raylab.errors import DataError
 from raylab.models.covidnet import covidnet, large
 from raylab.models.vision import describe
@@ -20,7 +20,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-SMALL = Model(name="covidnet", width=0.25, depth=0.4)
+SMALL = CovidNetModel(name="covidnet", width=0.25, depth=0.4)
 
 
 @pytest.mark.parametrize("size", [32, 64, 96, 101])
@@ -29,7 +29,7 @@ def test_any_input_size(size: int) -> None:
 
 
 def test_published_layout() -> None:
-    model = covidnet(Model(name="covidnet"), {}, 3)
+    model = covidnet(CovidNetModel(name="covidnet"), {}, 3)
     stages = [stage for stage in model.stages if hasattr(stage, "blocks")]
     assert [len(stage.blocks) for stage in stages] == [3, 4, 6, 3]
     assert [stage.blocks[-1][-3].out_channels for stage in stages] == [56, 112, 216, 424]
@@ -39,7 +39,7 @@ def test_published_layout() -> None:
 
 
 def test_width_and_depth_scale() -> None:
-    small, full = (describe(covidnet(c, {}, 3), 64) for c in (SMALL, Model(name="covidnet")))
+    small, full = (describe(covidnet(c, {}, 3), 64) for c in (SMALL, CovidNetModel(name="covidnet")))
     assert small["parameters"] < full["parameters"] / 20
 
 
@@ -70,7 +70,7 @@ def test_learns_and_every_parameter_takes_part() -> None:
 
 def test_small_and_large() -> None:
     """Reconstructions: the large one has 3.15 times the MACs of the small one, as the published two."""
-    small, big = (describe(make(Model(name="covidnet"), {}, 3), 480)["macs"] for make in (covidnet, large))
+    small, big = (describe(make(CovidNetModel(name="covidnet"), {}, 3), 480)["macs"] for make in (covidnet, large))
     assert big / small == pytest.approx(23.63 / 7.50, rel=0.1)
 
 
@@ -80,4 +80,4 @@ def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
     again = covidnet(SMALL.model_copy(update={"weights": str(tmp_path / "w.safetensors")}), {}, 3)
     assert torch.equal(again.head.weight, narrow.head.weight)
     with pytest.raises(DataError, match=r"stem\.0\.weight \(16, 1, 7, 7\), here \(64, 1, 7, 7\)"):
-        covidnet(Model(name="covidnet", weights=str(tmp_path / "w.safetensors")), {}, 3)
+        covidnet(CovidNetModel(name="covidnet", weights=str(tmp_path / "w.safetensors")), {}, 3)

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from raylab.config import Model
+from raylab.config import VisionModel
 from raylab.errors import DataError, UsageError
 from raylab.models.vision import classifier, describe, names
 
@@ -13,7 +13,7 @@ SPEC = {"size": 32}
 
 
 def make(name: str, **options: object) -> torch.nn.Module:
-    return classifier(name)(Model(name=name, **options), SPEC, 3)  # type: ignore[arg-type]
+    return classifier(name)(VisionModel(name=name, **options), SPEC, 3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg11", "densenet121", "mobilenet_v3_small", "vit_b_16"])
@@ -50,7 +50,7 @@ def test_macs_of_known_layers() -> None:
 
 def test_unknown_name() -> None:
     with pytest.raises(UsageError, match="use one of: resnet50"):
-        classifier("resnet_50")(Model(name="resnet_50"), SPEC, 3)
+        classifier("resnet_50")(VisionModel(name="resnet_50"), SPEC, 3)
     assert "inception_v3" not in names()
 
 
@@ -95,7 +95,7 @@ def test_weights_of_our_own_keep_a_head_of_the_same_size(tmp_path: Path) -> None
     save_file(mine.state_dict(), tmp_path / "mine.safetensors")
     again = make("resnet18", weights=str(tmp_path / "mine.safetensors"))
     assert torch.equal(again.head.weight, mine.head.weight)
-    two = classifier("resnet18")(Model(name="resnet18", weights=str(tmp_path / "mine.safetensors")), SPEC, 2)
+    two = classifier("resnet18")(VisionModel(name="resnet18", weights=str(tmp_path / "mine.safetensors")), SPEC, 2)
     assert two.head.out_features == 2 and torch.equal(two.body.conv1.weight, mine.body.conv1.weight)
 
 

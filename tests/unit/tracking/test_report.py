@@ -90,6 +90,79 @@ def test_the_table_fits_a_terminal() -> None:
     assert compare.table(frame()) == ""
 
 
+OTHER_HOSPITAL = {
+    "data_hash": "b" * 64,
+    "data_source": "elsewhere",
+    "cohort": "all",
+    "kind": "evaluate",
+    "tag/parent": "f" * 32,
+    "tag/parent_name": "first",
+}
+ELSEWHERE = """\
+elsewhere bbbbbbbb:
+first-on-b evaluate finished all (3 reads) all 0.700 [.680,.720] 0.400 [.380,.420] 516 - 00000000
+first-on-b-v evaluate finished val all 0.600 [.580,.620] - - - 00000000
+icu aaaaaaaa:
+benchmark-gru benchmark finished folds all 0.900 [.880,.920] - - - 00000000
+first train finished val* gas 0.800 [.780,.820] - 200 - 00000000"""
+
+
+def elsewhere() -> pl.DataFrame:
+    a = {"data_hash": "a" * 64}
+    return frame(
+        row("first", cohort="gas", **a, **score(0.8, "best/val/auroc"), **{"val/auroc": 0.1, "best/val/n": 200.0}),
+        row("first-on-b", **OTHER_HOSPITAL, **score(0.7, "all/auroc"), **score(0.4, "all/auprc"))
+        | {"all/n": 516.0, "tag/test_reads": "3"},
+        row("first-on-b-v", **OTHER_HOSPITAL, **score(0.6, "val/auroc")),
+        row("benchmark", kind="benchmark", cohort="all", **a),
+        row("benchmark-gru", kind="benchmark", cohort="all", parent_run_id=f"{'benchmark':0>32}", **a)
+        | score(0.9, "folds/auroc"),
+    )
+
+
+def test_scores_elsewhere_of_folds_and_of_the_kept_epoch_have_their_rows() -> None:
+    text = re.sub(r" +", " ", compare.table(elsewhere()))
+    assert "run kind status split cohort auroc auprc n seed run id" in text and ELSEWHERE in text
+    told = {row["name"]: row for row in compare.to_json_rows(elsewhere())}
+    assert told["first-on-b"]["split"] == "all" and told["first-on-b"]["data"] == "elsewhere bbbbbbbb"
+    assert (told["first-on-b"]["cohort"], told["first-on-b"]["n"], told["first-on-b"]["test_reads"]) == ("all", 516, 3)
+    assert told["first-on-b"]["scores"]["auroc"] == pytest.approx({"value": 0.7, "low": 0.68, "high": 0.72})
+    assert told["first"]["split"] == "val" and told["first"]["scores"]["auroc"]["value"] == 0.8
+
+
+def test_the_page_shows_scores_elsewhere_with_their_cohort_and_reads(tmp_path: Path) -> None:
+    page = write_report(tmp_path / "report.html", elsewhere(), {}, {}, "t").read_text()
+    summary, details = page.split('<h2 id="runs">')
+    assert "<td>all (3 reads)</td>" in summary and "0.700<small>[0.680, 0.720]</small>" in summary
+    assert "<td>all</td>" in summary and "<td>gas</td>" in summary and "<td>folds</td>" in summary
+    assert "<td>val</td>" in summary  # of other data: it has chosen nothing
+    assert '<td class="val" title="used to choose">val</td>' in summary
+    assert "0.100" not in details and "0.800 [0.780, 0.820]" in details  # the kept epoch's, not the last one's
+
+
+def test_of_evaluations_of_a_model_on_one_data_set_and_split_the_newest_is_kept() -> None:
+    def evaluated(name: str, day: int, **more: object) -> dict:
+        return row(name, started=datetime(2026, 1, day, tzinfo=UTC), **{**OTHER_HOSPITAL, "tag/split": "all", **more})
+
+    rows = [
+        evaluated("new", 3, **score(0.7, "all/auroc")),
+        evaluated("failed", 4, status="FAILED"),
+        evaluated("old", 2, **score(0.6, "all/auroc")),
+        evaluated("of-test", 1, **{"tag/split": "test"}, **score(0.6)),
+        evaluated("elsewhere", 1, data_hash="c" * 64, **score(0.6, "all/auroc")),
+        evaluated("of-another", 1, **{"tag/parent": "e" * 32}, **score(0.6, "all/auroc")),
+        row("train", data_hash="b" * 64),
+        row("train-again", data_hash="b" * 64),
+    ]
+    kept = [row["name"] for row in compare._drop_old_evaluations(rows)]
+    assert kept == ["new", "of-test", "elsewhere", "of-another", "train", "train-again"]
+
+
+def test_work_without_scores_has_no_columns_for_them() -> None:
+    text = compare.table(frame(row("living", task="sweep", kind="simulate", rows=256.0)))
+    assert text.splitlines()[1].split() == ["run", "kind", "status", "seed", "run", "id"]
+
+
 def test_a_task_without_known_scores_shows_what_has_an_interval() -> None:
     shown = compare.ranked(frame(row("a", task="new", **score(0.7, "val/z"), **score(0.1, "val/k"), **{"val/y": 1.0})))
     assert compare.primary(shown.to_dicts()) == ["k", "z"] and shown["split"].to_list() == ["val"]

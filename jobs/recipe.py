@@ -1,0 +1,31 @@
+"""raylab recipe: every field of a shipped recipe, with its value and what it is."""
+
+import argparse
+import sys
+from typing import Any
+
+from jobs import cli
+from jobs.progress import say
+from raylab import config, recipes
+from raylab.recipe_page import lines
+
+EXAMPLE = "raylab recipe ards --model boosting"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", help=f"one of: {', '.join(config.TYPES)}")
+    parser.add_argument("--model", metavar="NAME", help="another model than the recipe's own")
+    parser.add_argument("--smoke", action="store_true", help="the task's small recipe")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    recipe = recipes.recipe(args.task, args.smoke)
+    if args.model is not None:
+        recipe = recipes.searched(config.override(recipe, {"model.name": args.model}))
+    if not args.quiet and args.json is None:
+        say("\n".join(lines(recipe)))
+    return recipe.model_dump(mode="json")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["recipe", *sys.argv[1:]]))
