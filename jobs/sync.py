@@ -28,13 +28,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def once(quiet: bool) -> dict[str, Any]:
     """Send what there is; what is left, and why, is in the result."""
-    done = forward.sync(home.home())
-    models = 0
+    models = 0  # before the records, which say what was registered
     runs = home.home() / "runs"
     for path in sorted([*runs.glob("*/run.json"), *runs.glob("*/trials/*/run.json")]):
         described = home.note(path.parent)
         if described.get("model_logged") is False and tracked.log_model(path.parent, tuple(described["input_shape"])):
             models += 1
+    done = forward.sync(home.home())
     if not quiet:
         say(f"{done['sent']} records and {models} models sent, {done['unsent']} waiting, {done['rejected']} rejected")
         for outbox, error in done["errors"].items():

@@ -261,15 +261,15 @@ def _rows(what: Input) -> tuple[dict[str, list[Line]], list[str]]:
         return rows, told
     manifest = _name_once(read_manifest(what.manifest, what.images), what.images, names)
     described = {line.file for lines in manifest.values() for line in lines}
-    files = [line.file for lines in rows.values() for line in lines]
-    if absent := sum(file not in described for file in files):
-        if absent == len(files):
+    listed = [line.file for lines in rows.values() for line in lines]
+    if absent := sum(file not in described for file in listed):
+        if absent == len(listed):
             raise DataError(
                 f"none of the {absent} files of the lists is among the {len(described)} of {what.manifest}",
                 "beside lists, a manifest gives views, groups and sources by file",
                 "leave --manifest out, or write its paths as the lists do",
             )
-        told.append(f"{absent} of {len(files)} files of the lists are not in the manifest: no view and no group")
+        told.append(f"{absent} of {len(listed)} files of the lists are not in the manifest: no view and no group")
     rows, differ = enriched(rows, manifest)
     if differ:
         told.append(f"{differ} lines have another class in the manifest; the lists hold")

@@ -212,7 +212,7 @@ def test_best_is_the_best_version_and_not_the_newest(served: server.Server) -> N
     assert [(v.version, v.best) for v in versions] == [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 6), (7, 6)]
     assert model.register(served.uri, run_id, "ranked", 0.8, 0.9) == model.Registered(7, 6)
     client = runs.client(served.uri)
-    assert client.get_model_version_by_alias("ranked", "best").version == "6"
+    assert int(client.get_model_version_by_alias("ranked", "best").version) == 6
     assert len(client.search_model_versions("name = 'ranked'")) == 7
 
 

@@ -29,7 +29,7 @@ from raylab.data.concepts import CONCEPTS, EVENTS, Extract, units_of, whole_stay
 from raylab.data.demographics import age, count_unread, sex
 from raylab.data.identifiers import identifier, is_missing, not_among
 from raylab.data.sources.episodes import charted
-from raylab.data.sources.tables import Conversions, Findings, Pieces, needed, piece_count, rows_of, whole
+from raylab.data.sources.tables import Conversions, Findings, Pieces, by_value, needed, piece_count, rows_of, whole
 from raylab.errors import DataError
 
 WHAT = "the tables of MIMIC-III"
@@ -180,9 +180,7 @@ def find_stays(path: Path, conversions: Conversions, counts: Counter[str]) -> pl
         icu_type=pl.col("first_careunit").replace_strict(UNITS, default=None),
     )
     for column, read in (("dbsource", "period"), ("first_careunit", "icu_type")):
-        conversions.note(
-            "stays with an unknown {}, whose {} is missing", count_unread(table, column, read), column, read
-        )
+        conversions.note("stays with an unknown {} (no {})", count_unread(table, column, read), column, read)
     dead = pl.col("deathtime") <= pl.col("end")
     return table.select(
         subject_id="subject_id",
@@ -217,8 +215,11 @@ def narrow(
     named: list[pl.DataFrame] = []
     keys = {"subject_id": "subject_id", "icustay_id": "stay_id"}  # here -> in `stays`
     for part, lines in rows_of(findings, schema, table):
-        item = part.select(identifier("itemid", part.schema["itemid"], numeric=True)).to_series()
-        broken = item.is_null() & ~part.select(is_missing("itemid", part.schema["itemid"])).to_series()
+        kind = part.schema["itemid"]
+        items_read = by_value(
+            part, "itemid", item=identifier("itemid", kind, numeric=True), silent=is_missing("itemid", kind)
+        )
+        item, broken = items_read["item"], items_read["item"].is_null() & ~items_read["silent"]
         asked = item.is_in(wanted).fill_null(False) | broken  # the check below refuses what is no item
         findings.rows += part.height - int(asked.sum())
         if not asked.any():

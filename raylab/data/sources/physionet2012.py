@@ -195,17 +195,21 @@ def parse(place: Path, conversions: Conversions) -> tuple[pl.DataFrame, list[str
         text=pl.when(part[3].is_null()).then(part[2].str.strip_chars()),
     )
     what = pl.col("parameter").str.to_lowercase()
-    said = pl.col("text").is_not_null()
     number = pl.col("text").cast(pl.Float64, strict=False)
-    table = table.with_columns(
-        value=pl.when(what == "age")
+    table = table.with_columns(value=number, unread=pl.lit(False))
+    places = table.select(pl.arg_where(what.is_in(["age", "gender"]) & pl.col("text").is_not_null())).to_series()
+    described = table[places].with_columns(
+        value=pl.when(number == -1)
+        .then(number)
+        .when(what == "age")
         .then(age("text", pl.String()))
-        .when(what == "gender")
-        .then(pl.when(number == -1).then(number).otherwise(sex("text")))
-        .otherwise(number),
-        unread=what.is_in(["age", "gender"]) & said,
-    ).with_columns(unread=pl.col("unread") & pl.col("value").is_null())
-    for name, lost in table.filter("unread").group_by(what).len().sort("parameter").iter_rows():
+        .otherwise(sex("text"))
+    )
+    unread = described["value"].is_null()
+    table = table.with_columns(
+        table["value"].scatter(places, described["value"]), table["unread"].scatter(places, unread)
+    )
+    for name, lost in described.filter(unread).group_by(what).len().sort("parameter").iter_rows():
         conversions.note("stays of {} with an unreadable {}, set missing", lost, place.name, name)
     conversions.note("lines of {} that are not UTF-8, read as Windows-1252", not_text, place.name)
     blank = rows["line"].str.strip_chars() == ""

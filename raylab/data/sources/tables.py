@@ -105,33 +105,38 @@ class Findings:
         `lines`: where each row stands in the file, for the message. `asked`: the rows in which anything must hold.
         """
         columns, kinds = schema.columns(), rows.schema
-        whole = rows.with_columns(
-            self.as_type(name, kinds[name], column).alias(name) for name, column in columns.items()
-        )
+        read = {name: self.read(rows, name, column) for name, column in columns.items()}
+        whole = rows.with_columns(of["typed"].alias(name) for name, of in read.items())
         typed, self.rows = whole, self.rows + rows.height
         if asked is not None:
             typed, rows = whole.filter(asked), rows.filter(asked)
+            read = {name: of.filter(asked) for name, of in read.items()}
             lines = None if lines is None else lines.filter(asked)
-        silent = rows.select(is_missing(name, kinds[name]).alias(name) for name in columns)
         for name, column in columns.items():
-            lost = typed[name].is_null() & ~silent[name]
+            lost = read[name]["typed"].is_null() & ~read[name]["silent"]
             if lost.any():
                 what = f"{name} is not {kind_of(column)}"
                 self.wrong[what] += int(lost.sum())
                 self.first.setdefault(what, example(rows, name, lost, lines, "identifier" not in said(column)))
             if isinstance(column.dtype, pl.Datetime):
-                zones = rows.select(has_zone(name, kinds[name])).to_series().unique().to_list()
-                self.conversions.add_zones(f"{self.file.name}, column {name}", zones)
+                self.conversions.add_zones(f"{self.file.name}, column {name}", read[name]["zone"].unique().to_list())
             if column.dtype.is_float() and kinds[name] == pl.String:
                 for mark in (",", "."):
                     if rows[name].str.contains(rf"[{mark}]\d+\s*$").any():
                         self.marks.setdefault(name, set()).add(mark)
         for rule, n in schema.filter(typed.select(schema.column_names())).failure.counts().items():
             name, _, kind = rule.partition("|")
-            unread = int((typed[name].is_null() & ~silent[name]).sum()) if kind == "nullability" else 0
+            of = read[name] if kind == "nullability" else None
+            unread = 0 if of is None else int((of["typed"].is_null() & ~of["silent"]).sum())
             if n > unread:
                 self.wrong[f"{name} is empty" if kind == "nullability" else f"{rule.replace('|', ': ')}"] += n - unread
         return whole
+
+    def read(self, rows: pl.DataFrame, name: str, column: dy.Column) -> pl.DataFrame:
+        """typed, silent (nothing is said), zone (of dates) of the column `name`."""
+        kind = rows.schema[name]
+        zone = {"zone": has_zone(name, kind)} if isinstance(column.dtype, pl.Datetime) else {}
+        return by_value(rows, name, typed=self.as_type(name, kind, column), silent=is_missing(name, kind), **zone)
 
     def as_type(self, name: str, kind: pl.DataType, column: dy.Column) -> pl.Expr:
         """The column `name`, of type `kind` in the file, as the schema's type; null where that is not possible."""
@@ -164,6 +169,15 @@ class Findings:
                 self.conversions.notes.append(f"{self.file.name}: column {name} has decimal commas")
         if self.not_utf8:
             self.conversions.notes.append(not_utf8(self.file.name, self.not_utf8))
+
+
+def by_value(rows: pl.DataFrame, name: str, **made: pl.Expr) -> pl.DataFrame:
+    """What is made of the column `name`, row by row. Of text each value is read once: most stand in many rows."""
+    column = rows.select(name)
+    if column.schema[name] != pl.String:
+        return column.select(**made)
+    values = column.unique().select(name, **made)
+    return column.join(values, name, "left", nulls_equal=True, maintain_order="left").drop(name)
 
 
 def said(column: dy.Column) -> dict[str, Any]:

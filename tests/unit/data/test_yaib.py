@@ -136,7 +136,8 @@ def test_the_same_stay_in_two_types(tmp_path, kind):
     column = pl.col("stay_id").cast(pl.String).cast(kind)
     plain = prepare_ards("yaib", write(tmp_path / "eicu"), tmp_path / "a")
     meta = prepare_ards("yaib", write(tmp_path / "odd" / "eicu", dyn(), sta().with_columns(column)), tmp_path / "b")
-    assert meta["coverage"]["age"] == 40 and meta["split_hash"] == plain["split_hash"]
+    assert meta["stays"] == 40 and meta["split_hash"] == plain["split_hash"]
+    assert load_icu(tmp_path / "b", "all").rows["age"].null_count() == 0
 
 
 def test_tables_of_two_databases_are_refused(tmp_path):

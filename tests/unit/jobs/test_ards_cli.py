@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from jobs import cli
+from jobs import cli, scores
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,14 @@ def test_a_model_trained_elsewhere_is_scored_on_yaib_data(tmp_path, ards_data, c
     covered = {row["name"]: row for row in json.loads((tmp_path / "concepts.json").read_text())["concepts"]}
     assert covered["pao2"]["stays"] == covered["pao2"]["rows"] == 1 and covered["peep"]["rows"] == 0
     assert raylab("explain", "ards", "--run", "far", "--data", ards_data, "--rows", 8) == 0
+
+
+def test_a_label_of_an_earlier_version_is_compared():
+    """A directory that was prepared before labels had a least age does not say one."""
+    mine = {"name": "ahrf", "min_age": 18.0, "onset": "in words", "population": "in words"}
+    framing = {"framing": "landmark", "horizon_h": 24, "gap_h": 0}
+    found = scores.differences({"label": mine, **framing}, {"label": {"name": "ahrf", "onset": "others"}, **framing})
+    assert found == ["min_age: the model's 18.0, this data's not said"]
 
 
 def test_rolling_predictions_are_scored_by_events(tmp_path, capsys):

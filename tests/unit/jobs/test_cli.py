@@ -20,9 +20,10 @@ import polars as pl
 import pytest
 from pydantic import create_model
 
-from jobs import cli, home, tracked
-from raylab import __version__
+from jobs import cli, home, tracked, tune
+from raylab import __version__, config
 from raylab.config import TYPES, ArdsRecipe
+from raylab.data.prepared import read_meta
 from raylab.recipes import RECIPES
 from raylab.run import write_model
 from raylab.tasks import TASKS, task
@@ -419,6 +420,43 @@ def test_a_run_s_scores_have_one_point_a_step_and_its_model_is_logged_once(train
     experiment = client.get_run(run_id).info.experiment_id
     logged = [m for m in client.search_logged_models([experiment]) if m.source_run_id == run_id]
     assert len(logged) == 1 and experiment != "0" and list(client.search_logged_models(["0"])) == []
+
+
+def test_a_search_registers_its_winner_once_and_best_stays_with_the_better_one(trained, own_home, ards_data):
+    """Two searches as they stand when their trials have ended, the worse one later; then both again, as a resume does,
+    and a sync of models that have waited for the server."""
+    first, registered = own_home / "runs" / "first", []
+    recipe, meta = config.read(first / "recipe.json"), read_meta(ards_data, "ards")
+    uri, shape = home.note(first)["uri"], tuple(home.note(first)["input_shape"])
+    winners = []
+    for name, auroc in (("better", 0.9), ("worse", 0.2)):
+        search = home.new_run(name, "ards")
+        tracked.opening(search, recipe, meta, ards_data, "tune", uri)
+        winner = search / "trials" / "000"
+        winner.mkdir(parents=True)
+        tracked.open_trial(winner, recipe, home.note(search), 0, {})
+        shutil.copytree(first / "model", winner / "model")
+        result = json.loads((first / "result.json").read_text())
+        result["best"]["auroc"] = auroc
+        (winner / "result.json").write_text(json.dumps(result))
+        winners.append((winner, search))
+        registered.append(tune.register(winner, search, recipe, shape))
+    assert registered == ["raylab-ards-synthetic/1", "raylab-ards-synthetic/2"]
+    assert [tune.register(*winner, recipe, shape) for winner in winners] == registered
+    for winner, _ in winners:
+        home.annotate(winner, model_logged=False)
+    code, out, err = raylab("sync")
+    assert code == 0 and "2 models sent" in out, err
+    client = runs.client(uri)
+    assert int(client.get_model_version_by_alias("raylab-ards-synthetic", "best").version) == 1
+    assert len(client.search_model_versions("name = 'raylab-ards-synthetic'")) == 2
+    for winner, search in winners:
+        run = client.get_run(home.note(winner)["run_id"])
+        logged = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+        assert len(logged) == 1 and len(run.outputs.model_outputs) == 1
+        of_search = client.get_run(home.note(search)["run_id"]).data.tags
+        assert of_search["raylab.best_run"] == run.info.run_id and of_search["raylab.registered"] in registered
+        shutil.rmtree(search)
 
 
 def last_epoch(directory: Path) -> dict[str, float]:
