@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import benchmark_ards, benchmark_covidnet, cli
+from raylab.files import keep_out_of_git_and_uploads
 
 EXAMPLE = "raylab benchmark ards --source physionet2012 --path DIR --landmarks 6 12 24 --folds 5 --out benchmark"
 TASKS = {"ards": benchmark_ards, "covidnet": benchmark_covidnet}
@@ -28,6 +29,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not any(args.out.iterdir()):
+        keep_out_of_git_and_uploads(args.out)
     result: dict[str, Any] = TASKS[args.task].main(args)
     return result
 

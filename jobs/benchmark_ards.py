@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jobs import home, tracked
+from jobs import home, scores, tracked
 from jobs.progress import say
-from jobs.scores import text
 from jobs.session import ray_session
 from raylab import config, recipes
-from raylab.config import Recipe
+from raylab.config import IcuData, Recipe
 from raylab.data import prepared
 from raylab.data.resplit import Split, resplit
 from raylab.errors import UsageError, unknown
 from raylab.files import write_json
+from raylab.intervals import text
 from raylab.leakage import VIEWS
 from raylab.metrics import binary_scores, paired_difference
 from tracking.outbox import Outbox
@@ -245,7 +245,8 @@ def leaked(args: argparse.Namespace, folder: Path, landmark: int, views: dict[in
             row["auroc"] = binary_scores(y, mine, group, BOOTSTRAPS, args.seed)["auroc"]
             if name != "everything":
                 row["lost"] = paired_difference(y, mine, whole, group, "auroc", BOOTSTRAPS, args.seed)
-                row["above_chance"] = row["auroc"]["low"] is not None and row["auroc"]["low"] > 0.5
+                if row["auroc"]["low"] is not None:
+                    row["above_chance"] = row["auroc"]["low"] > 0.5
             rows.append(row)
     return rows
 
@@ -332,12 +333,15 @@ def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, 
             meta = prepared.read_meta(folder / "data", "ards")
             for model in dict.fromkeys(row["model"] for row in result["table"]):
                 own = recipe_of(args, model) if model in MODELS else recipe
+                assert isinstance(own.data, IcuData)  # of no other task
                 child = home.new_run(f"{top.name}-{landmark}h-{model}", "ards")
                 tracked.opening(child, own, meta, folder / "data", "benchmark", uri, None, parent["run_id"])
                 rows = [r for r in result["table"] if (r["landmark_h"], r["model"]) == (landmark, model)]
                 with tracked.tracked(child, system=False):
-                    scores_of = values(rows, own.data.cohort)
-                    Outbox(child / "outbox").append({"kind": "metrics", "step": 0, "values": scores_of})
+                    outbox = Outbox(child / "outbox")
+                    outbox.append({"kind": "metrics", "step": 0, "values": values(rows, own.data.cohort)})
+                    if without := scores.without_interval(named_scores(rows, own.data.cohort)):
+                        outbox.append({"kind": "tags", "values": {"raylab.no_interval.folds": json.dumps(without)}})
 
 
 def next_name(name: str) -> str:
@@ -346,19 +350,22 @@ def next_name(name: str) -> str:
     return next(new for k in range(len(taken) + 1) if (new := name if k == 0 else f"{name}-{k + 1}") not in taken)
 
 
+def named_scores(rows: list[dict[str, Any]], cohort: str) -> dict[str, dict[str, Any]]:
+    """{SCORE: score} of the rows of `cohort`, {COHORT/SCORE: score} of the others."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        difference = {"auroc_minus_baseline": row["against_baseline"]} if "against_baseline" in row else {}
+        begin = "" if row["cohort"] == cohort else f"{row['cohort']}/"
+        found |= {f"{begin}{name}": score for name, score in {**row["scores"], **difference}.items()}
+    return found
+
+
 def values(rows: list[dict[str, Any]], cohort: str) -> dict[str, float]:
     """The scores of a model's rows as metrics: those of `cohort` as `folds/SCORE`, with its ends and `folds/n`, those
     of the other cohorts as `folds/COHORT/SCORE`."""
-    found: dict[str, float] = {}
-    for row in rows:
-        prefix = "folds" if row["cohort"] == cohort else f"folds/{row['cohort']}"
-        found[f"{prefix}/n"] = float(row["n"])
-        told = {
-            **row["scores"],
-            **({"auroc_minus_baseline": row["against_baseline"]} if "against_baseline" in row else {}),
-        }
-        for name, score in told.items():
-            for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
-                if score[key] is not None and np.isfinite(score[key]):
-                    found[f"{prefix}/{name}{end}"] = float(score[key])
+    found = {f"folds/{'' if row['cohort'] == cohort else row['cohort'] + '/'}n": float(row["n"]) for row in rows}
+    for name, score in named_scores(rows, cohort).items():
+        for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
+            if score[key] is not None and np.isfinite(score[key]):
+                found[f"folds/{name}{end}"] = float(score[key])
     return found

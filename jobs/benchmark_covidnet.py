@@ -20,12 +20,12 @@ from typing import Any
 from jobs import evaluate, home, prepare, train, transfer, tune
 from jobs.demo import do
 from jobs.progress import say
-from jobs.scores import text
 from raylab.data import published
 from raylab.data.manifest import discover
 from raylab.data.prepared import read_meta
 from raylab.errors import UsageError, unknown
 from raylab.files import read_lines, write_json
+from raylab.intervals import text
 
 EXPERIMENT = "raylab-benchmark-covidnet"
 PARTS = ("networks", "transfer", "schedulers", "scaling")
@@ -305,8 +305,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
         recalls = [row.get(f"sensitivity/{c}", {}).get("value") for c in ("normal", "pneumonia", "COVID-19")]
         shown = "/".join("-" if r is None else f"{r:.2f}" for r in recalls)
         inside = "; ".join(
-            f"{w['source']} {w['classes'][0]} from {w['classes'][1]} {w['auroc']['value']:.2f}"
-            f" [{w['auroc']['low']:.2f}, {w['auroc']['high']:.2f}]"
+            f"{w['source']} {w['classes'][0]} from {w['classes'][1]} {text(w['auroc'], 2)}"
             for w in row.get("within_source", [])
         )
         minus = text(row["minus_border"]) if "minus_border" in row else row.get("border", {}).get("why", "")

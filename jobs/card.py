@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs import home
-from jobs.scores import text
 from raylab import config
 from raylab.data.image_samples import LUNG_BOX
+from raylab.data.overlap import in_words
+from raylab.intervals import text
 from tracking.outbox import Outbox
 
 TEMPLATE = """# Model card: {{ name }}
@@ -53,10 +54,10 @@ from a file, {{ recipe.transfer.mode }}{% else %}random weights{% endif %}
 - calibration: ECE {{ shown(s.ece) }}{% if s.ece_calibrated is defined %}; at temperature \
 {{ "%.2f" % s.temperature.temperature }}, fitted on val, {{ shown(s.ece_calibrated) }}{% endif %}
 
-| class | n | sensitivity, Wilson 95 % | PPV, Wilson 95 % |
+| class | n | sensitivity, Wilson 95% CI | PPV, Wilson 95% CI |
 |---|---|---|---|
-{% for c in spec.classes %}| {{ c }} | {{ s.classes[c] }} | {{ wilson(s["sensitivity/" + c]) }} | \
-{{ wilson(s["ppv/" + c]) }} |
+{% for c in spec.classes %}| {{ c }} | {{ s.classes[c] }} | {{ shown(s["sensitivity/" + c]) }} | \
+{{ shown(s["ppv/" + c]) }} |
 {% endfor %}
 {% for name, by in (("source", s.confusion_by_source), ("view", s.get("confusion_by_view"))) if by -%}
 Confusion by {{ name }} (rows truth, columns prediction: {{ spec.classes | join(", ") }}):
@@ -94,12 +95,8 @@ def write(directory: Path, parameters: int) -> Path:
     for file in sorted((directory / "scores").glob("*.json")):
         s = json.loads(file.read_text())
         where = "own data" if s["data"] == described["data_hash"] else f"data {s['data'][:12]}"
-        leaked = s.get("leakage") or {}
-        s["leakage_words"] = (
-            f"{leaked['shared']} patients and {leaked.get('copies', 0)} copies of images were trained on"
-            if leaked.get("checked")
-            else leaked.get("why", "rows that picked the epoch" if s["split"] == "val" else "not checked")
-        )
+        unchecked = "rows that picked the epoch" if s["split"] == "val" else "not checked"
+        s["leakage_words"] = in_words(s["leakage"]) if s.get("leakage") else unchecked
         scored.append((f"{s['split']}, {where}", s))
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     card = environment.from_string(TEMPLATE).render(
@@ -110,7 +107,6 @@ def write(directory: Path, parameters: int) -> Path:
         meta=meta,
         scored=scored,
         shown=text,
-        wilson=_wilson,
         box=" to ".join(("({:.2f}, {:.2f})".format(*LUNG_BOX[:2]), "({:.2f}, {:.2f})".format(*LUNG_BOX[2:]))),
         masked=_masked(described),
     )
@@ -118,13 +114,6 @@ def write(directory: Path, parameters: int) -> Path:
     path.write_text(card)
     Outbox(directory / "outbox").append({"kind": "artifact", "path": str(path), "to": ""})
     return path
-
-
-def _wilson(score: dict[str, Any]) -> str:
-    if score["value"] is None:
-        return f"undefined: {score['why']}"
-    low, high = score["wilson"]
-    return f"{score['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _masked(described: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jobs import outputs
 from jobs.home import home
 from raylab import __version__
 from raylab.errors import RaylabError, UsageError, unknown
@@ -103,6 +104,8 @@ def run(verb: str, words: list[str]) -> int:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "compiled"))
     # An interrupt and a polite end of the job take the same way out: outboxes closed, run marked
     signal.signal(signal.SIGTERM, _interrupt)
+    if args.json not in (None, STDOUT):
+        outputs.check(args.json, "--json", "result")
     result: dict[str, Any] = module.main(args)
     if args.json == STDOUT:
         print(json.dumps(result, indent=1))

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import cli, home, tracked
+from jobs import cli, home, outputs, tracked
 from jobs.progress import say
 from raylab.errors import UsageError
 from tracking import compare, report
@@ -19,6 +19,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
+    if args.out is not None:
+        outputs.check(args.out, "--out", "report")
     uri = tracked.checked_address()
     experiment = args.experiment or tracked.experiment_name()
     frame = compare.collect(uri, experiment)

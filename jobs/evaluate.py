@@ -10,7 +10,7 @@ from jobs import card, cli, home, prepare, scores, tracked, validated
 from jobs.progress import say
 from raylab import config
 from raylab.data.manifest import SPLITS, discover
-from raylab.data.overlap import leakage
+from raylab.data.overlap import in_words, leakage
 from raylab.data.prepared import read_meta, sha256
 from raylab.errors import DataError, UsageError
 from raylab.run import read_model
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "a score over all of it would count rows that the model has learnt",
             "use --split test, or --split val; --split all is for data that the model never saw",
         )
-    leaked = leakage(args.task, Path(described["data"]), data, args.split)
+    leaked = leakage_of_run(directory, data, args.split)
     uri = tracked.checked_address()
     if args.recalibrate is not None and (args.task != "ards" or args.recalibrate < 1):
         raise UsageError("--recalibrate takes a number of patients, and is of the task ards")
@@ -100,6 +100,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if args.task == "ards":
             validated.tell(out)
         say(f"  leakage: {in_words(leaked)}")
+        for name, found in leaked.get("parents", {}).items():
+            say(f"  leakage from {name}, whose weights were the start: {in_words(found)}")
         if reads > 1:
             say(f"note: the test split of this data has now been read {reads} times for this run; report the first")
         say("next: raylab compare        raylab ui")
@@ -114,23 +116,36 @@ def of_folder(directory: Path, folder: Path, split: str, quiet: bool) -> Path:
     read = [folder.absolute(), *found.lists.values(), *([found.manifest] if found.manifest else [])]
     text = "\n".join([str(size), *(f"{p}\t{sha256(p) if p.is_file() else ''}" for p in read)])
     out = home.home() / "prepared" / f"{folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    meta = prepare.covidnet(out, found.images, found.lists, quiet, source="covidx", size=size, manifest=found.manifest)
+    options = {"size": size, "manifest": found.manifest, "replace": True}  # a file of the same name may have changed
+    meta = prepare.covidnet(out, found.images, found.lists, quiet, source="covidx", **options)
     if not quiet:
         prepare.tell("covidnet", out, meta)
     return out
 
 
-def in_words(leaked: dict[str, Any]) -> str:
-    if not leaked["checked"]:
-        return f"not checked, {leaked['why']}"
-    if leaked["shared"]:
-        by = f" ({leaked['why']})" if "why" in leaked else ""
-        return f"WARNING, {leaked['shared']} of {leaked['patients']} patients were trained on: the scores flatter{by}"
-    if leaked.get("copies"):
-        return f"WARNING, {leaked['copies']} images are copies of images that were trained on: the scores flatter"
-    if leaked["patients"] is None:
-        return leaked["why"]  # type: ignore[no-any-return]
-    return "none, no patient here was in train or val"
+def leakage_of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
+    """overlap.leakage of the run's own training data; "parents": the same of every run, or file, that its weights
+    started from."""
+    described = home.note(directory)
+
+    def check(note: dict[str, Any]) -> dict[str, Any]:
+        return leakage(described["task"], Path(note["data"]), data, split, note["data_hash"])
+
+    found, parents = check(described), {}
+    note = described
+    while True:
+        weights = config.read(directory / "recipe.json").model.weights_path
+        if note.get("parent") is None:
+            if weights is not None:
+                parents[weights] = {"checked": False, "why": "a file of weights does not say what it was trained on"}
+            return found | ({"parents": parents} if parents else {})
+        try:
+            directory = home.find(note["parent"])
+        except UsageError:
+            parents[note["parent"]] = {"checked": False, "why": "the run is no longer in this home"}
+            return found | {"parents": parents}
+        note = home.note(directory)
+        parents[note["name"]] = check(note)
 
 
 def checked(args: argparse.Namespace) -> tuple[Path, Path]:

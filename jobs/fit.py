@@ -18,7 +18,7 @@ from raylab.data import lung_fits as fits
 from raylab.data.digest import screen
 from raylab.data.icu import SOURCES, Raw
 from raylab.errors import DataError, UsageError, unknown
-from raylab.files import whole, write_json
+from raylab.files import keep_out_of_git_and_uploads, whole, write_json
 from tracking.outbox import Outbox
 
 EXAMPLE = "raylab fit --source synthetic --patients 100 --out fits/synthetic"
@@ -92,6 +92,7 @@ def source_gases(source: str, path: Path, patients: int, seed: int, hours: float
 def fitted(table: pl.DataFrame, out: Path, directory: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Fit all chunks, in this process or over Ray; fits.parquet in `out` and its summary."""
     chunks = fits.chunks(table, out)
+    keep_out_of_git_and_uploads(out)
     remote = args.workers > 0 or bool(os.environ.get("RAY_ADDRESS"))
 
     def progress(done: int, total: int) -> None:

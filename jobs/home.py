@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from raylab.errors import RunError, UsageError, unknown
-from raylab.files import locked, write_json
+from raylab.files import keep_out_of_git_and_uploads, locked, write_json
 from tracking import runs as tracking_runs
 
 GROUP = "RAYLAB_HOME_GROUP"
@@ -48,8 +48,11 @@ def new_run(name: str | None, task: str) -> Path:
             f"there is already a run named '{name}'", do=f"raylab train --resume {name}, or choose another --name"
         )
     group()  # a name that is wrong is said before there is a run
+    first = not directory.parent.exists()
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
+    if first:
+        keep_out_of_git_and_uploads(home())
     return directory
 
 

@@ -11,6 +11,7 @@ from raylab import temperature
 from raylab.controls import border_probe, by_stratum, within_source
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError
+from raylab.intervals import text
 from raylab.metrics import multiclass_scores, paired_difference
 
 
@@ -68,10 +69,9 @@ def lines(result: dict[str, Any]) -> list[str]:
     for row in result.get("within_source", []):
         n = " and ".join(str(n) for n in row["auroc"]["n"])
         border = f"; border probe {row['border']['value']:.3f}" if row["border"] else ""
-        a = row["auroc"]
         told.append(
             f"within {row['source']}, {row['classes'][0]} against {row['classes'][1]} (n = {n}): "
-            f"AUROC {a['value']:.3f} [{a['low']:.3f}, {a['high']:.3f}]{border}"
+            f"AUROC {text(row['auroc'])}{border}"
         )
     if "why" in result.get("border", {}):
         told.append(result["border"]["why"])

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jobs import cli, gradcam, home, individuals, scores, tracked
+from jobs import cli, gradcam, home, individuals, outputs, scores, tracked
 from jobs.evaluate import checked
 from jobs.progress import say
+from raylab.data import sweeps
 from raylab.data.prepared import read_meta
-from raylab.data.sweeps import outputs
-from raylab.errors import DataError, UsageError
+from raylab.errors import UsageError
 from tracking.outbox import Outbox
 
 EXAMPLE = "raylab predict ards --run NAME --data prepared/ards --split val --out probabilities.parquet"
@@ -36,18 +36,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     directory, data = checked(args)
-    if args.out.is_dir():
-        raise DataError(f"{args.out} is a directory", do="give --out a file name, for example p.parquet")
+    outputs.check(args.out, "--out", "predictions")
     if args.explain and args.task != "covidnet":
         raise UsageError("--explain shows where a network looks in images", f"'{args.task}' has none")
     job, recipe, samples, network = scores.load(directory, data, args.split)
+    if args.out.suffix != ".parquet":
+        raise UsageError(
+            f"--out {args.out} does not end in .parquet",
+            "it will be a parquet file, and by that name git and Ray leave it out",
+            f"--out {args.out.with_suffix('.parquet')}",
+        )
     p = scores.probabilities(job, recipe, samples, network)
     classes = samples.spec["classes"]
     label = {"label": samples.y}
     if job.outcome == "binary":
         columns = {f"p_{classes[1]}": p}
     elif job.outcome == "regression":
-        truth, values = outputs(samples.y, samples.spec), outputs(p, samples.spec)
+        truth, values = sweeps.outputs(samples.y, samples.spec), sweeps.outputs(p, samples.spec)
         label = {c: truth[:, k] for k, c in enumerate(classes)}
         columns = {f"p_{c}": values[:, k] for k, c in enumerate(classes)}
     else:

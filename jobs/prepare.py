@@ -21,6 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", choices=["ards", "covidnet"])
     parser.add_argument("--out", type=Path, required=True, help="the directory to make")
     parser.add_argument(
+        "--replace", action="store_true", help="replace data of the task in --out, once the new data is complete"
+    )
+    parser.add_argument(
         "--source", help="ards: physionet2012, meds, mimic3, yaib, synthetic; covidnet: covidx, synthetic"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the splits and of synthetic data")
@@ -93,7 +96,8 @@ def _ards(args: argparse.Namespace) -> dict[str, Any]:
     if args.origin is not None:
         if args.source is not None or args.path is not None:
             raise UsageError("--from takes prepared directories, and so no --source and no --path")
-        return resplit([directory.absolute() for directory in args.origin], args.out, parse(args.split_by), args.seed)
+        directories = [directory.absolute() for directory in args.origin]
+        return resplit(directories, args.out, parse(args.split_by), args.seed, args.replace)
     source = args.source or ("physionet2012" if args.path else None)
     if source is None:
         raise UsageError("prepare ards needs --source", do="add --source physionet2012 --path DIR, or synthetic")
@@ -114,6 +118,7 @@ def _ards(args: argparse.Namespace) -> dict[str, Any]:
         mapping=args.mapping,
         grid_of_windows=args.sensitivity,
         virtual=args.virtual_patient,
+        replace=args.replace,
     )
 
 
@@ -138,6 +143,7 @@ def _covidnet(args: argparse.Namespace) -> dict[str, Any]:
         domain=args.domain,
         manifest=manifest,
         apart_from=args.apart_from,
+        replace=args.replace,
     )
 
 

@@ -17,6 +17,7 @@ from raylab.data.prepared import read_meta
 from raylab.data.samples import Samples
 from raylab.errors import DataError
 from raylab.files import read_lines, write_json
+from raylab.intervals import text
 from raylab.loop import predict
 from raylab.run import read_model
 from raylab.tasks import Task
@@ -24,7 +25,6 @@ from raylab.world import World
 from tracking import plots
 from tracking.outbox import Outbox
 
-COHORTS = {"ards": cohorts.COHORTS}  # scored beside each other: the unflattering ones too
 BOOTSTRAPS = 1000
 MATRICES = ("confusion", "confusion_by_source")
 
@@ -62,7 +62,7 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
     if isinstance(recipe.data, IcuData):
         result["cohort"] = recipe.data.cohort
         result["cohorts"] = {}
-        for cohort in COHORTS[job.name]:
+        for cohort in cohorts.COHORTS:  # the unflattering ones too
             try:
                 _, _, part, _ = load(directory, data, split, cohort)
             except DataError as empty:
@@ -107,7 +107,8 @@ def record(directory: Path, scored: dict[str, Any]) -> None:
     """Append scores as metrics `SPLIT/score`, `_low`, `_high`, and the plots, to the run's outbox.
 
     They are of the kept model, so they stand at the last step of its epoch; those of the split that chose it are
-    `best/val/...`, because `val/...` is the curve over all epochs.
+    `best/val/...`, because `val/...` is the curve over all epochs. Scores without an interval have the value alone; the
+    tag raylab.no_interval.SPLIT (or .best/val) has them by reason.
     """
     result, split = scored["result"], scored["split"]
     described = home.note(directory)
@@ -120,6 +121,8 @@ def record(directory: Path, scored: dict[str, Any]) -> None:
                 values[f"{prefix}/{name}{end}"] = score[key]
     outbox = Outbox(directory / "outbox")
     append_new_metrics(outbox, int(described.get("best_step", 0)), values)
+    if without := without_interval(result):
+        outbox.append({"kind": "tags", "values": {f"raylab.no_interval.{prefix}": json.dumps(without)}})
     keep(directory, scored)
     if "leakage" in scored:
         outbox.append({"kind": "tags", "values": {f"raylab.leakage.{split}": json.dumps(scored["leakage"])}})
@@ -187,6 +190,15 @@ def flat_scores(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def without_interval(result: dict[str, Any]) -> dict[str, list[str]]:
+    """{why: [score, ...]} of the scores that have a value and no interval."""
+    found: dict[str, list[str]] = {}
+    for name, score in flat_scores(result).items():
+        if score["value"] is not None and score["low"] is None:
+            found.setdefault(score["why"], []).append(name)
+    return found
+
+
 def keep(directory: Path, scored: dict[str, Any]) -> None:
     """`scores/SPLIT-DATA.json` of a run: what its model card is made from."""
     folder = directory / "scores"
@@ -200,15 +212,6 @@ def calibrate(directory: Path, scored: dict[str, Any]) -> None:
     if scored["job"].outcome == "multiclass":
         fitted = temperature.fit(scored["samples"].y, scored["p"])
         write_json(directory / "model" / "temperature.json", {"temperature": fitted, "fitted_on": scored["split"]})
-
-
-def text(score: dict[str, Any]) -> str:
-    """`0.812 [0.760, 0.861]`, or why there is none."""
-    if score["value"] is None:
-        return f"undefined: {score.get('why', '')}"
-    if score["low"] is None:
-        return f"{score['value']:.3f} (no interval: {score.get('why', 'too few patients')})"
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
 def tell(out: dict[str, Any]) -> None:

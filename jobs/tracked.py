@@ -14,9 +14,8 @@ from typing import Any
 
 from jobs.home import annotate, home, note
 from jobs.progress import say
-from jobs.scores import COHORTS
 from raylab import config
-from raylab.config import Recipe
+from raylab.config import IcuData, Recipe
 from raylab.data.prepared import sha256
 from raylab.errors import RaylabError, TrackingError
 from raylab.files import read_lines
@@ -88,7 +87,7 @@ def opening(
         "raylab.kind": kind,
         "raylab.name": directory.name,
         "raylab.data_source": str(meta["source"]),
-        **({"raylab.cohort": recipe.data.cohort} if recipe.task in COHORTS else {}),
+        **({"raylab.cohort": recipe.data.cohort} if isinstance(recipe.data, IcuData) else {}),
         **({"raylab.parent": parent["run_id"], "raylab.parent_name": parent["name"]} if parent else {}),
         **(more_tags or {}),
     }

@@ -13,6 +13,7 @@ from raylab import alarms, validation
 from raylab.config import Recipe
 from raylab.data.icu_samples import IcuSamples
 from raylab.errors import DataError, UsageError
+from raylab.intervals import text
 from raylab.metrics import binary_scores
 from tracking import plots
 
@@ -99,24 +100,24 @@ def figures(scored: dict[str, Any]) -> dict[str, Any]:
 def tell(out: dict[str, Any]) -> None:
     say("  net benefit (of acting on everybody):")
     for row in out["decision_curve"]:
-        say(f"    at {row['threshold']:<4g} {scores.text(row['model'])} ({row['everybody']:.3f})")
+        say(f"    at {row['threshold']:<4g} {text(row['model'])} ({row['everybody']:.3f})")
     say("  subgroups, AUROC:")
     for name, of in out["subgroups"].items():
-        shown = scores.text(of["auroc"]) if "auroc" in of else of["why"]
+        shown = text(of["auroc"]) if "auroc" in of else of["why"]
         say(f"    {name:<22} {of['positive']:>5} of {of['n']:<6} {shown}")
     say("  how the rows end: " + ", ".join(f"{how} {n:,}" for how, n in out["ends"].items()))
     for row in out.get("alarms", ()):
         if "why" in row:
             say(f"  alarms, event recall {row['event_recall_at_least']:g}: {row['why']}")
             continue
-        shown = {name: scores.text(row[name]) for name in ("event_recall", "alarm_precision", "lead_h")}
+        shown = {name: text(row[name]) for name in ("event_recall", "alarm_precision", "lead_h")}
         say(
             f"  alarms: event recall {shown['event_recall']}, precision {shown['alarm_precision']}, "
-            f"{scores.text(row['alarms_per_patient_day'])} a patient-day, lead {shown['lead_h']} h"
+            f"{text(row['alarms_per_patient_day'])} a patient-day, lead {shown['lead_h']} h"
         )
     if of := out.get("recalibrated"):
         say(f"  recalibrated on {of['patients']} patients of {of['split']}, {of['n']} rows scored:")
         for name in of["before"]:
-            say(f"    {name:<24} {scores.text(of['before'][name])} -> {scores.text(of['after'][name])}")
+            say(f"    {name:<24} {text(of['before'][name])} -> {text(of['after'][name])}")
     for note in out["notes"]:
         say(f"  note: {note}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raylab.intervals import Floats, clustered
+from raylab.intervals import Floats, clustered, proportion
 
 SILENCE_H = 4.0
 RECALLS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -60,7 +60,7 @@ def counts(rows: Rolling, threshold: float) -> dict[str, Floats]:
 
 def scores(rows: Rolling, bootstraps: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
     """For each of RECALLS the highest threshold that reaches it: event recall, alarm precision, alarms a patient-day
-    and mean lead time (h), each with its interval over patients at that threshold."""
+    and mean lead time (h), each with its interval over patients at that threshold (recall and precision: Wilson's)."""
     found = [(float(t), counts(rows, float(t))) for t in np.unique(np.quantile(rows.p, np.linspace(0, 1, STEPS)))[::-1]]
     table = []
     for recall in RECALLS:
@@ -72,22 +72,21 @@ def scores(rows: Rolling, bootstraps: int = 1000, seed: int = 0) -> list[dict[st
             continue
         threshold, of = reached[0]
 
-        def score(w: Floats, of: dict[str, Floats] = of) -> dict[str, Floats]:
-            total = {name: w @ values for name, values in of.items()}
+        recalled = of["recalled"] > 0  # the lead is a mean over these stays alone
 
-            def ratio(top: str, bottom: str) -> Floats:
-                out: Floats = np.full(len(w), np.nan)
-                np.divide(total[top], total[bottom], out=out, where=total[bottom] > 0)
-                return out
+        def alarms(w: Floats, of: dict[str, Floats] = of) -> dict[str, Floats]:
+            return {"alarms_per_patient_day": 24 * (w @ of["alarms"]) / (w @ of["hours"])}
 
-            return {
-                "event_recall": ratio("recalled", "event"),
-                "alarm_precision": ratio("true", "alarms"),
-                "alarms_per_patient_day": 24 * ratio("alarms", "hours"),
-                "lead_h": ratio("lead", "recalled"),
-            }
+        def lead(w: Floats, lead: Floats = of["lead"][recalled]) -> dict[str, Floats]:
+            return {"lead_h": w @ lead / w.sum(axis=1)}
 
-        why = {"lead_h": "no event was recalled", "alarm_precision": "no alarm"}
-        intervals = clustered(score, rows.group, bootstraps, seed, why)
+        intervals = {
+            "event_recall": proportion(of["recalled"], of["event"], rows.group, "no event"),
+            "alarm_precision": proportion(of["true"], of["alarms"], rows.group, "no alarm"),
+            **clustered(alarms, rows.group, bootstraps, seed, {}, {}),
+            **clustered(
+                lead, rows.group[recalled], bootstraps, seed, {}, {"with a recalled event": recalled[recalled]}
+            ),
+        }
         table.append({"event_recall_at_least": recall, "threshold": threshold, **intervals})
     return table

@@ -13,6 +13,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+IGNORE_FILES = (".gitignore", ".rayignore")
+
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -75,3 +77,15 @@ def flock(fd: int, how: int) -> None:
             raise
         # Lustre mounted without -o flock. One O_APPEND write is still one line on one node.
         log.warning("this file system has no locks: keep to one writer a run")
+
+
+def keep_out_of_git_and_uploads(directory: Path) -> None:
+    """Write ignore files into `directory`: git does not see it, and Ray does not upload it with a job.
+
+    Ignore files that are there, and the root of a repository, stay as they are.
+    """
+    if (directory / ".git").exists():
+        return
+    for name in IGNORE_FILES:
+        if not (directory / name).exists():
+            (directory / name).write_text("# written by raylab: data and results are not committed or uploaded\n*\n")

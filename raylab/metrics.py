@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raylab.errors import DataError, unknown
-from raylab.intervals import Floats, clustered, wilson
+from raylab.intervals import Bools, Floats, clustered, proportion, wilson
 
 __all__ = [
     "binary_scores",
@@ -38,7 +38,7 @@ def binary_scores(
 
     auroc                        ties count half (midranks)
     auprc                        average precision, ties grouped: the sum over thresholds of precision x gained recall
-    prevalence                   what auprc is of a guess
+    prevalence                   what auprc is of a guess; its interval is Wilson's
     brier, brier_scaled          mean (p - y)^2; 1 - brier / (prevalence (1 - prevalence))
     calibration_slope            b of the fit y ~ a + b logit(p); 1 is calibrated, below 1 overconfident
     calibration_intercept        a of y ~ a + logit(p), calibration in the large; 0 is calibrated
@@ -60,13 +60,20 @@ def binary_scores(
         slope = _calibration(y_N, logit_N, w, free_slope=True, start=start[True])[:, 1]
         intercept = _calibration(y_N, logit_N, w, free_slope=False, start=start[False])[:, 0]
         found = _ranking(y_N, p_N, w) | _brier(y_N, p_N, w)
+        del found["prevalence"]  # a proportion, below
         return found | {"calibration_slope": slope, "calibration_intercept": intercept}
 
     if 0 < y_N.sum() < len(y_N):
         why = {"calibration_slope": "no finite slope: p separates the classes, or nearly, or is constant"}
     else:
         why = dict.fromkeys(scores(whole), ONE_CLASS)
-    return clustered(scores, group_N, bootstraps, seed, why)
+    found = clustered(scores, group_N, bootstraps, seed, why, outcomes(y_N))
+    return {**found, "prevalence": proportion(y_N, np.ones(len(y_N)), group_N, "")}
+
+
+def outcomes(y: NDArray[Any]) -> dict[str, Bools]:
+    """The strata of a binary outcome, for `clustered`."""
+    return {"with the outcome": y == 1, "without it": y == 0}
 
 
 def multiclass_scores(
@@ -80,15 +87,13 @@ def multiclass_scores(
 ) -> dict[str, Any]:
     """Scores of the probabilities p[N, K] of y[N] in 0..K-1, named by classes[K]; the largest p is the prediction.
 
-    accuracy, macro_recall, sensitivity/<class>, ppv/<class>
+    macro_recall, accuracy, sensitivity/<class>, ppv/<class>; the last three are proportions, with Wilson's interval
     auroc    one class against the rest, averaged over classes
     brier    mean over rows of the sum over classes of (p - truth)^2 (Brier 1950: 0 to 2)
     ece      |accuracy - confidence| over 15 bins of confidence, (low, high] (Guo 2017, arXiv 1706.04599)
 
-    Sensitivities and PPVs carry `wilson` [low, high] beside the bootstrap: it counts rows as independent, but does not
-    collapse when all of a few rows are right. `confusion` [K, K] has the truth in its rows; `confusion_by_source`
-    is the same for each source[N]. A class without rows has no sensitivity, and averages are over the others
-    (with a `note`).
+    `confusion` [K, K] has the truth in its rows; `confusion_by_source` is the same for each source[N]. A class without
+    rows has no sensitivity, and averages are over the others (with a `note`).
     """
     y_N, p_NK = _multiclass_inputs(y, p)
     N, K = p_NK.shape
@@ -97,10 +102,10 @@ def multiclass_scores(
     group_N = _rows("group", group, N)
     source_N = None if source is None else _rows("source", source, N)
 
-    cell_N = y_N * K + p_NK.argmax(axis=1)
-    cells_NC = np.eye(K * K)[cell_N]
+    called_N = p_NK.argmax(axis=1)
+    cell_N = y_N * K + called_N
     confidence_N = p_NK.max(axis=1)
-    hit_N = p_NK.argmax(axis=1) == y_N
+    hit_N = called_N == y_N
     bin_N = np.clip(np.ceil(confidence_N * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
     gaps_NB = np.eye(ECE_BINS)[bin_N] * (hit_N - confidence_N)[:, None]
     square_N = ((p_NK - np.eye(K)[y_N]) ** 2).sum(axis=1)
@@ -108,38 +113,28 @@ def multiclass_scores(
     rankings = [(k, _from_highest(y_N == k, p_NK[:, k])) for k in present]
 
     def scores(w: Floats) -> dict[str, Floats]:
-        confusion_RKK = (w @ cells_NC).reshape(-1, K, K)
-        right_RK = confusion_RKK.diagonal(axis1=1, axis2=2)
-        recall_RK = _ratio(right_RK, confusion_RKK.sum(axis=2))
-        ppv_RK = _ratio(right_RK, confusion_RKK.sum(axis=1))
         total = w.sum(axis=1)
         aurocs = [_auroc((y_N == k)[order], p_NK[order, k], w[:, order]) for k, order in rankings]
         return {
-            "macro_recall": recall_RK[:, present].mean(axis=1),
-            "accuracy": right_RK.sum(axis=1) / total,
+            "macro_recall": _macro_recall(y_N, p_NK, w),
             "auroc": np.mean(aurocs, axis=0),
             "brier": _weighted_sum(w, square_N) / total,
             "ece": np.abs(w @ gaps_NB).sum(axis=1) / total,
-            **{f"sensitivity/{name}": recall_RK[:, k] for k, name in enumerate(classes)},
-            **{f"ppv/{name}": ppv_RK[:, k] for k, name in enumerate(classes)},
         }
 
-    why = {"auroc": ONE_CLASS}
-    why |= {f"sensitivity/{name}": f"no row of class {name}" for name in classes}
-    why |= {f"ppv/{name}": f"class {name} was never predicted" for name in classes}
-    out: dict[str, Any] = clustered(scores, group_N, bootstraps, seed, why)
-
-    confusion_KK = _count(cell_N, K)
-    for k in present:
-        low, high = wilson(int(confusion_KK[k, k]), int(confusion_KK[k].sum()))
-        out[f"sensitivity/{classes[k]}"]["wilson"] = [low, high]
-        if called := int(confusion_KK[:, k].sum()):
-            out[f"ppv/{classes[k]}"]["wilson"] = list(wilson(int(confusion_KK[k, k]), called))
+    strata = {f"of class {classes[k]}": y_N == k for k in present}
+    found = clustered(scores, group_N, bootstraps, seed, {"auroc": ONE_CLASS}, strata)
+    out: dict[str, Any] = {"macro_recall": found.pop("macro_recall")}
+    out |= {"accuracy": proportion(hit_N, np.ones(N), group_N, ""), **found}
+    for k, name in enumerate(classes):
+        right_N = hit_N & (y_N == k)
+        out[f"sensitivity/{name}"] = proportion(right_N, y_N == k, group_N, f"no row of class {name}")
+        out[f"ppv/{name}"] = proportion(right_N, called_N == k, group_N, f"class {name} was never predicted")
     if len(present) < K:
         absent = ", ".join(name for k, name in enumerate(classes) if k not in present)
         for name in ("macro_recall", "auroc"):
             out[name]["note"] = f"over {', '.join(classes[k] for k in present)}; no rows of {absent}"
-    out["confusion"] = confusion_KK.tolist()
+    out["confusion"] = _count(cell_N, K).tolist()
     if source_N is not None:
         out["confusion_by_source"] = {str(s): _count(cell_N[source_N == s], K).tolist() for s in np.unique(source_N)}
     return out
@@ -163,7 +158,7 @@ def regression_scores(
         return {"r2_min": r2_RK.min(axis=1), "r2_mean": r2_RK.mean(axis=1), **found}
 
     group_N = _rows("group", group, len(y_NK))
-    return clustered(scores, group_N, bootstraps, seed, {})
+    return clustered(scores, group_N, bootstraps, seed, {}, {})
 
 
 def point(task_kind: str, y: ArrayLike, p: ArrayLike) -> dict[str, float]:
@@ -217,10 +212,12 @@ def paired_difference(
     if a.shape != b.shape:
         raise DataError(f"p_a has the shape {a.shape}, p_b {b.shape}", "a pair is scored on the same rows and classes")
     group_N = _rows("group", group, len(y_N))
-    difference = clustered(
-        lambda w: {"difference": of(y_N, a, w) - of(y_N, b, w)}, group_N, bootstraps, seed, {"difference": ONE_CLASS}
-    )
-    return difference["difference"]
+    strata = outcomes(y_N) if score == "auroc" else {f"of class {k}": y_N == k for k in np.unique(y_N)}
+
+    def difference(w: Floats) -> dict[str, Floats]:
+        return {"difference": of(y_N, a, w) - of(y_N, b, w)}
+
+    return clustered(difference, group_N, bootstraps, seed, {"difference": ONE_CLASS}, strata)["difference"]
 
 
 def calibration_fit(y: ArrayLike, p: ArrayLike) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from raylab.errors import DataError
 from raylab.intervals import Floats, clustered
-from raylab.metrics import LOGIT_CLIP, ONE_CLASS, binary_scores, calibration_fit
+from raylab.metrics import LOGIT_CLIP, ONE_CLASS, binary_scores, calibration_fit, outcomes
 
 BINS = 50
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
@@ -42,7 +42,7 @@ def ici(y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, se
         gap_RB = np.abs((w * (y_N - p_N)) @ cells_NB @ kernel_BB) / near_RB
         return {"ici": (rows_RB * gap_RB).sum(1) / rows_RB.sum(1)}
 
-    return clustered(score, group_N, bootstraps, seed, {})["ici"]
+    return clustered(score, group_N, bootstraps, seed, {}, outcomes(y_N))["ici"]
 
 
 def decision_curve(
@@ -59,7 +59,7 @@ def decision_curve(
         benefit_RT = (w @ (act_NT * gain_NT)) / w.sum(1, keepdims=True)
         return {str(k): benefit_RT[:, k] for k in range(len(THRESHOLDS))}
 
-    model = clustered(score, group_N, bootstraps, seed, {})
+    model = clustered(score, group_N, bootstraps, seed, {}, outcomes(y_N))
     everybody = gain_NT.mean(0)
     return [
         {"threshold": t, "model": model[str(k)], "everybody": float(everybody[k])} for k, t in enumerate(THRESHOLDS)

@@ -22,6 +22,7 @@ PRIMARY = {
     "covidnet": ("macro_recall", "accuracy"),
     "surrogate": ("r2_min", "r2_mean"),
 }
+NO_INTERVAL = "no_interval."  # begins the tag of a split that has {why: [score, ...]} of scores without an interval
 # Where metrics of a split are, the best known first: the test rows of a run's data, all rows of data that it never saw,
 # the test rows of every fold of a benchmark, the val rows at the kept epoch, and at the last one.
 SPLITS = ("test", "all", "folds", "best/val", "val")
@@ -82,11 +83,18 @@ def collect(uri: str, experiment: str) -> pl.DataFrame:
 
 
 def scores(row: Mapping[str, Any], split: str) -> list[str]:
-    """The names, without the split, of a run's scores on a split: what has an interval (`_low`), and the primary."""
+    """The names, without the split, of a run's scores on a split: what has an interval (`_low`) or a reason to have
+    none, and the primary."""
     usual = [n for n in PRIMARY.get(row["task"] or "", ()) if row.get(f"{split}/{n}") is not None]
     ends = (name.removeprefix(f"{split}/") for name, value in row.items() if value is not None)
     ranged = [n.removesuffix("_low") for n in ends if n.endswith("_low") and f"{split}/{n}" in row]
-    return list(dict.fromkeys(usual + sorted(ranged)))
+    return list(dict.fromkeys(usual + sorted({*ranged, *without_interval(row, split)})))
+
+
+def without_interval(row: Mapping[str, Any], split: str) -> dict[str, str]:
+    """{score: why it has no interval}, of the scores on a split that say so in the tag no_interval.SPLIT."""
+    found = json.loads(row.get(f"tag/{NO_INTERVAL}{split}") or "{}")
+    return {name: why for why, names in found.items() for name in names if row.get(f"{split}/{name}") is not None}
 
 
 def list_splits(row: Mapping[str, Any]) -> list[str]:
@@ -119,12 +127,19 @@ def primary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return known[:3] if usual is None else [name for name in usual if name in known]
 
 
-def interval(row: Mapping[str, Any], score: str) -> str:
-    """ "0.812 [0.790, 0.833]", without the bracket where there is no interval, "" without the score."""
+def interval(row: Mapping[str, Any], score: str, reason: bool = False) -> str:
+    """ "0.812 [0.790, 0.833]", with more digits where its ends would look the same; "0.812 (too few)" where there is no
+    interval, with the whole `reason` where it is asked for; "0.812" where nothing is known, "" without the score."""
     value, low, high = row.get(score), row.get(f"{score}_low"), row.get(f"{score}_high")
     if value is None:
         return ""
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    split = next(split for split in SPLITS if score.startswith(f"{split}/"))
+    if why := without_interval(row, split).get(score.removeprefix(f"{split}/")):
+        return f"{value:.3f} ({why if reason else why.partition(':')[0]})"
+    if low is None or high is None:
+        return f"{value:.3f}"
+    digits = next((d for d in (3, 4, 5) if f"{low:.{d}f}" != f"{high:.{d}f}"), 6)
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def add_split_columns(frame: pl.DataFrame) -> pl.DataFrame:

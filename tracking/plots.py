@@ -92,8 +92,10 @@ def decision(curve: Sequence[Mapping[str, Any]], title: str = "Decision curve", 
     threshold, model (value, low, high) and everybody."""
     at = [row["threshold"] for row in curve]
     figure, axes = _figure(title, synthetic)
-    axes.plot(at, [row["model"]["value"] for row in curve], color=COLOURS[0], linewidth=2, marker="o", label="model")
-    if all(row["model"]["low"] is not None for row in curve):
+    banded = all(row["model"]["low"] is not None for row in curve)
+    label = "model" if banded else "model (too few patients for intervals)"
+    axes.plot(at, [row["model"]["value"] for row in curve], color=COLOURS[0], linewidth=2, marker="o", label=label)
+    if banded:
         low, high = ([row["model"][end] for row in curve] for end in ("low", "high"))
         axes.fill_between(at, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
     axes.plot(at, [row["everybody"] for row in curve], color=COLOURS[1], linestyle="--", label="act on everybody")

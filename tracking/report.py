@@ -92,6 +92,7 @@ def _run(row: Row, names: Mapping[str, str], extras: Extras) -> Row:
         facts["seconds"] = f"{row['seconds']:.0f}"
     facts["started"] = row["started"].strftime("%Y-%m-%d %H:%M:%S UTC")
     tags = {n: v for n, v in row.items() if n.startswith("tag/") and v and n not in HIDDEN_TAGS}
+    tags = {n: v for n, v in tags.items() if not n.startswith(f"tag/{compare.NO_INTERVAL}")}
     facts |= {n.removeprefix("tag/").replace("_", " "): v for n, v in tags.items()}
     splits = compare.list_splits(row)
     every = dict.fromkeys(name for split in splits for name in compare.scores(row, split))
@@ -111,7 +112,7 @@ def _run(row: Row, names: Mapping[str, str], extras: Extras) -> Row:
             compare.name_split(split) + (f", n = {n}" if (n := _count(row.get(f"{split}/n"))) else "")
             for split in splits
         ],
-        "scores": {name: [compare.interval(row, f"{split}/{name}") for split in splits] for name in every},
+        "scores": {name: [compare.interval(row, f"{split}/{name}", reason=True) for split in splits] for name in every},
         "told": extras.data,
         "recipe": extras.recipe,
         "plots": others or of_val,

@@ -79,6 +79,7 @@ def prepare_ards(
     mapping: Path | None = None,
     grid_of_windows: bool = False,
     virtual: bool = False,
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Publish samples.parquet, hours.parquet and meta.json at `out` and return the meta.
 
@@ -200,7 +201,7 @@ def prepare_ards(
             "seed": seed,
         }
 
-    return prepared.publish(Path(out), write)
+    return prepared.publish(Path(out), write, "ards", replace)
 
 
 def checked(landmark: float, horizon: float, gap: float, framing: str, until: float) -> Framing:

@@ -62,8 +62,10 @@ def prepare_covidnet(
     manifest: Path | None = None,
     apart_from: Sequence[Path] = (),
     spread: Spread | None = None,
+    replace: bool = False,
 ) -> dict[str, Any]:
-    """Prepare the directory `out` and return its meta.
+    """Prepare the directory `out` and return its meta. Prepared X-rays that are there already are replaced with
+    `replace` only.
 
     source "covidx" reads the lists given, or the rows of `manifest` (of its `domain` alone where given), and the files
     under `images`; "synthetic" draws `patients` phantoms of site `domain`, A by default. Rows that are copies of an
@@ -76,11 +78,19 @@ def prepare_covidnet(
     if source == "covidx":
         lists = {name: path for name, path in zip(SPLITS, (train, val, test), strict=True) if path is not None}
         what = _input(images, lists, manifest, domain, apart_from)
-        return prepared.publish(out, lambda work: _covidx(work, what, size, seed, skip_bad, progress, spread))
+
+        def write(work: Path) -> dict[str, Any]:
+            return _covidx(work, what, size, seed, skip_bad, progress, spread)
+
+        return prepared.publish(out, write, "covidnet", replace)
     if source == "synthetic":
         if patients < 30:
             raise UsageError(f"--patients {patients} is too few", "every split needs every class", "use at least 30")
-        return prepared.publish(out, lambda work: _synthetic(work, patients, size, seed, domain or "A", progress))
+
+        def draw(work: Path) -> dict[str, Any]:
+            return _synthetic(work, patients, size, seed, domain or "A", progress)
+
+        return prepared.publish(out, draw, "covidnet", replace)
     raise unknown("source of chest X-rays", source, ("covidx", "synthetic"))
 
 

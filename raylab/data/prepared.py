@@ -1,7 +1,8 @@
 """The prepared directory: checked files plus `meta.json`, published in one rename.
 
 meta.json holds what the preparer says (task, source, label, attrition, ...) and, added here, the format
-version, SHA-256 of every file and `data_hash` over them. A directory whose files no longer match is refused.
+version, where patients are named (`patient_ids`, for the leakage check), SHA-256 of every file and `data_hash` over
+them. A directory whose files no longer match is refused.
 """
 
 import hashlib
@@ -12,9 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from raylab.errors import DataError
+from raylab.files import IGNORE_FILES, keep_out_of_git_and_uploads
 
 FORMAT = 2
+META = "meta.json"
+PATIENT_COLUMNS = ("subject_id", "patient", "patient_id")
+MAKERS = {  # the command that makes data of a task
+    "ards": "raylab prepare ards ... --out",
+    "covidnet": "raylab prepare covidnet ... --out",
+    "surrogate": "raylab simulate living --out",
+}
 
 
 def sha256(path: Path) -> str:
@@ -28,17 +39,14 @@ def split_hash(pairs: list[tuple[str, str]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def publish(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def publish(out: Path, write: Callable[[Path], dict[str, Any]], task: str, replace: bool = False) -> dict[str, Any]:
     """Let `write` fill a directory beside `out` and return its meta, add the hashes, and rename it to `out`.
 
-    When `write` raises, nothing is left behind. An `out` that is an earlier prepared directory is replaced;
-    anything else that is not empty is refused with DataError.
+    When `write` raises, nothing is left behind. An `out` that holds prepared data of `task` is replaced with `replace`
+    only, and not before the new data is complete; anything else that is not empty is refused (`check_vacant`).
     """
-    out = out.absolute()
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file, not a directory", do="give --out another path")
-    if out.is_dir() and any(out.iterdir()) and not (out / "meta.json").is_file():
-        raise DataError(f"{out} is not empty and holds no prepared data", do="give --out a new or empty directory")
+    out = out.resolve()  # the directory itself, where `out` is a link to it
+    check_vacant(out, task, replace)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -50,21 +58,85 @@ def publish(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any
         meta = write(work)
         files = {str(p.relative_to(work)): sha256(p) for p in sorted(work.rglob("*")) if p.is_file()}
         digest = hashlib.sha256("\n".join(f"{name}\t{files[name]}" for name in sorted(files)).encode()).hexdigest()
-        meta = {"format": FORMAT, **meta, "files": files, "data_hash": digest}
-        (work / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+        meta = {"format": FORMAT, "patient_ids": patient_ids(work), **meta, "files": files, "data_hash": digest}
+        (work / META).write_text(json.dumps(meta, indent=1) + "\n")
+        keep_out_of_git_and_uploads(work)
         for path in [*work.rglob("*"), work]:  # patient data: readable by its owner alone
             path.chmod(0o700 if path.is_dir() else 0o600)
-        if out.exists():
-            old = work.with_name(work.name + ".old")
-            out.rename(old)
+        check_vacant(out, task, replace)  # again: preparing took its time
+        old = work.with_name(work.name + ".old")
+        try:
+            if out.exists():
+                out.rename(old)
             work.rename(out)
+        except BaseException:
+            if old.exists() and not out.exists():
+                old.rename(out)
+            raise
+        if old.exists():
             shutil.rmtree(old)
-        else:
-            work.rename(out)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
     return meta
+
+
+def check_vacant(out: Path, task: str, replace: bool) -> None:
+    """DataError unless `out` is absent, an empty directory or, with `replace`, data of `task` that `publish` wrote.
+
+    A directory with a file that its meta.json does not list is never replaced: the file is somebody's own.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise DataError(f"{out} is a file, not a directory", do="give --out another path")
+    present = {str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir() or path.is_symlink()}
+    if not present and not any(out.iterdir()):
+        return
+    meta = _meta(out)
+    if meta is None:
+        raise DataError(f"{out} is not empty and holds no prepared data", do="give --out a new or empty directory")
+    if meta["task"] != task:
+        raise DataError(
+            f"{out} holds data prepared for '{meta['task']}', not for '{task}'",
+            "--replace replaces data of the same task only",
+            "give --out another directory, or remove this one yourself",
+        )
+    if not replace:
+        raise DataError(
+            f"{out} holds prepared data already",
+            "runs that were trained on it need it as it is",
+            "give --out another directory, or add --replace",
+        )
+    if foreign := sorted(present - meta["files"].keys() - {META, *IGNORE_FILES}):
+        raise DataError(
+            f"{out} has files that are not of its prepared data: {', '.join(foreign[:5])}",
+            "--replace would remove them",
+            "move them elsewhere, or give --out another directory",
+        )
+
+
+def patient_ids(directory: Path) -> dict[str, str]:
+    """Where a prepared directory names the patient of each row: {"table", "column"}, or {"none": why it does not}.
+
+    That is a column of PATIENT_COLUMNS in a parquet file that also has the column `split`.
+    """
+    for path in sorted(directory.glob("*.parquet")):
+        columns = pl.read_parquet_schema(path)
+        for name in PATIENT_COLUMNS:
+            if name in columns and "split" in columns:
+                return {"table": path.name, "column": name}
+    return {"none": f"no table there has the columns split and {' or '.join(PATIENT_COLUMNS)}"}
+
+
+def _meta(directory: Path) -> dict[str, Any] | None:
+    """What `publish` wrote as meta.json, of whatever format version; None where the directory is not prepared data."""
+    try:
+        meta = json.loads((directory / META).read_text())
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(meta, dict) and {"format", "task", "files", "data_hash"} <= meta.keys()
+    return meta if ours and isinstance(meta["files"], dict) else None
 
 
 def read_meta(directory: Path, task: str) -> dict[str, Any]:
@@ -74,33 +146,35 @@ def read_meta(directory: Path, task: str) -> dict[str, Any]:
     version, or when a file no longer has its recorded hash.
     """
     directory = Path(directory)
-    again = f"raylab prepare {task} ... --out {directory}"
+    make = MAKERS.get(task, f"prepare data of the task '{task}' in")
+    again, elsewhere = f"{make} {directory}", f"{make} OTHER_DIR"
     if not directory.is_dir():
         raise DataError(f"no data directory at {directory}", do=again)
-    path = directory / "meta.json"
+    path = directory / META
     if not path.is_file():
-        raise DataError(f"{directory} holds no prepared data (no meta.json)", do=again)
+        do = elsewhere if any(directory.iterdir()) else again
+        raise DataError(f"{directory} holds no prepared data (no meta.json)", do=do)
     try:
         meta = json.loads(path.read_text())
     except ValueError as error:
-        raise DataError(f"{path} is not readable as JSON", str(error), again) from error
+        raise DataError(f"{path} is not readable as JSON", str(error), elsewhere) from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else None
         raise DataError(
-            f"{directory} was prepared by another version", f"format {found}, this raylab reads {FORMAT}", again
+            f"{directory} was prepared by another version", f"format {found}, this raylab reads {FORMAT}", elsewhere
         )
     if meta.get("task") != task:
         raise DataError(
             f"{directory} was prepared for '{meta.get('task')}', not for '{task}'",
             "a model runs only on data of its own task",
-            again,
+            elsewhere,
         )
     for name, recorded in meta["files"].items():
         file = directory / name
         if not file.is_file():
-            raise DataError(f"{file} is missing", "meta.json lists it", again)
+            raise DataError(f"{file} is missing", "meta.json lists it", elsewhere)
         if sha256(file) != recorded:
             raise DataError(
-                f"{file} has changed since it was prepared", "its SHA-256 no longer matches meta.json", again
+                f"{file} has changed since it was prepared", "its SHA-256 no longer matches meta.json", elsewhere
             )
     return meta

@@ -54,12 +54,13 @@ def parse(text: str) -> Split:
     )
 
 
-def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0) -> dict[str, Any]:
+def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0, replace: bool = False) -> dict[str, Any]:
     """Publish at `out` the rows of `directories` with `split`; returns the meta.
 
     Several directories are pooled: they must have one label and framing. Identifiers are told apart by their numbering
     (identifiers.py): patient 7 of one hospital is another one than patient 7 of the next.
     """
+    prepared.check_vacant(Path(out), "ards", replace)
     metas = [prepared.read_meta(Path(directory), "ards") for directory in directories]
     check_alike(metas, directories)
     several = len(directories) > 1
@@ -68,8 +69,8 @@ def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0) -> 
     for directory, meta in zip(directories, metas, strict=True):
         own = [qualified(name, numberings(meta)) for name in ("stay_id", "subject_id")]
         rows, table = (pl.read_parquet(directory / name) for name in ("samples.parquet", "hours.parquet"))
-        samples.append(rows.with_columns(own) if several else rows)
-        tables.append(table.with_columns(own[0]) if several else table)
+        samples.append(rows.with_columns(own) if len(named) > 1 else rows)
+        tables.append(table.with_columns(own[0]) if len(named) > 1 else table)
     rows = pl.concat(samples, how="diagonal_relaxed").drop("row", "split")
     twice = rows.select("stay_id", "at_h").is_duplicated().sum()
     if twice:
@@ -121,7 +122,7 @@ def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0) -> 
             "seed": seed,
         }
 
-    return prepared.publish(Path(out), write)
+    return prepared.publish(Path(out), write, "ards", replace)
 
 
 def qualified(name: str, numbering: list[str]) -> pl.Expr:

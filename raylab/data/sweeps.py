@@ -17,13 +17,14 @@ from torch import Tensor
 import raylab
 from raylab.data import prepared
 from raylab.errors import DataError, unknown
-from raylab.files import write_json
+from raylab.files import whole, write_json
 from raylab.physiology import designs
 from raylab.physiology.parameters import QUANTITIES
 from raylab.physiology.steady import OUTPUTS
 from raylab.physiology.sweep import STATUSES, Sweep
 
 KIND = "lung-parameters"
+POINTS = "points.parquet"
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
@@ -35,8 +36,9 @@ def finish(made: Sweep, directory: Path) -> dict[str, Any]:
     files = {f"rows/{path.name}": prepared.sha256(path) for path in paths}
     files["sweep.json"] = prepared.sha256(directory / "sweep.json")
     digest = hashlib.sha256("\n".join(f"{name}\t{files[name]}" for name in sorted(files)).encode()).hexdigest()
-    status = pl.scan_parquet(directory / "rows" / "*.parquet").select("status").collect()["status"]
     split = splits(made.seed, made.rows())
+    status, named = write_points(directory, split)
+    files[POINTS] = prepared.sha256(directory / POINTS)  # not in the digest: it follows from the rows
     by_status = {int(s): int(n) for s, n in status.value_counts().sort("status").rows()}
     meta = {
         "format": prepared.FORMAT,
@@ -54,11 +56,29 @@ def finish(made: Sweep, directory: Path) -> dict[str, Any]:
         "counts": {name: {"n": int(((split == name) & (status == 0)).sum())} for name in FRACTIONS},
         "split_hash": hashlib.sha256("\n".join(split).encode()).hexdigest(),
         "seed": made.seed,
+        "patient_ids": named,
+        "numbering": ["lung model"],  # a point is its inputs: the same one in every sweep
         "files": files,
         "data_hash": digest,
     }
     write_json(directory / "meta.json", meta)
     return meta
+
+
+def write_points(directory: Path, split: pl.Series) -> tuple[pl.Series, dict[str, str]]:
+    """The status of every row, and what meta.json says of points.parquet, which is written here for the leakage check:
+    `split` and `point` of the rows with a steady state.
+
+    A row is no patient; what two sweeps may share are points of their designs, those of one seed for one. `point` is
+    the first 8 bytes of the SHA-256 of the row's inputs (float32), so it means the same everywhere.
+    """
+    rows = pl.scan_parquet(directory / "rows" / "*.parquet").select("row", "status", *QUANTITIES).collect().sort("row")
+    ok = rows["status"] == 0
+    inputs = np.ascontiguousarray(rows.filter(ok).select(list(QUANTITIES)).to_numpy().astype(np.float32))
+    points = [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8], "little", signed=True) for row in inputs]
+    with whole(directory / POINTS) as beside:
+        pl.DataFrame({"split": split.filter(ok), "point": pl.Series(points, dtype=pl.Int64)}).write_parquet(beside)
+    return rows["status"], {"table": POINTS, "column": "point", "unit": "point of the design"}
 
 
 def splits(seed: int, rows: int) -> pl.Series:

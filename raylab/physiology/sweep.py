@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 
 from raylab.config import Part
 from raylab.errors import DataError, RunError, UsageError, unknown
-from raylab.files import whole, write_json
+from raylab.files import keep_out_of_git_and_uploads, whole, write_json
 from raylab.physiology import designs
 from raylab.physiology.parameters import LIVING, QUANTITIES, impossible, inputs
 from raylab.physiology.steady import OUTPUTS, STATUS, steady_state
@@ -102,6 +102,7 @@ def begin(made: Sweep, directory: Path) -> dict[Path, Any]:
             )
         (directory / "rows").mkdir(parents=True, exist_ok=True)
         write_json(note, wanted)
+        keep_out_of_git_and_uploads(directory)
     return {directory / "rows" / f"{i:05d}.parquet": (wanted, i) for i in range(made.chunks())}
 
 

@@ -125,8 +125,10 @@ def test_confusion_has_truth_in_rows_and_splits_by_source():
     assert confusion.sum(1).tolist() == np.bincount(y).tolist()
     assert sorted(found["confusion_by_source"]) == ["Hannover", "NIH"]
     assert (sum(np.array(c) for c in found["confusion_by_source"].values()) == confusion).all()
+    one_row_each = multiclass_scores(y, p, np.arange(len(y)), CLASSES, source, bootstraps=10)
     k, n = int(confusion[2, 2]), int(confusion[2].sum())
-    assert found["sensitivity/covid"]["wilson"] == list(wilson(k, n))
+    sensitivity = one_row_each["sensitivity/covid"]
+    assert (sensitivity["low"], sensitivity["high"]) == pytest.approx(wilson(k, n), abs=1e-12)
 
 
 # Intervals
@@ -198,7 +200,8 @@ def test_paired_difference_is_narrower_than_the_parts_and_zero_with_itself():
     alone = binary_scores(y, p, group, bootstraps=300)["auroc"]
     assert found["value"] == pytest.approx(roc_auc_score(y, p) - roc_auc_score(y, q), abs=1e-12)
     assert found["high"] - found["low"] < (alone["high"] - alone["low"]) / 2
-    assert paired_difference(y, p, p, group, bootstraps=50) == {"value": 0, "low": 0, "high": 0, "undefined": 0}
+    itself = paired_difference(y, p, p, group, bootstraps=50)
+    assert itself == {"value": 0, "low": None, "high": None, "why": "no interval: all resamples score the same"}
 
 
 def test_paired_macro_recall_is_the_difference_of_the_scores():
@@ -216,20 +219,110 @@ def test_one_class_has_no_ranking_and_says_so(label):
     _, p, group = binary()
     found = binary_scores(np.full(len(p), label), p, group, bootstraps=20)
     for name, score in found.items():
-        if name in ("prevalence", "brier"):
-            assert score["low"] <= score["value"] <= score["high"]
+        if name == "prevalence":
+            assert score["value"] == label and 0 < score["high"] - score["low"] < 0.06
+        elif name == "brier":
+            assert score["low"] is None and "too few: 0 patients with" in score["why"]
         else:
             assert score == {"value": None, "low": None, "high": None, "why": "only one class in the data"}
     json.dumps(found, allow_nan=False)
 
 
-def test_resamples_of_one_class_are_left_out_and_counted():
-    y, p, group = np.array([1, 0, 0, 0, 0, 0]), np.array([0.6, 0.7, 0.3, 0.2, 0.1, 0.1]), np.arange(6)
-    found = binary_scores(y, p, group, bootstraps=1000)
-    assert found["auroc"]["undefined"] == pytest.approx(1000 * (5 / 6) ** 6, abs=60)  # the one positive never drawn
-    assert found["brier"]["undefined"] == 0
-    assert found["calibration_slope"]["undefined"] > found["auroc"]["undefined"]  # nor where p separates
-    json.dumps(found, allow_nan=False)
+def test_undefined_resamples_are_left_out_and_counted_and_many_of_them_leave_no_interval():
+    def mean_without(rows):
+        """Mean of the group numbers; undefined where none of the first `rows` patients was drawn."""
+        group = np.arange(20)
+
+        def score(w):
+            return {"score": np.where(w[:, :rows].any(axis=1), w @ group / w.sum(axis=1), np.nan)}
+
+        return intervals.clustered(score, group, 1000, 0, {}, {})["score"]
+
+    four, one = mean_without(4), mean_without(1)
+    assert four["undefined"] == pytest.approx(1000 * (16 / 20) ** 20, abs=12) and four["low"] < 9.5 < four["high"]
+    assert one["low"] is None and "undefined in " in one["why"] and one["value"] == 9.5
+    json.dumps([four, one], allow_nan=False)
+
+
+# Small samples
+
+
+def small(positives, negatives, rows=1, perfect=False):
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.repeat([1, 0], [positives, negatives]), rows)
+    p = np.where(y == 1, 0.9, 0.1) if perfect else rng.random(len(y))
+    return y, p + 0.01 * rng.random(len(y)) * perfect, np.repeat(np.arange(positives + negatives), rows)
+
+
+@pytest.mark.parametrize(("positives", "negatives", "says"), [
+    (2, 2, "too few: 2 patients with the outcome and 2 patients without it; an interval needs 10 of each"),
+    (9, 40, "too few: 9 patients with the outcome; an interval needs 10 of each"),
+    (40, 1, "too few: 1 patient without it; an interval needs 10 of each"),
+])  # fmt: skip
+def test_too_few_patients_leave_no_interval_but_the_counts(positives, negatives, says):
+    for rows in (1, 25):  # many rows of the same patients are no more patients
+        found = binary_scores(*small(positives, negatives, rows), bootstraps=20)
+        for name in ("auroc", "auprc", "brier", "sensitivity_at_specificity_90", "calibration_intercept"):
+            assert found[name]["value"] is not None and (found[name]["low"], found[name]["high"]) == (None, None)
+            assert found[name]["why"] == says
+        assert intervals.text(found["auroc"]) == f"{found['auroc']['value']:.3f} ({says})"
+        assert found["prevalence"]["low"] < found["prevalence"]["value"] < found["prevalence"]["high"]
+    y, p, group = small(positives, negatives)
+    assert paired_difference(y, p, 1 - p, group, bootstraps=20)["why"] == says
+
+
+@pytest.mark.parametrize("n", [2, 10, 200])
+def test_perfect_separation_is_no_certainty(n):
+    y, p, group = small(n, n, perfect=True)
+    for name, score in binary_scores(y, p, group, bootstraps=50).items():
+        assert score["low"] is None or score["high"] - score["low"] > 1e-4, name
+    classes = multiclass_scores(y, np.stack([1 - p, p], 1), group, ["a", "b"], bootstraps=50)
+    for name in ("macro_recall", "auroc"):
+        assert (classes[name]["value"], classes[name]["low"]) == (1, None), name
+    for name in ("accuracy", "sensitivity/a", "ppv/b"):
+        assert classes[name]["value"] == classes[name]["high"] == 1
+        assert classes[name]["low"] == pytest.approx(wilson(*[2 * n] * 2 if name == "accuracy" else [n] * 2)[0])
+
+
+def test_a_rare_class_leaves_macro_recall_without_an_interval():
+    y, p, _ = three()
+    keep = (y != 2) | (np.cumsum(y == 2) <= 4)
+    found = multiclass_scores(y[keep], p[keep], np.arange(keep.sum()), CLASSES, bootstraps=20)
+    assert found["macro_recall"]["why"] == "too few: 4 patients of class covid; an interval needs 10 of each"
+    assert found["sensitivity/normal"]["low"] is not None
+
+
+def test_few_rows_of_a_regression_have_no_interval():
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(9, 1))
+    found = regression_scores(y, y + 0.1 * rng.normal(size=(9, 1)), np.arange(9), ["ph"], bootstraps=20)
+    assert found["r2_min"]["why"] == found["mae/ph"]["why"] == "too few: 9 patients; an interval needs 10"
+
+
+def test_a_proportion_counts_patients_where_their_rows_agree_and_rows_where_they_do_not():
+    group = np.repeat(np.arange(40), 25)
+    agree = np.repeat(np.arange(40) % 4 == 0, 25)
+    differ = np.tile(np.arange(25) < 6, 40)
+    ones = np.ones(1000)
+    for hits, n in ((agree, 40), (differ, 1000)):
+        found = intervals.proportion(hits, ones, group, "")
+        assert (found["low"], found["high"]) == pytest.approx(wilson(hits.mean() * n, n), abs=0.01)
+    assert intervals.proportion(ones, ones, group, "")["low"] == pytest.approx(wilson(40, 40)[0])
+    assert intervals.proportion(0 * ones, 0 * ones, group, "no row")["why"] == "no row"
+    assert intervals.proportion(agree, ones, 0 * group, "")["why"] == "too few: all rows are of one patient"
+
+
+def test_intervals_of_proportions_cover_the_truth_of_clustered_rows():
+    rng = np.random.default_rng(2)
+    covered = {}
+    for patients in (5, 12, 60):
+        covered[patients] = 0
+        for _ in range(400):
+            own = rng.beta(2, 2, patients)  # of each patient; .5 on average
+            group = np.repeat(np.arange(patients), 10)
+            score = intervals.proportion(rng.random(10 * patients) < own[group], np.ones(10 * patients), group, "")
+            covered[patients] += score["low"] <= 0.5 <= score["high"]
+    assert all(0.91 * 400 <= hits <= 400 for hits in covered.values()), covered
 
 
 @pytest.mark.parametrize("p", [[0.1, 0.2, 0.8, 0.9], [0.9, 0.8, 0.2, 0.1], [0.1, 0.5, 0.5, 0.9], [0.3] * 4])

@@ -19,6 +19,7 @@ from raylab.data.icu import prepare_ards
 from raylab.data.onset import label
 from raylab.data.sources import synthetic_icu
 from raylab.errors import DataError, UsageError
+from raylab.files import IGNORE_FILES
 
 DATA = Path(os.environ.get("RAYLAB_DATA") or Path(__file__).parents[4] / "shared" / "data") / "icu"
 
@@ -189,7 +190,8 @@ def test_attrition_counts_stays_and_patients():
 def test_prepare_publishes_checked_files(tmp_path):
     meta = prepare_ards("synthetic", None, tmp_path / "out")
     assert prepared.read_meta(tmp_path / "out", "ards") == json.loads(json.dumps(meta))
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"meta.json", "samples.parquet", "hours.parquet"}
+    written = {p.name for p in (tmp_path / "out").iterdir()} - set(IGNORE_FILES)
+    assert written == {"meta.json", "samples.parquet", "hours.parquet"}
     assert meta["synthetic"] is True and meta["source"] == "synthetic"
     rows = pl.read_parquet(tmp_path / "out" / "samples.parquet")
     hours = pl.read_parquet(tmp_path / "out" / "hours.parquet")

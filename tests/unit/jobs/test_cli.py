@@ -12,18 +12,21 @@ import signal
 import stat
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import pytest
+from pydantic import create_model
 
 from jobs import cli, home, tracked, tune
 from raylab import __version__, config
+from raylab.config import TYPES, ArdsRecipe
 from raylab.data.prepared import read_meta
 from raylab.recipes import RECIPES
 from raylab.run import write_model
-from raylab.tasks import task
+from raylab.tasks import TASKS, task
 from tracking import runs
 
 Said = tuple[int, str, str]
@@ -173,8 +176,11 @@ def test_prepare(tmp_path):
     assert code == 0 and "SYNTHETIC" in out and "next: raylab train ards" in out
     note = json.loads((tmp_path / "note.json").read_text())
     assert note["synthetic"] is True and note["data_hash"] and Path(note["out"]).is_dir()
-    code, out, _ = raylab(*words, "--quiet")
+    assert "add --replace" in refused(*words)
+    code, out, _ = raylab(*words, "--replace", "--quiet")
     assert code == 0 and json.loads(out)["data_hash"] == note["data_hash"]
+    other = ["prepare", "covidnet", "--source", "synthetic", "--size", 32, "--out", tmp_path / "ards", "--replace"]
+    assert "prepared for 'ards', not for 'covidnet'" in refused(*other)
     assert "--source" in refused("prepare", "ards", "--out", tmp_path / "x")
     assert "synthetic" in refused(
         "prepare", "ards", "--source", "synthetik", "--path", tmp_path, "--out", tmp_path / "x"
@@ -233,7 +239,14 @@ def test_evaluate_and_the_count_of_test_reads(trained, ards_data, tmp_path):
     scored = json.loads((tmp_path / "scores.json").read_text())
     assert (scored["split"], scored["n"], scored["leakage"]["shared"], scored["test_reads"]) == ("test", n, 0, 1)
     assert scored["evaluation_run_id"] == scored["run_id"] == trained[0]["run_id"]
-    assert scored["auroc"]["low"] <= scored["auroc"]["value"] <= scored["auroc"]["high"]
+    assert scored["prevalence"]["low"] <= scored["prevalence"]["value"] <= scored["prevalence"]["high"]
+    assert scored["auroc"]["low"] is None and scored["auroc"]["value"] is not None
+    assert scored["auroc"]["why"] == "too few: 9 patients with the outcome; an interval needs 10 of each"
+    assert "(too few: 9 patients with the outcome" in out
+    kept = runs.client(home.note(home.find("first"))["uri"]).get_run(scored["run_id"]).data
+    assert "test/auroc" in kept.metrics and not {"test/auroc_low", "test/auroc_high"} & kept.metrics.keys()
+    assert "test/prevalence_low" in kept.metrics
+    assert "auroc" in json.loads(kept.tags["raylab.no_interval.test"])[scored["auroc"]["why"]]
     assert set(scored["cohorts"]) == {"all", "ventilated_pf", "ventilated", "gas", "matched"}
     assert f"test split: {n} rows" in out and "has now been read" not in out
     code, out, _ = raylab("evaluate", "ards", "--run", trained[0]["run_id"], "--data", ards_data)  # by its MLflow id
@@ -269,6 +282,62 @@ def test_scores_on_other_data_are_one_row_however_often_they_are_computed(traine
     assert home.note(own_home / "runs" / "first").get("test_reads", 0) <= 2
 
 
+@pytest.fixture
+def copied(own_home: Path, trained: Any) -> Iterator[Any]:
+    """Makes runs that are the run `first` with other notes, and another task in their recipe."""
+    made = []
+
+    def copy(name: str, task_name: str, **notes: Any) -> str:
+        directory = own_home / "runs" / name
+        made.append(shutil.copytree(own_home / "runs" / "first", directory))
+        home.annotate(directory, name=name, task=task_name, **notes)
+        for file in (directory / "recipe.json", directory / "model" / "model.json"):
+            found = json.loads(file.read_text())
+            found.get("recipe", found)["task"] = task_name
+            file.write_text(json.dumps(found))
+        return name
+
+    yield copy
+    for directory in made:
+        shutil.rmtree(directory)
+
+
+def test_a_new_task_has_the_leakage_check_without_a_line(copied, ards_data, tmp_path, monkeypatch):
+    data = shutil.copytree(ards_data, tmp_path / "new")
+    meta = json.loads((data / "meta.json").read_text())
+    (data / "meta.json").write_text(json.dumps(meta | {"task": "new"}))
+    load = TASKS["ards"].load
+    new = replace(TASKS["ards"], name="new", load=lambda directory, *rest: load(ards_data, *rest))
+    monkeypatch.setitem(TASKS, "new", new)
+    monkeypatch.setitem(TYPES, "new", create_model("NewRecipe", __base__=ArdsRecipe, task=(Literal["new"], ...)))
+    name = copied("new-run", "new", data=str(data))
+    code, out, err = raylab("evaluate", "new", "--run", name, "--data", data, "--split", "val")
+    assert code == 0, err
+    assert "leakage: none, no patient here was in train or val" in out
+    home.annotate(home.find(name), data_hash="0" * 64)  # as if its training data had been prepared anew since
+    code, out, err = raylab("evaluate", "new", "--run", name, "--data", data, "--split", "all")
+    assert code == 0 and "leakage: not checked, the data at" in out and "no longer what the model was trained on" in out
+
+
+def test_patients_that_the_starting_weights_know_are_counted_too(copied, ards_data, tmp_path):
+    words = ("prepare", "ards", "--source", "synthetic", "--patients", 100, "--seed", 5, "--out", tmp_path / "other")
+    assert raylab(*words)[0] == 0
+    meta = json.loads((tmp_path / "other" / "meta.json").read_text())
+    name = copied("child", "ards", data=str(tmp_path / "other"), data_hash=meta["data_hash"], parent="first")
+    words = ("evaluate", "ards", "--run", name, "--data", ards_data, "--split", "all")
+    code, out, err = raylab(*words, "--json", tmp_path / "scores.json")
+    assert code == 0, err
+    leaked = json.loads((tmp_path / "scores.json").read_text())["leakage"]
+    assert leaked["shared"] == 0 and leaked["why"] == (
+        "another source (synthetic seed 0; synthetic seed 5): other patients, as far as identifiers can tell"
+    )
+    assert leaked["parents"]["first"]["shared"] == rows(ards_data, "train") + rows(ards_data, "val")
+    assert "leakage from first, whose weights were the start: WARNING" in out
+    home.annotate(home.find(name), parent="gone")
+    code, out, _ = raylab(*words)
+    assert code == 0 and "leakage from gone, whose weights were the start: not checked, the run is no longer" in out
+
+
 def test_a_run_of_another_task_is_refused(trained, ards_data, covidnet_data):
     assert "is of task 'ards', not 'covidnet'" in refused(
         "evaluate", "covidnet", "--run", "first", "--data", covidnet_data
@@ -302,7 +371,22 @@ def test_predict(trained, ards_data, tmp_path):
     assert frame.columns == ["id", "source", "label", "p_onset"] and frame.height == rows(ards_data, "val")
     assert frame["p_onset"].is_between(0, 1).all()
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
-    assert "is a directory" in refused("predict", "ards", "--run", "first", "--data", ards_data, "--out", tmp_path)
+    words = ("predict", "ards", "--run", "first", "--data", ards_data, "--split", "val", "--out")
+    assert "is a directory" in refused(*words, tmp_path)
+    assert "does not end in .parquet" in refused(*words, tmp_path / "p.csv")
+    assert "a directory that raylab keeps" in refused(*words, ards_data / "samples.parquet")
+    pl.DataFrame({"id": [1], "mine": [2]}).write_parquet(tmp_path / "own.parquet")
+    assert "holds no predictions" in refused(*words, tmp_path / "own.parquet")
+    assert raylab(*words, out)[0] == 0  # an earlier file of the kind is replaced
+
+
+def test_a_result_or_report_replaces_no_other_file(tmp_path, ards_data, trained):
+    (tmp_path / "notes.txt").write_text("mine")
+    for words in (("models", "--json"), ("compare", "--out")):
+        for path, said in ((tmp_path / "notes.txt", "exists and holds no"), (tmp_path, "is a directory"),
+                           (ards_data / "meta.json", "a directory that raylab keeps")):  # fmt: skip
+            assert said in refused(*words, path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_resuming_a_finished_run_changes_nothing(trained, tmp_path):

@@ -1,5 +1,6 @@
 """Figures, the table and the page, from frames made here."""
 
+import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -166,6 +167,23 @@ def test_a_task_without_known_scores_shows_what_has_an_interval() -> None:
     shown = compare.ranked(frame(row("a", task="new", **score(0.7, "val/z"), **score(0.1, "val/k"), **{"val/y": 1.0})))
     assert compare.primary(shown.to_dicts()) == ["k", "z"] and shown["split"].to_list() == ["val"]
     assert compare.primary([]) == [] and compare.primary(compare.ranked(frame(row("b"))).to_dicts()) == []
+
+
+def test_a_score_of_too_few_patients_says_so_in_the_table_and_on_the_page(tmp_path: Path) -> None:
+    why = "too few: 2 patients with the outcome; an interval needs 10 of each"
+    without = {"tag/no_interval.test": json.dumps({why: ["auroc", "brier"]})}
+    few = row("few", **without, **{"test/auroc": 1.0, "test/brier": 0.1, "test/n": 4.0})
+    for shown in (few, few | {"test/auroc_low": 1.0, "test/auroc_high": 1.0}):  # of an evaluation of long ago
+        assert "1.000 (too few)" in compare.table(frame(shown, row("many", **score(0.8))))
+        assert compare.interval(shown, "test/auroc", reason=True) == f"1.000 ({why})"
+        assert compare.scores(shown, "test") == ["auroc", "brier"]
+    page = write_report(tmp_path / "r.html", frame(few), {}, {}, "title").read_text()
+    assert "(too few)" in page and why in page and "no_interval" not in page and "no interval." not in page
+
+
+def test_an_interval_of_some_width_never_looks_as_if_it_had_none() -> None:
+    close = {"test/auroc": 0.99985, "test/auroc_low": 0.9997, "test/auroc_high": 0.9999}
+    assert compare.interval(close, "test/auroc") == "0.9999 [0.9997, 0.9999]"
 
 
 def test_two_runs_of_one_name_are_told_apart() -> None:
