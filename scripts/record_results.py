@@ -165,7 +165,7 @@ def main() -> int:
         for name, action in runs(Runner(Path(place)), args.quick).items():
             print(name, flush=True)
             record[name] = dict(scores_in(action()))
-        args.files[0].write_text(json.dumps(record, indent=1))
+            args.files[0].write_text(json.dumps(record, indent=1))  # what there is, should a later one fail
     return 0
 
 
