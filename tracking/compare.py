@@ -188,7 +188,7 @@ def ranked(frame: pl.DataFrame) -> pl.DataFrame:
 
 def to_json_rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
     """The rows of `add_split_columns` for JSON: `split` by its own name, and `n`, `test_reads` and the `scores` on it,
-    each {"value", "low", "high"}."""
+    each {"value", "low", "high"}, and "why" where it is known why there is no interval."""
     rows = add_split_columns(frame)
     found = []
     for row, told in zip(rows.iter_rows(named=True), json.loads(rows.write_json()), strict=True):
@@ -196,8 +196,11 @@ def to_json_rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
         told["split"] = split and name_split(split)
         told["n"] = row.get(f"{split}/n")
         told["test_reads"] = count_test_reads(row)
+        whys = without_interval(row, split)
         told["scores"] = {
-            name: {end: row.get(f"{split}/{name}{tail}") for end, tail in ENDS.items()} for name in scores(row, split)
+            name: {end: row.get(f"{split}/{name}{tail}") for end, tail in ENDS.items()}
+            | ({"why": whys[name]} if name in whys else {})
+            for name in scores(row, split)
         }
         found.append(told)
     return found

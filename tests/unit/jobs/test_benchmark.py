@@ -8,6 +8,8 @@ import polars as pl
 import pytest
 
 from jobs import cli
+from jobs.benchmark_ards import named_scores, values
+from jobs.scores import without_interval
 from raylab import config, fits, recipes
 from raylab.errors import UsageError
 
@@ -67,6 +69,19 @@ def test_the_winner_is_the_best_by_val_alone(done):
         json.loads((final / "model" / "model.json").read_text())["recipe"]["model"]["rate"]
         == best["recipe"]["model"]["rate"]
     )
+
+
+def test_metrics_of_a_cohort_and_scores_without_an_interval():
+    known = {"value": 0.8, "low": 0.7, "high": 0.9}
+    few = {"value": 0.6, "low": None, "high": None, "why": "too few"}
+    rows = [
+        {"cohort": "all", "n": 90, "scores": {"auroc": known}, "against_baseline": few},
+        {"cohort": "gas", "n": 4, "scores": {"auroc": few}},
+    ]
+    ends = {"folds/auroc": 0.8, "folds/auroc_low": 0.7, "folds/auroc_high": 0.9}
+    of_gas = {"folds/gas/auroc": 0.6, "folds/gas/n": 4.0}
+    assert values(rows, "all") == {**ends, **of_gas, "folds/n": 90.0, "folds/auroc_minus_baseline": 0.6}
+    assert without_interval(named_scores(rows, "all")) == {"too few": ["auroc_minus_baseline", "gas/auroc"]}
 
 
 def test_leakage_report(done):

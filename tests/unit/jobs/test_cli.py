@@ -329,7 +329,7 @@ def test_patients_that_the_starting_weights_know_are_counted_too(copied, ards_da
     assert code == 0, err
     leaked = json.loads((tmp_path / "scores.json").read_text())["leakage"]
     assert leaked["shared"] == 0 and leaked["why"] == (
-        "another source (synthetic seed 0; synthetic seed 5): other patients, as far as identifiers can tell"
+        "another source (synthetic seed 5; synthetic seed 0): other patients, as far as identifiers can tell"
     )
     assert leaked["parents"]["first"]["shared"] == rows(ards_data, "train") + rows(ards_data, "val")
     assert "leakage from first, whose weights were the start: WARNING" in out

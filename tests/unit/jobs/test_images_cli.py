@@ -159,7 +159,7 @@ def test_transfer_modes(mode, trained, covidnet_data, own_home, tmp_path):  # no
 
 def test_weights_of_a_registered_model(trained, covidnet_data, own_home, tmp_path):  # noqa: F811
     described = home.note(own_home / "runs" / trained)
-    version = model.register(described["uri"], described["run_id"], "lung-net", "best")
+    version = model.register(described["uri"], described["run_id"], "lung-net", 0.5, 0.5).version
     words = ["--smoke", "--set", "loop.epochs=1", "transfer.mode=probe", "transfer.reestimate=false"]
     for given in (f"models:/lung-net/{version}", "models:/lung-net@best"):
         done = result("train", "covidnet", "--data", covidnet_data, *words, f"model.weights={given}", tmp_path=tmp_path)

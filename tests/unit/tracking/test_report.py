@@ -169,14 +169,17 @@ def test_a_task_without_known_scores_shows_what_has_an_interval() -> None:
     assert compare.primary([]) == [] and compare.primary(compare.ranked(frame(row("b"))).to_dicts()) == []
 
 
-def test_a_score_of_too_few_patients_says_so_in_the_table_and_on_the_page(tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["test", "best/val", "folds"])
+def test_a_score_of_too_few_patients_says_so_in_the_table_and_on_the_page(split: str, tmp_path: Path) -> None:
     why = "too few: 2 patients with the outcome; an interval needs 10 of each"
-    without = {"tag/no_interval.test": json.dumps({why: ["auroc", "brier"]})}
-    few = row("few", **without, **{"test/auroc": 1.0, "test/brier": 0.1, "test/n": 4.0})
-    for shown in (few, few | {"test/auroc_low": 1.0, "test/auroc_high": 1.0}):  # of an evaluation of long ago
+    without = {f"tag/no_interval.{split}": json.dumps({why: ["auroc", "brier"]})}
+    few = row("few", **without, **{f"{split}/auroc": 1.0, f"{split}/brier": 0.1, f"{split}/n": 4.0})
+    for shown in (few, few | {f"{split}/auroc_low": 1.0, f"{split}/auroc_high": 1.0}):  # of an evaluation of long ago
         assert "1.000 (too few)" in compare.table(frame(shown, row("many", **score(0.8))))
-        assert compare.interval(shown, "test/auroc", reason=True) == f"1.000 ({why})"
-        assert compare.scores(shown, "test") == ["auroc", "brier"]
+        assert compare.interval(shown, f"{split}/auroc", reason=True) == f"1.000 ({why})"
+        assert compare.scores(shown, split) == ["auroc", "brier"]
+    (told,) = compare.to_json_rows(frame(few))
+    assert told["scores"]["auroc"] == {"value": 1.0, "low": None, "high": None, "why": why}
     page = write_report(tmp_path / "r.html", frame(few), {}, {}, "title").read_text()
     assert "(too few)" in page and why in page and "no_interval" not in page and "no interval." not in page
 
