@@ -44,13 +44,14 @@ class Lab:
             "RAYLAB_SITES": str(self.home / "sites.toml"),
         }
 
-    def call(self, *words: object, seconds: float = 240) -> "subprocess.CompletedProcess[str]":
+    def call(self, *words: object, seconds: float = 600) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [sys.executable, "-m", "jobs.cli", *map(str, words)],
             cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
+            start_new_session=True,  # Linux shares a machine between sessions: the nodes' processes have their own
         )  # fmt: skip
 
-    def run(self, *words: object, seconds: float = 240) -> dict[str, Any]:
+    def run(self, *words: object, seconds: float = 600) -> dict[str, Any]:
         """The verb's JSON result; it must succeed."""
         file = self.home / f"result-{secrets.token_hex(4)}.json"
         cut = words.index("--") if "--" in words else len(words)
@@ -80,7 +81,7 @@ class Lab:
     def step(self, run: str) -> int:
         return max((line["step"] for line in self.ledger(run) if "step" in line), default=0)
 
-    def on_workers(self, run: str, workers: int, steps: int = 15, seconds: float = 150) -> None:
+    def on_workers(self, run: str, workers: int, steps: int = 15, seconds: float = 300) -> None:
         """Wait until the run is `steps` into an attempt on so many workers."""
 
         def there() -> bool:
@@ -90,7 +91,7 @@ class Lab:
 
         wait_for(there, seconds, f"{run} on {workers} workers")
 
-    def result(self, run: str, seconds: float = 240) -> dict[str, Any]:
+    def result(self, run: str, seconds: float = 400) -> dict[str, Any]:
         """result.json of a run that has reached its last step, and its MLflow runs."""
         path = self.home / "runs" / run
         # the driver ends after the scores: only then is the run marked

@@ -11,7 +11,7 @@ from tests.slurm.conftest import Bed
 from tests.slurm.lab import INTERVAL, RECIPE, Lab
 from tests.wait import wait_for
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ def undisturbed(lab: Lab) -> Iterator[Undisturbed]:
 
     with ThreadPoolExecutor(1) as pool:
         yield {epochs: pool.submit(train, epochs) for epochs in (SHORT, MIDDLE, LONG)}
+        pool.shutdown(cancel_futures=True)
 
 
 def check(lab: Lab, undisturbed: "Future[dict[str, Any]]", run: str) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def test_a_worker_that_goes(lab: Lab, run: str, fault: Any) -> None:
     before = lab.facts(run)
     fault(lab.bed, victim["job"], victim["node"])
     try:
-        wait_for(lambda: lab.facts(run)["attempts"] > before["attempts"], 150, "the next attempt")
+        wait_for(lambda: lab.facts(run)["attempts"] > before["attempts"], 300, "the next attempt")
         assert lab.facts(run)["steps_repeated"] - before["steps_repeated"] <= FAULTS[fault], lab.starts(run)
     finally:
         if fault is crashed:
