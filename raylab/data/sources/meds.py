@@ -296,7 +296,7 @@ def find_stays(
         clock_h=pl.col("start").dt.hour() + pl.col("start").dt.minute() / 60,
         start="start",
         stop=stop,
-        age=age("age", pl.Float64()).round(1),
+        age=age("age", pl.Float64()).round(2),  # .1 would make adults of who is 17.95
         sex="sex",
         icu_type=unit,
     ), cut  # fmt: skip

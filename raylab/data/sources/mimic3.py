@@ -195,7 +195,7 @@ def find_stays(path: Path, conversions: Conversions, counts: Counter[str]) -> pl
         clock_h=pl.col("intime").dt.hour() + pl.col("intime").dt.minute() / 60,
         start="intime",
         stop="end",
-        age=age("age", pl.Float64()).round(1),
+        age=age("age", pl.Float64()).round(2),  # .1 would make adults of who is 17.95
         sex="sex",
         icu_type="icu_type",
     )

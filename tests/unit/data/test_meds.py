@@ -242,6 +242,13 @@ def test_a_sex_that_is_not_certain_is_missing_and_noted(tmp_path, codes, sex):
     assert any("an unreadable sex, or with two" in note for note in extract.notes) is (not sex)
 
 
+def test_a_week_before_the_birthday_is_not_yet_the_age(tmp_path):
+    """Rounded to .1, 17.98 years would be 18: an adult."""
+    rows = [(7, datetime(2132, 1, 9), "MEDS_BIRTH", None) if row[2] == "MEDS_BIRTH" else row for row in STAY]
+    (age,) = [row[3] for row in events_in(tmp_path, a=frame(rows))[1] if row[2] == "age"]
+    assert 17.97 < age < 18
+
+
 def test_births_moved_by_300_years_and_rows_of_patients_without_a_stay(tmp_path):
     rows = [*STAY, (7, datetime(1850, 1, 1), "MEDS_BIRTH", None), (8, at(1), "LAB//220045//bpm", 60.0)]
     extract, events = events_in(tmp_path, a=frame(rows))
