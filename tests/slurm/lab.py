@@ -114,6 +114,8 @@ class Lab:
         """The worker jobs that run now, as `status` tells them."""
         return [job for job in self.status()["jobs"] if job["kind"] == "worker" and job["state"] == "running"]
 
-    def training_nodes(self) -> set[str]:
-        """The worker nodes on which a training computes now, by its processes."""
-        return {job["node"] for job in self.workers() if "RayTrainWorker" in self.bed.processes(job["node"])}
+    def is_training(self, run: str, node: str) -> bool:
+        """Whether a worker of the run's newest attempt computes on this node. A node that drains may still have one
+        of the attempt before."""
+        pids = " ".join(f"/proc/{pid}/cmdline" for pid in self.starts(run)[-1]["pids"])
+        return "RayTrainWorker" in self.bed.run(f"cat {pids} 2>/dev/null | tr '\\0' ' '", node)

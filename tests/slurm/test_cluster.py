@@ -116,8 +116,7 @@ FAULTS = {
 def test_a_worker_that_goes(lab: Lab, run: str, fault: Any) -> None:
     lab.on_workers(run, 2, steps=INTERVAL + 10)
     head = lab.status()["head"]["node"]
-    busy = lab.training_nodes()  # the third node may still be there, idle
-    victim = next(job for job in lab.workers() if job["node"] in busy and job["node"] != head)
+    victim = next(job for job in lab.workers() if job["node"] != head and lab.is_training(run, job["node"]))
     before = lab.facts(run)
     fault(lab.bed, victim["job"], victim["node"])
     try:
