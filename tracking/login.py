@@ -152,12 +152,18 @@ def refusal(uri: str, error: Exception) -> TrackingError | None:
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Within it, MLflow's refusal of our login or of what we ask for is a TrackingError."""
+    """Within it, MLflow's refusal of our login or of what we ask for is a TrackingError, and so is its failure."""
     try:
         yield
     except Exception as error:
         if (known := refusal(uri, error)) is not None:
             raise known from error
+        from mlflow.exceptions import MlflowException
+
+        if isinstance(error, MlflowException):
+            why = str(error).partition("\n")[0][:300]
+            do = "look at the server's log, then run the same command again"
+            raise TrackingError(f"the MLflow server at {uri} did not do what it was asked", why, do) from error
         raise
 
 

@@ -31,7 +31,7 @@ from tests.team import Team
 
 pytestmark = pytest.mark.timeout(1800)  # the whole story is the first test's setup
 
-PATIENT = "CANARY7Q"  # in ids of patients and stays, and in names of files
+PATIENT = "8675309141"  # in ids of patients and stays, numbers in PhysioNet's form, and in names of files
 TAG = "CANARYTAG9X"  # in what files say of themselves and nobody needs
 PASSWORD = "CANARYPW5Zx4"  # of the login, of a proxy, of keys
 
@@ -108,7 +108,7 @@ def patients(folder: Path, count: int) -> None:
     known = events.filter(pl.col("concept").is_in(list(names))).sort("stay_id", "time")
     outcomes = ["RecordID,SAPS-I,SOFA,Length_of_stay,Survival,In-hospital_death"]
     for number, part in enumerate(known.partition_by("stay_id", maintain_order=True)):
-        name = f"{PATIENT}-{number:03}"
+        name = f"{PATIENT}{number:03}"
         lines = ["Time,Parameter,Value"]
         for time, concept, value in part.select("time", "concept", "value").iter_rows():
             lines.append(f"{int(time):02}:{int(time % 1 * 60):02},{names[concept]},{value:.4f}")

@@ -157,6 +157,7 @@ class Place:
 def place() -> Iterator[Place]:
     if os.getuid():
         pytest.skip("needs root, to act as three Unix users")
+    before = os.umask(0o022)  # a verb that another test ran in this process has set its own
     path = Path(tempfile.mkdtemp(prefix="raylab-team-", dir="/tmp"))
     path.chmod(0o755)
     group = grp.getgrgid(100)  # Debian's `users`
@@ -168,6 +169,7 @@ def place() -> Iterator[Place]:
         yield made
     finally:
         shutil.rmtree(path)
+        os.umask(before)
 
 
 @pytest.fixture(scope="module")
