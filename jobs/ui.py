@@ -1,9 +1,9 @@
 """raylab ui: the MLflow pages on a loopback port, for their owner, until Ctrl-C."""
 
 import argparse
-import signal
 import socket
 import sys
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,7 +47,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if not args.quiet:
         say("Ctrl-C ends it")
     try:
-        signal.pause()
+        # It may have been started by another cluster's head on this node, and end with it: that head's agent starts anew
+        while server.running(home.home()) is not None:
+            time.sleep(1)
     finally:
         serving.stop()
     return {"uri": serving.uri}
