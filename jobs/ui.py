@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if not args.quiet:
         say("Ctrl-C ends it")
     try:
-        # It may have been started by another cluster's head on this node, and end with it: that head's agent starts anew
+        # It may be of another cluster on this node, and end with it: the agent of our head then starts us again
         while server.running(home.home()) is not None:
             time.sleep(1)
     finally:
