@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raylab.files import read_lines
+from raylab.run import ledger_facts
 from tests.slurm.conftest import ROOT, Bed
 from tests.wait import wait_for
 
@@ -21,9 +22,9 @@ memory_mb = 2500
 partition = "preempt"
 """
 INTERVAL = 50
-# 400 steps of a twentieth of a second and more: long enough to be hit in the middle, and to go on afterwards
+# Steps of a twentieth of a second and more
 RECIPE = (
-    "--smoke", "--set", "loop.epochs=200", f"loop.checkpoint_steps={INTERVAL}", "model.hidden=128", "model.layers=2",
+    "--smoke", "--set", f"loop.checkpoint_steps={INTERVAL}", "model.hidden=128", "model.layers=2",
     "loop.ema=0.9", "model.dropout=0.2", "scaling.resize_seconds=15",
 )  # fmt: skip
 
@@ -43,13 +44,14 @@ class Lab:
             "RAYLAB_SITES": str(self.home / "sites.toml"),
         }
 
-    def call(self, *words: object, seconds: float = 400) -> "subprocess.CompletedProcess[str]":
+    def call(self, *words: object, seconds: float = 600) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [sys.executable, "-m", "jobs.cli", *map(str, words)],
             cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
+            start_new_session=True,  # Linux shares a machine between sessions: the nodes' processes have their own
         )  # fmt: skip
 
-    def run(self, *words: object, seconds: float = 400) -> dict[str, Any]:
+    def run(self, *words: object, seconds: float = 600) -> dict[str, Any]:
         """The verb's JSON result; it must succeed."""
         file = self.home / f"result-{secrets.token_hex(4)}.json"
         cut = words.index("--") if "--" in words else len(words)
@@ -68,6 +70,10 @@ class Lab:
 
     def ledger(self, run: str) -> list[dict[str, Any]]:
         return read_lines(self.home / "runs" / run / "ledger.jsonl")
+
+    def facts(self, run: str) -> dict[str, Any]:
+        """Attempts and repeated steps up to now."""
+        return ledger_facts(self.home / "runs" / run / "ledger.jsonl")
 
     def starts(self, run: str) -> list[dict[str, Any]]:
         return [line for line in self.ledger(run) if "start" in line]
@@ -108,6 +114,8 @@ class Lab:
         """The worker jobs that run now, as `status` tells them."""
         return [job for job in self.status()["jobs"] if job["kind"] == "worker" and job["state"] == "running"]
 
-    def training_nodes(self) -> set[str]:
-        """The worker nodes on which a training computes now, by its processes."""
-        return {job["node"] for job in self.workers() if "RayTrainWorker" in self.bed.processes(job["node"])}
+    def is_training(self, run: str, node: str) -> bool:
+        """Whether a worker of the run's newest attempt computes on this node. A node that drains may still have one
+        of the attempt before."""
+        pids = " ".join(f"/proc/{pid}/cmdline" for pid in self.starts(run)[-1]["pids"])
+        return "RayTrainWorker" in self.bed.run(f"cat {pids} 2>/dev/null | tr '\\0' ' '", node)

@@ -1,7 +1,7 @@
 """A Ray cluster on real Slurm: it grows with the work, and what happens to its nodes changes no result."""
 
-import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,46 +24,55 @@ def lab(testbed: Bed, ards_data: Path) -> Iterator[Lab]:
     lab.call("cluster", "down", "--name", "ray")
 
 
-@pytest.fixture(scope="module")
-def calm(lab: Lab) -> dict[str, Any]:
-    """The undisturbed run, in one process without Ray or Slurm."""
-    return lab.run("train", "ards", "--data", lab.data, "--workers", 0, "--name", "calm", *RECIPE)
-
-
-LONG = "loop.epochs=600"  # for what takes its time to happen: 1,200 steps
+SHORT, MIDDLE, LONG = (f"loop.epochs={epochs}" for epochs in (200, 600, 1750))  # 2 steps an epoch
+Undisturbed = dict[str, "Future[dict[str, Any]]"]
 
 
 @pytest.fixture(scope="module")
-def long_calm(lab: Lab) -> dict[str, Any]:
-    return lab.run("train", "ards", "--data", lab.data, "--workers", 0, "--name", "long-calm", *RECIPE, LONG)
+def undisturbed(lab: Lab) -> Iterator[Undisturbed]:
+    """The results of the same recipes in one process without Ray or Slurm, computed beside the tests."""
+
+    def train(epochs: str) -> dict[str, Any]:
+        name = epochs.replace("loop.epochs=", "undisturbed-")
+        return lab.run("train", "ards", "--data", lab.data, "--workers", 0, "--name", name, *RECIPE, epochs)
+
+    with ThreadPoolExecutor(1) as pool:
+        yield {epochs: pool.submit(train, epochs) for epochs in (SHORT, MIDDLE, LONG)}
+        pool.shutdown(cancel_futures=True)
 
 
-def check(lab: Lab, calm: dict[str, Any], run: str, repeated: int) -> dict[str, Any]:
-    """The run ended as the undisturbed one, in one MLflow run, with at most so many steps computed twice."""
-    result = lab.result(run)
-    assert result["steps"] == result["planned_steps"] == calm["steps"]
+def check(lab: Lab, undisturbed: "Future[dict[str, Any]]", run: str) -> dict[str, Any]:
+    """The run ended as the undisturbed one did, with one MLflow run."""
+    result, expected = lab.result(run), undisturbed.result()
+    assert result["steps"] == result["planned_steps"] == expected["steps"]
     assert result["gaps"] == 0
-    assert result["weights_sha256"] == calm["weights_sha256"]
-    assert result["steps_repeated"] <= repeated, lab.starts(run)
+    assert result["weights_sha256"] == expected["weights_sha256"]
     assert lab.mlflow(run) == ["FINISHED"]
     return result
 
 
-def test_runs_grow_share_the_cluster_and_leave_it(lab: Lab, calm: dict[str, Any], long_calm: dict[str, Any]) -> None:
+def test_runs_grow_and_share_the_cluster(lab: Lab, undisturbed: Undisturbed) -> None:
     """Workers come on demand. The first run has grown to all three nodes; the second gets its minimum from it, and
-    neither waits for the other. Idle nodes are given back."""
+    neither waits for the other."""
     assert lab.status()["state"] == "ready"
     assert lab.workers() == []
-    lab.train("first", "1:3", LONG)
+    lab.train("first", "1:3", MIDDLE)
     lab.on_workers("first", 3)
     assert len({job["node"] for job in lab.workers()}) == 3
-    lab.train("second", "1:3")
+    lab.train("second", "1:3", SHORT)
     lab.on_workers("second", 1)
     assert lab.step("first") < 1200, "it is still there"
-    check(lab, calm, "second", 0)
-    result = check(lab, long_calm, "first", 0)
+    assert check(lab, undisturbed[SHORT], "second")["steps_repeated"] == 0
+    result = check(lab, undisturbed[MIDDLE], "first")
+    assert result["steps_repeated"] == 0
     assert max(result["workers"]) == 3 and 2 in result["workers"][result["workers"].index(3) :]
-    wait_for(lambda: not lab.workers(), 90, "idle nodes to be released")
+
+
+@pytest.fixture(scope="module")
+def run(lab: Lab) -> str:
+    """The name of the run to which the faults below happen, one after the other."""
+    lab.train("disturbed", "2", LONG)
+    return "disturbed"
 
 
 def cancelled(bed: Bed, job: str, node: str) -> None:
@@ -104,65 +113,56 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_worker_that_goes(lab: Lab, calm: dict[str, Any], long_calm: dict[str, Any], fault: Any) -> None:
-    name = fault.__name__.replace("_", "-")
-    slow = fault is out_of_time
-    lab.train(name, "2", *([LONG] if slow else []))
-    lab.on_workers(name, 2, steps=INTERVAL + 10)
+def test_a_worker_that_goes(lab: Lab, run: str, fault: Any) -> None:
+    lab.on_workers(run, 2, steps=INTERVAL + 10)
     head = lab.status()["head"]["node"]
-    busy = lab.training_nodes()  # an earlier test's third node may still be there, idle
-    victim = next(job for job in lab.workers() if job["node"] in busy and job["node"] != head)
-    attempts = len(lab.starts(name))
+    victim = next(job for job in lab.workers() if job["node"] != head and lab.is_training(run, job["node"]))
+    before = lab.facts(run)
     fault(lab.bed, victim["job"], victim["node"])
     try:
-        wait_for(lambda: len(lab.starts(name)) > attempts, 300, "the next attempt")
-        check(lab, long_calm if slow else calm, name, FAULTS[fault])
+        wait_for(lambda: lab.facts(run)["attempts"] > before["attempts"], 300, "the next attempt")
+        assert lab.facts(run)["steps_repeated"] - before["steps_repeated"] <= FAULTS[fault], lab.starts(run)
     finally:
         if fault is crashed:
             lab.bed.verb("boot", victim["node"])
 
 
-def test_slurm_itself_away(lab: Lab, calm: dict[str, Any]) -> None:
+def test_slurm_itself_away(lab: Lab, run: str) -> None:
     """Without slurmctld nothing new starts, and what runs goes on."""
-    lab.train("without-slurm", "2")
-    lab.on_workers("without-slurm", 2)
-    attempts, step = len(lab.starts("without-slurm")), lab.step("without-slurm")
+    lab.on_workers(run, 2)
+    attempts, step = len(lab.starts(run)), lab.step(run)
     lab.bed.verb("kill-controller")
     try:
-        time.sleep(30)  # that long it is away: there is no condition to wait for
-        assert lab.step("without-slurm") > step
         assert lab.call("cluster", "status", "--name", "ray").returncode == 1
+        wait_for(lambda: lab.step(run) > step + 300, 120, "300 steps without Slurm")
     finally:
         lab.bed.verb("start-controller")
-    check(lab, calm, "without-slurm", 0)
-    assert len(lab.starts("without-slurm")) == attempts
+    assert len(lab.starts(run)) == attempts
 
 
-def test_the_head_is_requeued(lab: Lab, calm: dict[str, Any]) -> None:
-    """A run and a search are in the middle; the new head resumes both into the MLflow runs that they had."""
-    lab.train("over-the-head", "2")
-    search = (
-        "tune",
-        "ards",
-        "--data",
-        lab.data,
-        "--trials",
-        12,
-        "--name",
-        "search",
-        "--smoke",
-        "--set",
-        "loop.epochs=8",
-    )
-    lab.run("cluster", "submit", "--name", "ray", "--detach", "--", "python", "-m", "jobs.cli", *search)
+def test_after_all_of_it_the_run_ends_as_the_undisturbed_one(lab: Lab, run: str, undisturbed: Undisturbed) -> None:
+    check(lab, undisturbed[LONG], run)
+
+
+def test_the_head_is_requeued(lab: Lab, undisturbed: Undisturbed) -> None:
+    """A search and a run are in the middle; the new head resumes both into the MLflow runs that they had."""
+    words = ("--data", lab.data, "--trials", 12, "--name", "search", "--smoke", "--set", "loop.epochs=8")
+    search = ("python", "-m", "jobs.cli", "tune", "ards", *words)
+    lab.run("cluster", "submit", "--name", "ray", "--detach", "--", *search)
+    lab.train("over-the-head", "2", MIDDLE)
     lab.on_workers("over-the-head", 2)
     trials = lab.home / "runs" / "search" / "trials"
     wait_for(lambda: len(list(trials.glob("*/end.json"))) >= 2, 240, "two ended trials")
     before = lab.status()["head"]
+    assert lab.step("over-the-head") < 1200 and len(list(trials.glob("*/end.json"))) < 12
     lab.bed.run(f"scontrol requeue {before['job']}")
     wait_for(lambda: (now := lab.status()["head"]) is not None and now["epoch"] > before["epoch"], 120, "the new head")
-    check(lab, calm, "over-the-head", INTERVAL + 1)
+    assert check(lab, undisturbed[MIDDLE], "over-the-head")["steps_repeated"] <= INTERVAL + 1
     lab.result("search", 400)
     parameters = [path.read_text() for path in trials.glob("*/params.json")]
     assert len(parameters) == len(set(parameters)) == len(list(trials.glob("*/end.json"))) == 12
     assert lab.mlflow("search") == ["FINISHED"] * 13
+
+
+def test_idle_nodes_are_given_back(lab: Lab) -> None:
+    wait_for(lambda: not lab.workers(), 120, "idle nodes to be released")
