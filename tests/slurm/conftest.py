@@ -57,6 +57,11 @@ class Bed:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def wait_until_idle(self) -> None:
+        """Until no job is left and every node answers."""
+        states = "sinfo --noheader --Node --format=%t || true"  # the controller may just start
+        wait_for(lambda: set(self.run(states).split()) == {"idle"}, 60, "idle nodes")
+
     def output(self, job: str) -> str:
         file = self.shared / f"{job}.out"
         return file.read_text() if file.exists() else ""

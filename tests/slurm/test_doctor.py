@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.wait import wait_for
-
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +28,7 @@ def doctor(testbed, tmp_path):
         return done.returncode, json.loads(out.read_text())["findings"], done.stdout
 
     yield run
-    wait_for(lambda: "raylab-doctor" not in testbed.run("squeue --noheader --format=%j"), 20, "no job of ours")
+    testbed.wait_until_idle()  # the next test expects its checks on n1 and n2
 
 
 def bad(findings) -> str:
@@ -95,7 +93,6 @@ def test_a_controller_that_is_away(doctor, testbed):
         code, findings, _ = doctor()
     finally:
         testbed.verb("start-controller")
-        wait_for(lambda: "idle" in testbed.run("sinfo --noheader --format=%t || true"), 30, "the controller")
     assert code == 1 and "Slurm does not answer" in bad(findings)
 
 
