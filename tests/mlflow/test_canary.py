@@ -203,26 +203,27 @@ def story(team: Team, covidnet_data: Path, tmp_path_factory: pytest.TempPathFact
             for words in asked if verb not in WITH_RAY else ():
                 # a shell in which the address with the password was exported; other nodes need a name that they know
                 uri = "http://mlflow.invalid:5000" if verb in ELSEWHERE else team.uri
-                patch.setenv("MLFLOW_TRACKING_URI", uri.replace("//", f"//marie:{PASSWORD}@"))
+                with pytest.MonkeyPatch.context() as other:
+                    other.setenv("MLFLOW_TRACKING_URI", uri.replace("//", f"//marie:{PASSWORD}@"))
+                    if verb in ELSEWHERE:
+                        other.setenv("PATH", "/nowhere")  # whatever Slurm this machine has
+                    run(made, verb, words)
                 patch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)  # which benchmark sets
-                run(made, verb, words, patch)
-        patch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+        patch.setenv("MLFLOW_TRACKING_URI", team.uri.replace("//", f"//marie:{PASSWORD}@"))
         for verb, words in (
             ("explain", f"ards --run icu --data {{ards}} --stay {PATIENT}-none"),
             ("predict", "ards --run icu --data {xrays} --out {out}/none.parquet"),
             ("evaluate", "covidnet --run lungs --data {icu}"),
         ):
-            run(made, verb, words, patch)
+            run(made, verb, words)
             assert made.codes.pop(f"{verb} {words}") == 2
         words = "covidnet --path {xrays} --domain a --size 32 --out {out}/none"  # a file to correct: it is named
-        run(made, "prepare", words, patch, "errors.txt")
+        run(made, "prepare", words, "errors.txt")
         assert made.codes.pop(f"prepare {words}") == 2
         yield made
 
 
-def run(made: Story, verb: str, words: str, patch: pytest.MonkeyPatch, said: str = "said.txt") -> None:
-    if verb in ELSEWHERE:
-        patch.setenv("PATH", "/nowhere")  # whatever Slurm this machine has
+def run(made: Story, verb: str, words: str, said: str = "said.txt") -> None:
     told = [verb, *words.format(**made.places).split(), "--json", str(made.root / "out" / f"{len(made.codes)}.json")]
     with written_to(made.root / "out" / said):
         if verb in WITH_RAY:
@@ -294,7 +295,7 @@ def test_a_search_leaves_none_either(story: Story, team: Team, monkeypatch: pyte
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     for verb in WITH_RAY:
         for words in STEPS[verb]:
-            run(story, verb, words, monkeypatch)
+            run(story, verb, words)
             assert story.codes[f"{verb} {words}"] == 0, (story.places["out"] / "said.txt").read_text()[-3000:]
     look(story)
 
