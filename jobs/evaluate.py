@@ -103,7 +103,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         for name, found in leaked.get("parents", {}).items():
             say(f"  leakage from {name}, whose weights were the start: {in_words(found)}")
         if reads > 1:
-            say(f"note: the test split of this data has now been read {reads} times for this run; report the first")
+            say(f"note: the test split of this data has now been read {reads} times for this run; if anything was")
+            say("  chosen after the first reading, this score is too good")
         say("next: raylab compare        raylab ui")
     return out
 

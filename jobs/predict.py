@@ -82,7 +82,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if not args.quiet:
         say(f"wrote {len(frame)} rows to {args.out}")
         if args.explain:
-            say(f"Grad-CAM: {out['outside']:.0%} of the maps lies outside the lung field (43 % of an even one would)")
+            outside = out["outside"]
+            say(
+                "Grad-CAM: no map shows anything: the network answers the same everywhere"
+                if outside is None
+                else f"Grad-CAM: {outside:.0%} of the maps lies outside the lung field (43 % of an even one would)"
+            )
             if out["private"]:
                 individuals.tell(out["private"])
             else:
@@ -94,12 +99,12 @@ def explained(
     directory: Path, args: argparse.Namespace, samples: Any, network: Any, p: np.ndarray, outside: np.ndarray
 ) -> dict[str, Any]:
     """Sheets into the run's directory; they show single patients, so they go to its MLflow run only when synthetic or
-    shared. {"sheets", "private": those that stay, "outside": mean over rows}."""
+    shared. {"sheets", "private": those that stay, "outside": mean over rows, None where all maps are empty}."""
     synthetic = bool(samples.meta["synthetic"])
     private = not (synthetic or args.share_individuals)
     folder = individuals.folder(directory) if private else directory / "plots"
     written = gradcam.sheets(network, samples, p, folder / f"gradcam-{args.split}", synthetic)
-    mean = float(np.nanmean(outside))
+    mean = None if np.isnan(outside).all() else float(np.nanmean(outside))
     outbox = Outbox(directory / "outbox")
     for path in written:
         if private:
@@ -107,7 +112,8 @@ def explained(
         else:
             outbox.append({"kind": "artifact", "path": str(path), "to": f"plots/gradcam-{args.split}"})
     step = int(home.note(directory).get("best_step", 0))
-    scores.append_new_metrics(outbox, step, {f"{args.split}/gradcam_outside": mean})
+    if mean is not None:
+        scores.append_new_metrics(outbox, step, {f"{args.split}/gradcam_outside": mean})
     tracked.forward_now(directory)
     sheets = [str(path) for path in written]
     return {"sheets": sheets, "private": sheets if private else [], "outside": mean}

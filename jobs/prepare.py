@@ -192,7 +192,8 @@ def tell(task: str, out: Path, meta: dict[str, Any]) -> None:
         say(f"  warning: {warning}")
     if skipped or shown.get("warnings"):
         say(f"  the files: {out / 'meta.json'}")
-    say(f"next: raylab train {task} --data {out}")
+    verb = "train" if "train" in meta["counts"] else "evaluate"
+    say(f"next: raylab {verb} {task}{'' if verb == 'train' else ' --run RUN'} --data {out}")
 
 
 def _table(rows: list[dict[str, Any]], indent: str = "  ") -> None:

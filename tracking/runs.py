@@ -209,7 +209,7 @@ def _check_http(uri: str) -> None:
         ) from error
     except (requests.RequestException, ValueError) as error:
         raise TrackingError(
-            f"nothing answers at {uri}", _reason(error), "start the server (raylab ui), or mend MLFLOW_TRACKING_URI"
+            f"nothing answers at {uri}", _reason(error), "start that server, or unset MLFLOW_TRACKING_URI"
         ) from error
     if answer.status_code == 403 and "host" in answer.text.lower():
         raise TrackingError(

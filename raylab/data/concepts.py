@@ -56,6 +56,7 @@ class Extract:
     counts  rows that did not become events, by reason
     pieces  the same events cut by patient, for what does not fit in memory as a whole
     notes   what the reader of a score should know of this source, in words
+    warnings  what may be wrong with this data, in words
     lacks   concepts that this source records of nobody, so that no label may ask for them
     numbering  whose patient numbers these are: within one numbering a number means one person (identifiers.py); the
             source's name where it is empty
@@ -66,6 +67,7 @@ class Extract:
     counts: dict[str, int] = field(default_factory=dict)
     pieces: tuple[pl.LazyFrame, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     numbering: str = ""
 

@@ -32,6 +32,7 @@ PROBLEMS = ("out_of_range", "unreadable", "percent", "room_air")
 COUNTS = (*PROBLEMS, "no_unit", "converted", "unknown_units")
 """What meta.json counts by concept of the values; the last two by concept and unit as recorded."""
 UNITS_SHOWN, UNIT_LENGTH = 10, 40  # a column of units may hold anything: no more of a concept is named
+LOST = {"out_of_range": "out of range", "unreadable": "no numbers", "unknown_unit": "in a unit that is not understood"}
 OUTSIDE, UNREADABLE, UNKNOWN_UNIT = "out of range", "unreadable", "unknown unit"
 
 
@@ -320,8 +321,16 @@ def check_needed(by_concept: pl.DataFrame, source: str, rule: Label) -> None:
     needed = (*rule.needs(), *(("spo2",) if rule.sf is not None and not usable.get("pao2") else ()))
     missing = [name for name in needed if not usable.get(name)]
     if missing:
+        lost = by_concept.filter(pl.col("concept").is_in(missing))
+        why = [
+            f"{row[what]:,} values of {row['concept']} are {words}"
+            for row in lost.iter_rows(named=True)
+            for what, words in LOST.items()
+            if row[what]
+        ]
+        read = f"{sum(usable.values())} events of {len(usable)} concepts were read from source '{source}'"
         raise DataError(
             f"the label '{rule.name}' cannot be made: no plausible value of {', '.join(missing)}",
-            f"{sum(usable.values())} events of {len(usable)} concepts were read from source '{source}'",
+            "; ".join([*why, read]),
             "check that the raw data holds gases, FiO2 and what else the label asks for, or choose another --label",
         )

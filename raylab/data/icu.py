@@ -186,6 +186,7 @@ def prepare_ards(
             "gap_h": chosen.gap,
             "until_h": chosen.until if chosen.kind == "rolling" else None,
             "notes": notes,
+            "warnings": list(extract.warnings),
             **described(samples, stats),
             "attrition": steps,
             "onsets": whole.onsets,

@@ -104,6 +104,7 @@ def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0, rep
             "numbering": named,
             "synthetic": any(meta["synthetic"] for meta in metas),
             "notes": sorted({note for meta in metas for note in meta["notes"]}),
+            "warnings": sorted({text for meta in metas for text in meta.get("warnings", ())}),
             **described(rows, stats),
             "attrition": [
                 *pooled([meta["attrition"] for meta in metas]),

@@ -27,7 +27,7 @@ import polars as pl
 
 from raylab.data.concepts import CONCEPTS, EVENTS, UNIT, Extract, stated_units, whole_stays
 from raylab.data.demographics import age, count_unread, sex
-from raylab.data.identifiers import identifier, is_missing, not_among
+from raylab.data.identifiers import identifier, is_missing
 from raylab.data.sources.episodes import charted
 from raylab.data.sources.tables import Conversions, Findings, Pieces, by_value, needed, piece_count, rows_of, whole
 from raylab.errors import DataError
@@ -140,7 +140,8 @@ def read(path: Path, work: Path) -> Extract:
     together = pl.concat([parts[0], first.lazy()], how="diagonal")
     parts = (together,) if len(parts) == 1 else _spread(parts, first)
     notes = (*NOTES, *conversions.close())
-    return Extract(pl.concat(parts), whole_stays(stays), dict(+counts), parts, notes, numbering="mimic3")
+    warnings = tuple(conversions.warnings)
+    return Extract(pl.concat(parts), whole_stays(stays), dict(+counts), parts, notes, warnings, numbering="mimic3")
 
 
 NOTES = ("times are chart times: a laboratory value may have been known later than its time",)
@@ -165,7 +166,7 @@ def find_stays(path: Path, conversions: Conversions, counts: Counter[str]) -> pl
     admissions = whole(path, "ADMISSIONS", Admissions, WHAT, conversions)
     for name, other, lost in (("PATIENTS", patients, "age and sex"), ("ADMISSIONS", admissions, "outcome")):
         key = other.columns[0]
-        not_among(table[key], other[key], "ICUSTAYS", name)
+        conversions.match(table[key], other[key], "ICUSTAYS", name)
         conversions.note("stays without a row in {} (no {})", table.join(other, key, "anti").height, name, lost)
     patients = patients.unique("subject_id", keep="first", maintain_order=True)
     admissions = admissions.unique("hadm_id", keep="first", maintain_order=True)
@@ -238,7 +239,7 @@ def narrow(
         out.add(with_units(rows.filter(~nothing)))
     findings.close()
     for key in named[0].columns if named else ():
-        not_among(pl.concat(named)[key], stays[keys[key]], table, "ICUSTAYS")
+        conversions.match(pl.concat(named)[key], stays[keys[key]], table, "ICUSTAYS")
     return out.close(ROWS)
 
 
@@ -363,7 +364,7 @@ def procedures(path: Path, stays: pl.DataFrame, conversions: Conversions, counts
     table = whole(path, "PROCEDUREEVENTS_MV", Procedures, WHAT, conversions).filter(
         pl.col("itemid").is_in(list(VENTILATION)) & (pl.col("statusdescription").fill_null("") != "Rewritten")
     )
-    not_among(table["icustay_id"], stays["stay_id"], "PROCEDUREEVENTS_MV", "ICUSTAYS")
+    conversions.match(table["icustay_id"], stays["stay_id"], "PROCEDUREEVENTS_MV", "ICUSTAYS")
     return of_stays(table, stays, "PROCEDUREEVENTS_MV", counts).select(
         subject_id="subject_id",
         stay_id="icustay_id",

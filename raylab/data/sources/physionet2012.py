@@ -19,7 +19,7 @@ import polars as pl
 
 from raylab.data.concepts import EVENTS, Extract, by_id, whole_stays
 from raylab.data.demographics import age, count_unread, sex
-from raylab.data.identifiers import form, identifier, not_among
+from raylab.data.identifiers import form, identifier
 from raylab.data.sources.tables import Conversions, Findings, find
 from raylab.data.text import as_number, decode, read_text, separator
 from raylab.errors import DataError
@@ -35,7 +35,7 @@ def read(path: Path) -> Extract:
     for name, place in sets.items():
         died = read_outcomes(path, name.removeprefix("set-"), conversions)
         rows, ids = parse(place, conversions)
-        unknown = not_among(pl.Series(ids, dtype=pl.String), died["stay_id"], name, f"Outcomes-{name[4:]}.txt")
+        unknown = conversions.match(pl.Series(ids, dtype=pl.String), died["stay_id"], name, f"Outcomes-{name[4:]}.txt")
         conversions.note("stays of {} without a row in its outcomes", unknown, name)
         frames.append(rows)
         stays.append(pl.DataFrame({"stay_id": ids}).with_columns(source=pl.lit(name)).join(died, "stay_id", "left"))

@@ -16,13 +16,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raylab.data.identifiers import identifier, is_missing
+from raylab.data.identifiers import identifier, is_missing, not_among
 from raylab.data.text import as_date, as_number, decode, has_zone, not_utf8, separator
 from raylab.errors import DataError
 
 CHUNK = 32 << 20  # bytes of text parsed at a time
 PIECE = 256 << 20  # bytes of text whose patients make up one piece
 ENDINGS = (".csv", ".csv.gz", ".parquet")
+MANY_STRANGE = 0.1  # of the identifiers of a table may be missing from another before that is a warning
 SHOWN = 40  # characters of a value in a message
 NAMES = {pl.Datetime: "a date", pl.Float64: "a number", pl.Int64: "a whole number"}
 
@@ -54,12 +55,22 @@ class Conversions:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.warnings: list[str] = []
         self.zones: dict[bool, str] = {}  # with or without a time zone -> the column where such dates first stood
 
     def note(self, text: str, count: int, *words: str) -> None:
         """Note of how many rows or stays something holds, if of any."""
         if count:
             self.notes.append(f"{text.format(*words)}: {count:,}")
+
+    def match(self, ids: pl.Series, others: pl.Series, table: str, other: str) -> int:
+        """`not_among`, with a warning when many are not."""
+        strange, all_ids = not_among(ids, others, table, other), ids.drop_nulls().n_unique()
+        if strange > MANY_STRANGE * all_ids:
+            self.warnings.append(
+                f"{strange:,} of {all_ids:,} identifiers of {table} are not in {other}: are the tables of one data set?"
+            )
+        return strange
 
     def add_zones(self, place: str, zones: Iterable[bool | None]) -> None:
         for zone in zones:

@@ -13,8 +13,8 @@ import polars as pl
 
 from raylab.data.concepts import EVENTS, STATIC, Extract, by_id, whole_stays
 from raylab.data.demographics import age, count_unread, sex
-from raylab.data.identifiers import identifier, not_among
-from raylab.data.sources.tables import Conversions, Findings, find
+from raylab.data.identifiers import identifier, is_missing
+from raylab.data.sources.tables import SHOWN, Conversions, Findings, find
 from raylab.data.text import as_number
 from raylab.errors import DataError
 
@@ -51,22 +51,25 @@ def read(path: Path) -> Extract:
             f"its columns: {', '.join(kinds.names()[:20])}",
             "give --path a directory in YAIB's form",
         )
-    wrong = [name for name in known if not kinds[name].is_numeric() and kinds[name] not in (pl.Boolean, pl.Null)]
+    wrong = [name for name in known if kinds[name].is_temporal() or kinds[name].is_nested()]
     if wrong:
         raise DataError(
-            f"{dyn_file}: column {', '.join(wrong)} holds {kinds[wrong[0]]}, not numbers", do="correct this table"
+            f"{dyn_file}: column {', '.join(wrong)} holds {kinds[wrong[0]]}, not numbers",
+            f"for example '{first_value(dyn, wrong[0])}'",
+            "write numbers",
         )
     stay_id = identifier("stay_id", kinds["stay_id"])
-    dyn = dyn.select(stay_id, hours(dyn_file, kinds["time"]), *known)
-    complete(dyn_file, dyn)
     conversions = Conversions()
+    times = hours(dyn_file, dyn, kinds["time"])
+    dyn = dyn.select(stay_id, times, *(measured_values(name, kinds[name]) for name in known))
+    complete(dyn_file, dyn)
     sta = statics(sta_file, conversions)
     measured = dyn.select("stay_id").unique().collect()["stay_id"]
-    unknown = not_among(measured, sta["stay_id"], dyn_file.name, sta_file.name)
+    unknown = conversions.match(measured, sta["stay_id"], dyn_file.name, sta_file.name)
     conversions.note("stays without a row in {} (no age, no sex)", unknown, sta_file.name)
     conversions.note(
         "stays of {} without a row in {}",
-        not_among(sta["stay_id"], measured, sta_file.name, dyn_file.name),
+        conversions.match(sta["stay_id"], measured, sta_file.name, dyn_file.name),
         sta_file.name,
         dyn_file.name,
     )
@@ -75,8 +78,7 @@ def read(path: Path) -> Extract:
     stays = ids.with_columns(subject_id=pl.col("stay_id"), source=pl.lit(name))
     series = (
         dyn.unpivot(on=known, index=["stay_id", "time"], variable_name="concept")
-        .with_columns(pl.col("value").cast(pl.Float64))
-        .filter(pl.col("value").is_not_null() & pl.col("value").is_not_nan())
+        .drop_nulls("value")
         .with_columns(pl.col("concept").replace_strict({name: names[name] for name in known}, return_dtype=pl.String))
     )
     wide = sta.with_columns(time=pl.lit(0.0))
@@ -87,6 +89,7 @@ def read(path: Path) -> Extract:
         pl.concat([frame.select(columns) for frame in (series, fixed.lazy())]),
         whole_stays(stays),
         notes=(*NOTES, *conversions.close()),
+        warnings=tuple(conversions.warnings),
         lacks=tuple(name for name in VENTILATION if name not in found),
         numbering=name,
     )
@@ -122,14 +125,30 @@ def opened(file: Path, columns: tuple[str, ...]) -> pl.LazyFrame:
     return pl.scan_parquet(file).rename(dict(zip(names, lower, strict=True)))
 
 
-def hours(file: Path, kind: pl.DataType) -> pl.Expr:
-    """`time` as hours: of a duration, or of a number that counts hours already."""
+def hours(file: Path, dyn: pl.LazyFrame, kind: pl.DataType) -> pl.Expr:
+    """`time` as hours: of a duration, or of a number that counts hours already; null where it is neither."""
     time = pl.col("time")
     if isinstance(kind, pl.Duration):
         return time.dt.total_seconds() / 3600
-    if kind.is_numeric():
-        return time.cast(pl.Float64).fill_nan(None)
-    raise DataError(f"{file}: column time holds {kind}, not durations or hours", do="correct this table")
+    unread = dyn.select("time").filter(~is_missing("time", kind) & as_number("time", kind).is_null())
+    if (value := first_value(unread, "time")) is not None or kind.is_temporal():
+        raise DataError(
+            f"{file}: column time holds {kind}, not durations or hours",
+            f"for example '{value or first_value(dyn, 'time')}'",
+            "write hours as numbers, or durations",
+        )
+    return as_number("time", kind)
+
+
+def measured_values(name: str, kind: pl.DataType) -> pl.Expr:
+    """The column as Float64: null where nothing was measured, NaN where what stands there is no number."""
+    return pl.when(~is_missing(name, kind)).then(as_number(name, kind).fill_null(float("nan"))).alias(name)
+
+
+def first_value(table: pl.LazyFrame, column: str) -> str | None:
+    """The first value of a column, shortened; None where it has none."""
+    value = table.select(pl.col(column).drop_nulls().first()).collect().item()
+    return None if value is None else str(value)[:SHOWN]
 
 
 def complete(file: Path, dyn: pl.LazyFrame) -> None:
@@ -148,9 +167,11 @@ def complete(file: Path, dyn: pl.LazyFrame) -> None:
 def statics(file: Path, conversions: Conversions) -> pl.DataFrame:
     """stay_id and the static concepts that the table has, as numbers; what cannot be read is noted."""
     names = by_id("yaib")
-    table = opened(file, ("stay_id",)).collect().unique(maintain_order=True)
+    table = opened(file, ("stay_id",)).with_row_index("row of the file", offset=1).collect()
+    table = table.unique(pl.exclude("row of the file"), keep="first", maintain_order=True)
     findings = Findings(file, conversions)
-    table = table.with_columns(stay_id=findings.check(table.select("stay_id"), Sta)["stay_id"])
+    read = findings.check(table.select("stay_id"), Sta, table["row of the file"])
+    table = table.with_columns(stay_id=read["stay_id"])
     findings.close()
     known = [name for name in table.columns if names.get(name) in STATIC]
     read = table.select("stay_id", *(static(name, table.schema[name]) for name in known))

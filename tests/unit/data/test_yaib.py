@@ -102,8 +102,8 @@ def test_other_units_are_noticed(tmp_path):
     [
         (lambda: dyn().drop("po2"), sta, "'ahrf' cannot be made: no plausible value of pao2"),
         (lambda: dyn().drop("time"), sta, r"dyn\.parquet: no column time"),
-        (lambda: dyn().with_columns(time=pl.lit("1 h")), sta, "column time holds String"),
-        (lambda: dyn().with_columns(hr=pl.lit("80")), sta, "column hr holds String, not numbers"),
+        (lambda: dyn().with_columns(time=pl.lit("1 h")), sta, "(?s)column time holds String, .*for example '1 h'"),
+        (lambda: dyn().with_columns(hr=pl.col("time")), sta, "column hr holds Duration.* not numbers"),
         (lambda: dyn().with_columns(pl.col("stay_id").replace(0, None)), sta, "stay_id is empty or cannot be read in"),
         (lambda: dyn().select("stay_id", "time"), sta, "no column of a known quantity"),
         (dyn, lambda: pl.concat([sta(), sta().head(1).with_columns(age=61.0)]), "primary_key"),
@@ -114,6 +114,14 @@ def test_bad_tables_are_explained(tmp_path, d, s, text):
     with pytest.raises(DataError, match=text):
         prepare_ards("yaib", write(tmp_path / "eicu", d(), s()), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_numbers_as_text_are_read_and_other_text_is_counted(tmp_path):
+    text = dyn().with_columns(pl.col("time").dt.total_hours()).with_columns(pl.exclude("stay_id").cast(pl.String))
+    text = text.with_columns(hr=pl.when(pl.col("time") == "3").then(pl.lit("fast")).otherwise("hr"))
+    meta = prepare_ards("yaib", write(tmp_path / "eicu", text), tmp_path / "out")
+    assert meta["cohorts"]["all"] == {"n": 40, "positive": 14}
+    assert meta["unreadable"] == {"hr": 40}
 
 
 def test_bad_directories(tmp_path):
