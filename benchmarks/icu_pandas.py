@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from raylab.data.concepts import CONCEPTS, factor, names_no_unit, stated_units
-from raylab.data.sources import mimic3
+from raylab.data.icu.concepts import CONCEPTS, factor, names_no_unit, stated_units
+from raylab.data.icu.sources import mimic3
 
 LANDMARK, FIO2_BACK, VENT_BACK = 12, 8, 6
 

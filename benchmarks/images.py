@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raylab.config import CovidNetModel
-from raylab.data.decode import decode, frame
-from raylab.data.image_samples import ImageSamples, load_images
-from raylab.data.images import prepare_covidnet
+from raylab.config.recipe import CovidNetModel
+from raylab.data.images.dataset import ImageSamples, load_images
+from raylab.data.images.decode import decode, frame
+from raylab.data.images.prepare import prepare_covidnet
 from raylab.models import IMAGES, network
 
 CLASSES = ("normal", "pneumonia", "COVID-19")

@@ -12,9 +12,9 @@ import argparse
 import numpy as np
 from scipy.stats import norm
 
-from raylab import intervals
-from raylab.intervals import Floats, resample_weights
-from raylab.metrics import _brier, _r2, _ranking
+from raylab.evaluation import intervals
+from raylab.evaluation.intervals import Floats, resample_weights
+from raylab.evaluation.metrics import _brier, _r2, _ranking
 
 PATIENTS = (4, 6, 8, 10, 15, 20, 30)  # with the outcome
 AUROCS = (0.7, 0.8, 0.9, 0.95)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raylab.distributed.map import run_chunks
 from raylab.physiology import exchange
 from raylab.physiology.course import advance, begin
 from raylab.physiology.designs import points
@@ -31,7 +32,6 @@ from raylab.physiology.parameters import Inputs, inputs
 from raylab.physiology.steady import steady_state, total_shunt
 from raylab.physiology.sweep import RECIPES, recipe, write_chunk
 from raylab.physiology.sweep import begin as begin_sweep
-from raylab.ray_map import run_chunks
 
 ROUNDS, TIMES, PATIENTS, FEW = 3, 8, 16384, 400
 SWEPT = 2**19
@@ -205,8 +205,8 @@ def main() -> None:
 
 
 def surrogate(run: str, many: Inputs) -> None:
-    from jobs import home
-    from raylab.run import read_model
+    from jobs.common import home
+    from raylab.training.run import read_model
 
     _, _, spec, network = read_model(home.find(run))
     x = torch.stack([getattr(many, name) for name in spec["features"]], 1)

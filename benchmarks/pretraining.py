@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.pretraining SIMULATED REAL [REAL ...]
 
 SIMULATED is of `raylab prepare ards --source synthetic`: its patients are drawn from distributions that are written
-down in raylab/data/sources/synthetic_icu.py, so that none is a twin of a real one. REAL are folds of one data set
+down in raylab/data/icu/sources/synthetic.py, so that none is a twin of a real one. REAL are folds of one data set
 (`raylab prepare ards --from D --split-by patient:K/5`), whose tests are pooled. Prints for each cohort both AUROCs and
 the difference with its 95 % interval over the same resamples of patients. Runs stay in RAYLAB_HOME and are not trained
 twice.
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import polars as pl
 
-from jobs import cli, home
-from raylab.metrics import binary_scores, paired_difference
+from jobs import cli
+from jobs.common import home
+from raylab.evaluation.metrics import binary_scores, paired_difference
 
 MEMBERS = "model.members=3"
 COHORTS = ("all", "ventilated_pf")

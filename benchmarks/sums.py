@@ -16,18 +16,18 @@ from pathlib import Path
 
 import torch
 
-from raylab.config import override
-from raylab.data.icu import prepare_ards
-from raylab.data.images import prepare_covidnet
-from raylab.loop import fit
-from raylab.recipes import recipe
-from raylab.tasks import task
-from raylab.world import World
+from raylab.config.overrides import override
+from raylab.config.shipped import shipped_recipe
+from raylab.data.icu.prepare import prepare_ards
+from raylab.data.images.prepare import prepare_covidnet
+from raylab.tasks.base import task
+from raylab.training.loop import fit
+from raylab.training.process_group import World
 
 
 def seconds_a_step(name: str, data: Path, way: str, settings: dict[str, object]) -> float:
     job = task(name)
-    chosen = override(recipe(name, smoke=name == "covidnet"), {**settings, "loop.sum": way})
+    chosen = override(shipped_recipe(name, smoke=name == "covidnet"), {**settings, "loop.sum": way})
     train = job.load(data, "train", chosen.data, None)
     val = job.load(data, "val", chosen.data, train.spec)
     times: list[float] = []

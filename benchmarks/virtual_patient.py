@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from jobs import cli, home
-from raylab.metrics import paired_difference
+from jobs import cli
+from jobs.common import home
+from raylab.evaluation.metrics import paired_difference
 
 MODELS = {"boosting": ("model.name=boosting",), "gru": ("loop.early_stop=6",)}
 COHORTS = ("all", "ventilated_pf")

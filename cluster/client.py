@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from cluster import render, scripts, sites
+from cluster import jobscript, scripts, sites
 from cluster.directory import Comment, Directory, versions
 from cluster.sites import Site
 from cluster.slurm import Job, Slurm
@@ -109,7 +109,7 @@ def dry_run(asked: dict[str, Any], directory: Path) -> dict[str, str]:
             worker = Comment(asked["id"], 0, "worker", kind, "REQUEST")
             texts[f"{kind}.sbatch"] = scripts.text(directory, asked, worker)
         nodes = {kind: site.nodes[kind] for kind in asked["types"]}
-        texts["autoscaling.json"] = render.autoscaling(
+        texts["autoscaling.json"] = jobscript.autoscaling(
             asked["name"], directory, 0, nodes, asked["min"], asked["max"], site.idle_seconds
         )
     return texts

@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 
-from cluster import client, render
+from cluster import client, jobscript
 from cluster.directory import Directory
 from raylab.errors import RaylabError, SlurmError
 from raylab.files import write_json
@@ -172,7 +172,7 @@ class Near:
         far = [asked["python"], "-m", "cluster.relay", "far", *map(str, self.targets.values())]
         self.step = await asyncio.create_subprocess_exec(
             program, f"--jobid={found['job']}", "--overlap", "--nodes=1", "--ntasks=1", "--mem=0", "--quiet",
-            *render.shell(site, site.head, environment, far),
+            *jobscript.shell(site, site.head, environment, far),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=LINE,
         )  # fmt: skip
         assert self.step.stdout is not None  # it is a pipe

@@ -1,9 +1,9 @@
-"""The job scripts of one cluster: render.py's text with what its directory says, written where `status` finds them."""
+"""The job scripts of one cluster: text of jobscript.py with what its directory says, where `status` finds it."""
 
 from pathlib import Path
 from typing import Any
 
-from cluster import render
+from cluster import jobscript
 from cluster.directory import Comment, Directory
 from cluster.sites import NodeType, Site
 from raylab.files import whole
@@ -36,7 +36,7 @@ def environment(asked: dict[str, Any], directory: Path) -> dict[str, str]:
 
 def agent(asked: dict[str, Any], directory: Path, role: str, epoch: int, kind: str = "") -> list[str]:
     """The command of a node's agent."""
-    words = [asked["python"], "-m", "cluster.node", str(directory), role, "--epoch", str(epoch)]
+    words = [asked["python"], "-m", "cluster.node.agent", str(directory), role, "--epoch", str(epoch)]
     return [*words, "--type", kind] if kind else words
 
 
@@ -47,7 +47,7 @@ def text(directory: Path, asked: dict[str, Any], comment: Comment) -> str:
     role = comment.kind
     if static := asked["static"]:
         node, role = site.nodes[comment.type], "static"
-    return render.script(
+    return jobscript.script(
         site=site,
         node=node,
         comment=comment,
@@ -57,7 +57,7 @@ def text(directory: Path, asked: dict[str, Any], comment: Comment) -> str:
         environment=environment(asked, directory),
         command=agent(asked, directory, role, comment.epoch, comment.type),
         nodes=static or 1,
-        door=Path(asked["code"]) / "cluster" / "door.py" if comment.kind == "head" else None,
+        door=Path(asked["code"]) / "cluster" / "slurm_proxy.py" if comment.kind == "head" else None,
     )
 
 

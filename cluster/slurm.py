@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
 
-from cluster import door
+from cluster import slurm_proxy
 from raylab.errors import SlurmError, UsageError
 
 ANSWER_SECONDS = 30.0  # a command that takes longer is taken for one that does not answer
 TRIES = 3
-DOOR = "RAYLAB_DOOR"  # in a container: the socket of cluster/door.py, which runs Slurm's commands outside
+DOOR = "RAYLAB_DOOR"  # in a container: the socket of cluster/slurm_proxy.py, which runs Slurm's commands outside
 # What no process of another node needs from our environment: files of mode 0600 carry it, by their path
 SECRETS = ("RAY_AUTH_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 ENDED = {
@@ -175,14 +175,14 @@ def _call(words: list[str]) -> tuple[int, str, str]:
     """
     if path := os.environ.get(DOOR):
         try:
-            code, output, complaint = door.ask(path, words, ANSWER_SECONDS)
+            code, output, complaint = slurm_proxy.ask(path, words, ANSWER_SECONDS)
         except TimeoutError:
             raise
         except OSError as error:
             raise SlurmError(
                 f"the door to Slurm's commands at {path} is shut", str(error), "the job's output says why it closed"
             ) from error
-        if code == door.ABSENT:
+        if code == slurm_proxy.ABSENT:
             raise FileNotFoundError(complaint)
         return code, output, complaint
     # sbatch hands its whole environment to Slurm, which stores it

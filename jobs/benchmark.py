@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import benchmark_ards, benchmark_covidnet, cli
+from jobs import cli
+from jobs.common import benchmark_ards, benchmark_covidnet
 from raylab.files import keep_out_of_git_and_uploads
 
 EXAMPLE = "raylab benchmark ards --source physionet2012 --path DIR --landmarks 6 12 24 --folds 5 --out benchmark"

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import outputs
-from jobs.home import home
+from jobs.common import outputs
+from jobs.common.home import home
 from raylab import __version__
 from raylab.errors import RaylabError, UsageError, unknown
 from raylab.files import write_json

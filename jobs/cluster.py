@@ -12,15 +12,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster import client, head, relay, scripts, sites
+from cluster import client, relay, scripts, sites
 from cluster.directory import Directory, find
+from cluster.node import head
 from cluster.slurm import Slurm
-from jobs import cli, home
-from jobs.progress import duration, say
+from jobs import cli
+from jobs.common import home
+from jobs.common.progress import duration, say
 from raylab import loopback
 from raylab.errors import RunError, UsageError
 from raylab.files import read_lines
-from tracking import identity, login, runs, secret
+from tracking import runs
+from tracking.access import identity, login, secret
 
 EXAMPLE = "raylab cluster up --site testbed --min 0 --max 3 --wait"
 CODE = Path(__file__).resolve().parents[1]

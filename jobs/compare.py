@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import cli, home, outputs, tracked
-from jobs.progress import say
+from jobs import cli
+from jobs.common import home, outputs, run_tracking
+from jobs.common.progress import say
 from raylab.errors import UsageError
 from tracking import compare, report
 
@@ -21,8 +22,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.out is not None:
         outputs.check(args.out, "--out", "report")
-    uri = tracked.checked_address()
-    experiment = args.experiment or tracked.experiment_name()
+    uri = run_tracking.checked_address()
+    experiment = args.experiment or run_tracking.experiment_name()
     frame = compare.collect(uri, experiment)
     if frame.is_empty():
         raise UsageError(f"experiment '{experiment}' has no runs yet", do="raylab train TASK --data DIR")

@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 
 from jobs import cli
-from jobs.progress import say
-from raylab.data.concepts import CONCEPTS, ID_SOURCES, Concept
+from jobs.common.progress import say
+from raylab.data.icu.concepts import CONCEPTS, ID_SOURCES, Concept
 from raylab.data.prepared import read_meta
 
 EXAMPLE = "raylab concepts --data prepared/ards"

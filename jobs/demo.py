@@ -16,9 +16,10 @@ from typing import Any
 
 import psutil
 
-from jobs import cli, compare, evaluate, home, prepare, train, transfer, tune
-from jobs.progress import duration, say
-from jobs.session import ray_session
+from jobs import cli, compare, evaluate, prepare, train, transfer, tune
+from jobs.common import home
+from jobs.common.progress import duration, say
+from jobs.common.session import ray_session
 from raylab.errors import DataError, RunError
 from raylab.files import read_lines
 from tracking import server

@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster import checkup, client, doctor, scripts, sites
-from cluster.checkup import Finding, attempt
-from jobs import cli, home
-from jobs.progress import say
+from cluster import client, scripts, sites
+from cluster.doctor import node_checks, site_checks
+from cluster.doctor.node_checks import Finding, attempt
+from jobs import cli
+from jobs.common import home
+from jobs.common.progress import say
 from raylab.errors import UsageError
-from tracking import login, runs
+from tracking import runs
+from tracking.access import login
 
 EXAMPLE = "raylab doctor --site testbed"
 CODE = Path(__file__).resolve().parents[1]
@@ -62,14 +65,14 @@ def look(args: argparse.Namespace) -> Any:
     command = [python, "-m", "jobs.doctor", "--here"]
     slurm = client.commands(site.name)
     files = login.files(tracking, scripts.LOGIN)
-    yield from doctor.examine(site, home.home(), CODE, slurm, command, tracking, args.nodes, args.wait, files)
+    yield from site_checks.examine(site, home.home(), CODE, slurm, command, tracking, args.nodes, args.wait, files)
 
 
 def on_node(facts: dict[str, Any]) -> dict[str, Any]:
     """The node's part: says its time at once, and then its findings."""
-    print(doctor.answer(time=time.time()), flush=True)
-    findings = [*checkup.here(facts), mlflow(facts["tracking"])]
-    print(doctor.answer(findings=[dataclasses.asdict(finding) for finding in findings]), flush=True)
+    print(site_checks.answer(time=time.time()), flush=True)
+    findings = [*node_checks.here(facts), mlflow(facts["tracking"])]
+    print(site_checks.answer(findings=[dataclasses.asdict(finding) for finding in findings]), flush=True)
     return {}
 
 

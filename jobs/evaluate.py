@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import card, cli, home, prepare, scores, tracked, validated
-from jobs.progress import say
-from raylab import config
-from raylab.data.manifest import SPLITS, discover
-from raylab.data.overlap import in_words, leakage
+from jobs import cli, prepare
+from jobs.common import ards_evaluation, home, model_card, run_tracking, scores
+from jobs.common.progress import say
+from raylab.config.recipe import read_recipe
+from raylab.data.images.manifest import SPLITS, discover
 from raylab.data.prepared import read_meta, sha256
 from raylab.errors import DataError, UsageError
-from raylab.run import read_model
+from raylab.evaluation.overlap import in_words, leakage
+from raylab.training.run import read_model
 from tracking.outbox import Outbox
 
 READS_TEST = ("test", "all")  # splits that hold test rows
@@ -50,16 +51,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "use --split test, or --split val; --split all is for data that the model never saw",
         )
     leaked = leakage_of_run(directory, data, args.split)
-    uri = tracked.checked_address()
+    uri = run_tracking.checked_address()
     if args.recalibrate is not None and (args.task != "ards" or args.recalibrate < 1):
         raise UsageError("--recalibrate takes a number of patients, and is of the task ards")
     scored = {**scores.of_run(directory, data, args.split), "leakage": leaked}
     if args.task == "ards":
-        recipe = config.read(directory / "recipe.json")
-        scored["result"] |= validated.extended(scored, recipe)
-        scored["figures"] = validated.figures(scored)
+        recipe = read_recipe(directory / "recipe.json")
+        scored["result"] |= ards_evaluation.extended(scored, recipe)
+        scored["figures"] = ards_evaluation.figures(scored)
         if args.recalibrate:
-            few = validated.recalibrated(directory, data, scored, args.recalibrate, own, recipe.seed)
+            few = ards_evaluation.recalibrated(directory, data, scored, args.recalibrate, own, recipe.seed)
             scored["result"]["recalibrated"] = few
     reads = count_reads(directory, meta["data_hash"], args.split)
     read_tag = {"raylab.test_reads": str(reads)} if args.split in READS_TEST else {}
@@ -68,19 +69,19 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         with home.held(directory):
             record(directory, scored, read_tag)
     else:
-        recipe = config.read(directory / "recipe.json")
+        recipe = read_recipe(directory / "recipe.json")
         target = home.new_run(None, f"{directory.name}-on-{data.name}")
         tags = {"raylab.split": args.split, **read_tag}
-        opened = tracked.opening(target, recipe, meta, data, "evaluate", uri, described, described["run_id"], tags)
+        opened = run_tracking.opening(target, recipe, meta, data, "evaluate", uri, described, described["run_id"], tags)
         run_id = opened["run_id"]
         home.annotate(target, best_step=described.get("best_step", 0))
-        with tracked.tracked(target, system=False):
+        with run_tracking.tracked(target, system=False):
             scores.record(target, scored)
     if args.task == "covidnet":
         scores.keep(directory, scored)  # the model's own card speaks of other data, too
-        card.write(directory, scored["parameters"])
+        model_card.write(directory, scored["parameters"])
         home.share(directory)
-        tracked.forward_now(directory)
+        run_tracking.forward_now(directory)
     out = {
         "run_id": described["run_id"],
         "evaluation_run_id": run_id,
@@ -98,7 +99,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if not args.quiet:
         scores.tell(out)
         if args.task == "ards":
-            validated.tell(out)
+            ards_evaluation.tell(out)
         say(f"  leakage: {in_words(leaked)}")
         for name, found in leaked.get("parents", {}).items():
             say(f"  leakage from {name}, whose weights were the start: {in_words(found)}")
@@ -135,7 +136,7 @@ def leakage_of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
     found, parents = check(described), {}
     note = described
     while True:
-        weights = config.read(directory / "recipe.json").model.weights_path
+        weights = read_recipe(directory / "recipe.json").model.weights_path
         if note.get("parent") is None:
             if weights is not None:
                 parents[weights] = {"checked": False, "why": "a file of weights does not say what it was trained on"}
@@ -176,7 +177,7 @@ def record(directory: Path, scored: dict[str, Any], tags: dict[str, str]) -> Non
     scores.record(directory, scored)
     if tags:
         Outbox(directory / "outbox").append({"kind": "tags", "values": tags})
-    tracked.forward_now(directory)
+    run_tracking.forward_now(directory)
 
 
 if __name__ == "__main__":

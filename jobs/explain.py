@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs import cli, home, individuals, scores, tracked
+from jobs import cli
+from jobs.common import home, individuals, run_tracking, scores
+from jobs.common.progress import say
 from jobs.evaluate import checked
-from jobs.progress import say
 from raylab.data.prepared import read_meta
 from raylab.errors import UsageError
 from tracking import plots
@@ -29,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    from raylab.explain import attributions, by_feature
+    from raylab.evaluation.attributions import attributions, by_feature
 
     directory, data = checked(args)
     job, recipe, samples, network = scores.load(directory, data, args.split)
@@ -92,7 +93,7 @@ def send(directory: Path, files: list[str]) -> None:
     outbox = Outbox(directory / "outbox")
     for file in files:
         outbox.append({"kind": "artifact", "path": file, "to": "plots"})
-    tracked.forward_now(directory)
+    run_tracking.forward_now(directory)
 
 
 if __name__ == "__main__":

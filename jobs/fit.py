@@ -10,13 +10,13 @@ from typing import Any
 
 import polars as pl
 
-from jobs import cli, home, tracked
-from jobs.progress import say
-from jobs.session import ray_session
-from raylab.data import gases
-from raylab.data import lung_fits as fits
-from raylab.data.digest import screen
-from raylab.data.icu import SOURCES, Raw
+from jobs import cli
+from jobs.common import home, run_tracking
+from jobs.common.progress import say
+from jobs.common.session import ray_session
+from raylab.data.icu.digest import screen
+from raylab.data.icu.prepare import SOURCES, Raw
+from raylab.data.lung import fits, gases
 from raylab.errors import DataError, UsageError, unknown
 from raylab.files import keep_out_of_git_and_uploads, whole, write_json
 from tracking.outbox import Outbox
@@ -56,8 +56,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "stays": table["stay_id"].n_unique(),
             "gases": len(table),
         }
-        tracked.open_work(directory, "fit", "fit", args.seed, synthetic, args.source, out, params)
-        with tracked.tracked(directory):
+        run_tracking.open_work(directory, "fit", "fit", args.seed, synthetic, args.source, out, params)
+        with run_tracking.tracked(directory):
             if not args.quiet:
                 say(f"{len(table):,} gases of {params['stays']:,} ventilated stays{', SYNTHETIC' if synthetic else ''}")
             told = fitted(table, out, directory, args)
@@ -100,7 +100,7 @@ def fitted(table: pl.DataFrame, out: Path, directory: Path, args: argparse.Names
             say(f"{done} of {total} chunks of {fits.STAYS} stays")
 
     with ray_session(args.workers, directory / "ray.log") if remote else nullcontext():
-        from raylab.ray_map import run_chunks
+        from raylab.distributed.map import run_chunks
 
         run_chunks(fits.write_chunk, chunks, tell=progress)
     every = pl.concat([pl.read_parquet(path) for path in sorted(chunks)])

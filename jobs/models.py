@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 from jobs import cli
-from jobs.progress import say
-from raylab.config import family
+from jobs.common.progress import say
+from raylab.config.recipe import model_family
 
 EXAMPLE = "raylab models --size 96 --names covidnet resnet50 densenet121"
 
@@ -47,11 +47,11 @@ def cost(name: str, size: int, batch: int) -> dict[str, Any]:
     make = network(IMAGES, name)
     # Counted on the meta device, where nothing is computed
     with torch.device("meta"):
-        counted = describe(make(family(name)(name=name), {"size": AT}, CLASSES), AT)
+        counted = describe(make(model_family(name)(name=name), {"size": AT}, CLASSES), AT)
     parameters, gmacs = PUBLISHED.get(name, (None, None))
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = make(family(name)(name=name), {"size": size}, CLASSES).train()
+    model = make(model_family(name)(name=name), {"size": size}, CLASSES).train()
     x, y = torch.randn(batch, 1, size, size), torch.arange(batch) % CLASSES
     seconds = []
     for _ in range(4):  # the first pays for memory and threads

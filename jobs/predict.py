@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from jobs import cli, gradcam, home, individuals, outputs, scores, tracked
+from jobs import cli
+from jobs.common import gradcam_sheets, home, individuals, outputs, run_tracking, scores
+from jobs.common.progress import say
 from jobs.evaluate import checked
-from jobs.progress import say
-from raylab.data import sweeps
+from raylab.data.lung import sweep_dataset
 from raylab.data.prepared import read_meta
 from raylab.errors import UsageError
 from tracking.outbox import Outbox
@@ -52,13 +53,13 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if job.outcome == "binary":
         columns = {f"p_{classes[1]}": p}
     elif job.outcome == "regression":
-        truth, values = sweeps.outputs(samples.y, samples.spec), sweeps.outputs(p, samples.spec)
+        truth, values = sweep_dataset.outputs(samples.y, samples.spec), sweep_dataset.outputs(p, samples.spec)
         label = {c: truth[:, k] for k, c in enumerate(classes)}
         columns = {f"p_{c}": values[:, k] for k, c in enumerate(classes)}
     else:
         columns = {f"p_{c}": p[:, k] for k, c in enumerate(classes)}
     if args.explain:
-        columns["outside"] = gradcam.shares(network, samples, p)
+        columns["outside"] = gradcam_sheets.shares(network, samples, p)
     frame = pl.DataFrame({"id": samples.ids, "source": samples.source, **label, **columns})
     args.out.parent.mkdir(parents=True, exist_ok=True)
     work = args.out.with_name(f".{args.out.name}.{os.getpid()}")
@@ -70,7 +71,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         reads = described.get("test_reads", 0) + 1  # the file holds test rows
         home.annotate(directory, test_reads=reads)
         Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.test_reads": str(reads)}})
-        tracked.forward_now(directory)
+        run_tracking.forward_now(directory)
     out: dict[str, Any] = {
         "run": directory.name,
         "out": str(args.out.absolute()),
@@ -103,7 +104,7 @@ def explained(
     synthetic = bool(samples.meta["synthetic"])
     private = not (synthetic or args.share_individuals)
     folder = individuals.folder(directory) if private else directory / "plots"
-    written = gradcam.sheets(network, samples, p, folder / f"gradcam-{args.split}", synthetic)
+    written = gradcam_sheets.sheets(network, samples, p, folder / f"gradcam-{args.split}", synthetic)
     mean = None if np.isnan(outside).all() else float(np.nanmean(outside))
     outbox = Outbox(directory / "outbox")
     for path in written:
@@ -114,7 +115,7 @@ def explained(
     step = int(home.note(directory).get("best_step", 0))
     if mean is not None:
         scores.append_new_metrics(outbox, step, {f"{args.split}/gradcam_outside": mean})
-    tracked.forward_now(directory)
+    run_tracking.forward_now(directory)
     sheets = [str(path) for path in written]
     return {"sheets": sheets, "private": sheets if private else [], "outside": mean}
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs import cli, home
-from jobs.progress import say
-from jobs.session import ray_session
-from raylab.config import assignments
-from raylab.data.manifest import discover
+from jobs import cli
+from jobs.common import home
+from jobs.common.progress import say
+from jobs.common.session import ray_session
+from raylab.config.overrides import parse_assignments
+from raylab.data.images.manifest import discover
 from raylab.errors import UsageError
 
 EXAMPLE = "raylab prepare ards --source synthetic --patients 400 --seed 0 --out prepared/ards"
@@ -89,9 +90,9 @@ def without_names(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ards(args: argparse.Namespace) -> dict[str, Any]:
-    from raylab.data.icu import prepare_ards
-    from raylab.data.onset import label
-    from raylab.data.resplit import parse, resplit
+    from raylab.data.icu.labels import label
+    from raylab.data.icu.prepare import prepare_ards
+    from raylab.data.icu.resplit import parse, resplit
 
     if args.origin is not None:
         if args.source is not None or args.path is not None:
@@ -111,7 +112,7 @@ def _ards(args: argparse.Namespace) -> dict[str, Any]:
         args.horizon,
         args.patients,
         args.seed,
-        rule=label(args.label, assignments(args.label_set)),
+        rule=label(args.label, parse_assignments(args.label_set)),
         gap=args.gap,
         framing="rolling" if args.rolling else "landmark",
         until=args.until,
@@ -151,7 +152,7 @@ def covidnet(
     out: Path, images: Path | None, lists: Mapping[str, Path | None], quiet: bool, **options: Any
 ) -> dict[str, Any]:
     """prepare_covidnet in this process, or, where RAY_ADDRESS names a cluster, decoding over its nodes."""
-    from raylab.data.images import prepare_covidnet
+    from raylab.data.images.prepare import prepare_covidnet
 
     def progress(done: int, total: int) -> None:
         if sys.stdout.isatty() and not quiet:
@@ -164,7 +165,7 @@ def covidnet(
     if options["source"] == "synthetic" or not os.environ.get("RAY_ADDRESS"):
         return prepared()
     with ray_session(0, home.home() / "prepare-ray.log"):
-        from raylab.ray_map import run_chunks
+        from raylab.distributed.map import run_chunks
 
         return prepared(spread=run_chunks)
 

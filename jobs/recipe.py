@@ -5,23 +5,25 @@ import sys
 from typing import Any
 
 from jobs import cli
-from jobs.progress import say
-from raylab import config, recipes
-from raylab.recipe_page import lines
+from jobs.common.progress import say
+from raylab.config.overrides import override
+from raylab.config.page import lines
+from raylab.config.recipe import TYPES
+from raylab.config.shipped import shipped_recipe, with_search_space
 
 EXAMPLE = "raylab recipe ards --model boosting"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", help=f"one of: {', '.join(config.TYPES)}")
+    parser.add_argument("task", help=f"one of: {', '.join(TYPES)}")
     parser.add_argument("--model", metavar="NAME", help="another model than the recipe's own")
     parser.add_argument("--smoke", action="store_true", help="the task's small recipe")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    recipe = recipes.recipe(args.task, args.smoke)
+    recipe = shipped_recipe(args.task, args.smoke)
     if args.model is not None:
-        recipe = recipes.searched(config.override(recipe, {"model.name": args.model}))
+        recipe = with_search_space(override(recipe, {"model.name": args.model}))
     if not args.quiet and args.json is None:
         say("\n".join(lines(recipe)))
     return recipe.model_dump(mode="json")

@@ -8,12 +8,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from jobs import cli, home, tracked
-from jobs.progress import duration, say
-from jobs.session import ray_session
-from raylab import config
+from jobs import cli
+from jobs.common import home, run_tracking
+from jobs.common.progress import duration, say
+from jobs.common.session import ray_session
+from raylab.config.overrides import parse_assignments
+from raylab.data.lung.sweep_dataset import finish
 from raylab.data.prepared import read_meta
-from raylab.data.sweeps import finish
 from raylab.errors import UsageError
 from raylab.files import write_json
 from raylab.physiology import sweep
@@ -52,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    changes = {name: str(value) for name, value in config.assignments(args.set).items()}
+    changes = {name: str(value) for name, value in parse_assignments(args.set).items()}
     if args.sweep == VIEW:
         return view(args, changes)
     if args.out is None:
@@ -68,12 +69,12 @@ def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
     directory = run_directory(args.name or out.name, out)
     with home.held(directory):
         params = {"design": made.design, "size": made.size, "rows": made.rows(), "chunk": made.chunk, **made.inputs}
-        tracked.open_work(directory, "simulate", "sweep", made.seed, True, "lung model sweep", out, params)
-        with tracked.tracked(directory):
+        run_tracking.open_work(directory, "simulate", "sweep", made.seed, True, "lung model sweep", out, params)
+        with run_tracking.tracked(directory):
             progress = Rate(made, args.quiet, directory)
             remote = args.workers > 0 or bool(os.environ.get("RAY_ADDRESS"))
             with ray_session(args.workers, directory / "ray.log") if remote else nullcontext():
-                from raylab.ray_map import run_chunks
+                from raylab.distributed.map import run_chunks
 
                 run_chunks(sweep.write_chunk, chunks, tell=progress)
             meta = finish(made, out)
@@ -147,8 +148,8 @@ def view(args: argparse.Namespace, changes: dict[str, str]) -> dict[str, Any]:
     figures = {"tornado": views.tornado(table, title), "course": views.traces(patient, steps, args.minutes, title)}
     directory = home.new_run(args.name, "patient")
     with home.held(directory):
-        tracked.open_work(directory, "simulate", "patient", 0, True, "lung model", directory, values)
-        with tracked.tracked(directory, system=False):
+        run_tracking.open_work(directory, "simulate", "patient", 0, True, "lung model", directory, values)
+        with run_tracking.tracked(directory, system=False):
             outbox = Outbox(directory / "outbox")
             (directory / "plots").mkdir(exist_ok=True)
             for name, figure in figures.items():
@@ -172,7 +173,7 @@ def change(text: str) -> tuple[float, dict[str, float]]:
     try:
         if not colon:
             raise ValueError("there is no ':'")
-        return float(minute), {name: float(value) for name, value in config.assignments([rest]).items()}
+        return float(minute), {name: float(value) for name, value in parse_assignments([rest]).items()}
     except (ValueError, TypeError) as error:
         raise UsageError(f"'{text}' is no change", str(error), "write for example --change 10:fio2=0.8") from error
 

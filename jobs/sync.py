@@ -5,9 +5,10 @@ import sys
 import time
 from typing import Any
 
-from jobs import cli, home, tracked
-from jobs.progress import say
-from tracking import forward
+from jobs import cli
+from jobs.common import home, run_tracking
+from jobs.common.progress import say
+from tracking import forwarder
 
 EXAMPLE = "raylab sync"
 
@@ -32,9 +33,11 @@ def once(quiet: bool) -> dict[str, Any]:
     runs = home.home() / "runs"
     for path in sorted([*runs.glob("*/run.json"), *runs.glob("*/trials/*/run.json")]):
         described = home.note(path.parent)
-        if described.get("model_logged") is False and tracked.log_model(path.parent, tuple(described["input_shape"])):
+        if described.get("model_logged") is False and run_tracking.log_model(
+            path.parent, tuple(described["input_shape"])
+        ):
             models += 1
-    done = forward.sync(home.home())
+    done = forwarder.sync(home.home())
     if not quiet:
         say(f"{done['sent']} records and {models} models sent, {done['unsent']} waiting, {done['rejected']} rejected")
         for outbox, error in done["errors"].items():

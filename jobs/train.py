@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from jobs import card, cli, home, scores, tracked
-from jobs.progress import Display, say
-from jobs.session import ray_session
-from raylab import config, imbalance, recipes
-from raylab.config import Recipe
+from jobs import cli
+from jobs.common import home, model_card, run_tracking, scores
+from jobs.common.progress import Display, say
+from jobs.common.session import ray_session
+from raylab.config.overrides import override, parse_assignments
+from raylab.config.recipe import Recipe, read_recipe
+from raylab.config.shipped import shipped_recipe
 from raylab.data.prepared import read_meta
 from raylab.data.sampler import steps_per_epoch
 from raylab.errors import DataError, UsageError
 from raylab.models.baselines import Fitted
-from raylab.run import execute, read_model
-from raylab.tasks import TASKS, task
+from raylab.tasks.base import TASKS, task
+from raylab.training import imbalance
+from raylab.training.run import execute, read_model
 from tracking.outbox import Outbox
 
 EXAMPLE = "raylab train ards --data prepared/ards --smoke --workers 0"
@@ -55,10 +58,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """The task's recipe with --set and --workers put in."""
-    settings = config.assignments(args.set)
+    settings = parse_assignments(args.set)
     if args.workers is not None:
         settings["scaling.workers"] = args.workers
-    return config.override(recipes.recipe(args.task, args.smoke), settings)
+    return override(shipped_recipe(args.task, args.smoke), settings)
 
 
 def start(
@@ -66,15 +69,15 @@ def start(
 ) -> dict[str, Any]:
     """Train a new run. Everything that can be refused is refused before the run exists."""
     meta = read_meta(data, recipe.task)
-    uri = tracked.checked_address()
-    recipe = tracked.with_weights(recipe, uri)
+    uri = run_tracking.checked_address()
+    recipe = run_tracking.with_weights(recipe, uri)
     inspect(recipe, data)
     if parent is not None:
         read_model(parent)
     directory = home.new_run(name, recipe.task)
     with home.held(directory):
         ancestor = None if parent is None else home.note(parent)
-        tracked.opening(directory, recipe, meta, data, kind, uri, ancestor)
+        run_tracking.opening(directory, recipe, meta, data, kind, uri, ancestor)
         if parent is not None:
             home.annotate(directory, parent_directory=str(parent))  # of a colleague's home, perhaps
         return _go(directory, recipe, data, parent, quiet)
@@ -85,7 +88,7 @@ def resume(directory: Path, quiet: bool) -> dict[str, Any]:
     described = home.note(directory)
     if described["kind"] == "tune":
         raise UsageError(f"{directory.name} is a search", do=f"raylab tune --resume {directory.name}")
-    recipe, data = config.read(directory / "recipe.json"), Path(described["data"])
+    recipe, data = read_recipe(directory / "recipe.json"), Path(described["data"])
     with home.held(directory):
         meta = read_meta(data, recipe.task)
         if meta["data_hash"] != described["data_hash"]:
@@ -94,7 +97,7 @@ def resume(directory: Path, quiet: bool) -> dict[str, Any]:
                 "its data hash differs, so the result would not be that of an undisturbed run",
                 f"restore the data, or start a new run: raylab train {recipe.task} --data {data}",
             )
-        tracked.reopen(directory)
+        run_tracking.reopen(directory)
         ancestor = described.get("parent_directory") or described["parent"]
         parent = None if ancestor is None else home.find(ancestor)
         return _go(directory, recipe, data, parent, quiet)
@@ -120,8 +123,8 @@ def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet:
         synthetic = ", SYNTHETIC data" if home.note(directory)["synthetic"] else ""
         size = f"{len(samples)} samples, {planned} steps"
         say(f"run {directory.name}: {recipe.task}, {size}, workers {workers}{synthetic}")
-    rows = tracked.ToOutbox(directory)
-    with tracked.tracked(directory):
+    rows = run_tracking.ToOutbox(directory)
+    with run_tracking.tracked(directory):
         if (directory / "result.json").is_file():
             say(f"run {directory.name} has reached its last step already")
             result = json.loads((directory / "result.json").read_text())
@@ -133,9 +136,9 @@ def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet:
                 ray_session(high * recipe.scaling.cpus_per_worker, directory / "ray.log"),
                 Display(directory, recipe.loop.epochs, planned, job.objective, quiet, lambda: missing(recipe)),
             ):
-                from raylab import ray_train
+                from raylab.distributed import train
 
-                result = ray_train.train(recipe, data, directory, ray_train.Forward(rows), parent)
+                result = train.train(recipe, data, directory, train.Forward(rows), parent)
         return finish(directory, recipe, data, result, quiet)
 
 
@@ -147,9 +150,9 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
     scores.calibrate(directory, scored)
     scores.record(directory, scored)
     samples = scored["samples"]
-    tracked.log_model(directory, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]))
+    run_tracking.log_model(directory, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]))
     if recipe.task == "covidnet":
-        card.write(directory, scored["parameters"])
+        model_card.write(directory, scored["parameters"])
     described = home.note(directory)
     told = ("weights_sha256", "attempts", "steps_repeated", "stopped")
     tags = {f"raylab.{name}": str(result[name]) for name in told}

@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import cli, home, train
-from raylab import config
+from jobs import cli, train
+from jobs.common import home
+from raylab.config.overrides import override, parse_assignments
 from raylab.errors import DataError
-from raylab.run import read_model
+from raylab.training.run import read_model
 
 EXAMPLE = "raylab transfer covidnet --from covidnet-a --data prepared/b"
 
@@ -27,12 +28,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     _, recipe, _, _ = read_model(parent)  # the parent's recipe: its network, so that the weights fit
     if recipe.task != args.task:
         raise DataError(f"run {parent.name} is of task '{recipe.task}', not '{args.task}'")
-    settings = config.assignments(args.set)
+    settings = parse_assignments(args.set)
     if args.workers is not None:
         settings["scaling.workers"] = args.workers
-    return train.start(
-        config.override(recipe, settings), args.data.absolute(), args.name, parent, args.quiet, kind="transfer"
-    )
+    return train.start(override(recipe, settings), args.data.absolute(), args.name, parent, args.quiet, kind="transfer")
 
 
 if __name__ == "__main__":

@@ -11,18 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from jobs import card, cli, home, scores, tracked, train
-from jobs.progress import say
-from jobs.session import ray_environment, ray_session
-from jobs.trial_table import TrialTable, order, row
-from raylab import config, recipes
-from raylab.config import Recipe
+from jobs import cli, train
+from jobs.common import home, model_card, run_tracking, scores
+from jobs.common.progress import say
+from jobs.common.session import ray_environment, ray_session
+from jobs.common.trial_table import TrialTable, order, row
+from raylab.config.overrides import override
+from raylab.config.recipe import Recipe, read_recipe
+from raylab.config.search_space import parse_dimension
+from raylab.config.shipped import with_search_space
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError, UsageError
 from raylab.files import write_json
-from raylab.loop import Metrics
-from raylab.tasks import task
-from tracking.forward import Forwarder
+from raylab.tasks.base import task
+from raylab.training.loop import Metrics
+from tracking.forwarder import Forwarder
 from tracking.outbox import Outbox
 
 EXAMPLE = 'raylab tune ards --data prepared/ards --trials 20 --space "optim.lr=loguniform(1e-4,1e-2)"'
@@ -73,31 +76,31 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     for option in ("trials", "scheduler", "search", "workers_per_trial", "concurrent"):
         if getattr(args, option) is not None:
             settings[f"search.{option}"] = getattr(args, option)
-    recipe = config.override(train.recipe_of(args), settings)
+    recipe = override(train.recipe_of(args), settings)
     if args.space is None:
-        return recipes.searched(recipe)
+        return with_search_space(recipe)
     space = {}
     for text in args.space:
         path, equals, distribution = text.partition("=")
         if not equals:
             raise UsageError(f"'{text}' is not PATH=DISTRIBUTION", do="--space optim.lr=loguniform(1e-5,1e-3)")
-        config.dimension(path, distribution)
+        parse_dimension(path, distribution)
         space[path] = distribution
-    return config.override(recipe, {"search.space": space, "search.points": ()})
+    return override(recipe, {"search.space": space, "search.points": ()})
 
 
 def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str, Any]:
     meta = read_meta(data, recipe.task)
-    uri = tracked.checked_address()
-    recipe = tracked.with_weights(recipe, uri)
+    uri = run_tracking.checked_address()
+    recipe = run_tracking.with_weights(recipe, uri)
     train.inspect(recipe, data)
     ray_environment()
-    from raylab import ray_tune
+    from raylab.distributed import tune
 
-    ray_tune.check(recipe)  # a wrong scheduler, search or space is said before the run exists
+    tune.check(recipe)  # a wrong scheduler, search or space is said before the run exists
     directory = home.new_run(name, f"{recipe.task}-search")
     with home.held(directory):
-        tracked.opening(directory, recipe, meta, data, "tune", uri)
+        run_tracking.opening(directory, recipe, meta, data, "tune", uri)
         return _go(directory, recipe, data, quiet)
 
 
@@ -105,14 +108,14 @@ def resume(directory: Path, quiet: bool) -> dict[str, Any]:
     described = home.note(directory)
     if described["kind"] != "tune":
         raise UsageError(f"{directory.name} is no search", do=f"raylab train --resume {directory.name}")
-    recipe, data = config.read(directory / "recipe.json"), Path(described["data"])
+    recipe, data = read_recipe(directory / "recipe.json"), Path(described["data"])
     with home.held(directory):
         if read_meta(data, recipe.task)["data_hash"] != described["data_hash"]:
             raise DataError(
                 f"{data} is no longer the data that search {directory.name} began with", "its data hash differs"
             )
-        tracked.checked_address()
-        tracked.reopen(directory)
+        run_tracking.checked_address()
+        run_tracking.reopen(directory)
         return _go(directory, recipe, data, quiet)
 
 
@@ -122,7 +125,7 @@ class ToMlflow:
     def __init__(self, directory: Path, recipe: Recipe, forwarder: Forwarder, quiet: bool) -> None:
         self.directory, self.recipe, self.forwarder = directory, recipe, forwarder
         self.parent = home.note(directory)
-        self.rows: dict[int, tracked.ToOutbox] = {}
+        self.rows: dict[int, run_tracking.ToOutbox] = {}
         self.objective = f"val/{task(recipe.task).objective}"
         self.table = TrialTable(recipe.search.trials, self.objective, quiet)
         self._catch_up()
@@ -144,13 +147,13 @@ class ToMlflow:
         directory = self.trial(number)
         outbox = Outbox(directory / "outbox")
         self.forwarder.add(outbox.directory)
-        self.rows.setdefault(number, tracked.ToOutbox(directory))
+        self.rows.setdefault(number, run_tracking.ToOutbox(directory))
         self.table.update(number, how="running", params=params)
-        recipe = config.override(self.recipe, {p: v for p, v in params.items()})
+        recipe = override(self.recipe, {p: v for p, v in params.items()})
         if (directory / "run.json").is_file():
             outbox.append({"kind": "status", "status": "RUNNING"})
             return
-        tracked.open_trial(directory, recipe, self.parent, number, params)
+        run_tracking.open_trial(directory, recipe, self.parent, number, params)
 
     def row(self, number: int, metrics: Metrics) -> None:
         self.rows[number]([metrics])
@@ -191,15 +194,15 @@ def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, A
         how = f"{options.scheduler} + {options.search}, {recipe.loop.epochs} epochs at most"
         say(f"search {directory.name}: {options.trials} trials of {recipe.task}, {how}, objective {objective}")
     cpus = options.concurrent * max(1.0, options.workers_per_trial * recipe.scaling.cpus_per_worker + 0.5)
-    with tracked.tracked(directory) as forwarder:
+    with run_tracking.tracked(directory) as forwarder:
         with ray_session(cpus, directory / "ray.log"):
-            from raylab import ray_tune
+            from raylab.distributed import tune
 
             watch = ToMlflow(directory, recipe, forwarder, quiet)
             with watch.mark_killed():
-                ray_tune.search(recipe, data, directory, watch)
-            found = ray_tune.best(directory)
-            ends = ray_tune.Trials(directory / "trials", 0).ended
+                tune.search(recipe, data, directory, watch)
+            found = tune.best(directory)
+            ends = tune.Trials(directory / "trials", 0).ended
         number, end = found  # type: ignore[misc]  # search() raises where there is none
         winner = watch.trial(number)
         keep(directory, winner)
@@ -207,7 +210,7 @@ def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, A
         scores.calibrate(directory, scored)
         scores.record(directory, scored)
         if recipe.task == "covidnet":
-            card.write(directory, scored["parameters"])
+            model_card.write(directory, scored["parameters"])
         samples = scored["samples"]
         shape = (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:])
         registered = register(winner, directory, recipe, shape)
@@ -268,7 +271,7 @@ def register(winner: Path, directory: Path, recipe: Recipe, shape: tuple[int, ..
     name = f"raylab-{recipe.task}{'-synthetic' if described['synthetic'] else ''}"
     score = best.get(task(recipe.task).objective)  # there is none where val has one class only
     home.annotate(winner, register={"name": name, "score": score, "loss": best["loss"]})
-    tracked.log_model(winner, shape)
+    run_tracking.log_model(winner, shape)
     registered: str | None = home.note(winner).get("registered")
     return registered
 

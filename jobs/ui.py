@@ -7,9 +7,11 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs import cli, home
-from jobs.progress import say
-from tracking import identity, login, runs, secret, server
+from jobs import cli
+from jobs.common import home
+from jobs.common.progress import say
+from tracking import runs, server
+from tracking.access import identity, login, secret
 
 EXAMPLE = "raylab ui --port 5000"
 LINK = "open it in Chrome, Edge or Firefox: once, within 15 minutes; `raylab ui --detach` prints a new link"

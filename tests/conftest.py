@@ -36,7 +36,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def ards_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 200 virtual patients, prepared. Read only: a test that changes it copies it first."""
-    from raylab.data.icu import prepare_ards
+    from raylab.data.icu.prepare import prepare_ards
 
     out = tmp_path_factory.mktemp("data") / "ards"
     prepare_ards("synthetic", None, out, patients=200)
@@ -46,7 +46,7 @@ def ards_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def covidnet_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 phantoms of 64 px, prepared. Read only: a test that changes it copies it first."""
-    from raylab.data.images import prepare_covidnet
+    from raylab.data.images.prepare import prepare_covidnet
 
     out = tmp_path_factory.mktemp("data") / "covidnet"
     prepare_covidnet(out, None, None, None, None, source="synthetic", size=64, patients=60)
@@ -56,7 +56,7 @@ def covidnet_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def surrogate_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small sweep of the lung model over three inputs. Read only."""
-    from raylab.data.sweeps import finish
+    from raylab.data.lung.sweep_dataset import finish
     from raylab.physiology import sweep
 
     out = tmp_path_factory.mktemp("data") / "sweep"

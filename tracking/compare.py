@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from raylab.errors import TrackingError
-from tracking import login, runs
+from tracking import runs
+from tracking.access import login
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -30,7 +30,7 @@ from typing import Any
 
 from raylab.errors import TrackingError
 from raylab.files import flock, write_json
-from tracking import login
+from tracking.access import login
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from uuid import uuid4
 from raylab import loopback
 from raylab.errors import TrackingError
 from raylab.files import locked
-from tracking import identity, login, secret
+from tracking.access import identity, login, secret
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -195,7 +195,7 @@ def _check_http(uri: str) -> None:
     _environment()
     uri = reach(uri)
     ask = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
-    from tracking.auth import Auth
+    from tracking.access.plugin import Auth
 
     try:
         answer = requests.get(

@@ -15,7 +15,7 @@ import psutil
 
 from raylab.errors import TrackingError
 from raylab.files import locked, write_json
-from tracking import identity, secret
+from tracking.access import identity, secret
 from tracking.runs import database
 
 START_SECONDS = 180.0  # of a busy machine; some 5 otherwise

@@ -178,3 +178,13 @@ def read_meta(directory: Path, task: str) -> dict[str, Any]:
                 f"{file} has changed since it was prepared", "its SHA-256 no longer matches meta.json", elsewhere
             )
     return meta
+
+
+def numberings(meta: dict[str, Any]) -> list[str]:
+    """Within what the identifiers of a prepared directory mean one person each; of drawn patients, one draw. Several
+    where directories were pooled. Data that does not say it has the numbering of its source."""
+    if "numbering" in meta:
+        return meta["numbering"]  # type: ignore[no-any-return]
+    if meta["synthetic"]:
+        return [" ".join(word for word in ("synthetic", meta.get("domain"), f"seed {meta['seed']}") if word)]
+    return meta["source"].split("+")  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raylab.config import BoostingModel, LinearModel
+from raylab.config.recipe import BoostingModel, LinearModel
 from raylab.errors import DataError
 
 PER_SERIES = 8

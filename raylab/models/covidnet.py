@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:  # benchmarks/gpu.py reads this file alone, where only torch is installed
-    from raylab.config import CovidNetModel
+    from raylab.config.recipe import CovidNetModel
 
 CHANNELS = (56, 112, 216, 424)
 BLOCKS = (3, 4, 6, 3)

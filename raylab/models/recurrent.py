@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raylab.config import RecurrentModel
+from raylab.config.recipe import RecurrentModel
 from raylab.models.baselines import PER_SERIES, Summary
 
 CLIP = 4.0  # deviations: of standardised values the few far out would else rule the gradients

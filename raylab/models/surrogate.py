@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raylab.config import ResidualModel
+from raylab.config.recipe import ResidualModel
 
 
 class Residual(nn.Module):

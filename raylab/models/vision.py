@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raylab.config import VisionModel
+from raylab.config.recipe import VisionModel
 from raylab.errors import unknown
 from raylab.models.weights import start_from
 

@@ -18,7 +18,7 @@ import polars as pl
 import torch
 from pydantic import Field, ValidationError
 
-from raylab.config import Part
+from raylab.config.recipe import Part
 from raylab.errors import DataError, RunError, UsageError, unknown
 from raylab.files import keep_out_of_git_and_uploads, whole, write_json
 from raylab.physiology import designs

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tracking import runs, secret, server
+from tracking import runs, server
+from tracking.access import secret
 
 
 @pytest.fixture(scope="session")

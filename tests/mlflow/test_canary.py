@@ -25,8 +25,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from jobs import cli
-from raylab.data.concepts import by_id
-from raylab.data.icu import SOURCES, Raw
+from raylab.data.icu.concepts import by_id
+from raylab.data.icu.prepare import SOURCES, Raw
 from tests.team import Team
 
 pytestmark = pytest.mark.timeout(1800)  # the whole story is the first test's setup

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs import home as jobs_home
+from jobs.common import home as jobs_home
 from raylab.errors import TrackingError
 from tests.other_user import as_other_user
-from tracking import compare, identity, runs, secret, server
-from tracking.forward import forward, sync, unsent
+from tracking import compare, runs, server
+from tracking.access import identity, secret
+from tracking.forwarder import forward, sync, unsent
 from tracking.outbox import Outbox
 
 # Takes what comes, as an MLflow server would, and tells it at the end. With a port: passes everything on to there.

@@ -14,8 +14,8 @@ import torch
 from raylab.errors import TrackingError
 from tests.mlflow.conftest import bearer
 from tests.wait import wait_for
-from tracking import compare, model, report, runs, server
-from tracking.forward import Forwarder, forward, rejected, sync, unsent
+from tracking import compare, models, report, runs, server
+from tracking.forwarder import Forwarder, forward, rejected, sync, unsent
 from tracking.outbox import Outbox
 
 
@@ -150,16 +150,16 @@ def test_a_model_without_pickle_loads_either_way(served: server.Server, direct: 
     import mlflow
 
     net = convolution()
-    example = model.synthetic_example((1, 3, 8))
+    example = models.synthetic_example((1, 3, 8))
     for uri in (direct, served.uri):
         run_id = runs.start_run(uri, "models", "net")
-        model.log_model(uri, run_id, net, example)
+        models.log_model(uri, run_id, net, example)
         assert net.training and runs.client(uri).get_run(run_id).info.status == "RUNNING"
-        model.register(uri, run_id, "net", 0.8, 0.5)
-    batch = model.synthetic_example((7, 3, 8), seed=1)
+        models.register(uri, run_id, "net", 0.8, 0.5)
+    batch = models.synthetic_example((7, 3, 8), seed=1)
     expected = net.eval()(torch.from_numpy(batch)).detach().numpy()
     for uri in (direct, served.uri):
-        with model._here(uri):
+        with models._here(uri):
             for name in ("models:/net/1", "models:/net/2", "models:/net@best", f"runs:/{run_id}/model"):
                 loaded = mlflow.pyfunc.load_model(name)
                 np.testing.assert_allclose(loaded.predict(batch), expected, atol=1e-5)
@@ -173,31 +173,31 @@ def models_of(uri: str, experiment_id: str) -> list[tuple[str, str, str]]:
 
 def test_a_run_has_one_logged_model_in_its_own_experiment(served: server.Server, direct: str) -> None:
     """However often it is logged, and after an upload that was cut short."""
-    example = model.synthetic_example((2, 5))
+    example = models.synthetic_example((2, 5))
     for uri, name in ((direct, "one-direct"), (served.uri, "one-served")):
         client, net = runs.client(uri), torch.nn.Linear(5, 1)
         run_id = runs.start_run(uri, name, "net")
         experiment = client.get_run(run_id).info.experiment_id
         torn = client.create_logged_model(experiment, "model", run_id)
-        first = model.log_model(uri, run_id, net, example)
-        assert model.log_model(uri, run_id, net, example) == first
+        first = models.log_model(uri, run_id, net, example)
+        assert models.log_model(uri, run_id, net, example) == first
         assert models_of(uri, experiment) == [(run_id, first.removeprefix("models:/"), "READY")]
         assert torn.model_id not in first and models_of(uri, "0") == []
         outputs = client.get_run(run_id).outputs.model_outputs
         assert [output.model_id for output in outputs] == [first.removeprefix("models:/")]
-        another = model.log_model(uri, run_id, torch.nn.Linear(5, 1), example)  # other weights take its place
+        another = models.log_model(uri, run_id, torch.nn.Linear(5, 1), example)  # other weights take its place
         assert models_of(uri, experiment) == [(run_id, another.removeprefix("models:/"), "READY")]
 
 
 def test_best_is_the_best_version_and_not_the_newest(served: server.Server) -> None:
-    example, versions = model.synthetic_example((2, 5)), []
+    example, versions = models.synthetic_example((2, 5)), []
     for score, loss in ((None, 0.1), (0.7, 0.6), (0.8, 0.6), (0.6, 0.1), (0.8, 0.6), (0.8, 0.5), (0.8, 0.9)):
         run_id = runs.start_run(served.uri, "registered", "net")
-        model.log_model(served.uri, run_id, torch.nn.Linear(5, 1), example)
-        versions.append(model.register(served.uri, run_id, "ranked", score, loss))
+        models.log_model(served.uri, run_id, torch.nn.Linear(5, 1), example)
+        versions.append(models.register(served.uri, run_id, "ranked", score, loss))
     # By score, then by loss, then by age; a version without a score comes last
     assert [(v.version, v.best) for v in versions] == [(1, 1), (2, 2), (3, 3), (4, 3), (5, 3), (6, 6), (7, 6)]
-    assert model.register(served.uri, run_id, "ranked", 0.8, 0.9) == model.Registered(7, 6)
+    assert models.register(served.uri, run_id, "ranked", 0.8, 0.9) == models.Registered(7, 6)
     client = runs.client(served.uri)
     assert int(client.get_model_version_by_alias("ranked", "best").version) == 6
     assert len(client.search_model_versions("name = 'ranked'")) == 7
@@ -208,12 +208,12 @@ def test_a_model_that_cannot_be_traced_leaves_its_weights(served: server.Server)
 
     run_id = runs.start_run(served.uri, "models", "untraceable")
     net = Untraceable()
-    assert model.log_model(served.uri, run_id, net, model.synthetic_example((2, 5))) == f"runs:/{run_id}/model"
+    assert models.log_model(served.uri, run_id, net, models.synthetic_example((2, 5))) == f"runs:/{run_id}/model"
     found = compare.artifacts(served.uri, run_id, "model")
-    assert torch.equal(load(found["model/model.safetensors"])["head.weight"], net.head.weight)
+    assert torch.equal(load(found["model/models.safetensors"])["head.weight"], net.head.weight)
     assert b"torch.export could not trace" in found["model/README.txt"]
     with pytest.raises(TrackingError, match="no model to register"):
-        model.register(served.uri, run_id, "untraceable", 0.5, 0.5)
+        models.register(served.uri, run_id, "untraceable", 0.5, 0.5)
 
 
 def test_runs_are_found_resumed_and_nested(served: server.Server) -> None:

@@ -19,7 +19,7 @@ import requests
 from raylab.errors import TrackingError, UsageError
 from tests.team import Team
 from tracking import compare, report, runs
-from tracking.forward import forward, unsent
+from tracking.forwarder import forward, unsent
 from tracking.outbox import Outbox
 
 pytestmark = pytest.mark.timeout(900)
@@ -200,7 +200,7 @@ def look(place: Place, user: int, path: Path, how: str = "read") -> bool:
 
 
 def test_the_group_reads_what_describes_a_run_and_nothing_else(place: Place, shared: Path) -> None:
-    from jobs import home
+    from jobs.common import home
 
     read = [path for name in home.OPEN for path in (shared / name, *(shared / name).rglob("*")) if path.exists()]
     assert {"run.json", "model", "model.safetensors", "scores", "val-roc.png"} <= {path.name for path in read}
@@ -239,7 +239,7 @@ def test_a_member_predicts_with_the_model_and_starts_from_it(
 
 
 def test_a_group_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from jobs import home
+    from jobs.common import home
 
     monkeypatch.setenv("RAYLAB_HOME", str(tmp_path / "home"))
     monkeypatch.setenv(home.GROUP, "no-such-group")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raylab.files import read_lines
-from raylab.run import ledger_facts
+from raylab.training.run import ledger_facts
 from tests.slurm.conftest import ROOT, Bed
 from tests.wait import wait_for
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from cluster import render
+from cluster import jobscript
 from tests.wait import wait_for
 
 pytestmark = pytest.mark.slurm
@@ -28,7 +28,7 @@ def test_odd_names_arrive_as_they_are(testbed):
         script = testbed.shared / "odd.sbatch"
         script.write_text(
             "#!/bin/bash\n#SBATCH --hold\n"
-            f"#SBATCH --job-name={render.quoted(name)}\n#SBATCH --comment={render.quoted(name)}\ntrue\n"
+            f"#SBATCH --job-name={jobscript.quoted(name)}\n#SBATCH --comment={jobscript.quoted(name)}\ntrue\n"
         )
         job = _sbatch(testbed, script)
         shown = testbed.run(f"scontrol show job {job}; scancel {job}")
@@ -42,8 +42,8 @@ def test_logs_lie_where_we_look_for_them_below_any_directory(testbed):
     script = testbed.shared / "log.sbatch"
     script.write_text(
         "#!/bin/bash\n#SBATCH --job-name=raylab --mem=100\n"
-        f"#SBATCH --output={render.quoted(str(logs).replace('%', '%%') + '/%x-%j.out')}\n"
-        f"#SBATCH --chdir={render.quoted(str(logs))}\npwd\n"
+        f"#SBATCH --output={jobscript.quoted(str(logs).replace('%', '%%') + '/%x-%j.out')}\n"
+        f"#SBATCH --chdir={jobscript.quoted(str(logs))}\npwd\n"
     )
     log = logs / f"raylab-{_sbatch(testbed, script)}.out"
     wait_for(lambda: log.is_file() and log.read_text().strip(), 30, f"{log}")

@@ -13,28 +13,31 @@ from jobs.cli import VERBS
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("raylab", "jobs", "tracking", "cluster")
 
-# imports go to a lower level, to the own room, or sideways where it is said
-LEVEL = {
-    **dict.fromkeys(("errors", "files", "loopback", "config", "recipes", "recipe_page"), 0),
-    **dict.fromkeys(("scratch", "rendezvous"), 0.5),
-    "physiology": 0.5,
-    **dict.fromkeys(("data", "models", "metrics", "intervals", "temperature", "validation", "alarms"), 1),
-    **dict.fromkeys(
-        ("tasks", "checkpoint", "world", "adamw", "finetune", "imbalance", "controls", "explain", "gradcam", "leakage"),
-        2,
-    ),
-    "batchnorm": 2.5,
-    "readings": 2.5,
-    "loop": 3,
-    "run": 4,
-    **dict.fromkeys(("ray_elastic", "ray_map", "ray_store", "fits"), 5),
-    "ray_train": 6,
-    "ray_tune": 7,
-}
-SIDEWAYS = {
-    *(("config", "errors"), ("recipes", "config"), ("recipes", "errors"), ("recipe_page", "config")),
-    *(("metrics", "intervals"), ("validation", "intervals"), ("validation", "metrics"), ("alarms", "intervals")),
-}
+# Each room of the library, and those whose modules it may import beside its own
+ROOMS: dict[str, set[str]] = {}
+for _room, _more in {
+    "errors": "",
+    "files loopback scratch": "errors",
+    "config": "files",
+    "physiology": "config",
+    "data": "",
+    "data.lung": "physiology data",
+    "data.icu": "data.lung",
+    "data.images": "data",
+    "models": "config",
+    "evaluation": "data.icu data.images models",
+    "tasks": "evaluation",
+    "training": "tasks",
+    "distributed": "training",
+}.items():
+    _below = {"errors", "files"}.union(*({name} | ROOMS[name] for name in _more.split()))
+    ROOMS |= dict.fromkeys(_room.split(), _below)
+
+
+def room(module: str) -> str:
+    """`data.icu` of `raylab.data.icu.labels`, `data` of `raylab.data.splits`, `errors` of `raylab.errors`."""
+    first, *rest = module.split(".")[1:3]
+    return f"{first}.{rest[0]}" if rest and f"{first}.{rest[0]}" in ROOMS else first
 
 
 def files(package: str) -> list[Path]:
@@ -49,7 +52,7 @@ TREES = trees()
 
 
 def name(path: Path) -> str:
-    """`raylab.data.icu` of raylab/data/icu.py."""
+    """`raylab.data.icu.prepare` of raylab/data/icu/prepare.py."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -76,23 +79,22 @@ def of(path: Path, package: str) -> set[str]:
     return {what.split(".")[1] for what in imports(path) if what.startswith(f"{package}.")}
 
 
-def test_every_room_of_the_library_has_a_level():
-    rooms = {
-        path.stem for path in (ROOT / "raylab").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
-    assert rooms - {"__init__"} <= set(LEVEL)
+def test_the_library_has_these_rooms_and_no_others():
+    found = {room(name(path)) for path in files("raylab") if path != ROOT / "raylab" / "__init__.py"}
+    assert found == set(ROOMS)
 
 
 @pytest.mark.parametrize("path", files("raylab"), ids=name)
 def test_imports_of_the_library_point_one_way(path):
     for package in ("jobs", "tracking", "cluster"):
         assert not [what for what in imports(path) if what.split(".")[0] == package]
-    if path.parent == ROOT / "raylab" and path.stem == "__init__":
-        assert not of(path, "raylab")
+    library = {what for what in imports(path) if what.startswith("raylab.")}
+    if path == ROOT / "raylab" / "__init__.py":
+        assert not library
         return
-    room = name(path).split(".")[1]
-    for other in of(path, "raylab") & set(LEVEL):
-        assert other == room or LEVEL[other] < LEVEL[room] or (room, other) in SIDEWAYS, f"{room} imports {other}"
+    mine = room(name(path))
+    for what in library:
+        assert room(what) in ROOMS[mine] | {mine}, f"{mine} imports {what}"
 
 
 @pytest.mark.parametrize("package", ["tracking", "cluster"])
@@ -103,15 +105,17 @@ def test_tracking_and_cluster_know_nothing_of_models(package):
         assert not [what for what in imports(path) if what.split(".")[0] in others], path
 
 
-def test_ray_is_imported_in_its_own_files_and_lazily_by_jobs():
+def test_ray_is_imported_in_one_room_and_lazily_by_jobs():
     """What sets Ray's environment runs before Ray is imported, and a run without Ray never pays for it."""
 
     def imported(path: Path, lazy: bool) -> bool:
-        return any(what.split(".")[0] == "ray" or what.startswith("raylab.ray_") for what in imports(path, lazy))
+        return any(
+            what.split(".")[0] == "ray" or what.startswith("raylab.distributed.") for what in imports(path, lazy)
+        )
 
     for path in TREES:
         package = path.relative_to(ROOT).parts[0]
-        if package == "raylab" and path.stem.startswith("ray_"):
+        if ROOT / "raylab" / "distributed" in path.parents:
             continue
         if path == ROOT / "cluster" / "provider.py":  # Ray's autoscaler imports it, and nothing else does
             continue
@@ -120,8 +124,10 @@ def test_ray_is_imported_in_its_own_files_and_lazily_by_jobs():
 
 def test_only_evaluation_names_the_test_split():
     """`prepare` makes it, `predict` writes rows of any split, `demo` calls evaluate, `benchmark` scores the winners of
-    its nested searches; nothing that trains sees it."""
-    allowed = {f"jobs/{verb}.py" for verb in ("evaluate", "predict", "prepare", "demo", "benchmark_ards")}
+    its nested searches, `overlap` compares identifiers; nothing that trains sees it."""
+    allowed = {"raylab/evaluation/overlap.py"} | {
+        f"jobs/{verb}.py" for verb in ("evaluate", "predict", "prepare", "demo", "common/benchmark_ards")
+    }
     naming = {
         str(path.relative_to(ROOT))
         for path, tree in TREES.items()

@@ -88,7 +88,12 @@ def test_git_sees_no_data_and_ray_uploads_none(clone):
     for include_gitignore in (True, False):  # the latter: RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1
         names = packed(clone, include_gitignore)
         assert names <= tracked | {"own_task.py"} and "own_task.py" in names
-        assert {"jobs/train.py", "raylab/data/concepts.toml", "cluster/sites.toml", "tracking/report.html.j2"} <= names
+        assert {
+            "jobs/train.py",
+            "raylab/data/icu/concepts.toml",
+            "cluster/sites.toml",
+            "tracking/report.html.j2",
+        } <= names
         assert {Path(name).suffix for name in names} <= {".py", ".toml", ".j2", ".sh"}
 
 
@@ -98,7 +103,8 @@ def test_the_packed_code_runs(clone, tmp_path):
     with zipfile.ZipFile(clone.with_name("package-True.zip")) as package:
         package.extractall(tmp_path / "job")
     code = (
-        "from raylab.data.concepts import CONCEPTS; from raylab.data.sources import meds; from cluster import sites;"
+        "from raylab.data.icu.concepts import CONCEPTS; from raylab.data.icu.sources import meds;"
+        "from cluster import sites;"
         "assert meds.SHIPPED.is_file() and sites.SHIPPED.is_file(); import raylab; print(raylab.__file__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "job", capture_output=True, text=True)

@@ -235,7 +235,7 @@ def test_a_dry_run_shows_every_text_and_touches_nothing(ask, tmp_path):
     texts = client.dry_run(ask(), tmp_path / "clusters" / "ray")
     assert sorted(texts) == ["autoscaling.json", "cpu.sbatch", "gpu.sbatch", "head.sbatch"]
     assert not (tmp_path / "clusters").exists()
-    assert "cluster.node" in texts["head.sbatch"] and "--gres=gpu:2" in texts["gpu.sbatch"]
+    assert "cluster.node.agent" in texts["head.sbatch"] and "--gres=gpu:2" in texts["gpu.sbatch"]
     assert set(json.loads(texts["autoscaling.json"])["available_node_types"]) == {"head", "cpu", "gpu"}
 
 

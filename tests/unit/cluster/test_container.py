@@ -67,9 +67,9 @@ def test_the_init_that_reaps_is_the_entrypoint_of_both():
 
 def test_steps_run_the_entrypoint():
     """`apptainer exec` would go past it."""
-    from cluster import render
+    from cluster import jobscript
 
-    assert "apptainer run " in render.CONTAINER and "apptainer exec" not in render.CONTAINER
+    assert "apptainer run " in jobscript.CONTAINER and "apptainer exec" not in jobscript.CONTAINER
 
 
 @BOTH

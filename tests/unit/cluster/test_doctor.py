@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import checkup, doctor, scripts
-from cluster.checkup import Finding
+from cluster import scripts
 from cluster.directory import versions
+from cluster.doctor import node_checks, site_checks
+from cluster.doctor.node_checks import Finding
 from cluster.sites import NodeType, Site
 from cluster.slurm import Slurm
 
@@ -52,7 +53,7 @@ def fakes(commands):
 def examine(site, tmp_path, slurm, command=None, **other) -> list[Finding]:
     words = command or [sys.executable, "-m", "jobs.doctor", "--here"]
     facts = {"nodes": 1, "wait": 60.0, "tracking": "", **other}
-    return list(doctor.examine(site, tmp_path, CODE, slurm, words, **facts))
+    return list(site_checks.examine(site, tmp_path, CODE, slurm, words, **facts))
 
 
 def bad(findings) -> list[Finding]:
@@ -134,7 +135,7 @@ def test_a_refused_job_keeps_slurms_words_and_no_step_is_tried(local, tmp_path, 
 
 def test_a_partition_that_slurm_does_not_know(local, fakes):
     slurm = fakes(scontrol="echo 'Partition batch not found'; exit 1")
-    (found,) = doctor.partitions(slurm, local)
+    (found,) = site_checks.partitions(slurm, local)
     assert not found.ok and "'batch'" in found.what and "sinfo" in found.do
 
 
@@ -150,20 +151,20 @@ def test_a_partition_that_slurm_does_not_know(local, fakes):
 )
 def test_partitions_on_which_a_cluster_would_not_do(local, changed, said):
     facts = {"State": "UP", "MaxTime": "UNLIMITED", "PreemptMode": "OFF", "OverSubscribe": "NO"}
-    assert not bad(doctor.partition("p", facts, local))
-    assert said in texts(bad(doctor.partition("p", {**facts, **changed}, local)))
+    assert not bad(site_checks.partition("p", facts, local))
+    assert said in texts(bad(site_checks.partition("p", {**facts, **changed}, local)))
 
 
 def test_preemption_and_its_grace_are_told(local):
     facts = {"State": "UP", "MaxTime": "UNLIMITED", "PreemptMode": "REQUEUE", "GraceTime": "60"}
-    assert "60 s of grace" in texts(doctor.partition("p", facts, local))
+    assert "60 s of grace" in texts(site_checks.partition("p", facts, local))
 
 
 def test_settings_of_slurm_that_cost_work(local):
     config = {"KillWait": "5 sec", "ProctrackType": "proctrack/linuxproc", "Epilog": "(null)"}
-    kill, track = bad(doctor.settings(config, local))
+    kill, track = bad(site_checks.settings(config, local))
     assert "5 s after" in kill.what and "daemons survive" in track.what
-    assert not bad(doctor.settings({**config, "KillWait": "30 sec", "Epilog": "/etc/slurm/epilog.sh"}, local))
+    assert not bad(site_checks.settings({**config, "KillWait": "30 sec", "Epilog": "/etc/slurm/epilog.sh"}, local))
 
 
 def test_a_time_limit_shorter_than_the_lead_is_said(local, tmp_path, fakes):
@@ -179,7 +180,7 @@ def test_a_home_that_cannot_be_written(local, fakes, tmp_path):
 
 def test_what_several_nodes_say_is_said_once():
     same, own = Finding("well"), Finding("sick", False, "mend it")
-    assert doctor.merged({"n2": [same], "n1": [same, own]}) == [
+    assert site_checks.merged({"n2": [same], "n1": [same, own]}) == [
         Finding("n1, n2: well"),
         Finding("n1: sick", False, "mend it"),
     ]
@@ -189,70 +190,70 @@ def test_what_several_nodes_say_is_said_once():
 
 
 def test_storage_that_is_not_shared(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkup, "SEE_SECONDS", 0.2)
-    found, shared = checkup.storage(tmp_path / "clusters" / ".doctor-1", "word")
+    monkeypatch.setattr(node_checks, "SEE_SECONDS", 0.2)
+    found, shared = node_checks.storage(tmp_path / "clusters" / ".doctor-1", "word")
     assert not shared and f"{tmp_path} is not seen here" in found[0].what and "RAYLAB_HOME" in found[0].do
 
 
 def test_another_word_is_another_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkup, "SEE_SECONDS", 0.2)
-    with doctor.probe(tmp_path) as (directory, word):
-        assert not checkup.storage(directory, word + "x")[1]
+    monkeypatch.setattr(node_checks, "SEE_SECONDS", 0.2)
+    with site_checks.probe(tmp_path) as (directory, word):
+        assert not node_checks.storage(directory, word + "x")[1]
 
 
 def test_modes_and_locks_that_a_file_system_does_not_keep(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkup, "token", lambda path, word: Finding("token"))
-    with doctor.probe(tmp_path) as (directory, word):
+    monkeypatch.setattr(node_checks, "token", lambda path, word: Finding("token"))
+    with site_checks.probe(tmp_path) as (directory, word):
         (directory / "login").chmod(0o644)
         (directory / "lock").unlink()  # another file, as a file system without locks would have it
-        found, shared = checkup.storage(directory, word)
+        found, shared = node_checks.storage(directory, word)
     assert shared
     assert [("0644" in one.what, "lock" in one.what) for one in bad(found)] == [(True, False), (False, True)]
 
 
 def test_a_file_that_is_seen_half_and_one_that_never_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkup, "SEE_SECONDS", 0.3)
+    monkeypatch.setattr(node_checks, "SEE_SECONDS", 0.3)
     path = tmp_path / "swap"
-    path.write_text("a" * checkup.LETTERS)
-    assert "not seen here within" in checkup._replaced(path).what
-    texts_read = iter(["a" * checkup.LETTERS, "ab"])
+    path.write_text("a" * node_checks.LETTERS)
+    assert "not seen here within" in node_checks._replaced(path).what
+    texts_read = iter(["a" * node_checks.LETTERS, "ab"])
     monkeypatch.setattr(Path, "read_text", lambda self: next(texts_read))
-    assert "half" in checkup._replaced(path).what
+    assert "half" in node_checks._replaced(path).what
 
 
 def test_scratch_that_cannot_hold_rays_sockets(tmp_path):
     long = tmp_path / ("s" * 100)
     long.mkdir()
     for path in (long, tmp_path / "absent"):
-        (found,) = checkup.scratch(str(path))
+        (found,) = node_checks.scratch(str(path))
         assert not found.ok and "`scratch`" in found.do
     assert list(long.iterdir()) == [], "what was tried is gone"
 
 
 def test_an_interface_that_is_not_here_names_those_there_are():
-    (found,) = checkup.network("ib77", None, 1)
+    (found,) = node_checks.network("ib77", None, 1)
     assert not found.ok and "'ib77'" in found.what and "lo" in found.what and "`interface`" in found.do
 
 
 def test_a_loopback_address_is_none_for_other_nodes():
-    (found,) = checkup.network("lo", None, 1)
+    (found,) = node_checks.network("lo", None, 1)
     assert not found.ok and "127.0.0.1" in found.what
 
 
 def test_nodes_that_do_not_meet_are_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkup, "SEE_SECONDS", 0.5)
-    assert "1 of 2 nodes" in checkup._meet("127.0.0.1", tmp_path, 2).what
+    monkeypatch.setattr(node_checks, "SEE_SECONDS", 0.5)
+    assert "1 of 2 nodes" in node_checks._meet("127.0.0.1", tmp_path, 2).what
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         (tmp_path / "peer-n9.json").write_text(json.dumps(closed.getsockname()))
-        found = checkup._meet("127.0.0.1", tmp_path, 2)
+        found = node_checks._meet("127.0.0.1", tmp_path, 2)
     assert not found.ok and found.what == "n9 cannot be reached from here"
 
 
 def test_a_default_port_that_somebody_holds(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(checkup, "DEFAULT_PORTS", {server.getsockname()[1]: "Ray's head"})
-        (found,) = checkup.default_ports()
+        monkeypatch.setattr(node_checks, "DEFAULT_PORTS", {server.getsockname()[1]: "Ray's head"})
+        (found,) = node_checks.default_ports()
     assert not found.ok and "Ray's head" in found.what and "RAY_ADDRESS" in found.do
 
 
@@ -262,7 +263,7 @@ def test_another_ray_is_said_and_harmless(tmp_path):
     raylet.symlink_to("/bin/sleep")
     with subprocess.Popen([str(raylet), "60"]) as process:
         try:
-            (found,) = checkup.other_rays()
+            (found,) = node_checks.other_rays()
         finally:
             process.kill()
     assert found.ok and f"pid {process.pid}" in found.what and "ours has ports" in found.what
@@ -275,21 +276,21 @@ def test_gpus_promised_given_and_visible(monkeypatch, tmp_path, given, visible, 
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", given)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    (found,) = checkup.gpus(NodeType(cpus=1, memory_mb=1000, gpus=2))
+    (found,) = node_checks.gpus(NodeType(cpus=1, memory_mb=1000, gpus=2))
     assert found.ok == well
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    (found,) = checkup.gpus(NodeType(cpus=1, memory_mb=1000, gpus=2))
+    (found,) = node_checks.gpus(NodeType(cpus=1, memory_mb=1000, gpus=2))
     assert not found.ok
-    assert checkup.gpus(NodeType(cpus=1, memory_mb=1000)) == []
+    assert node_checks.gpus(NodeType(cpus=1, memory_mb=1000)) == []
 
 
 def test_other_versions_than_the_login_nodes_are_said(local, tmp_path):
-    with doctor.probe(tmp_path) as (directory, word):
+    with site_checks.probe(tmp_path) as (directory, word):
         facts = {
             "site": local.model_dump(mode="json"), "kind": "cpu", "nodes": 1, "probe": str(directory), "word": word,
             "versions": {**versions(), "torch": "1.0.0"},
         }  # fmt: skip
-        assert "instead of 1.0.0" in texts(bad(checkup.here(facts)))
+        assert "instead of 1.0.0" in texts(bad(node_checks.here(facts)))
 
 
 # --- the command ---

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster import door, slurm
+from cluster import slurm, slurm_proxy
 from cluster.slurm import Slurm
 from raylab.errors import SlurmError, UsageError
 from tests.wait import wait_for
 
-SOURCE = Path(door.__file__)
+SOURCE = Path(slurm_proxy.__file__)
 
 
 @pytest.fixture
@@ -50,16 +50,16 @@ def opened(commands, tmp_path):
 def test_a_command_runs_outside_with_its_words_as_they_are(opened):
     path = opened(squeue='printf "[%s]" "$@"; echo oops >&2; exit 3')
     words = ["squeue", "two words", "it's", '"$HOME"', "`id`", "", "ü", "-o%i"]
-    assert door.ask(path, words, 10) == (3, "".join(f"[{word}]" for word in words[1:]), "oops\n")
+    assert slurm_proxy.ask(path, words, 10) == (3, "".join(f"[{word}]" for word in words[1:]), "oops\n")
 
 
 def test_only_slurms_four_commands_run(opened, tmp_path):
     path = opened(squeue="echo yes", srun="echo no")
     for words in (["srun", "x"], ["sh", "-c", f"touch {tmp_path}/ran"], ["/bin/squeue"], ["squeue;id"], [""], []):
-        code, out, complaint = door.ask(path, words, 10)
-        assert (code, out) == (door.REFUSED, "") and "only" in complaint
+        code, out, complaint = slurm_proxy.ask(path, words, 10)
+        assert (code, out) == (slurm_proxy.REFUSED, "") and "only" in complaint
     assert not (tmp_path / "ran").exists()
-    assert door.ask(path, ["squeue"], 10)[1] == "yes\n"
+    assert slurm_proxy.ask(path, ["squeue"], 10)[1] == "yes\n"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_only_slurms_four_commands_run(opened, tmp_path):
         b'{"words": ["squeue"], "seconds": "soon"}\n',
         b'["squeue"]\n',
         b"\xff\xfe\n",
-        b'{"words": ["squeue", "' + b"x" * door.LONGEST + b'"], "seconds": 1}\n',
+        b'{"words": ["squeue", "' + b"x" * slurm_proxy.LONGEST + b'"], "seconds": 1}\n',
     ],
 )
 def test_what_is_no_request_is_refused_and_the_door_stays_open(opened, line):
@@ -87,8 +87,8 @@ def test_what_is_no_request_is_refused_and_the_door_stays_open(opened, line):
             answer = client.makefile().readline()
         except (BrokenPipeError, ConnectionResetError):  # it had read enough
             answer = ""
-    assert not answer or json.loads(answer)["code"] == door.REFUSED
-    assert door.ask(path, ["squeue"], 10)[1] == "yes\n"
+    assert not answer or json.loads(answer)["code"] == slurm_proxy.REFUSED
+    assert slurm_proxy.ask(path, ["squeue"], 10)[1] == "yes\n"
 
 
 def test_the_socket_is_the_owners_alone(opened):
@@ -117,7 +117,7 @@ def test_another_user_is_refused(opened, tmp_path):
     done = subprocess.run([sys.executable, "-c", asks, path], capture_output=True, text=True, timeout=20)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert answer["code"] == door.REFUSED and "user 0 only" in answer["stderr"] and answer["stdout"] == ""
+    assert answer["code"] == slurm_proxy.REFUSED and "user 0 only" in answer["stderr"] and answer["stdout"] == ""
 
 
 def test_a_command_that_hangs_is_ended_and_others_are_answered_meanwhile(opened):
@@ -125,10 +125,10 @@ def test_a_command_that_hangs_is_ended_and_others_are_answered_meanwhile(opened)
     with socket.socket(socket.AF_UNIX) as waiting:
         waiting.connect(path)
         waiting.sendall(b'{"words": ["squeue"], "seconds": 1.5}\n')
-        assert door.ask(path, ["scontrol"], 10)[1] == "well\n"
-        assert json.loads(waiting.makefile().readline())["code"] == door.SILENT
+        assert slurm_proxy.ask(path, ["scontrol"], 10)[1] == "well\n"
+        assert json.loads(waiting.makefile().readline())["code"] == slurm_proxy.SILENT
     with pytest.raises(TimeoutError):
-        door.ask(path, ["squeue"], 0.2)
+        slurm_proxy.ask(path, ["squeue"], 0.2)
 
 
 def test_slurm_goes_through_the_door_where_the_environment_names_it(opened, monkeypatch, tmp_path):
@@ -149,9 +149,9 @@ def test_slurm_goes_through_the_door_where_the_environment_names_it(opened, monk
 
 
 def test_a_command_that_is_not_there_outside_is_said_so(monkeypatch):
-    assert door.run(["no-such-command-anywhere"], 5)["code"] == door.ABSENT
+    assert slurm_proxy.run(["no-such-command-anywhere"], 5)["code"] == slurm_proxy.ABSENT
     monkeypatch.setenv(slurm.DOOR, "/somewhere")
-    monkeypatch.setattr(door, "ask", lambda *asked: (door.ABSENT, "", "door: no such file"))
+    monkeypatch.setattr(slurm_proxy, "ask", lambda *asked: (slurm_proxy.ABSENT, "", "door: no such file"))
     with pytest.raises(SlurmError, match="scancel is not there"):
         Slurm().cancel(["5"])
 
@@ -181,7 +181,7 @@ def test_it_outlives_the_signals_that_its_job_script_ignores(commands, tmp_path)
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 process.send_signal(number)
             time.sleep(0.2)
-            assert door.ask(str(directory / "door"), ["squeue"], 10)[1] == "yes\n"
+            assert slurm_proxy.ask(str(directory / "door"), ["squeue"], 10)[1] == "yes\n"
         finally:
             process.kill()
 

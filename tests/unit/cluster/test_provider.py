@@ -9,8 +9,8 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.instance_manager.node_provider import LaunchNodeError, NodeProviderAdapter, TerminateNodeError
 from ray.core.generated.instance_manager_pb2 import NodeKind
 
+from cluster import jobscript
 from cluster import provider as module
-from cluster import render
 from cluster.directory import Comment
 from cluster.provider import HEAD, SlurmProvider
 from raylab.errors import SlurmError
@@ -176,7 +176,7 @@ class Reader:
 def adapter(directory, site, slurm, monkeypatch):
     """The locked Ray's own way to our provider: by its name in the file, and through its adapter."""
     monkeypatch.setattr(module, "Slurm", lambda: slurm)
-    reader = Reader(render.autoscaling("ray", directory.path, EPOCH, site.nodes, 0, 4, 60))
+    reader = Reader(jobscript.autoscaling("ray", directory.path, EPOCH, site.nodes, 0, 4, 60))
     _clear_provider_cache()
     found = _get_node_provider(reader.config.get_provider_config(), "ray")
     assert isinstance(found, SlurmProvider)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster import render
+from cluster import jobscript
 from cluster.directory import Comment
 from cluster.sites import NodeType, Site
 from raylab.errors import UsageError
@@ -38,7 +38,7 @@ def text(site: Site = SITE, node: NodeType = NODE, **other) -> str:
         "site": site, "node": node, "comment": COMMENT, "job_name": "raylab-ray-gpu", "time": "02:00:00",
         "log": Path("/p/ray/logs"), "environment": {"RAYLAB_HOME": "/p/ray"}, "command": ["python", "-m", "x"],
     }  # fmt: skip
-    return render.script(**{**facts, **other})
+    return jobscript.script(**{**facts, **other})
 
 
 def options(script: str) -> list[str]:
@@ -124,18 +124,18 @@ def words(line: str) -> list[str]:
 
 @given(st.text(st.characters(exclude_characters="\0\n\r", exclude_categories=["Cs"]), min_size=1))
 def test_any_name_is_one_word_of_an_sbatch_line(name):
-    assert words(f"--job-name={render.quoted(name)} --next") == [f"--job-name={name}", "--next"]
+    assert words(f"--job-name={jobscript.quoted(name)} --next") == [f"--job-name={name}", "--next"]
 
 
 @pytest.mark.parametrize(
     "name", ["two words", 'a "quoted" one', "it's", "back\\slash", "100%", "a#b", "$HOME", "`id`", ""]
 )
 def test_names_that_need_care(name):
-    assert words(render.quoted(name)) == [name]
+    assert words(jobscript.quoted(name)) == [name]
 
 
 def test_a_plain_word_is_left_as_it_is():
-    assert render.quoted("/p/scratch/ray-1_x.y/%j") == "/p/scratch/ray-1_x.y/%j"
+    assert jobscript.quoted("/p/scratch/ray-1_x.y/%j") == "/p/scratch/ray-1_x.y/%j"
 
 
 @pytest.mark.parametrize("end", ["\n", "\r"])
@@ -176,13 +176,13 @@ PLAIN = SITE.model_copy(update={"setup": ()})
 def test_the_step_gets_its_command_its_environment_and_nothing_foreign(tmp_path):
     (tmp_path / "setup.sh").write_text("export FROM_SETUP=1 RAYLAB_HOME=overridden\n")
     site = PLAIN.model_copy(update={"setup": (f"source {tmp_path}/setup.sh",)})
-    command = ["/p/with space/python", "-m", "cluster.node", "/p/it's", 'quo"te', "$HOME", "back\\slash", ""]
-    foreign = dict.fromkeys(render.FOREIGN, "someone's")
+    command = ["/p/with space/python", "-m", "cluster.node.agent", "/p/it's", 'quo"te', "$HOME", "back\\slash", ""]
+    foreign = dict.fromkeys(jobscript.FOREIGN, "someone's")
     seen = run(text(site, command=command, nodes=2), tmp_path, **foreign)
     at = seen["words"].index("/p/with space/python")
     assert seen["words"][at:] == command
     assert "--nodes=2" in seen["words"][:at] and "--ntasks-per-node=1" in seen["words"][:at]
-    assert not set(render.FOREIGN) & set(seen["environment"])
+    assert not set(jobscript.FOREIGN) & set(seen["environment"])
     assert seen["environment"]["FROM_SETUP"] == "1"
     assert seen["environment"]["HTTPS_PROXY"] == "http://proxy:3128"
     assert seen["environment"]["RAYLAB_HOME"] == "/p/ray", "what we say stands after the site's setup"
@@ -215,7 +215,7 @@ NODES = {"cpu": NodeType(cpus=4, memory_mb=4000), "gpu": NodeType(cpus=8, memory
 
 
 def autoscaling(low: int = 1, high: int = 8, idle: float = 90) -> dict:
-    return json.loads(render.autoscaling("ray", Path("/p/ray"), 2, NODES, low, high, idle))
+    return json.loads(jobscript.autoscaling("ray", Path("/p/ray"), 2, NODES, low, high, idle))
 
 
 def test_the_locked_rays_own_checks_take_the_autoscaling_configuration():
@@ -253,7 +253,7 @@ def test_all_nodes_at_once_may_be_asked_for():
 
 
 def test_the_largest_that_a_cluster_can_be():
-    assert render.capacity(NODES, 5) == [
+    assert jobscript.capacity(NODES, 5) == [
         {"count": 5, "resources": {"CPU": 4}},
         {"count": 3, "resources": {"CPU": 8, "GPU": 2}},
     ]
@@ -355,7 +355,7 @@ def test_slurms_signals_reach_the_command_in_an_image_and_its_exit_code_comes_ba
         "told.write_text('ready')\n"
         "while True: signal.pause()\n"
     )
-    step = render._inside(imaged, NODE, {}, [sys.executable, "-c", code])
+    step = jobscript._inside(imaged, NODE, {}, [sys.executable, "-c", code])
     with subprocess.Popen(step, env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}) as process:
         for number, said in ((None, "ready"), (signal.SIGUSR1, "USR1"), (signal.SIGTERM, "TERM")):
             if number:
@@ -374,7 +374,7 @@ def test_a_scratch_that_is_not_there_ends_the_step(imaged, tmp_path):
 def test_a_step_of_its_own_has_the_sites_setup_and_keeps_its_input(imaged, tmp_path):
     """As the relay's, whose far end reads what the near end writes."""
     site = imaged.model_copy(update={"setup": (f"export PATH={tmp_path}/bin:$PATH",)})
-    words = render.shell(site, NODE, {"RAYLAB_HOME": "/p"}, ["cat"])
+    words = jobscript.shell(site, NODE, {"RAYLAB_HOME": "/p"}, ["cat"])
     done = subprocess.run(words, input="a line", capture_output=True, text=True, timeout=60)
     assert done.stdout == "a line", done.stderr
     assert json.loads((tmp_path / "note.json").read_text())["inside"]["RAYLAB_HOME"] == "/p"

@@ -7,7 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from jobs import cli, scores
+from jobs import cli
+from jobs.common import scores
 from raylab.files import read_lines
 
 SHARE = ("--share-individuals",)

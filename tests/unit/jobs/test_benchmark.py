@@ -8,9 +8,11 @@ import polars as pl
 import pytest
 
 from jobs import cli
-from jobs.benchmark_ards import named_scores, values
-from jobs.scores import without_interval
-from raylab import config, fits, recipes
+from jobs.common.benchmark_ards import named_scores, values
+from jobs.common.scores import without_interval
+from raylab.config.overrides import override
+from raylab.config.shipped import shipped_recipe
+from raylab.distributed import benchmark_fits
 from raylab.errors import UsageError
 
 WORDS = [
@@ -92,9 +94,9 @@ def test_leakage_report(done):
 
 def test_it_goes_on_from_what_is_there(done, monkeypatch):
     monkeypatch.setenv("RAYLAB_HOME", str(done / "home"))
-    monkeypatch.setattr(fits, "trial", None)  # nothing is fitted again
-    monkeypatch.setattr(fits, "final", None)
-    monkeypatch.setattr(fits, "leaks", None)
+    monkeypatch.setattr(benchmark_fits, "trial", None)  # nothing is fitted again
+    monkeypatch.setattr(benchmark_fits, "final", None)
+    monkeypatch.setattr(benchmark_fits, "leaks", None)
     assert cli.main([*WORDS, "--out", str(done / "b"), "--json", str(done / "again.json")]) == 0
     assert json.loads((done / "again.json").read_text())["table"] == table(done, "table")
 
@@ -111,19 +113,21 @@ def test_the_refined_loss_sets_calibration_aside():
     y = rng.integers(0, 2, 400)
     z = 0.8 * (2 * y - 1) + rng.normal(size=400)
     p, sure = 1 / (1 + np.exp(-z)), 1 / (1 + np.exp(-2 * z - 1))
-    assert fits.refined_loss(y, p) == pytest.approx(fits.refined_loss(y, sure), abs=1e-6)
-    assert fits.refined_loss(y, p) < fits.refined_loss(y, 1 / (1 + np.exp(-z + rng.normal(size=400))))
+    assert benchmark_fits.refined_loss(y, p) == pytest.approx(benchmark_fits.refined_loss(y, sure), abs=1e-6)
+    assert benchmark_fits.refined_loss(y, p) < benchmark_fits.refined_loss(
+        y, 1 / (1 + np.exp(-z + rng.normal(size=400)))
+    )
     entropy = -np.log([1 - y.mean(), y.mean()])[y].mean()
-    assert fits.refined_loss(y, 1 - p) == pytest.approx(entropy)  # the wrong way round is worth nothing
+    assert benchmark_fits.refined_loss(y, 1 - p) == pytest.approx(entropy)  # the wrong way round is worth nothing
 
 
 def test_candidates_are_the_points_and_then_draws():
-    recipe = recipes.recipe("ards")
-    found = fits.candidates(recipe, 4, seed=0)
-    assert found[0] == recipe.search.points[0] and found == fits.candidates(recipe, 4, seed=0)
-    assert found[1:] != fits.candidates(recipe, 4, seed=1)[1:]
+    recipe = shipped_recipe("ards")
+    found = benchmark_fits.candidates(recipe, 4, seed=0)
+    assert found[0] == recipe.search.points[0] and found == benchmark_fits.candidates(recipe, 4, seed=0)
+    assert found[1:] != benchmark_fits.candidates(recipe, 4, seed=1)[1:]
     for settings in found:
-        config.override(recipe, settings)
+        override(recipe, settings)
         assert 3e-4 <= settings["optim.lr"] <= 3e-3 and settings["model.hidden"] in (8, 16, 32)
     with pytest.raises(UsageError):
-        config.override(recipe, {"model.hiden": 3})
+        override(recipe, {"model.hiden": 3})

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from jobs import benchmark_covidnet
-from jobs.benchmark_covidnet import Benchmark, markdown, spent
+from jobs.common import benchmark_covidnet
+from jobs.common.benchmark_covidnet import Benchmark, markdown, spent
 from raylab.errors import UsageError
 from raylab.files import write_json
 

@@ -20,13 +20,14 @@ import polars as pl
 import pytest
 from pydantic import create_model
 
-from jobs import cli, home, tracked, tune
-from raylab import __version__, config
-from raylab.config import TYPES, ArdsRecipe
+from jobs import cli, tune
+from jobs.common import home, run_tracking
+from raylab import __version__
+from raylab.config.recipe import TYPES, ArdsRecipe, read_recipe
+from raylab.config.shipped import RECIPES
 from raylab.data.prepared import read_meta
-from raylab.recipes import RECIPES
-from raylab.run import write_model
-from raylab.tasks import TASKS, task
+from raylab.tasks.base import TASKS, task
+from raylab.training.run import write_model
 from tracking import runs
 
 Said = tuple[int, str, str]
@@ -426,15 +427,15 @@ def test_a_search_registers_its_winner_once_and_best_stays_with_the_better_one(t
     """Two searches as they stand when their trials have ended, the worse one later; then both again, as a resume does,
     and a sync of models that have waited for the server."""
     first, registered = own_home / "runs" / "first", []
-    recipe, meta = config.read(first / "recipe.json"), read_meta(ards_data, "ards")
+    recipe, meta = read_recipe(first / "recipe.json"), read_meta(ards_data, "ards")
     uri, shape = home.note(first)["uri"], tuple(home.note(first)["input_shape"])
     winners = []
     for name, auroc in (("better", 0.9), ("worse", 0.2)):
         search = home.new_run(name, "ards")
-        tracked.opening(search, recipe, meta, ards_data, "tune", uri)
+        run_tracking.opening(search, recipe, meta, ards_data, "tune", uri)
         winner = search / "trials" / "000"
         winner.mkdir(parents=True)
-        tracked.open_trial(winner, recipe, home.note(search), 0, {})
+        run_tracking.open_trial(winner, recipe, home.note(search), 0, {})
         shutil.copytree(first / "model", winner / "model")
         result = json.loads((first / "result.json").read_text())
         result["best"]["auroc"] = auroc
@@ -476,7 +477,7 @@ def test_logging_a_model_leaves_the_tracking_address_as_it_was(trained, own_home
     """Else the next verb in this process would write to ./mlflow.db instead of its home."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     before = runs.address(own_home)
-    tracked.log_model(own_home / "runs" / "first", tuple(home.note(own_home / "runs" / "first")["input_shape"]))
+    run_tracking.log_model(own_home / "runs" / "first", tuple(home.note(own_home / "runs" / "first")["input_shape"]))
     assert runs.address(own_home) == before
 
 

@@ -13,8 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 from safetensors.torch import load_file
 from test_cli import own_home, raylab, refused, same_signals  # noqa: F401  (fixtures)
 
-from jobs import home
-from tracking import model, runs
+from jobs.common import home
+from tracking import models, runs
 
 CLASSES = ("normal", "pneumonia", "COVID-19")
 
@@ -159,7 +159,7 @@ def test_transfer_modes(mode, trained, covidnet_data, own_home, tmp_path):  # no
 
 def test_weights_of_a_registered_model(trained, covidnet_data, own_home, tmp_path):  # noqa: F811
     described = home.note(own_home / "runs" / trained)
-    version = model.register(described["uri"], described["run_id"], "lung-net", 0.5, 0.5).version
+    version = models.register(described["uri"], described["run_id"], "lung-net", 0.5, 0.5).version
     words = ["--smoke", "--set", "loop.epochs=1", "transfer.mode=probe", "transfer.reestimate=false"]
     for given in (f"models:/lung-net/{version}", "models:/lung-net@best"):
         done = result("train", "covidnet", "--data", covidnet_data, *words, f"model.weights={given}", tmp_path=tmp_path)

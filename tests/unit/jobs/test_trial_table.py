@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from jobs import progress
-from jobs.trial_table import UP, TrialTable
+from jobs.common import progress
+from jobs.common.trial_table import UP, TrialTable
 
 
 class Terminal(io.StringIO):

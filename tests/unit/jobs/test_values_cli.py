@@ -9,9 +9,9 @@ import pytest
 
 from jobs import cli
 from raylab.data import prepared
-from raylab.data.digest import screen
-from raylab.data.icu import SOURCES, Raw
-from raylab.data.onset import first_onset, label, ratios
+from raylab.data.icu.digest import screen
+from raylab.data.icu.labels import first_onset, label, ratios
+from raylab.data.icu.prepare import SOURCES, Raw
 
 DAY = datetime(2130, 1, 1, 8)
 STAYS = 30

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from raylab.config import BoostingModel, LinearModel, family
+from raylab.config.recipe import BoostingModel, LinearModel, model_family
 from raylab.errors import DataError
 from raylab.models import baselines
 from raylab.models.baselines import Summary
@@ -70,7 +70,7 @@ def test_the_trees_are_scikit_learns(leaves):
 def test_weights_alone_are_the_model(name):
     x, y = data()
     build = getattr(baselines, name)
-    config = family(name)(name=name)
+    config = model_family(name)(name=name)
     model, again = build(config, SPEC, 1), build(config, SPEC, 1)
     model.fit(x, y)
     again.load_state_dict(model.state_dict())

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from raylab.config import CovidNetModel
+from raylab.config.recipe import CovidNetModel
 from raylab.errors import DataError
 from raylab.models.covidnet import covidnet, large
 from raylab.models.vision import describe

@@ -2,21 +2,23 @@ import numpy as np
 import pytest
 import torch
 
-from raylab import config, recipes
+from raylab.config.overrides import has_field, override
+from raylab.config.recipe import Recipe, RecurrentModel
+from raylab.config.shipped import shipped_recipe, with_search_space
 from raylab.errors import UsageError
-from raylab.loop import predict
 from raylab.models.ensemble import Ensemble
 from raylab.models.recurrent import KNOTS, SHARE_KNOTS, GruD, Pooled
 from raylab.models.weights import by_name, fill
-from raylab.run import execute, read_model
-from raylab.tasks import task
-from raylab.world import World
+from raylab.tasks.base import task
+from raylab.training.loop import predict
+from raylab.training.process_group import World
+from raylab.training.run import execute, read_model
 
 SPEC = {"kind": "icu-hourly", "classes": ["no", "yes"], "features": ["a", "b"], "static": ["s"], "hours": 4}
 
 
 def test_grud_forgets_what_is_old_and_keeps_what_is_measured():
-    model = GruD(2, 1, 1, config.RecurrentModel(name="grud", hidden=4))
+    model = GruD(2, 1, 1, RecurrentModel(name="grud", hidden=4))
     torch.nn.init.constant_(model.fade, 50.0)  # an age of 1 fades everything
     torch.nn.init.zeros_(model.forget.weight)
     torch.nn.init.zeros_(model.forget.bias)
@@ -32,7 +34,7 @@ def test_grud_forgets_what_is_old_and_keeps_what_is_measured():
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_grud_trains_its_decays(layers):
-    model = GruD(2, 1, 1, config.RecurrentModel(name="grud", hidden=4, layers=layers))
+    model = GruD(2, 1, 1, RecurrentModel(name="grud", hidden=4, layers=layers))
     torch.nn.init.constant_(model.fade_from, 0.1)
     model(torch.rand(8, 4, 7)).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
@@ -41,7 +43,7 @@ def test_grud_trains_its_decays(layers):
 def test_the_encoding_of_a_summary_is_piecewise_linear():
     """One input a gap between knots: 1 for those below the value, the share of the way in its own, 0 above; and all 0
     for what was never measured."""
-    pooled = Pooled(1, 1, config.RecurrentModel(name="gru")).eval()
+    pooled = Pooled(1, 1, RecurrentModel(name="gru")).eval()
     seen = []
     pooled.layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     x = torch.zeros(2, 4, 4)  # of one series value, mask, since; and the static
@@ -62,12 +64,12 @@ def test_the_encoding_of_a_summary_is_piecewise_linear():
 @pytest.mark.parametrize("members", [1, 2])
 def test_weights_go_by_the_names_of_inputs(name, members):
     """Series in another order and the static one absent: the same patient gets the same logits."""
-    recipe = config.override(ensemble(members), {"model.name": name})
+    recipe = override(ensemble(members), {"model.name": name})
     job = task("ards")
     theirs = {**SPEC, "static": []}
     mine = {**SPEC, "features": ["new", "b", "a"], "static": ["age"]}
     parent = job.model(recipe, theirs).eval()
-    child = job.model(config.override(recipe, {"seed": 9}), mine).eval()
+    child = job.model(override(recipe, {"seed": 9}), mine).eval()
     network = child.members[0] if members > 1 else child
     state = by_name(child.state_dict(), parent.state_dict(), network.inputs(mine), network.inputs(theirs))
     before = child.state_dict()
@@ -84,15 +86,15 @@ def test_weights_go_by_the_names_of_inputs(name, members):
     assert torch.allclose(child(wide), parent(x), atol=1e-5)
 
 
-def ensemble(members: int = 3) -> config.Recipe:
-    return config.override(recipes.recipe("ards", smoke=True), {"model.members": members, "model.hidden": 4})
+def ensemble(members: int = 3) -> Recipe:
+    return override(shipped_recipe("ards", smoke=True), {"model.members": members, "model.hidden": 4})
 
 
 def test_an_ensemble_is_the_mean_of_its_members():
     job = task("ards")
     model = job.model(ensemble(), SPEC)
     assert isinstance(model, Ensemble)
-    first = job.model(config.override(ensemble(1), {"seed": 1}), SPEC)
+    first = job.model(override(ensemble(1), {"seed": 1}), SPEC)
     x, y = torch.randn(5, 4, 7), torch.tensor([0, 1, 0, 1, 1])
     logits = model(x)
     assert logits.shape == (5, 3, 1) and torch.equal(logits[:, 1], first(x))  # member k is seed + k alone
@@ -108,14 +110,14 @@ def test_an_ensemble_is_the_mean_of_its_members():
 
 def test_no_ensemble_of_a_model_without_a_seed():
     with pytest.raises(UsageError, match="the model boosting has no field 'members'"):
-        config.override(ensemble(), {"model.name": "boosting", "model.members": 2})
+        override(ensemble(), {"model.name": "boosting", "model.members": 2})
 
 
 @pytest.mark.parametrize("name", ["grud", "lstm", "boosting", "logistic", "last_pf", "last_sf"])
 def test_every_model_runs_and_is_read_back(ards_data, tmp_path, name):
     small = {"model.trees": 10, "model.hidden": 4}
-    recipe = config.override(recipes.recipe("ards", smoke=True), {"model.name": name, "loop.epochs": 1})
-    recipe = config.override(recipe, {path: value for path, value in small.items() if config.has(recipe, path)})
+    recipe = override(shipped_recipe("ards", smoke=True), {"model.name": name, "loop.epochs": 1})
+    recipe = override(recipe, {path: value for path, value in small.items() if has_field(recipe, path)})
     rows: list = []
     result = execute(recipe, ards_data, tmp_path, lambda sent: rows.extend(sent))
     job, again, spec, model = read_model(tmp_path)
@@ -126,6 +128,6 @@ def test_every_model_runs_and_is_read_back(ards_data, tmp_path, name):
 
 
 def test_a_search_space_of_its_own():
-    recipe = config.override(recipes.recipe("ards"), {"model.name": "boosting", "search.trials": 7})
-    assert "model.rate" in recipes.searched(recipe).search.space and recipes.searched(recipe).search.trials == 7
-    assert recipes.searched(recipes.recipe("ards")) == recipes.recipe("ards")
+    recipe = override(shipped_recipe("ards"), {"model.name": "boosting", "search.trials": 7})
+    assert "model.rate" in with_search_space(recipe).search.space and with_search_space(recipe).search.trials == 7
+    assert with_search_space(shipped_recipe("ards")) == shipped_recipe("ards")

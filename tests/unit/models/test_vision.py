@@ -5,7 +5,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from raylab.config import VisionModel
+from raylab.config.recipe import VisionModel
 from raylab.errors import DataError, UsageError
 from raylab.models.vision import classifier, describe, names
 

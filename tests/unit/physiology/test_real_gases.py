@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 import torch
 
-from raylab.data.digest import screen
-from raylab.data.sources import physionet2012
+from raylab.data.icu.digest import screen
+from raylab.data.icu.sources import physionet2012
 from raylab.physiology import blood
 
 

@@ -4,13 +4,13 @@ import shutil
 import polars as pl
 import pytest
 
+from raylab.data.lung.sweep_dataset import finish
 from raylab.data.prepared import read_meta
-from raylab.data.sweeps import finish
+from raylab.distributed.map import run_chunks
 from raylab.errors import DataError, RunError, UsageError
 from raylab.physiology import sweep
 from raylab.physiology.parameters import QUANTITIES, inputs
 from raylab.physiology.steady import OUTPUTS, steady_state
-from raylab.ray_map import run_chunks
 
 
 def run(made, directory):

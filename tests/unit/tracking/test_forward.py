@@ -10,9 +10,9 @@ import pytest
 from mlflow.exceptions import MlflowException, RestException
 
 from raylab.errors import TrackingError
-from tracking import forward as forward_module
+from tracking import forwarder as forward_module
 from tracking import runs
-from tracking.forward import Forwarder, forward, rejected, sync, unsent
+from tracking.forwarder import Forwarder, forward, rejected, sync, unsent
 from tracking.outbox import Outbox
 
 

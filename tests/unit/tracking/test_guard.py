@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tracking import secret
-from tracking.guard import COOKIE, Guard
+from tracking.access import secret
+from tracking.access.guard import COOKIE, Guard
 
 TOKEN = "a" * 64
 HOST = secret.host_name(TOKEN)

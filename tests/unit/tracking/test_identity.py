@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from raylab.errors import TrackingError, UsageError
-from tracking import identity, runs, secret
+from tracking import runs
+from tracking.access import identity, secret
 
 
 class _Answering(http.server.BaseHTTPRequestHandler):

@@ -10,10 +10,11 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from jobs import home
+from jobs.common import home
 from raylab.errors import TrackingError
-from tracking import forward, login, runs
-from tracking.login import Login
+from tracking import forwarder, runs
+from tracking.access import login
+from tracking.access.login import Login
 from tracking.outbox import Outbox, target
 
 SECRET = "hunter2-Z9"
@@ -180,7 +181,7 @@ def test_sync_without_the_login_keeps_the_records_and_says_what_is_missing(tmp_p
     outbox = Outbox(tmp_path / "run" / "outbox")
     outbox.bind(f"http://127.0.0.1:{servers[0].server_port}", "0" * 32)
     outbox.append({"kind": "metrics", "step": 1, "values": {"train/loss": 0.5}})
-    done = forward.sync(tmp_path)
+    done = forwarder.sync(tmp_path)
     assert done["unsent"] == 1 and done["rejected"] == 0
     (error,) = done["errors"].values()
     assert "HTTP 401" in error and "MLFLOW_TRACKING_PASSWORD" in error and "raylab sync" in error

@@ -113,8 +113,7 @@ def test_tags_make_a_run_reproducible(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_importing_tracking_needs_neither_mlflow_nor_torch() -> None:
-    code = (
-        "import sys, tracking.outbox, tracking.forward, tracking.runs, tracking.server, tracking.system, tracking.model"
-    )
+    modules = ("outbox", "forwarder", "runs", "server", "system", "models")
+    code = f"import sys, {', '.join(f'tracking.{name}' for name in modules)}"
     check = f"{code}; assert not {{'mlflow', 'torch', 'ray'}} & set(sys.modules)"
     subprocess.run([os.sys.executable, "-c", check], check=True, env=os.environ | {"PYTHONPATH": "."})

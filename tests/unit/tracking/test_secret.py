@@ -9,7 +9,7 @@ import pytest
 
 from raylab.errors import TrackingError
 from tests.other_user import NOBODY
-from tracking import secret
+from tracking.access import secret
 
 
 def test_all_who_make_a_token_at_once_get_the_same_private_one(tmp_path: Path) -> None:

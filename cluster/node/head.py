@@ -1,0 +1,208 @@
+"""What the head's node does besides Ray: services, status, letting old workers go, coming back."""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from cluster import jobscript
+from cluster.directory import Comment, Directory
+from cluster.node import gcs
+from cluster.node.ray_process import OBJECT_STORE_LEAST, RayProcess, free_ports
+from cluster.slurm import Slurm
+from raylab.errors import RaylabError, SlurmError
+from raylab.files import whole, write_json
+
+if TYPE_CHECKING:
+    from cluster.node.agent import Signals
+
+log = logging.getLogger("raylab.head")
+STATUS_SECONDS = 3.0
+SERVICE_SECONDS = 10.0  # between two starts of a service that ends
+END_SECONDS = 60.0  # after asking Slurm to requeue us, to be ended by it
+
+# The autoscaler gives up on nodes that queue for longer than this; Slurm may well let them wait for days.
+# Jobs that wait and that nothing needs any more are cancelled.
+AUTOSCALER = {
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": str(30 * 86400),
+    "RAY_AUTOSCALER_RECONCILE_REQUEST_STATUS_TIMEOUT_S": "120",
+    "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": "60",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "2",
+}
+PORT = "{port}"  # in a service's command: a free port, which head.json then names
+RESOURCE = "raylab_head"  # drivers of trials ask for it: the head outlives workers
+
+
+class Head:
+    """The head of a cluster, on the node `ip`, as restart `epoch` of Slurm job `job`."""
+
+    def __init__(
+        self, directory: Directory, ray: RayProcess, ip: str, signals: "Signals", job: str, epoch: int, static: bool
+    ) -> None:
+        self.directory, self.ray, self.ip, self.signals = directory, ray, ip, signals
+        self.job, self.epoch, self.static = job, epoch, static
+        self.asked, self.site = directory.asked, directory.site
+        self.slurm = Slurm()
+        self.services: dict[str, subprocess.Popen[bytes]] = {}
+        self.started: dict[str, float] = {}
+
+    def serve(self) -> None:
+        """Until Ray ends or Slurm wants the node back."""
+        self._start()
+        self._release()
+        if self.epoch:
+            self._run("again", *self.asked["hooks"]["again"])
+        looked = 0.0
+        try:
+            while self.signals.came is None and self.ray.ended is None:
+                self._keep_services()
+                if time.monotonic() - looked > STATUS_SECONDS:
+                    self._status()
+                    looked = time.monotonic()
+                time.sleep(0.5)
+            if self.ray.ended is not None:
+                log.error("Ray's head has ended with %s", self.ray.ended)
+            elif not self._down():
+                self._leave()
+        finally:
+            for service in self.services.values():
+                service.terminate()
+
+    def _start(self) -> None:
+        port, dashboard, client = free_ports(self.ip, 3)
+        wanted = [name for name, command in self.asked["hooks"]["services"].items() if PORT in command]
+        self.ports = dict(zip(wanted, free_ports("127.0.0.1", len(wanted)), strict=True))
+        self.address, self.dashboard = f"{self.ip}:{port}", f"http://127.0.0.1:{dashboard}"
+        options = [
+            "--head", f"--port={port}", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+            f"--resources={json.dumps({RESOURCE: 1000})}",
+        ]  # fmt: skip
+        nodes = {kind: self.site.nodes[kind] for kind in self.asked["types"]}
+        environment = {"RAY_ADDRESS": self.address, "RAY_CLOUD_INSTANCE_ID": "head", "RAY_NODE_TYPE_NAME": "head"}
+        if not self.static:
+            path = self.directory.path / "autoscaling.json"
+            with whole(path) as beside:
+                beside.write_text(
+                    jobscript.autoscaling(
+                        self.asked["name"], self.directory.path, self.epoch, nodes,
+                        self.asked["min"], self.asked["max"], self.site.idle_seconds,
+                    )
+                )  # fmt: skip
+            options += [
+                f"--autoscaling-config={path}", "--num-cpus=0", "--num-gpus=0",
+                f"--object-store-memory={OBJECT_STORE_LEAST}",
+            ]  # fmt: skip
+            # what a run may ask for at the most: all or nothing would be nothing (raylab/distributed/elastic.py)
+            capacity = jobscript.capacity(nodes, self.asked["max"])
+            environment |= {
+                **AUTOSCALER,
+                "RAYLAB_CLUSTER_CAPACITY": json.dumps({"max": self.asked["max"], "types": capacity}),
+            }
+        self.environment = {**os.environ, **environment}
+        self.ray.start(sys.executable, self.ip, options, environment)
+        # the agent takes jobs; it comes up last
+        for ip, at in ((self.ip, port), ("127.0.0.1", dashboard), (self.ip, self.ray.agent_port)):
+            self.ray.wait_for(ip, at)
+        facts = {
+            "job": self.job, "epoch": self.epoch, "node": socket.gethostname(), "ip": self.ip,
+            "address": self.address, "dashboard": self.dashboard, "ports": self.ports, "since": time.time(),
+        }  # fmt: skip
+        write_json(self.directory.path / "head.json", facts)
+        log.info("head %d ready on %s", self.epoch, self.address)
+
+    def _release(self) -> None:
+        """End the workers that an earlier head of this cluster left."""
+        comments = [(job, Comment.parse(job.comment)) for job in self._jobs()]
+        old = [
+            job.id
+            for job, comment in comments
+            if comment is not None and comment.cluster == self.asked["id"]
+            and comment.kind == "worker" and comment.epoch < self.epoch
+        ]  # fmt: skip
+        if old:
+            log.info("releasing the workers of the head before: %s", " ".join(old))
+            self.slurm.cancel(old)
+
+    def _jobs(self) -> list[Any]:
+        try:
+            return self.slurm.jobs()
+        except SlurmError as error:
+            log.warning("%s", error.what)
+            return []
+
+    def _keep_services(self) -> None:
+        for name, command in self.asked["hooks"]["services"].items():
+            command = [str(self.ports.get(name)) if word == PORT else word for word in command]
+            running = self.services.get(name)
+            if running is not None and running.poll() is None:
+                continue
+            if time.monotonic() - self.started.get(name, float("-inf")) > SERVICE_SECONDS:
+                self.started[name] = time.monotonic()
+                self.services[name] = self._spawn(name, command)
+
+    def _spawn(self, name: str, command: list[str]) -> "subprocess.Popen[bytes]":
+        with (self.directory.logs / f"{name}.out").open("ab") as output:
+            return subprocess.Popen(
+                command,
+                cwd=self.asked["code"],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    def _run(self, name: str, *command: str, seconds: float | None = None) -> None:
+        """A hook: without `seconds` it goes on beside us, else it is waited for that long."""
+        if not command:
+            return
+        process = self._spawn(name, list(command))
+        if seconds is not None:
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                log.warning("%s took more than %.0f s", name, seconds)
+
+    def _status(self) -> None:
+        try:
+            found = gcs.status(self.address, self.dashboard)
+        except Exception as error:  # Ray's store may be busy or ending: the next look tells
+            log.warning("no status: %s", error)
+            return
+        write_json(self.directory.path / "status.json", {**found, "epoch": self.epoch, "time": time.time()})
+
+    def _leave(self) -> None:
+        """Have every run commit a checkpoint, in the time that there is."""
+        came = self.signals.came
+        log.info("%s: %.0f s left", came.name if came else "", self.signals.left)
+        try:
+            gcs.drain(self.address, self.signals.left, "the head leaves")
+        except Exception as error:  # as in the workers' agent
+            log.warning("Ray could not be told: %s", error)
+        self._run("leave", *self.asked["hooks"]["leave"], seconds=self.signals.left)
+
+    def _down(self) -> bool:
+        return (self.directory.path / "down").exists()
+
+    def again(self) -> int:
+        """Ask Slurm to start this job again, as the next epoch, unless it is to end or is being ended already, perhaps
+        to be requeued. The exit code."""
+        try:
+            ours = next((job for job in self.slurm.jobs() if job.id == self.job), None)
+            if self._down() or ours is None or not ours.running:
+                return 0
+            self.slurm.requeue(self.job)
+        except RaylabError as error:
+            log.info("not requeued: %s", error)
+            return 0
+        log.info("requeued")
+        deadline = time.monotonic() + END_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(0.5)
+        return 1

@@ -1,0 +1,372 @@
+"""The benchmark of the ARDS task: networks and baselines on the same patient-grouped folds, at several landmarks.
+
+    OUT/landmark-12/data          prepared
+                   /fold-0        the same with fold 0 as test, statistics of its own train
+                   /trials/...    the nested search: every candidate, by its refined loss on the fold's val
+                   /final/...     the winner, trained with its ensemble, and its probabilities of the fold's test
+    OUT/table.json, table.md      scores over all patients, each scored by a model that never saw them
+
+Every fit is a chunk of ray_map: on a cluster they run side by side, and an interrupted benchmark goes on.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from jobs.common import home, run_tracking, scores
+from jobs.common.progress import say
+from jobs.common.session import ray_session
+from raylab.config.overrides import has_field, override, parse_assignments, unknown_field
+from raylab.config.recipe import IcuData, Recipe, parse_recipe
+from raylab.config.shipped import shipped_recipe, with_search_space
+from raylab.data import prepared
+from raylab.data.icu.resplit import Split, resplit
+from raylab.errors import UsageError, unknown
+from raylab.evaluation.intervals import text
+from raylab.evaluation.leakage import VIEWS
+from raylab.evaluation.metrics import binary_scores, paired_difference
+from raylab.files import write_json
+from tracking.outbox import Outbox
+
+EXPERIMENT = "raylab-benchmark-ards"
+COHORTS = ("all", "ventilated_pf")
+BASELINE = "boosting"
+MODELS: dict[str, dict[str, Any]] = {
+    "last_sf": {"model.name": "last_sf"},
+    "last_pf": {"model.name": "last_pf"},
+    "logistic": {"model.name": "logistic"},
+    "boosting": {"model.name": "boosting"},
+    "gru": {"model.name": "gru"},
+    "lstm": {"model.name": "lstm"},
+    "grud": {"model.name": "grud"},
+}
+NETWORKS = ("gru", "lstm", "grud")
+BOOTSTRAPS = 1000
+
+
+def arguments(group: Any) -> None:
+    group.add_argument("--source", help="as of prepare; synthetic otherwise")
+    group.add_argument("--path", type=Path, help="directory of the raw tables")
+    group.add_argument("--patients", type=int, default=400, help="synthetic: how many")
+    group.add_argument("--label", default="ahrf", help="as of prepare")
+    group.add_argument("--landmarks", type=int, nargs="+", default=[12], metavar="H")
+    group.add_argument("--horizon", type=float, default=24)
+    group.add_argument("--folds", type=int, default=5)
+    group.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
+    group.add_argument("--trials", type=int, default=8, help="of each model's nested search in each fold")
+    group.add_argument("--members", type=int, default=5, help="networks in the ensemble of each winner")
+    group.add_argument("--leakage", action="store_true", help="also the report of models that see less")
+    group.add_argument("--set", nargs="+", action="extend", default=[], metavar="PATH=VALUE", help="recipe fields")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    for name in args.models:
+        if name not in MODELS:
+            raise unknown("model", name, MODELS)
+    for path in parse_assignments(args.set):
+        started = [override(shipped_recipe("ards"), MODELS[name]) for name in args.models]
+        if not any(has_field(recipe, path) for recipe in started):
+            raise unknown_field(started[0], path)
+    if args.trials < 1 or args.members < 1 or args.folds < 2:
+        raise UsageError("a benchmark needs --trials and --members of 1 and --folds of 2 at least")
+    os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    uri = run_tracking.checked_address()
+    out: Path = args.out.absolute()
+    folders = {landmark: prepare(args, out, landmark) for landmark in args.landmarks}
+    with session(args.workers, out):
+        winners = search(args, folders)
+        finals = refit(args, folders, winners)
+        views = looks(args, folders) if args.leakage else {}
+    table = [row for landmark, folder in folders.items() for row in scored(args, folder, landmark, finals[landmark])]
+    result = {
+        "source": args.source or "synthetic",
+        "synthetic": args.source in (None, "synthetic"),
+        "trials": args.trials,
+        "members": args.members,
+        "folds": args.folds,
+        "seed": args.seed,
+        "bootstraps": BOOTSTRAPS,
+        "table": table,
+    }
+    if args.leakage:
+        result["leakage"] = [
+            row for landmark, folder in folders.items() for row in leaked(args, folder, landmark, views)
+        ]
+    write_json(out / "table.json", result)
+    (out / "table.md").write_text(markdown(result))
+    track(args, folders, result, uri)
+    if not args.quiet:
+        say(markdown(result))
+        say(f"next: raylab compare --experiment {os.environ['MLFLOW_EXPERIMENT_NAME']}")
+    return {"out": str(out), "experiment": os.environ["MLFLOW_EXPERIMENT_NAME"], **result}
+
+
+def prepare(args: argparse.Namespace, out: Path, landmark: int) -> Path:
+    """OUT/landmark-H with its data and folds; what is there already is used again."""
+    from raylab.data.icu.labels import label
+    from raylab.data.icu.prepare import prepare_ards
+
+    folder = out / f"landmark-{landmark}"
+    folder.mkdir(parents=True, exist_ok=True)
+    asked = {"source": args.source or "synthetic", "horizon": args.horizon, "label": args.label, "folds": args.folds}
+    asked |= {"path": None if args.path is None else str(args.path.absolute()), "seed": args.seed}
+    note = folder / "asked.json"
+    if note.is_file() and json.loads(note.read_text()) != asked:
+        raise UsageError(
+            f"{out} holds a benchmark of other data or folds",
+            f"it was begun with {note.read_text()}",
+            "choose another --out",
+        )
+    write_json(note, asked)
+    data = folder / "data"
+    if not (data / "meta.json").is_file():
+        if not args.quiet:
+            say(f"preparing landmark {landmark} h")
+        rule = label(args.label)
+        source = args.source or "synthetic"
+        prepare_ards(source, args.path, data, landmark, args.horizon, args.patients, args.seed, rule=rule)
+    for fold in range(args.folds):
+        if not (folder / f"fold-{fold}" / "meta.json").is_file():
+            resplit([data], folder / f"fold-{fold}", Split("patient", fold, args.folds), args.seed)
+    return folder
+
+
+@contextlib.contextmanager
+def session(workers: int, out: Path) -> Any:
+    """Ray where it was asked for, or where a cluster is named; else nothing, and fits run in this process."""
+    if workers or os.environ.get("RAY_ADDRESS"):
+        with ray_session(workers, out / "ray.log"):
+            yield
+    else:
+        yield
+
+
+def recipe_of(args: argparse.Namespace, name: str) -> Recipe:
+    """The recipe that a model starts from, with the space that is searched for it; of --set what this model has."""
+    recipe = override(shipped_recipe("ards"), {**MODELS[name], "seed": args.seed})
+    settings = {path: value for path, value in parse_assignments(args.set).items() if has_field(recipe, path)}
+    return with_search_space(override(recipe, settings))
+
+
+def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int, int, str], dict[str, Any]]:
+    """The recipe (as JSON) of the best candidate by its refined loss on val, for every (landmark, fold, model)."""
+    from raylab.distributed.benchmark_fits import Fit, candidates, trial
+    from raylab.distributed.map import run_chunks
+
+    chunks: dict[tuple[int, int, str], dict[Path, Fit]] = {}
+    found: dict[tuple[int, int, str], dict[str, Any]] = {}
+    if args.trials == 1:  # nothing to choose from
+        for landmark, fold, name in every(args, folders):
+            recipe = recipe_of(args, name)
+            found[landmark, fold, name] = override(recipe, candidates(recipe, 1, 0)[0]).model_dump(mode="json")
+        return found
+    for landmark, fold, name in every(args, folders):
+        recipe = recipe_of(args, name)
+        place = folders[landmark] / "trials" / f"fold-{fold}-{name}"
+        place.mkdir(parents=True, exist_ok=True)
+        chunks[landmark, fold, name] = {}
+        for k, settings in enumerate(candidates(recipe, args.trials, args.seed + 1000 * fold)):
+            tried = override(recipe, settings).model_dump(mode="json")
+            fit = Fit(tried, str(folders[landmark] / f"fold-{fold}"))
+            chunks[landmark, fold, name][place / f"{k:03d}-{fit.key}.json"] = fit
+    run_chunks(
+        trial, {path: fit for of in chunks.values() for path, fit in of.items()}, tell=teller(args.quiet, "searches")
+    )
+    for key, of in chunks.items():
+        ended = [json.loads(path.read_text()) for path in of]
+        best = min(ended, key=lambda end: end["refined_loss"])
+        found[key] = best["recipe"]
+    return found
+
+
+def refit(
+    args: argparse.Namespace, folders: dict[int, Path], winners: dict[tuple[int, int, str], dict[str, Any]]
+) -> dict[int, dict[str, list[Path]]]:
+    """The files with each model's probabilities of every fold's test rows: read once, of winners alone."""
+    from raylab.distributed.benchmark_fits import Fit, final
+    from raylab.distributed.map import run_chunks
+
+    chunks: dict[Path, Fit] = {}
+    found: dict[int, dict[str, list[Path]]] = {landmark: {name: [] for name in args.models} for landmark in folders}
+    for landmark, fold, name in every(args, folders):
+        recipe = parse_recipe(winners[landmark, fold, name])
+        if name in NETWORKS:
+            recipe = override(recipe, {"model.members": args.members})
+        place = folders[landmark] / "final"
+        place.mkdir(exist_ok=True)
+        fit = Fit(recipe.model_dump(mode="json"), str(folders[landmark] / f"fold-{fold}"), "test")
+        path = place / f"fold-{fold}-{name}-{fit.key}.parquet"
+        chunks[path] = fit
+        found[landmark][name].append(path)
+    run_chunks(final, chunks, tell=teller(args.quiet, "final fits"))
+    return found
+
+
+def looks(args: argparse.Namespace, folders: dict[int, Path]) -> dict[int, list[Path]]:
+    """The files with the probabilities of every view of the leakage report."""
+    from raylab.distributed.benchmark_fits import Fit, leaks
+    from raylab.distributed.map import run_chunks
+
+    recipe = recipe_of(args, BASELINE).model_dump(mode="json")
+    files: dict[int, list[Path]] = {landmark: [] for landmark in folders}
+    chunks = {}
+    for landmark, folder in folders.items():
+        (folder / "leakage").mkdir(exist_ok=True)
+        for fold in range(args.folds):
+            fit = Fit(recipe, str(folder / f"fold-{fold}"), "test")
+            path = folder / "leakage" / f"fold-{fold}-{fit.key}.parquet"
+            chunks[path] = fit
+            files[landmark].append(path)
+    run_chunks(leaks, chunks, tell=teller(args.quiet, "leakage checks"))
+    return files
+
+
+def leaked(args: argparse.Namespace, folder: Path, landmark: int, views: dict[int, list[Path]]) -> list[dict[str, Any]]:
+    """One row a cohort and view: its AUROC, and by how much it is below that of everything."""
+    samples = pl.read_parquet(folder / "data" / "samples.parquet")
+    p = pl.concat([pl.read_parquet(path) for path in views[landmark]])
+    rows = []
+    for cohort in COHORTS:
+        chosen = samples if cohort == "all" else samples.filter(pl.col(cohort))
+        y, group = chosen["label"].to_numpy(), chosen["subject_id"].rank("dense").to_numpy()
+        shown = chosen.join(p, ["stay_id", "at_h"], "left", maintain_order="left")
+        for name in VIEWS:
+            row: dict[str, Any] = {"landmark_h": landmark, "cohort": cohort, "view": name, "n": len(y)}
+            if name not in p.columns:
+                rows.append({**row, "why": "not recorded in this data"})
+                continue
+            mine, whole = shown[name].to_numpy(), shown["everything"].to_numpy()
+            row["auroc"] = binary_scores(y, mine, group, BOOTSTRAPS, args.seed)["auroc"]
+            if name != "everything":
+                row["lost"] = paired_difference(y, mine, whole, group, "auroc", BOOTSTRAPS, args.seed)
+                if row["auroc"]["low"] is not None:
+                    row["above_chance"] = row["auroc"]["low"] > 0.5
+            rows.append(row)
+    return rows
+
+
+def every(args: argparse.Namespace, folders: dict[int, Path]) -> list[tuple[int, int, str]]:
+    return [(landmark, fold, name) for name in args.models for landmark in folders for fold in range(args.folds)]
+
+
+def teller(quiet: bool, what: str) -> Callable[[int, int], None] | None:
+    return None if quiet else lambda done, total: say(f"{what}: {done} of {total}")
+
+
+def scored(
+    args: argparse.Namespace, folder: Path, landmark: int, finals: dict[str, list[Path]]
+) -> list[dict[str, Any]]:
+    """One row a cohort and model: scores with intervals over patients, and the difference to the baseline on the same
+    resamples."""
+    samples = pl.read_parquet(folder / "data" / "samples.parquet")
+    p = {name: pl.concat([pl.read_parquet(path) for path in paths]) for name, paths in finals.items()}
+    if all(name in p for name in NETWORKS):
+        stacked = pl.concat([p[name] for name in NETWORKS])
+        p["networks"] = stacked.group_by("stay_id", "at_h").agg(pl.col("p").mean())
+    rows = []
+    for cohort in COHORTS:
+        chosen = samples if cohort == "all" else samples.filter(pl.col(cohort))
+        y, group = chosen["label"].to_numpy(), chosen["subject_id"].rank("dense").to_numpy()
+        of = {
+            n: chosen.join(frame, ["stay_id", "at_h"], "left", maintain_order="left")["p"].to_numpy()
+            for n, frame in p.items()
+        }
+        for name, mine in of.items():
+            row: dict[str, Any] = {"landmark_h": landmark, "cohort": cohort, "model": name, "n": len(y)}
+            row |= {"positive": int(y.sum()), "scores": binary_scores(y, mine, group, BOOTSTRAPS, args.seed)}
+            if BASELINE in of and name != BASELINE:
+                row["against_baseline"] = paired_difference(
+                    y, mine, of[BASELINE], group, "auroc", BOOTSTRAPS, args.seed
+                )
+            rows.append(row)
+    return rows
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table as text."""
+    synthetic = ", SYNTHETIC data" if result["synthetic"] else ""
+    trials = result["trials"]
+    searched = "no search, the recipe's own settings" if trials == 1 else f"nested search of {trials} trials"
+    lines = [
+        f"{result['source']}{synthetic}, {result['folds']} patient-grouped folds, {searched}, "
+        f"ensembles of {result['members']}; 95 % intervals by {result['bootstraps']} bootstraps over patients.",
+        "",
+        f"| landmark | cohort | model | n | onsets | AUROC | AUPRC | Brier | AUROC minus {BASELINE} |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["table"]:
+        cells = [text(row["scores"][name]) for name in ("auroc", "auprc", "brier")]
+        difference = text(row["against_baseline"]) if "against_baseline" in row else ""
+        lines.append(
+            f"| {row['landmark_h']} h | {row['cohort']} | {row['model']} | {row['n']} | {row['positive']} | "
+            f"{' | '.join(cells)} | {difference} |"
+        )
+    if "leakage" in result:
+        lines += ["", "Leakage checks: the same gradient boosting on less.", ""]
+        lines += ["| landmark | cohort | sees | AUROC | minus everything | above chance |", "|---|---|---|---|---|---|"]
+        for row in result["leakage"]:
+            shown = text(row["auroc"]) if "auroc" in row else row["why"]
+            lost = text(row["lost"]) if "lost" in row else ""
+            above = "" if "above_chance" not in row else "yes" if row["above_chance"] else "no"
+            lines.append(f"| {row['landmark_h']} h | {row['cohort']} | {row['view']} | {shown} | {lost} | {above} |")
+    return "\n".join(lines) + "\n"
+
+
+def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, Any], uri: str) -> None:
+    """One MLflow run for the benchmark with the table, and below it one for each landmark and model."""
+    first = next(iter(folders.values())) / "data"
+    recipe = recipe_of(args, args.models[0])
+    name = f"benchmark-{args.out.absolute().name}"
+    top = home.new_run(next_name(name), "ards")
+    parent = run_tracking.opening(top, recipe, prepared.read_meta(first, "ards"), first, "benchmark", uri)
+    with run_tracking.tracked(top, system=False):
+        outbox = Outbox(top / "outbox")
+        for file in ("table.json", "table.md"):
+            outbox.append({"kind": "artifact", "path": str(args.out.absolute() / file), "to": ""})
+        for landmark, folder in folders.items():
+            meta = prepared.read_meta(folder / "data", "ards")
+            for model in dict.fromkeys(row["model"] for row in result["table"]):
+                own = recipe_of(args, model) if model in MODELS else recipe
+                assert isinstance(own.data, IcuData)  # of no other task
+                child = home.new_run(f"{top.name}-{landmark}h-{model}", "ards")
+                run_tracking.opening(child, own, meta, folder / "data", "benchmark", uri, None, parent["run_id"])
+                rows = [r for r in result["table"] if (r["landmark_h"], r["model"]) == (landmark, model)]
+                with run_tracking.tracked(child, system=False):
+                    outbox = Outbox(child / "outbox")
+                    outbox.append({"kind": "metrics", "step": 0, "values": values(rows, own.data.cohort)})
+                    if without := scores.without_interval(named_scores(rows, own.data.cohort)):
+                        outbox.append({"kind": "tags", "values": {"raylab.no_interval.folds": json.dumps(without)}})
+
+
+def next_name(name: str) -> str:
+    """`name`, or with the number that makes it new: a benchmark that is run again is tracked again."""
+    taken = {path.name for path in (home.home() / "runs").glob(f"{name}*")}
+    return next(new for k in range(len(taken) + 1) if (new := name if k == 0 else f"{name}-{k + 1}") not in taken)
+
+
+def named_scores(rows: list[dict[str, Any]], cohort: str) -> dict[str, dict[str, Any]]:
+    """{SCORE: score} of the rows of `cohort`, {COHORT/SCORE: score} of the others."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        difference = {"auroc_minus_baseline": row["against_baseline"]} if "against_baseline" in row else {}
+        begin = "" if row["cohort"] == cohort else f"{row['cohort']}/"
+        found |= {f"{begin}{name}": score for name, score in {**row["scores"], **difference}.items()}
+    return found
+
+
+def values(rows: list[dict[str, Any]], cohort: str) -> dict[str, float]:
+    """The scores of a model's rows as metrics: those of `cohort` as `folds/SCORE`, with its ends and `folds/n`, those
+    of the other cohorts as `folds/COHORT/SCORE`."""
+    found = {f"folds/{'' if row['cohort'] == cohort else row['cohort'] + '/'}n": float(row["n"]) for row in rows}
+    for name, score in named_scores(rows, cohort).items():
+        for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
+            if score[key] is not None and np.isfinite(score[key]):
+                found[f"folds/{name}{end}"] = float(score[key])
+    return found

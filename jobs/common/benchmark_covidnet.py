@@ -1,0 +1,341 @@
+"""The published COVID-Net experiment as one command, and the controls that say what its scores mean.
+
+    OUT/a, OUT/b              prepared: COVIDx and E*HealthLine, or domains A and B of one folder
+        steps/NAME.json       what each training, search and evaluation gave; run again, it goes on from there
+        table.md, table.json  everything side by side
+        *.png                 best score over time of the schedulers, runtime over workers
+
+Parts: networks (a), transfer (b), schedulers (c), scaling (d). Every test score comes from `evaluate`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jobs import evaluate, prepare, train, transfer, tune
+from jobs.common import home
+from jobs.common.progress import say
+from jobs.demo import do
+from raylab.data.images import published
+from raylab.data.images.manifest import discover
+from raylab.data.prepared import read_meta
+from raylab.errors import UsageError, unknown
+from raylab.evaluation.intervals import text
+from raylab.files import read_lines, write_json
+
+EXPERIMENT = "raylab-benchmark-covidnet"
+PARTS = ("networks", "transfer", "schedulers", "scaling")
+SCHEDULERS = ("fifo", "hyperband", "asha", "pbt")
+# The published search space: rate, weights of classes 2 and 3, share of Covid in a batch (Diagnostics 13(3):391)
+SPACE = (
+    "optim.lr=loguniform(1e-5,1e-3)",
+    "optim.class_weight.1=uniform(1,10)",
+    "optim.class_weight.2=uniform(1,10)",
+    "data.share=uniform(0.05,0.5)",
+)
+# Published for COVIDx, percent: accuracy; sensitivity; PPV of normal/pneumonia/Covid-19 (arXiv 2003.09871, and models
+# CXR3-B and CXR4-A of its repository; ResNet-50 and VGG-19 were not read again). Their test set is another: these
+# figures stand beside ours and are not compared with them.
+PUBLISHED = {
+    "covidnet": "93.3; 95/94/91; 90.5/91.3/98.9",
+    "covidnet-large": "94.3; -/-/95; 91.3/93.1/99.0",
+    "resnet50": "90.6; 97/92/83; 88.2/86.8/98.8",
+    "vgg19": "83.0",
+}
+# Published for the schedulers on a 441-image E*HealthLine test set of which 354 lines also stand in a training list
+PUBLISHED_SEARCH = {
+    "fifo": ".934; .989/.154/.921",
+    "hyperband": ".746; .806/.538/.289",
+    "asha": ".930; .966/.615/.789",
+    "pbt": ".832; .844/.692/.816",
+}
+SETTINGS = ("loop.batch=32", "loop.shards=4", "schedule.kind=cosine", "schedule.warmup_steps=20", "optim.lr=1e-3")
+
+
+def arguments(group: Any) -> None:
+    group.description = (
+        "--path: the folder of COVIDx, or one whose lists have domains A and B; --trials: of each search"
+    )
+    group.add_argument("--target", type=Path, metavar="DIR", help="the folder of E*HealthLine; else domain B of --path")
+    group.add_argument("--size", type=int, default=224, help="pixels a side")
+    group.add_argument("--epochs", type=int, default=22, help="of every training, so that budgets are equal")
+    group.add_argument("--seeds", type=int, default=3, help="of transfer against scratch")
+    group.add_argument("--parts", nargs="+", default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    group.add_argument("--networks", nargs="+", default=["covidnet", "resnet50", "vgg19"], metavar="NAME")
+    group.add_argument("--most-workers", type=int, default=2, help="of the runtimes: 1, 2, 4, ... up to so many")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    for part in args.parts:
+        if part not in PARTS:
+            raise unknown("part", part, PARTS)
+    if args.path is None:
+        raise UsageError("benchmark covidnet needs --path DIR", do="give the folder of COVIDx, or of domains A and B")
+    os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    out = args.out.absolute()
+    (out / "steps").mkdir(parents=True, exist_ok=True)
+    bench = Benchmark(args, out)
+    result: dict[str, Any] = {"size": args.size, "epochs": args.epochs, "trials": args.trials, "data": bench.data()}
+    if "networks" in args.parts:
+        result["networks"] = bench.networks()
+    if "transfer" in args.parts:
+        result["transfer"] = bench.transfers()
+    if "schedulers" in args.parts:
+        result["schedulers"] = bench.schedulers()
+    if "scaling" in args.parts:
+        result["scaling"] = bench.scaling()
+    write_json(out / "table.json", result)
+    (out / "table.md").write_text(markdown(result))
+    plots(result, out)
+    if not args.quiet:
+        say(markdown(result))
+    return {"out": str(out), "experiment": os.environ["MLFLOW_EXPERIMENT_NAME"], **result}
+
+
+class Benchmark:
+    """The steps of one benchmark directory. A step that is done is read from its file."""
+
+    def __init__(self, args: argparse.Namespace, out: Path) -> None:
+        self.args, self.out = args, out
+        self.settings = [*SETTINGS, f"data.size={args.size}", f"loop.epochs={args.epochs}", *args.set]
+
+    def step(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `work` gave, when it was done first."""
+        file = self.out / "steps" / f"{name}.json"
+        if not file.is_file():
+            if not self.args.quiet:
+                say(f"\n{name}")
+            write_json(file, work())
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
+    def data(self) -> dict[str, Any]:
+        """Prepare both data sets and hold their lists against the lecture's tables."""
+        found = {}
+        folders = {"a": (self.args.path, "COVIDx"), "b": (self.args.target or self.args.path, "E*HealthLine")}
+        for name, (folder, table) in folders.items():
+            domain = name.upper() if self.args.target is None else None
+            here = discover(folder, domain)
+            target = self.out / name
+            if not (target / "meta.json").is_file():
+                options = {"source": "covidx", "size": self.args.size, "manifest": here.manifest, "domain": domain}
+                apart = [self.out / "a"] if name == "b" else []  # copies of what A holds would be known already
+                prepare.covidnet(target, here.images, here.lists, self.args.quiet, apart_from=apart, **options)
+            meta = read_meta(target, "covidnet")
+            if meta["size"] != self.args.size:
+                raise UsageError(f"{target} holds images of {meta['size']} px", do="choose another --out")
+            found[name] = {
+                "folder": folder.name if domain is None else f"{folder.name}, domain {domain}",
+                "counts": meta["counts"],
+                "attrition": meta["attrition"],
+                "duplicates": meta["duplicates"],
+                "differs": published.differences(table, meta["listed"]),
+            }
+        return found
+
+    def run(self, name: str, verb: Any, *words: object) -> dict[str, Any]:
+        return self.step(name, partial(self.trained, name, verb, *words))
+
+    def trained(self, name: str, verb: Any, *words: object) -> dict[str, Any]:
+        """A run of `verb`, begun or gone on with."""
+        run = f"{self.out.name}-{name}"
+        directory = home.home() / "runs" / run
+        if (directory / "run.json").is_file():
+            resumed: dict[str, Any] = (tune if verb is tune else train).resume(directory, self.args.quiet)
+            return resumed
+        if directory.exists():  # ended before it was described: nothing of it counts
+            shutil.rmtree(directory)
+        return do(verb, *words, "--name", run)
+
+    def scored(self, name: str, run: str, data: Path) -> dict[str, Any]:
+        """Scores of a run through `evaluate`, on the data's last split: val where there is no list to test."""
+        split = list(read_meta(data, "covidnet")["counts"])[-1]
+        words = ("covidnet", "--run", run, "--data", data, "--split", split)
+        return self.step(f"{name}-{split}", partial(do, evaluate, *words))
+
+    def networks(self) -> list[dict[str, Any]]:
+        """(a) Every network on A, and COVID-Net on A with the lung field blacked out."""
+        rows = []
+        a = self.out / "a"
+        for name in [*self.args.networks, "covidnet-masked"]:
+            network, mask = name.removesuffix("-masked"), "centre" if name.endswith("-masked") else "none"
+            words = ("covidnet", "--data", a, "--set", *self.settings, f"model.name={network}", f"data.mask={mask}")
+            run = self.run(f"a-{name}", train, *words)
+            rows.append({**self.scored(f"a-{name}", run["name"], a), "name": name, "run": run["name"]})
+        return rows
+
+    def transfers(self) -> list[dict[str, Any]]:
+        """(b) COVID-Net of (a) before and after transfer to B, beside the same network on B from scratch."""
+        a, b = self.out / "a", self.out / "b"
+        words = ("covidnet", "--data", a, "--set", *self.settings, "model.name=covidnet", "data.mask=none")
+        parent = self.run("a-covidnet", train, *words)["name"]
+        rows = [{**self.scored("b-before", parent, b), "name": "before transfer", "seed": 0}]
+        for seed in range(self.args.seeds):
+            own = ("--data", b, "--set", *self.settings, f"seed={seed}")
+            ways = {
+                "scratch": (train, ("covidnet", *own)),
+                "lp-ft": (transfer, ("covidnet", "--from", parent, *own)),
+            }
+            for way, (verb, words) in ways.items():
+                name = f"b-{way}-{seed}"
+                run = self.run(name, verb, *words)
+                rows.append({**self.scored(name, run["name"], b), "name": way, "seed": seed})
+        return rows
+
+    def schedulers(self) -> list[dict[str, Any]]:
+        """(c) Four schedulers on the published space, the same number of trials and epochs for each, on B."""
+        rows = []
+        b = self.out / "b"
+        for scheduler in SCHEDULERS:
+            name = f"search-{scheduler}"
+            sampler = "random" if scheduler == "pbt" else "tpe"
+            words = (
+                "covidnet",
+                "--data",
+                b,
+                "--trials",
+                self.args.trials,
+                "--scheduler",
+                scheduler,
+                "--search",
+                sampler,
+            )
+            more = ("--set", *self.settings, "--space", *SPACE)
+            run = self.run(name, tune, *words, *more)
+            rows.append(
+                {
+                    "name": scheduler,
+                    "best_val": run["best_objective"],
+                    "best_params": run["best_params"],
+                    **self.step(f"{name}-time", partial(spent, home.home() / "runs" / run["name"])),
+                    "score": self.scored(name, run["name"], b),
+                }
+            )
+        return rows
+
+    def scaling(self) -> list[dict[str, Any]]:
+        """(d) Seconds of training, without start-up, of the same run on more and more workers."""
+        rows, workers = [], 1
+        a = self.out / "a"
+        while workers <= self.args.most_workers:
+            words = ("covidnet", "--data", a, "--workers", workers, "--set", *self.settings, "loop.epochs=2")
+            name = f"scaling-{workers}"
+            run = self.run(name, train, *words)
+            ledger = read_lines(home.home() / "runs" / run["name"] / "ledger.jsonl")
+            outbox = read_lines(home.home() / "runs" / run["name"] / "outbox" / "outbox.jsonl")
+            paces = [r["values"]["train/samples_per_s"] for r in outbox if "train/samples_per_s" in r.get("values", {})]
+            rows.append({
+                "workers": workers,
+                "samples_per_s": paces[-1],
+                "weights_sha256": run["weights_sha256"],
+                "attempts": sum("start" in line for line in ledger),
+            })  # fmt: skip
+            workers *= 2
+        return rows
+
+
+def spent(directory: Path) -> dict[str, Any]:
+    """{"hours", "seconds_to_best", "curve"} of a search by when its trials' files were written: hours of one worker
+    over all trials, and (seconds since the first trial began, best objective so far)."""
+    trials = []
+    for end in (directory / "trials").glob("*/end.json"):
+        objective = json.loads(end.read_text())["objective"]
+        trials.append(((end.parent / "params.json").stat().st_mtime, end.stat().st_mtime, objective))
+    first, best, curve = min(t[0] for t in trials), float("-inf"), []
+    for _, stop, objective in sorted(trials, key=lambda t: t[1]):
+        if objective is not None and objective > best:
+            best = objective
+            curve.append((stop - first, best))
+    return {
+        "hours": sum(stop - start for start, stop, _ in trials) / 3600,
+        "seconds_to_best": curve[-1][0],
+        "curve": curve,
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables of a benchmark as text."""
+    told = [f"{result['size']} px, {result['epochs']} epochs at most, {result['trials']} trials a search", ""]
+    for name, data in result["data"].items():
+        counts = "; ".join(f"{s}: " + ", ".join(f"{c} {n}" for c, n in by.items()) for s, by in data["counts"].items())
+        told.append(f"- {name.upper()} ({data['folder']}): {counts}")
+        told += [f"  - {row['step']}: {row['images']} images" for row in data["attrition"][1:]]
+        told += [f"  - not as the lecture counts it: {text}" for text in data["differs"]]
+    for part, title in (("networks", "Networks on A"), ("transfer", "Transfer to B")):
+        if part in result:
+            told += ["", f"## {title}", "", *_table(result[part])]
+    if "schedulers" in result:
+        told += ["", "## Schedulers on B", ""]
+        told += header("", "best val", "worker hours", "s to the best", "macro recall", "published")
+        for row in result["schedulers"]:
+            score = f"{text(row['score']['macro_recall'])} ({row['score']['split']})"
+            cells = (
+                row["name"],
+                f"{row['best_val']:.3f}",
+                f"{row['hours']:.2f}",
+                f"{row['seconds_to_best']:.0f}",
+                score,
+            )
+            told.append(f"| {' | '.join(cells)} | {PUBLISHED_SEARCH[row['name']]} |")
+    if "scaling" in result:
+        told += ["", "## Workers", "", *header("workers", "images/s", "against one")]
+        one = result["scaling"][0]["samples_per_s"]
+        told += [
+            f"| {r['workers']} | {r['samples_per_s']:.1f} | {r['samples_per_s'] / one:.2f} |" for r in result["scaling"]
+        ]
+    return "\n".join(told) + "\n"
+
+
+def header(*names: str) -> list[str]:
+    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """Never a pooled accuracy alone: each row with its border probe, and what it does within one source."""
+    told = header(
+        "", "split", "n", "macro recall", "minus border probe", "sensitivity N/P/C", "ECE, calibrated",
+        "within a source", "published",
+    )  # fmt: skip
+    for row in rows:
+        seed = f", seed {row['seed']}" if "seed" in row and row["name"] != "before transfer" else ""
+        recalls = [row.get(f"sensitivity/{c}", {}).get("value") for c in ("normal", "pneumonia", "COVID-19")]
+        shown = "/".join("-" if r is None else f"{r:.2f}" for r in recalls)
+        inside = "; ".join(
+            f"{w['source']} {w['classes'][0]} from {w['classes'][1]} {text(w['auroc'], 2)}"
+            for w in row.get("within_source", [])
+        )
+        minus = text(row["minus_border"]) if "minus_border" in row else row.get("border", {}).get("why", "")
+        ece = f"{row['ece']['value']:.3f}, {row.get('ece_calibrated', {}).get('value') or float('nan'):.3f}"
+        cells = (
+            f"{row['name']}{seed}",
+            row["split"],
+            str(row["n"]),
+            text(row["macro_recall"]),
+            minus,
+            shown,
+            ece,
+            inside,
+        )
+        told.append(f"| {' | '.join(cells)} | {PUBLISHED.get(row['name'], '')} |")
+    return told
+
+
+def plots(result: dict[str, Any], out: Path) -> None:
+    from tracking.plots import lines
+
+    if "schedulers" in result:
+        curves = {
+            row["name"]: ([t for t, _ in row["curve"]], [v for _, v in row["curve"]]) for row in result["schedulers"]
+        }
+        lines(curves, "seconds since the first trial", "best val macro recall", "Schedulers").savefig(
+            out / "schedulers.png"
+        )
+    if "scaling" in result:
+        rows = result["scaling"]
+        curve = ([r["workers"] for r in rows], [r["samples_per_s"] for r in rows])
+        lines({"measured": curve}, "workers", "images/s", "Workers").savefig(out / "workers.png")

@@ -1,0 +1,78 @@
+"""What stands beside a score on chest X-rays: controls, contrasts within a source, strata by view, calibration."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.common import home
+from raylab.data.prepared import read_meta
+from raylab.errors import DataError
+from raylab.evaluation import temperature
+from raylab.evaluation.cxr_controls import border_probe, by_stratum, within_source
+from raylab.evaluation.intervals import text
+from raylab.evaluation.metrics import multiclass_scores, paired_difference
+
+
+def beside(directory: Path, samples: Any, p: np.ndarray, bootstraps: int, seed: int) -> dict[str, Any]:
+    """The entries of a result that say what the score of run `directory` on `samples` means.
+
+    border_macro_recall         of the border probe, fitted on the run's own training data
+    minus_border                network minus border probe, on the same resamples of groups
+    within_source               AUROC of class pairs in one source, of the network and of the border probe
+    confusion_by_view           where views are known
+    ece_calibrated, brier_calibrated  at the temperature fitted on the run's val rows, where it is fitted
+    """
+    classes = samples.spec["classes"]
+    found: dict[str, Any] = {}
+    try:
+        fitted_on = training_data(directory)
+        border = border_probe(fitted_on, home.home() / "controls")(samples)
+    except DataError as gone:
+        border = None
+        found["border"] = {"why": f"no border probe: {gone.what}"}
+    if border is not None:
+        scores = multiclass_scores(samples.y, border, samples.group, classes, samples.source, bootstraps, seed)
+        found["border_macro_recall"] = scores["macro_recall"]
+        found["minus_border"] = paired_difference(samples.y, p, border, samples.group, "macro_recall", bootstraps, seed)
+        found["border"] = {"confusion": scores["confusion"], "confusion_by_source": scores["confusion_by_source"]}
+    found["within_source"] = []
+    controls = {} if border is None else {t[:3]: t[3] for t in within_source(samples, border, bootstraps, seed)}
+    for source, one, other, auroc in within_source(samples, p, bootstraps, seed):
+        found["within_source"].append(
+            {"source": source, "classes": [one, other], "auroc": auroc, "border": controls.get((source, one, other))}
+        )
+    if set(samples.view) != {"unknown"}:
+        found["confusion_by_view"] = by_stratum(samples, p, samples.view)
+    note = directory / "model" / "temperature.json"
+    if note.is_file():
+        fitted = json.loads(note.read_text())
+        scaled = temperature.scaled(p, fitted["temperature"])
+        scores = multiclass_scores(samples.y, scaled, samples.group, classes, None, bootstraps, seed)
+        found |= {"temperature": fitted, "ece_calibrated": scores["ece"], "brier_calibrated": scores["brier"]}
+    return found
+
+
+def training_data(directory: Path) -> Path:
+    """The prepared directory that a run was trained on; DataError when it is no longer there as it was."""
+    described = home.note(directory)
+    path = Path(described["data"])
+    if read_meta(path, described["task"])["data_hash"] != described["data_hash"]:
+        raise DataError(f"{path} is no longer the data that run {directory.name} was trained on")
+    return path
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """What the screen shows of it, beside the scores."""
+    told = []
+    for row in result.get("within_source", []):
+        n = " and ".join(str(n) for n in row["auroc"]["n"])
+        border = f"; border probe {row['border']['value']:.3f}" if row["border"] else ""
+        told.append(
+            f"within {row['source']}, {row['classes'][0]} against {row['classes'][1]} (n = {n}): "
+            f"AUROC {text(row['auroc'])}{border}"
+        )
+    if "why" in result.get("border", {}):
+        told.append(result["border"]["why"])
+    return told

@@ -1,0 +1,132 @@
+"""The model card of an image run: what it was made of, what it scores, and what its scores are worth.
+
+Made from the run's own files (recipe, notes, scores), so it is written again whenever something is scored. Follows
+Mitchell et al., "Model cards for model reporting", arXiv 1810.03993, as far as the data tells.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jobs.common import home
+from raylab.config.recipe import parse_recipe, without_foreign_fields
+from raylab.data.images.dataset import LUNG_BOX
+from raylab.evaluation.intervals import text
+from raylab.evaluation.overlap import in_words
+from tracking.outbox import Outbox
+
+TEMPLATE = """# Model card: {{ name }}
+{% if synthetic %}
+**SYNTHETIC DATA: these figures say that the software works, and nothing about patients.**
+{% endif %}
+Not a medical device. Nothing here is fit for care.
+
+## What it is
+- network: {{ recipe.model.name }}{% if recipe.model.name.startswith("covidnet") %} (a reconstruction: no architecture \
+was published){% endif %}, {{ "{:,}".format(parameters) }} parameters{% if recipe.model.width is defined %}, width \
+{{ recipe.model.width }}, depth {{ recipe.model.depth }}{% endif %}
+- input: {{ spec.size }} x {{ spec.size }} px, top 8 % cut off, central square\
+{% if spec.mask is defined %}; the lung field is BLACKED OUT: this is a control, not a classifier{% endif %}
+- classes: {{ spec.classes | join(", ") }}
+- start: {% if parent %}weights of {{ parent }}, {{ recipe.transfer.mode }}{% elif recipe.model.weights_path %}weights \
+from a file, {{ recipe.transfer.mode }}{% else %}random weights{% endif %}
+- seed {{ recipe.seed }}, {{ steps }} steps of {{ recipe.loop.batch }}; code {{ tags["raylab.code_revision"] }}; data \
+{{ data_hash[:16] }}; split {{ split_hash[:16] }}; weights {{ (weights_sha256 or "")[:16] }}
+
+## Training data
+{% if meta %}| split | source | {{ spec.classes | join(" | ") }} |
+|---|---|{% for _ in spec.classes %}---|{% endfor %}
+{% for split, sources in meta.sources.items() if split != "test" %}{% for source, counts in sources.items() -%}
+| {{ split }} | {{ source }} | {{ counts.values() | join(" | ") }} |
+{% endfor %}{% endfor %}
+{% for warning in meta.warnings %}- warning: {{ warning.splitlines()[0] }}
+{% endfor %}Where a class comes from one source alone, class and source cannot be told apart: see the border probe.
+{% else %}No longer at its place.
+{% endif %}
+## Scores
+{% for title, s in scored %}
+### {{ title }}: {{ s.n }} images, {{ s.patients }} groups
+- leakage: {{ s.leakage_words }}
+- macro recall {{ shown(s.macro_recall) }}
+- **minus the border probe** {% if s.minus_border is defined %}{{ shown(s.minus_border) }}; the probe alone \
+{{ shown(s.border_macro_recall) }}{% else %}{{ s.border.why if s.border is defined else "not scored" }}{% endif %}
+- accuracy {{ shown(s.accuracy) }}; AUROC {{ shown(s.auroc) }}
+- calibration: ECE {{ shown(s.ece) }}{% if s.ece_calibrated is defined %}; at temperature \
+{{ "%.2f" % s.temperature.temperature }}, fitted on val, {{ shown(s.ece_calibrated) }}{% endif %}
+
+| class | n | sensitivity, Wilson 95% CI | PPV, Wilson 95% CI |
+|---|---|---|---|
+{% for c in spec.classes %}| {{ c }} | {{ s.classes[c] }} | {{ shown(s["sensitivity/" + c]) }} | \
+{{ shown(s["ppv/" + c]) }} |
+{% endfor %}
+{% for name, by in (("source", s.confusion_by_source), ("view", s.get("confusion_by_view"))) if by -%}
+Confusion by {{ name }} (rows truth, columns prediction: {{ spec.classes | join(", ") }}):
+
+{% for key, matrix in by.items() %}- {{ key }}: {{ matrix }}
+{% endfor %}
+{% endfor %}{% for w in s.within_source %}- within {{ w.source }}, {{ w.classes[0] }} against {{ w.classes[1] }} \
+(n = {{ w.auroc.n | join(" and ") }}): AUROC {{ shown(w.auroc) }}{% if w.border %}, border probe \
+{{ shown(w.border) }}{% endif %}
+
+{% else %}- within a source: no source has two classes of at least 5 images
+{% endfor %}{% endfor %}
+## Controls
+- border probe: logistic regression on the outermost 10 of 64 px, fitted on the same training rows
+- lung field blacked out ({{ box }} of the view): {{ masked }}
+
+## What it cannot tell
+Labels are those of the collections and were not read again. An external set is worth its figure once: this model's \
+own test split was read {{ test_reads }} time(s).
+"""
+
+
+def write(directory: Path, parameters: int) -> Path:
+    """Write `model_card.md` of a finished image run and put it into its outbox."""
+    import jinja2
+
+    described = home.note(directory)
+    note = json.loads((directory / "model" / "model.json").read_text())
+    recipe = parse_recipe(without_foreign_fields(note["recipe"]))
+    place = Path(described["data"]) / "meta.json"
+    meta = json.loads(place.read_text()) if place.is_file() else None
+    if meta is not None and meta["data_hash"] != described["data_hash"]:
+        meta = None
+    scored = []
+    for file in sorted((directory / "scores").glob("*.json")):
+        s = json.loads(file.read_text())
+        where = "own data" if s["data"] == described["data_hash"] else f"data {s['data'][:12]}"
+        unchecked = "rows that picked the epoch" if s["split"] == "val" else "not checked"
+        s["leakage_words"] = in_words(s["leakage"]) if s.get("leakage") else unchecked
+        scored.append((f"{s['split']}, {where}", s))
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+    card = environment.from_string(TEMPLATE).render(
+        {"test_reads": 0, "steps": 0, "weights_sha256": None, **described},
+        recipe=recipe,
+        spec=note["spec"],
+        parameters=parameters,
+        meta=meta,
+        scored=scored,
+        shown=text,
+        box=" to ".join(("({:.2f}, {:.2f})".format(*LUNG_BOX[:2]), "({:.2f}, {:.2f})".format(*LUNG_BOX[2:]))),
+        masked=_masked(described),
+    )
+    path = directory / "model_card.md"
+    path.write_text(card)
+    Outbox(directory / "outbox").append({"kind": "artifact", "path": str(path), "to": ""})
+    return path
+
+
+def _masked(described: dict[str, Any]) -> str:
+    """What runs with the lung field blacked out, on the same data, reached on val."""
+    told = []
+    for path in sorted((home.home() / "runs").glob("*/run.json")):
+        model = path.parent / "model" / "model.json"
+        other = json.loads(path.read_text())
+        if other.get("data_hash") != described["data_hash"] or not model.is_file():
+            continue
+        if json.loads(model.read_text())["spec"].get("mask") == "centre":
+            for file in sorted((path.parent / "scores").glob("*.json")):
+                s = json.loads(file.read_text())
+                told.append(f"{other['name']}, {s['split']}: macro recall {text(s['macro_recall'])}")
+    again = "not trained; raylab train covidnet --data DIR --set data.mask=centre"
+    return "; ".join(told) or again

@@ -1,0 +1,282 @@
+"""A run and its MLflow run, kept together: opened, fed through the outbox, closed with the truth of how it ended.
+
+One process, this one, talks to MLflow. Whoever trains only appends to the outbox in the run's directory.
+"""
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs.common.home import annotate, home, note
+from jobs.common.progress import say
+from raylab.config.overrides import override
+from raylab.config.recipe import IcuData, Recipe, flatten
+from raylab.data.prepared import sha256
+from raylab.errors import RaylabError, TrackingError
+from raylab.files import read_lines
+from tracking import models as tracked_model
+from tracking import runs
+from tracking.forwarder import Forwarder
+from tracking.outbox import Outbox
+from tracking.system import SystemMonitor
+
+log = logging.getLogger(__name__)
+CODE = Path(__file__).resolve().parents[1]
+FLUSH_SECONDS = 15.0
+
+
+class ToOutbox:
+    """Appends rows of metrics to a run's outbox, each step once however often it was computed.
+
+    A resumed run computes some steps again, to the same bits: what is written already is left out.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.last: int | None = None
+
+    def __call__(self, rows: list[dict[str, Any]]) -> None:
+        outbox = Outbox(self.directory / "outbox")
+        if self.last is None:
+            records = read_lines(outbox.path)
+            self.last = max((r["step"] for r in records if "epoch" in r.get("values", {})), default=0)
+        new = [row for row in rows if row["step"] > self.last]
+        if new:
+            self.last = new[-1]["step"]
+            outbox.append(
+                *(
+                    {"kind": "metrics", "step": row["step"], "values": {k: v for k, v in row.items() if k != "step"}}
+                    for row in new
+                )
+            )
+
+    def send(self, rows: list[dict[str, Any]]) -> None:
+        """The `send` of a run without Ray, which nobody preempts."""
+        self(rows)
+
+
+def opening(
+    directory: Path,
+    recipe: Recipe,
+    meta: dict[str, Any],
+    data: Path,
+    kind: str,
+    uri: str,
+    parent: dict[str, Any] | None = None,
+    nested_in: str | None = None,
+    more_tags: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Create the MLflow run of a new run directory and describe it there; returns its run.json.
+
+    `parent` is the run whose weights this one starts from (of an evaluation, whose model it scores), `nested_in` the
+    id of the run it is shown under.
+    """
+    tags = runs.standard_tags(
+        code=CODE,
+        task=recipe.task,
+        seed=recipe.seed,
+        synthetic=bool(meta["synthetic"]),
+        data_hash=meta["data_hash"],
+        split_hash=meta["split_hash"],
+    ) | {
+        "raylab.kind": kind,
+        "raylab.name": directory.name,
+        "raylab.data_source": str(meta["source"]),
+        **({"raylab.cohort": recipe.data.cohort} if isinstance(recipe.data, IcuData) else {}),
+        **({"raylab.parent": parent["run_id"], "raylab.parent_name": parent["name"]} if parent else {}),
+        **(more_tags or {}),
+    }
+    experiment = experiment_name()
+    run_id = runs.start_run(uri, experiment, directory.name, nested_in, tags)
+    described = annotate(
+        directory,
+        name=directory.name,
+        run_id=run_id,
+        uri=uri,
+        experiment=experiment,
+        kind=kind,
+        task=recipe.task,
+        data=str(data),
+        data_hash=meta["data_hash"],
+        split_hash=meta["split_hash"],
+        synthetic=bool(meta["synthetic"]),
+        parent=parent["name"] if parent else None,
+        tags=tags,
+        cluster=os.environ.get("RAYLAB_CLUSTER"),
+        status="RUNNING",
+    )
+    (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
+    write_attrition(directory, meta)
+    outbox = Outbox(directory / "outbox")
+    outbox.bind(uri, run_id)
+    values = {path: str(value) for path, value in flatten(recipe).items()}
+    outbox.append({"kind": "params", "values": values})
+    source = f"{meta['source']}{' (synthetic)' if meta['synthetic'] else ''}"
+    context = "evaluation" if kind == "evaluate" else "training"
+    outbox.append(
+        {"kind": "input", "name": source, "digest": meta["data_hash"][:36], "source": source, "context": context}
+    )
+    for file in ("recipe.json", "attrition.json"):
+        outbox.append({"kind": "artifact", "path": str(directory / file), "to": ""})
+    return described
+
+
+def open_trial(
+    directory: Path, recipe: Recipe, search: dict[str, Any], number: int, params: dict[str, Any]
+) -> dict[str, Any]:
+    """Create the MLflow run of a trial below its search's run."""
+    tags = {**search["tags"], "raylab.kind": "trial", "raylab.name": f"{search['name']}-{number:03d}"}
+    run_id = runs.start_run(search["uri"], search["experiment"], tags["raylab.name"], search["run_id"], tags)
+    same = {key: search[key] for key in ("uri", "experiment", "task", "data", "data_hash", "split_hash", "synthetic")}
+    described = annotate(
+        directory, name=tags["raylab.name"], run_id=run_id, kind="trial", parent=None, tags=tags, number=number, **same
+    )
+    (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
+    outbox = Outbox(directory / "outbox")
+    outbox.bind(search["uri"], run_id)
+    values = {path: str(value) for path, value in flatten(recipe).items() if not path.startswith("search.")}
+    outbox.append({"kind": "params", "values": values})
+    outbox.append({"kind": "artifact", "path": str(directory / "recipe.json"), "to": ""})
+    return described
+
+
+def open_work(
+    directory: Path, kind: str, task: str, seed: int, synthetic: bool, source: str, data: Path, params: dict[str, Any]
+) -> dict[str, Any]:
+    """The MLflow run of work that trains nothing (a sweep, a fit), new or gone on with; returns its run.json.
+
+    Its data hash is a tag that comes when the work is done.
+    """
+    if (directory / "run.json").is_file():
+        reopen(directory)
+        return note(directory)
+    tags = runs.standard_tags(code=CODE, task=task, seed=seed, synthetic=synthetic, data_hash="", split_hash="") | {
+        "raylab.kind": kind,
+        "raylab.name": directory.name,
+        "raylab.data_source": source,
+    }
+    uri, experiment = checked_address(), experiment_name()
+    run_id = runs.start_run(uri, experiment, directory.name, None, tags)
+    facts = {"kind": kind, "task": task, "data": str(data), "synthetic": synthetic, "parent": None, "tags": tags}
+    described = annotate(directory, name=directory.name, run_id=run_id, uri=uri, experiment=experiment, **facts)
+    outbox = Outbox(directory / "outbox")
+    outbox.bind(uri, run_id)
+    outbox.append({"kind": "params", "values": {name: str(value) for name, value in params.items()}})
+    return described
+
+
+def write_attrition(directory: Path, meta: dict[str, Any]) -> None:
+    told = {key: meta[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in meta}
+    (directory / "attrition.json").write_text(json.dumps(told, indent=1) + "\n")
+
+
+def experiment_name() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME", "raylab")
+
+
+def checked_address() -> str:
+    """The tracking address, known to answer: said before anything is trained."""
+    uri = runs.address(home())
+    runs.check(uri)
+    return uri
+
+
+def with_weights(recipe: Recipe, uri: str) -> Recipe:
+    """The recipe, its `model.weights` a file where they were a registered MLflow model: fetched anew, aliases move.
+
+    The file stays in the raylab home, named by its content, so that a resumed run finds the weights it began with.
+    """
+    name = recipe.model.weights_path
+    if name is None or not name.startswith("models:/"):
+        return recipe
+    folder = home() / "weights"
+    fetched = folder / f".fetched-{os.getpid()}.safetensors"
+    tracked_model.fetch_weights(uri, name, fetched)
+    kept = folder / f"{sha256(fetched)[:16]}.safetensors"
+    fetched.replace(kept)
+    return override(recipe, {"model.weights": str(kept)})
+
+
+@contextmanager
+def tracked(directory: Path, system: bool = True) -> Iterator[Forwarder]:
+    """While open, the run's outbox is forwarded and this node's load is sampled. At the end the run is marked
+    FINISHED, FAILED (an error) or KILLED (an interrupt), and the outbox flushed as far as the server lets us."""
+    outbox = Outbox(directory / "outbox")
+    forwarder = Forwarder()
+    forwarder.add(outbox.directory)
+    monitor = SystemMonitor(outbox) if system else None
+    status = "FAILED"
+    try:
+        yield forwarder
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        if monitor is not None:
+            monitor.stop()
+        annotate(directory, status=status)
+        outbox.append({"kind": "status", "status": status})
+        left = forwarder.close(FLUSH_SECONDS)
+        if left:
+            say(f"{left} records wait on disk for the MLflow server; send them with: raylab sync")
+
+
+def forward_now(directory: Path) -> None:
+    """Send what is new in a finished run's outbox, as far as the server lets us within FLUSH_SECONDS."""
+    forwarder = Forwarder()
+    forwarder.add(directory / "outbox")
+    if left := forwarder.close(FLUSH_SECONDS):
+        say(f"{left} records wait on disk for the MLflow server; send them with: raylab sync")
+
+
+def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
+    """Log the finished model to MLflow, and register it if the run's note says as what; when the server is away, leave
+    that to `raylab sync`. To do it again changes nothing.
+
+    The input example is random numbers of `shape`: it came from no patient.
+    """
+    from raylab.training.run import read_model
+
+    described = note(directory)
+    _, _, _, network = read_model(directory)
+    example = tracked_model.synthetic_example(shape)
+    try:
+        runs.check(described["uri"])
+        with warnings.catch_warnings():  # torch.export speaks of its own internals
+            warnings.simplefilter("ignore")
+            tracked_model.log_model(described["uri"], described["run_id"], network, example)
+        if "register" in described:
+            register(directory, described)
+    except RaylabError as error:
+        log.warning("the model waits for `raylab sync`: %s", error.what)
+        annotate(directory, model_logged=False, input_shape=list(shape))
+        return False
+    annotate(directory, model_logged=True, input_shape=list(shape))
+    return True
+
+
+def register(directory: Path, described: dict[str, Any]) -> None:
+    """Register the logged model of a search's winner as its note says, and tag the search's run with the version."""
+    name, score, loss = (described["register"][key] for key in ("name", "score", "loss"))
+    try:
+        done = tracked_model.register(described["uri"], described["run_id"], name, score, loss)
+    except TrackingError as error:
+        say(f"the best model is logged but not registered: {error.what}")
+        return
+    annotate(directory, registered=f"{name}/{done.version}", best_version=done.best)
+    search = directory.parents[1]
+    Outbox(search / "outbox").append({"kind": "tags", "values": {"raylab.registered": f"{name}/{done.version}"}})
+    if done.best != done.version:
+        say(f"{name} has a better version already: the alias `best` names version {done.best}")
+
+
+def reopen(directory: Path) -> None:
+    """The run's own MLflow run is RUNNING again; said through the outbox, so that it works without a server."""
+    annotate(directory, status="RUNNING", cluster=os.environ.get("RAYLAB_CLUSTER"))
+    Outbox(directory / "outbox").append({"kind": "status", "status": "RUNNING"})

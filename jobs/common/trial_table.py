@@ -1,0 +1,60 @@
+"""What a person sees of a search: a table that moves in place on a terminal, a line a trial in a file."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.common import progress
+from jobs.common.progress import say
+
+ROWS = 12  # of ended trials, best first; those that run are all shown
+UP, CLEAR = "\x1b[{}A", "\x1b[K"
+
+
+def row(number: int, trial: Mapping[str, Any], objective: str) -> str:
+    """`trial   7  stopped   val/auroc 0.8123 after 4 epochs  optim.lr=0.00123` of one trial."""
+    score = trial.get("objective")
+    params = "  ".join(
+        f"{p}={v:.3g}" if isinstance(v, float) else f"{p}={v}" for p, v in (trial.get("params") or {}).items()
+    )
+    shown = trial.get("error", "") if score is None else f"{objective} {score:.4f} after {trial['epoch']} epochs"
+    return f"  trial {number:3d}  {trial['how']:8}  {shown}  {params}"
+
+
+def order(item: tuple[int, Mapping[str, Any]]) -> tuple[bool, float]:
+    """Best objective first; a trial without one last."""
+    score = item[1].get("objective")
+    return (score is None, -(score or 0.0))
+
+
+class TrialTable:
+    """Trials by number: {"how", "objective", "epoch", "params"}; `how` of one that runs is "running"."""
+
+    def __init__(self, planned: int, objective: str, quiet: bool) -> None:
+        self.planned, self.objective, self.quiet = planned, objective, quiet
+        self.moves = not quiet and (progress.stream or sys.stdout).isatty()
+        self.trials: dict[int, dict[str, Any]] = {}
+        self.drawn = 0
+
+    def update(self, number: int, **facts: Any) -> None:
+        """Note `facts` of a trial and show them: at once where the table moves, else when the trial has ended."""
+        trial = self.trials.setdefault(number, {"how": "running", "objective": None, "epoch": 0})
+        trial.update(facts)
+        if self.moves:
+            self._draw()
+        elif not self.quiet and trial["how"] != "running":
+            say(row(number, trial, self.objective))
+
+    def lines(self) -> list[str]:
+        """The whole table: what runs, then the best that have ended."""
+        running = [(n, t) for n, t in sorted(self.trials.items()) if t["how"] == "running"]
+        ended = sorted(((n, t) for n, t in self.trials.items() if t["how"] != "running"), key=order)
+        head = f"  {len(ended)} of {self.planned} trials ended, {len(running)} running"
+        return [head, *(row(n, t, self.objective) for n, t in (*running, *ended[:ROWS]))]
+
+    def _draw(self) -> None:
+        lines = self.lines()
+        back = UP.format(self.drawn) if self.drawn else ""
+        # lines that wrap would be counted wrongly on the way back
+        say(back + "\n".join(line[:118] + CLEAR for line in lines))
+        self.drawn = len(lines)

@@ -1,0 +1,95 @@
+"""Settings of the command line, `--set optim.lr=3e-4`, put into a recipe."""
+
+import ast
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from raylab.config.recipe import TYPES, Recipe, list_fields, model_family, model_names, parse_recipe
+from raylab.errors import UsageError, unknown
+
+
+def without_weights(recipe: Recipe) -> Recipe:
+    """The recipe with random weights at the start."""
+    return recipe if recipe.model.weights_path is None else override(recipe, {"model.weights": None})
+
+
+def has_field(recipe: Recipe, path: str) -> bool:
+    """Whether the recipe has this field; the weight of one class is a field too, `optim.class_weight.2`, from 0."""
+    parent, _, last = path.rpartition(".")
+    return path in list_fields(recipe) or (parent == "optim.class_weight" and last.isdigit())
+
+
+def unknown_field(recipe: Recipe, path: str) -> UsageError:
+    """The error for a path that this recipe does not have: says which models or tasks have it, else the nearest."""
+    part, _, name = path.partition(".")
+    if part == "model":
+        owners = [
+            owner for one in recipe.families if name in one.model_fields for owner in model_names(one) or ("others",)
+        ]
+        if owners:
+            return UsageError(
+                f"the model {recipe.model.name} has no field '{name}'",
+                f"models that have it: {', '.join(owners)}",
+                f"fields of {recipe.model.name}: {', '.join(sorted(type(recipe.model).model_fields))}",
+            )
+    if part == "data":
+        tasks = [task for task, kind in TYPES.items() if name in type(kind.model_fields["data"].default).model_fields]
+        if tasks:
+            return UsageError(
+                f"the task {recipe.task} has no field 'data.{name}'",
+                f"tasks that have it: {', '.join(tasks)}",
+                f"data fields of {recipe.task}: {', '.join(sorted(type(recipe.data).model_fields))}",
+            )
+    return unknown("recipe field", path, list_fields(recipe))
+
+
+def parse_value(text: str) -> Any:
+    """A command-line value as Python data: JSON or Python literals, else the text itself."""
+    if text.lower() in {"true", "false"}:
+        return text.lower() == "true"
+    if text.lower() in {"none", "null"}:
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that literal_eval is known to raise
+        return text
+
+
+def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe with `settings` {dotted path: value} put in; class weights not given beside a given one are 1.
+
+    Another `model.name` keeps the fields that both models have.
+    """
+    if settings.get("task", recipe.task) != recipe.task:
+        raise UsageError(
+            f"this recipe is of the task {recipe.task}", do=f"name the task in the command: {settings['task']}"
+        )
+    if isinstance(name := settings.get("model.name"), str) and name != recipe.model.name:
+        kept = recipe.model.model_dump(include=set(model_family(name).model_fields))
+        recipe = parse_recipe({**recipe.model_dump(), "model": {**kept, "name": name}})
+    document = recipe.model_dump()
+    for path, new in settings.items():
+        if not has_field(recipe, path):
+            raise unknown_field(recipe, path)
+        *parents, leaf = path.split(".")
+        if leaf.isdigit():
+            place, leaf = int(leaf), parents.pop()
+            given = document["optim"][leaf] or ()
+            padded = [*given, *[1.0] * (place + 1 - len(given))]
+            new = (*padded[:place], new, *padded[place + 1 :])
+        at = document
+        for name in parents:
+            at = at[name]
+        at[leaf] = new
+    return parse_recipe(document)
+
+
+def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """`["optim.lr=3e-4", ...]` as {"optim.lr": 3e-4, ...}."""
+    pairs = {}
+    for text in texts:
+        path, equals, right = text.partition("=")
+        if not equals or not path:
+            raise UsageError(f"'{text}' is not PATH=VALUE", do="write for example --set optim.lr=3e-4")
+        pairs[path.strip()] = parse_value(right.strip())
+    return pairs

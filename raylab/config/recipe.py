@@ -1,0 +1,445 @@
+"""Recipes: what a run is made of, as checked data.
+
+A recipe is a tree of frozen pydantic models. One path syntax serves all: `optim.lr=3e-4` overrides a field on the
+command line (`override`), and `optim.lr=loguniform(1e-5,1e-3)` makes the same field a dimension of a search
+(`dimension`). Unknown paths and ill-typed values raise UsageError with the nearest right names.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from raylab.errors import UsageError, unknown
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic takes true as 1: `loop.epochs=true` would train one epoch."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false do not fit here")
+        return value
+
+
+class Data(Part):
+    """What of a prepared directory is used, and how; each kind of data adds its own fields."""
+
+    share: float | None = Field(None, gt=0, lt=1)
+    """share of one class in every batch; none leaves the classes as they are"""
+    share_of: str | None = None
+    """the class of which `share` speaks; none is the last one"""
+
+    @property
+    def augments(self) -> bool:
+        """Whether samples are augmented in training."""
+        return False
+
+
+class IcuData(Data):
+    cohort: str = "all"
+    """patients that are trained on and scored: all, ventilated_pf, ventilated, gas, matched"""
+    virtual_patient: bool = False
+    """adds the features of the lung model, which `prepare ards --virtual-patient` fits"""
+    fill: str = "mask"
+    """what stands for a value not measured: mask (last value, mask and age), forward (last value), mean (of train)"""
+
+
+class ImageData(Data):
+    size: int | None = Field(None, ge=16)
+    """pixels a side; none is the prepared size"""
+    augment: bool = True
+    """augments the images of train"""
+    mask: Literal["centre"] | None = None
+    """centre blacks the lung field out, as a control"""
+    strength: float = Field(1.0, ge=0)
+    """multiplies the ranges of the augmentation"""
+
+    @property
+    def augments(self) -> bool:
+        return self.augment
+
+
+class SweepData(Data):
+    pass
+
+
+class Model(Part):
+    """The network, or the model that is fitted at once; each family adds its own fields."""
+
+    name: str
+    """name of the model"""
+
+    @property
+    def weights_path(self) -> str | None:
+        """Where the weights come from that training starts with; None where they are random."""
+        return getattr(self, "weights", None)
+
+
+class NetworkModel(Model):
+    members: int = Field(1, ge=1)
+    """networks that differ in their seed alone; the mean of their probabilities counts"""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """probability with which a unit is left out in training"""
+
+
+class RecurrentModel(NetworkModel):
+    name: Literal["gru", "lstm", "grud"]
+    """name of the model"""
+    hidden: int = Field(64, ge=1)
+    """units a layer"""
+    layers: int = Field(1, ge=1)
+    """recurrent layers"""
+
+
+class BoostingModel(Model):
+    name: Literal["boosting"]
+    """name of the model"""
+    trees: int = Field(200, ge=1)
+    """number of trees"""
+    leaves: int = Field(8, ge=2)
+    """leaves of each tree"""
+    rate: float = Field(0.05, gt=0)
+    """learning rate"""
+    share: float = Field(0.3, gt=0, le=1)
+    """share of the features, drawn for each split"""
+    l2: float = Field(10.0, gt=0)
+    """penalty of the leaves' values"""
+
+
+class LinearModel(Model):
+    name: Literal["logistic", "last_pf", "last_sf"]
+    """name of the model"""
+    l2: float = Field(10.0, gt=0)
+    """penalty of the weights"""
+
+
+class CovidNetModel(NetworkModel):
+    name: Literal["covidnet", "covidnet-large"]
+    """name of the model"""
+    width: float = Field(1.0, gt=0)
+    """multiplies the published stage channels"""
+    depth: float = Field(1.0, gt=0)
+    """multiplies the published blocks a stage"""
+    weights: str | None = None
+    """weights to start from: a path (.safetensors, or .pt without pickle), torchvision:NAME.VERSION, or
+    models:/NAME/VERSION"""
+
+
+class VisionModel(NetworkModel):
+    """A classifier of torchvision, by its name there."""
+
+    weights: str | None = None
+    """weights to start from: a path (.safetensors, or .pt without pickle), torchvision:NAME.VERSION, or
+    models:/NAME/VERSION"""
+
+
+class ResidualModel(NetworkModel):
+    name: Literal["residual"]
+    """name of the model"""
+    hidden: int = Field(64, ge=1)
+    """units a layer"""
+    layers: int = Field(1, ge=1)
+    """residual layers"""
+
+
+FAMILIES: tuple[type[Model], ...] = (
+    RecurrentModel,
+    BoostingModel,
+    LinearModel,
+    CovidNetModel,
+    ResidualModel,
+    VisionModel,  # the last one: it takes every name that is of no other
+)
+
+
+def model_names(family: type[Model]) -> tuple[str, ...]:
+    """Names of the models of a family; none where any name will do."""
+    return get_args(family.model_fields["name"].annotation)
+
+
+def model_family(name: str) -> type[Model]:
+    """The family of the model `name`."""
+    return next(one for one in FAMILIES if name in model_names(one) or not model_names(one))
+
+
+class Optim(Part):
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101)."""
+
+    lr: float = Field(1e-3, gt=0)
+    """learning rate"""
+    weight_decay: float = Field(1e-2, ge=0)
+    """decoupled weight decay"""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """decay of the gradient's average"""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """decay of the squared gradient's average"""
+    clip: float | None = Field(1.0, gt=0)
+    """largest norm of the summed gradient; none for no limit"""
+    class_weight: tuple[float, ...] | None = None
+    """weight of each class in the loss, each also a path of its own, optim.class_weight.2; none is 1 for all"""
+    logit_adjustment: float = Field(0.0, ge=0)
+    """tau: log priors times tau are added to the logits in the loss (arXiv 2007.07314); 0 is off"""
+
+
+class Schedule(Part):
+    kind: Literal["constant", "cosine", "plateau"] = "cosine"
+    """course of the learning rate"""
+    warmup_steps: int = Field(0, ge=0)
+    """steps in which the learning rate rises to its value"""
+    factor: float = Field(0.7, gt=0, lt=1)
+    """plateau: multiplies the learning rate"""
+    patience: int = Field(5, ge=0)
+    """plateau: epochs without a better score before it does"""
+
+
+class Transfer(Part):
+    """How a network with a parent, or with given weights, learns; without them nothing of it holds."""
+
+    mode: Literal["scratch", "probe", "full", "lp-ft"] = "lp-ft"
+    """scratch ignores the weights, probe trains the head alone, full all layers, lp-ft first the head and then all"""
+    probe_share: float = Field(0.3, gt=0, lt=1)
+    """lp-ft: share of the epochs in which only the head learns, rounded to whole ones, at least one"""
+    probe_rate: float = Field(10.0, gt=0)
+    """multiplies optim.lr while only the head learns"""
+    first_rate: float = Field(0.3, gt=0, le=1)
+    """share of the learning rate in the first block; rises geometrically to 1 in the head"""
+    reestimate: bool = True
+    """estimates batch-norm statistics of the target's training inputs before the first step"""
+
+
+class Loop(Part):
+    """How long and in which portions is trained, and what is kept on the way."""
+
+    epochs: int = Field(10, ge=1)
+    """passes over the training data"""
+    batch: int = Field(64, ge=1)
+    """samples of one optimiser step, whatever the number of workers"""
+    shards: int = Field(8, ge=1)
+    """logical parts in which a batch is computed; part of the result"""
+    sum: Literal["auto", "exact", "float"] = "auto"
+    """sum of the shards' gradients: exact does not depend on the workers; auto is exact on the CPU, float on a GPU"""
+    threads: int = Field(1, ge=1)
+    """CPU threads of each rank; part of the result on a CPU"""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """decay of the averaged weights, which are then scored and kept"""
+    early_stop: int | None = Field(None, ge=1)
+    """epochs without a better validation score before training ends"""
+    bf16: bool = False
+    """computes in bfloat16 where torch's autocast allows"""
+    channels_last: bool = False
+    """memory format of images and their networks"""
+    checkpoint_steps: int | None = Field(50, ge=1)
+    """steps between checkpoints"""
+    checkpoint_seconds: float | None = Field(None, gt=0)
+    """seconds between checkpoints"""
+    keep: int = Field(2, ge=2)
+    """newest checkpoints kept: two at least, so that a damaged one has a predecessor"""
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> Self:
+        if self.shards > self.batch:
+            raise ValueError(f"shards ({self.shards}) must not exceed batch ({self.batch})")
+        return self
+
+
+class Scaling(Part):
+    """How many workers a run has and what each gets; none of it changes the result."""
+
+    workers: tuple[int, int] = (0, 0)
+    """N or MIN:MAX; 0 trains in this process without Ray"""
+    gpu: bool = False
+    """trains on GPUs, one for each worker"""
+    cpus_per_worker: float = Field(1, gt=0)
+    """logical CPUs of each worker"""
+    max_failures: int = Field(3, ge=0)
+    """restarts after a crash; preemptions are not counted"""
+    resize_seconds: float = Field(60, gt=0)
+    """seconds after which an elastic run looks for a better size"""
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        """`2` and `1:3` as on the command line."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return (value, value)
+        if isinstance(value, str):
+            if not re.fullmatch(r"\d+(:\d+)?", value):
+                raise ValueError("write N or MIN:MAX, as in 2 or 1:3")
+            low, _, high = value.partition(":")
+            return (int(low), int(high or low))
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        low, high = self.workers
+        if low > high:
+            raise ValueError(f"workers {low}:{high}: the least exceeds the most")
+        if low < 0 or (low == 0) != (high == 0):
+            raise ValueError(f"workers {low}:{high}: write 0 (this process, no Ray), N, or MIN:MAX from 1 up")
+        return self
+
+
+class Search(Part):
+    trials: int = Field(20, ge=1)
+    """number of trials"""
+    scheduler: str = "asha"
+    """fifo, asha, hyperband or pbt"""
+    search: str = "tpe"
+    """random or tpe"""
+    concurrent: int = Field(2, ge=1)
+    """trials at a time"""
+    workers_per_trial: int = Field(0, ge=0)
+    """0: a trial trains in its own process"""
+    space: dict[str, str] = {}
+    """distribution of each path that is searched"""
+    points: tuple[dict[str, Any], ...] = ()
+    """settings that are tried first"""
+
+
+class Recipe(Part):
+    """What a run is made of. A task whose data and models have fields of their own is a subclass."""
+
+    families: ClassVar[tuple[type[Model], ...]] = FAMILIES
+
+    task: str
+    """name of the task"""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """seed of weights, batches, dropout and augmentation"""
+    data: SerializeAsAny[Data] = Data()
+    model: SerializeAsAny[Model]
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    transfer: Transfer = Transfer()
+    loop: Loop = Loop()
+    scaling: Scaling = Scaling()
+    search: Search = Search()
+
+
+def _family_name(model: Any) -> str:
+    """The tag by which pydantic chooses the type of a model, or of the document of one."""
+    name = model.get("name") if isinstance(model, Mapping) else getattr(model, "name", None)
+    return model_family(str(name)).__name__
+
+
+class ArdsRecipe(Recipe):
+    families = (RecurrentModel, BoostingModel, LinearModel)
+
+    task: Literal["ards"]
+    """name of the task"""
+    data: IcuData = IcuData()
+    model: Annotated[
+        Annotated[RecurrentModel, Tag("RecurrentModel")]
+        | Annotated[BoostingModel, Tag("BoostingModel")]
+        | Annotated[LinearModel, Tag("LinearModel")],
+        Discriminator(_family_name),
+    ]
+
+
+class CovidnetRecipe(Recipe):
+    families = (CovidNetModel, VisionModel)
+
+    task: Literal["covidnet"]
+    """name of the task"""
+    data: ImageData = ImageData()
+    model: Annotated[
+        Annotated[CovidNetModel, Tag("CovidNetModel")] | Annotated[VisionModel, Tag("VisionModel")],
+        Discriminator(_family_name),
+    ]
+
+
+class SurrogateRecipe(Recipe):
+    families = (ResidualModel,)
+
+    task: Literal["surrogate"]
+    """name of the task"""
+    data: SweepData = SweepData()
+    model: ResidualModel
+
+
+TYPES: dict[str, type[Recipe]] = {"ards": ArdsRecipe, "covidnet": CovidnetRecipe, "surrogate": SurrogateRecipe}
+"""The type of each task's recipe; a task that is not here has plain ones."""
+
+
+def parse_recipe(document: Mapping[str, Any]) -> Recipe:
+    """The recipe of a parsed JSON document; UsageError names every field that does not fit."""
+    task = document.get("task")
+    kind = TYPES.get(task, Recipe) if isinstance(task, str) else Recipe
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise _explain(error, document) from error
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a JSON file that a run has written; UsageError when there is none that can be used."""
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not a recipe", str(error), "the run itself writes it: restore it") from error
+    return parse_recipe(without_foreign_fields(document))
+
+
+def without_foreign_fields(document: dict[str, Any]) -> dict[str, Any]:
+    """A document as version 0.1 wrote it, with the fields of all models and tasks, less those of other ones."""
+    kind = TYPES.get(document["task"])
+    if kind is None:
+        return document
+    own = {"model": model_family(document["model"]["name"]), "data": type(kind.model_fields["data"].default)}
+    kept = {part: {k: v for k, v in document[part].items() if k in own[part].model_fields} for part in own}
+    return {**document, **kept}
+
+
+def list_fields(recipe: Recipe) -> dict[str, tuple[Any, str]]:
+    """{dotted path: (value, description)} of every field of this recipe."""
+    found: dict[str, tuple[Any, str]] = {}
+
+    def walk(part: Part, prefix: str) -> None:
+        for name, field in type(part).model_fields.items():
+            value = getattr(part, name)
+            if isinstance(value, Part):
+                walk(value, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = value, " ".join((field.description or "").split())
+
+    walk(recipe, "")
+    return found
+
+
+def flatten(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as {dotted path: value}, for parameters of a tracked run."""
+    return {path: value for path, (value, _) in list_fields(recipe).items()}
+
+
+def _explain(error: ValidationError, document: Mapping[str, Any]) -> UsageError:
+    lines = []
+    for problem in error.errors(include_url=False):
+        place = [str(p) for p in problem["loc"] if not isinstance(p, int)]
+        if place[:1] == ["model"] and len(place) > 2:
+            del place[1]  # the member of the union
+        where = ".".join(place)
+        if problem["type"] == "union_tag_invalid" or (where == "model.name" and problem["type"] == "literal_error"):
+            allowed = [name for one in TYPES[document["task"]].families for name in model_names(one)]
+            return unknown(f"{document['task']} model", str(document["model"].get("name")), allowed)
+        if problem["type"] == "extra_forbidden":
+            return unknown("recipe field", where, list_fields(Recipe(task="", model=Model(name=""))))
+        got = "" if isinstance(problem.get("input"), dict) else f", got {problem.get('input')!r}"
+        lines.append(f"{where or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}{got}")
+    return UsageError("invalid recipe: " + "; ".join(lines), do="correct the value given with --set")

@@ -1,0 +1,231 @@
+"""The concept dictionary: every quantity by one name, with unit, plausible range and its ids in each source.
+
+The dictionary itself is data, `concepts.toml`. Units are those of PhysioNet 2012 (US conventional); `to_own_units`
+converts the events of every source that says in which unit a value was recorded.
+"""
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from raylab.data.icu.units import NO_UNIT, conversion, parse, spelled
+
+_DATA: dict[str, Any] = tomllib.loads(Path(__file__).with_name("concepts.toml").read_text())
+ID_SOURCES = ("physionet2012", "mimic3", "mimic4", "yaib")
+
+
+@dataclass(frozen=True)
+class Concept:
+    """`low` and `high` (inclusive) are in `unit`; a static concept has one value a stay, a series many.
+
+    precision   the step to which it is charted, a power of ten; bounds are compared with values rounded to it
+    ids         source -> id -> the unit of all its rows, None where each row says its own or none
+    molar_mass  g/mol, where masses and amounts of substance are both in use
+    charge      equivalents a mole
+    derived     how it is made of other concepts; empty where it is measured
+    """
+
+    name: str
+    unit: str
+    low: float
+    high: float
+    precision: float
+    ids: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    molar_mass: float | None = None
+    charge: int | None = None
+    static: bool = False
+    derived: str = ""
+
+    def decimals(self) -> int:
+        """How many digits after the point `precision` is."""
+        return -round(math.log10(self.precision))
+
+
+@dataclass(frozen=True)
+class Extract:
+    """What a source yields.
+
+    events  EVENTS: time in hours since the start of the stay, and if the source knows it, UNIT. A value is NaN where
+            something was recorded that is no number, and null where nothing was
+    stays   STAYS, one row a stay, and what the source knows of ENDS
+    counts  rows that did not become events, by reason
+    pieces  the same events cut by patient, for what does not fit in memory as a whole
+    notes   what the reader of a score should know of this source, in words
+    warnings  what may be wrong with this data, in words
+    lacks   concepts that this source records of nobody, so that no label may ask for them
+    numbering  whose patient numbers these are: within one numbering a number means one person (identifiers.py); the
+            source's name where it is empty
+    """
+
+    events: pl.LazyFrame
+    stays: pl.DataFrame
+    counts: dict[str, int] = field(default_factory=dict)
+    pieces: tuple[pl.LazyFrame, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    numbering: str = ""
+
+    def parts(self) -> tuple[pl.LazyFrame, ...]:
+        return self.pieces or (self.events,)
+
+
+EVENTS = pl.Schema(
+    {"subject_id": pl.String, "stay_id": pl.String, "time": pl.Float64, "concept": pl.String, "value": pl.Float64}
+)
+UNIT = "unit"
+"""An optional column of EVENTS, text: the unit in which the value was recorded, empty where the row names none. Null,
+or no column at all: the value is in the concept's unit."""
+STAYS = pl.Schema({"subject_id": pl.String, "stay_id": pl.String, "source": pl.String, "died": pl.Boolean})
+"""`source` is the set or hospital; `died` in hospital, null where not known."""
+ENDS = pl.Schema({"end_h": pl.Float64, "end": pl.String, "period": pl.String, "clock_h": pl.Float64})
+"""What a source may add to STAYS: when the stay ended (hours since it began) and how (death or discharge), what a
+temporal split orders by, and the time of day (h) at which the stay began; null where not known, dates shifted or
+absent."""
+
+
+def whole_stays(stays: pl.DataFrame) -> pl.DataFrame:
+    """`stays` with every column of STAYS and ENDS, null where the source does not say."""
+    wanted = pl.Schema({**STAYS, **ENDS})
+    missing = [pl.lit(None, kind).alias(name) for name, kind in wanted.items() if name not in stays.columns]
+    return stays.with_columns(missing).select(wanted.names()).cast(wanted)
+
+
+def _concept(name: str, entry: Mapping[str, Any]) -> Concept:
+    ids: dict[str, dict[str, str | None]] = {}
+    for source in ID_SOURCES:
+        pairs = (text.partition("=") for text in entry.get(source, "").split())
+        ids[source] = {item: unit or None for item, _, unit in pairs}
+    return Concept(
+        name,
+        entry["unit"],
+        entry["low"],
+        entry["high"],
+        entry["precision"],
+        ids,
+        entry.get("molar_mass"),
+        entry.get("charge"),
+        entry.get("static", False),
+        entry.get("derived", ""),
+    )
+
+
+CONCEPTS: dict[str, Concept] = {name: _concept(name, entry) for name, entry in _DATA["concepts"].items()}
+SERIES = tuple(name for name, concept in CONCEPTS.items() if not concept.static)
+STATIC = tuple(name for name, concept in CONCEPTS.items() if concept.static)
+DERIVED = tuple(name for name, concept in CONCEPTS.items() if concept.derived)
+SUMMED = ("urine",)  # amounts add up over an hour; of everything else the last value counts
+
+
+def by_id(source: str) -> dict[str, str]:
+    """Source id -> concept name."""
+    return {item: concept.name for concept in CONCEPTS.values() for item in concept.ids.get(source, {})}
+
+
+def exact(value: pl.Expr) -> pl.Expr:
+    """`value` by the six significant digits that float32 holds: the same float64, whether it was stored as float32, as
+    float64 or in decimals."""
+    return value.round_sig_figs(6)
+
+
+def charted_steps(exact_value: pl.Expr, per_unit: pl.Expr) -> pl.Expr:
+    """An exact value in whole steps of its precision, of which there are `per_unit`; a half is rounded away from zero.
+
+    The product may miss a half by its last digit, which is rounded away first.
+    """
+    return (exact_value * per_unit).round_sig_figs(12).round(mode="half_away_from_zero")
+
+
+def charted(value: pl.Expr, concept: str) -> pl.Expr:
+    """`value` rounded to the precision of `concept`: the float64 nearest to that decimal."""
+    decimals = CONCEPTS[concept].decimals()
+    return (charted_steps(exact(value), pl.lit(10.0**decimals)) / 10.0**decimals).round(decimals)
+
+
+def charted_ratio(above: pl.Expr, below: pl.Expr, concept: str) -> pl.Expr:
+    """`above` / `below` of two recorded values, rounded to the precision of `concept`: float32(210) / float32(.7) is
+    300."""
+    return charted(exact(above) / exact(below), concept)
+
+
+_OWN = {unit: {spelled(name) for name in names} for unit, names in _DATA["units"].items()}
+
+
+def factor(concept: Concept, said: str) -> tuple[float, float] | None:
+    """(scale, offset) from values recorded in the unit `said` to the concept's own; None where that unit cannot be read
+    or measures something else."""
+    if spelled(said) in {spelled(concept.unit), *_OWN.get(concept.unit, ())}:
+        return 1.0, 0.0
+    return conversion(said, concept.unit, concept.molar_mass, concept.charge)
+
+
+def names_no_unit(said: str) -> bool:
+    return said.strip().lower() in NO_UNIT
+
+
+def stated_units(source: str, pairs: Iterable[tuple[str, str | None]]) -> pl.DataFrame:
+    """item, recorded, concept, unit (as in EVENTS) for each (id, unit as recorded) of a source whose id is known.
+
+    The unit of an id holds for all of its rows. A row that names another one contradicts it; its `unit` then says so,
+    in words that are no unit, and the value cannot be used.
+    """
+    names = by_id(source)
+    rows = []
+    for item, recorded in pairs:
+        if item in names:
+            concept = CONCEPTS[names[item]]
+            rows.append((item, recorded, concept.name, stated_unit(concept, concept.ids[source][item], recorded or "")))
+    schema = {"item": pl.String, "recorded": pl.String, "concept": pl.String, UNIT: pl.String}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def stated_unit(concept: Concept, of_id: str | None, recorded: str) -> str:
+    """The unit of a row: of its id, which `recorded` must not contradict, else `recorded`."""
+    if of_id is None:
+        return recorded
+    contradicts = parse(recorded) is not None and factor(concept, recorded) != factor(concept, of_id)
+    return f"{recorded} where all is {of_id}" if contradicts and not names_no_unit(recorded) else of_id
+
+
+def to_own_units(events: pl.LazyFrame) -> pl.LazyFrame:
+    """`events` with values in their concepts' units, `unit` and `unit_is`: null where the source does not say units,
+    "own", "none" (taken for the concept's own), "converted", or "unknown" (the value is left as it was recorded)."""
+    events = events.with_columns(pl.col("value").cast(pl.Float64))
+    if UNIT not in events.collect_schema().names():
+        return events.with_columns(pl.lit(None, pl.String).alias(UNIT), unit_is=pl.lit(None, pl.String))
+    found = (
+        pl.struct("concept", pl.col(UNIT).cast(pl.String)).map_batches(_conversions, return_dtype=_CONVERSION).struct
+    )
+    # without the noise of the arithmetic, so that 98.6 F and 37 C at one time are one record
+    value = (pl.col("value") * found.field("scale") + found.field("offset")).round_sig_figs(12)
+    value = pl.when(found.field("unit_is") == "converted").then(value).otherwise("value")
+    return events.with_columns(pl.col(UNIT).cast(pl.String), value=value, unit_is=found.field("unit_is"))
+
+
+_CONVERSION = pl.Struct({"scale": pl.Float64, "offset": pl.Float64, "unit_is": pl.String})
+
+
+def _conversions(pairs: pl.Series) -> pl.Series:
+    """(scale, offset, unit_is) of each (concept, unit); each different pair is looked up once."""
+    table = pairs.struct.unnest()
+    rows = [(name, said, *_conversion(name, said)) for name, said in table.unique().iter_rows()]
+    schema = {**table.schema, **{field.name: field.dtype for field in _CONVERSION.fields}}
+    known = pl.DataFrame(rows, schema=schema, orient="row")
+    joined = table.join(known, ["concept", UNIT], "left", nulls_equal=True, maintain_order="left")
+    return joined.select("scale", "offset", "unit_is").to_struct(pairs.name)
+
+
+def _conversion(name: str | None, said: str | None) -> tuple[float, float, str | None]:
+    if name not in CONCEPTS or said is None:
+        return 1.0, 0.0, None
+    if names_no_unit(said):
+        return 1.0, 0.0, "none"
+    found = factor(CONCEPTS[name], said)
+    if found is None:
+        return 1.0, 0.0, "unknown"
+    return *found, "own" if found == (1.0, 0.0) else "converted"

@@ -1,0 +1,186 @@
+"""The loader of the ARDS task: a prepared directory -> one float32 array in memory."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from raylab.data.icu.cohorts import COHORTS
+from raylab.data.icu.prepare import FRACTIONS
+from raylab.data.prepared import read_meta
+from raylab.errors import DataError, unknown
+
+KIND = "icu-hourly"
+
+
+FILLS = ("mask", "forward", "mean")
+
+
+class IcuSamples:
+    """Samples of the ARDS task; x float32 [B, T, 3F + S], the T hours before the prediction, F series and S static
+    features:
+
+    [0, F)        last measured value, carried forward, standardised; 0 (the train mean) before the first, and after
+                  a record that could not be used until the next that can
+    [F, 2F)       1 where it was measured in that hour, 0 where it is carried or unknown
+    [2F, 3F)      hours since it was measured / T, 1 at most; 1 where no value is known
+    [3F, 3F + S)  static values, standardised, the same in every hour; 0 where missing
+
+    `absent` lists features of the spec that this directory has never measured; `meta` is its meta.json; `rows` its
+    rows of samples.parquet. Hours are kept once a stay, [stays, hours, C]; a batch cuts the windows out.
+    """
+
+    def __init__(
+        self, x: NDArray[np.float32], rows: pl.DataFrame, spec: dict[str, Any], meta: dict[str, Any], absent: list[str]
+    ) -> None:
+        """x [stays, hours, C], the stays in the order in which they first stand in `rows`."""
+        self.x = torch.from_numpy(x)
+        first = rows.select("stay_id").unique(maintain_order=True).with_row_index("stay")
+        self.stay = torch.from_numpy(rows.join(first, "stay_id", "left")["stay"].cast(pl.Int64).to_numpy(writable=True))
+        self.end = torch.from_numpy(rows["at_h"].cast(pl.Int64).to_numpy(writable=True))
+        self.y = rows["label"].cast(pl.Int64).to_numpy()
+        self.group = rows["group"].cast(pl.Int64).to_numpy()
+        self.source = np.array(rows["source"].to_list(), dtype=str)
+        self.ids = np.array(rows["stay_id"].to_list(), dtype=str)
+        self.rows, self.spec, self.meta, self.absent = rows, spec, meta, absent
+        self.window = torch.arange(spec["hours"]) - spec["hours"]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def batch(self, index: np.ndarray, augment: tuple[int, int] | None = None) -> torch.Tensor:
+        """x of the rows in `index`. Time series are not augmented: `augment` is taken and changes nothing."""
+        at = torch.as_tensor(index, dtype=torch.int64)
+        if self.x.shape[1] == len(self.window):
+            return self.x[self.stay[at]]
+        return self.x[self.stay[at, None], self.end[at, None] + self.window]
+
+
+def load_icu(
+    directory: Path,
+    split: str,
+    cohort: str = "all",
+    spec: dict[str, Any] | None = None,
+    fill: str = "mask",
+    virtual: bool = False,
+) -> IcuSamples:
+    """One split (train, val, test, or "all" for every row) of a directory made by `prepare_ards`.
+
+    With `spec` (of a trained model) the inputs are made as that model expects them: its features, its statistics, its
+    hours, nothing of this directory's. `fill` says what stands for a value that was not measured in an hour: "mask",
+    the last one with its mask and age; "forward", the last one alone; "mean", the train mean alone.
+    `virtual`: a new spec has the features of the virtual patients too, as static ones.
+    DataError when the landmarks differ or no row is left.
+    """
+    directory = Path(directory)
+    meta = read_meta(directory, "ards")
+    if split not in (*FRACTIONS, "all"):
+        raise unknown("split", split, (*FRACTIONS, "all"))
+    if cohort not in COHORTS:
+        raise unknown("cohort", cohort, COHORTS)
+    if fill not in FILLS:
+        raise unknown("fill", fill, FILLS)
+    spec = own_spec(meta, virtual, directory) if spec is None else spec
+    check_spec(spec, meta, directory)
+
+    rows = pl.read_parquet(directory / "samples.parquet").with_columns(group=pl.col("subject_id").rank("dense") - 1)
+    if split != "all":
+        rows = rows.filter(pl.col("split") == split)
+    if cohort != "all":
+        rows = rows.filter(pl.col(cohort))
+    if rows.is_empty():
+        raise DataError(
+            f"{directory} has no row in split '{split}', cohort '{cohort}'",
+            f"counts: {meta['counts']}, cohorts: {meta['cohorts']}",
+            "choose another split or cohort, or prepare more data",
+        )
+    stays = rows.unique("stay_id", keep="first", maintain_order=True).with_columns(place=pl.int_range(pl.len()))
+    table = pl.read_parquet(directory / "hours.parquet")
+    table = stays.select(row="place", stay_id="stay_id").join(table, "stay_id").sort("row", "hour")
+    x, absent = tensorise(stays, table, spec)
+    filled(x, len(spec["features"]), fill)
+    return IcuSamples(x, rows, spec, meta, absent)
+
+
+def filled(x: NDArray[np.float32], features: int, fill: str) -> None:
+    """Take from x [..., 3F + S], in place, what `fill` does not show."""
+    if fill == "mean":
+        x[..., :features] *= x[..., features : 2 * features]
+    if fill != "mask":
+        x[..., features : 3 * features] = 0
+
+
+def own_spec(meta: dict[str, Any], virtual: bool, directory: Path) -> dict[str, Any]:
+    """The spec of a model trained on this directory."""
+    features, static, stats = meta["features"], meta["static"], meta["statistics"]
+    if virtual:
+        if not meta.get("virtual_patient"):
+            raise DataError(
+                f"{directory} has no features of virtual patients",
+                "data.virtual_patient=true asks for them",
+                f"raylab prepare ards ... --virtual-patient --out {directory}",
+            )
+        static = [*static, *meta["virtual_patient"]]
+    return {
+        "kind": KIND,
+        "classes": ["no onset", "onset"],
+        "label": meta["label"],
+        "framing": meta["framing"],
+        "gap_h": meta["gap_h"],
+        "features": features,
+        "static": static,
+        "hours": int(meta["landmark_h"]),
+        "landmark_h": meta["landmark_h"],
+        "horizon_h": meta["horizon_h"],
+        "mean": [stats[name]["mean"] for name in features],
+        "std": [stats[name]["std"] or 1.0 for name in features],
+        "static_mean": [stats[name]["mean"] for name in static],
+        "static_std": [stats[name]["std"] or 1.0 for name in static],
+    }
+
+
+def check_spec(spec: dict[str, Any], meta: dict[str, Any], directory: Path) -> None:
+    if spec.get("kind") != KIND:
+        raise DataError(
+            f"the model expects inputs of kind '{spec.get('kind')}', {directory} holds '{KIND}'",
+            do="use a model of the ARDS task",
+        )
+    if spec["landmark_h"] != meta["landmark_h"]:
+        raise DataError(
+            f"{directory} was prepared for landmark {meta['landmark_h']:g} h, the model for {spec['landmark_h']:g} h",
+            "a model sees exactly the hours before its landmark",
+            f"prepare the data with --landmark {spec['landmark_h']:g}",
+        )
+
+
+def tensorise(rows: pl.DataFrame, table: pl.DataFrame, spec: dict[str, Any]) -> tuple[NDArray[np.float32], list[str]]:
+    """x [N, H, 3F + S] and the absent features. `table` has exactly H rows for each of the N `rows`, in their order;
+    times since a measurement are in units of the spec's hours T."""
+    features, static, hours = spec["features"], spec["static"], spec["hours"]
+    n, f = rows.height, len(features)
+    x = np.zeros((n, table.height // n, 3 * f + len(static)), dtype=np.float32)
+    x[:, :, 2 * f : 3 * f] = 1.0
+    absent = []
+    for i, name in enumerate(features):
+        if name not in table.columns:
+            absent.append(name)
+            continue
+        value = pl.col(name).cast(pl.Float64).forward_fill().over("row")
+        since = pl.col(f"{name}__since")  # null: a value that could not be used has ended the carry
+        wide = table.select(
+            value=pl.when(since.is_not_null()).then((value - spec["mean"][i]) / spec["std"][i]).fill_null(0),
+            mask=pl.col(f"{name}__mask"),
+            since=(since / hours).clip(0, 1).fill_null(1),
+        )
+        for k, column in enumerate(("value", "mask", "since")):
+            x[:, :, k * f + i] = wide[column].to_numpy().reshape(n, -1)
+    for i, name in enumerate(static):
+        if name not in rows.columns:
+            absent.append(name)
+            continue
+        value = (rows[name].cast(pl.Float64) - spec["static_mean"][i]) / spec["static_std"][i]
+        x[:, :, 3 * f + i] = value.fill_null(0).to_numpy()[:, None]
+    return x, absent

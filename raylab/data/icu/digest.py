@@ -1,0 +1,328 @@
+"""One piece of the patients: events -> what is kept of them; and the counts of all pieces together.
+
+Memory holds one piece at a time. No patient is in two pieces, so that patients and stays add up.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from raylab.data.icu import cohorts
+from raylab.data.icu.cohorts import Framing
+from raylab.data.icu.concepts import CONCEPTS, EVENTS, SERIES, UNIT, charted_steps, exact, to_own_units
+from raylab.data.icu.derive import derived
+from raylab.data.icu.labels import Label, first_onset, pf_ratios, ratios, sensitivity, severity
+from raylab.data.icu.timegrid import first_values, grid, hourly_cells
+from raylab.errors import DataError
+
+FEW = 20  # values, under which nothing is said about their unit
+MOST_UNKNOWN = 0.05  # of the values of a concept that the label reads may be in a unit that is not understood
+ROOM_AIR, ROOM_AIR_STEPS = 0.21, (200, 210)  # FiO2 is charted in steps of .001
+PERCENT = 19.95  # FiO2 from here on, 20 as it is charted, is a percentage
+PROBLEMS = ("out_of_range", "unreadable", "percent", "room_air")
+COUNTS = (*PROBLEMS, "no_unit", "converted", "unknown_units")
+"""What meta.json counts by concept of the values; the last two by concept and unit as recorded."""
+UNITS_SHOWN, UNIT_LENGTH = 10, 40  # a column of units may hold anything: no more of a concept is named
+LOST = {"out_of_range": "out of range", "unreadable": "no numbers", "unknown_unit": "in a unit that is not understood"}
+OUTSIDE, UNREADABLE, UNKNOWN_UNIT = "out of range", "unreadable", "unknown unit"
+
+
+def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
+    """(all rows with a known concept, time and value; the same in the concepts' units, without negative times and exact
+    duplicates, in which what cannot be used is null).
+
+    FiO2 of 20 and above is a percentage and divided by 100; 20 to 21 % is room air, .21. What then, rounded to the
+    precision of its concept, lies outside its range is null: among FiO2 that removes what lies between 1 and 20, which
+    are litres a minute. So is what is no number, or in a unit that is not understood. `problem` says which it was. A
+    null is still a record of the stay, and ends the carry of the value before it (`onset.ratios`, `grid`). `strange`
+    marks what lies outside and is not 0, which is how a missing value is often written. `unit` and `unit_is` are those
+    of `to_own_units`; `percent` and `room_air` mark FiO2 that was read as that.
+    """
+    ranges = pl.LazyFrame(
+        [
+            (concept.name, per, round(concept.low * per), round(concept.high * per), concept.low, concept.high)
+            for concept in CONCEPTS.values()
+            for per in [10.0 ** concept.decimals()]
+        ],
+        schema=["concept", "per", "low_steps", "high_steps", "low", "high"],
+        orient="row",
+    )
+    value, steps, fio2 = pl.col("value"), pl.col("steps"), pl.col("concept") == "fio2"
+    present = events.drop_nulls(["time", "value", "concept"])
+    unique = (
+        to_own_units(present)
+        .filter(pl.col("time") >= 0)
+        .with_columns(unknown=(pl.col("unit_is") == "unknown").fill_null(False))
+        .unique([*EVENTS.names(), "unknown"], keep="first")
+        .join(ranges, "concept")
+        .with_columns(exact=exact(value))
+        .with_columns(percent=fio2 & (pl.col("exact") >= PERCENT))
+        .with_columns(
+            pl.when("percent").then(pl.col(name) / 100).otherwise(name).alias(name) for name in ("value", "exact")
+        )
+        .with_columns(steps=charted_steps(pl.col("exact"), pl.col("per")))
+        .with_columns(room=fio2 & steps.is_between(*ROOM_AIR_STEPS))
+        .with_columns(
+            value=pl.when("room").then(ROOM_AIR).otherwise(value),
+            steps=pl.when("room").then(ROOM_AIR_STEPS[1]).otherwise(steps),
+            room_air=pl.col("room") & (pl.col("exact") < ROOM_AIR),
+        )
+        .with_columns(
+            problem=pl.when(value.is_nan())
+            .then(pl.lit(UNREADABLE))
+            .when("unknown")
+            .then(pl.lit(UNKNOWN_UNIT))
+            .when(~steps.is_between("low_steps", "high_steps"))
+            .then(pl.lit(OUTSIDE))
+        )
+        .with_columns(
+            # what is inside by rounding alone is at the bound
+            value=pl.when(pl.col("problem").is_null()).then(value.clip("low", "high")),
+            strange=(pl.col("problem") == OUTSIDE).fill_null(False) & (value != 0),
+        )
+        .drop("per", "low", "high", "low_steps", "high_steps", "exact", "steps", "room", "unknown")
+    )
+    return present, unique
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What is kept of one piece of the patients."""
+
+    seen: list[str]  # stays with any event
+    unlisted: pl.Series  # stays with events that are not among the stays of the source
+    of_unknown_age: int  # stays
+    rows: pl.DataFrame  # rows at risk
+    table: pl.DataFrame  # their hourly grid
+    steps: list[tuple[str, int, int]]
+    counts: pl.DataFrame
+    by_concept: pl.DataFrame
+    by_unit: pl.DataFrame  # concept, unit, unit_is, n: of values whose unit the source says
+    onsets: dict[str, int]
+    sensitivity: list[dict[str, Any]]
+
+
+def digest(events: pl.LazyFrame, stays: pl.DataFrame, framing: Framing, rule: Label, windows: bool) -> Digest:
+    """One piece: `events` of some patients with all of their stays."""
+    present, unique = screen(events)
+    counts, screened = pl.collect_all(
+        [
+            present.select(
+                rows=pl.len(), negative_time=(pl.col("time") < 0).sum(), no_value=pl.col("value").is_null().sum()
+            ),
+            unique,
+        ]
+    )
+    ages = ages_of(screened)
+    too_young = ages.filter(pl.col("age") < rule.min_age)["stay_id"]
+    defined = screened.lazy().filter(~pl.col("stay_id").is_in(too_young.implode()))
+    values = defined.select(EVENTS.names())
+    found, gases = ratios(values, rule), pf_ratios(values, rule)
+    before = pl.concat([values, derived(values)]).filter(pl.col("time") < framing.hours())
+    problem = pl.col("problem")
+    by_concept, by_unit, onsets, last, cells, static, all_ratios, all_gases = pl.collect_all(
+        [
+            screened.lazy()
+            .group_by("concept")
+            .agg(
+                rows=pl.len(),
+                out_of_range=(problem == OUTSIDE).sum(),
+                unreadable=(problem == UNREADABLE).sum(),
+                unknown_unit=(problem == UNKNOWN_UNIT).sum(),
+                strange=pl.col("strange").sum(),
+                percent=(pl.col("percent") & problem.is_null()).sum(),
+                room_air=pl.col("room_air").sum(),
+                stays=pl.col("stay_id").filter(problem.is_null()).n_unique(),
+            ),
+            screened.lazy().drop_nulls("unit_is").group_by("concept", UNIT, "unit_is").agg(n=pl.len()),
+            first_onset(found, rule),
+            screened.lazy().group_by("stay_id").agg(last=pl.col("time").max()),
+            hourly_cells(before),
+            first_values(before),
+            found,
+            gases,
+        ]
+    )
+    here = stays.join(last, "stay_id").join(onsets, "stay_id", "left").join(ages, "stay_id", "left")
+    at_risk, steps = cohorts.attrition(here, framing, rule)
+    rows = cohorts.flags(cohorts.rows_at(at_risk.drop("age"), framing), values, all_gases.lazy(), rule)
+    rows = rows.join(static, "stay_id", "left").sort("stay_id", "at_h")
+    table = grid(cells, rows["stay_id"].unique(maintain_order=True), framing.hours())
+    grades = severity(all_ratios.lazy(), onsets.lazy()).collect()["severity"].value_counts()
+    all_onsets = {
+        "stays": onsets.height,
+        "after_6_h": onsets.filter(pl.col("onset_h") > 6).height,
+        "after_12_h": onsets.filter(pl.col("onset_h") > 12).height,
+        **dict(grades.iter_rows()),
+    }
+    moved = [moves(values, other) for other in sensitivity(rule)] if windows else []
+    return Digest(
+        seen=here["stay_id"].to_list(),
+        unlisted=last.join(stays, "stay_id", "anti")["stay_id"],
+        of_unknown_age=here["age"].null_count(),
+        rows=rows,
+        table=table,
+        steps=steps,
+        counts=counts,
+        by_concept=by_concept,
+        by_unit=by_unit,
+        onsets=all_onsets,
+        sensitivity=moved,
+    )
+
+
+def ages_of(screened: pl.DataFrame) -> pl.DataFrame:
+    """stay_id, age (years): the first plausible one of each stay that has one."""
+    ages = screened.filter(pl.col("concept") == "age", pl.col("value").is_not_null()).sort("time", "value")
+    return ages.group_by("stay_id").agg(age=pl.col("value").first())
+
+
+def moves(values: pl.LazyFrame, rule: Label) -> dict[str, Any]:
+    """Onsets under one choice of windows: of all stays, and those after 6 and 12 h."""
+    onset = first_onset(ratios(values, rule), rule).collect()["onset_h"]
+    return {
+        "fio2_back_h": rule.fio2_back_h,
+        "persist_h": rule.persist_h,
+        "stays": len(onset),
+        "after_6_h": int((onset > 6).sum()),
+        "after_12_h": int((onset > 12).sum()),
+    }
+
+
+def unrecorded(stays: pl.DataFrame, framing: Framing, rule: Label) -> Digest:
+    """Stays of which nothing is recorded: they count in the attrition and nowhere else."""
+    none = stays.with_columns(pl.lit(None, pl.Float64).alias(name) for name in ("last", "onset_h", "age"))
+    _, steps = cohorts.attrition(none, framing, rule)
+    empty = pl.DataFrame()
+    return Digest([], pl.Series(dtype=pl.String), 0, empty, empty, steps, empty, empty, empty, {}, [])
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The counts of all pieces together."""
+
+    counts: dict[str, int]
+    by_concept: pl.DataFrame
+    by_unit: pl.DataFrame
+    onsets: dict[str, int]
+    sensitivity: list[dict[str, Any]]
+    found: set[str]  # concepts with a column in any piece's grid
+    covered: dict[str, int]  # concept -> stays with a plausible value
+
+    @classmethod
+    def of(cls, pieces: list[Digest]) -> "Whole":
+        """Sums over pieces; those without events add nothing."""
+        full = [piece for piece in pieces if piece.counts.height]
+        by_concept = pl.concat([piece.by_concept for piece in full]).group_by("concept").sum().sort("concept")
+        units = pl.concat([piece.by_unit for piece in full]).group_by("concept", UNIT, "unit_is").sum()
+        onsets: dict[str, int] = {}
+        for piece in full:
+            onsets |= {key: onsets.get(key, 0) + n for key, n in piece.onsets.items()}
+        windows = [
+            {key: value if key.endswith("_h") and "after" not in key else sum(cell[key] for cell in cells)
+             for key, value in cells[0].items()}
+            for cells in zip(*(piece.sensitivity for piece in full), strict=True)
+        ]  # fmt: skip
+        return cls(
+            pl.concat([piece.counts for piece in full]).sum().row(0, named=True),
+            by_concept,
+            units.sort("concept", "n", UNIT, descending=[False, True, False]),
+            onsets,
+            windows,
+            {name for piece in full for name in SERIES if name in piece.table.columns},
+            dict(by_concept.select("concept", "stays").iter_rows()),
+        )
+
+    def by_problem(self) -> dict[str, dict[str, int]]:
+        """out_of_range, unreadable, no_unit, percent, room_air -> concept -> how many values."""
+        table = {
+            what: {name: n for name, n in self.by_concept.select("concept", what).iter_rows() if n} for what in PROBLEMS
+        }
+        rows = self.by_unit.filter(pl.col("unit_is") == "none").group_by("concept").agg(pl.col("n").sum())
+        return {**table, "no_unit": dict(rows.sort("concept").iter_rows())}
+
+    def units(self) -> dict[str, dict[str, dict[str, int]]]:
+        """converted, unknown_units -> concept -> unit as recorded -> how many values."""
+        return {name: units_of(self.by_unit, what) for name, what in
+                (("converted", "converted"), ("unknown_units", "unknown"))}  # fmt: skip
+
+    def dropped(self) -> dict[str, int]:
+        kept = int(self.by_concept["rows"].sum())
+        return {
+            "negative time": self.counts["negative_time"],
+            "exact duplicate": self.counts["rows"] - self.counts["negative_time"] - kept,
+        }
+
+
+def units_of(by_unit: pl.DataFrame, unit_is: str) -> dict[str, dict[str, int]]:
+    """concept -> unit as recorded -> how many values, of those whose `unit_is` is this, the most frequent first."""
+    table: dict[str, dict[str, int]] = {}
+    for name, unit, n in by_unit.filter(pl.col("unit_is") == unit_is).select("concept", UNIT, "n").iter_rows():
+        units = table.setdefault(name, {})
+        shown = unit[:UNIT_LENGTH] if len(units) < UNITS_SHOWN else "others"
+        units[shown] = units.get(shown, 0) + n
+    return table
+
+
+def check_units(whole: Whole, rule: Label) -> None:
+    """DataError when more than MOST_UNKNOWN of the values of a concept that the label reads are in a unit that is not
+    understood: too many stays would be labelled on what is left."""
+    counts = {name: (n, rows) for name, n, rows in
+              whole.by_concept.select("concept", "unknown_unit", "rows").iter_rows()}  # fmt: skip
+    units = whole.units()["unknown_units"]
+    wrong = []
+    for name in rule.reads():
+        n, rows = counts.get(name, (0, 0))
+        if n > MOST_UNKNOWN * rows:
+            named = ", ".join(f"'{unit}' ({count:,})" for unit, count in list(units[name].items())[:5])
+            wrong.append(f"{name}, which should be in {CONCEPTS[name].unit}: {n:,} of {rows:,} values in {named}")
+    if wrong:
+        raise DataError(
+            f"units are not understood in more than {MOST_UNKNOWN:.0%} of the values of what the label needs",
+            "; ".join(wrong),
+            "correct the unit, convert the values, or name the unit of a MEDS code in a mapping (code=unit)",
+        )
+
+
+def implausible(by_concept: pl.DataFrame, rule: Label) -> list[str]:
+    """Concepts of whose values (FEW at least, zeros aside) more than half lie outside the plausible range: they are
+    recorded in another unit. They are left out; DataError where the label needs one."""
+    strange = [
+        name
+        for name, rows, n in by_concept.select("concept", "rows", "strange").iter_rows()
+        if rows >= FEW and 2 * n > rows
+    ]
+    needed = [name for name in strange if name in {*rule.needs(), *(("spo2",) if rule.sf else ())}]
+    if needed:
+        ranges = "; ".join(
+            f"{CONCEPTS[name].low:g} to {CONCEPTS[name].high:g} {CONCEPTS[name].unit} for {name}" for name in needed
+        )
+        raise DataError(
+            f"most values of {', '.join(needed)} cannot be in the concept's unit",
+            f"the label needs them; plausible are {ranges}",
+            "convert the values to these units",
+        )
+    return strange
+
+
+def check_needed(by_concept: pl.DataFrame, source: str, rule: Label) -> None:
+    """The label needs at least one plausible value of each concept that it asks for."""
+    bad = pl.sum_horizontal("out_of_range", "unreadable", "unknown_unit")
+    usable = dict(by_concept.select("concept", pl.col("rows") - bad).iter_rows())
+    needed = (*rule.needs(), *(("spo2",) if rule.sf is not None and not usable.get("pao2") else ()))
+    missing = [name for name in needed if not usable.get(name)]
+    if missing:
+        lost = by_concept.filter(pl.col("concept").is_in(missing))
+        why = [
+            f"{row[what]:,} values of {row['concept']} are {words}"
+            for row in lost.iter_rows(named=True)
+            for what, words in LOST.items()
+            if row[what]
+        ]
+        read = f"{sum(usable.values())} events of {len(usable)} concepts were read from source '{source}'"
+        raise DataError(
+            f"the label '{rule.name}' cannot be made: no plausible value of {', '.join(missing)}",
+            "; ".join([*why, read]),
+            "check that the raw data holds gases, FiO2 and what else the label asks for, or choose another --label",
+        )

@@ -1,0 +1,385 @@
+"""MEDS (Medical Event Data Standard) parquet event streams: subject_id, time, code, numeric_value.
+
+Which code means what is said by a mapping file; `meds_mimic4.toml`, for MIMIC-IV, is the one used unless another is
+given. A stay runs from its admission code to the patient's next discharge code; only what is charted within it becomes
+an event. Ventilation is an episode: an event at its start, every hour after and at its end, as PhysioNet 2012 charts
+it. Files are read in portions and written by patient, so that a full MIMIC-IV does not have to fit in memory.
+"""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dataframely as dy
+import polars as pl
+
+from raylab.data.icu.concepts import CONCEPTS, EVENTS, STATIC, UNIT, Extract, by_id, stated_unit, whole_stays
+from raylab.data.icu.demographics import age, sex
+from raylab.data.icu.sources.episodes import charted
+from raylab.data.icu.sources.tables import PIECE, Conversions, Findings, Pieces, rows_of
+from raylab.errors import DataError, UsageError
+
+SHIPPED = Path(__file__).with_name("meds_mimic4.toml")
+PARTS = ("begin", "end", "left", "died", "death", "birth")
+
+
+class Events(dy.Schema):
+    """Other names are those of older MEDS schemas and of writers near it."""
+
+    subject_id = dy.String(nullable=False, metadata={"identifier": "text", "names": ("patient_id",)})
+    time = dy.Datetime(nullable=True, metadata={"names": ("timestamp",)})  # null of what has no time, such as sex
+    code = dy.String(nullable=True)
+    numeric_value = dy.Float64(nullable=True, allow_inf=True, metadata={"names": ("value",)})
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A mapping file, checked."""
+
+    source: str
+    dates: str
+    ids: str | None
+    kinds: tuple[str, ...]
+    concepts: dict[str, str]  # beginning of a code -> concept
+    units: dict[str, str | None]  # beginning of a code -> the unit it is recorded in
+    stay: dict[str, str]
+    sex: dict[str, float]
+    icu_type: dict[str, float]
+    episodes: dict[str, list[str]]
+    sums: dict[str, list[str]]
+
+
+def read_mapping(file: Path) -> Mapping:
+    """The mapping in a TOML file; UsageError when it cannot be read or names an unknown concept."""
+    try:
+        document: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} is no mapping of MEDS codes", str(error), f"write one like {SHIPPED.name}") from error
+    concepts, units = {}, {}
+    for name, codes in document.get("concepts", {}).items():
+        for text in codes:
+            code, _, unit = text.partition("=")
+            concepts[code], units[code] = name, unit or None
+    named = {*concepts.values(), *document.get("episodes", {}), *document.get("sums", {})}
+    stay = document.get("stay", {})
+    wrong = [name for name in named if name not in CONCEPTS] + [f"stay.{k}" for k in stay if k not in PARTS]
+    if wrong or "begin" not in stay or "source" not in document:
+        what = f"unknown {', '.join(sorted(wrong))}" if wrong else "it needs source and stay.begin"
+        raise UsageError(
+            f"{file} does not hold as a mapping of MEDS codes: {what}", do=f"compare it with {SHIPPED.name}"
+        )
+    return Mapping(
+        document["source"],
+        document.get("dates", "shifted"),
+        document.get("ids"),
+        tuple(document.get("kinds", ())),
+        concepts,
+        units,
+        stay,
+        {code: float(value) for code, value in document.get("sex", {}).items()},
+        {word: float(value) for word, value in document.get("icu_type", {}).items()},
+        document.get("episodes", {}),
+        document.get("sums", {}),
+    )
+
+
+ROWS = pl.Schema(
+    {
+        "subject_id": pl.String(),
+        "time": pl.Datetime("us"),
+        "code": pl.String(),
+        "concept": pl.String(),
+        "value": pl.Float64(),
+        "role": pl.String(),
+        UNIT: pl.String(),
+    }
+)
+
+
+def read(path: Path, work: Path, mapping: Path | None = None) -> Extract:
+    by = read_mapping(mapping or SHIPPED)
+    files = event_files(path)
+    pieces = Pieces(work, "meds", max(1, -(-sum(file.stat().st_size for file in files) * 10 // PIECE)))
+    codes, conversions = Codes(by), Conversions()
+    edges, last = [], []
+    for number, file in enumerate(files):
+        findings = Findings(flat(file, work / f"flat-{number:05d}.parquet"), conversions)
+        for part, lines in rows_of(findings, Events, "MEDS events"):
+            rows = findings.check(part, Events, lines, asked=codes.mean_something(part["code"]))
+            last.append(rows.group_by("subject_id").agg(pl.col("time").max()))
+            rows = codes.known(rows)
+            about = pl.col("role").is_in([*PARTS, "sex"])
+            edges.append(rows.filter(about))
+            pieces.add(rows.filter(~about))
+        findings.close()
+    ends = pl.concat(last).drop_nulls("subject_id").group_by("subject_id").agg(last=pl.col("time").max())
+    stays, cut = find_stays(pl.concat(edges), ends, by, path, conversions)
+    first = descriptors(stays).lazy()
+    window = stays.lazy().select("subject_id", "stay_id", "start", "stop", "end_h")
+    parts, elsewhere = [], 0
+    for k, file in enumerate(pieces.close(ROWS)):
+        here = pl.col("subject_id").hash(seed=0) % len(pieces.files) == k
+        piece = pl.scan_parquet(file)
+        elsewhere += int(piece.join(window, "subject_id", "anti").select(pl.len()).collect().item())
+        parts.append(pl.concat([events_of(piece, window, by), first.filter(here)], how="diagonal"))
+    counts = {"stays cut where they overlap": cut, "rows of patients without an ICU stay": elsewhere}
+    counts = {what: n for what, n in counts.items() if n}
+    notes = conversions.close()
+    return Extract(pl.concat(parts), whole_stays(stays), counts, tuple(parts), notes, numbering=by.source)
+
+
+def event_files(path: Path) -> list[Path]:
+    """All event files below `path` (below its `data/`, if it has one), or `path` itself, if it is a file.
+
+    Tables of `metadata/` and hidden files (those that other systems leave behind begin with `.` or `_`) are none.
+    """
+    if path.is_file():
+        return [path]
+    root = path / "data" if (path / "data").is_dir() else path
+    files = [
+        file
+        for file in (sorted(root.rglob("*.parquet")) if root.is_dir() else ())
+        if not any(part.startswith((".", "_")) or part == "metadata" for part in file.relative_to(root).parts)
+    ]
+    if not files:
+        raise DataError(
+            f"{path} holds no MEDS data", "expected data/**/*.parquet", "give --path the root of a MEDS data set"
+        )
+    return files
+
+
+def flat(file: Path, out: Path) -> Path:
+    """`file`, or `out` with the events of a file in the form of MEDS 0.1: a row a patient, with nested events."""
+    try:
+        kinds = pl.read_parquet_schema(file)
+    except (pl.exceptions.PolarsError, OSError):
+        return file  # rows_of explains it
+    lower = {name.lower(): name for name in kinds}
+    if not isinstance(kinds.get(lower.get("events", "")), pl.List):
+        return file
+    who = lower.get("subject_id") or lower.get("patient_id")
+    if who is None:
+        raise DataError(f"{file} has nested events, but no column subject_id or patient_id")
+    nested = pl.scan_parquet(file)
+    events = nested.select(who, lower["events"]).explode(lower["events"]).unnest(lower["events"])
+    parts = [events.select(who, "time", "measurements")]
+    if static := lower.get("static_measurements"):
+        parts.append(nested.select(who, time=pl.lit(None, pl.Datetime("us")), measurements=static))
+    rows = [part.explode("measurements").unnest("measurements") for part in parts]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    flat_rows = (part.select(subject_id=who, time="time", code="code", numeric_value="numeric_value") for part in rows)
+    pl.concat(flat_rows, how="vertical_relaxed").sink_parquet(out)
+    return out
+
+
+class Codes:
+    """What each code means; every code is looked at once."""
+
+    def __init__(self, by: Mapping) -> None:
+        self.by = by
+        self.names = by_id(by.ids) if by.ids else {}
+        self.roles: dict[str, str] = {code: role for role, code in by.stay.items()}
+        self.roles |= dict.fromkeys(by.sex, "sex")
+        self.sex_kinds = {code.rpartition("//")[0] for code in by.sex} - {""}
+        for name, codes in by.episodes.items():
+            for code, edge in zip(codes, ("from", "to"), strict=True):
+                self.roles[code] = f"{edge} {name}"
+        for name, codes in by.sums.items():
+            self.roles |= {code: f"part of {name}" for code in codes}
+        self.table = pl.DataFrame(
+            schema={
+                "code": pl.String,
+                "concept": pl.String,
+                "role": pl.String,
+                UNIT: pl.String,
+            }
+        )
+
+    def mean_something(self, codes: pl.Series) -> pl.Series:
+        """Which of the codes mean something."""
+        codes = codes.cast(pl.String)
+        new = pl.DataFrame({"code": codes.drop_nulls().unique()}).join(self.table, "code", "anti")["code"].to_list()
+        if new:
+            self.table = self.table.vstack(
+                pl.DataFrame([self.meaning(code) for code in new], self.table.schema, orient="row")
+            )
+        asked = self.table.filter(pl.col("role").is_not_null())["code"]
+        return codes.is_in(asked.implode()).fill_null(False)
+
+    def known(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """ROWS of the rows whose code means something; `mean_something` has seen all of their codes."""
+        found = rows.join(self.table.filter(pl.col("role").is_not_null()), "code")
+        # a code of a concept without a number: the result was text
+        value = pl.when(pl.col("role") == "value").then(pl.col("numeric_value").fill_null(float("nan")))
+        return found.select(
+            "subject_id", "time", "code", "concept", value=value.otherwise("numeric_value"), role="role", unit=UNIT
+        )
+
+    def meaning(self, code: str) -> tuple[str, str | None, str | None, str | None]:
+        """(code, concept, role, unit); role null where the code means nothing here. The longest beginning that the
+        mapping knows decides; what follows it is the unit."""
+        parts = code.split("//")
+        for n in range(len(parts), 0, -1):
+            start = "//".join(parts[:n])
+            if start in self.roles:
+                return code, None, self.roles[start], None
+            if start in self.sex_kinds and len(parts) > n:
+                return code, None, "sex", None
+            if start in self.by.concepts:
+                name = self.by.concepts[start]
+                return code, name, "value", stated_unit(CONCEPTS[name], self.by.units[start], "".join(parts[n : n + 1]))
+        if len(parts) > 1 and parts[0] in self.by.kinds and parts[1] in self.names and self.by.ids:
+            name = self.names[parts[1]]
+            of_id = CONCEPTS[name].ids[self.by.ids][parts[1]]
+            return code, name, "value", stated_unit(CONCEPTS[name], of_id, "".join(parts[2:3]))
+        return code, None, None, None
+
+
+def find_stays(
+    edges: pl.DataFrame, ends: pl.DataFrame, by: Mapping, path: Path, conversions: Conversions
+) -> tuple[pl.DataFrame, int]:
+    """One row an ICU admission: STAYS, start and stop (dates), age, sex, icu_type; and how many were cut because the
+    patient's next one begins before they end.
+
+    A stay without a discharge ends at the patient's next admission or last event.
+    """
+
+    def times(role: str, name: str) -> pl.DataFrame:
+        rows = edges.filter((pl.col("role") == role) & pl.col("time").is_not_null())
+        return rows.select("subject_id", pl.col("time").alias(name), pl.col("code").alias(f"{name}_code")).sort(name)
+
+    start = times("begin", "start").unique(["subject_id", "start"], keep="first", maintain_order=True).sort("start")
+    if start.is_empty():
+        raise DataError(
+            f"{path} has no ICU stay", f"no code {by.stay['begin']}//...", "give a MEDS data set of ICU patients"
+        )
+    forward: dict[str, Any] = {"left_on": "start", "by": "subject_id", "strategy": "forward", "check_sortedness": False}
+    left = pl.concat([times("left", "left"), times("died", "left")]).sort("left")
+    out = times("end", "out") if "end" in by.stay else left.rename({"left": "out", "left_code": "out_code"})
+    born = edges.filter(pl.col("role") == "birth").group_by("subject_id").agg(born=pl.col("time").min())
+    sexes = read_sexes(edges.filter(pl.col("role") == "sex"), by)
+    death = times("death", "death").group_by("subject_id").agg(pl.col("death").min())
+    stays = (
+        start.join_asof(out, right_on="out", **forward)
+        .join_asof(left, right_on="left", **forward)
+        .join(ends, "subject_id", "left")
+        .join(death, "subject_id", "left")
+        .join(born, "subject_id", "left")
+        .join(sexes, "subject_id", "left")
+        .sort("subject_id", "start")
+        .with_columns(next=pl.col("start").shift(-1).over("subject_id"))
+    )  # fmt: skip
+    unread = stays.filter(pl.col("said").fill_null(0) > 0, pl.col("sex").is_null()).height
+    conversions.note("stays with an unreadable sex, or with two, set missing", unread)
+    cut = int(stays.select((pl.col("out") > pl.col("next")).sum()).item() or 0)
+    words = (
+        pl.when(pl.col("start_code").str.contains(text, literal=True)).then(kind) for text, kind in by.icu_type.items()
+    )
+    unit = pl.coalesce(*words, pl.lit(None, pl.Float64))
+    unknown = int(stays.select(unit.is_null().sum()).item()) if by.icu_type else 0
+    conversions.note("stays of a kind of unit that the mapping does not know", unknown)
+    number = pl.int_range(pl.len()).over("subject_id") + 1
+    stop = pl.min_horizontal("out", "next").fill_null(pl.col("last"))
+    died = pl.col("left_code").str.starts_with(by.stay["died"]) if "died" in by.stay else pl.lit(False)
+    # who dies in hospital within 6 h of leaving the unit is taken to have died there: discharge is charted late
+    here = pl.coalesce(pl.col("death"), pl.when(died).then("left")) <= stop + pl.duration(hours=6)
+    stays = stays.with_columns(age=hours(pl.col("start") - pl.col("born")) / (24 * 365.25))
+    return stays.select(
+        "subject_id",
+        stay_id=pl.col("subject_id") + "-" + number.cast(pl.String),
+        source=pl.lit(by.source),
+        died=pl.when(pl.col("left_code").is_not_null()).then(died),
+        end_h=hours(stop - pl.col("start")),
+        end=pl.when(here).then(pl.lit("death")).when(pl.col("out").is_not_null()).then(pl.lit("discharge")),
+        period=pl.col("start").dt.year().cast(pl.String) if by.dates == "real" else pl.lit(None, pl.String),
+        clock_h=pl.col("start").dt.hour() + pl.col("start").dt.minute() / 60,
+        start="start",
+        stop=stop,
+        age=age("age", pl.Float64()).round(2),  # .1 would make adults of who is 17.95
+        sex="sex",
+        icu_type=unit,
+    ), cut  # fmt: skip
+
+
+def read_sexes(rows: pl.DataFrame, by: Mapping) -> pl.DataFrame:
+    """subject_id, sex (null where it cannot be read, or where two are said), said (how many rows say one)."""
+    code = pl.col("code")
+    mapped = (pl.when((code == start) | code.str.starts_with(f"{start}//")).then(v) for start, v in by.sex.items())
+    word = code.str.extract(r"([^/]*)$", 1).alias("word")
+    words = rows.select(word).select(sex("word")).to_series()
+    read = rows.with_columns(sex=pl.coalesce(*mapped, words))
+    one = pl.when(pl.col("sex").drop_nulls().n_unique() == 1).then(pl.col("sex").max())
+    return read.group_by("subject_id").agg(sex=one, said=pl.len())
+
+
+def hours(duration: pl.Expr) -> pl.Expr:
+    return duration.dt.total_seconds() / 3600
+
+
+def events_of(rows: pl.LazyFrame, window: pl.LazyFrame, by: Mapping) -> pl.LazyFrame:
+    """EVENTS of one piece: ROWS within the stays of `window`."""
+    rows = rows.filter(pl.col("time").is_not_null())
+    values = rows.filter(pl.col("role") == "value").select("subject_id", "time", "concept", "value", UNIT)
+    measured = pl.concat([values, *(summed(rows, n, by) for n in by.sums)], how="diagonal")
+    # the latest admission at or before the event, and not beyond the end of that stay
+    inside = (
+        measured.sort("time")
+        .join_asof(window.sort("start"), left_on="time", right_on="start", by="subject_id", check_sortedness=False)
+        .filter(pl.col("time") <= pl.col("stop"))
+    )
+    before = (
+        measured.filter(pl.col("concept").is_in(STATIC))
+        .join(window, "subject_id")
+        .filter((pl.col("time") < pl.col("start")) & (pl.col("start") - pl.col("time") <= pl.duration(hours=24)))
+        .with_columns(time="start")
+    )
+    charts = pl.concat([inside, before], how="diagonal").with_columns(time=hours(pl.col("time") - pl.col("start")))
+    columns = EVENTS.names()
+    return pl.concat(
+        [charts.select(*columns, UNIT), *(episodes(rows, window, n).select(columns) for n in by.episodes)],
+        how="diagonal",
+    )
+
+
+def summed(rows: pl.LazyFrame, name: str, by: Mapping) -> pl.LazyFrame:
+    """A score in parts; a part charted twice at one time would make the sum ambiguous, and so there is none."""
+    n = len(by.sums[name])
+    return (
+        rows.filter((pl.col("role") == f"part of {name}") & pl.col("value").is_not_null())
+        .group_by("subject_id", "time")
+        .agg(pl.col("value").sum(), parts=pl.col("code").n_unique(), rows=pl.len())
+        .filter((pl.col("parts") == n) & (pl.col("rows") == n))
+        .select("subject_id", "time", concept=pl.lit(name), value="value")
+    )
+
+
+def episodes(rows: pl.LazyFrame, window: pl.LazyFrame, name: str) -> pl.LazyFrame:
+    """EVENTS of the episodes of one concept; each start goes with the patient's next end."""
+
+    def times(edge: str) -> pl.LazyFrame:
+        at = rows.filter(pl.col("role") == f"{edge} {name}")
+        return at.select("subject_id", pl.col("time").alias(edge)).sort(edge)
+
+    pairs = times("from").join_asof(
+        times("to"), left_on="from", right_on="to", by="subject_id", strategy="forward", check_sortedness=False
+    )
+    placed = pairs.join(window, "subject_id").select(
+        "subject_id",
+        "stay_id",
+        "end_h",
+        concept=pl.lit(name),
+        from_h=hours(pl.col("from") - pl.col("start")),
+        to_h=hours(pl.col("to") - pl.col("start")),
+    )
+    return charted(placed)
+
+
+def descriptors(stays: pl.DataFrame) -> pl.DataFrame:
+    """age, sex and icu_type of every stay as events at its start."""
+    wide = stays.select("subject_id", "stay_id", pl.col("age", "sex", "icu_type").cast(pl.Float64), time=pl.lit(0.0))
+    return (
+        wide.unpivot(index=["subject_id", "stay_id", "time"], variable_name="concept")
+        .drop_nulls("value")
+        .select(EVENTS.names())
+    )

@@ -1,0 +1,384 @@
+"""MIMIC-III raw tables, `CHARTEVENTS.csv.gz` and so on: CSV, CSV.gz or parquet, names in any letter case.
+
+Needed: ICUSTAYS, PATIENTS, ADMISSIONS, CHARTEVENTS, LABEVENTS, PROCEDUREEVENTS_MV. A row is an ICU stay. Charted rows
+belong to the stay that they name, laboratory rows to the stay that they fall into; rows that name a stay that the
+patient does not have in ICUSTAYS are left out and counted. Times are chart times: LABEVENTS has no time of storing.
+Rows marked as errors are left out. Laboratory gases count where a specimen row (50800) of the same patient and time
+says ART. Ages above 89 are recorded as about 300 years (demographics.py).
+
+Ventilation. MetaVision has procedures: 225792 invasive, 225794 non-invasive. CareVue has none, so a rule stands in:
+
+    invasive (mech_vent 1)    at a time with a ventilator mode (720) other than `Other/Remarks`, or with a PEEP (505,
+                              506), tidal volume (682, 683), plateau (543), peak (535) or mean airway pressure (444) or
+                              minute volume (445, 448, 450) above 0
+    non-invasive (niv 1)      at a time with the oxygen device (467) `Bipap Mask` or `CPAP Mask`: what the ventilator
+                              shows then is not counted as invasive
+    neither (both 0)          at a time with another device without a tube (nasal cannula, tent, mask, nebuliser,
+                              T-piece) and no ventilator setting
+
+`None` as a device says nothing. How long a 1 counts is the label's own window.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import dataframely as dy
+import polars as pl
+
+from raylab.data.icu.concepts import CONCEPTS, EVENTS, UNIT, Extract, stated_units, whole_stays
+from raylab.data.icu.demographics import age, count_unread, sex
+from raylab.data.icu.sources.episodes import charted
+from raylab.data.icu.sources.tables import Conversions, Findings, Pieces, by_value, needed, piece_count, rows_of, whole
+from raylab.data.identifiers import identifier, is_missing
+from raylab.errors import DataError
+
+WHAT = "the tables of MIMIC-III"
+UNITS = {"CCU": 1.0, "CSRU": 2.0, "MICU": 3.0, "SICU": 4.0, "TSICU": 4.0}  # icu_type of PhysioNet 2012
+PERIODS = {"carevue": "2001-2008", "metavision": "2008-2012"}
+
+MODE, DEVICE = 720, 467
+SETTINGS = (505, 506, 682, 683, 543, 535, 444, 445, 448, 450)
+MASKS = ("bipap mask", "cpap mask")
+NO_TUBE = (
+    "nasal cannula", "face tent", "aerosol-cool", "non-rebreather", "hi flow neb", "medium conc mask", "venti mask",
+    "trach mask", "t-piece", "hi flow nasal cannula", "ultrasonic neb",
+)  # fmt: skip
+COMA_SCALE = (220739, 223900, 223901)  # MetaVision's eye, verbal, motor: a score is their sum at one time
+SPECIMEN = 50800
+GASES = (50821, 50818, 50820, 50817, 50802)
+VENTILATION = {225792: "mech_vent", 225794: "niv"}
+
+
+def id_number(nullable: bool = False) -> dy.String:
+    """A column of identifiers, which are whole numbers by MIMIC-III's documentation."""
+    return dy.String(nullable=nullable, metadata={"identifier": "number"})
+
+
+class IcuStays(dy.Schema):
+    subject_id = id_number()
+    hadm_id = id_number()
+    icustay_id = id_number()
+    dbsource = dy.String(nullable=True)
+    first_careunit = dy.String(nullable=True)
+    intime = dy.Datetime(nullable=False)
+    outtime = dy.Datetime(nullable=True)
+
+
+class Patients(dy.Schema):
+    subject_id = id_number()
+    gender = dy.String(nullable=True)
+    dob = dy.Datetime(nullable=True)
+
+
+class Admissions(dy.Schema):
+    hadm_id = id_number()
+    deathtime = dy.Datetime(nullable=True)
+    hospital_expire_flag = dy.Int64(nullable=True, is_in=[0, 1])
+
+
+class ChartEvents(dy.Schema):
+    subject_id = id_number()
+    icustay_id = id_number(nullable=True)
+    itemid = dy.Int64(nullable=False)
+    charttime = dy.Datetime(nullable=False)
+    value = dy.String(nullable=True)
+    valuenum = dy.Float64(nullable=True, allow_inf=True)  # outside every range: counted there
+    valueuom = dy.String(nullable=True)
+    error = dy.Int64(nullable=True)
+
+
+class LabEvents(dy.Schema):
+    subject_id = id_number()
+    itemid = dy.Int64(nullable=False)
+    charttime = dy.Datetime(nullable=False)
+    value = dy.String(nullable=True)
+    valuenum = dy.Float64(nullable=True, allow_inf=True)  # outside every range: counted there
+    valueuom = dy.String(nullable=True)
+
+
+class Procedures(dy.Schema):
+    subject_id = id_number()
+    icustay_id = id_number(nullable=True)
+    itemid = dy.Int64(nullable=False)
+    starttime = dy.Datetime(nullable=False)
+    endtime = dy.Datetime(nullable=True)
+    statusdescription = dy.String(nullable=True)
+
+
+ROWS = pl.Schema(
+    {
+        "subject_id": pl.String(),
+        "stay_id": pl.String(),
+        "at": pl.Datetime("us"),
+        "item": pl.Int64(),
+        "concept": pl.String(),
+        "value": pl.Float64(),
+        "text": pl.String(),
+        UNIT: pl.String(),
+    }
+)
+
+
+def read(path: Path, work: Path) -> Extract:
+    if not path.is_dir():
+        raise DataError(f"no directory at {path}", do=f"give --path the directory with {WHAT}")
+    conversions, counts = Conversions(), Counter[str]()
+    stays = find_stays(path, conversions, counts)
+    files = {name: needed(path, name, WHAT) for name in ("CHARTEVENTS", "LABEVENTS")}
+    pieces = piece_count(*files.values())
+    known = {int(item): concept.name for concept in CONCEPTS.values() for item in concept.ids["mimic3"]}
+    rule = (MODE, DEVICE, *COMA_SCALE)
+    tell = (conversions, counts)
+    charts = narrow(files["CHARTEVENTS"], ChartEvents, {*known, *rule}, Pieces(work, "charts", pieces), stays, *tell)
+    labs = narrow(files["LABEVENTS"], LabEvents, {*known, SPECIMEN}, Pieces(work, "labs", pieces), stays, *tell)
+    episodes = procedures(path, stays, *tell)
+    parts = tuple(
+        events_of(pl.scan_parquet(chart), pl.scan_parquet(lab), episodes.lazy(), stays.lazy())
+        for chart, lab in zip(charts, labs, strict=True)
+    )
+    first = descriptors(stays)
+    together = pl.concat([parts[0], first.lazy()], how="diagonal")
+    parts = (together,) if len(parts) == 1 else _spread(parts, first)
+    notes = (*NOTES, *conversions.close())
+    warnings = tuple(conversions.warnings)
+    return Extract(pl.concat(parts), whole_stays(stays), dict(+counts), parts, notes, warnings, numbering="mimic3")
+
+
+NOTES = ("times are chart times: a laboratory value may have been known later than its time",)
+
+
+def _spread(parts: tuple[pl.LazyFrame, ...], first: pl.DataFrame) -> tuple[pl.LazyFrame, ...]:
+    """The descriptors of every stay go to the piece that its patient is in."""
+    part = pl.col("subject_id").hash(seed=0) % len(parts)
+    return tuple(pl.concat([piece, first.lazy().filter(part == k)], how="diagonal") for k, piece in enumerate(parts))
+
+
+def find_stays(path: Path, conversions: Conversions, counts: Counter[str]) -> pl.DataFrame:
+    """One row a stay: STAYS, start and end (dates), age, sex, icu_type. Counted are stays that were cut where two
+    overlap, and what PATIENTS and ADMISSIONS do not say."""
+    table = whole(path, "ICUSTAYS", IcuStays, WHAT, conversions).drop_nulls("intime").sort("subject_id", "intime")
+    if table.is_empty():
+        raise DataError(f"{path}: ICUSTAYS has no rows", do="copy it again")
+    if table["icustay_id"].is_duplicated().any():
+        n = int(table["icustay_id"].is_duplicated().sum())
+        raise DataError(f"{path}: {n} rows of ICUSTAYS share their icustay_id", do="keep one row a stay")
+    patients = whole(path, "PATIENTS", Patients, WHAT, conversions)
+    admissions = whole(path, "ADMISSIONS", Admissions, WHAT, conversions)
+    for name, other, lost in (("PATIENTS", patients, "age and sex"), ("ADMISSIONS", admissions, "outcome")):
+        key = other.columns[0]
+        conversions.match(table[key], other[key], "ICUSTAYS", name)
+        conversions.note("stays without a row in {} (no {})", table.join(other, key, "anti").height, name, lost)
+    patients = patients.unique("subject_id", keep="first", maintain_order=True)
+    admissions = admissions.unique("hadm_id", keep="first", maintain_order=True)
+    following = pl.col("intime").shift(-1).over("subject_id")
+    overlap = pl.col("outtime") > following
+    table = table.join(patients, "subject_id", "left").join(admissions, "hadm_id", "left")
+    counts["stays cut where they overlap"] = int(table.select(overlap.sum()).item() or 0)
+    table = table.with_columns(end=pl.min_horizontal("outtime", following), sex=sex("gender"))
+    conversions.note("stays with an unreadable sex, set missing", count_unread(table, "gender", "sex"))
+    hours = (pl.col("end") - pl.col("intime")).dt.total_seconds() / 3600
+    table = table.with_columns(age=(pl.col("intime") - pl.col("dob")).dt.total_seconds() / (24 * 365.25 * 3600))
+    table = table.with_columns(
+        period=pl.col("dbsource").str.to_lowercase().replace_strict(PERIODS, default=None),
+        icu_type=pl.col("first_careunit").replace_strict(UNITS, default=None),
+    )
+    for column, read in (("dbsource", "period"), ("first_careunit", "icu_type")):
+        conversions.note("stays with an unknown {} (no {})", count_unread(table, column, read), column, read)
+    dead = pl.col("deathtime") <= pl.col("end")
+    return table.select(
+        subject_id="subject_id",
+        stay_id="icustay_id",
+        source=pl.lit("mimic-iii"),
+        died=pl.col("hospital_expire_flag") == 1,
+        end_h=hours,
+        end=pl.when(dead).then(pl.lit("death")).when(pl.col("end").is_not_null()).then(pl.lit("discharge")),
+        period="period",
+        clock_h=pl.col("intime").dt.hour() + pl.col("intime").dt.minute() / 60,
+        start="intime",
+        stop="end",
+        age=age("age", pl.Float64()).round(2),  # .1 would make adults of who is 17.95
+        sex="sex",
+        icu_type="icu_type",
+    )
+
+
+def narrow(
+    file: Path,
+    schema: type[dy.Schema],
+    items: set[int],
+    out: Pieces,
+    stays: pl.DataFrame,
+    conversions: Conversions,
+    counts: Counter[str],
+) -> list[Path]:
+    """Rows with one of `items` of the patients of `stays`, with their unit, written by patient. Memory holds one
+    portion of the table."""
+    findings, table = Findings(file, conversions), file.name.partition(".")[0].upper()
+    wanted = [str(item) for item in sorted(items)]
+    named: list[pl.DataFrame] = []
+    keys = {"subject_id": "subject_id", "icustay_id": "stay_id"}  # here -> in `stays`
+    for part, lines in rows_of(findings, schema, table):
+        kind = part.schema["itemid"]
+        items_read = by_value(
+            part, "itemid", item=identifier("itemid", kind, numeric=True), silent=is_missing("itemid", kind)
+        )
+        item, broken = items_read["item"], items_read["item"].is_null() & ~items_read["silent"]
+        asked = item.is_in(wanted).fill_null(False) | broken  # the check below refuses what is no item
+        findings.rows += part.height - int(asked.sum())
+        if not asked.any():
+            continue
+        rows = findings.check(part.filter(asked), schema, lines.filter(asked))
+        if "error" in rows.columns:
+            wrong = (pl.col("error") == 1).fill_null(False)
+            counts["marked as an error"] += int(rows.select(wrong.sum()).item())
+            rows = rows.filter(~wrong)
+        named.append(rows.select(key for key in keys if key in rows.columns).unique())
+        rows = of_stays(rows, stays, table, counts).with_columns(pl.col("valuenum").fill_nan(None))
+        nothing = pl.col("valuenum").is_null() & (pl.col("value").fill_null("").str.strip_chars() == "")
+        counts["without a value"] += int(rows.select(nothing.sum()).item())
+        out.add(with_units(rows.filter(~nothing)))
+    findings.close()
+    for key in named[0].columns if named else ():
+        conversions.match(pl.concat(named)[key], stays[keys[key]], table, "ICUSTAYS")
+    return out.close(ROWS)
+
+
+def of_stays(rows: pl.DataFrame, stays: pl.DataFrame, table: str, counts: Counter[str]) -> pl.DataFrame:
+    """The rows of patients of `stays`; where they name a stay, those whose stay is there and is that patient's."""
+    mine = rows.join(stays.select("subject_id").unique(), "subject_id", "semi")
+    counts[f"{table}: rows of patients without a stay"] += rows.height - mine.height
+    if "icustay_id" not in mine.columns:
+        return mine
+    pairs = stays.select("subject_id", icustay_id="stay_id")
+    placed = mine.filter(pl.col("icustay_id").is_null())
+    named = mine.filter(pl.col("icustay_id").is_not_null()).join(pairs, ["subject_id", "icustay_id"], "semi")
+    counts[f"{table}: rows that name a stay which the patient does not have"] += (
+        mine.height - placed.height - named.height
+    )
+    return pl.concat([named, placed])
+
+
+def with_units(rows: pl.DataFrame) -> pl.DataFrame:
+    """ROWS of charted or laboratory rows that hold something; what is no number is NaN."""
+    item = pl.col("itemid").cast(pl.String)
+    pairs = rows.select(item.alias("item"), recorded="valueuom").unique()
+    stay = pl.col("icustay_id") if "icustay_id" in rows.columns else pl.lit(None, pl.String)
+    number = pl.coalesce("valuenum", pl.col("value").cast(pl.Float64, strict=False))
+    return (
+        rows.with_columns(item=item, recorded="valueuom")
+        .join(stated_units("mimic3", pairs.iter_rows()), ["item", "recorded"], "left", nulls_equal=True)
+        .select(
+            subject_id="subject_id",
+            stay_id=stay,
+            at="charttime",
+            item=pl.col("itemid"),
+            concept="concept",
+            value=pl.when(pl.col("concept").is_not_null()).then(number.fill_null(float("nan"))).otherwise(number),
+            text=pl.when(pl.col("itemid").is_in([MODE, DEVICE, SPECIMEN])).then("value"),
+            unit=UNIT,
+        )
+        .cast(ROWS)
+    )
+
+
+def events_of(charts: pl.LazyFrame, labs: pl.LazyFrame, episodes: pl.LazyFrame, stays: pl.LazyFrame) -> pl.LazyFrame:
+    """EVENTS of one piece: `charts` and `labs` are ROWS, `episodes` of all patients, `stays` of all."""
+    window = stays.select("subject_id", "stay_id", "start", "stop")
+    named = charts.filter(pl.col("stay_id").is_not_null()).join(window.drop("subject_id"), "stay_id")
+    unnamed = placed(pl.concat([charts.filter(pl.col("stay_id").is_null()), arterial(labs)]), window)
+    rows = pl.concat([named, unnamed], how="diagonal").filter(
+        pl.col("stop").is_null() | (pl.col("at") <= pl.col("stop"))
+    )
+    rows = rows.with_columns(time=(pl.col("at") - pl.col("start")).dt.total_seconds() / 3600)
+    columns = EVENTS.names()
+    measured = rows.filter(pl.col("concept").is_not_null()).select(*columns, UNIT)
+    patients = pl.concat([charts.select("subject_id"), labs.select("subject_id")]).unique()
+    here = episodes.join(patients, "subject_id", "semi")
+    going = here.join(stays.select("stay_id", "start", "end_h"), "stay_id").with_columns(
+        from_h=(pl.col("starttime") - pl.col("start")).dt.total_seconds() / 3600,
+        to_h=(pl.col("endtime") - pl.col("start")).dt.total_seconds() / 3600,
+    )
+    return pl.concat([measured, coma(rows), carevue_ventilation(rows), charted(going).select(columns)], how="diagonal")
+
+
+def placed(rows: pl.LazyFrame, window: pl.LazyFrame) -> pl.LazyFrame:
+    """Rows that name no stay get the latest one begun at or before them, if they lie within it. An admission's height
+    and weight charted up to a day before count at its start."""
+    of = window.sort("start")
+    return (
+        rows.drop("stay_id")
+        .sort("at")
+        .join_asof(of, left_on="at", right_on="start", by="subject_id", check_sortedness=False)
+        .filter(pl.col("stay_id").is_not_null())
+    )
+
+
+def arterial(labs: pl.LazyFrame) -> pl.LazyFrame:
+    """Laboratory rows, of the gases only those whose specimen is arterial."""
+    specimen = labs.filter((pl.col("item") == SPECIMEN) & (pl.col("text").str.to_uppercase() == "ART"))
+    gas = pl.col("item").is_in(GASES)
+    arterial_gas = labs.filter(gas).join(specimen.select("subject_id", "at").unique(), ["subject_id", "at"], "semi")
+    return pl.concat([labs.filter(~gas & (pl.col("item") != SPECIMEN)), arterial_gas])
+
+
+def coma(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """The coma score where all three parts stand at one time, each once."""
+    return (
+        rows.filter(pl.col("item").is_in(COMA_SCALE) & pl.col("value").is_not_null())
+        .group_by("subject_id", "stay_id", "time")
+        .agg(pl.col("value").sum(), parts=pl.col("item").n_unique(), n=pl.len())
+        .filter((pl.col("parts") == len(COMA_SCALE)) & (pl.col("n") == len(COMA_SCALE)))
+        .select("subject_id", "stay_id", "time", concept=pl.lit("gcs"), value="value")
+    )
+
+
+def carevue_ventilation(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """mech_vent and niv by the rule at the top; `rows` has subject_id, stay_id, time, item, value, text."""
+    text = pl.col("text").str.to_lowercase().str.strip_chars()
+    device = pl.col("item") == DEVICE
+    setting = (pl.col("item").is_in(SETTINGS) & (pl.col("value") > 0) & pl.col("value").is_not_nan()) | (
+        (pl.col("item") == MODE) & text.is_not_null() & ~text.is_in(["", "other/remarks"])
+    )
+    at = (
+        rows.filter(pl.col("item").is_in([MODE, DEVICE, *SETTINGS]))
+        .group_by("subject_id", "stay_id", "time")
+        .agg(setting=setting.any(), mask=(device & text.is_in(MASKS)).any(), free=(device & text.is_in(NO_TUBE)).any())
+    )
+    mask, on, free = pl.col("mask"), pl.col("setting"), pl.col("free")
+    wide = at.select(
+        "subject_id",
+        "stay_id",
+        "time",
+        mech_vent=pl.when(mask).then(0.0).when(on).then(1.0).when(free).then(0.0),
+        niv=pl.when(mask).then(1.0).when(on | free).then(0.0),
+    )
+    return (
+        wide.unpivot(index=["subject_id", "stay_id", "time"], variable_name="concept")
+        .drop_nulls("value")
+        .select(EVENTS.names())
+    )
+
+
+def procedures(path: Path, stays: pl.DataFrame, conversions: Conversions, counts: Counter[str]) -> pl.DataFrame:
+    """subject_id, stay_id, concept, starttime, endtime of MetaVision's ventilation; rewritten orders are left out."""
+    table = whole(path, "PROCEDUREEVENTS_MV", Procedures, WHAT, conversions).filter(
+        pl.col("itemid").is_in(list(VENTILATION)) & (pl.col("statusdescription").fill_null("") != "Rewritten")
+    )
+    conversions.match(table["icustay_id"], stays["stay_id"], "PROCEDUREEVENTS_MV", "ICUSTAYS")
+    return of_stays(table, stays, "PROCEDUREEVENTS_MV", counts).select(
+        subject_id="subject_id",
+        stay_id="icustay_id",
+        concept=pl.col("itemid").replace_strict(VENTILATION, return_dtype=pl.String),
+        starttime="starttime",
+        endtime="endtime",
+    )
+
+
+def descriptors(stays: pl.DataFrame) -> pl.DataFrame:
+    """age, sex and icu_type of every stay as events at its start."""
+    wide = stays.select("subject_id", "stay_id", "age", "sex", "icu_type", time=pl.lit(0.0))
+    return (
+        wide.unpivot(index=["subject_id", "stay_id", "time"], variable_name="concept")
+        .drop_nulls("value")
+        .select(EVENTS.names())
+    )

@@ -1,0 +1,141 @@
+"""Prepared chest X-rays as Samples: float32 [B, 1, S, S] from the memory-mapped cache, augmented by batch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raylab.data.images.augment import AUGMENT, augmented
+from raylab.data.images.prepare import SPLITS
+from raylab.data.prepared import read_meta
+from raylab.errors import DataError, unknown
+
+# The central lung field as a fixed box, the same for all images: left, top, right, bottom as shares of the view
+# (decode.frame). Lungs of a frontal radiograph lie within it, but not only lungs do.
+LUNG_BOX = (0.12, 0.10, 0.88, 0.85)
+
+
+class ImageSamples:
+    """One split. `size` and statistics come from `spec`, so that another directory gives a model the same inputs."""
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        table: pl.DataFrame,
+        meta: dict[str, Any],
+        spec: dict[str, Any],
+        augment: Mapping[str, float],
+    ) -> None:
+        self.images = images  # uint8 [all rows, cache size, cache size]
+        self.rows = table["row"].to_numpy().astype(np.int64)  # row in the directory: what augmentation is keyed by
+        self.y = table["label"].to_numpy().astype(np.int64)
+        self.group = table["group"].to_numpy().astype(np.int64)
+        self.source = np.array(table["source"].to_list(), dtype=str)
+        self.view = np.array([view or "unknown" for view in table["view"].to_list()], dtype=str)
+        self.ids = np.array(table["id"].to_list(), dtype=str)
+        self.meta = meta
+        self.spec = spec
+        self.absent: list[str] = []  # inputs a model wants and this directory lacks: never any among images
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, index: NDArray[Any], augment: tuple[int, int] | None = None) -> Tensor:
+        """x float32 [B, 1, S, S] = (pixel / 255 - mean) / std; `augment` = (seed, epoch), see Samples."""
+        rows, x_B1SS = self.rows[index], self.pixels(index)
+        if self.spec.get("mask") == "centre":  # before augmentation, which would carry lungs out of the box
+            left, top, right, bottom = box_px(x_B1SS.shape[-1])
+            x_B1SS[:, :, top:bottom, left:right] = 0
+        if augment is not None:
+            x_B1SS = augmented(x_B1SS, *augment, rows, self.augment)
+        mean, std = float(self.spec["mean"]), float(self.spec["std"])
+        return (x_B1SS - mean) / std
+
+    def pixels(self, index: NDArray[Any]) -> Tensor:
+        """float32 [B, 1, S, S] in 0 (black) to 1, unmasked and as they are."""
+        x_B1SS = torch.from_numpy(self.images[self.rows[index]]).unsqueeze(1)
+        if self.spec["size"] != x_B1SS.shape[-1]:
+            x_B1SS = F.interpolate(x_B1SS, (self.spec["size"],) * 2, mode="bilinear", antialias=True)
+        return x_B1SS.float() / 255
+
+
+def box_px(side: int) -> tuple[int, int, int, int]:
+    """LUNG_BOX in pixels of a view of `side` px."""
+    left, top, right, bottom = (round(share * side) for share in LUNG_BOX)
+    return left, top, right, bottom
+
+
+def load_images(
+    directory: Path,
+    split: str,
+    size: int | None = None,
+    augment: Mapping[str, float] | None = None,
+    spec: Mapping[str, Any] | None = None,
+    mask: str | None = None,
+) -> ImageSamples:
+    """The rows of `split` ("train", "val", "test", or "all").
+
+    `spec`: of the model that will see the images; its statistics, and its size unless `size` is given, replace the
+    directory's own. `augment`: changes to AUGMENT, {} or None for AUGMENT itself; zeros switch it off. `mask` "centre":
+    LUNG_BOX is black, as it is for a model whose spec says so.
+    Raises DataError when the images are not of the kind, classes or size that the model needs.
+    """
+    directory = Path(directory)
+    if split not in (*SPLITS, "all"):
+        raise unknown("split", split, (*SPLITS, "all"))
+    for name in augment or {}:
+        if name not in AUGMENT:
+            raise unknown("augmentation", name, AUGMENT)
+    meta = read_meta(directory, "covidnet")
+    table = pl.read_parquet(directory / "index.parquet")
+    if "group" not in table.columns:
+        raise DataError(f"{directory} was prepared before copies were looked for", do="raylab prepare covidnet again")
+    groups = {name: number for number, name in enumerate(sorted(set(table["group"])))}
+    table = table.with_columns(group=pl.col("group").replace_strict(groups, return_dtype=pl.Int64))
+    if split != "all":
+        table = table.filter(pl.col("split") == split)
+    if table.is_empty():
+        raise DataError(
+            f"{directory} has no {split} split",
+            f"it was prepared with {', '.join(meta['counts'])} alone",
+            f"raylab prepare covidnet with a {split} list",
+        )
+    images = np.load(directory / "images.npy", mmap_mode="r")
+    return ImageSamples(images, table, meta, _spec(directory, meta, size, spec, mask), {**AUGMENT, **(augment or {})})
+
+
+def _spec(
+    directory: Path, meta: dict[str, Any], size: int | None, spec: Mapping[str, Any] | None, mask: str | None
+) -> dict[str, Any]:
+    """What the model's inputs are made by: `spec` checked against the directory, or the directory's own."""
+    if spec is None:
+        if meta["statistics"] is None:
+            raise DataError(
+                f"{directory} has no train split to take pixel statistics from",
+                "statistics are fitted on train only",
+                "prepare it with a train list, or use it with a trained model, which brings its own",
+            )
+        spec = {"kind": meta["kind"], "classes": meta["classes"], "size": meta["size"], **meta["statistics"]}
+        spec |= {"mask": mask} if mask is not None else {}
+    for key in ("kind", "classes"):
+        if spec.get(key) != meta[key]:
+            raise DataError(
+                f"a model asked to run on images of another kind: {directory}",
+                f"its {key}: the model's {spec.get(key)}, the directory's {meta[key]}",
+                "use a directory prepared for the model's task",
+            )
+    side = size or spec["size"]
+    if side > meta["size"]:
+        raise DataError(
+            f"{directory} holds images of {meta['size']} px, {side} px are asked for",
+            "enlarging adds no information",
+            f"raylab prepare covidnet with --size {side}, or ask for at most {meta['size']}",
+        )
+    return {**spec, "size": side}

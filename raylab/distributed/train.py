@@ -1,0 +1,159 @@
+"""One run on Ray Train: the function that every worker executes, and the elastic trainer around it.
+
+Checkpoints are our own (checkpoint.py, in the run's directory on shared storage): Ray Train only starts workers,
+notices when they die, and restarts the group; a restarted group reads the newest valid checkpoint. A group that makes
+way for another, because a node leaves or more have come, ends as if it had finished: `train` sees that it has not.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.callback import UserCallback
+
+import raylab.errors
+from raylab.config.recipe import Recipe, parse_recipe
+from raylab.data.sampler import steps_per_epoch
+from raylab.distributed.elastic import NOTE, ElasticPolicy, ElasticTrainer, moved
+from raylab.distributed.store import StoreConfig, create_rendezvous
+from raylab.errors import IncompleteError, RaylabError, RunError
+from raylab.files import write_json
+from raylab.tasks.base import task
+from raylab.training.loop import Metrics
+from raylab.training.process_group import World
+from raylab.training.run import Moved, execute
+
+OnRows = Callable[[list[Metrics]], None]
+
+
+def worker(arguments: dict[str, Any]) -> None:
+    """What each rank runs. A failure that all ranks share ends the run at once, without a restart."""
+    directory = Path(arguments["directory"])
+    parent = arguments["parent"]
+    try:
+        execute(
+            parse_recipe(arguments["recipe"]),
+            Path(arguments["data"]),
+            directory,
+            lambda rows: send(rows, directory),
+            None if parent is None else Path(parent),
+        )
+    except Moved:
+        return
+    except RaylabError as error:
+        if ray.train.get_context().get_world_rank() == 0:
+            write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
+
+
+def send(rows: list[Metrics], directory: Path) -> str | None:
+    """Hand rows to the controller; say whether this group is to make way: a node leaves, or the number changes.
+
+    Collectives of Ray Train and of the group: every rank calls this at the same steps.
+    """
+    ray.train.report({"rows": rows})
+    if ray.train.get_preemption_info() is not None:
+        return "a node leaves"
+    world = World()
+    return "another number of workers" if world.any(world.rank == 0 and (directory / NOTE).exists()) else None
+
+
+class Forward(UserCallback):
+    """Runs in the controller, of which a run has one: the single place through which metrics leave a run."""
+
+    def __init__(self, on_rows: OnRows) -> None:
+        self.on_rows = on_rows
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self.on_rows(metrics[0]["rows"])
+
+
+def train(
+    recipe: Recipe, data: Path, directory: Path, callback: UserCallback, parent: Path | None = None
+) -> dict[str, Any]:
+    """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; the result of `execute`.
+
+    `callback` lives in Ray Train's controller and gets each bundle of metrics (see `Forward`). Raises the run's own
+    error, RunError when workers died more often than recipe.scaling.max_failures, and IncompleteError when Ray Train
+    reports success without a result.
+    """
+    (directory / "failure.json").unlink(missing_ok=True)
+    samples = len(task(recipe.task).load(data, "train", recipe.data, None))
+    planned = recipe.loop.epochs * steps_per_epoch(samples, recipe.loop.batch)
+    rendezvous = create_rendezvous()
+    while True:
+        (directory / NOTE).unlink(missing_ok=True)
+        try:
+            trainer(recipe, data, directory, callback, parent, planned, rendezvous).fit()
+        except ray.train.TrainingFailedError as error:
+            raise RunError(
+                f"the workers of run {directory.name} failed {recipe.scaling.max_failures + 1} times",
+                str(error).strip().splitlines()[-1],
+                f"see Ray's logs, then: raylab train --resume {directory.name}",
+            ) from error
+        if not moved(directory):
+            return outcome(directory)
+
+
+def trainer(
+    recipe: Recipe,
+    data: Path,
+    directory: Path,
+    callback: UserCallback,
+    parent: Path | None,
+    planned: int,
+    rendezvous: Any,
+) -> ElasticTrainer:
+    """The trainer of one attempt, whose workers meet at `rendezvous`."""
+    low, high = recipe.scaling.workers
+    # Attempts of a resumed run each get a name of their own: Ray Train's records are not what we resume from
+    attempt = sum(1 for _ in (directory / "ray").glob("*"))
+    scaling = ScalingConfig(
+        num_workers=(low, high),
+        use_gpu=recipe.scaling.gpu,
+        resources_per_worker={"CPU": recipe.scaling.cpus_per_worker} | ({"GPU": 1} if recipe.scaling.gpu else {}),
+        elastic_resize_monitor_interval_s=recipe.scaling.resize_seconds,
+    )
+    return ElasticTrainer(
+        worker,
+        policy=ElasticPolicy(scaling, directory, planned),
+        train_loop_config={
+            "recipe": recipe.model_dump(mode="json"),
+            "data": str(data),
+            "directory": str(directory),
+            "parent": None if parent is None else str(parent),
+        },
+        torch_config=StoreConfig("cpu:gloo,cuda:nccl" if recipe.scaling.gpu else "gloo", rendezvous=rendezvous),
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name=f"attempt-{attempt}",
+            storage_path=str(directory / "ray"),
+            failure_config=FailureConfig(max_failures=recipe.scaling.max_failures),
+            callbacks=[callback],
+        ),
+    )
+
+
+def raise_failure(directory: Path) -> None:
+    """Raise the error with which the run has ended, if it left one."""
+    failure = directory / "failure.json"
+    if failure.is_file():
+        note = json.loads(failure.read_text())
+        raise getattr(raylab.errors, note["kind"])(*note["args"])
+
+
+def outcome(directory: Path) -> dict[str, Any]:
+    """The result that the workers left, or their failure raised here."""
+    raise_failure(directory)
+    result = directory / "result.json"
+    if not result.is_file():
+        raise IncompleteError(
+            f"run {directory.name} ended without reaching its last step", do=f"raylab train --resume {directory.name}"
+        )
+    found: dict[str, Any] = json.loads(result.read_text())
+    if found["stopped"] == "planned" and found["steps"] != found["planned_steps"]:
+        raise IncompleteError(f"run {directory.name} ended at step {found['steps']} of {found['planned_steps']}")
+    return found

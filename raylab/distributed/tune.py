@@ -1,0 +1,379 @@
+"""Hyperparameter searches on Ray Tune: trials, schedulers, Optuna.
+
+A search is a directory; a trial is a run directory in it, known by its number:
+
+    trials/007/params.json    written when the trial is suggested, before it starts
+               ...            a run (run.py): ledger, checkpoints, model
+               end.json       how it ended: planned, early, stopped, failed; and its objective
+
+An interrupted search is resumed from these files alone: ended trials are told to the sampler, begun ones are
+suggested again with their parameters and go on from their own checkpoints, and numbers never repeat. Ray Tune's own
+experiment state, which is pickled and written in place, is not needed.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+import ray
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from ray import tune
+from ray.train import Checkpoint
+from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, PopulationBasedTraining
+from ray.tune.search.optuna import OptunaSearch
+
+from raylab.config.overrides import override
+from raylab.config.recipe import Recipe, parse_recipe
+from raylab.config.search_space import parse_dimension
+from raylab.data.sampler import steps_per_epoch
+from raylab.distributed import train
+from raylab.errors import RaylabError, RunError, UsageError, unknown
+from raylab.files import write_json
+from raylab.tasks.base import task
+from raylab.training import checkpoint
+from raylab.training.loop import Metrics
+from raylab.training.run import execute
+
+OBJECTIVE = "objective"  # reported by trials: the best validation score of any epoch so far; higher is better
+
+SEARCHES: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=5),
+}
+
+# The last epoch is left to the trial itself, which then ends by its own: hence max_t beyond it.
+SCHEDULERS: dict[str, Callable[[Recipe, dict[str, BaseDistribution]], Any]] = {
+    "fifo": lambda recipe, space: FIFOScheduler(),
+    "asha": lambda recipe, space: ASHAScheduler(
+        time_attr="epoch",
+        max_t=recipe.loop.epochs + 1,
+        grace_period=max(1, recipe.loop.epochs // 8),
+        reduction_factor=3,
+    ),
+    "hyperband": lambda recipe, space: HyperBandScheduler(
+        time_attr="epoch", max_t=recipe.loop.epochs + 1, reduction_factor=3
+    ),
+    "pbt": lambda recipe, space: PopulationBasedTraining(
+        time_attr="epoch",
+        perturbation_interval=max(1, recipe.loop.epochs // 5),
+        hyperparam_mutations={
+            "trial": {"assigned": {p: _mutation(d) for p, d in space.items() if p.startswith("optim.")}}
+        },
+    ),
+}
+OF_ONE_STEP = ("train/loss", "train/grad_norm")  # trials are told of epochs, of which these are the last batch's
+WITH_CHECKPOINTS = {"hyperband", "pbt"}  # these pause trials or move their checkpoints
+
+
+class Watch(Protocol):
+    """What the search tells its caller, in the driver's process."""
+
+    def started(self, number: int, params: dict[str, Any]) -> None: ...
+    def row(self, number: int, metrics: Metrics) -> None: ...
+    def ended(self, number: int, how: str) -> None: ...
+
+
+def check(recipe: Recipe) -> None:
+    """Raise UsageError for a scheduler, search or space that cannot be run."""
+    search = recipe.search
+    if search.scheduler not in SCHEDULERS:
+        raise unknown("scheduler", search.scheduler, SCHEDULERS)
+    if search.search not in SEARCHES:
+        raise unknown("search", search.search, SEARCHES)
+    space = distributions(recipe)
+    if not space:
+        raise UsageError("the search space is empty", do="add --space optim.lr=loguniform(1e-5,1e-3)")
+    if search.scheduler == "pbt" and search.search != "random":
+        raise UsageError(
+            "pbt changes parameters itself, so it goes with random starts only", do="--scheduler pbt --search random"
+        )
+    if search.scheduler == "pbt" and not any(path.startswith("optim.") for path in space):
+        raise UsageError(
+            "pbt needs a parameter that may change during training",
+            "the space holds no optim.* path",
+            "add --space optim.lr=loguniform(1e-5,1e-3)",
+        )
+    if search.scheduler in WITH_CHECKPOINTS and search.workers_per_trial:
+        raise UsageError(
+            f"{search.scheduler} moves checkpoints between trials, which distributed trials do not hand over",
+            do="--workers-per-trial 0, or --scheduler asha",
+        )
+    for point in search.points:
+        override(recipe, point)
+
+
+def distributions(recipe: Recipe) -> dict[str, BaseDistribution]:
+    """The recipe's search space as Optuna's distributions; every bound is tried in the recipe first."""
+    space: dict[str, BaseDistribution] = {}
+    for path, text in recipe.search.space.items():
+        name, values = parse_dimension(path, text)
+        for value in values:
+            override(recipe, {path: value})
+        if name == "choice":
+            space[path] = CategoricalDistribution(values)
+        elif name == "randint":
+            space[path] = IntDistribution(*values)
+        else:
+            space[path] = FloatDistribution(*values, log=name == "loguniform")
+    return space
+
+
+def search(recipe: Recipe, data: Path, directory: Path, watch: Watch) -> None:
+    """Run or go on with the search in `directory` until recipe.search.trials trials have ended.
+
+    Raises RunError when no trial reached its end.
+    """
+    check(recipe)
+    space = distributions(recipe)
+    known = Trials(directory / "trials", recipe.search.trials)
+    left = recipe.search.trials - len(known.ended)
+    if left > 0:
+        options = recipe.search
+        random = options.scheduler == "pbt"  # the only one that takes no searcher: its starts are drawn beforehand
+        seed = recipe.seed + 7919 * len(known.params)  # a resumed sampler must not draw the same points again
+        sampler = SEARCHES[options.search](seed)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        tuner = Tuner(
+            tune.with_resources(
+                tune.with_parameters(trial, recipe=recipe.model_dump(mode="json"), data=str(data), at=str(directory)),
+                driver() if options.workers_per_trial else {"CPU": recipe.scaling.cpus_per_worker},
+            ),
+            param_space=drawn(known, space, sampler, recipe) if random else None,
+            tune_config=TuneConfig(
+                metric=OBJECTIVE,
+                mode="max",
+                num_samples=1 if random else left,
+                max_concurrent_trials=None if random else options.concurrent,
+                scheduler=SCHEDULERS[options.scheduler](recipe, space),
+                search_alg=None if random else Numbered(known, space, sampler, recipe),
+                reuse_actors=not options.workers_per_trial,
+            ),
+            run_config=RunConfig(
+                name=f"attempt-{sum(1 for _ in (directory / 'ray').glob('*'))}",
+                storage_path=str(directory / "ray"),
+                # a trial whose node goes starts again elsewhere, from its own checkpoint
+                failure_config=FailureConfig(max_failures=recipe.scaling.max_failures),
+                callbacks=[Told(known, watch)],
+                verbose=0,
+            ),
+        )  # fmt: skip
+        tuner.fit()
+    if best(directory) is None:
+        raise RunError(
+            f"none of the {recipe.search.trials} trials of {directory.name} reached its end",
+            "; ".join(sorted({end.get("error", end["how"]) for end in known.ended.values()}))[:500],
+            "look at the trials' errors, narrow --space",
+        )
+
+
+def driver() -> dict[str, float]:
+    """What the driver of a distributed trial asks for: a place on a Slurm cluster's head, which outlives workers."""
+    return {"raylab_head": 1} if "raylab_head" in ray.cluster_resources() else {"CPU": 0.1}
+
+
+def best(directory: Path) -> tuple[int, dict[str, Any]] | None:
+    """(number, end) of the trial with the best validation objective among those that ran to their end."""
+    whole = {n: e for n, e in Trials(directory / "trials", 0).ended.items() if e["how"] in {"planned", "early"}}
+    return max(whole.items(), key=lambda item: (item[1][OBJECTIVE], -item[0]), default=None)
+
+
+class Trials:
+    """The trials of a search as its directory tells them. `planned`: how many numbers there are to be."""
+
+    def __init__(self, directory: Path, planned: int) -> None:
+        self.directory, self.planned = directory, planned
+        directory.mkdir(parents=True, exist_ok=True)
+        read = {int(p.parent.name): json.loads(p.read_text()) for p in sorted(directory.glob("*/params.json"))}
+        self.params: dict[int, dict[str, Any]] = read
+        self.ended = {n: json.loads(p.read_text()) for n in read if (p := self.path(n) / "end.json").is_file()}
+        self.begun = [n for n in read if n not in self.ended]
+
+    def path(self, number: int) -> Path:
+        return self.directory / f"{number:03d}"
+
+    def new(self, params: dict[str, Any]) -> int:
+        number = max(self.params, default=-1) + 1
+        self.params[number] = params
+        self.path(number).mkdir(exist_ok=True)  # a kill may have left it empty: it counts from params.json on
+        write_json(self.path(number) / "params.json", params)
+        return number
+
+    def end(self, number: int, facts: dict[str, Any]) -> None:
+        self.ended[number] = facts
+        write_json(self.path(number) / "end.json", facts)
+
+
+class Numbered(OptunaSearch):
+    """Optuna, with each suggestion written to the search's directory before it is handed out."""
+
+    def __init__(
+        self, trials: Trials, space: dict[str, BaseDistribution], sampler: optuna.samplers.BaseSampler, recipe: Recipe
+    ) -> None:
+        fresh = [] if trials.params else [dict(p) for p in recipe.search.points if p.keys() == space.keys()]
+        waiting = [trials.params[n] for n in trials.begun]
+        super().__init__(
+            space, metric=OBJECTIVE, mode="max", sampler=sampler, points_to_evaluate=(waiting + fresh) or None
+        )
+        self.trials = trials
+        self.begun = list(trials.begun)
+        for number, end in trials.ended.items():
+            failed = end.get(OBJECTIVE) is None
+            self.add_evaluated_point(trials.params[number], end.get(OBJECTIVE), error=failed)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        params = super().suggest(trial_id)
+        if params is None:
+            return None
+        number = self.begun.pop(0) if self.begun else self.trials.new(params)
+        return {"trial": {"number": number, "assigned": params}}
+
+
+def drawn(
+    trials: Trials, space: dict[str, BaseDistribution], sampler: optuna.samplers.BaseSampler, recipe: Recipe
+) -> dict[str, Any]:
+    """The grid of a search without a searcher: begun trials first, then new random ones."""
+    study = optuna.create_study(sampler=sampler)
+    points = [] if trials.params else [dict(p) for p in recipe.search.points if p.keys() == space.keys()]
+    while len(trials.params) < trials.planned:
+        trials.new(points.pop(0) if points else study.ask(fixed_distributions=space).params)
+    left = [{"number": n, "assigned": p} for n, p in trials.params.items() if n not in trials.ended]
+    return {"trial": tune.grid_search(left)}
+
+
+class Told(tune.Callback):
+    """Runs in the driver: takes down how trials end and passes everything on to the caller's watch."""
+
+    def __init__(self, trials: Trials, watch: Watch) -> None:
+        self.trials, self.watch = trials, watch
+        self.last: dict[int, dict[str, Any]] = {}
+        self.numbers: dict[str, int] = {}  # PBT gives a trial its donor's settings, number included: go by id
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks for a restore of its own, which is not used
+
+    def number(self, trial: Any) -> int:
+        return self.numbers.setdefault(trial.trial_id, trial.config["trial"]["number"])
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = self.number(trial)
+        self.watch.started(number, {**self.trials.params[number], **trial.config["trial"]["assigned"]})
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        number = self.number(trial)
+        self.last[number] = result
+        scores = {n: value for n, value in result.items() if n.startswith(("train/", "val/", "best/"))}
+        row = {name: value for name, value in scores.items() if name not in OF_ONE_STEP}
+        self.watch.row(number, {**row, "step": result["step"], "epoch": result["epoch"] - 1})
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = self.number(trial)
+        last = self.last.get(number, {})
+        how = last.get("stopped") or "stopped"
+        self.trials.end(
+            number,
+            {
+                "how": how,
+                OBJECTIVE: last.get(OBJECTIVE),
+                "epoch": last.get("epoch"),
+                "params": trial.config["trial"]["assigned"],
+            },
+        )
+        self.watch.ended(number, how)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = self.number(trial)
+        failure = self.trials.path(number) / "failure.json"
+        why = json.loads(failure.read_text())["args"][0] if failure.is_file() else "its process died"
+        self.trials.end(number, {"how": "failed", OBJECTIVE: None, "error": why})
+        self.watch.ended(number, "failed")
+
+
+def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) -> None:
+    """One trial: a run like any other, whose rows go to Tune, one an epoch."""
+    # The first number that this trial had is its own; after an exploit by PBT the settings name the donor's
+    mine = Path(at) / "ids" / tune.get_context().get_trial_id()
+    if not mine.exists():
+        mine.parent.mkdir(exist_ok=True)
+        write_json(mine, settings["trial"]["number"])
+    directory = Path(at) / "trials" / f"{json.loads(mine.read_text()):03d}"
+    train.raise_failure(directory)  # Tune starts a failed trial again, as if its node had gone
+    base = parse_recipe(recipe)
+    options = base.search
+    assigned = settings["trial"]["assigned"]
+    chosen = override(base, {**assigned, "scaling.workers": options.workers_per_trial})
+    objective = f"val/{task(chosen.task).objective}"
+    best_so_far = float("-inf")
+    held: list[Metrics] = []
+
+    def report(row: Metrics, path: Path | None = None) -> None:
+        nonlocal best_so_far
+        best_so_far = max(best_so_far, row.get(objective, -row["val/loss"]))
+        told = {**row, "epoch": row["epoch"] + 1, OBJECTIVE: best_so_far}
+        tune.report(told, checkpoint=None if path is None else Checkpoint.from_directory(str(path)))
+
+    def send(rows: list[Metrics]) -> None:
+        for row in rows:
+            if "val/loss" in row:
+                if options.scheduler in WITH_CHECKPOINTS:
+                    held.append(row)
+                else:
+                    report(row)
+
+    def saved(path: Path) -> None:
+        while held:
+            report(held.pop(0), path)
+
+    moved = tune.get_checkpoint()
+    if moved is not None:
+        with moved.as_directory() as donor:
+            checkpoint.adopt(directory / "checkpoints", Path(donor))
+    if options.scheduler in WITH_CHECKPOINTS:
+        rows = len(task(chosen.task).load(Path(data), "train", chosen.data, None))
+        chosen = override(chosen, {"loop.checkpoint_steps": steps_per_epoch(rows, chosen.loop.batch)})
+    try:
+        if options.workers_per_trial:
+            result = train.train(chosen, Path(data), directory, ToTune(objective))
+        else:
+            result = execute(chosen, Path(data), directory, send, saved=saved, flush_seconds=0)
+    except RaylabError as error:
+        write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
+        raise
+    best_score = result["best"].get(objective.removeprefix("val/"), -result["best"]["loss"])
+    final = {f"val/{name}": score for name, score in result["val"].items()}
+    ended = {"step": result["steps"], "epoch": result["epochs"], OBJECTIVE: best_score, "stopped": result["stopped"]}
+    tune.report({**final, **ended})
+
+
+class ToTune(TuneReportCallback):
+    """In the controller of a distributed trial: its epochs' rows go on to the trial, and so to Tune."""
+
+    def __init__(self, objective: str) -> None:
+        super().__init__()
+        self.objective, self.best = objective, float("-inf")
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        for row in metrics[0]["rows"]:
+            if "val/loss" in row:
+                self.best = max(self.best, row.get(self.objective, -row["val/loss"]))
+                super().after_report(run_context, [{**row, "epoch": row["epoch"] + 1, OBJECTIVE: self.best}], None)
+
+
+def _mutation(distribution: BaseDistribution) -> Any:
+    """The same range in Tune's words, for PBT."""
+    if isinstance(distribution, FloatDistribution):
+        draw = tune.loguniform if distribution.log else tune.uniform
+        return draw(distribution.low, distribution.high)
+    if isinstance(distribution, IntDistribution):
+        return tune.randint(distribution.low, distribution.high + 1)
+    return tune.choice(list(distribution.choices))

@@ -1,0 +1,110 @@
+"""What a score does not say: how far probabilities are off, whether acting on them helps, and for whom they hold.
+
+Weighted over rows like metrics.py, and so with the same bootstraps over patients.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from raylab.errors import DataError
+from raylab.evaluation.intervals import Floats, clustered
+from raylab.evaluation.metrics import LOGIT_CLIP, ONE_CLASS, binary_scores, calibration_fit, outcomes
+
+BINS = 50
+THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+FEW = 20  # rows under which a subgroup is counted and not scored
+
+
+def ici(y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Integrated calibration index: mean |observed - predicted| over the rows (Austin & Steyerberg 2019, Stat Med
+    38:4051), with its interval.
+
+    Observed and predicted are smoothed alike by a Gaussian kernel over logit(p), of Silverman's width, between 50
+    equally filled bins, where the paper takes loess: over 1,000 resamples that is a product of matrices.
+    """
+    y_N, p_N, group_N = _rows(y, p, group)
+    logit_N = np.log(np.clip(p_N, LOGIT_CLIP, 1 - LOGIT_CLIP))
+    logit_N = logit_N - np.log1p(-np.clip(p_N, LOGIT_CLIP, 1 - LOGIT_CLIP))
+    order = np.argsort(logit_N, kind="stable")
+    bin_N = np.empty(len(y_N), dtype=np.int64)
+    bin_N[order] = np.arange(len(y_N)) * min(BINS, len(y_N)) // len(y_N)
+    cells_NB = np.eye(bin_N.max() + 1)[bin_N]
+    centre_B = (logit_N @ cells_NB) / cells_NB.sum(0)
+    width = max(1.06 * float(logit_N.std()) * len(y_N) ** -0.2, 1e-3)
+    kernel_BB = np.exp(-0.5 * ((centre_B[:, None] - centre_B) / width) ** 2)
+
+    def score(w: Floats) -> dict[str, Floats]:
+        rows_RB = w @ cells_NB
+        near_RB = np.maximum(rows_RB @ kernel_BB, 1e-12)
+        gap_RB = np.abs((w * (y_N - p_N)) @ cells_NB @ kernel_BB) / near_RB
+        return {"ici": (rows_RB * gap_RB).sum(1) / rows_RB.sum(1)}
+
+    return clustered(score, group_N, bootstraps, seed, {}, outcomes(y_N))["ici"]
+
+
+def decision_curve(
+    y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Net benefit at THRESHOLDS t: true positives - false positives * t / (1 - t), a row, of acting where p >= t, and
+    of acting on everybody; acting on nobody has 0 (Vickers & Elkin 2006, Med Decis Making 26:565)."""
+    y_N, p_N, group_N = _rows(y, p, group)
+    odds = np.array(THRESHOLDS) / (1 - np.array(THRESHOLDS))
+    act_NT = p_N[:, None] >= np.array(THRESHOLDS)
+    gain_NT = np.where(y_N[:, None] == 1, 1.0, -odds)
+
+    def score(w: Floats) -> dict[str, Floats]:
+        benefit_RT = (w @ (act_NT * gain_NT)) / w.sum(1, keepdims=True)
+        return {str(k): benefit_RT[:, k] for k in range(len(THRESHOLDS))}
+
+    model = clustered(score, group_N, bootstraps, seed, {}, outcomes(y_N))
+    everybody = gain_NT.mean(0)
+    return [
+        {"threshold": t, "model": model[str(k)], "everybody": float(everybody[k])} for k, t in enumerate(THRESHOLDS)
+    ]
+
+
+def subgroups(
+    y: ArrayLike,
+    p: ArrayLike,
+    group: ArrayLike,
+    members: Mapping[str, NDArray[np.bool_]],
+    bootstraps: int = 1000,
+    seed: int = 0,
+    names: Sequence[str] = ("auroc", "auprc", "prevalence", "calibration_intercept"),
+) -> dict[str, dict[str, Any]]:
+    """{subgroup: {"n", "positive", and the scores `names` with intervals}}; few rows or one class are only counted."""
+    y_N, p_N, group_N = _rows(y, p, group)
+    found: dict[str, dict[str, Any]] = {}
+    for name, inside in members.items():
+        n, positive = int(inside.sum()), int(y_N[inside].sum())
+        found[name] = {"n": n, "positive": positive}
+        if n < FEW or positive in (0, n):
+            found[name]["why"] = ONE_CLASS if n >= FEW else f"fewer than {FEW} rows"
+            continue
+        scores = binary_scores(y_N[inside], p_N[inside], group_N[inside], bootstraps, seed)
+        found[name] |= {score: scores[score] for score in names}
+    return found
+
+
+def recalibrated(p: ArrayLike, y_few: ArrayLike, p_few: ArrayLike) -> tuple[Floats, dict[str, float]]:
+    """p on a new site after fitting y ~ a + b logit(p) on a few of its rows, and {"intercept", "slope"}.
+
+    Where the few rows allow no slope (one class, or separated), DataError. (Steyerberg 2004, Stat Med 23:2567.)
+    """
+    intercept, slope = calibration_fit(y_few, p_few)
+    if not np.isfinite([intercept, slope]).all():
+        raise DataError(
+            f"{len(np.asarray(y_few))} rows are too few to recalibrate on",
+            "one class only, or the model separates them",
+            "give --recalibrate a larger number",
+        )
+    clipped = np.clip(np.asarray(p, dtype=np.float64), LOGIT_CLIP, 1 - LOGIT_CLIP)
+    z = intercept + slope * (np.log(clipped) - np.log1p(-clipped))
+    return 1 / (1 + np.exp(-z)), {"intercept": intercept, "slope": slope}
+
+
+def _rows(y: ArrayLike, p: ArrayLike, group: ArrayLike) -> tuple[NDArray[np.int64], Floats, NDArray[Any]]:
+    return np.asarray(y, dtype=np.int64), np.asarray(p, dtype=np.float64), np.asarray(group)

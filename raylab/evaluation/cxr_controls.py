@@ -1,0 +1,138 @@
+"""What a network's score on chest X-rays is held against: in public collections class and source are confounded.
+
+border probe     logistic regression that sees the outermost RING of RINGED px of an image alone: collimation, markers,
+                 fonts, exposure, and little lung (in wide films, whose central square is what networks see,
+                 its outermost strip). What it scores is what a shortcut scores.
+within a source  classes told apart among images of one source, where the source gives nothing away.
+
+The third control, a network trained with the lung field blacked out, is the recipe field data.mask=centre.
+(DeGrave et al. 2021, Nature Machine Intelligence 3:610; Maguolo and Nanni 2021, Information Fusion 76:1.)
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from raylab.data.images.dataset import ImageSamples, load_images
+from raylab.data.prepared import read_meta
+from raylab.errors import DataError
+from raylab.evaluation.metrics import binary_scores, point
+
+RINGED, RING = 64, 10  # px: the image is averaged to 64 x 64, of which the outer 10 on each side are seen
+STRENGTHS = (1e-5, 1e-4, 1e-3)  # of the regression (sklearn's C); val chooses
+FEWEST = 5  # rows of a class in a source, below which telling them apart is no measurement
+CHUNK = 256
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class BorderProbe:
+    """A fitted probe: softmax(x weights + bias) of standardised ring pixels; -inf bias for a class that train lacks."""
+
+    classes: list[str]
+    mean: Floats  # [2160]
+    std: Floats
+    weights: Floats  # [2160, classes]
+    bias: Floats
+    val_macro_recall: float
+
+    def __call__(self, samples: ImageSamples) -> Floats:
+        """Probabilities [N, classes]; `samples` may be masked: the probe looks at the pixels as they are."""
+        if samples.spec["classes"] != self.classes:
+            raise DataError(f"the border probe knows {self.classes}, the data has {samples.spec['classes']}")
+        return self.of((_ring(samples) - self.mean) / self.std)
+
+    def of(self, x: Floats) -> Floats:
+        logits = x @ self.weights + self.bias
+        e: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
+        e /= e.sum(axis=1, keepdims=True)
+        return e
+
+
+def border_probe(directory: Path, kept: Path) -> BorderProbe:
+    """The probe of a prepared directory: fitted on train, its strength chosen by macro recall on val.
+
+    `kept` is a folder for fitted probes, which are found again there by the directory's data hash.
+    """
+    file = kept / f"border-{read_meta(directory, 'covidnet')['data_hash'][:16]}.npz"
+    if not file.is_file():
+        kept.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f".{os.getpid()}-{file.name}")
+        np.savez(beside, **vars(_fitted(directory)))
+        beside.replace(file)
+    with np.load(file) as found:
+        return BorderProbe(
+            found["classes"].tolist(),
+            found["mean"],
+            found["std"],
+            found["weights"],
+            found["bias"],
+            float(found["val_macro_recall"]),
+        )
+
+
+def _fitted(directory: Path) -> BorderProbe:
+    from sklearn.linear_model import LogisticRegression
+
+    train, val = (load_images(directory, split) for split in ("train", "val"))
+    classes = train.spec["classes"]
+    x = _ring(train)
+    mean, std = x.mean(axis=0), x.std(axis=0) + 1e-6
+    tried = []
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength, class_weight="balanced", max_iter=200, tol=1e-3)
+        model.fit((x - mean) / std, train.y)
+        weights, bias = np.zeros((x.shape[1], len(classes))), np.full(len(classes), -np.inf)
+        two = len(model.classes_) == 2  # then sklearn has the weights of the second against the first
+        weights[:, model.classes_] = np.concatenate(
+            [np.zeros_like(model.coef_), model.coef_] if two else [model.coef_]
+        ).T
+        bias[model.classes_] = [0, *model.intercept_] if two else model.intercept_
+        probe = BorderProbe(classes, mean, std, weights, bias, 0.0)
+        tried.append(replace(probe, val_macro_recall=point("multiclass", val.y, probe(val))["macro_recall"]))
+    return max(tried, key=lambda probe: probe.val_macro_recall)
+
+
+def _ring(samples: ImageSamples) -> Floats:
+    """[N, 2160]: pixels 0 to 1 of the ring. They come from the cache, whatever a model's statistics are."""
+    seen = np.ones((RINGED, RINGED), dtype=bool)
+    seen[RING:-RING, RING:-RING] = False
+    parts = []
+    for at in range(0, len(samples), CHUNK):
+        pixels = samples.pixels(np.arange(at, min(at + CHUNK, len(samples))))
+        parts.append(F.adaptive_avg_pool2d(pixels, RINGED).numpy()[:, 0][:, seen])
+    return np.concatenate(parts).astype(np.float64)
+
+
+def within_source(
+    samples: ImageSamples, p: Floats, bootstraps: int = 1000, seed: int = 0
+) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """(source, class, other class, AUROC with its interval) of every pair of classes with at least FEWEST rows each in
+    one source: how well p of one, of both, tells them apart. Chance is .5."""
+    classes = samples.spec["classes"]
+    for source in sorted(set(samples.source)):
+        here = samples.source == source
+        counts = np.bincount(samples.y[here], minlength=len(classes))
+        for a, b in combinations(range(len(classes)), 2):
+            if min(counts[a], counts[b]) < FEWEST:
+                continue
+            rows = here & np.isin(samples.y, (a, b))
+            both = p[rows][:, a] + p[rows][:, b]
+            of_b = np.divide(p[rows][:, b], both, out=np.full(len(both), 0.5), where=both > 0)
+            scores = binary_scores(samples.y[rows] == b, of_b, samples.group[rows], bootstraps, seed)
+            yield source, classes[b], classes[a], {**scores["auroc"], "n": [int(counts[b]), int(counts[a])]}
+
+
+def by_stratum(samples: ImageSamples, p: Floats, strata: NDArray[Any]) -> dict[str, list[list[int]]]:
+    """Confusion [K, K], truth in rows, of each value of `strata` [N]."""
+    K = p.shape[1]
+    cell = samples.y * K + p.argmax(axis=1)
+    return {str(s): np.bincount(cell[strata == s], minlength=K * K).reshape(K, K).tolist() for s in np.unique(strata)}

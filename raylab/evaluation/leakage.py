@@ -1,0 +1,62 @@
+"""What a model of less than the patient already knows: the leakage checks of the ARDS task.
+
+The same gradient boosting is fitted on views of the inputs. One that sees only what was measured when, only the time of
+day, or only who the patient is, and scores above chance, tells how much of a score is the ward's behaviour or the case
+mix; without FiO2 and PaO2, how much is the label's own ingredients.
+"""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from raylab.data.icu.dataset import IcuSamples
+from raylab.models.baselines import Summary, both_classes
+
+GASES = ("fio2", "pao2", "pf", "sf")
+VIEWS = {
+    "everything": "all inputs",
+    "masks": "only what was measured, how often and how long ago",
+    "time of day": "only the hour of the clock at the prediction",
+    "static": "only age, sex, height, weight, unit type",
+    "without FiO2 and PaO2": "all inputs but these two and their ratios",
+}
+TREES, RATE, LEAVES = 100, 0.07, 8
+
+
+def view(samples: IcuSamples, name: str) -> NDArray[np.float64] | None:
+    """What a view shows, [N, D]; None where the data does not have it."""
+    f = len(samples.spec["features"])
+    if name == "time of day":
+        clock = samples.rows["clock_h"].cast(pl.Float64)
+        return None if clock.null_count() else clock.to_numpy()[:, None]
+    x = samples.batch(np.arange(len(samples)))
+    if name == "static":
+        shown = x[:, -1, 3 * f :]
+        return shown.double().numpy() if shown.shape[1] else None
+    if name == "masks":
+        masks: NDArray[np.float64] = torch.cat([x[..., f : 2 * f].sum(1), x[:, -1, 2 * f : 3 * f]], 1).double().numpy()
+        return masks
+    rows: NDArray[np.float64] = Summary(f)(x).numpy()
+    if name == "everything":
+        return rows
+    gone = [i for i, feature in enumerate(samples.spec["features"]) if feature in GASES]
+    return np.delete(rows, [k * f + i for k in range(8) for i in gone], axis=1)
+
+
+def probabilities(train: IcuSamples, scored: IcuSamples) -> dict[str, NDArray[np.float64]]:
+    """View -> p [N] of `scored` by a model of `train` in that view; views that the data does not have are left out."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    both_classes(train.y)
+    found = {}
+    for name in VIEWS:
+        seen, shown = view(train, name), view(scored, name)
+        if seen is None or shown is None:
+            continue
+        options: dict[str, Any] = {"early_stopping": False, "random_state": 0, "l2_regularization": 10.0}
+        model = HistGradientBoostingClassifier(max_iter=TREES, learning_rate=RATE, max_leaf_nodes=LEAVES, **options)
+        found[name] = model.fit(seen, train.y).predict_proba(shown)[:, 1]
+    return found

@@ -1,0 +1,55 @@
+"""AdamW (Loshchilov and Hutter, arXiv 1711.05101), by torch's own function.
+
+torch.optim's class loads torch's compiler when it is first used, some 4 s of every worker's start and restart; the
+function beneath it does not.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from raylab.config.recipe import Optim
+
+
+class AdamW:
+    """First and second moments of `weights`, whose .grad is read at each step."""
+
+    def __init__(self, weights: list[nn.Parameter]) -> None:
+        self.weights = weights
+        self.steps: list[Tensor] = [torch.tensor(0.0) for _ in weights]
+        self.first = [torch.zeros_like(w, memory_format=torch.preserve_format) for w in weights]
+        self.second = [torch.zeros_like(w, memory_format=torch.preserve_format) for w in weights]
+
+    @torch.no_grad()
+    def step(self, rate: float, options: Optim, shares: list[float] | None = None) -> None:
+        """One step at `rate`, or at its share of each weight; a weight whose share is 0 stays, moments included."""
+        each = shares or [1.0] * len(self.weights)
+        for share in sorted(set(each) - {0.0}):
+            at = [i for i, own in enumerate(each) if own == share]
+            adamw(
+                [self.weights[i] for i in at],
+                [g for i in at if (g := self.weights[i].grad) is not None],
+                [self.first[i] for i in at],
+                [self.second[i] for i in at],
+                [],
+                [self.steps[i] for i in at],
+                amsgrad=False,
+                beta1=options.beta1,
+                beta2=options.beta2,
+                lr=rate * share,
+                weight_decay=options.weight_decay,
+                eps=1e-8,
+                maximize=False,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        moments = zip(self.steps, self.first, self.second, strict=True)
+        return {"state": {i: {"step": s, "exp_avg": m, "exp_avg_sq": v} for i, (s, m, v) in enumerate(moments)}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for i, kept in state["state"].items():
+            self.steps[i].copy_(kept["step"])
+            self.first[i].copy_(kept["exp_avg"])
+            self.second[i].copy_(kept["exp_avg_sq"])

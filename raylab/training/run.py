@@ -1,0 +1,270 @@
+"""A run and its directory: what `--workers 0`, a Ray Train worker and a trial of a search all execute.
+
+run.json       name, run ids, data, parent (written by jobs)
+recipe.json    the resolved recipe
+ledger.jsonl   one line a step: which attempt computed it, on how many workers; and every start and checkpoint
+checkpoints/   see checkpoint.py
+model/         the trained network: model.safetensors, and model.json with its recipe and input spec
+result.json    or failure.json: how it ended
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from raylab.config.overrides import without_weights
+from raylab.config.recipe import Recipe, parse_recipe, without_foreign_fields
+from raylab.data.samples import Samples
+from raylab.errors import CheckpointError, DataError, RaylabError, RunError
+from raylab.files import read_lines, write_json
+from raylab.models.baselines import Fitted
+from raylab.models.ensemble import Ensemble
+from raylab.models.recurrent import GruD, Recurrent
+from raylab.models.weights import by_name, fill
+from raylab.tasks.base import Task, task
+from raylab.training import checkpoint
+from raylab.training.loop import Metrics, fit, fit_at_once
+from raylab.training.process_group import World
+
+Send = Callable[[list[Metrics]], str | None]
+"""Passes rows of metrics on (a collective where there are several ranks). Returns None, or why this group of workers
+is to make way for another: a checkpoint is then committed at the next step, and the run goes on elsewhere from it."""
+
+
+class Moved(Exception):
+    """No error: the run is saved at its present step and this group of workers ends, to be followed by another."""
+
+
+T = TypeVar("T")
+
+
+def execute(
+    recipe: Recipe,
+    data: Path,
+    directory: Path,
+    send: Send,
+    parent: Path | None = None,
+    saved: Callable[[Path], None] | None = None,
+    flush_seconds: float = 1.0,
+) -> dict[str, Any]:
+    """Train from the newest valid checkpoint in `directory` (or from `parent`'s weights, or from nothing) to the end.
+
+    Every rank of the world calls it; rank 0 writes, and calls `saved` with each new checkpoint. Metrics wait for
+    `flush_seconds` at most before they are sent on. Returns fit()'s result with the facts of the ledger.
+    """
+    world = World()
+    device = "cuda" if recipe.scaling.gpu else "cpu"
+    job = task(recipe.task)
+    scratch = recipe.transfer.mode == "scratch"
+    if scratch:
+        recipe = without_weights(recipe)
+    transferred = not scratch and (parent is not None or recipe.model.weights_path is not None)
+
+    def prepare() -> tuple[Samples, Samples, nn.Module, dict[str, Any] | None, list[Path]]:
+        train = job.load(data, "train", recipe.data, None)
+        val = job.load(data, "val", recipe.data, train.spec)
+        model = job.model(recipe, train.spec)
+        found, damaged = checkpoint.newest(directory / "checkpoints")
+        if found is None and parent is not None and not scratch:
+            inherit(model, parent, train.spec)
+        return train, val, model, None if found is None else checkpoint.load(found, device), damaged
+
+    train, val, model, state, damaged = agree(world, prepare)
+    recorder = Recorder(directory, recipe, world, send, saved, flush_seconds)
+    recorder.start(state, [p.name for p in damaged])
+    if isinstance(model, Fitted):
+        result = fit_at_once(recipe, job, model, train, val, recorder, device)
+    else:
+        result = fit(recipe, job, model, train, val, recorder, state, device, transferred)
+    recorder.flush()
+    if world.rank == 0:
+        write_model(directory / "model", model, recipe, train.spec)
+        result |= ledger_facts(directory / "ledger.jsonl")
+        write_json(directory / "result.json", result)
+    return result
+
+
+class Recorder:
+    """The `report` of a run in a directory: ledger, checkpoints, and rows of metrics in bundles to `send`.
+
+    A bundle may be lost with the worker that sent it, as long as it has not been fetched; the next `send` waits for
+    that. So the last bundle and the rows after it travel in the checkpoint, and a resumed run sends them again;
+    whoever receives rows takes each step once.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        recipe: Recipe,
+        world: World,
+        send: Send,
+        saved: Callable[[Path], None] | None = None,
+        flush_seconds: float = 1.0,
+    ) -> None:
+        self.directory, self.recipe, self.world, self.send, self.saved = directory, recipe, world, send, saved
+        self.flush_seconds = flush_seconds
+        self.ledger = directory / "ledger.jsonl"
+        self.rows: list[Metrics] = []
+        self.bundle: list[Metrics] = []  # sent last
+        self.sent_at = time.monotonic()
+        self.moving: str | None = None
+        self.attempt = 0
+
+    def start(self, state: dict[str, Any] | None, damaged: list[str]) -> None:
+        """Note that an attempt begins from the checkpoint `state`, past the newer ones named in `damaged`."""
+        self.rows = [] if state is None else state["rows"]
+        pids = self.world.gather({self.world.rank: torch.tensor([os.getpid()])}, self.world.size, 1)
+        if self.world.rank == 0:
+            lines = read_lines(self.ledger)
+            if self.ledger.is_file() and not self.ledger.read_bytes().endswith(b"\n"):
+                with self.ledger.open("a") as file:
+                    file.write("\n")  # ends the line that a crash has torn: readers leave it out
+            self.attempt = 1 + max((line["attempt"] for line in lines), default=-1)
+            self._write(
+                {
+                    "start": 0 if state is None else state["progress"]["step"],
+                    "workers": self.world.size,
+                    "pids": [int(pid) for pid in pids[:, 0]],
+                    "time": time.time(),
+                    "damaged": damaged,
+                }
+            )
+
+    def __call__(self, metrics: Metrics, state: dict[str, Any] | None) -> bool:
+        if state is None:
+            self.rows.append(metrics)
+            self._write({"step": metrics["step"], "loss": metrics["train/loss"]})
+            if self.world.any(time.monotonic() - self.sent_at >= self.flush_seconds):
+                self.flush()
+            return self.moving is not None
+        step, keep = metrics["step"], self.recipe.loop.keep
+        complete = {**state, "rows": self.bundle + self.rows}
+
+        def save() -> None:
+            if self.world.rank == 0:
+                path = checkpoint.save(self.directory / "checkpoints", step, complete, keep)
+                if self.saved is not None:
+                    self.saved(path)
+
+        agree(self.world, save)
+        self._write({"checkpoint": step})
+        if self.moving is not None:
+            self._write({"moved": step, "why": self.moving})  # to go on would repeat these steps elsewhere
+            raise Moved(self.moving)
+        return False
+
+    def flush(self) -> None:
+        self.moving = self.send(self.rows)
+        self.bundle, self.rows, self.sent_at = self.rows, [], time.monotonic()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.world.rank == 0:
+            try:
+                with self.ledger.open("a") as file:
+                    file.write(json.dumps({"attempt": self.attempt, **line}) + "\n")
+            except OSError as error:
+                do = f"free space, then: raylab train --resume {self.directory.name}"
+                raise CheckpointError(f"{self.ledger} could not be written", str(error), do) from error
+
+
+def agree(world: World, action: Callable[[], T]) -> T:
+    """Do `action` on every rank; when it fails on one, every rank raises, so that none waits for it in vain."""
+    error: RaylabError | None = None
+    try:
+        outcome = action()
+    except RaylabError as caught:
+        error = caught
+    if world.any(error is not None):
+        raise error or RunError("another worker of this run failed", "its error is in failure.json or in Ray's logs")
+    return outcome
+
+
+def ledger_facts(ledger: Path) -> dict[str, Any]:
+    """{"attempts", "workers": of each attempt, "steps_repeated", "gaps"} of a ledger.
+
+    A gap is a step that no attempt computed: there must be none.
+    """
+    lines = read_lines(ledger)
+    starts = [line for line in lines if "start" in line]
+    repeated, reached = 0, 0
+    seen: set[int] = set()
+    for line in lines:
+        if "start" in line:
+            repeated += max(0, reached - line["start"])
+        elif "step" in line:
+            reached = line["step"]
+            seen.add(reached)
+    return {
+        "attempts": len(starts),
+        "workers": [line["workers"] for line in starts],
+        "steps_repeated": repeated,
+        "gaps": len(set(range(1, max(seen, default=0) + 1)) - seen),
+        "damaged_checkpoints": sum(len(line["damaged"]) for line in starts),
+    }
+
+
+def write_model(directory: Path, model: nn.Module, recipe: Recipe, spec: dict[str, Any]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    save_file(tensors, directory / "model.safetensors")
+    write_json(directory / "model.json", {"recipe": recipe.model_dump(mode="json"), "spec": spec})
+
+
+def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module]:
+    """(task, recipe, spec, network with its weights) of a run directory; DataError when it holds no finished model."""
+    path = directory / "model" / "model.json"
+    if not path.is_file():
+        raise DataError(
+            f"run {directory.name} has no trained model yet",
+            "it did not reach its last step",
+            f"raylab train --resume {directory.name}",
+        )
+    note = json.loads(path.read_text())
+    recipe = parse_recipe(without_foreign_fields(note["recipe"]))
+    job = task(recipe.task)
+    # Weights that it started from may be gone, and are not needed
+    model = job.model(without_weights(recipe), note["spec"])
+    model.load_state_dict(_tensors(path.with_name("model.safetensors")))
+    return job, recipe, note["spec"], model
+
+
+def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
+    """Start `model` from the weights of run `parent`; its head stays new where the classes differ. Where inputs have
+    names, as series do, what both know of them is taken, in whatever order: another hospital measures other things.
+
+    Raises DataError when the parent was trained on another kind of input or its layers do not fit.
+    """
+    note = json.loads((parent / "model" / "model.json").read_text())
+    theirs = note["spec"]
+    if theirs["kind"] != spec["kind"]:
+        raise DataError(
+            f"run {parent.name} was trained on '{theirs['kind']}', this data is '{spec['kind']}'",
+            do="choose a parent run of the same task",
+        )
+    same = theirs["classes"] == spec["classes"]
+    path = parent / "model" / "model.safetensors"
+    state = _tensors(path)
+    network = model.members[0] if isinstance(model, Ensemble) else model
+    if isinstance(network, Recurrent | GruD):
+        state = by_name(model.state_dict(), state, network.inputs(spec), network.inputs(theirs))
+    try:
+        fill(model, state, str(path), own_head=same)
+    except DataError as error:
+        do = f"use the parent's model, {note['recipe']['model']['name']}, with its options (--set model....)"
+        raise DataError(error.what, error.why, do) from error
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+        return tensors
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path} could not be read as safetensors", str(error)) from error

@@ -1,0 +1,330 @@
+"""A run in its directory, end to end without Ray: resumed, damaged, inherited from; and its ledger."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_process_group import in_world
+
+from raylab.config.overrides import override
+from raylab.config.recipe import Recipe
+from raylab.config.shipped import RECIPES
+from raylab.errors import DataError, NonFiniteError, RunError
+from raylab.files import read_lines
+from raylab.tasks.base import task
+from raylab.training import run as runs
+from raylab.training.loop import weights_sha256
+from raylab.training.process_group import World
+from raylab.training.run import Recorder, agree, execute, inherit, ledger_facts, read_model, write_model
+
+# 124 samples: 2 steps an epoch, 6 in all; checkpoints after 3 and 6
+RECIPE = override(RECIPES["ards-smoke"], {"loop.checkpoint_steps": 3, "loop.ema": 0.9})
+
+
+class Killed(BaseException):
+    """No handler of ours may catch it."""
+
+
+class Rows:
+    """A `send` that remembers."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows += rows
+
+
+def killed(recipe: Recipe, data: Path, directory: Path, step: int) -> None:
+    """A run that is killed right after `step` went into its ledger, before any checkpoint of it."""
+    whole = Recorder.__call__
+
+    def call(recorder: Recorder, metrics: dict[str, Any], state: dict[str, Any] | None) -> bool:
+        asked = whole(recorder, metrics, state)
+        if state is None and metrics["step"] == step:
+            raise Killed
+        return asked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "__call__", call)
+        with pytest.raises(Killed):
+            execute(recipe, data, directory, Rows(), flush_seconds=3600)  # nothing is sent before the kill
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ards_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    directory = tmp_path_factory.mktemp("runs") / "undisturbed"
+    directory.mkdir()
+    return directory, execute(RECIPE, ards_data, directory, Rows())
+
+
+def test_a_run_leaves_its_result_its_ledger_and_its_model(undisturbed, ards_data):
+    directory, result = undisturbed
+    assert json.loads((directory / "result.json").read_text()) == result
+    assert (result["steps"], result["attempts"], result["workers"]) == (6, 1, [1])
+    assert (result["steps_repeated"], result["gaps"], result["damaged_checkpoints"]) == (0, 0, 0)
+    lines = read_lines(directory / "ledger.jsonl")
+    assert [line["step"] for line in lines if "step" in line] == [1, 2, 3, 4, 5, 6]
+    assert [line["checkpoint"] for line in lines if "checkpoint" in line] == [3, 6]
+    assert sorted(path.name for path in directory.iterdir()) == ["checkpoints", "ledger.jsonl", "model", "result.json"]
+    job, recipe, spec, model = read_model(directory)
+    assert (job.name, recipe) == ("ards", RECIPE)
+    val = job.load(ards_data, "val", recipe.data, spec)
+    p = runs.checkpoint.load(runs.checkpoint.newest(directory / "checkpoints")[0])["progress"]["best_model"]
+    assert all(torch.equal(p[name], tensor) for name, tensor in model.state_dict().items())
+    assert len(val) == json.loads((ards_data / "meta.json").read_text())["counts"]["val"]["n"]
+
+
+@pytest.mark.parametrize(("at", "start", "repeated"), [(2, 0, 2), (4, 3, 1), (6, 3, 3)])
+def test_a_killed_run_goes_on_to_the_same_weights(at, start, repeated, undisturbed, ards_data, tmp_path):
+    killed(RECIPE, ards_data, tmp_path, at)
+    assert not (tmp_path / "result.json").exists() and not (tmp_path / "model").exists()
+    again = Rows()
+    result = execute(RECIPE, ards_data, tmp_path, again)
+    # Nothing was sent before the kill: what the checkpoint held back is sent now, before the steps after it
+    assert [row["step"] for row in again.rows] == list(range(1, 7))
+    assert [line["start"] for line in read_lines(tmp_path / "ledger.jsonl") if "start" in line] == [0, start]
+    assert (result["attempts"], result["steps_repeated"], result["gaps"]) == (2, repeated, 0)
+    for fact in ("weights_sha256", "val", "best", "steps"):
+        assert result[fact] == undisturbed[1][fact]
+    assert weights_sha256(read_model(tmp_path)[3]) == weights_sha256(read_model(undisturbed[0])[3])
+
+
+def test_a_damaged_checkpoint_costs_an_interval_and_nothing_else(undisturbed, ards_data, tmp_path):
+    killed(override(RECIPE, {"loop.checkpoint_steps": 1}), ards_data, tmp_path, 6)
+    newest = tmp_path / "checkpoints" / "step-00000005" / "state.pt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    result = execute(RECIPE, ards_data, tmp_path, Rows())
+    assert read_lines(tmp_path / "ledger.jsonl")[-4:][0]["damaged"] == ["step-00000005"]
+    assert (result["damaged_checkpoints"], result["steps_repeated"]) == (1, 2)
+    assert result["weights_sha256"] == undisturbed[1]["weights_sha256"]
+
+
+def test_a_finished_run_has_nothing_left_to_do(undisturbed, ards_data, tmp_path):
+    first = execute(RECIPE, ards_data, tmp_path, Rows(), flush_seconds=3600)  # in one bundle, however slow this is
+    rows = Rows()
+    again = execute(RECIPE, ards_data, tmp_path, rows)
+    assert [row["step"] for row in rows.rows] == list(range(1, 7))  # once more, lest a bundle was lost at the end
+    assert again == first | {"attempts": 2, "workers": [1, 1]}
+
+
+def world_of(recipe: Recipe, data: Path, directory: Path, send: Callable[[Any], None]) -> dict[str, Any]:
+    return execute(recipe, data, directory, send)
+
+
+def test_two_workers_write_one_run(undisturbed, ards_data, tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    rank_0, rank_1 = in_world(2, tmp_path / "world", world_of, RECIPE, ards_data, directory, Rows())
+    assert rank_0["weights_sha256"] == rank_1["weights_sha256"] == undisturbed[1]["weights_sha256"]
+    assert (rank_0["attempts"], rank_0["workers"], rank_0["gaps"]) == (1, [2], 0)
+    start, *rest = read_lines(directory / "ledger.jsonl")
+    assert len(set(start["pids"])) == 2
+    assert len([line for line in rest if "step" in line]) == 6  # one line a step, not one a worker
+
+
+# agreeing
+
+
+def failing_rank() -> str:
+    world = World()
+
+    def action() -> int:
+        if world.rank == 1:
+            raise DataError("a file is missing")
+        return world.rank
+
+    try:
+        agree(world, action)
+    except RunError as error:
+        return f"RunError: {error.what}"
+    except DataError as error:
+        return f"DataError: {error.what}"
+    return "nothing"
+
+
+def test_when_one_worker_fails_all_do(tmp_path):
+    seen = in_world(3, tmp_path / "world", failing_rank)
+    assert seen[1] == "DataError: a file is missing"
+    assert seen[0] == seen[2] == "RunError: another worker of this run failed"
+
+
+def test_alone_the_error_is_the_action_s_own():
+    assert agree(World(), lambda: 3) == 3
+
+    def fail() -> None:
+        raise NonFiniteError("no number")
+
+    with pytest.raises(NonFiniteError):
+        agree(World(), fail)
+
+
+def test_a_group_that_makes_way_saves_at_the_next_step_and_ends(tmp_path):
+    recorder = Recorder(tmp_path, RECIPE, World(), lambda rows: "a node leaves")
+    recorder.start(None, [])
+    recorder.sent_at = -math.inf  # long ago: the next row is sent on, and the answer says that the node will go
+    assert recorder({"step": 1, "train/loss": 0.5}, None) is True  # asks for a checkpoint
+    with pytest.raises(runs.Moved, match="a node leaves"):
+        recorder({"step": 1}, {"progress": {"step": 1}})
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert read_lines(tmp_path / "ledger.jsonl")[-1] == {"attempt": 0, "moved": 1, "why": "a node leaves"}
+
+
+# the ledger
+
+
+def ledger(path: Path, *lines: dict[str, Any]) -> dict[str, Any]:
+    path.write_text("".join(json.dumps({"attempt": 0, **line}) + "\n" for line in lines))
+    return ledger_facts(path)
+
+
+def start(step: int, workers: int = 1, damaged: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {"start": step, "workers": workers, "damaged": damaged}
+
+
+def computed(*steps: int) -> list[dict[str, Any]]:
+    return [{"step": step, "loss": 0.1} for step in steps]
+
+
+def test_facts_of_a_ledger(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    assert ledger(path, start(0), *computed(1, 2, 3)) == {
+        "attempts": 1,
+        "workers": [1],
+        "steps_repeated": 0,
+        "gaps": 0,
+        "damaged_checkpoints": 0,
+    }
+    facts = ledger(path, start(0, 2), *computed(1, 2, 3), {"checkpoint": 2}, start(2, 3, ("x",)), *computed(3, 4))
+    assert (facts["attempts"], facts["workers"], facts["steps_repeated"], facts["gaps"]) == (2, [2, 3], 1, 0)
+    assert facts["damaged_checkpoints"] == 1
+    assert ledger(path, start(0), *computed(1, 2), start(4), *computed(5))["gaps"] == 2
+    assert ledger(path, start(0), *computed(1, 2), start(0), start(1), *computed(2))["steps_repeated"] == 3
+    assert ledger_facts(tmp_path / "none.jsonl")["attempts"] == 0
+
+
+def test_lines_cut_short_by_a_crash_are_left_out(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    assert read_lines(path) == []
+    whole = '{"step": 1, "values": {"a": 1}}\n'
+    for torn in ('{"st', '{"step": 2, "values": {"a": 1}', "\0\0\0", '{"step": 3}'):
+        path.write_text(whole + torn)
+        assert [line["step"] for line in read_lines(path)] == [1], torn
+        path.write_text(whole + torn + "\n" + whole)  # ended by the next writer
+        assert [line["step"] for line in read_lines(path) if line["step"] != 3] == [1, 1], torn
+    path.write_bytes(whole.encode() + b"\xff\xfe\n" + whole.encode())
+    assert len(read_lines(path)) == 2
+
+
+def test_a_run_whose_ledger_was_torn_goes_on(tmp_path, undisturbed, ards_data):
+    killed(RECIPE, ards_data, tmp_path, 4)
+    with (tmp_path / "ledger.jsonl").open("a") as file:
+        file.write('{"attempt": 0, "step": 5, "lo')
+    result = execute(RECIPE, ards_data, tmp_path, Rows())
+    assert (result["attempts"], result["gaps"], result["steps_repeated"]) == (2, 0, 1)
+    assert result["weights_sha256"] == undisturbed[1]["weights_sha256"]
+
+
+# starting from another run's weights
+
+
+def parent_of(recipe: Recipe, data: Path, directory: Path, **changes: Any) -> Path:
+    """A finished run of `recipe`, untrained, whose spec has `changes`."""
+    job = task(recipe.task)
+    spec = {**job.load(data, "train", recipe.data, None).spec, **changes}
+    write_model(directory / "model", job.model(override(recipe, {"seed": 7}), spec), recipe, spec)
+    return directory
+
+
+def child_of(recipe: Recipe, data: Path) -> tuple[Any, dict[str, Any]]:
+    job = task(recipe.task)
+    spec = job.load(data, "train", recipe.data, None).spec
+    return job.model(recipe, spec), spec
+
+
+COVIDNET = RECIPES["covidnet-smoke"]
+
+
+def test_the_same_classes_inherit_every_layer(covidnet_data, tmp_path):
+    parent = parent_of(COVIDNET, covidnet_data, tmp_path)
+    child, spec = child_of(COVIDNET, covidnet_data)
+    inherit(child, parent, spec)
+    theirs = load_file(parent / "model" / "model.safetensors")
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in child.state_dict().items())
+
+
+@pytest.mark.parametrize("classes", [["a", "b"], ["COVID-19", "normal", "pneumonia"]])
+def test_other_classes_keep_a_new_head(classes, covidnet_data, tmp_path):
+    """Also as many classes in another order: a head that fits by shape would name them wrongly."""
+    parent = parent_of(COVIDNET, covidnet_data, tmp_path, classes=classes)
+    child, spec = child_of(COVIDNET, covidnet_data)
+    fresh = {name: tensor.clone() for name, tensor in child.state_dict().items()}
+    inherit(child, parent, spec)
+    theirs = load_file(parent / "model" / "model.safetensors")
+    for name, tensor in child.state_dict().items():
+        assert torch.equal(tensor, fresh[name] if name.startswith("head.") else theirs[name]), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "layer"), [({"model.hidden": 8}, "cell.weight_ih_l0"), ({"model.layers": 2}, "cell.weight_ih_l1")]
+)
+def test_weights_that_do_not_fit_are_refused_by_layer(settings, layer, ards_data, tmp_path):
+    parent = parent_of(RECIPE, ards_data, tmp_path / "parent")
+    child, spec = child_of(override(RECIPE, settings), ards_data)
+    before = weights_sha256(child)
+    with pytest.raises(DataError, match=r"do not fit") as caught:
+        inherit(child, parent, spec)
+    assert layer in caught.value.why and "gru" in caught.value.do and caught.value.exit_code == 2
+    assert weights_sha256(child) == before
+
+
+def test_a_parent_of_another_task_is_refused(ards_data, covidnet_data, tmp_path):
+    parent = parent_of(COVIDNET, covidnet_data, tmp_path / "parent")
+    child, spec = child_of(RECIPE, ards_data)
+    with pytest.raises(DataError, match="cxr-frontal-u8"):
+        inherit(child, parent, spec)
+
+
+def test_a_run_starts_from_its_parent_only_when_it_has_no_checkpoint(undisturbed, ards_data, tmp_path):
+    first = Rows()
+    result = execute(RECIPE, ards_data, tmp_path, first, parent=undisturbed[0])
+    assert result["weights_sha256"] != undisturbed[1]["weights_sha256"]
+    fresh = Rows()
+    (tmp_path / "fresh").mkdir()
+    execute(RECIPE, ards_data, tmp_path / "fresh", fresh)
+    assert first.rows[0]["train/loss"] < fresh.rows[0]["train/loss"]
+    assert execute(RECIPE, ards_data, tmp_path, Rows(), parent=tmp_path / "gone")["steps"] == 6
+
+
+def test_models_that_are_not_there_or_damaged(undisturbed, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(DataError, match="no trained model yet"):
+        read_model(tmp_path / "run")
+    (tmp_path / "run" / "model").mkdir()
+    for name in ("model.json", "model.safetensors"):
+        (tmp_path / "run" / "model" / name).write_bytes((undisturbed[0] / "model" / name).read_bytes()[:-9])
+    (tmp_path / "run" / "model" / "model.json").write_bytes((undisturbed[0] / "model" / "model.json").read_bytes())
+    with pytest.raises(DataError, match="could not be read as safetensors"):
+        read_model(tmp_path / "run")
+
+
+def test_json_is_replaced_whole(tmp_path, monkeypatch):
+    path = tmp_path / "note.json"
+    runs.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        runs.write_json(path, {"a": object()})
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            runs.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["note.json"]
