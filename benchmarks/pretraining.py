@@ -20,7 +20,7 @@ from raylab.evaluation.metrics import binary_scores, paired_difference
 
 MEMBERS = "model.members=3"
 COHORTS = ("all", "ventilated_pf")
-WAYS = {"without": (), "with": ("transfer.mode=full", "transfer.first_rate=1")}
+WAYS = {"without": (), "with": ("transfer.mode=full", "transfer.first_lr_scale=1")}
 
 
 def run(name: str, data: Path, *words: str) -> str:

@@ -1,4 +1,4 @@
-"""What `loop.sum = "exact"` costs against `"float"`: whole training steps, side by side in one run.
+"""What `loop.gradient_reduction = "exact"` costs against `"float"`: whole training steps, side by side in one run.
 
     python benchmarks/sums.py [--repeat 5]
 
@@ -22,12 +22,12 @@ from raylab.data.icu.prepare import prepare_ards
 from raylab.data.images.prepare import prepare_covidnet
 from raylab.tasks.base import task
 from raylab.training.loop import fit
-from raylab.training.process_group import World
+from raylab.training.process_group import ProcessGroup
 
 
 def seconds_a_step(name: str, data: Path, way: str, settings: dict[str, object]) -> float:
     job = task(name)
-    chosen = override(shipped_recipe(name, smoke=name == "covidnet"), {**settings, "loop.sum": way})
+    chosen = override(shipped_recipe(name, smoke=name == "covidnet"), {**settings, "loop.gradient_reduction": way})
     train = job.load(data, "train", chosen.data, None)
     val = job.load(data, "val", chosen.data, train.spec)
     times: list[float] = []
@@ -56,13 +56,13 @@ def main() -> None:
             pairs = [[seconds_a_step(name, data, way, settings) for way in ("float", "exact")] for _ in range(repeat)]
             plain, exact = (statistics.median(p[i] for p in pairs) for i in (0, 1))
             print(f"{label:<34}{plain * 1e3:>10.1f}{exact * 1e3:>10.1f}{exact / plain:>8.2f}")
-    world, size = World(), 11_700_000  # COVID-Net's published parameters
+    group, size = ProcessGroup(), 11_700_000  # COVID-Net's published parameters
     shards = [torch.randn(size) for _ in range(8)]
     took: dict[str, list[float]] = {"exact": [], "float": []}
     for _ in range(repeat):
-        for way, add in (("exact", world.sum_exact), ("float", None)):
+        for way, add in (("exact", group.sum_exact), ("float", None)):
             start = time.perf_counter()
-            world.sum_exact(shards, 8, shards[0]) if add else world.sum_float(shards, shards[0])
+            group.sum_exact(shards, 8, shards[0]) if add else group.sum_float(shards, shards[0])
             took[way].append(time.perf_counter() - start)
     exact, plain = (statistics.median(took[way]) for way in ("exact", "float"))
     print(f"sum alone, 8 shards of 11.7 M: float {plain * 1e3:.0f} ms, exact {exact * 1e3:.0f} ms")

@@ -17,7 +17,7 @@ from jobs import cli
 from jobs.common import home
 from raylab.evaluation.metrics import paired_difference
 
-MODELS = {"boosting": ("model.name=boosting",), "gru": ("loop.early_stop=6",)}
+MODELS = {"boosting": ("model.name=boosting",), "gru": ("loop.early_stopping_patience=6",)}
 COHORTS = ("all", "ventilated_pf")
 
 

@@ -10,11 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 from cluster import jobscript, scripts, sites
-from cluster.directory import Comment, Directory, versions
+from cluster.directory import Directory, versions
+from cluster.job_tag import JobTag
 from cluster.sites import Site
 from cluster.slurm import Job, Slurm
+from cluster.spec import ClusterSpec, Hooks
 from raylab.errors import SlurmError, UsageError, unknown
-from raylab.files import locked, write_json
+from raylab.files import locked
 
 DOWN_SECONDS = 30.0
 STALE_SECONDS = 30.0  # after which status.json says nothing of the present
@@ -32,7 +34,7 @@ def commands(site: str) -> Slurm:
     return Slurm(found)
 
 
-def ask(
+def make_spec(
     site: Site,
     home: Path,
     code: Path,
@@ -44,12 +46,12 @@ def ask(
     static: int | None,
     revision: str,
     tracking: str,
-    hooks: dict[str, Any],
+    hooks: Hooks,
     python: str,
     login: bool = False,
     group: str = "",
-) -> dict[str, Any]:
-    """What a cluster is asked to be (cluster.json), checked. UsageError where it cannot be.
+) -> ClusterSpec:
+    """The spec of a cluster, checked. UsageError where there cannot be such a cluster.
 
     `tracking`: an address without credentials; `login`: those lie in the cluster's directory (scripts.LOGIN).
     `group`: the Unix group that may read runs of the home, if any.
@@ -65,26 +67,25 @@ def ask(
         raise UsageError(f"--static {static}: at least one node", do="--static 2")
     limit = time or site.time
     sites.check(site, home, limit)
-    return {
-        "name": name,
-        "id": secrets.token_hex(4),
-        "site": site.model_dump(mode="json"),
-        "types": types or list(site.nodes)[:1],
-        "min": low,
-        "max": high,
-        "static": static or 0,
-        "time": limit,
-        "home": str(home),
-        "code": str(code),
-        "revision": revision,
-        "python": python_of(site, python),
-        "tracking": tracking,
-        "login": login,
-        "group": group,
-        "versions": versions(),
-        "hooks": hooks,
-        "kill_seconds": 30,
-    }
+    return ClusterSpec(
+        name=name,
+        id=secrets.token_hex(4),
+        site=site,
+        types=types or list(site.nodes)[:1],
+        min=low,
+        max=high,
+        static=static or 0,
+        time=limit,
+        home=str(home),
+        code=str(code),
+        revision=revision,
+        python=python_of(site, python),
+        tracking=tracking,
+        login=login,
+        group=group,
+        versions=versions(),
+        hooks=hooks,
+    )
 
 
 def python_of(site: Site, here: str) -> str:
@@ -100,59 +101,59 @@ def digest(image: str | None) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def dry_run(asked: dict[str, Any], directory: Path) -> dict[str, str]:
+def dry_run(spec: ClusterSpec, directory: Path) -> dict[str, str]:
     """Every text that `up` would use: {"head.sbatch", "TYPE.sbatch"..., "autoscaling.json"}."""
-    site = Site.model_validate(asked["site"])
-    texts = {"head.sbatch": scripts.text(directory, asked, first(asked))}
-    if not asked["static"]:
-        for kind in asked["types"]:
-            worker = Comment(asked["id"], 0, "worker", kind, "REQUEST")
-            texts[f"{kind}.sbatch"] = scripts.text(directory, asked, worker)
-        nodes = {kind: site.nodes[kind] for kind in asked["types"]}
+    site = spec.site
+    texts = {"head.sbatch": scripts.text(directory, spec, first(spec))}
+    if not spec.static:
+        for kind in spec.types:
+            worker = JobTag(spec.id, 0, "worker", kind, "REQUEST")
+            texts[f"{kind}.sbatch"] = scripts.text(directory, spec, worker)
+        nodes = {kind: site.nodes[kind] for kind in spec.types}
         texts["autoscaling.json"] = jobscript.autoscaling(
-            asked["name"], directory, 0, nodes, asked["min"], asked["max"], site.idle_seconds
+            spec.name, directory, 0, nodes, spec.min, spec.max, site.idle_seconds
         )
     return texts
 
 
-def first(asked: dict[str, Any]) -> Comment:
+def first(spec: ClusterSpec) -> JobTag:
     """The comment of the job that `up` submits."""
-    return Comment(asked["id"], 0, "head", asked["types"][0] if asked["static"] else "")
+    return JobTag(spec.id, 0, "head", spec.types[0] if spec.static else "")
 
 
 def up(
-    asked: dict[str, Any], home: Path, slurm: Slurm, files: Mapping[str, str] = MappingProxyType({})
+    spec: ClusterSpec, home: Path, slurm: Slurm, files: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[Directory, str]:
     """Submit the head of a new cluster; (its directory, the job's id). A second of one name is refused.
 
     `files`: {name: text}, secrets that are written 0600 into its directory.
     """
-    directory = Directory(home / "clusters" / asked["name"])
-    with locked(home / "clusters" / f".{asked['name']}.lock"):
+    directory = Directory(home / "clusters" / spec.name)
+    with locked(home / "clusters" / f".{spec.name}.lock"):
         if (directory.path / "cluster.json").is_file() and (alive := jobs(directory, slurm)):
             there = next(iter(alive))
             raise UsageError(
-                f"cluster '{asked['name']}' is there already (job {there.id}, {there.state.lower()})",
-                do=f"raylab cluster status --name {asked['name']}, or choose another --name",
+                f"cluster '{spec.name}' is there already (job {there.id}, {there.state.lower()})",
+                do=f"raylab cluster status --name {spec.name}, or choose another --name",
             )
         limit = slurm.config().get("KillWait", "30 sec").split()[0]
-        asked = {**asked, "kill_seconds": int(limit), "image_digest": digest(asked["site"]["image"])}
-        directory.create(asked, files)
+        spec = spec.model_copy(update={"kill_seconds": int(limit), "image_digest": digest(spec.site.image)})
+        directory.create(spec, files)
         script = directory.scripts / "head.sbatch"
-        script.write_text(scripts.text(directory.path, asked, first(asked)))
+        script.write_text(scripts.text(directory.path, spec, first(spec)))
         try:
             job = slurm.submit(script)
         except (SlurmError, UsageError):
             shutil.rmtree(directory.path)
             raise
-        write_json(directory.path / "cluster.json", {**asked, "job": job})
+        directory.note(spec.model_copy(update={"job": job}))
     return directory, job
 
 
-def jobs(directory: Directory, slurm: Slurm) -> dict[Job, Comment]:
+def jobs(directory: Directory, slurm: Slurm) -> dict[Job, JobTag]:
     """The cluster's jobs that are not over, with what their comments say, its head first."""
-    id = directory.asked["id"]
-    ours = [(c, job) for job in slurm.jobs() if (c := Comment.parse(job.comment)) is not None and c.cluster == id]
+    id = directory.spec.id
+    ours = [(c, job) for job in slurm.jobs() if (c := JobTag.parse(job.comment)) is not None and c.cluster == id]
     return {
         job: c
         for c, job in sorted(ours, key=lambda pair: pair[0].kind != "head")
@@ -162,14 +163,14 @@ def jobs(directory: Directory, slurm: Slurm) -> dict[Job, Comment]:
 
 def status(directory: Directory, slurm: Slurm) -> dict[str, Any]:
     """{"name", "state", "head", "jobs", "nodes", "demand", "ray_jobs", "problems"} of a cluster as it stands now."""
-    asked = directory.asked
+    spec = directory.spec
     here = jobs(directory, slurm)
     by_id = {job.id: job for job in here}
     head, seen = directory.read("head"), directory.read("status") or {}
     leader = next((job for job, comment in here.items() if comment.kind == "head"), None)
     ready = (
         leader is not None and leader.running and head is not None
-        and head["job"] == leader.id and head["epoch"] == leader.restarts
+        and head["job"] == leader.id and head["generation"] == leader.restarts
     )  # fmt: skip
     fresh = ready and time.time() - seen.get("time", 0) < STALE_SECONDS
     if leader is None:
@@ -180,8 +181,8 @@ def status(directory: Directory, slurm: Slurm) -> dict[str, Any]:
         state = "starting" if leader.running else "waiting"
     nodes = seen.get("nodes", []) if fresh else []
     return {
-        "name": asked["name"],
-        "site": asked["site"]["name"],
+        "name": spec.name,
+        "site": spec.site.name,
         "state": state,
         "head": head if ready else None,
         "jobs": [

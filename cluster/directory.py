@@ -15,7 +15,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
@@ -23,29 +22,9 @@ from types import MappingProxyType
 from typing import Any
 
 from cluster.sites import Site
-from raylab.errors import SlurmError, UsageError, unknown
-from raylab.files import whole, write_json
-
-
-@dataclass(frozen=True)
-class Comment:
-    """The comment of a job of ours: the whole state of the node provider stands in these, in Slurm alone."""
-
-    cluster: str  # id
-    epoch: int  # restarts of the head that asked for the node
-    kind: str  # head or worker
-    type: str = ""
-    request: str = ""
-
-    def __str__(self) -> str:
-        return ":".join(("raylab", self.cluster, str(self.epoch), self.kind, self.type, self.request))
-
-    @classmethod
-    def parse(cls, text: str) -> "Comment | None":
-        parts = text.split(":")
-        if len(parts) != 6 or parts[0] != "raylab" or not parts[2].isdigit():
-            return None
-        return cls(parts[1], int(parts[2]), *parts[3:])
+from cluster.spec import ClusterSpec, read_spec
+from raylab.errors import UsageError, unknown
+from raylab.files import atomic_write, write_json
 
 
 class Directory:
@@ -55,7 +34,7 @@ class Directory:
         self.path = Path(path)
         self.token, self.logs, self.scripts = self.path / "token", self.path / "logs", self.path / "scripts"
 
-    def create(self, asked: dict[str, Any], secrets: Mapping[str, str] = MappingProxyType({})) -> None:
+    def create(self, spec: ClusterSpec, secrets: Mapping[str, str] = MappingProxyType({})) -> None:
         """Make the directory anew for one cluster; logs of an earlier one of this name stay.
 
         `secrets`: {file: text} beside the token, 0600 like it. Whoever asks for a cluster without them gets none.
@@ -72,25 +51,21 @@ class Directory:
             stale.unlink(missing_ok=True)
         self.token.unlink(missing_ok=True)
         for name, text in {self.token.name: token_hex(32), **secrets}.items():
-            with whole(self.path / name) as beside:
+            with atomic_write(self.path / name) as beside:
                 beside.write_text(text)
-        write_json(self.path / "cluster.json", asked)
+        self.note(spec)
+
+    def note(self, spec: ClusterSpec) -> None:
+        """Write cluster.json."""
+        write_json(self.path / "cluster.json", spec.model_dump(mode="json"))
 
     @property
-    def asked(self) -> dict[str, Any]:
-        path = self.path / "cluster.json"
-        try:
-            found: dict[str, Any] = json.loads(path.read_text())
-        except FileNotFoundError as error:
-            raise SlurmError(
-                f"{path} is not there", "the cluster's directory is not on storage that this node shares",
-                "set RAYLAB_HOME to a directory that login and compute nodes share",
-            ) from error  # fmt: skip
-        return found
+    def spec(self) -> ClusterSpec:
+        return read_spec(self.path / "cluster.json")
 
     @property
     def site(self) -> Site:
-        return Site.model_validate(self.asked["site"])
+        return self.spec.site
 
     def read(self, name: str) -> dict[str, Any] | None:
         """head.json or status.json, None while there is none."""

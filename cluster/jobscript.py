@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.directory import Comment
+from cluster.job_tag import JobTag
 from cluster.sites import NodeType, Site
 from cluster.slurm import SECRETS
 from raylab.errors import UsageError
@@ -19,7 +19,7 @@ FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", *SECRETS, "RAY_JOB_ID", "CUD
 def script(
     site: Site,
     node: NodeType,
-    comment: Comment,
+    comment: JobTag,
     job_name: str,
     time: str,
     log: Path,
@@ -62,7 +62,7 @@ def script(
 def step(
     site: Site,
     node: NodeType,
-    comment: Comment,
+    comment: JobTag,
     job_name: str,
     time: str,
     environment: Mapping[str, str],
@@ -85,7 +85,7 @@ def shell(site: Site, node: NodeType, environment: Mapping[str, str], command: S
     return ["bash", "-c", "\n".join(lines)]
 
 
-def _options(site: Site, node: NodeType, comment: Comment, job_name: str, time: str, nodes: int) -> dict[str, str]:
+def _options(site: Site, node: NodeType, comment: JobTag, job_name: str, time: str, nodes: int) -> dict[str, str]:
     """What Slurm is asked for, by the names of its options; what the site does not say is left out."""
     asked = {
         "job-name": job_name,
@@ -211,7 +211,7 @@ def capacity(nodes: Mapping[str, NodeType], limit: int) -> list[dict[str, Any]]:
 
 
 def autoscaling(
-    name: str, directory: Path, epoch: int, nodes: Mapping[str, NodeType], low: int, high: int, idle_seconds: float
+    name: str, directory: Path, generation: int, nodes: Mapping[str, NodeType], low: int, high: int, idle_seconds: float
 ) -> str:
     """Ray's autoscaling configuration (JSON, which is YAML): our node provider, and every key Ray insists on.
 
@@ -240,7 +240,7 @@ def autoscaling(
                 "disable_node_updaters": True,
                 "disable_launch_config_check": True,
                 "directory": str(directory),
-                "epoch": epoch,
+                "generation": generation,
             },
             "available_node_types": types,
             "head_node_type": "head",

@@ -25,7 +25,8 @@ from ray.autoscaler.tags import (
 )
 
 from cluster import scripts
-from cluster.directory import Comment, Directory
+from cluster.directory import Directory
+from cluster.job_tag import JobTag
 from cluster.slurm import Job, Slurm
 from raylab.errors import SlurmError
 
@@ -40,24 +41,24 @@ class SlurmProvider(NodeProvider):
     def __init__(self, provider_config: dict[str, Any], cluster_name: str, slurm: Slurm | None = None) -> None:
         super().__init__(provider_config, cluster_name)
         self.directory = Directory(Path(provider_config["directory"]))
-        self.epoch = int(provider_config["epoch"])
-        self.asked = self.directory.asked
+        self.generation = int(provider_config["generation"])
+        self.spec = self.directory.spec
         self.slurm = slurm or Slurm()
         self.lock = threading.RLock()
-        self.seen: dict[str, tuple[Job, Comment]] = {}  # what there is now
-        self.known: dict[str, tuple[Job, Comment]] = {}  # and was: Ray asks for tags after listing, from other threads
+        self.seen: dict[str, tuple[Job, JobTag]] = {}  # what there is now
+        self.known: dict[str, tuple[Job, JobTag]] = {}  # and was: Ray asks for tags after listing, from other threads
         self.seen_at = float("-inf")
 
-    def _nodes(self) -> dict[str, tuple[Job, Comment]]:
+    def _nodes(self) -> dict[str, tuple[Job, JobTag]]:
         """Our workers by node id. Raises SlurmError when Slurm does not answer: 'none' would end them all."""
         with self.lock:
             if time.monotonic() - self.seen_at > FRESH_SECONDS:
-                found = [(job, Comment.parse(job.comment)) for job in self.slurm.jobs() if job.alive]
+                found = [(job, JobTag.parse(job.comment)) for job in self.slurm.jobs() if job.alive]
                 self.seen = {
                     f"{job.id}.{job.restarts}": (job, comment)
                     for job, comment in found
                     if comment is not None
-                    and (comment.cluster, comment.epoch, comment.kind) == (self.asked["id"], self.epoch, "worker")
+                    and (comment.cluster, comment.generation, comment.kind) == (self.spec.id, self.generation, "worker")
                 }
                 self.known.update(self.seen)
                 self.seen_at = time.monotonic()
@@ -107,8 +108,8 @@ class SlurmProvider(NodeProvider):
         problems = self.directory.problems()
         if len(problems) >= PROBLEMS:
             raise SlurmError(f"{len(problems)} nodes did not come up in the last 10 minutes", problems[0]["text"])
-        comment = Comment(
-            self.asked["id"], self.epoch, "worker", node_config["type"], tags.get(TAG_RAY_LAUNCH_REQUEST, "")
+        comment = JobTag(
+            self.spec.id, self.generation, "worker", node_config["type"], tags.get(TAG_RAY_LAUNCH_REQUEST, "")
         )
         with self.lock:
             for _ in range(count):

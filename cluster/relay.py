@@ -120,7 +120,7 @@ class Near:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
-        self.slurm = client.commands(directory.asked["site"]["name"])
+        self.slurm = client.commands(directory.spec.site.name)
         self.step: asyncio.subprocess.Process | None = None
         self.streams = Streams(self._send)
         self.targets: dict[str, int] = {}
@@ -167,9 +167,9 @@ class Near:
             return
         self.targets = {"dashboard": int(found["dashboard"].rpartition(":")[2])} | found["ports"]
         program = "srun" if self.slurm.directory is None else str(self.slurm.directory / "srun")
-        asked, site = self.directory.asked, self.directory.site
-        environment = {"PYTHONPATH": asked["code"], "RAYLAB_HOME": asked["home"]}
-        far = [asked["python"], "-m", "cluster.relay", "far", *map(str, self.targets.values())]
+        spec, site = self.directory.spec, self.directory.site
+        environment = {"PYTHONPATH": spec.code, "RAYLAB_HOME": spec.home}
+        far = [spec.python, "-m", "cluster.relay", "far", *map(str, self.targets.values())]
         self.step = await asyncio.create_subprocess_exec(
             program, f"--jobid={found['job']}", "--overlap", "--nodes=1", "--ntasks=1", "--mem=0", "--quiet",
             *jobscript.shell(site, site.head, environment, far),
@@ -182,9 +182,8 @@ class Near:
                 if words and words[0] in {"data", "close"}:
                     await self.streams.take(words)
                 elif words == ["ready"]:
-                    write_json(self.directory.path / "relay.json", {
-                        **json.loads((self.directory.path / "relay.json").read_text()), "epoch": found["epoch"],
-                    })  # fmt: skip
+                    note = self.directory.path / "relay.json"
+                    write_json(note, {**json.loads(note.read_text()), "generation": found["generation"]})
         finally:
             step, self.step = self.step, None
             with contextlib.suppress(ProcessLookupError):
@@ -222,7 +221,7 @@ def start(directory: Directory) -> dict[str, Any]:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         found, head = running(directory), directory.read("head")
-        if found is not None and head is not None and found.get("epoch") == head["epoch"]:
+        if found is not None and head is not None and found.get("generation") == head["generation"]:
             return found
         time.sleep(0.2)
     raise SlurmError(

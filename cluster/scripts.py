@@ -1,69 +1,70 @@
 """The job scripts of one cluster: text of jobscript.py with what its directory says, where `status` finds it."""
 
 from pathlib import Path
-from typing import Any
 
 from cluster import jobscript
-from cluster.directory import Comment, Directory
-from cluster.sites import NodeType, Site
-from raylab.files import whole
+from cluster.directory import Directory
+from cluster.job_tag import JobTag
+from cluster.sites import NodeType
+from cluster.spec import ClusterSpec
+from raylab.files import atomic_write
 
 LOGIN = "mlflow-login.json"  # of a cluster's directory, 0600: what the tracking server wants to see, if anything
 
 
-def login(asked: dict[str, Any], directory: Path) -> dict[str, str]:
-    """The variable that tells `tracking` of the cluster's login file, where there is one."""
-    return {"RAYLAB_MLFLOW_LOGIN": str(directory / LOGIN)} if asked.get("login") else {}
+def login(has_login: bool, directory: Path) -> dict[str, str]:
+    """The variable that tells `tracking` of the cluster's login file, if the cluster has one."""
+    return {"RAYLAB_MLFLOW_LOGIN": str(directory / LOGIN)} if has_login else {}
 
 
-def environment(asked: dict[str, Any], directory: Path) -> dict[str, str]:
+def environment(spec: ClusterSpec, directory: Path) -> dict[str, str]:
     """What every process on a node finds: where the code, the runs and the token are."""
     return {
-        "PYTHONPATH": asked["code"],
-        "RAYLAB_HOME": asked["home"],
-        **({"RAYLAB_HOME_GROUP": asked["group"]} if asked.get("group") else {}),
-        "RAYLAB_CLUSTER": asked["name"],
-        "RAYLAB_CODE_REVISION": asked["revision"],
+        "PYTHONPATH": spec.code,
+        "RAYLAB_HOME": spec.home,
+        **({"RAYLAB_HOME_GROUP": spec.group} if spec.group else {}),
+        "RAYLAB_CLUSTER": spec.name,
+        "RAYLAB_CODE_REVISION": spec.revision,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # nodes have no network to make environments from
         "RAY_USAGE_STATS_ENABLED": "0",
-        **({"RAYLAB_IMAGE_DIGEST": asked["image_digest"]} if asked.get("image_digest") else {}),
-        **({"MLFLOW_TRACKING_URI": asked["tracking"]} if asked["tracking"] else {}),
-        **login(asked, directory),
+        **({"RAYLAB_IMAGE_DIGEST": spec.image_digest} if spec.image_digest else {}),
+        **({"MLFLOW_TRACKING_URI": spec.tracking} if spec.tracking else {}),
+        **login(spec.login, directory),
     }
 
 
-def agent(asked: dict[str, Any], directory: Path, role: str, epoch: int, kind: str = "") -> list[str]:
+def agent(spec: ClusterSpec, directory: Path, role: str, generation: int, kind: str = "") -> list[str]:
     """The command of a node's agent."""
-    words = [asked["python"], "-m", "cluster.node.agent", str(directory), role, "--epoch", str(epoch)]
+    words = [spec.python, "-m", "cluster.node.agent", str(directory), role, "--generation", str(generation)]
     return [*words, "--type", kind] if kind else words
 
 
-def text(directory: Path, asked: dict[str, Any], comment: Comment) -> str:
-    """The script of the head (kind "head"), of a worker, or of a static cluster (asked["static"] nodes)."""
-    site = Site.model_validate(asked["site"])
+def text(directory: Path, spec: ClusterSpec, comment: JobTag) -> str:
+    """The script of the head (kind "head"), of a worker, or of a static cluster (spec.static nodes)."""
+    site = spec.site
     node: NodeType = site.head if comment.kind == "head" else site.nodes[comment.type]
     role = comment.kind
-    if static := asked["static"]:
+    if static := spec.static:
         node, role = site.nodes[comment.type], "static"
     return jobscript.script(
         site=site,
         node=node,
         comment=comment,
-        job_name=f"raylab-{asked['name']}-{comment.type or comment.kind}",
-        time=asked["time"],
+        job_name=f"raylab-{spec.name}-{comment.type or comment.kind}",
+        time=spec.time,
         log=directory / "logs",
-        environment=environment(asked, directory),
-        command=agent(asked, directory, role, comment.epoch, comment.type),
+        environment=environment(spec, directory),
+        command=agent(spec, directory, role, comment.generation, comment.type),
         nodes=static or 1,
-        door=Path(asked["code"]) / "cluster" / "slurm_proxy.py" if comment.kind == "head" else None,
+        door=Path(spec.code) / "cluster" / "slurm_proxy.py" if comment.kind == "head" else None,
     )
 
 
-def worker(directory: Directory, comment: Comment) -> Path:
+def worker(directory: Directory, comment: JobTag) -> Path:
     """Write the script of a worker; its path."""
-    path = directory.scripts / f"{comment.type}-{comment.epoch}-{comment.request or 'static'}.sbatch"
-    with whole(path) as beside:
-        beside.write_text(text(directory.path, directory.asked, comment))
+    path = directory.scripts / f"{comment.type}-{comment.generation}-{comment.request or 'static'}.sbatch"
+    with atomic_write(path) as beside:
+        beside.write_text(text(directory.path, directory.spec, comment))
     return path

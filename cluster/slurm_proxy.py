@@ -1,6 +1,6 @@
 """Slurm's commands for a container that has none: a small server on a Unix socket outside, which is asked from inside.
 
-    python3 door.py DIRECTORY      serves DIRECTORY/door until it is killed; DIRECTORY must be its owner's alone
+    python3 slurm_proxy.py DIRECTORY   serves DIRECTORY/door until it is killed; DIRECTORY must be its owner's alone
 
     inside: Slurm.run -> ask -> socket -> serve -> sbatch, squeue, scancel, scontrol
 

@@ -16,6 +16,7 @@ from cluster import client, relay, scripts, sites
 from cluster.directory import Directory, find
 from cluster.node import head
 from cluster.slurm import Slurm
+from cluster.spec import Hooks
 from jobs import cli
 from jobs.common import home
 from jobs.common.progress import duration, say
@@ -78,7 +79,7 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
     where = home.home()
     name, tracking = args.name or "ray", tracking_for_nodes(where)
     files = login.files(tracking, scripts.LOGIN)
-    asked = client.ask(
+    spec = client.make_spec(
         site=site,
         home=where,
         code=CODE,
@@ -96,12 +97,12 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
         group=os.environ.get(home.GROUP, ""),
     )
     if args.dry_run:
-        texts = client.dry_run(asked, where / "clusters" / name)
+        texts = client.dry_run(spec, where / "clusters" / name)
         for file, text in texts.items():
             say(f"# ---- {file}\n{text}")
         return {"name": name, "texts": texts}
     slurm = client.commands(site.name)
-    directory, job = client.up(asked, where, slurm, files)
+    directory, job = client.up(spec, where, slurm, files)
     if not args.quiet:
         say(f"cluster {name}: the head is job {job} of site {site.name}")
     result: dict[str, Any] = {"name": name, "job": job, "directory": str(directory.path)}
@@ -132,17 +133,17 @@ def tracking_for_nodes(where: Path) -> str:
     )
 
 
-def hooks(name: str, tracking: str, python: str) -> dict[str, Any]:
-    """What the head does beside Ray: `cluster` knows of no run and no MLflow, so it is told here."""
+def hooks(name: str, tracking: str, python: str) -> Hooks:
+    """What the head runs besides Ray."""
     raylab = [python, "-m", "jobs.cli"]
     services = {"sync": [*raylab, "sync", "--follow"]}
     if not tracking:
         services["mlflow"] = [*raylab, "ui", "--quiet", "--port", head.PORT]
-    return {
-        "services": services,
-        "again": [*raylab, "cluster", "resume", "--name", name],
-        "leave": [*raylab, "cluster", "hold", "--name", name],
-    }
+    return Hooks(
+        services=services,
+        requeue=[*raylab, "cluster", "resume", "--name", name],
+        drain=[*raylab, "cluster", "hold", "--name", name],
+    )
 
 
 def do_status(args: argparse.Namespace) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def do_status(args: argparse.Namespace) -> dict[str, Any]:
 def tell(found: dict[str, Any]) -> None:
     """`status` for a person."""
     head = found["head"]
-    where = f", head on {head['node']} (start {head['epoch'] + 1})" if head else ""
+    where = f", head on {head['node']} (start {head['generation'] + 1})" if head else ""
     say(f"cluster {found['name']} at {found['site']}: {found['state']}{where}")
     for job in found["jobs"]:
         left = "" if job["seconds_left"] is None else f"{duration(job['seconds_left'])} left"
@@ -166,8 +167,8 @@ def tell(found: dict[str, Any]) -> None:
         used = "  ".join(f"{name} {a:g}/{b:g}" for name, (a, b) in node["resources"].items())
         say(f"  node {node['ip']:>15}  {node['type']:8} {node['state']:10} {used}")
     for wait in found["demand"]:
-        asked = " + ".join(f"{amount:g} {name}" for name, amount in wait["bundle"].items())
-        say(f"  demand: {wait['count']} x ({asked})")
+        bundle = " + ".join(f"{amount:g} {name}" for name, amount in wait["bundle"].items())
+        say(f"  demand: {wait['count']} x ({bundle})")
     for job in found["ray_jobs"]:
         say(f"  ray job {job['id']}: {job['status'].lower()}  {job['entrypoint']}")
     for problem in found["problems"]:
@@ -188,9 +189,9 @@ def do_tunnel(args: argparse.Namespace) -> dict[str, Any]:
     if args.stop:
         relay.stop(directory)
         return {"stopped": True}
-    asked, here = directory.asked, directory.read("head")
-    token = secret.create(Path(asked["home"]))
-    if here is not None and asked["site"]["ssh"]:
+    spec, here = directory.spec, directory.read("head")
+    token = secret.create(Path(spec.home))
+    if here is not None and spec.site.ssh:
         ways = {"8265": here["dashboard"].rpartition(":")[2]} | {str(p): str(p) for p in here["ports"].values()}
         options = " ".join(f"-L {near}:127.0.0.1:{far}" for near, far in ways.items())
         line = f"ssh -N {options} {here['node']}"
@@ -203,7 +204,7 @@ def do_tunnel(args: argparse.Namespace) -> dict[str, Any]:
     found = relay.start(directory)
     ports = found["ports"]
     say(f"dashboard and job API: http://127.0.0.1:{ports['dashboard']}   (they ask for the token)")
-    link = "" if asked["tracking"] else secret.link(token, ports["mlflow"])
+    link = "" if spec.tracking else secret.link(token, ports["mlflow"])
     if link:
         say(f"MLflow: {link}\n{LINK}")
     forwards = " ".join(f"-L {port}:127.0.0.1:{port}" for port in ports.values())
@@ -213,25 +214,25 @@ def do_tunnel(args: argparse.Namespace) -> dict[str, Any]:
 
 def reach(directory: Directory) -> dict[str, str]:
     """The environment in which Ray's and MLflow's commands reach the cluster: from its head, or through the relay."""
-    asked, here = directory.asked, directory.read("head")
+    spec, here = directory.spec, directory.read("head")
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(directory.token)}
     if here is not None and os.environ.get("RAY_ADDRESS") == here["address"]:
         return token | {"RAY_API_SERVER_ADDRESS": here["dashboard"]}
     ports = relay.start(directory)["ports"]
-    if asked["tracking"]:
-        mlflow = {"MLFLOW_TRACKING_URI": asked["tracking"]}
+    if spec.tracking:
+        mlflow = {"MLFLOW_TRACKING_URI": spec.tracking}
     else:  # whose server it must be, because later another user may listen on this port
         mlflow = {
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports['mlflow']}",
             "MLFLOW_TRACKING_AUTH": identity.AUTH,
-            secret.ENVIRONMENT: str(secret.path(Path(asked["home"]))),
+            secret.ENVIRONMENT: str(secret.path(Path(spec.home))),
         }
     return token | mlflow | {
         "RAY_ADDRESS": f"http://127.0.0.1:{ports['dashboard']}",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports['dashboard']}",
-        **scripts.login(asked, directory.path),
-        "RAYLAB_HOME": asked["home"],
-        **({home.GROUP: asked["group"]} if asked.get("group") else {}),
+        **scripts.login(spec.login, directory.path),
+        "RAYLAB_HOME": spec.home,
+        **({home.GROUP: spec.group} if spec.group else {}),
         **loopback.no_proxy(dict(os.environ)),
     }  # fmt: skip
 
@@ -282,11 +283,11 @@ def do_stop(args: argparse.Namespace) -> dict[str, Any]:
 
 def do_resume(args: argparse.Namespace) -> dict[str, Any]:
     directory = find(home.home(), args.name)
-    names = args.runs or [path.name for path, _ in interrupted(directory.asked["name"])]
+    names = args.runs or [path.name for path, _ in interrupted(directory.spec.name)]
     done = []
     for name in names:
         verb = "tune" if home.note(home.find(name))["kind"] == "tune" else "train"
-        words = [directory.asked["python"], "-m", "jobs.cli", verb, "--resume", name]
+        words = [directory.spec.python, "-m", "jobs.cli", verb, "--resume", name]
         done.append({"run": name, **submit(directory, words, follow=False)})
     if not args.quiet:
         say(f"resumed: {', '.join(names) if names else 'nothing was interrupted'}")
@@ -305,7 +306,7 @@ def _workers(run: Path) -> int:
 
 def do_hold(args: argparse.Namespace) -> dict[str, Any]:
     """Runs on workers of their own save and end when their nodes are drained; a trial's process is not told."""
-    found = interrupted(find(home.home(), args.name).asked["name"])
+    found = interrupted(find(home.home(), args.name).spec.name)
     deadline = time.monotonic() + args.seconds
     waiting = [path for path, note in found if note["kind"] != "tune" and _workers(path)]
     while waiting and time.monotonic() < deadline:
@@ -315,7 +316,7 @@ def do_hold(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _slurm(directory: Directory) -> Slurm:
-    return client.commands(directory.asked["site"]["name"])
+    return client.commands(directory.spec.site.name)
 
 
 DO = {

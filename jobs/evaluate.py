@@ -9,7 +9,7 @@ from typing import Any
 from jobs import cli, prepare
 from jobs.common import ards_evaluation, home, model_card, run_tracking, scores
 from jobs.common.progress import say
-from raylab.config.recipe import read_recipe
+from raylab.config.old_names import read_recipe
 from raylab.data.images.manifest import SPLITS, discover
 from raylab.data.prepared import read_meta, sha256
 from raylab.errors import DataError, UsageError

@@ -14,11 +14,11 @@ from jobs import cli
 from jobs.common import home, run_tracking
 from jobs.common.progress import say
 from jobs.common.session import ray_session
-from raylab.data.icu.digest import screen
+from raylab.data.icu.patient_batch import screen
 from raylab.data.icu.prepare import SOURCES, Raw
 from raylab.data.lung import fits, gases
 from raylab.errors import DataError, UsageError, unknown
-from raylab.files import keep_out_of_git_and_uploads, whole, write_json
+from raylab.files import atomic_write, keep_out_of_git_and_uploads, write_json
 from tracking.outbox import Outbox
 
 EXAMPLE = "raylab fit --source synthetic --patients 100 --out fits/synthetic"
@@ -105,7 +105,7 @@ def fitted(table: pl.DataFrame, out: Path, directory: Path, args: argparse.Names
         run_chunks(fits.write_chunk, chunks, tell=progress)
     every = pl.concat([pl.read_parquet(path) for path in sorted(chunks)])
     residuals = pl.concat([pl.read_parquet(path.with_suffix(".residuals")) for path in sorted(chunks)])
-    with whole(out / "fits.parquet") as beside:
+    with atomic_write(out / "fits.parquet") as beside:
         every.write_parquet(beside)
     return fits.summary(every, residuals)
 

@@ -12,8 +12,9 @@ from jobs import cli
 from jobs.common import home, model_card, run_tracking, scores
 from jobs.common.progress import Display, say
 from jobs.common.session import ray_session
+from raylab.config.old_names import read_recipe
 from raylab.config.overrides import override, parse_assignments
-from raylab.config.recipe import Recipe, read_recipe
+from raylab.config.recipe import Recipe
 from raylab.config.shipped import shipped_recipe
 from raylab.data.prepared import read_meta
 from raylab.data.sampler import steps_per_epoch
@@ -115,7 +116,7 @@ def inspect(recipe: Recipe, data: Path) -> None:
 def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool) -> dict[str, Any]:
     job = task(recipe.task)
     samples = job.load(data, "train", recipe.data, None)
-    steps = steps_per_epoch(len(samples), recipe.loop.batch)
+    steps = steps_per_epoch(len(samples), recipe.loop.global_batch_size)
     planned = 1 if isinstance(job.model(recipe, samples.spec), Fitted) else recipe.loop.epochs * steps
     low, high = recipe.scaling.workers
     if not quiet:

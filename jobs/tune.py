@@ -16,15 +16,16 @@ from jobs.common import home, model_card, run_tracking, scores
 from jobs.common.progress import say
 from jobs.common.session import ray_environment, ray_session
 from jobs.common.trial_table import TrialTable, order, row
+from raylab.config.old_names import read_recipe
 from raylab.config.overrides import override
-from raylab.config.recipe import Recipe, read_recipe
+from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
 from raylab.config.shipped import with_search_space
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError, UsageError
 from raylab.files import write_json
 from raylab.tasks.base import task
-from raylab.training.loop import Metrics
+from raylab.training.progress import Metrics
 from tracking.forwarder import Forwarder
 from tracking.outbox import Outbox
 

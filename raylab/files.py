@@ -17,7 +17,7 @@ IGNORE_FILES = (".gitignore", ".rayignore")
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """An empty file beside `path` (0600) to write to; it is fsynced and renamed to `path` at the end, or removed.
 
     A reader sees the old file, the new one, or none. The name yielded has no suffix: give `numpy.save` an open file.
@@ -37,7 +37,7 @@ def whole(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: object) -> None:
     """`value` as JSON at `path`, whole or not at all."""
     text = json.dumps(value, indent=1) + "\n"
-    with whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(text)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 ARDS_MODELS = ("gru", "lstm", "grud", "boosting", "logistic", "last_pf", "last_sf")
 IMAGE_MODELS = ("covidnet", "resnet18", "vgg11_bn")
-SMALL_IMAGES = ("--set", "loop.epochs=1", "loop.batch=16")
+SMALL_IMAGES = ("--set", "loop.epochs=1", "loop.global_batch_size=16")
 RECORDED = ("weights_sha256", "data_hash", "split_hash", "val_loss", "steps", "best_objective", "best_trial")
 """Facts of a verb's JSON result that are kept, beside every score in it."""
 
@@ -86,7 +86,7 @@ def runs(runner: Runner, quick: bool) -> dict[str, Callable[[], dict[str, Any]]]
     place, run = runner.place, runner.run
     ards, image_a, image_b, sweep, fit = (place / name for name in ("ards", "a", "b", "sweep", "fit"))
     images = ("--source", "synthetic", "--patients", 60, "--size", 64)
-    disturbed = ("--set", "loop.epochs=20", "loop.ema=0.9", "model.dropout=0.2", "loop.checkpoint_steps=10")
+    disturbed = ("--set", "loop.epochs=20", "loop.ema_decay=0.9", "model.dropout=0.2", "loop.checkpoint_steps=10")
 
     def train_ards(name: str, *words: object) -> Callable[[], dict[str, Any]]:
         return lambda: run("train", "ards", "--data", ards, "--smoke", "--name", name, *words)
@@ -114,7 +114,7 @@ def runs(runner: Runner, quick: bool) -> dict[str, Callable[[], dict[str, Any]]]
         "prepare covidnet B": lambda: run("prepare", "covidnet", *images, "--domain", "B", "--out", image_b),
         **{f"train {name}": train_ards(name, "--set", f"model.name={name}") for name in ARDS_MODELS},
         "train an ensemble": train_ards("ensemble", "--set", "model.members=2"),
-        "train with the float sum": train_ards("float", "--set", "loop.sum=float"),
+        "train with the float sum": train_ards("float", "--set", "loop.gradient_reduction=float"),
         "train undisturbed": train_ards("undisturbed", *disturbed),
         "train killed and resumed": resume,
         **{f"train {name}": train_images(name) for name in IMAGE_MODELS},

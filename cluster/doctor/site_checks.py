@@ -21,13 +21,14 @@ from types import MappingProxyType
 from typing import Any
 
 from cluster import jobscript, scripts, sites
-from cluster.directory import Comment, versions
+from cluster.directory import versions
 from cluster.doctor import node_checks
 from cluster.doctor.node_checks import Finding, attempt
+from cluster.job_tag import JobTag
 from cluster.sites import NodeType, Site
 from cluster.slurm import Slurm
 from raylab.errors import RaylabError, SlurmError
-from raylab.files import locked, whole
+from raylab.files import atomic_write, locked
 
 MARK = "raylab-doctor "  # begins a line of the step's output that is for us
 STEP_TIME, STEP_SECONDS = "00:05:00", 120.0  # Slurm's limit of a step, and ours once it runs
@@ -65,7 +66,7 @@ def examine(
         with probe(home) as (directory, word):
             yield Finding(f"private files can be made in {home}")
             for name, text in files.items():
-                with whole(directory / name) as beside:
+                with atomic_write(directory / name) as beside:
                     beside.write_text(text)
             yield taken(slurm, site, "head", site.head, directory)
             for kind, node in site.nodes.items():
@@ -81,7 +82,7 @@ def examine(
                 environment = {"PYTHONPATH": str(code), "RAYLAB_HOME": str(home)}
                 if tracking:
                     environment["MLFLOW_TRACKING_URI"] = tracking
-                    environment |= scripts.login({"login": scripts.LOGIN in files}, directory)
+                    environment |= scripts.login(scripts.LOGIN in files, directory)
                 for path in (path for note in node_checks.NOTES for path in directory.glob(note)):
                     path.unlink()  # of the type before
                 yield from on_nodes(slurm, site, kind, count, environment, [*command, json.dumps(facts)], wait)
@@ -166,7 +167,7 @@ def partition(name: str, facts: Mapping[str, str], site: Site) -> Iterator[Findi
 def taken(slurm: Slurm, site: Site, kind: str, node: NodeType, directory: Path) -> Finding:
     """Would Slurm take a job of this type, with the site's partition, account, limits? Its own words if not."""
     script = directory / f"{kind}.sbatch"
-    comment = Comment(directory.name, 0, "doctor", kind)
+    comment = JobTag(directory.name, 0, "doctor", kind)
     script.write_text(jobscript.script(site, node, comment, "raylab-doctor", site.time, directory, {}, ["true"]))
     return attempt(f"Slurm takes jobs of type {kind}", lambda: slurm.test(script))
 
@@ -185,13 +186,13 @@ def probe(home: Path) -> Iterator[tuple[Path, str]]:
     def swap() -> None:
         letters = "ab"
         while not done.wait(0.1):
-            with whole(directory / "swap") as beside:
+            with atomic_write(directory / "swap") as beside:
                 beside.write_text(letters[0] * node_checks.LETTERS)
             letters = letters[::-1]
 
     writer = threading.Thread(target=swap, daemon=True)
     try:
-        with whole(directory / "login") as beside:
+        with atomic_write(directory / "login") as beside:
             beside.write_text(word)
         mode = (directory / "login").stat().st_mode & 0o777
         if mode != 0o600:
@@ -222,7 +223,7 @@ def on_nodes(
     wait: float,
 ) -> Iterator[Finding]:
     """Run the node's part as a step on `count` nodes of a type and merge what they say. It is gone afterwards."""
-    comment = Comment(f"doctor-{secrets.token_hex(4)}", 0, "doctor", kind)
+    comment = JobTag(f"doctor-{secrets.token_hex(4)}", 0, "doctor", kind)
     words = jobscript.step(
         site, site.nodes[kind], comment, "raylab-doctor", STEP_TIME, environment, command, count
     )  # fmt: skip
@@ -262,7 +263,7 @@ def _read(process: "subprocess.Popen[str]", lines: "queue.Queue[tuple[float, str
 
 def _listen(
     slurm: Slurm,
-    comment: Comment,
+    comment: JobTag,
     kind: str,
     count: int,
     lines: "queue.Queue[tuple[float, str] | None]",
@@ -326,14 +327,14 @@ def answer(**facts: Any) -> str:
     return MARK + json.dumps({"host": socket.gethostname(), **facts})
 
 
-def _why(slurm: Slurm, comment: Comment) -> str:
+def _why(slurm: Slurm, comment: JobTag) -> str:
     try:
         return next((job.why() for job in slurm.jobs() if job.comment == str(comment)), "it did not start")
     except SlurmError as error:
         return error.what
 
 
-def _cancel(slurm: Slurm, comment: Comment) -> Finding | None:
+def _cancel(slurm: Slurm, comment: JobTag) -> Finding | None:
     """End the step's job, whatever became of it."""
     try:
         slurm.cancel([job.id for job in slurm.jobs() if job.comment == str(comment) and job.alive])

@@ -1,6 +1,6 @@
 """The agent of one node, which a Slurm step runs: starts Ray, hears Slurm's signals, drains, ends what it started.
 
-    python -m cluster.node.agent DIRECTORY head|worker|static --epoch N [--type T]
+    python -m cluster.node.agent DIRECTORY head|worker|static --generation N [--type T]
 
 USR1 comes ahead of the time limit, TERM at a preemption or a cancellation. Either way the node is drained with the
 time that it truly has, so that runs commit a checkpoint and move away, and it ends as soon as it has nothing to do.
@@ -53,7 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="cluster.node.agent")
     parser.add_argument("directory", type=Path)
     parser.add_argument("role", choices=("head", "worker", "static"))
-    parser.add_argument("--epoch", type=int, required=True)
+    parser.add_argument("--generation", type=int, required=True)
     parser.add_argument("--type", default="")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
@@ -65,20 +65,20 @@ def main() -> int:
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     leads = args.role == "head" or (args.role == "static" and os.environ["SLURM_PROCID"] == "0")
     try:
-        asked = directory.asked
-        signals = Signals(directory.site.lead_seconds, asked["kill_seconds"])
-        compare(asked["versions"])
+        spec = directory.spec
+        signals = Signals(directory.site.lead_seconds, spec.kill_seconds)
+        compare(spec.versions)
         name = f"{job}.{restarts}.{os.environ['SLURM_PROCID']}"
-        # a requeued head is a new epoch: the workers of the one before are not its own
-        epoch = restarts if leads or args.role == "static" else args.epoch
+        # a requeued head is a new generation: the workers of the one before are not its own
+        generation = restarts if leads or args.role == "static" else args.generation
         for attempt in range(STARTS):
             try:
                 with RayNode(directory, name) as node:
                     if not leads:
-                        return node.work(signals, epoch, args.type, f"{job}.{restarts}")
-                    head = Head(directory, node.ray, node.ip, signals, job, epoch, args.role == "static")
+                        return node.work(signals, generation, args.type, f"{job}.{restarts}")
+                    head = Head(directory, node.ray, node.ip, signals, job, generation, args.role == "static")
                     head.serve()
-                return head.again()
+                return head.requeue()
             except StartError as error:
                 if attempt == STARTS - 1 or signals.came is not None:
                     raise
@@ -118,9 +118,9 @@ class RayNode:
         self.ray.keep_logs(self.directory.logs / f"ray-{self.name}")
         self.ray.end()
 
-    def work(self, signals: Signals, epoch: int, kind: str, instance: str) -> int:
-        """Be a worker of the head of `epoch` until Slurm or the head wants no more; the exit code."""
-        address = self.head(signals, epoch)
+    def work(self, signals: Signals, generation: int, kind: str, instance: str) -> int:
+        """Be a worker of the head of `generation` until Slurm or the head wants no more; the exit code."""
+        address = self.head(signals, generation)
         if address is None:
             return 0
         environment = {
@@ -149,15 +149,15 @@ class RayNode:
         log.info("leaving with %.0f s left", signals.left)
         return 0
 
-    def head(self, signals: Signals, epoch: int) -> str | None:
-        """The address of the head of `epoch`; None when it has been replaced or this node is to leave."""
+    def head(self, signals: Signals, generation: int) -> str | None:
+        """The address of the head of `generation`; None when it has been replaced or this node is to leave."""
         deadline = time.monotonic() + HEAD_SECONDS
         while time.monotonic() < deadline and signals.came is None:
             found = self.directory.read("head")
-            if found is not None and found["epoch"] == epoch:
+            if found is not None and found["generation"] == generation:
                 return str(found["address"])
-            if found is not None and found["epoch"] > epoch:
-                log.info("head %d has been replaced by %d", epoch, found["epoch"])
+            if found is not None and found["generation"] > generation:
+                log.info("head %d has been replaced by %d", generation, found["generation"])
                 return None
             time.sleep(POLL)
         if signals.came is not None:

@@ -10,12 +10,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cluster import jobscript
-from cluster.directory import Comment, Directory
+from cluster.directory import Directory
+from cluster.job_tag import JobTag
 from cluster.node import gcs
 from cluster.node.ray_process import OBJECT_STORE_LEAST, RayProcess, free_ports
 from cluster.slurm import Slurm
 from raylab.errors import RaylabError, SlurmError
-from raylab.files import whole, write_json
+from raylab.files import atomic_write, write_json
 
 if TYPE_CHECKING:
     from cluster.node.agent import Signals
@@ -39,14 +40,21 @@ RESOURCE = "raylab_head"  # drivers of trials ask for it: the head outlives work
 
 
 class Head:
-    """The head of a cluster, on the node `ip`, as restart `epoch` of Slurm job `job`."""
+    """The head of a cluster, on the node `ip`, as restart `generation` of Slurm job `job`."""
 
     def __init__(
-        self, directory: Directory, ray: RayProcess, ip: str, signals: "Signals", job: str, epoch: int, static: bool
+        self,
+        directory: Directory,
+        ray: RayProcess,
+        ip: str,
+        signals: "Signals",
+        job: str,
+        generation: int,
+        static: bool,
     ) -> None:
         self.directory, self.ray, self.ip, self.signals = directory, ray, ip, signals
-        self.job, self.epoch, self.static = job, epoch, static
-        self.asked, self.site = directory.asked, directory.site
+        self.job, self.generation, self.static = job, generation, static
+        self.spec, self.site = directory.spec, directory.site
         self.slurm = Slurm()
         self.services: dict[str, subprocess.Popen[bytes]] = {}
         self.started: dict[str, float] = {}
@@ -55,8 +63,8 @@ class Head:
         """Until Ray ends or Slurm wants the node back."""
         self._start()
         self._release()
-        if self.epoch:
-            self._run("again", *self.asked["hooks"]["again"])
+        if self.generation:
+            self._run("requeue", *self.spec.hooks.requeue)
         looked = 0.0
         try:
             while self.signals.came is None and self.ray.ended is None:
@@ -68,14 +76,14 @@ class Head:
             if self.ray.ended is not None:
                 log.error("Ray's head has ended with %s", self.ray.ended)
             elif not self._down():
-                self._leave()
+                self._drain()
         finally:
             for service in self.services.values():
                 service.terminate()
 
     def _start(self) -> None:
         port, dashboard, client = free_ports(self.ip, 3)
-        wanted = [name for name, command in self.asked["hooks"]["services"].items() if PORT in command]
+        wanted = [name for name, command in self.spec.hooks.services.items() if PORT in command]
         self.ports = dict(zip(wanted, free_ports("127.0.0.1", len(wanted)), strict=True))
         self.address, self.dashboard = f"{self.ip}:{port}", f"http://127.0.0.1:{dashboard}"
         options = [
@@ -83,15 +91,15 @@ class Head:
             f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
             f"--resources={json.dumps({RESOURCE: 1000})}",
         ]  # fmt: skip
-        nodes = {kind: self.site.nodes[kind] for kind in self.asked["types"]}
+        nodes = {kind: self.site.nodes[kind] for kind in self.spec.types}
         environment = {"RAY_ADDRESS": self.address, "RAY_CLOUD_INSTANCE_ID": "head", "RAY_NODE_TYPE_NAME": "head"}
         if not self.static:
             path = self.directory.path / "autoscaling.json"
-            with whole(path) as beside:
+            with atomic_write(path) as beside:
                 beside.write_text(
                     jobscript.autoscaling(
-                        self.asked["name"], self.directory.path, self.epoch, nodes,
-                        self.asked["min"], self.asked["max"], self.site.idle_seconds,
+                        self.spec.name, self.directory.path, self.generation, nodes,
+                        self.spec.min, self.spec.max, self.site.idle_seconds,
                     )
                 )  # fmt: skip
             options += [
@@ -99,10 +107,10 @@ class Head:
                 f"--object-store-memory={OBJECT_STORE_LEAST}",
             ]  # fmt: skip
             # what a run may ask for at the most: all or nothing would be nothing (raylab/distributed/elastic.py)
-            capacity = jobscript.capacity(nodes, self.asked["max"])
+            capacity = jobscript.capacity(nodes, self.spec.max)
             environment |= {
                 **AUTOSCALER,
-                "RAYLAB_CLUSTER_CAPACITY": json.dumps({"max": self.asked["max"], "types": capacity}),
+                "RAYLAB_CLUSTER_CAPACITY": json.dumps({"max": self.spec.max, "types": capacity}),
             }
         self.environment = {**os.environ, **environment}
         self.ray.start(sys.executable, self.ip, options, environment)
@@ -110,20 +118,20 @@ class Head:
         for ip, at in ((self.ip, port), ("127.0.0.1", dashboard), (self.ip, self.ray.agent_port)):
             self.ray.wait_for(ip, at)
         facts = {
-            "job": self.job, "epoch": self.epoch, "node": socket.gethostname(), "ip": self.ip,
+            "job": self.job, "generation": self.generation, "node": socket.gethostname(), "ip": self.ip,
             "address": self.address, "dashboard": self.dashboard, "ports": self.ports, "since": time.time(),
         }  # fmt: skip
         write_json(self.directory.path / "head.json", facts)
-        log.info("head %d ready on %s", self.epoch, self.address)
+        log.info("head %d ready on %s", self.generation, self.address)
 
     def _release(self) -> None:
         """End the workers that an earlier head of this cluster left."""
-        comments = [(job, Comment.parse(job.comment)) for job in self._jobs()]
+        comments = [(job, JobTag.parse(job.comment)) for job in self._jobs()]
         old = [
             job.id
             for job, comment in comments
-            if comment is not None and comment.cluster == self.asked["id"]
-            and comment.kind == "worker" and comment.epoch < self.epoch
+            if comment is not None and comment.cluster == self.spec.id
+            and comment.kind == "worker" and comment.generation < self.generation
         ]  # fmt: skip
         if old:
             log.info("releasing the workers of the head before: %s", " ".join(old))
@@ -137,7 +145,7 @@ class Head:
             return []
 
     def _keep_services(self) -> None:
-        for name, command in self.asked["hooks"]["services"].items():
+        for name, command in self.spec.hooks.services.items():
             command = [str(self.ports.get(name)) if word == PORT else word for word in command]
             running = self.services.get(name)
             if running is not None and running.poll() is None:
@@ -150,7 +158,7 @@ class Head:
         with (self.directory.logs / f"{name}.out").open("ab") as output:
             return subprocess.Popen(
                 command,
-                cwd=self.asked["code"],
+                cwd=self.spec.code,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -175,9 +183,9 @@ class Head:
         except Exception as error:  # Ray's store may be busy or ending: the next look tells
             log.warning("no status: %s", error)
             return
-        write_json(self.directory.path / "status.json", {**found, "epoch": self.epoch, "time": time.time()})
+        write_json(self.directory.path / "status.json", {**found, "generation": self.generation, "time": time.time()})
 
-    def _leave(self) -> None:
+    def _drain(self) -> None:
         """Have every run commit a checkpoint, in the time that there is."""
         came = self.signals.came
         log.info("%s: %.0f s left", came.name if came else "", self.signals.left)
@@ -185,14 +193,14 @@ class Head:
             gcs.drain(self.address, self.signals.left, "the head leaves")
         except Exception as error:  # as in the workers' agent
             log.warning("Ray could not be told: %s", error)
-        self._run("leave", *self.asked["hooks"]["leave"], seconds=self.signals.left)
+        self._run("drain", *self.spec.hooks.drain, seconds=self.signals.left)
 
     def _down(self) -> bool:
         return (self.directory.path / "down").exists()
 
-    def again(self) -> int:
-        """Ask Slurm to start this job again, as the next epoch, unless it is to end or is being ended already, perhaps
-        to be requeued. The exit code."""
+    def requeue(self) -> int:
+        """Ask Slurm to start this job again, as the next generation, unless it is to end or is being ended already (to
+        be requeued, for one). Returns the exit code."""
         try:
             ours = next((job for job in self.slurm.jobs() if job.id == self.job), None)
             if self._down() or ours is None or not ours.running:

@@ -36,7 +36,7 @@ SPACE = (
     "optim.lr=loguniform(1e-5,1e-3)",
     "optim.class_weight.1=uniform(1,10)",
     "optim.class_weight.2=uniform(1,10)",
-    "data.share=uniform(0.05,0.5)",
+    "data.class_fraction=uniform(0.05,0.5)",
 )
 # Published for COVIDx, percent: accuracy; sensitivity; PPV of normal/pneumonia/Covid-19 (arXiv 2003.09871, and models
 # CXR3-B and CXR4-A of its repository; ResNet-50 and VGG-19 were not read again). Their test set is another: these
@@ -54,7 +54,13 @@ PUBLISHED_SEARCH = {
     "asha": ".930; .966/.615/.789",
     "pbt": ".832; .844/.692/.816",
 }
-SETTINGS = ("loop.batch=32", "loop.shards=4", "schedule.kind=cosine", "schedule.warmup_steps=20", "optim.lr=1e-3")
+SETTINGS = (
+    "loop.global_batch_size=32",
+    "loop.shards=4",
+    "schedule.kind=cosine",
+    "schedule.warmup_steps=20",
+    "optim.lr=1e-3",
+)
 
 
 def arguments(group: Any) -> None:

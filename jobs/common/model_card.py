@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common import home
-from raylab.config.recipe import parse_recipe, without_foreign_fields
+from raylab.config.old_names import update_recipe
+from raylab.config.recipe import parse_recipe
 from raylab.data.images.dataset import LUNG_BOX
 from raylab.evaluation.intervals import text
 from raylab.evaluation.overlap import in_words
@@ -30,8 +31,9 @@ was published){% endif %}, {{ "{:,}".format(parameters) }} parameters{% if recip
 - classes: {{ spec.classes | join(", ") }}
 - start: {% if parent %}weights of {{ parent }}, {{ recipe.transfer.mode }}{% elif recipe.model.weights_path %}weights \
 from a file, {{ recipe.transfer.mode }}{% else %}random weights{% endif %}
-- seed {{ recipe.seed }}, {{ steps }} steps of {{ recipe.loop.batch }}; code {{ tags["raylab.code_revision"] }}; data \
-{{ data_hash[:16] }}; split {{ split_hash[:16] }}; weights {{ (weights_sha256 or "")[:16] }}
+- seed {{ recipe.seed }}, {{ steps }} steps of {{ recipe.loop.global_batch_size }}; code \
+{{ tags["raylab.code_revision"] }}; data {{ data_hash[:16] }}; split {{ split_hash[:16] }}; \
+weights {{ (weights_sha256 or "")[:16] }}
 
 ## Training data
 {% if meta %}| split | source | {{ spec.classes | join(" | ") }} |
@@ -86,7 +88,7 @@ def write(directory: Path, parameters: int) -> Path:
 
     described = home.note(directory)
     note = json.loads((directory / "model" / "model.json").read_text())
-    recipe = parse_recipe(without_foreign_fields(note["recipe"]))
+    recipe = parse_recipe(update_recipe(note["recipe"]))
     place = Path(described["data"]) / "meta.json"
     meta = json.loads(place.read_text()) if place.is_file() else None
     if meta is not None and meta["data_hash"] != described["data_hash"]:

@@ -19,8 +19,8 @@ from raylab.evaluation import temperature
 from raylab.evaluation.intervals import text
 from raylab.files import read_lines, write_json
 from raylab.tasks.base import Task
-from raylab.training.loop import predict
-from raylab.training.process_group import World
+from raylab.training.predict import predict
+from raylab.training.process_group import ProcessGroup
 from raylab.training.run import read_model
 from tracking import plots
 from tracking.outbox import Outbox
@@ -41,7 +41,7 @@ def probabilities(job: Task, recipe: Recipe, samples: Samples, network: Any) -> 
     import torch
 
     torch.set_num_threads(recipe.loop.threads)
-    return predict(job, network, samples, World(), recipe, "cpu")
+    return predict(job, network, samples, ProcessGroup(), recipe, "cpu")
 
 
 def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:

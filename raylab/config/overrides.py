@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from raylab.config.old_names import FIELDS
 from raylab.config.recipe import TYPES, Recipe, list_fields, model_family, model_names, parse_recipe
 from raylab.errors import UsageError, unknown
 
@@ -21,6 +22,8 @@ def has_field(recipe: Recipe, path: str) -> bool:
 
 def unknown_field(recipe: Recipe, path: str) -> UsageError:
     """The error for a path that this recipe does not have: says which models or tasks have it, else the nearest."""
+    if path in FIELDS:
+        return UsageError(f"the recipe field '{path}' is now '{FIELDS[path]}'", do=f"--set {FIELDS[path]}=VALUE")
     part, _, name = path.partition(".")
     if part == "model":
         owners = [

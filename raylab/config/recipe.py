@@ -5,10 +5,8 @@ command line (`override`), and `optim.lr=loguniform(1e-5,1e-3)` makes the same f
 (`dimension`). Unknown paths and ill-typed values raise UsageError with the nearest right names.
 """
 
-import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
@@ -42,10 +40,10 @@ class Part(BaseModel):
 class Data(Part):
     """What of a prepared directory is used, and how; each kind of data adds its own fields."""
 
-    share: float | None = Field(None, gt=0, lt=1)
-    """share of one class in every batch; none leaves the classes as they are"""
-    share_of: str | None = None
-    """the class of which `share` speaks; none is the last one"""
+    class_fraction: float | None = Field(None, gt=0, lt=1)
+    """fraction of every batch that one class fills; none leaves the classes as they are"""
+    class_fraction_of: str | None = None
+    """the class that `class_fraction` is about; none is the last one"""
 
     @property
     def augments(self) -> bool:
@@ -116,10 +114,10 @@ class BoostingModel(Model):
     """number of trees"""
     leaves: int = Field(8, ge=2)
     """leaves of each tree"""
-    rate: float = Field(0.05, gt=0)
+    learning_rate: float = Field(0.05, gt=0)
     """learning rate"""
-    share: float = Field(0.3, gt=0, le=1)
-    """share of the features, drawn for each split"""
+    feature_fraction: float = Field(0.3, gt=0, le=1)
+    """fraction of the features considered at each split"""
     l2: float = Field(10.0, gt=0)
     """penalty of the leaves' values"""
 
@@ -191,7 +189,7 @@ class Optim(Part):
     """decay of the gradient's average"""
     beta2: float = Field(0.999, ge=0, lt=1)
     """decay of the squared gradient's average"""
-    clip: float | None = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)
     """largest norm of the summed gradient; none for no limit"""
     class_weight: tuple[float, ...] | None = None
     """weight of each class in the loss, each also a path of its own, optim.class_weight.2; none is 1 for all"""
@@ -215,12 +213,12 @@ class Transfer(Part):
 
     mode: Literal["scratch", "probe", "full", "lp-ft"] = "lp-ft"
     """scratch ignores the weights, probe trains the head alone, full all layers, lp-ft first the head and then all"""
-    probe_share: float = Field(0.3, gt=0, lt=1)
-    """lp-ft: share of the epochs in which only the head learns, rounded to whole ones, at least one"""
-    probe_rate: float = Field(10.0, gt=0)
+    probe_fraction: float = Field(0.3, gt=0, lt=1)
+    """lp-ft: fraction of the epochs in which only the head learns, rounded to whole ones, at least one"""
+    probe_lr_scale: float = Field(10.0, gt=0)
     """multiplies optim.lr while only the head learns"""
-    first_rate: float = Field(0.3, gt=0, le=1)
-    """share of the learning rate in the first block; rises geometrically to 1 in the head"""
+    first_lr_scale: float = Field(0.3, gt=0, le=1)
+    """multiplies the learning rate of the first block; rises geometrically to 1 in the head"""
     reestimate: bool = True
     """estimates batch-norm statistics of the target's training inputs before the first step"""
 
@@ -230,17 +228,17 @@ class Loop(Part):
 
     epochs: int = Field(10, ge=1)
     """passes over the training data"""
-    batch: int = Field(64, ge=1)
+    global_batch_size: int = Field(64, ge=1)
     """samples of one optimiser step, whatever the number of workers"""
     shards: int = Field(8, ge=1)
     """logical parts in which a batch is computed; part of the result"""
-    sum: Literal["auto", "exact", "float"] = "auto"
-    """sum of the shards' gradients: exact does not depend on the workers; auto is exact on the CPU, float on a GPU"""
+    gradient_reduction: Literal["auto", "exact", "float"] = "auto"
+    """sum of the shards' gradients: exact, which does not depend on the workers; float; auto is exact on a CPU alone"""
     threads: int = Field(1, ge=1)
     """CPU threads of each rank; part of the result on a CPU"""
-    ema: float | None = Field(None, gt=0, lt=1)
-    """decay of the averaged weights, which are then scored and kept"""
-    early_stop: int | None = Field(None, ge=1)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """decay of the moving average of the weights, which is then scored and saved"""
+    early_stopping_patience: int | None = Field(None, ge=1)
     """epochs without a better validation score before training ends"""
     bf16: bool = False
     """computes in bfloat16 where torch's autocast allows"""
@@ -250,13 +248,13 @@ class Loop(Part):
     """steps between checkpoints"""
     checkpoint_seconds: float | None = Field(None, gt=0)
     """seconds between checkpoints"""
-    keep: int = Field(2, ge=2)
-    """newest checkpoints kept: two at least, so that a damaged one has a predecessor"""
+    max_checkpoints: int = Field(2, ge=2)
+    """number of checkpoints kept: at least two, so that a damaged one has a predecessor"""
 
     @model_validator(mode="after")
     def _shards_fit(self) -> Self:
-        if self.shards > self.batch:
-            raise ValueError(f"shards ({self.shards}) must not exceed batch ({self.batch})")
+        if self.shards > self.global_batch_size:
+            raise ValueError(f"shards ({self.shards}) must not exceed global_batch_size ({self.global_batch_size})")
         return self
 
 
@@ -386,25 +384,6 @@ def parse_recipe(document: Mapping[str, Any]) -> Recipe:
         return kind.model_validate(document)
     except ValidationError as error:
         raise _explain(error, document) from error
-
-
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in a JSON file that a run has written; UsageError when there is none that can be used."""
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is not a recipe", str(error), "the run itself writes it: restore it") from error
-    return parse_recipe(without_foreign_fields(document))
-
-
-def without_foreign_fields(document: dict[str, Any]) -> dict[str, Any]:
-    """A document as version 0.1 wrote it, with the fields of all models and tasks, less those of other ones."""
-    kind = TYPES.get(document["task"])
-    if kind is None:
-        return document
-    own = {"model": model_family(document["model"]["name"]), "data": type(kind.model_fields["data"].default)}
-    kept = {part: {k: v for k, v in document[part].items() if k in own[part].model_fields} for part in own}
-    return {**document, **kept}
 
 
 def list_fields(recipe: Recipe) -> dict[str, tuple[Any, str]]:

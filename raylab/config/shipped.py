@@ -21,7 +21,7 @@ ARDS = ArdsRecipe(
     model=RecurrentModel(name="gru", hidden=16, dropout=0.5),
     optim=Optim(lr=1e-3, weight_decay=0.1),
     schedule=Schedule(kind="cosine", warmup_steps=20),
-    loop=Loop(epochs=20, batch=128, shards=8, ema=0.98, checkpoint_steps=50),
+    loop=Loop(epochs=20, global_batch_size=128, shards=8, ema_decay=0.98, checkpoint_steps=50),
     search=Search(
         space={
             "optim.lr": "loguniform(3e-4,3e-3)",
@@ -40,7 +40,7 @@ COVIDNET = CovidnetRecipe(
     # the published recipe is Adam at 2e-5 with batch 8 and a factor of .7 on plateau (facts of COVID-Net's repository)
     optim=Optim(lr=2e-4, weight_decay=1e-2),
     schedule=Schedule(kind="plateau", warmup_steps=50, factor=0.7, patience=5),
-    loop=Loop(epochs=22, batch=64, shards=8, ema=0.99, checkpoint_steps=50),
+    loop=Loop(epochs=22, global_batch_size=64, shards=8, ema_decay=0.99, checkpoint_steps=50),
     search=Search(
         space={
             "optim.lr": "loguniform(1e-5,1e-3)",
@@ -55,12 +55,12 @@ COVIDNET = CovidnetRecipe(
 SPACES: dict[str, Search] = {
     "boosting": Search(
         space={
-            "model.rate": "loguniform(2e-2,2e-1)",
+            "model.learning_rate": "loguniform(2e-2,2e-1)",
             "model.trees": "choice(100,200,400)",
             "model.leaves": "choice(4,8,16)",
             "model.l2": "loguniform(1e-1,1e2)",
         },
-        points=({"model.rate": 0.05, "model.trees": 200, "model.leaves": 8, "model.l2": 10.0},),
+        points=({"model.learning_rate": 0.05, "model.trees": 200, "model.leaves": 8, "model.l2": 10.0},),
     ),
     "logistic": Search(space={"model.l2": "loguniform(1e-1,1e4)"}, points=({"model.l2": 10.0},)),
     "last_pf": Search(space={"model.l2": "loguniform(1e-1,1e4)"}, points=({"model.l2": 10.0},)),
@@ -72,7 +72,7 @@ SURROGATE = SurrogateRecipe(
     model=ResidualModel(name="residual", hidden=192, layers=4),
     optim=Optim(lr=3e-3, weight_decay=1e-4),
     schedule=Schedule(kind="cosine", warmup_steps=100),
-    loop=Loop(epochs=60, batch=512, shards=4, ema=0.99, checkpoint_steps=500),
+    loop=Loop(epochs=60, global_batch_size=512, shards=4, ema_decay=0.99, checkpoint_steps=500),
     search=Search(
         space={
             "optim.lr": "loguniform(5e-4,1e-2)",
@@ -88,7 +88,7 @@ RECIPES: dict[str, Recipe] = {
     "ards-smoke": ARDS.model_copy(
         update={
             "model": RecurrentModel(name="gru", hidden=16),
-            "loop": Loop(epochs=3, batch=64, shards=6, checkpoint_steps=5),
+            "loop": Loop(epochs=3, global_batch_size=64, shards=6, checkpoint_steps=5),
             "schedule": Schedule(kind="cosine"),
         }
     ),
@@ -97,7 +97,7 @@ RECIPES: dict[str, Recipe] = {
         update={
             "model": ResidualModel(name="residual", hidden=48, layers=2),
             "schedule": Schedule(kind="cosine"),
-            "loop": Loop(epochs=4, batch=128, shards=4, checkpoint_steps=20),
+            "loop": Loop(epochs=4, global_batch_size=128, shards=4, checkpoint_steps=20),
         }
     ),
     "covidnet": COVIDNET,
@@ -107,7 +107,7 @@ RECIPES: dict[str, Recipe] = {
             "model": CovidNetModel(name="covidnet", width=0.25, depth=0.4),
             "optim": Optim(lr=1e-3),
             "schedule": Schedule(kind="cosine"),
-            "loop": Loop(epochs=3, batch=32, shards=4, checkpoint_steps=10),
+            "loop": Loop(epochs=3, global_batch_size=32, shards=4, checkpoint_steps=10),
         }
     ),
 }

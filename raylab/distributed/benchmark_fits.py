@@ -22,9 +22,9 @@ from raylab.errors import DataError
 from raylab.evaluation.clinical import recalibrated
 from raylab.evaluation.leakage import probabilities
 from raylab.evaluation.metrics import LOGIT_CLIP
-from raylab.files import whole, write_json
-from raylab.training.loop import predict
-from raylab.training.process_group import World
+from raylab.files import atomic_write, write_json
+from raylab.training.predict import predict
+from raylab.training.process_group import ProcessGroup
 from raylab.training.run import execute, read_model
 
 
@@ -88,7 +88,7 @@ def final(fit: Fit, path: Path) -> None:
     """Train and write stay_id, at_h and p of the rows of `fit.split`."""
     _, samples, p = fitted(fit, path)
     rows = samples.rows.select("stay_id", "at_h")  # type: ignore[attr-defined]  # of IcuSamples
-    with whole(path) as beside:
+    with atomic_write(path) as beside:
         rows.with_columns(p=pl.Series(p)).write_parquet(beside)
 
 
@@ -99,7 +99,7 @@ def fitted(fit: Fit, path: Path) -> tuple[dict[str, Any], Samples, NDArray[np.fl
     result = execute(parse_recipe(fit.recipe), Path(fit.data), directory, quiet)
     job, recipe, spec, network = read_model(directory)
     samples = job.load(Path(fit.data), fit.split, recipe.data, spec)
-    return result["best"], samples, predict(job, network, samples, World(), recipe, "cpu")
+    return result["best"], samples, predict(job, network, samples, ProcessGroup(), recipe, "cpu")
 
 
 def leaks(fit: Fit, path: Path) -> None:
@@ -108,7 +108,7 @@ def leaks(fit: Fit, path: Path) -> None:
     assert isinstance(data, IcuData)  # the benchmark's recipes are of no other task
     train, scored = (load_icu(Path(fit.data), split, data.cohort) for split in ("train", fit.split))
     columns = [pl.Series(name, p) for name, p in probabilities(train, scored).items()]
-    with whole(path) as beside:
+    with atomic_write(path) as beside:
         scored.rows.select("stay_id", "at_h").with_columns(columns).write_parquet(beside)
 
 

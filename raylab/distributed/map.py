@@ -25,7 +25,7 @@ def run_chunks(
 ) -> None:
     """Call work(argument, path) for every path of `chunks` that does not exist yet, each as a Ray task of `cpus`.
 
-    `work` writes `path` atomically (`files.whole`) into a directory that is there, on storage that all nodes share;
+    `work` writes `path` atomically (`files.atomic_write`) into an existing directory on storage that all nodes share;
     it may run twice. It and the arguments must pickle. `tell(done, total)` is called at the start and after each chunk.
 
     Raises the RaylabError that `work` raised, with the chunk's name, or RunError for any other exception, for a chunk

@@ -23,9 +23,9 @@ from raylab.distributed.store import StoreConfig, create_rendezvous
 from raylab.errors import IncompleteError, RaylabError, RunError
 from raylab.files import write_json
 from raylab.tasks.base import task
-from raylab.training.loop import Metrics
-from raylab.training.process_group import World
-from raylab.training.run import Moved, execute
+from raylab.training.process_group import ProcessGroup
+from raylab.training.progress import Metrics
+from raylab.training.run import AttemptHandedOver, execute
 
 OnRows = Callable[[list[Metrics]], None]
 
@@ -42,7 +42,7 @@ def worker(arguments: dict[str, Any]) -> None:
             lambda rows: send(rows, directory),
             None if parent is None else Path(parent),
         )
-    except Moved:
+    except AttemptHandedOver:
         return
     except RaylabError as error:
         if ray.train.get_context().get_world_rank() == 0:
@@ -57,8 +57,8 @@ def send(rows: list[Metrics], directory: Path) -> str | None:
     ray.train.report({"rows": rows})
     if ray.train.get_preemption_info() is not None:
         return "a node leaves"
-    world = World()
-    return "another number of workers" if world.any(world.rank == 0 and (directory / NOTE).exists()) else None
+    group = ProcessGroup()
+    return "another number of workers" if group.any(group.rank == 0 and (directory / NOTE).exists()) else None
 
 
 class Forward(UserCallback):
@@ -82,7 +82,7 @@ def train(
     """
     (directory / "failure.json").unlink(missing_ok=True)
     samples = len(task(recipe.task).load(data, "train", recipe.data, None))
-    planned = recipe.loop.epochs * steps_per_epoch(samples, recipe.loop.batch)
+    planned = recipe.loop.epochs * steps_per_epoch(samples, recipe.loop.global_batch_size)
     rendezvous = create_rendezvous()
     while True:
         (directory / NOTE).unlink(missing_ok=True)

@@ -31,6 +31,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, PopulationBasedTraining
 from ray.tune.search.optuna import OptunaSearch
 
+from raylab.config.old_names import rename_fields
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe, parse_recipe
 from raylab.config.search_space import parse_dimension
@@ -40,7 +41,7 @@ from raylab.errors import RaylabError, RunError, UsageError, unknown
 from raylab.files import write_json
 from raylab.tasks.base import task
 from raylab.training import checkpoint
-from raylab.training.loop import Metrics
+from raylab.training.progress import Metrics
 from raylab.training.run import execute
 
 OBJECTIVE = "objective"  # reported by trials: the best validation score of any epoch so far; higher is better
@@ -74,7 +75,7 @@ OF_ONE_STEP = ("train/loss", "train/grad_norm")  # trials are told of epochs, of
 WITH_CHECKPOINTS = {"hyperband", "pbt"}  # these pause trials or move their checkpoints
 
 
-class Watch(Protocol):
+class TrialListener(Protocol):
     """What the search tells its caller, in the driver's process."""
 
     def started(self, number: int, params: dict[str, Any]) -> None: ...
@@ -127,7 +128,7 @@ def distributions(recipe: Recipe) -> dict[str, BaseDistribution]:
     return space
 
 
-def search(recipe: Recipe, data: Path, directory: Path, watch: Watch) -> None:
+def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener) -> None:
     """Run or go on with the search in `directory` until recipe.search.trials trials have ended.
 
     Raises RunError when no trial reached its end.
@@ -147,14 +148,14 @@ def search(recipe: Recipe, data: Path, directory: Path, watch: Watch) -> None:
                 tune.with_parameters(trial, recipe=recipe.model_dump(mode="json"), data=str(data), at=str(directory)),
                 driver() if options.workers_per_trial else {"CPU": recipe.scaling.cpus_per_worker},
             ),
-            param_space=drawn(known, space, sampler, recipe) if random else None,
+            param_space=pbt_param_space(known, space, sampler, recipe) if random else None,
             tune_config=TuneConfig(
                 metric=OBJECTIVE,
                 mode="max",
                 num_samples=1 if random else left,
                 max_concurrent_trials=None if random else options.concurrent,
                 scheduler=SCHEDULERS[options.scheduler](recipe, space),
-                search_alg=None if random else Numbered(known, space, sampler, recipe),
+                search_alg=None if random else PersistentOptunaSearch(known, space, sampler, recipe),
                 reuse_actors=not options.workers_per_trial,
             ),
             run_config=RunConfig(
@@ -162,7 +163,7 @@ def search(recipe: Recipe, data: Path, directory: Path, watch: Watch) -> None:
                 storage_path=str(directory / "ray"),
                 # a trial whose node goes starts again elsewhere, from its own checkpoint
                 failure_config=FailureConfig(max_failures=recipe.scaling.max_failures),
-                callbacks=[Told(known, watch)],
+                callbacks=[TrialCallback(known, listener)],
                 verbose=0,
             ),
         )  # fmt: skip
@@ -192,9 +193,11 @@ class Trials:
     def __init__(self, directory: Path, planned: int) -> None:
         self.directory, self.planned = directory, planned
         directory.mkdir(parents=True, exist_ok=True)
-        read = {int(p.parent.name): json.loads(p.read_text()) for p in sorted(directory.glob("*/params.json"))}
+        files = sorted(directory.glob("*/params.json"))
+        read = {int(path.parent.name): rename_fields(json.loads(path.read_text())) for path in files}
         self.params: dict[int, dict[str, Any]] = read
-        self.ended = {n: json.loads(p.read_text()) for n in read if (p := self.path(n) / "end.json").is_file()}
+        ends = {n: json.loads(p.read_text()) for n in read if (p := self.path(n) / "end.json").is_file()}
+        self.ended = {n: {**end, "params": rename_fields(end.get("params", {}))} for n, end in ends.items()}
         self.begun = [n for n in read if n not in self.ended]
 
     def path(self, number: int) -> Path:
@@ -212,7 +215,7 @@ class Trials:
         write_json(self.path(number) / "end.json", facts)
 
 
-class Numbered(OptunaSearch):
+class PersistentOptunaSearch(OptunaSearch):
     """Optuna, with each suggestion written to the search's directory before it is handed out."""
 
     def __init__(
@@ -237,7 +240,7 @@ class Numbered(OptunaSearch):
         return {"trial": {"number": number, "assigned": params}}
 
 
-def drawn(
+def pbt_param_space(
     trials: Trials, space: dict[str, BaseDistribution], sampler: optuna.samplers.BaseSampler, recipe: Recipe
 ) -> dict[str, Any]:
     """The grid of a search without a searcher: begun trials first, then new random ones."""
@@ -249,11 +252,11 @@ def drawn(
     return {"trial": tune.grid_search(left)}
 
 
-class Told(tune.Callback):
-    """Runs in the driver: takes down how trials end and passes everything on to the caller's watch."""
+class TrialCallback(tune.Callback):
+    """Runs in the driver: takes down how trials end and passes everything on to the caller's listener."""
 
-    def __init__(self, trials: Trials, watch: Watch) -> None:
-        self.trials, self.watch = trials, watch
+    def __init__(self, trials: Trials, listener: TrialListener) -> None:
+        self.trials, self.listener = trials, listener
         self.last: dict[int, dict[str, Any]] = {}
         self.numbers: dict[str, int] = {}  # PBT gives a trial its donor's settings, number included: go by id
 
@@ -265,7 +268,7 @@ class Told(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = self.number(trial)
-        self.watch.started(number, {**self.trials.params[number], **trial.config["trial"]["assigned"]})
+        self.listener.started(number, {**self.trials.params[number], **trial.config["trial"]["assigned"]})
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -274,7 +277,7 @@ class Told(tune.Callback):
         self.last[number] = result
         scores = {n: value for n, value in result.items() if n.startswith(("train/", "val/", "best/"))}
         row = {name: value for name, value in scores.items() if name not in OF_ONE_STEP}
-        self.watch.row(number, {**row, "step": result["step"], "epoch": result["epoch"] - 1})
+        self.listener.row(number, {**row, "step": result["step"], "epoch": result["epoch"] - 1})
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = self.number(trial)
@@ -289,14 +292,14 @@ class Told(tune.Callback):
                 "params": trial.config["trial"]["assigned"],
             },
         )
-        self.watch.ended(number, how)
+        self.listener.ended(number, how)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = self.number(trial)
         failure = self.trials.path(number) / "failure.json"
         why = json.loads(failure.read_text())["args"][0] if failure.is_file() else "its process died"
         self.trials.end(number, {"how": "failed", OBJECTIVE: None, "error": why})
-        self.watch.ended(number, "failed")
+        self.listener.ended(number, "failed")
 
 
 def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) -> None:
@@ -340,7 +343,7 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
             checkpoint.adopt(directory / "checkpoints", Path(donor))
     if options.scheduler in WITH_CHECKPOINTS:
         rows = len(task(chosen.task).load(Path(data), "train", chosen.data, None))
-        chosen = override(chosen, {"loop.checkpoint_steps": steps_per_epoch(rows, chosen.loop.batch)})
+        chosen = override(chosen, {"loop.checkpoint_steps": steps_per_epoch(rows, chosen.loop.global_batch_size)})
     try:
         if options.workers_per_trial:
             result = train.train(chosen, Path(data), directory, ToTune(objective))

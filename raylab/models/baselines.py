@@ -155,11 +155,11 @@ class Boosting(Fitted):
 
         both_classes(y)
         model = HistGradientBoostingClassifier(
-            learning_rate=self.config.rate,
+            learning_rate=self.config.learning_rate,
             max_iter=self.config.trees,
             max_leaf_nodes=self.config.leaves,
             l2_regularization=self.config.l2,
-            max_features=self.config.share,
+            max_features=self.config.feature_fraction,
             early_stopping=False,
             random_state=0,
         ).fit(self.summary(x).numpy(), y)

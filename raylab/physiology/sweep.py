@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 
 from raylab.config.recipe import Part
 from raylab.errors import DataError, RunError, UsageError, unknown
-from raylab.files import keep_out_of_git_and_uploads, whole, write_json
+from raylab.files import atomic_write, keep_out_of_git_and_uploads, write_json
 from raylab.physiology import designs
 from raylab.physiology.parameters import LIVING, QUANTITIES, impossible, inputs
 from raylab.physiology.steady import OUTPUTS, STATUS, steady_state
@@ -119,7 +119,7 @@ def write_chunk(argument: tuple[dict[str, Any], int], path: Path) -> None:
             "load a C++ compiler on every node, or start a sweep without --compiled",
         )
     table = compute(made, number)
-    with whole(path) as beside:
+    with atomic_write(path) as beside:
         table.write_parquet(beside)
 
 

@@ -23,11 +23,11 @@ class AdamW:
         self.second = [torch.zeros_like(w, memory_format=torch.preserve_format) for w in weights]
 
     @torch.no_grad()
-    def step(self, rate: float, options: Optim, shares: list[float] | None = None) -> None:
-        """One step at `rate`, or at its share of each weight; a weight whose share is 0 stays, moments included."""
-        each = shares or [1.0] * len(self.weights)
-        for share in sorted(set(each) - {0.0}):
-            at = [i for i, own in enumerate(each) if own == share]
+    def step(self, lr: float, options: Optim, lr_scales: list[float] | None = None) -> None:
+        """Take one step at `lr` times the scale of each weight; a weight whose scale is 0 stays, moments included."""
+        scales = lr_scales or [1.0] * len(self.weights)
+        for scale in sorted(set(scales) - {0.0}):
+            at = [i for i, own in enumerate(scales) if own == scale]
             adamw(
                 [self.weights[i] for i in at],
                 [g for i in at if (g := self.weights[i].grad) is not None],
@@ -38,7 +38,7 @@ class AdamW:
                 amsgrad=False,
                 beta1=options.beta1,
                 beta2=options.beta2,
-                lr=rate * share,
+                lr=lr * scale,
                 weight_decay=options.weight_decay,
                 eps=1e-8,
                 maximize=False,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raylab.data.samples import Samples
-from raylab.training.process_group import World
+from raylab.training.process_group import ProcessGroup
 
 REESTIMATE = 1024  # rows at most: means of so many are settled
 CHUNK = 32
@@ -67,7 +67,7 @@ class ShardStatistics:
 
 
 @torch.no_grad()
-def reestimate(model: nn.Module, samples: Samples, world: World, seed: int, device: str) -> None:
+def reestimate(model: nn.Module, samples: Samples, group: ProcessGroup, seed: int, device: str) -> None:
     """Make the running averages those of `samples`, the target's training inputs, without a look at labels.
 
     Up to REESTIMATE rows, drawn by `seed`, go through the network in chunks; batch norm alone is in train mode. A
@@ -85,10 +85,10 @@ def reestimate(model: nn.Module, samples: Samples, world: World, seed: int, devi
         layer.train()
     rows = {}
     with statistics.per_shard():
-        for chunk in world.mine(len(chunks)):
+        for chunk in group.own_shards(len(chunks)):
             model(samples.batch(chunks[chunk]).to(device))
             rows[chunk] = torch.cat(statistics.row())
-    table = world.gather(rows, len(chunks), statistics.width)  # [chunks, S]
+    table = group.gather(rows, len(chunks), statistics.width)  # [chunks, S]
     at = 0
     for layer in statistics.layers:
         n = layer.num_features

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from raylab.errors import NonFiniteError
-from raylab.training.process_group import World
+from raylab.training.process_group import ProcessGroup
 
 SECONDS = 0.5  # how long numbers may wait on a GPU: below what a bundle of metrics waits for (run.Recorder)
 
 
-class Readings:
+class DeferredMetrics:
     """The steps since the last fetch. On the CPU, where nothing is gained by waiting, each is fetched at once."""
 
     def __init__(self, device: str) -> None:
@@ -32,9 +32,9 @@ class Readings:
         self.rows.append(row)
         self.numbers.append(torch.stack([loss.detach().double(), norm.detach().double()]))
 
-    def overdue(self, world: World) -> bool:
+    def is_overdue(self, group: ProcessGroup) -> bool:
         """Whether they are to be fetched now, on all ranks or none: collective where they may wait."""
-        return self.patience == 0 or world.any(time.monotonic() - self.fetched_at >= self.patience)
+        return self.patience == 0 or group.any(time.monotonic() - self.fetched_at >= self.patience)
 
     def fetch(self, do: str) -> tuple[list[dict[str, Any]], NonFiniteError | None]:
         """The rows with their "train/loss" and "train/grad_norm", up to the first in which one is no number.

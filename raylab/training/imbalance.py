@@ -1,5 +1,5 @@
-"""Rare classes, three ways that a recipe may combine: their share of every batch (`data.share`), their weight in the
-loss (`optim.class_weight`), and logit adjustment (`optim.logit_adjustment`)."""
+"""Rare classes, three ways that a recipe may combine: a fraction of every batch (`data.class_fraction`), a weight in
+the loss (`optim.class_weight`), and logit adjustment (`optim.logit_adjustment`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +23,13 @@ class Batches:
 
 
 def sampler(recipe: Recipe, train: Samples) -> Batches:
-    """The batches of a run: plain, or with recipe.data.share of one class in each."""
-    batch, shards, seed, share = recipe.loop.batch, recipe.loop.shards, recipe.seed, recipe.data.share
+    """The batches of a run: plain, or with recipe.data.class_fraction of one class in each."""
+    batch, shards, seed, share = (
+        recipe.loop.global_batch_size,
+        recipe.loop.shards,
+        recipe.seed,
+        recipe.data.class_fraction,
+    )
     per_epoch = steps_per_epoch(len(train), batch)
     if share is None:
         return Batches(per_epoch, lambda step: shards_of(step, len(train), batch, shards, seed))
@@ -36,10 +41,10 @@ def prior(recipe: Recipe, train: Samples) -> np.ndarray:
     """How often each class is met in training, float64 [classes], summing to 1."""
     classes = train.spec["classes"]
     seen = np.bincount(train.y, minlength=len(classes)) / len(train)
-    if recipe.data.share is not None:
+    if recipe.data.class_fraction is not None:
         k = _chosen(recipe, classes)
-        seen *= (1 - recipe.data.share) / (1 - seen[k])
-        seen[k] = recipe.data.share
+        seen *= (1 - recipe.data.class_fraction) / (1 - seen[k])
+        seen[k] = recipe.data.class_fraction
     return seen
 
 
@@ -58,7 +63,11 @@ def check(recipe: Recipe, train: Samples) -> None:
     """Raise for a class without training rows, and for settings that the classes do not fit."""
     classes = train.spec["classes"]
     if train.y.ndim > 1:  # values, not classes
-        if recipe.optim.class_weight is not None or recipe.data.share is not None or recipe.optim.logit_adjustment:
+        if (
+            recipe.optim.class_weight is not None
+            or recipe.data.class_fraction is not None
+            or recipe.optim.logit_adjustment
+        ):
             raise UsageError("a regression has no classes", do="leave class_weight, share and logit_adjustment alone")
         return
     if absent := [name for k, name in enumerate(classes) if not (train.y == k).any()]:
@@ -73,12 +82,12 @@ def check(recipe: Recipe, train: Samples) -> None:
             f"optim.class_weight has {len(weights)} values for {len(classes)} classes",
             do=f"one weight for each of: {', '.join(classes)}",
         )
-    if recipe.data.share_of is not None:
+    if recipe.data.class_fraction_of is not None:
         _chosen(recipe, classes)
 
 
 def _chosen(recipe: Recipe, classes: list[str]) -> int:
-    name = recipe.data.share_of
+    name = recipe.data.class_fraction_of
     if name is None:
         return len(classes) - 1
     if name not in classes:

@@ -1,13 +1,12 @@
 """The training loop: plain torch, the same on one process or many.
 
-One optimiser step is: cut the global batch into logical shards; each rank runs forward and backward on whole
-shards; sum the shards' gradients (exactly, on a CPU); clip; step. Nothing in it depends on which rank computed
-which shard, so a run that is resized, killed or resumed follows the same curve (DESIGN rule 1). On a GPU the host
-reads nothing of a step: its numbers stay on the card until they are fetched together (readings.py). The loop's only
-way to the world is `report(metrics, checkpoint)`.
+One optimiser step: cut the global batch into logical shards; each rank runs forward and backward on its shards; sum the
+shards' gradients (exactly, on a CPU); clip; step. Nothing depends on which rank computed which shard, so a run that is
+resized, killed or resumed follows the same curve. On a GPU the host reads nothing of a step: losses and norms stay on
+the device until they are fetched together (deferred_metrics.py). The loop's only connection to the outside is
+`report(metrics, checkpoint)`.
 """
 
-import contextlib
 import copy
 import hashlib
 import math
@@ -19,25 +18,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raylab.config.old_names import rename_progress
 from raylab.config.recipe import Recipe
 from raylab.data.samples import Samples
-from raylab.errors import CheckpointError, UsageError
+from raylab.errors import CheckpointError, NonFiniteError, UsageError
 from raylab.models.baselines import Fitted
 from raylab.tasks.base import Task
 from raylab.training.adamw import AdamW
 from raylab.training.batchnorm import ShardStatistics, reestimate
-from raylab.training.deferred_metrics import Readings
-from raylab.training.finetune import Plan
+from raylab.training.deferred_metrics import DeferredMetrics
+from raylab.training.finetune import FinetuneSchedule
+from raylab.training.gradients import clip_norm, flatten_gradients
 from raylab.training.imbalance import offsets, sampler
-from raylab.training.process_group import World
+from raylab.training.predict import forward, name_metrics, predict, to_device, validate
+from raylab.training.process_group import ProcessGroup
+from raylab.training.progress import Metrics, Progress
 
-NORM_PART = 2**16  # elements
-EVAL_BATCH = 256  # rows scored at a time; fixed, so that scores do not depend on the workers
-
-Metrics = dict[str, Any]
 Report = Callable[[Metrics, dict[str, Any] | None], bool]
 """Called by every rank once for every step, in order, with that step's metrics, and with the state when a checkpoint is
-due, after all steps up to it. On a CPU that is right after the step, on a GPU up to readings.SECONDS later.
+due, after all steps up to it. On a CPU that is right after the step, on a GPU up to deferred_metrics.SECONDS later.
 Returns True to ask for a checkpoint at once (a preemption, a clock)."""
 
 
@@ -54,7 +53,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train `model` from its present weights, or from the state `resume`, to the last planned step.
 
-    `transferred`: those weights were trained elsewhere, so that the recipe's transfer part holds (finetune.py).
+    `transferred`: those weights were trained elsewhere, so the recipe's transfer part applies (finetune.py).
 
     Returns {"steps", "planned_steps", "epochs", "stopped" ("planned" or "early"), "val": metrics of the last epoch,
     "best": metrics of the best epoch with its "epoch" (from 0) and its last "step" (from 1), "weights_sha256"}, and
@@ -62,141 +61,233 @@ def fit(
 
     The row of an epoch's last step also has "train/epoch_loss", the mean loss over the epoch's samples, each with the
     weights of its own step; the "val/..." scores; and the same as "best/val/..." if this epoch is the best so far.
-    Raises NonFiniteError when a loss or a gradient is no number, before the weights are scored or saved again.
+    Raises NonFiniteError for an infinite or NaN loss or gradient, before the weights are scored or saved again.
     """
-    loop = recipe.loop
-    torch.set_num_threads(loop.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
-    world = World()
-    exact = loop.sum == "exact" or (loop.sum == "auto" and device == "cpu")
-    batches = sampler(recipe, train)
-    per_epoch = batches.per_epoch
-    planned = loop.epochs * per_epoch
-
-    model.to(device)
-    if loop.channels_last:
-        model.to(memory_format=torch.channels_last)
-    average = copy.deepcopy(model).requires_grad_(False) if loop.ema else None
-    plan = Plan(recipe, model, per_epoch, transferred)
-    weights = [p for _, p in plan.learning]
-    flat = _flatten_gradients(weights)
-    optim = AdamW(weights)
-    offset = offsets(recipe, train, device)
-    class_weight = _class_weight(recipe, train, device)
-    progress = Progress()
-    epoch_loss = torch.zeros((), dtype=torch.float64, device=device)  # summed over the samples of the epoch so far
+    training = Training(recipe, task, model, train, val, report, device, transferred)
     if resume is not None:
-        model.load_state_dict(resume["model"])
-        optim.load_state_dict(resume["optim"])
-        if average is not None:
-            average.load_state_dict(resume["average"])
-        progress = Progress(**resume["progress"])
-        epoch_loss.fill_(resume.get("epoch_loss", math.nan))  # not in checkpoints of before it was kept: unknown
+        training.restore(resume)
     elif transferred and recipe.transfer.reestimate:
-        reestimate(model, train, world, recipe.seed, device)
-        if average is not None:
-            average.load_state_dict(model.state_dict())
-    if progress.step > planned:
-        raise CheckpointError(f"the checkpoint is at step {progress.step}, the recipe ends at {planned}")
-
-    statistics, readings = ShardStatistics(model), Readings(device)
-    saved_at = time.monotonic()
-    pace_since, pace_samples = time.perf_counter(), 0
-    while progress.step < planned and progress.stopped is None:
-        step = progress.step
-        if plan.starts_tuning(step):
-            progress.waited = progress.cut_wait = progress.cuts = 0
-        epoch, shards = batches.shards_of(step)
-        count = sum(len(s) for s in shards)
-        shares = plan.enter(model, step)
-        rows: dict[int, Tensor] = {}  # per shard: loss sum, then batch-norm statistics
-        gradients: list[Tensor] = []
-        with statistics.per_shard():
-            for shard in world.mine(loop.shards):
-                index = shards[shard]
-                if len(index) == 0:
-                    continue
-                _seed(recipe.seed, step, shard, device)
-                x = train.batch(index, augment=(recipe.seed, epoch) if recipe.data.augments else None)
-                y = _onto(torch.from_numpy(train.y[index]), device)
-                try:
-                    logits = _forward(model, x, loop.bf16, loop.channels_last, device)
-                except ValueError as error:  # batch norm's, of one sample whose feature map is one pixel
-                    if "more than 1 value per channel" not in str(error):
-                        raise
-                    raise UsageError(
-                        f"a shard of {len(index)} sample at step {step} is too small for batch norm",
-                        str(error),
-                        "choose a loop.batch that leaves more in the last batch, fewer loop.shards, or larger images",
-                    ) from error
-                loss = task.loss(logits if offset is None else logits + offset, y, class_weight).sum()
-                flat.zero_()
-                (loss / count).backward()  # type: ignore[no-untyped-call]
-                gradients.append(flat.clone())
-                rows[shard] = torch.cat([loss.detach().double().reshape(1), *statistics.row()])
-        table = world.gather(rows, loop.shards, 1 + statistics.width, device)  # [shards, 1 + S]
-        statistics.fold(table[:, 1:], [shard for shard in range(loop.shards) if len(shards[shard]) > 0])
-        flat.copy_(world.sum_exact(gradients, loop.shards, flat) if exact else world.sum_float(gradients, flat))
-        norm = norm_of(flat)
-        if recipe.optim.clip is not None:
-            flat.mul_(torch.where(norm > recipe.optim.clip, recipe.optim.clip / norm, 1.0))
-        rate = plan.rate(step, progress.cuts)
-        optim.step(rate, recipe.optim, shares)
-        if average is not None and loop.ema is not None:
-            # Young averages follow the weights more closely: otherwise the first epochs score the initial weights
-            _update_average(average, model, min(loop.ema, (1 + step) / (10 + step)))
-        progress.step = step + 1
-        pace_samples += count
-
-        loss_sum = table[:, 0].sum()
-        epoch_loss += loss_sum
-        readings.add({"step": progress.step, "epoch": epoch, "train/lr": rate}, loss_sum / count, norm)
-        ended = progress.step % per_epoch == 0
-        due = loop.checkpoint_steps is not None and progress.step % loop.checkpoint_steps == 0
-        if not (ended or due or readings.overdue(world)):
+        training.reestimate_batchnorm()
+    while not training.is_finished():
+        training.train_step()
+        if not training.must_fetch():
             continue
-        fetched, failed = readings.fetch(
-            f"lower optim.lr (now {recipe.optim.lr:g}) or optim.class_weight, set optim.clip, or look at the inputs"
-        )
-        pace = pace_samples / (time.perf_counter() - pace_since)
-        for metrics in fetched:
-            metrics["train/samples_per_s"] = pace
-        if ended and failed is None:
-            scores = validate(task, average or model, val, world, recipe, device)
-            settling = plan.probing(step) and progress.step < planned
-            progress.end_epoch(recipe, scores, task.objective, average or model, may_stop=not settling)
-            fetched[-1] |= {"train/epoch_loss": float(epoch_loss) / len(train), **name_metrics(scores)}
-            if progress.best_epoch == epoch:
-                fetched[-1] |= name_metrics(scores, "best/val")
-            epoch_loss.zero_()
-            pace_since, pace_samples = time.perf_counter(), 0
-        asked = any([report(metrics, None) for metrics in fetched])
-        if failed is not None:
-            raise failed
-        last = progress.step == planned or progress.stopped is not None
-        overdue = loop.checkpoint_seconds is not None and time.monotonic() - saved_at >= loop.checkpoint_seconds
-        if last or due or world.any(asked or overdue):
-            saved_at = time.monotonic()
-            report({"step": progress.step}, _state(recipe, model, optim, average, progress, epoch_loss))
+        rows, failure = training.fetch_metrics()
+        if training.is_epoch_end() and failure is None:
+            rows[-1] |= training.finish_epoch()
+        wants_checkpoint = any([report(row, None) for row in rows])
+        if failure is not None:
+            raise failure
+        training.save_if_due(wants_checkpoint)
+    return training.result()
 
-    digest = weights_sha256(average or model)
-    model.load_state_dict(progress.best_model)
-    return {
-        "steps": progress.step,
-        "planned_steps": planned,
-        "epochs": progress.step // per_epoch,
-        "stopped": progress.stopped or "planned",
-        "val": progress.val,
-        "best": {"epoch": progress.best_epoch, "step": (progress.best_epoch + 1) * per_epoch, **progress.best},
-        "weights_sha256": digest,
-    }
+
+class Training:
+    """The state of a run in this process, and the steps that `fit` is made of. All ranks call them alike."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        task: Task,
+        model: nn.Module,
+        train: Samples,
+        val: Samples,
+        report: Report,
+        device: str,
+        transferred: bool,
+    ) -> None:
+        loop = recipe.loop
+        torch.set_num_threads(loop.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+        self.recipe, self.task, self.model, self.train, self.val = recipe, task, model, train, val
+        self.report, self.device = report, device
+        self.group = ProcessGroup()
+        self.is_exact = loop.gradient_reduction == "exact" or (loop.gradient_reduction == "auto" and device == "cpu")
+        self.batches = sampler(recipe, train)
+        self.planned = loop.epochs * self.batches.per_epoch
+        model.to(device)
+        if loop.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self.average = copy.deepcopy(model).requires_grad_(False) if loop.ema_decay else None
+        self.phases = FinetuneSchedule(recipe, model, self.batches.per_epoch, transferred)
+        weights = [weight for _, weight in self.phases.learning]
+        self.gradient = flatten_gradients(weights)
+        self.optimizer = AdamW(weights)
+        self.offset = offsets(recipe, train, device)
+        self.class_weight = _class_weight(recipe, device)
+        self.progress = Progress()
+        self.epoch_loss = torch.zeros((), dtype=torch.float64, device=device)  # sum over the epoch's samples so far
+        self.statistics, self.metrics = ShardStatistics(model), DeferredMetrics(device)
+        self.saved_at = time.monotonic()
+        self.timed_since, self.timed_samples = time.perf_counter(), 0
+
+    @property
+    def scored_model(self) -> nn.Module:
+        """The network that is scored and kept: the moving average where the recipe has one."""
+        return self.average or self.model
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from the state of a checkpoint; CheckpointError when it lies beyond the planned end."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optim"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.progress = Progress(**rename_progress(state["progress"]))
+        self.epoch_loss.fill_(state.get("epoch_loss", math.nan))  # early checkpoints lack it: unknown
+        if self.progress.step > self.planned:
+            raise CheckpointError(
+                f"the checkpoint is at step {self.progress.step}, the recipe ends at {self.planned}",
+                do="resume with the recipe that wrote it, or train under another name",
+            )
+
+    def reestimate_batchnorm(self) -> None:
+        """Start from batch-norm statistics of this data instead of the parent's."""
+        reestimate(self.model, self.train, self.group, self.recipe.seed, self.device)
+        if self.average is not None:
+            self.average.load_state_dict(self.model.state_dict())
+
+    def is_finished(self) -> bool:
+        return self.progress.step >= self.planned or self.progress.stopped is not None
+
+    def is_epoch_end(self) -> bool:
+        return self.progress.step % self.batches.per_epoch == 0
+
+    def train_step(self) -> None:
+        """One optimiser step on the next batch; its numbers go to the deferred metrics."""
+        recipe, step = self.recipe, self.progress.step
+        if self.phases.starts_finetuning(step):
+            self.progress.reset_patience()
+        epoch, shards = self.batches.shards_of(step)
+        count = sum(len(rows) for rows in shards)
+        lr_scales = self.phases.prepare_step(self.model, step)
+        loss_sum = self.compute_gradient(step, epoch, shards, count)
+        norm = clip_norm(self.gradient, recipe.optim.max_grad_norm)
+        lr = self.phases.lr(step, self.progress.lr_reductions)
+        self.optimizer.step(lr, recipe.optim, lr_scales)
+        if self.average is not None and recipe.loop.ema_decay is not None:
+            # Young averages follow the weights more closely: otherwise the first epochs score the initial weights
+            _update_average(self.average, self.model, min(recipe.loop.ema_decay, (1 + step) / (10 + step)))
+        self.progress.step = step + 1
+        self.timed_samples += count
+        self.epoch_loss += loss_sum
+        row = {"step": self.progress.step, "epoch": epoch, "train/lr": lr}
+        self.metrics.add(row, loss_sum / count, norm)
+
+    def compute_gradient(self, step: int, epoch: int, shards: list[np.ndarray], count: int) -> Tensor:
+        """Put the mean gradient over all `shards` (row indices, `count` in all) into `self.gradient`, fold their
+        batch-norm statistics, and return the sum of the samples' losses."""
+        own: dict[int, Tensor] = {}  # per shard of this rank: loss sum, then batch-norm statistics
+        gradients: list[Tensor] = []
+        with self.statistics.per_shard():
+            for shard in self.group.own_shards(len(shards)):
+                if len(shards[shard]) == 0:
+                    continue
+                _seed(self.recipe.seed, step, shard, self.device)
+                loss = self.shard_loss(shards[shard], step, epoch)
+                self.gradient.zero_()
+                (loss / count).backward()  # type: ignore[no-untyped-call]
+                gradients.append(self.gradient.clone())
+                own[shard] = torch.cat([loss.detach().double().reshape(1), *self.statistics.row()])
+        table = self.group.gather(own, len(shards), 1 + self.statistics.width, self.device)  # [shards, 1 + S]
+        self.statistics.fold(table[:, 1:], [shard for shard, rows in enumerate(shards) if len(rows) > 0])
+        if self.is_exact:
+            total = self.group.sum_exact(gradients, len(shards), self.gradient)
+        else:
+            total = self.group.sum_float(gradients, self.gradient)
+        self.gradient.copy_(total)
+        return table[:, 0].sum()
+
+    def shard_loss(self, index: np.ndarray, step: int, epoch: int) -> Tensor:
+        """The sum of the losses of the rows `index`, with the graph to differentiate it."""
+        recipe = self.recipe
+        x = self.train.batch(index, augment=(recipe.seed, epoch) if recipe.data.augments else None)
+        y = to_device(torch.from_numpy(self.train.y[index]), self.device)
+        try:
+            logits = forward(self.model, x, recipe.loop.bf16, recipe.loop.channels_last, self.device)
+        except ValueError as error:  # batch norm's, of one sample whose feature map is one pixel
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UsageError(
+                f"a shard of {len(index)} sample at step {step} is too small for batch norm",
+                str(error),
+                "choose fewer loop.shards, larger images, or a loop.global_batch_size that fills the last batch more",
+            ) from error
+        logits = logits if self.offset is None else logits + self.offset
+        return self.task.loss(logits, y, self.class_weight).sum()
+
+    def must_fetch(self) -> bool:
+        """Whether the host needs the numbers of the steps so far."""
+        return self.is_epoch_end() or self.is_checkpoint_step() or self.metrics.is_overdue(self.group)
+
+    def is_checkpoint_step(self) -> bool:
+        every = self.recipe.loop.checkpoint_steps
+        return every is not None and self.progress.step % every == 0
+
+    def fetch_metrics(self) -> tuple[list[Metrics], NonFiniteError | None]:
+        """One row for each step since the last fetch, and the error of the first step that is not finite."""
+        rows, failure = self.metrics.fetch(
+            f"lower optim.lr (now {self.recipe.optim.lr:g}) or optim.class_weight, set optim.max_grad_norm, "
+            "or look at the inputs"
+        )
+        samples_per_s = self.timed_samples / (time.perf_counter() - self.timed_since)
+        for row in rows:
+            row["train/samples_per_s"] = samples_per_s
+        return rows, failure
+
+    def finish_epoch(self) -> Metrics:
+        """Score the epoch on the validation split; returns the metrics that its last step's row also has."""
+        step = self.progress.step
+        scores = validate(self.task, self.scored_model, self.val, self.group, self.recipe, self.device)
+        is_probe = self.phases.is_probing(step - 1) and step < self.planned
+        self.progress.end_epoch(self.recipe, scores, self.task.objective, self.scored_model, may_stop=not is_probe)
+        row = {"train/epoch_loss": float(self.epoch_loss) / len(self.train), **name_metrics(scores)}
+        if self.progress.best_epoch == self.progress.epoch:
+            row |= name_metrics(scores, "best/val")
+        self.epoch_loss.zero_()
+        self.timed_since, self.timed_samples = time.perf_counter(), 0
+        return row
+
+    def save_if_due(self, wanted: bool) -> None:
+        """Report the state where the recipe, the end of the run, or any rank's caller asks for a checkpoint."""
+        seconds = self.recipe.loop.checkpoint_seconds
+        overdue = seconds is not None and time.monotonic() - self.saved_at >= seconds
+        if self.is_finished() or self.is_checkpoint_step() or self.group.any(wanted or overdue):
+            self.saved_at = time.monotonic()
+            self.report({"step": self.progress.step}, self.state())
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs. Sampler position and random numbers are functions of (seed, step): see `_seed`,
+        `shards_of` and the loaders' augmentation, so seed and step are their whole state."""
+        return {
+            "seed": self.recipe.seed,
+            "model": self.model.state_dict(),
+            "optim": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "progress": self.progress.state(),
+            "epoch_loss": self.epoch_loss,
+        }
+
+    def result(self) -> dict[str, Any]:
+        """What `fit` returns; the best epoch's weights are then in the model."""
+        progress, per_epoch = self.progress, self.batches.per_epoch
+        digest = weights_sha256(self.scored_model)
+        self.model.load_state_dict(progress.best_model)
+        return {
+            "steps": progress.step,
+            "planned_steps": self.planned,
+            "epochs": progress.step // per_epoch,
+            "stopped": progress.stopped or "planned",
+            "val": progress.val,
+            "best": {"epoch": progress.best_epoch, "step": (progress.best_epoch + 1) * per_epoch, **progress.best},
+            "weights_sha256": digest,
+        }
 
 
 def fit_at_once(
     recipe: Recipe, task: Task, model: Fitted, train: Samples, val: Samples, report: Report, device: str = "cpu"
 ) -> dict[str, Any]:
-    """`fit` for a model without steps: one step, one epoch, and no checkpoint, as doing it again takes seconds.
+    """`fit` for a model without steps: one step, one epoch, and no checkpoint, as repeating it takes seconds.
 
     Every rank fits the same, so that a group of workers gives what one process gives.
     """
@@ -204,12 +295,12 @@ def fit_at_once(
     began = time.perf_counter()
     with torch.no_grad():
         model.fit(train.batch(np.arange(len(train))), train.y)
-    pace = len(train) / (time.perf_counter() - began)
-    world = World()
-    train_loss = task.log_loss(train.y, predict(task, model, train, world, recipe, device))
-    scores = validate(task, model, val, world, recipe, device)
+    samples_per_s = len(train) / (time.perf_counter() - began)
+    group = ProcessGroup()
+    train_loss = task.log_loss(train.y, predict(task, model, train, group, recipe, device))
+    scores = validate(task, model, val, group, recipe, device)
     row = {"step": 1, "epoch": 0, "train/loss": train_loss, "train/epoch_loss": train_loss, "train/lr": 0.0}
-    row |= {"train/samples_per_s": pace, **name_metrics(scores), **name_metrics(scores, "best/val")}
+    row |= {"train/samples_per_s": samples_per_s, **name_metrics(scores), **name_metrics(scores, "best/val")}
     report(row, None)
     return {
         "steps": 1,
@@ -222,84 +313,6 @@ def fit_at_once(
     }
 
 
-class Progress:
-    """Where a run stands: all of it that is not tensors of model and optimiser."""
-
-    def __init__(
-        self,
-        step: int = 0,
-        cuts: int = 0,
-        waited: int = 0,
-        cut_wait: int = 0,
-        stopped: str | None = None,
-        val: Metrics | None = None,
-        best: Metrics | None = None,
-        best_epoch: int = -1,
-        best_model: dict[str, Tensor] | None = None,
-        epoch: int = -1,
-    ) -> None:
-        self.step = step
-        self.cuts = cuts  # times the plateau schedule has lowered the rate
-        self.waited = waited  # epochs since the best score
-        self.cut_wait = cut_wait  # epochs since the best score or the last cut
-        self.stopped = stopped
-        self.val = val or {}
-        self.best = best or {}
-        self.best_epoch = best_epoch
-        self.best_model = best_model or {}
-        self.epoch = epoch  # the last one that ended
-
-    def end_epoch(
-        self, recipe: Recipe, scores: Metrics, objective: str, model: nn.Module, may_stop: bool = True
-    ) -> None:
-        """Keep the best epoch (by the task's validation objective, by loss where that is undefined)."""
-        self.epoch += 1
-        self.val = scores
-        if not self.best or _key(scores, objective) > _key(self.best, objective):
-            self.best, self.best_epoch, self.waited, self.cut_wait = scores, self.epoch, 0, 0
-            self.best_model = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-        else:
-            self.waited += 1
-            self.cut_wait += 1
-        if recipe.schedule.kind == "plateau" and self.cut_wait > recipe.schedule.patience:
-            self.cuts, self.cut_wait = self.cuts + 1, 0
-        if may_stop and recipe.loop.early_stop is not None and self.waited >= recipe.loop.early_stop:
-            self.stopped = "early"
-
-    def state(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-
-@torch.no_grad()
-def predict(task: Task, model: nn.Module, samples: Samples, world: World, recipe: Recipe, device: str) -> np.ndarray:
-    """Probabilities, float64 [N] (binary) or [N, classes], on every rank alike; rank c mod size scores chunk c."""
-    model.eval()
-    chunks = [np.arange(a, min(a + EVAL_BATCH, len(samples))) for a in range(0, len(samples), EVAL_BATCH)]
-    width = task.outputs(samples.spec)
-    rows = {}
-    for chunk in world.mine(len(chunks)):
-        x = samples.batch(chunks[chunk])
-        p = task.probabilities(_forward(model, x, recipe.loop.bf16, recipe.loop.channels_last, device).float().double())
-        padded = torch.zeros(EVAL_BATCH, width, dtype=torch.float64)
-        padded[: len(p)] = p.cpu().reshape(len(p), width)
-        rows[chunk] = padded.reshape(-1)
-    table = world.gather(rows, len(chunks), EVAL_BATCH * width).reshape(-1, width)[: len(samples)]
-    return table.numpy()[:, 0] if width == 1 else table.numpy()
-
-
-def validate(
-    task: Task, model: nn.Module, samples: Samples, world: World, recipe: Recipe, device: str
-) -> dict[str, float]:
-    """Loss and point scores over the gathered predictions; never an average of per-rank scores."""
-    p = predict(task, model, samples, world, recipe, device)
-    return {"loss": task.log_loss(samples.y, p), **task.point(samples.y, p)}
-
-
-def name_metrics(scores: dict[str, float], prefix: str = "val") -> dict[str, float]:
-    """Validation scores under their metric names, `val/auroc`."""
-    return {f"{prefix}/{name}": score for name, score in scores.items()}
-
-
 def weights_sha256(model: nn.Module) -> str:
     """SHA-256 over names and bytes of all parameters and buffers."""
     digest = hashlib.sha256()
@@ -309,55 +322,15 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _forward(model: nn.Module, x: Tensor, bf16: bool, channels_last: bool, device: str) -> Tensor:
-    x = _onto(x, device)
-    if channels_last and x.ndim == 4:
-        x = x.to(memory_format=torch.channels_last)
-    with torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else contextlib.nullcontext():
-        out: Tensor = model(x)
-    return out.float()
-
-
-def _onto(x: Tensor, device: str) -> Tensor:
-    """x on `device`. From pinned memory, because a GPU's host waits for any other copy to end."""
-    if torch.device(device).type == "cuda":
-        x = x.pin_memory()
-    return x.to(device, non_blocking=True)
-
-
-def _flatten_gradients(weights: list[nn.Parameter]) -> Tensor:
-    """One vector [P] of which every parameter's gradient is a view, so that a shard's gradient is one copy."""
-    flat = torch.zeros(sum(w.numel() for w in weights), device=weights[0].device)
-    at = 0
-    for w in weights:
-        w.grad = flat[at : at + w.numel()].view_as(w)
-        at += w.numel()
-    return flat
-
-
-def norm_of(flat: Tensor) -> Tensor:
-    """Euclidean norm of a vector, float64, in parts: torch adds up float32 on a CPU one after the other, which is a
-    thousandth too little at 20 M elements."""
-    whole = len(flat) // NORM_PART * NORM_PART
-    parts = torch.linalg.vector_norm(flat[:whole].view(whole // NORM_PART, NORM_PART), dim=1)
-    rest = torch.linalg.vector_norm(flat[whole:])
-    norm: Tensor = torch.linalg.vector_norm(torch.cat([parts, rest[None]]).double())
-    return norm
-
-
 def _seed(seed: int, step: int, shard: int, device: str) -> None:
-    """Dropout and the like: a function of (seed, step, shard), whoever computes the shard."""
-    drawn = int(np.random.SeedSequence([seed, step, shard]).generate_state(1, np.uint64)[0] >> 1)
-    torch.default_generator.manual_seed(drawn)  # torch.manual_seed does the same for all devices, at .6 ms a call
+    """Seed dropout and the like by (seed, step, shard), whichever rank computes the shard."""
+    state = int(np.random.SeedSequence([seed, step, shard]).generate_state(1, np.uint64)[0] >> 1)
+    torch.default_generator.manual_seed(state)  # torch.manual_seed does the same for all devices, at 0.6 ms a call
     if device != "cpu":
-        torch.cuda.manual_seed(drawn)
+        torch.cuda.manual_seed(state)
 
 
-def _key(scores: Metrics, objective: str) -> tuple[float, float]:
-    return (scores.get(objective, -math.inf), -scores["loss"])
-
-
-def _class_weight(recipe: Recipe, train: Samples, device: str) -> Tensor | None:
+def _class_weight(recipe: Recipe, device: str) -> Tensor | None:
     if recipe.optim.class_weight is None:
         return None
     return torch.tensor(recipe.optim.class_weight, device=device)
@@ -370,23 +343,3 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
             old.lerp_(new, 1 - decay)
         else:
             old.copy_(new)
-
-
-def _state(
-    recipe: Recipe,
-    model: nn.Module,
-    optim: AdamW,
-    average: nn.Module | None,
-    progress: Progress,
-    epoch_loss: Tensor,
-) -> dict[str, Any]:
-    """All that a resumed run needs. Sampler position and random numbers are functions of (seed, step): see `_seed`,
-    `shards_of` and the loaders' augmentation, so seed and step are their whole state."""
-    return {
-        "seed": recipe.seed,
-        "model": model.state_dict(),
-        "optim": optim.state_dict(),
-        "average": average.state_dict() if average is not None else None,
-        "progress": progress.state(),
-        "epoch_loss": epoch_loss,
-    }

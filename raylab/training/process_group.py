@@ -9,7 +9,7 @@ from torch import Tensor
 CHUNK = 1 << 18  # elements converted at a time: the float64 copy of one chunk stays in cache
 
 
-class World:
+class ProcessGroup:
     """This process alone, or all ranks of the initialised torch.distributed group.
 
     Shard i is computed by rank i mod size. Every method is a collective: all ranks call it in the same order.
@@ -20,7 +20,7 @@ class World:
         self.rank: int = dist.get_rank() if distributed else 0
         self.size: int = dist.get_world_size() if distributed else 1
 
-    def mine(self, shards: int) -> range:
+    def own_shards(self, shards: int) -> range:
         return range(self.rank, shards, self.size)
 
     def gather(self, rows: dict[int, Tensor], count: int, width: int, device: str = "cpu") -> Tensor:

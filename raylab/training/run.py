@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from raylab.config.old_names import update_recipe
 from raylab.config.overrides import without_weights
-from raylab.config.recipe import Recipe, parse_recipe, without_foreign_fields
+from raylab.config.recipe import Recipe, parse_recipe
 from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, DataError, RaylabError, RunError
 from raylab.files import read_lines, write_json
@@ -31,15 +32,16 @@ from raylab.models.recurrent import GruD, Recurrent
 from raylab.models.weights import by_name, fill
 from raylab.tasks.base import Task, task
 from raylab.training import checkpoint
-from raylab.training.loop import Metrics, fit, fit_at_once
-from raylab.training.process_group import World
+from raylab.training.loop import fit, fit_at_once
+from raylab.training.process_group import ProcessGroup
+from raylab.training.progress import Metrics
 
 Send = Callable[[list[Metrics]], str | None]
 """Passes rows of metrics on (a collective where there are several ranks). Returns None, or why this group of workers
 is to make way for another: a checkpoint is then committed at the next step, and the run goes on elsewhere from it."""
 
 
-class Moved(Exception):
+class AttemptHandedOver(Exception):
     """No error: the run is saved at its present step and this group of workers ends, to be followed by another."""
 
 
@@ -57,10 +59,10 @@ def execute(
 ) -> dict[str, Any]:
     """Train from the newest valid checkpoint in `directory` (or from `parent`'s weights, or from nothing) to the end.
 
-    Every rank of the world calls it; rank 0 writes, and calls `saved` with each new checkpoint. Metrics wait for
+    Every rank of the group calls it; rank 0 writes, and calls `saved` with each new checkpoint. Metrics wait for
     `flush_seconds` at most before they are sent on. Returns fit()'s result with the facts of the ledger.
     """
-    world = World()
+    group = ProcessGroup()
     device = "cuda" if recipe.scaling.gpu else "cpu"
     job = task(recipe.task)
     scratch = recipe.transfer.mode == "scratch"
@@ -77,15 +79,15 @@ def execute(
             inherit(model, parent, train.spec)
         return train, val, model, None if found is None else checkpoint.load(found, device), damaged
 
-    train, val, model, state, damaged = agree(world, prepare)
-    recorder = Recorder(directory, recipe, world, send, saved, flush_seconds)
+    train, val, model, state, damaged = run_on_all_ranks(group, prepare)
+    recorder = Recorder(directory, recipe, group, send, saved, flush_seconds)
     recorder.start(state, [p.name for p in damaged])
     if isinstance(model, Fitted):
         result = fit_at_once(recipe, job, model, train, val, recorder, device)
     else:
         result = fit(recipe, job, model, train, val, recorder, state, device, transferred)
     recorder.flush()
-    if world.rank == 0:
+    if group.rank == 0:
         write_model(directory / "model", model, recipe, train.spec)
         result |= ledger_facts(directory / "ledger.jsonl")
         write_json(directory / "result.json", result)
@@ -104,12 +106,12 @@ class Recorder:
         self,
         directory: Path,
         recipe: Recipe,
-        world: World,
+        group: ProcessGroup,
         send: Send,
         saved: Callable[[Path], None] | None = None,
         flush_seconds: float = 1.0,
     ) -> None:
-        self.directory, self.recipe, self.world, self.send, self.saved = directory, recipe, world, send, saved
+        self.directory, self.recipe, self.group, self.send, self.saved = directory, recipe, group, send, saved
         self.flush_seconds = flush_seconds
         self.ledger = directory / "ledger.jsonl"
         self.rows: list[Metrics] = []
@@ -121,8 +123,8 @@ class Recorder:
     def start(self, state: dict[str, Any] | None, damaged: list[str]) -> None:
         """Note that an attempt begins from the checkpoint `state`, past the newer ones named in `damaged`."""
         self.rows = [] if state is None else state["rows"]
-        pids = self.world.gather({self.world.rank: torch.tensor([os.getpid()])}, self.world.size, 1)
-        if self.world.rank == 0:
+        pids = self.group.gather({self.group.rank: torch.tensor([os.getpid()])}, self.group.size, 1)
+        if self.group.rank == 0:
             lines = read_lines(self.ledger)
             if self.ledger.is_file() and not self.ledger.read_bytes().endswith(b"\n"):
                 with self.ledger.open("a") as file:
@@ -131,7 +133,7 @@ class Recorder:
             self._write(
                 {
                     "start": 0 if state is None else state["progress"]["step"],
-                    "workers": self.world.size,
+                    "workers": self.group.size,
                     "pids": [int(pid) for pid in pids[:, 0]],
                     "time": time.time(),
                     "damaged": damaged,
@@ -142,23 +144,23 @@ class Recorder:
         if state is None:
             self.rows.append(metrics)
             self._write({"step": metrics["step"], "loss": metrics["train/loss"]})
-            if self.world.any(time.monotonic() - self.sent_at >= self.flush_seconds):
+            if self.group.any(time.monotonic() - self.sent_at >= self.flush_seconds):
                 self.flush()
             return self.moving is not None
-        step, keep = metrics["step"], self.recipe.loop.keep
+        step, keep = metrics["step"], self.recipe.loop.max_checkpoints
         complete = {**state, "rows": self.bundle + self.rows}
 
         def save() -> None:
-            if self.world.rank == 0:
+            if self.group.rank == 0:
                 path = checkpoint.save(self.directory / "checkpoints", step, complete, keep)
                 if self.saved is not None:
                     self.saved(path)
 
-        agree(self.world, save)
+        run_on_all_ranks(self.group, save)
         self._write({"checkpoint": step})
         if self.moving is not None:
             self._write({"moved": step, "why": self.moving})  # to go on would repeat these steps elsewhere
-            raise Moved(self.moving)
+            raise AttemptHandedOver(self.moving)
         return False
 
     def flush(self) -> None:
@@ -166,7 +168,7 @@ class Recorder:
         self.bundle, self.rows, self.sent_at = self.rows, [], time.monotonic()
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self.world.rank == 0:
+        if self.group.rank == 0:
             try:
                 with self.ledger.open("a") as file:
                     file.write(json.dumps({"attempt": self.attempt, **line}) + "\n")
@@ -175,14 +177,14 @@ class Recorder:
                 raise CheckpointError(f"{self.ledger} could not be written", str(error), do) from error
 
 
-def agree(world: World, action: Callable[[], T]) -> T:
+def run_on_all_ranks(group: ProcessGroup, action: Callable[[], T]) -> T:
     """Do `action` on every rank; when it fails on one, every rank raises, so that none waits for it in vain."""
     error: RaylabError | None = None
     try:
         outcome = action()
     except RaylabError as caught:
         error = caught
-    if world.any(error is not None):
+    if group.any(error is not None):
         raise error or RunError("another worker of this run failed", "its error is in failure.json or in Ray's logs")
     return outcome
 
@@ -228,7 +230,7 @@ def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module
             f"raylab train --resume {directory.name}",
         )
     note = json.loads(path.read_text())
-    recipe = parse_recipe(without_foreign_fields(note["recipe"]))
+    recipe = parse_recipe(update_recipe(note["recipe"]))
     job = task(recipe.task)
     # Weights that it started from may be gone, and are not needed
     model = job.model(without_weights(recipe), note["spec"])

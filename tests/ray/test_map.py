@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from raylab.files import whole
+from raylab.files import atomic_write
 from tests.ray.conftest import ROOT, Cluster, wait_for
 
 DRIVER = """
@@ -32,7 +32,7 @@ def slow_square(number: int, path: Path) -> None:
     if number == 5:  # does not end until it was killed once
         while len(list((path.parent / "tries").glob("05.*"))) < 2:
             time.sleep(0.05)
-    with whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(str(number**2))
 
 

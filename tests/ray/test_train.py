@@ -10,7 +10,7 @@ import pytest
 from tests.ray.conftest import Lab
 from tests.wait import wait_for
 
-RECIPE = ("--smoke", "--set", "loop.epochs=30", "loop.ema=0.9", "loop.checkpoint_steps=10", "model.dropout=0.2")
+RECIPE = ("--smoke", "--set", "loop.epochs=30", "loop.ema_decay=0.9", "loop.checkpoint_steps=10", "model.dropout=0.2")
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +71,7 @@ def test_a_preempted_node_repeats_nothing(lab: Lab, ards_data: Path) -> None:
 def test_a_loss_that_is_no_number_fails_at_once(lab: Lab, ards_data: Path) -> None:
     failed = lab.run(
         "train", "ards", "--data", ards_data, "--smoke", "--workers", 2, "--name", "nan",
-        "--set", "optim.lr=1e30", "optim.clip=None", expect=1,
+        "--set", "optim.lr=1e30", "optim.max_grad_norm=None", expect=1,
     )  # fmt: skip
     assert "lower optim.lr" in failed["output"]
     assert "Traceback" not in failed["output"]

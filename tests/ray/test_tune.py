@@ -41,7 +41,7 @@ def test_population_based_training_and_a_trial_that_fails(lab: Lab, ards_data: P
     assert result["trials"] == 3
     result = lab.run(
         "tune", "ards", "--data", ards_data, "--trials", 3, "--scheduler", "hyperband", "--name", "with-failures",
-        "--space", "optim.lr=choice(1e-3,2e-3,1e30)", *SMALL, "optim.clip=None",
+        "--space", "optim.lr=choice(1e-3,2e-3,1e30)", *SMALL, "optim.max_grad_norm=None",
     )  # fmt: skip
     assert result["trials"] == 3
     assert set(result["ended"]) <= {"planned", "stopped", "failed"}

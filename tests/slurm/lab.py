@@ -25,7 +25,7 @@ INTERVAL = 50
 # Steps of a twentieth of a second and more
 RECIPE = (
     "--smoke", "--set", f"loop.checkpoint_steps={INTERVAL}", "model.hidden=128", "model.layers=2",
-    "loop.ema=0.9", "model.dropout=0.2", "scaling.resize_seconds=15",
+    "loop.ema_decay=0.9", "model.dropout=0.2", "scaling.resize_seconds=15",
 )  # fmt: skip
 
 

@@ -156,7 +156,11 @@ def test_the_head_is_requeued(lab: Lab, undisturbed: Undisturbed) -> None:
     before = lab.status()["head"]
     assert lab.step("over-the-head") < 1200 and len(list(trials.glob("*/end.json"))) < 12
     lab.bed.run(f"scontrol requeue {before['job']}")
-    wait_for(lambda: (now := lab.status()["head"]) is not None and now["epoch"] > before["epoch"], 120, "the new head")
+    wait_for(
+        lambda: (now := lab.status()["head"]) is not None and now["generation"] > before["generation"],
+        120,
+        "the new head",
+    )
     assert check(lab, undisturbed[MIDDLE], "over-the-head")["steps_repeated"] <= INTERVAL + 1
     lab.result("search", 400)
     parameters = [path.read_text() for path in trials.glob("*/params.json")]

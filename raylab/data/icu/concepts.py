@@ -47,7 +47,7 @@ class Concept:
 
 
 @dataclass(frozen=True)
-class Extract:
+class SourceData:
     """What a source yields.
 
     events  EVENTS: time in hours since the start of the stay, and if the source knows it, UNIT. A value is NaN where

@@ -1,7 +1,7 @@
 """Preparation of the ARDS task: events of any source -> cohort, label, splits, hourly grid, statistics.
 
     SOURCES[source]      raw files -> events, by patient   (one file a source, raylab/data/icu/sources/)
-    digest               one piece of the patients:
+    summarise_patients   one piece of the patients:
       screen             units; what cannot be used to null -> counted in meta
       derived            P/F, S/F, driving pressure, compliance
       ratios, first_onset                                  -> the label (raylab/data/icu/labels.py)
@@ -11,8 +11,8 @@
     statistics           mean and deviation of train rows
 
 Every step is a pure function over polars frames. Memory holds one piece of the patients at a time, and of all
-patients the rows and the hourly grid. Features see only events before the prediction, by the filter in `digest` and
-the window that the loader cuts.
+patients the rows and the hourly grid. Features see only events before the prediction, by the filter in
+`summarise_patients` and the window that the loader cuts.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,9 @@ import raylab
 from raylab.data import prepared, splits
 from raylab.data.icu import cohorts
 from raylab.data.icu.cohorts import COHORTS, Framing
-from raylab.data.icu.concepts import CONCEPTS, SERIES, STATIC, Extract, whole_stays
-from raylab.data.icu.digest import Whole, check_needed, check_units, digest, implausible, unrecorded
+from raylab.data.icu.concepts import CONCEPTS, SERIES, STATIC, SourceData, whole_stays
 from raylab.data.icu.labels import Label, label
+from raylab.data.icu.patient_batch import Totals, check_needed, check_units, implausible, summarise_patients, unrecorded
 from raylab.data.icu.sources import meds, mimic3, physionet2012, yaib
 from raylab.data.icu.timegrid import joined, statistics
 from raylab.data.identifiers import not_among
@@ -47,14 +47,14 @@ class Raw:
     mapping: Path | None = None
 
 
-def synthetic(raw: Raw) -> Extract:
+def synthetic(raw: Raw) -> SourceData:
     """The source that is a model: it alone loads torch, which is most of the time that a small table takes."""
     from raylab.data.icu.sources import synthetic
 
     return synthetic.read(raw.patients, raw.seed)
 
 
-SOURCES: dict[str, Callable[[Raw], Extract]] = {
+SOURCES: dict[str, Callable[[Raw], SourceData]] = {
     "physionet2012": lambda raw: physionet2012.read(raw.path),
     "meds": lambda raw: meds.read(raw.path, raw.work, raw.mapping),
     "mimic3": lambda raw: mimic3.read(raw.path, raw.work),
@@ -104,15 +104,15 @@ def prepare_ards(
         raw.mkdir()
         asked = rule or label("ahrf")
         try:
-            extract = SOURCES[source](Raw(Path(path or "."), raw, patients, seed, mapping))
-            stays = whole_stays(extract.stays)
-            notes = list(extract.notes)
-            if "mech_vent" in extract.lacks and asked.ventilation:
+            source_data = SOURCES[source](Raw(Path(path or "."), raw, patients, seed, mapping))
+            stays = whole_stays(source_data.stays)
+            notes = list(source_data.notes)
+            if "mech_vent" in source_data.lacks and asked.ventilation:
                 notes.append("ventilation is not recorded here, so the label does not ask for it")
                 asked = asked.without_ventilation()
             pieces = []
-            for events in extract.parts():
-                pieces.append(digest(events, stays, chosen, asked, grid_of_windows))
+            for events in source_data.parts():
+                pieces.append(summarise_patients(events, stays, chosen, asked, grid_of_windows))
         except pl.exceptions.PolarsError as error:
             raise DataError(
                 f"{path} could not be read as '{source}'",
@@ -133,10 +133,10 @@ def prepare_ards(
         of_unknown_age = sum(piece.of_unknown_age for piece in pieces)
         if of_unknown_age and asked.min_age:
             notes.append(f"stays of unknown age, counted as {asked.min_age:g} years and older: {of_unknown_age:,}")
-        whole = Whole.of(pieces)
-        check_units(whole, asked)
-        unfit = implausible(whole.by_concept, asked)
-        check_needed(whole.by_concept, source, asked)
+        totals = Totals.of(pieces)
+        check_units(totals, asked)
+        unfit = implausible(totals.by_concept, asked)
+        check_needed(totals.by_concept, source, asked)
         steps = cohorts.summed([piece.steps for piece in pieces])
         samples = pl.concat([piece.rows for piece in pieces if piece.rows.height], how="diagonal_relaxed")
         samples = samples.sort("stay_id", "at_h")
@@ -164,7 +164,7 @@ def prepare_ards(
             "clock_h",
             "outcome",
         )
-        names = [name for name in SERIES if name in whole.found and name not in unfit]
+        names = [name for name in SERIES if name in totals.found and name not in unfit]
         table = joined([piece.table for piece in pieces if piece.table.height], names)
         if virtual:
             from raylab.data.icu.virtual_patient import virtual_patients  # as `synthetic`: it loads torch
@@ -177,7 +177,7 @@ def prepare_ards(
         return {
             "task": "ards",
             "source": source,
-            "numbering": [f"synthetic seed {seed}" if source == "synthetic" else extract.numbering or source],
+            "numbering": [f"synthetic seed {seed}" if source == "synthetic" else source_data.numbering or source],
             "synthetic": source == "synthetic",
             "raylab": raylab.__version__,
             "label": asked.describe(chosen.landmark, chosen.horizon, chosen.gap),
@@ -187,18 +187,18 @@ def prepare_ards(
             "gap_h": chosen.gap,
             "until_h": chosen.until if chosen.kind == "rolling" else None,
             "notes": notes,
-            "warnings": list(extract.warnings),
+            "warnings": list(source_data.warnings),
             **described(samples, stats),
             "attrition": steps,
-            "onsets": whole.onsets,
-            **({"sensitivity": whole.sensitivity} if grid_of_windows else {}),
+            "onsets": totals.onsets,
+            **({"sensitivity": totals.sensitivity} if grid_of_windows else {}),
             "outcomes": {"known": len(outcomes) - outcomes.null_count(), "in_hospital_death": int(outcomes.sum() or 0)},
-            **whole.by_problem(),
-            **whole.units(),
+            **totals.by_problem(),
+            **totals.units(),
             "left_out": unfit,
-            "coverage": {name: int(whole.covered.get(name, 0)) for name in CONCEPTS},
+            "coverage": {name: int(totals.covered.get(name, 0)) for name in CONCEPTS},
             "stays": stays.height,
-            "dropped": {**whole.dropped(), **extract.counts},
+            "dropped": {**totals.dropped(), **source_data.counts},
             "split_hash": prepared.split_hash(list(samples.select("subject_id", "split").iter_rows())),
             "seed": seed,
         }
@@ -210,8 +210,8 @@ def checked(landmark: float, horizon: float, gap: float, framing: str, until: fl
     """The framing, or UsageError for one that cannot be used."""
     if framing not in ("landmark", "rolling"):
         raise unknown("framing", framing, ("landmark", "rolling"))
-    whole = landmark == int(landmark) and until == int(until)
-    if landmark < 1 or not whole or horizon <= 0 or gap < 0 or (framing == "rolling" and until <= landmark):
+    is_whole = landmark == int(landmark) and until == int(until)
+    if landmark < 1 or not is_whole or horizon <= 0 or gap < 0 or (framing == "rolling" and until <= landmark):
         raise UsageError(
             f"landmark {landmark:g} h, horizon {horizon:g} h, gap {gap:g} h, until {until:g} h cannot be used",
             "the grid is hourly: the landmark is a whole number of hours from 1, the horizon is above 0, the gap from "

@@ -12,7 +12,7 @@ import polars as pl
 
 from raylab.data import prepared, splits
 from raylab.data.icu.concepts import SERIES
-from raylab.data.icu.digest import COUNTS
+from raylab.data.icu.patient_batch import COUNTS
 from raylab.data.icu.prepare import described, train_statistics
 from raylab.data.icu.timegrid import joined
 from raylab.data.identifiers import Person

@@ -14,7 +14,7 @@ import polars as pl
 import torch
 
 from raylab.data.lung import gases
-from raylab.files import whole
+from raylab.files import atomic_write
 from raylab.physiology.fit import FREE, IDENTIFIED, fit
 
 PARAMETERS = tuple(gases.NEEDS)
@@ -59,7 +59,7 @@ def fit_stays(table: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 def chunks(table: pl.DataFrame, directory: Path) -> dict[Path, Any]:
     """{path: argument} for `write_chunk`, with the readings beside; `directory` is made."""
     (directory / "parts").mkdir(parents=True, exist_ok=True)
-    with whole(directory / "gases.parquet") as beside:
+    with atomic_write(directory / "gases.parquet") as beside:
         table.write_parquet(beside)
     ids = table["stay_id"].unique().sort()
     return {
@@ -73,9 +73,9 @@ def write_chunk(argument: tuple[str, list[str]], path: Path) -> None:
     readings, ids = argument
     torch.set_num_threads(1)
     fits, residuals = fit_stays(pl.read_parquet(readings).filter(pl.col("stay_id").is_in(ids)))
-    with whole(path.with_suffix(".residuals")) as beside:
+    with atomic_write(path.with_suffix(".residuals")) as beside:
         residuals.write_parquet(beside)
-    with whole(path) as beside:
+    with atomic_write(path) as beside:
         fits.write_parquet(beside)
 
 

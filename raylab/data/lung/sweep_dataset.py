@@ -17,7 +17,7 @@ from torch import Tensor
 import raylab
 from raylab.data import prepared
 from raylab.errors import DataError, unknown
-from raylab.files import whole, write_json
+from raylab.files import atomic_write, write_json
 from raylab.physiology import designs
 from raylab.physiology.parameters import QUANTITIES
 from raylab.physiology.steady import OUTPUTS
@@ -76,7 +76,7 @@ def write_points(directory: Path, split: pl.Series) -> tuple[pl.Series, dict[str
     ok = rows["status"] == 0
     inputs = np.ascontiguousarray(rows.filter(ok).select(list(QUANTITIES)).to_numpy().astype(np.float32))
     points = [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8], "little", signed=True) for row in inputs]
-    with whole(directory / POINTS) as beside:
+    with atomic_write(directory / POINTS) as beside:
         pl.DataFrame({"split": split.filter(ok), "point": pl.Series(points, dtype=pl.Int64)}).write_parquet(beside)
     return rows["status"], {"table": POINTS, "column": "point", "unit": "point of the design"}
 

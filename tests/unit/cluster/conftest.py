@@ -10,6 +10,7 @@ from cluster import client, sites
 from cluster.directory import Directory
 from cluster.sites import NodeType, Site
 from cluster.slurm import Job, Slurm
+from cluster.spec import ClusterSpec, Hooks
 from raylab.errors import SlurmError, UsageError
 
 
@@ -73,26 +74,26 @@ def site(tmp_path: Path) -> Site:
 
 
 @pytest.fixture
-def ask(site: Site, tmp_path: Path) -> Callable[..., dict]:
-    """`client.ask` for that site, with what a test wants different."""
+def make_spec(site: Site, tmp_path: Path) -> Callable[..., ClusterSpec]:
+    """`client.make_spec` for that site, with what a test wants different."""
 
-    def asked(**other: object) -> dict:
-        return client.ask(
+    def make(**other: object) -> ClusterSpec:
+        return client.make_spec(
             **{
                 "site": site, "home": tmp_path, "code": tmp_path / "code", "name": "ray", "low": 0, "high": 4,
                 "types": ["cpu", "gpu"], "time": None, "static": None, "revision": "abc", "tracking": "",
-                "hooks": {}, "python": "python", **other,
+                "hooks": Hooks(), "python": "python", **other,
             }
         )  # fmt: skip
 
-    return asked
+    return make
 
 
 @pytest.fixture
-def directory(ask: Callable[..., dict], tmp_path: Path) -> Directory:
+def directory(make_spec: Callable[..., ClusterSpec], tmp_path: Path) -> Directory:
     """A cluster's directory, as `up` makes it."""
     made = Directory(tmp_path / "clusters" / "ray")
-    made.create(ask())
+    made.create(make_spec())
     return made
 
 

@@ -6,14 +6,15 @@ import time
 import pytest
 
 from cluster import client, scripts
-from cluster.directory import Comment, Directory
+from cluster.directory import Directory
+from cluster.job_tag import JobTag
 from raylab.errors import SlurmError, UsageError
 
 
 @pytest.fixture
-def up(ask, slurm, tmp_path):
+def up(make_spec, slurm, tmp_path):
     """A cluster that has just been submitted: (directory, the head's job)."""
-    directory, job = client.up(ask(), tmp_path, slurm)
+    directory, job = client.up(make_spec(), tmp_path, slurm)
     return directory, next(one for one in slurm.table if one.id == job)
 
 
@@ -29,7 +30,7 @@ def running(slurm, directory, **facts):
 def ready(slurm, directory, **facts):
     head = running(slurm, directory)
     (directory.path / "head.json").write_text(
-        json.dumps({"job": head.id, "epoch": head.restarts, "node": "n1", "address": "a:1", **facts})
+        json.dumps({"job": head.id, "generation": head.restarts, "node": "n1", "address": "a:1", **facts})
     )
     return head
 
@@ -37,38 +38,38 @@ def ready(slurm, directory, **facts):
 def test_up_submits_the_head_and_notes_what_was_asked(up, slurm, tmp_path):
     directory, head = up
     assert directory.path == tmp_path / "clusters" / "ray"
-    assert directory.asked["job"] == head.id
-    assert directory.asked["kill_seconds"] == 25, "Slurm's KillWait"
-    assert Comment.parse(head.comment) == Comment(directory.asked["id"], 0, "head")
+    assert directory.spec.job == head.id
+    assert directory.spec.kill_seconds == 25, "Slurm's KillWait"
+    assert JobTag.parse(head.comment) == JobTag(directory.spec.id, 0, "head")
     assert slurm.submitted == [directory.scripts / "head.sbatch"]
 
 
-def test_a_second_up_of_one_name_is_refused_and_changes_nothing(up, ask, slurm, tmp_path):
+def test_a_second_up_of_one_name_is_refused_and_changes_nothing(up, make_spec, slurm, tmp_path):
     directory, head = up
     token = directory.token.read_text()
     with pytest.raises(UsageError, match=f"'ray' is there already .job {head.id}, pending"):
-        client.up(ask(), tmp_path, slurm)
+        client.up(make_spec(), tmp_path, slurm)
     assert len(slurm.table) == 1
-    assert directory.token.read_text() == token and directory.asked["job"] == head.id
+    assert directory.token.read_text() == token and directory.spec.job == head.id
 
 
-def test_up_is_refused_while_slurm_cannot_say_whether_there_is_one(up, ask, slurm, tmp_path):
+def test_up_is_refused_while_slurm_cannot_say_whether_there_is_one(up, make_spec, slurm, tmp_path):
     slurm.away = True
     with pytest.raises(SlurmError):
-        client.up(ask(), tmp_path, slurm)
+        client.up(make_spec(), tmp_path, slurm)
 
 
-def test_another_name_or_an_ended_one_is_not_refused(up, ask, slurm, tmp_path):
-    client.up(ask(name="other"), tmp_path, slurm)
+def test_another_name_or_an_ended_one_is_not_refused(up, make_spec, slurm, tmp_path):
+    client.up(make_spec(name="other"), tmp_path, slurm)
     slurm.table.clear()
-    directory, job = client.up(ask(), tmp_path, slurm)
-    assert directory.asked["job"] == job
+    directory, job = client.up(make_spec(), tmp_path, slurm)
+    assert directory.spec.job == job
 
 
-def test_a_job_that_slurm_refuses_leaves_nothing(ask, slurm, tmp_path):
+def test_a_job_that_slurm_refuses_leaves_nothing(make_spec, slurm, tmp_path):
     slurm.refusal = "invalid partition specified: x"
     with pytest.raises(UsageError, match="invalid partition"):
-        client.up(ask(), tmp_path, slurm)
+        client.up(make_spec(), tmp_path, slurm)
     assert not (tmp_path / "clusters" / "ray").exists()
 
 
@@ -84,14 +85,14 @@ def test_a_job_that_slurm_refuses_leaves_nothing(ask, slurm, tmp_path):
         ({"time": "00:01:00"}, "too short"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_submitted(ask, other, said):
+def test_what_cannot_be_is_refused_before_anything_is_submitted(make_spec, other, said):
     with pytest.raises(UsageError) as caught:
-        ask(**other)
+        make_spec(**other)
     assert said in caught.value.what
 
 
-def test_without_types_the_first_of_the_site_is_meant(ask):
-    assert ask(types=[])["types"] == ["cpu"]
+def test_without_types_the_first_of_the_site_is_meant(make_spec):
+    assert make_spec(types=[]).types == ["cpu"]
 
 
 def test_status_while_the_head_waits(up, slurm):
@@ -127,7 +128,7 @@ def test_a_cluster_whose_head_is_gone_is_down_though_workers_are_left(up, slurm)
     directory, _ = up
     ready(slurm, directory)
     slurm.table.clear()
-    slurm.add(Comment(directory.asked["id"], 0, "worker", "cpu", "r"), "RUNNING", node="n2")
+    slurm.add(JobTag(directory.spec.id, 0, "worker", "cpu", "r"), "RUNNING", node="n2")
     found = client.status(directory, slurm)
     assert found["state"] == "down" and [job["kind"] for job in found["jobs"]] == ["worker"]
 
@@ -135,7 +136,7 @@ def test_a_cluster_whose_head_is_gone_is_down_though_workers_are_left(up, slurm)
 def test_what_ray_says_is_shown_while_it_is_fresh(up, slurm):
     directory, _ = up
     ready(slurm, directory)
-    worker = slurm.add(Comment(directory.asked["id"], 0, "worker", "cpu", "r"), "RUNNING", left=42.0, node="n2")
+    worker = slurm.add(JobTag(directory.spec.id, 0, "worker", "cpu", "r"), "RUNNING", left=42.0, node="n2")
     seen = {"nodes": [{"instance": f"{worker.id}.0"}], "demand": [{"count": 1}], "jobs": [{"id": "j"}]}
     (directory.path / "status.json").write_text(json.dumps({**seen, "time": time.time()}))
     found = client.status(directory, slurm)
@@ -158,15 +159,15 @@ def test_status_without_slurm_is_an_error_and_not_down(up, slurm):
         client.status(up[0], slurm)
 
 
-def test_down_ends_what_is_ours_and_nothing_else(up, ask, slurm, tmp_path):
+def test_down_ends_what_is_ours_and_nothing_else(up, make_spec, slurm, tmp_path):
     directory, head = up
-    worker = slurm.add(Comment(directory.asked["id"], 0, "worker", "cpu", "r"), "RUNNING")
-    other, _ = client.up(ask(name="other"), tmp_path, slurm)
+    worker = slurm.add(JobTag(directory.spec.id, 0, "worker", "cpu", "r"), "RUNNING")
+    other, _ = client.up(make_spec(name="other"), tmp_path, slurm)
     foreign = slurm.add("somebody's", "RUNNING")
     done = client.down(directory, slurm)
     assert sorted(done["ended"]) == sorted([head.id, worker.id])
     assert sorted(slurm.cancelled) == sorted([head.id, worker.id])
-    assert [job.id for job in slurm.table] == [other.asked["job"], foreign.id]
+    assert [job.id for job in slurm.table] == [other.spec.job, foreign.id]
     assert not directory.token.exists(), "a stale token is of no use to anybody"
     assert (directory.path / "down").exists(), "a head on its way back must see that it is over"
     assert other.token.exists()
@@ -231,25 +232,25 @@ def test_wait_has_an_end(up, slurm):
         client.wait(up[0], slurm, 0.0, lambda text: None)
 
 
-def test_a_dry_run_shows_every_text_and_touches_nothing(ask, tmp_path):
-    texts = client.dry_run(ask(), tmp_path / "clusters" / "ray")
+def test_a_dry_run_shows_every_text_and_touches_nothing(make_spec, tmp_path):
+    texts = client.dry_run(make_spec(), tmp_path / "clusters" / "ray")
     assert sorted(texts) == ["autoscaling.json", "cpu.sbatch", "gpu.sbatch", "head.sbatch"]
     assert not (tmp_path / "clusters").exists()
     assert "cluster.node.agent" in texts["head.sbatch"] and "--gres=gpu:2" in texts["gpu.sbatch"]
     assert set(json.loads(texts["autoscaling.json"])["available_node_types"]) == {"head", "cpu", "gpu"}
 
 
-def test_what_a_dry_run_shows_is_what_up_submits(ask, slurm, tmp_path):
-    asked = ask()
-    shown = client.dry_run(asked, tmp_path / "clusters" / "ray")
-    directory, _ = client.up(asked, tmp_path, slurm)
+def test_what_a_dry_run_shows_is_what_up_submits(make_spec, slurm, tmp_path):
+    spec = make_spec()
+    shown = client.dry_run(spec, tmp_path / "clusters" / "ray")
+    directory, _ = client.up(spec, tmp_path, slurm)
     assert (directory.scripts / "head.sbatch").read_text() == shown["head.sbatch"]
 
 
-def test_a_static_cluster_is_one_allocation(ask, slurm, tmp_path):
-    asked = ask(static=3, types=["gpu"])
-    assert list(client.dry_run(asked, tmp_path / "clusters" / "ray")) == ["head.sbatch"]
-    directory, _ = client.up(asked, tmp_path, slurm)
+def test_a_static_cluster_is_one_allocation(make_spec, slurm, tmp_path):
+    spec = make_spec(static=3, types=["gpu"])
+    assert list(client.dry_run(spec, tmp_path / "clusters" / "ray")) == ["head.sbatch"]
+    directory, _ = client.up(spec, tmp_path, slurm)
     text = (directory.scripts / "head.sbatch").read_text()
     assert "#SBATCH --nodes=3" in text and "#SBATCH --gres=gpu:2" in text and " static " in text
 
@@ -266,25 +267,25 @@ def test_a_directory_of_nothing_is_no_cluster(tmp_path, slurm):
         client.status(Directory(tmp_path / "none"), slurm)
 
 
-def test_an_images_digest_is_taken_once_and_reaches_every_node(ask, site, slurm, tmp_path):
+def test_an_images_digest_is_taken_once_and_reaches_every_node(make_spec, site, slurm, tmp_path):
     image = tmp_path / "raylab.sif"
     image.write_bytes(b"an image")
-    asked = ask(site=site.model_copy(update={"image": str(image)}))
-    assert asked["python"] == "python", "the image's own"
-    directory, _ = client.up(asked, tmp_path, slurm)
+    spec = make_spec(site=site.model_copy(update={"image": str(image)}))
+    assert spec.python == "python", "the image's own"
+    directory, _ = client.up(spec, tmp_path, slurm)
     wanted = "sha256:" + hashlib.sha256(b"an image").hexdigest()
-    assert directory.asked["image_digest"] == wanted
+    assert directory.spec.image_digest == wanted
     image.unlink()  # the nodes' scripts are written later, by the head
-    worker = scripts.worker(directory, Comment(asked["id"], 0, "worker", "cpu", "r"))
+    worker = scripts.worker(directory, JobTag(spec.id, 0, "worker", "cpu", "r"))
     for script in (directory.scripts / "head.sbatch", worker):
         assert f"export RAYLAB_IMAGE_DIGEST={wanted}\n" in script.read_text()
-    assert "door.py" in (directory.scripts / "head.sbatch").read_text()
-    assert "door.py" not in worker.read_text(), "a worker has no need of Slurm"
+    assert "slurm_proxy.py" in (directory.scripts / "head.sbatch").read_text()
+    assert "slurm_proxy.py" not in worker.read_text(), "a worker has no need of Slurm"
 
 
-def test_an_image_that_is_not_there_is_refused(ask, site, tmp_path):
+def test_an_image_that_is_not_there_is_refused(make_spec, site, tmp_path):
     with pytest.raises(UsageError, match=r"(?s)image of site 'here' is not there.*apptainer build"):
-        ask(site=site.model_copy(update={"image": str(tmp_path / "none.sif")}))
+        make_spec(site=site.model_copy(update={"image": str(tmp_path / "none.sif")}))
 
 
 def test_without_an_image_there_is_no_digest(up):
@@ -292,10 +293,10 @@ def test_without_an_image_there_is_no_digest(up):
     assert "RAYLAB_IMAGE_DIGEST" not in (directory.scripts / "head.sbatch").read_text()
 
 
-def test_a_login_lies_in_a_private_file_and_jobs_get_its_path(ask, slurm, tmp_path):
+def test_a_login_lies_in_a_private_file_and_jobs_get_its_path(make_spec, slurm, tmp_path):
     text = '{"http://t": {"username": "me", "password": "hunter2-Z9"}}'
-    asked = ask(tracking="http://t", login=True)
-    directory, _ = client.up(asked, tmp_path, slurm, {scripts.LOGIN: text})
+    spec = make_spec(tracking="http://t", login=True)
+    directory, _ = client.up(spec, tmp_path, slurm, {scripts.LOGIN: text})
     path = directory.path / scripts.LOGIN
     assert path.read_text() == text and path.stat().st_mode & 0o777 == 0o600
     others = [one for one in directory.path.rglob("*") if one.is_file() and one != path]
@@ -305,5 +306,5 @@ def test_a_login_lies_in_a_private_file_and_jobs_get_its_path(ask, slurm, tmp_pa
     assert re.search(r"^unset .*MLFLOW_TRACKING_PASSWORD", script, re.MULTILINE)
     client.down(directory, slurm)
     assert not path.exists()
-    directory, _ = client.up(ask(), tmp_path, slurm)
+    directory, _ = client.up(make_spec(), tmp_path, slurm)
     assert "RAYLAB_MLFLOW_LOGIN" not in (directory.scripts / "head.sbatch").read_text()

@@ -8,16 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import directory as module
-from cluster.directory import Comment, Directory, find, versions
+from cluster.directory import Directory, find, versions
+from cluster.job_tag import JobTag
 from raylab.errors import SlurmError, UsageError
 
 WORD = st.text("abcXYZ019-_", max_size=12)
 
 
 @given(WORD, st.integers(0, 10**6), st.sampled_from(["head", "worker"]), WORD, WORD)
-def test_a_comment_comes_back_as_it_was(cluster, epoch, kind, type, request):
-    comment = Comment(cluster, epoch, kind, type, request)
-    assert Comment.parse(str(comment)) == comment
+def test_a_comment_comes_back_as_it_was(cluster, generation, kind, type, request):
+    comment = JobTag(cluster, generation, kind, type, request)
+    assert JobTag.parse(str(comment)) == comment
     assert len(str(comment)) < 100, "squeue would cut it"
 
 
@@ -26,13 +27,13 @@ def test_a_comment_comes_back_as_it_was(cluster, epoch, kind, type, request):
     ["", "(null)", "raylab", "raylab:a:b:head::", "other:a:1:head::", "raylab:a:1:head:x", "raylab:a:1:head:x:y:z"],
 )
 def test_other_peoples_comments_are_not_ours(text):
-    assert Comment.parse(text) is None
+    assert JobTag.parse(text) is None
 
 
 def test_the_token_and_what_lies_beside_it_are_the_owners_alone(directory):
     old = os.umask(0)  # the most permissive shell there is
     try:
-        directory.create({"name": "ray"})
+        directory.create(directory.spec)
     finally:
         os.umask(old)
     assert len(directory.token.read_text()) >= 32
@@ -48,17 +49,28 @@ def test_a_new_cluster_has_a_new_token_and_nothing_of_the_old_one_but_its_logs(d
     (directory.path / "head.json").write_text("{}")
     (directory.path / "down").touch()
     (directory.logs / "x.out").write_text("kept")
-    directory.create({"name": "ray", "id": "new"})
+    directory.create(directory.spec.model_copy(update={"id": "new"}))
     assert directory.token.read_text() != old
-    assert directory.asked["id"] == "new"
+    assert directory.spec.id == "new"
     assert directory.read("head") is None and directory.problems() == []
     assert not (directory.path / "down").exists()
     assert (directory.logs / "x.out").read_text() == "kept"
 
 
+def test_a_damaged_or_foreign_spec_is_named(directory):
+    path = directory.path / "cluster.json"
+    path.write_text(path.read_text().replace('"min"', '"least"'))
+    with pytest.raises(SlurmError, match="does not describe a cluster of this version") as caught:
+        _ = directory.spec
+    assert "min: Field required" in caught.value.why and "least: Extra inputs" in caught.value.why
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(SlurmError, match="is damaged"):
+        _ = directory.spec
+
+
 def test_a_directory_that_this_node_does_not_share_says_so(tmp_path):
     with pytest.raises(SlurmError, match="RAYLAB_HOME") as caught:
-        _ = Directory(tmp_path / "gone").asked
+        _ = Directory(tmp_path / "gone").spec
     assert str(tmp_path / "gone") in caught.value.what
 
 
@@ -90,7 +102,7 @@ def test_find_needs_no_name_where_there_is_one_cluster(directory, tmp_path):
 
 def test_find_names_those_there_are(directory, tmp_path):
     other = Directory(tmp_path / "clusters" / "other")
-    other.create({"name": "other"})
+    other.create(directory.spec.model_copy(update={"name": "other"}))
     with pytest.raises(UsageError, match="--name one of: other, ray"):
         find(tmp_path, None)
     with pytest.raises(UsageError, match=r"(?s)unknown cluster 'rays'.*ray"):

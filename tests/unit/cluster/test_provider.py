@@ -11,11 +11,11 @@ from ray.core.generated.instance_manager_pb2 import NodeKind
 
 from cluster import jobscript
 from cluster import provider as module
-from cluster.directory import Comment
+from cluster.job_tag import JobTag
 from cluster.provider import HEAD, SlurmProvider
 from raylab.errors import SlurmError
 
-EPOCH = 1
+GENERATION = 1
 
 
 @pytest.fixture(autouse=True)
@@ -26,12 +26,12 @@ def always_asked(monkeypatch):
 
 @pytest.fixture
 def provider(directory, slurm):
-    return SlurmProvider({"directory": str(directory.path), "epoch": EPOCH}, "ray", slurm)
+    return SlurmProvider({"directory": str(directory.path), "generation": GENERATION}, "ray", slurm)
 
 
-def comment(directory, **other) -> Comment:
-    facts = {"cluster": directory.asked["id"], "epoch": EPOCH, "kind": "worker", "type": "cpu", "request": "r1"}
-    return Comment(**{**facts, **other})
+def comment(directory, **other) -> JobTag:
+    facts = {"cluster": directory.spec.id, "generation": GENERATION, "kind": "worker", "type": "cpu", "request": "r1"}
+    return JobTag(**{**facts, **other})
 
 
 def launch(provider, count=1, kind="cpu", request="r1"):
@@ -42,7 +42,7 @@ def launch(provider, count=1, kind="cpu", request="r1"):
 
 def test_workers_of_this_cluster_and_head_are_listed_and_no_others(provider, directory, slurm):
     ours = slurm.add(comment(directory))
-    slurm.add(comment(directory, epoch=0))  # of the head before
+    slurm.add(comment(directory, generation=0))  # of the head before
     slurm.add(comment(directory, cluster="another"))
     slurm.add(comment(directory, kind="head", type=""))
     slurm.add("somebody's")
@@ -99,7 +99,7 @@ def test_a_node_that_is_gone_between_two_questions_is_no_error(provider, directo
 
 def test_launch_submits_a_job_a_node_whose_state_is_all_in_slurm(provider, directory, slurm):
     launch(provider, 2, "gpu", "r9")
-    assert [Comment.parse(job.comment) for job in slurm.table] == [comment(directory, type="gpu", request="r9")] * 2
+    assert [JobTag.parse(job.comment) for job in slurm.table] == [comment(directory, type="gpu", request="r9")] * 2
     assert "--gres=gpu:2" in slurm.submitted[0].read_text()
     another = SlurmProvider(provider.provider_config, "ray", slurm)
     assert len(another.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"})) == 2, "a restarted head loses nothing"
@@ -176,7 +176,7 @@ class Reader:
 def adapter(directory, site, slurm, monkeypatch):
     """The locked Ray's own way to our provider: by its name in the file, and through its adapter."""
     monkeypatch.setattr(module, "Slurm", lambda: slurm)
-    reader = Reader(jobscript.autoscaling("ray", directory.path, EPOCH, site.nodes, 0, 4, 60))
+    reader = Reader(jobscript.autoscaling("ray", directory.path, GENERATION, site.nodes, 0, 4, 60))
     _clear_provider_cache()
     found = _get_node_provider(reader.config.get_provider_config(), "ray")
     assert isinstance(found, SlurmProvider)

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster import jobscript
-from cluster.directory import Comment
+from cluster.job_tag import JobTag
 from cluster.sites import NodeType, Site
 from raylab.errors import UsageError
 from tests.wait import wait_for
 
 ROOT = Path(__file__).parents[3]
 
-COMMENT = Comment("1a2b", 0, "worker", "gpu", "r1")
+COMMENT = JobTag("1a2b", 0, "worker", "gpu", "r1")
 NODE = NodeType(cpus=8, memory_mb=16000, gpus=2, gpu_type="v100", features="big&fast", sbatch=("--exclusive",))
 SITE = Site(
     name="full",
@@ -243,7 +243,7 @@ def test_the_locked_ray_reads_our_limits_from_it():
 
 def test_the_provider_finds_its_cluster_in_it():
     provider = autoscaling()["provider"]
-    assert (provider["directory"], provider["epoch"]) == ("/p/ray", 2)
+    assert (provider["directory"], provider["generation"]) == ("/p/ray", 2)
     module, name = provider["module"].rsplit(".", 1)
     assert hasattr(__import__(module, fromlist=[name]), name)
 
@@ -330,18 +330,18 @@ def test_a_node_type_without_gpus_needs_no_driver(imaged, tmp_path):
 
 def test_the_head_in_an_image_reaches_slurm_through_the_door_and_a_worker_has_none(imaged, tmp_path):
     asks = (
-        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); from cluster import door; "
-        "print(door.ask(os.environ['RAYLAB_DOOR'], ['squeue'], 10))"
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); from cluster import slurm_proxy; "
+        "print(slurm_proxy.ask(os.environ['RAYLAB_DOOR'], ['squeue'], 10))"
     )
     command = [sys.executable, "-c", asks]
-    done = imaged_job(imaged, tmp_path, command, door=ROOT / "cluster" / "door.py")
+    done = imaged_job(imaged, tmp_path, command, door=ROOT / "cluster" / "slurm_proxy.py")
     assert done.stdout == "(0, 'outside\\n', '')\n", done.stderr
     assert list(Path(imaged.scratch).iterdir()) == [], "the door is shut and its directory gone"
     assert "KeyError: 'RAYLAB_DOOR'" in imaged_job(imaged, tmp_path, command).stderr
 
 
 def test_without_an_image_there_is_no_door_and_nothing_around_the_command():
-    assert "door" not in text(door=ROOT / "cluster" / "door.py") and "apptainer" not in text()
+    assert "door" not in text(door=ROOT / "cluster" / "slurm_proxy.py") and "apptainer" not in text()
 
 
 def test_slurms_signals_reach_the_command_in_an_image_and_its_exit_code_comes_back(imaged, tmp_path):

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raylab.config.old_names import FIELDS, read_recipe, update_recipe
 from raylab.config.overrides import has_field, override, parse_assignments, parse_value
 from raylab.config.recipe import (
     Recipe,
+    Search,
     flatten,
     list_fields,
     parse_recipe,
-    read_recipe,
-    without_foreign_fields,
 )
 from raylab.config.search_space import DISTRIBUTIONS, parse_dimension
 from raylab.config.shipped import ARDS, COVIDNET, RECIPES
@@ -30,8 +30,8 @@ SETTABLE: dict[str, tuple[str, Any]] = {
     "data.augment": ("false", False),
     "data.mask": ("centre", "centre"),
     "data.strength": ("0.5", 0.5),
-    "data.share": ("0.3", 0.3),
-    "data.share_of": ("normal", "normal"),
+    "data.class_fraction": ("0.3", 0.3),
+    "data.class_fraction_of": ("normal", "normal"),
     "model.name": ("lstm", "lstm"),
     "model.hidden": ("8", 8),
     "model.layers": ("2", 2),
@@ -41,38 +41,38 @@ SETTABLE: dict[str, tuple[str, Any]] = {
     "model.depth": ("0.4", 0.4),
     "model.trees": ("50", 50),
     "model.leaves": ("4", 4),
-    "model.rate": ("0.1", 0.1),
-    "model.share": ("0.5", 0.5),
+    "model.learning_rate": ("0.1", 0.1),
+    "model.feature_fraction": ("0.5", 0.5),
     "model.l2": ("1", 1.0),
     "model.weights": ("/data/weights.pt", "/data/weights.pt"),
     "optim.lr": ("3e-4", 3e-4),
     "optim.weight_decay": ("0", 0.0),
     "optim.beta1": ("0.8", 0.8),
     "optim.beta2": ("0.99", 0.99),
-    "optim.clip": ("None", None),
+    "optim.max_grad_norm": ("None", None),
     "optim.class_weight": ("(1, 2.5)", (1.0, 2.5)),
     "optim.logit_adjustment": ("1", 1.0),
     "transfer.mode": ("probe", "probe"),
-    "transfer.probe_share": ("0.5", 0.5),
-    "transfer.probe_rate": ("3", 3.0),
-    "transfer.first_rate": ("1", 1.0),
+    "transfer.probe_fraction": ("0.5", 0.5),
+    "transfer.probe_lr_scale": ("3", 3.0),
+    "transfer.first_lr_scale": ("1", 1.0),
     "transfer.reestimate": ("false", False),
     "schedule.kind": ("plateau", "plateau"),
     "schedule.warmup_steps": ("5", 5),
     "schedule.factor": ("0.5", 0.5),
     "schedule.patience": ("0", 0),
     "loop.epochs": ("3", 3),
-    "loop.batch": ("32", 32),
+    "loop.global_batch_size": ("32", 32),
     "loop.shards": ("5", 5),
-    "loop.sum": ("float", "float"),
+    "loop.gradient_reduction": ("float", "float"),
     "loop.threads": ("2", 2),
-    "loop.ema": ("null", None),
-    "loop.early_stop": ("4", 4),
+    "loop.ema_decay": ("null", None),
+    "loop.early_stopping_patience": ("4", 4),
     "loop.bf16": ("True", True),
     "loop.channels_last": ("true", True),
     "loop.checkpoint_steps": ("none", None),
     "loop.checkpoint_seconds": ("90", 90.0),
-    "loop.keep": ("3", 3),
+    "loop.max_checkpoints": ("3", 3),
     "scaling.workers": ("1:3", (1, 3)),
     "scaling.gpu": ("true", True),
     "scaling.cpus_per_worker": ("0.5", 0.5),
@@ -169,7 +169,7 @@ def test_an_unknown_field_in_a_document_is_refused():
         ("optim.lr", None),
         ("optim.lr", True),
         ("optim.beta1", 1),
-        ("optim.clip", -1),
+        ("optim.max_grad_norm", -1),
         ("optim.class_weight", "heavy"),
         ("optim.class_weight", ("a",)),
         ("model.dropout", 1),
@@ -178,12 +178,12 @@ def test_an_unknown_field_in_a_document_is_refused():
         ("schedule.factor", 1),
         ("loop.epochs", 0),
         ("loop.epochs", True),
-        ("loop.batch", 4),  # fewer than the shards
+        ("loop.global_batch_size", 4),  # fewer than the shards
         ("loop.shards", 129),  # more than the batch
-        ("loop.sum", "kahan"),
-        ("loop.ema", 1),
+        ("loop.gradient_reduction", "kahan"),
+        ("loop.ema_decay", 1),
         ("loop.bf16", "maybe"),
-        ("loop.keep", 1),
+        ("loop.max_checkpoints", 1),
         ("seed", -1),
         ("seed", 2**31),
         ("search.trials", 0),
@@ -309,7 +309,7 @@ def test_a_field_of_another_model_or_task_is_refused(recipe, path, said):
 def test_another_model_keeps_the_fields_that_both_have():
     lstm = override(ARDS, {"model.name": "lstm", "model.layers": 2})
     assert lstm.model.model_dump() == {**ARDS.model.model_dump(), "name": "lstm", "layers": 2}
-    assert set(BOOSTING.model.model_dump()) == {"name", "trees", "leaves", "rate", "share", "l2"}
+    assert set(BOOSTING.model.model_dump()) == {"name", "trees", "leaves", "learning_rate", "feature_fraction", "l2"}
     assert override(BOOSTING, {"model.name": "gru", "model.hidden": 4}).model.model_dump()["hidden"] == 4
     assert "unknown ards model 'covidnet'" in refused({"model.name": "covidnet"})
     assert "use one of: gru" in refused({"model.name": "gruu"})
@@ -328,7 +328,23 @@ def test_a_recipe_of_version_0_1_is_read_without_the_fields_of_other_models(tmp_
     document["data"] |= {"size": None, "augment": True}
     (tmp_path / "recipe.json").write_text(json.dumps(document))
     assert read_recipe(tmp_path / "recipe.json") == ARDS
-    assert parse_recipe(without_foreign_fields(document)) == ARDS
+    assert parse_recipe(update_recipe(document)) == ARDS
+
+
+def test_fields_of_version_0_1_have_their_new_names(tmp_path):
+    recipe = override(ARDS, {"model.name": "boosting", "model.learning_rate": 0.2, "loop.ema_decay": 0.5})
+    space = {"model.feature_fraction": "uniform(0.1,0.9)"}
+    recipe = recipe.model_copy(update={"search": Search(space=space, points=({"model.feature_fraction": 0.3},))})
+    text = json.dumps(recipe.model_dump(mode="json"))
+    for old, new in FIELDS.items():
+        for words in ((old.partition(".")[2], new.partition(".")[2]), (old, new)):
+            text = text.replace(f'"{words[1]}"', f'"{words[0]}"')
+    document = json.loads(text)
+    assert {"batch", "early_stop", "ema", "keep", "sum"} <= document["loop"].keys()
+    assert document["model"]["rate"] == 0.2 and document["search"]["space"] == {"model.share": "uniform(0.1,0.9)"}
+    (tmp_path / "recipe.json").write_text(text)
+    assert read_recipe(tmp_path / "recipe.json") == recipe
+    assert "is now 'loop.global_batch_size'" in refused({"loop.batch": 8})
 
 
 def test_a_recipe_of_a_task_of_ones_own_has_plain_parts():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylab.data.sampler import balanced_shards_of, shards_of, steps_per_epoch
-from raylab.training.process_group import World
+from raylab.training.process_group import ProcessGroup
 
 SAMPLES, BATCH, SHARDS, SEED = st.integers(1, 400), st.integers(1, 80), st.integers(1, 20), st.integers(0, 2**31 - 1)
 
@@ -38,9 +38,9 @@ def test_batches_are_full_but_the_last_and_shards_are_even(samples, batch, shard
 def test_ranks_take_each_shard_once_whatever_their_number(size, shards):
     taken = []
     for rank in range(size):
-        world = World()
-        world.rank, world.size = rank, size
-        taken += world.mine(shards)
+        group = ProcessGroup()
+        group.rank, group.size = rank, size
+        taken += group.own_shards(shards)
     assert sorted(taken) == list(range(shards))
 
 

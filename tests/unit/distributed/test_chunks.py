@@ -6,11 +6,11 @@ import pytest
 
 from raylab.distributed.map import run_chunks
 from raylab.errors import DataError, RunError
-from raylab.files import whole
+from raylab.files import atomic_write
 
 
 def square(number: int, path: Path) -> None:
-    with whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(str(number**2))
 
 
@@ -60,7 +60,7 @@ def test_a_chunk_without_its_file_is_an_error(tmp_path):
 
 def test_an_interrupt_goes_through_and_leaves_nothing_half_written(tmp_path):
     def interrupted(number, path):
-        with whole(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text("half")
             raise KeyboardInterrupt
 

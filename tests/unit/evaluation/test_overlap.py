@@ -11,7 +11,7 @@ from PIL import Image
 
 from raylab.data import prepared
 from raylab.data.icu import prepare
-from raylab.data.icu.concepts import Extract
+from raylab.data.icu.concepts import SourceData
 from raylab.data.icu.prepare import prepare_ards
 from raylab.data.icu.resplit import Split, resplit
 from raylab.data.icu.sources import synthetic
@@ -183,7 +183,7 @@ def extract(numbering, numbers):
     drawn = synthetic.read(150, 0)
     number = pl.col("stay_id").str.tail(5).cast(pl.Int64) + numbers
     ids = {name: number.cast(pl.String) for name in ("stay_id", "subject_id")}
-    return Extract(drawn.events.with_columns(**ids), drawn.stays.with_columns(**ids), numbering=numbering)
+    return SourceData(drawn.events.with_columns(**ids), drawn.stays.with_columns(**ids), numbering=numbering)
 
 
 def test_stays_of_two_hospitals_pooled_and_apart(tmp_path, monkeypatch):

@@ -68,8 +68,8 @@ def test_the_winner_is_the_best_by_val_alone(done):
     best = min(ended, key=lambda end: end["refined_loss"])
     final = one(done / "b" / "landmark-6" / "final", "fold-0-boosting-*.parquet").with_suffix("")
     assert (
-        json.loads((final / "model" / "model.json").read_text())["recipe"]["model"]["rate"]
-        == best["recipe"]["model"]["rate"]
+        json.loads((final / "model" / "model.json").read_text())["recipe"]["model"]["learning_rate"]
+        == best["recipe"]["model"]["learning_rate"]
     )
 
 

@@ -23,7 +23,8 @@ from pydantic import create_model
 from jobs import cli, tune
 from jobs.common import home, run_tracking
 from raylab import __version__
-from raylab.config.recipe import TYPES, ArdsRecipe, read_recipe
+from raylab.config.old_names import read_recipe
+from raylab.config.recipe import TYPES, ArdsRecipe
 from raylab.config.shipped import RECIPES
 from raylab.data.prepared import read_meta
 from raylab.tasks.base import TASKS, task
@@ -131,7 +132,7 @@ def test_options_are_not_abbreviated():
         (["ards", "--set", "optim.lrr=1"], "optim.lr"),
         (["ards", "--set", "optim.lr"], "is not PATH=VALUE"),
         (["ards", "--set", "optim.lr=fast"], "optim.lr"),
-        (["ards", "--set", "loop.shards=9", "loop.batch=4"], "must not exceed"),
+        (["ards", "--set", "loop.shards=9", "loop.global_batch_size=4"], "must not exceed"),
         (["ards", "--set", "model.name=gruu"], "gru"),
         (["ards", "--set", "data.cohort=alll"], "all"),
         (["ards", "--set", "optim.class_weight=(1,2,3)"], "3 values for 2 classes"),
@@ -221,7 +222,9 @@ def test_train_leaves_a_run_its_json_and_its_mlflow_run(trained, own_home, ards_
     described = home.note(directory)
     run = runs.client(described["uri"]).get_run(described["run_id"])
     assert run.info.status == "FINISHED" == described["status"]
-    assert run.data.params["loop.batch"] == "64" and run.data.params["optim.lr"] == str(RECIPES["ards-smoke"].optim.lr)
+    assert run.data.params["loop.global_batch_size"] == "64" and run.data.params["optim.lr"] == str(
+        RECIPES["ards-smoke"].optim.lr
+    )
     assert run.data.metrics["best/val/auroc"] == pytest.approx(result["auroc"]["value"])
     history = runs.client(described["uri"]).get_metric_history(described["run_id"], "train/loss")
     assert sorted(point.step for point in history) == [1, 2, 3, 4, 5, 6]

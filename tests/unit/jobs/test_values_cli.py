@@ -9,8 +9,8 @@ import pytest
 
 from jobs import cli
 from raylab.data import prepared
-from raylab.data.icu.digest import screen
 from raylab.data.icu.labels import first_onset, label, ratios
+from raylab.data.icu.patient_batch import screen
 from raylab.data.icu.prepare import SOURCES, Raw
 
 DAY = datetime(2130, 1, 1, 8)

@@ -50,7 +50,7 @@ def test_the_trees_are_scikit_learns(leaves):
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     x, y = data()
-    model = baselines.boosting(BoostingModel(name="boosting", trees=20, leaves=leaves, share=1.0), SPEC, 1)
+    model = baselines.boosting(BoostingModel(name="boosting", trees=20, leaves=leaves, feature_fraction=1.0), SPEC, 1)
     model.fit(x, y)
     theirs = HistGradientBoostingClassifier(
         learning_rate=0.05,

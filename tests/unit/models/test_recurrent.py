@@ -10,8 +10,8 @@ from raylab.models.ensemble import Ensemble
 from raylab.models.recurrent import KNOTS, SHARE_KNOTS, GruD, Pooled
 from raylab.models.weights import by_name, fill
 from raylab.tasks.base import task
-from raylab.training.loop import predict
-from raylab.training.process_group import World
+from raylab.training.predict import predict
+from raylab.training.process_group import ProcessGroup
 from raylab.training.run import execute, read_model
 
 SPEC = {"kind": "icu-hourly", "classes": ["no", "yes"], "features": ["a", "b"], "static": ["s"], "hours": 4}
@@ -122,12 +122,14 @@ def test_every_model_runs_and_is_read_back(ards_data, tmp_path, name):
     result = execute(recipe, ards_data, tmp_path, lambda sent: rows.extend(sent))
     job, again, spec, model = read_model(tmp_path)
     val = job.load(ards_data, "val", again.data, spec)
-    p = predict(job, model, val, World(), again, "cpu")
+    p = predict(job, model, val, ProcessGroup(), again, "cpu")
     assert job.log_loss(val.y, p) == pytest.approx(result["best"]["loss"], abs=1e-6) and np.isfinite(p).all()
     assert rows[-1]["val/auroc"] == result["val"]["auroc"]
 
 
 def test_a_search_space_of_its_own():
     recipe = override(shipped_recipe("ards"), {"model.name": "boosting", "search.trials": 7})
-    assert "model.rate" in with_search_space(recipe).search.space and with_search_space(recipe).search.trials == 7
+    assert (
+        "model.learning_rate" in with_search_space(recipe).search.space and with_search_space(recipe).search.trials == 7
+    )
     assert with_search_space(shipped_recipe("ards")) == shipped_recipe("ards")

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 import torch
 
-from raylab.data.icu.digest import screen
+from raylab.data.icu.patient_batch import screen
 from raylab.data.icu.sources import physionet2012
 from raylab.physiology import blood
 

@@ -25,10 +25,10 @@ TRAIN = Rows(y=np.array([0] * 60 + [1] * 30 + [2] * 10), spec={"classes": CLASSE
 
 def test_priors_are_of_what_training_meets():
     assert prior(RECIPE, TRAIN) == pytest.approx([0.6, 0.3, 0.1])
-    assert prior(override(RECIPE, {"data.share": 0.4}), TRAIN) == pytest.approx([0.4, 0.2, 0.4])
-    assert prior(override(RECIPE, {"data.share": 0.5, "data.share_of": "normal"}), TRAIN) == pytest.approx(
-        [0.5, 0.375, 0.125]
-    )
+    assert prior(override(RECIPE, {"data.class_fraction": 0.4}), TRAIN) == pytest.approx([0.4, 0.2, 0.4])
+    assert prior(
+        override(RECIPE, {"data.class_fraction": 0.5, "data.class_fraction_of": "normal"}), TRAIN
+    ) == pytest.approx([0.5, 0.375, 0.125])
 
 
 def test_offsets_are_tau_log_prior():
@@ -41,7 +41,7 @@ def test_offsets_are_tau_log_prior():
 
 
 def test_batches_have_the_share_asked_for():
-    batches = sampler(override(RECIPE, {"data.share": 0.5, "loop.batch": 20}), TRAIN)
+    batches = sampler(override(RECIPE, {"data.class_fraction": 0.5, "loop.global_batch_size": 20}), TRAIN)
     for step in range(2 * batches.per_epoch):
         _, shards = batches.shards_of(step)
         assert (TRAIN.y[np.concatenate(shards)] == 2).sum() == 10
@@ -58,4 +58,4 @@ def test_what_does_not_fit_the_classes_is_refused():
     with pytest.raises(UsageError, match="2 values for 3 classes"):
         check(override(RECIPE, {"optim.class_weight": (1, 2)}), TRAIN)
     with pytest.raises(UsageError, match=r"unknown class 'covid'[\s\S]*COVID-19"):
-        check(override(RECIPE, {"data.share": 0.3, "data.share_of": "covid"}), TRAIN)
+        check(override(RECIPE, {"data.class_fraction": 0.3, "data.class_fraction_of": "covid"}), TRAIN)

@@ -24,9 +24,12 @@ from raylab.data.sampler import shards_of, steps_per_epoch
 from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, NonFiniteError
 from raylab.tasks.base import Task, task
-from raylab.training.deferred_metrics import Readings
-from raylab.training.loop import Progress, fit, norm_of, predict, weights_sha256
-from raylab.training.process_group import World
+from raylab.training.deferred_metrics import DeferredMetrics
+from raylab.training.gradients import norm_of
+from raylab.training.loop import fit, weights_sha256
+from raylab.training.predict import predict
+from raylab.training.process_group import ProcessGroup
+from raylab.training.progress import Progress
 
 # 124 samples: batches of 50, 50, 24; the rate falls, weights are averaged, dropout draws
 ARDS = override(
@@ -39,8 +42,8 @@ ARDS = override(
         "schedule.warmup_steps": 2,
         "optim.lr": 0.03,
         "loop.epochs": 4,
-        "loop.batch": 50,
-        "loop.ema": 0.8,
+        "loop.global_batch_size": 50,
+        "loop.ema_decay": 0.8,
         "loop.checkpoint_steps": 5,
     },
 )
@@ -51,8 +54,8 @@ COVIDNET = override(
         "data.size": 32 * 2,
         "model.dropout": 0.2,
         "loop.epochs": 2,
-        "loop.batch": 45,
-        "loop.ema": 0.9,
+        "loop.global_batch_size": 45,
+        "loop.ema_decay": 0.9,
         "optim.class_weight": (1.0, 1.0, 2.0),
     },
 )
@@ -62,26 +65,26 @@ TRANSFER = override(
     {
         "loop.epochs": 5,
         "loop.shards": 3,
-        "loop.early_stop": 3,
+        "loop.early_stopping_patience": 3,
         "schedule.kind": "plateau",
         "schedule.patience": 0,
         "schedule.warmup_steps": 2,
         "optim.class_weight": None,
         "optim.logit_adjustment": 1.0,
-        "data.share": 0.34,
+        "data.class_fraction": 0.34,
         "transfer.mode": "lp-ft",
-        "transfer.probe_share": 0.4,
-        "transfer.first_rate": 0.1,
+        "transfer.probe_fraction": 0.4,
+        "transfer.first_lr_scale": 0.1,
     },
 )
 CASES = {
     "ards": ARDS,
-    "ards-early": override(ARDS, {"loop.early_stop": 3, "loop.ema": None, "loop.epochs": 12}),
+    "ards-early": override(ARDS, {"loop.early_stopping_patience": 3, "loop.ema_decay": None, "loop.epochs": 12}),
     "ards-lstm": override(ARDS, {"model.name": "lstm", "loop.epochs": 1, "loop.shards": 1}),
     "covidnet": COVIDNET,
-    "covidnet-plain": override(COVIDNET, {"loop.ema": None, "loop.epochs": 1, "loop.shards": 5}),
+    "covidnet-plain": override(COVIDNET, {"loop.ema_decay": None, "loop.epochs": 1, "loop.shards": 5}),
     "transfer": TRANSFER,
-    "transfer-probe": override(TRANSFER, {"transfer.mode": "probe", "loop.epochs": 2, "data.share": None}),
+    "transfer-probe": override(TRANSFER, {"transfer.mode": "probe", "loop.epochs": 2, "data.class_fraction": None}),
 }
 
 Result = dict[str, Any]
@@ -188,7 +191,12 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_samples(name, data, alone):
     """Not the last batch's, which is smaller, nor the mean over batches."""
     recipe, curve = CASES[name], alone[name]["curve"]
     samples = len(loaded(recipe, data)[1])
-    counts = [len(b) for b in np.split(np.arange(samples), range(recipe.loop.batch, samples, recipe.loop.batch))]
+    counts = [
+        len(b)
+        for b in np.split(
+            np.arange(samples), range(recipe.loop.global_batch_size, samples, recipe.loop.global_batch_size)
+        )
+    ]
     assert len(counts) == 3 and counts[-1] < counts[0]
     for at in range(0, len(curve), 3):
         losses = [row["train/loss"] for row in curve[at : at + 3]]
@@ -222,7 +230,7 @@ def last_weights(recipe: Recipe, data: dict[str, Path]) -> np.ndarray:
 def test_plain_float_sums_agree_with_exact_ones_to_rounding(data, tmp_path):
     recipe = override(ARDS, {"loop.epochs": 2, "schedule.kind": "constant"})
     exact = last_weights(recipe, data)
-    inexact = override(recipe, {"loop.sum": "float"})
+    inexact = override(recipe, {"loop.gradient_reduction": "float"})
     for got in (last_weights(inexact, data), in_world(3, tmp_path / "world", last_weights, inexact, data)[0]):
         assert np.linalg.norm(got - exact) <= 1e-4 * np.linalg.norm(exact)
 
@@ -303,7 +311,7 @@ def first_gradient(recipe: Recipe, data: dict[str, Path]) -> tuple[list[torch.Te
 def by_hand(recipe: Recipe, data: dict[str, Path], model: nn.Module) -> tuple[list[torch.Tensor], float]:
     """Gradient and loss of the first batch taken whole, in float64."""
     job, train, _, _ = loaded(recipe, data)
-    _, shards = shards_of(0, len(train), recipe.loop.batch, recipe.loop.shards, recipe.seed)
+    _, shards = shards_of(0, len(train), recipe.loop.global_batch_size, recipe.loop.shards, recipe.seed)
     index = np.concatenate(shards)
     weight = torch.ones(len(train.spec["classes"])) if recipe.optim.class_weight is None else recipe.optim.class_weight
     model = copy.deepcopy(model).double().train()
@@ -330,7 +338,7 @@ def test_the_gradient_is_that_of_the_whole_batch(weight, shards, data):
     """50 samples in 7 shards: of 8 and of 7, so that a mean of means would differ."""
     recipe = override(
         ARDS,
-        {"model.dropout": 0, "optim.clip": None, "optim.class_weight": weight, "loop.shards": shards},
+        {"model.dropout": 0, "optim.max_grad_norm": None, "optim.class_weight": weight, "loop.shards": shards},
     )
     got, row, before = first_gradient(recipe, data)
     expected, loss = by_hand(recipe, data, before)
@@ -342,21 +350,21 @@ def test_the_gradient_is_that_of_the_whole_batch(weight, shards, data):
 
 
 def test_clipping_scales_the_summed_gradient(data):
-    recipe = override(ARDS, {"model.dropout": 0, "optim.clip": None})
+    recipe = override(ARDS, {"model.dropout": 0, "optim.max_grad_norm": None})
     whole, row, _ = first_gradient(recipe, data)
-    clipped, again, _ = first_gradient(override(recipe, {"optim.clip": 0.01}), data)
+    clipped, again, _ = first_gradient(override(recipe, {"optim.max_grad_norm": 0.01}), data)
     assert row["train/grad_norm"] == again["train/grad_norm"] > 0.01  # told before clipping
     for one, other in zip(clipped, whole, strict=True):
         torch.testing.assert_close(one, other * (0.01 / row["train/grad_norm"]))
-    unclipped, _, _ = first_gradient(override(recipe, {"optim.clip": 1e6}), data)
+    unclipped, _, _ = first_gradient(override(recipe, {"optim.max_grad_norm": 1e6}), data)
     assert all(torch.equal(one, other) for one, other in zip(unclipped, whole, strict=True))
 
 
 def test_batch_norm_normalises_by_shard_and_averages_in_shard_order(data):
-    recipe = override(COVIDNET, {"data.augment": False, "model.dropout": 0, "loop.ema": None, "loop.shards": 4})
+    recipe = override(COVIDNET, {"data.augment": False, "model.dropout": 0, "loop.ema_decay": None, "loop.shards": 4})
     _, train, _, reference = loaded(recipe, data)
     reference.train()
-    _, shards = shards_of(0, len(train), recipe.loop.batch, 4, recipe.seed)
+    _, shards = shards_of(0, len(train), recipe.loop.global_batch_size, 4, recipe.seed)
     with torch.no_grad():
         for index in shards:
             reference(train.batch(index))
@@ -400,7 +408,9 @@ def test_a_poisoned_input_stops_the_run_and_names_its_step(data):
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_a_gradient_beyond_the_numbers_stops_the_run_before_it_steps(way, clip, data):
     """The loss is still finite here: without a look at the gradient, its step would spoil the weights unseen."""
-    recipe = override(ARDS, {"optim.class_weight": (1e37, 1e37), "loop.sum": way, "optim.clip": clip})
+    recipe = override(
+        ARDS, {"optim.class_weight": (1e37, 1e37), "loop.gradient_reduction": way, "optim.max_grad_norm": clip}
+    )
     log = Log()
     with pytest.raises(NonFiniteError, match="at step 0"):
         run(recipe, data, log)
@@ -444,13 +454,13 @@ def on_meta(recipe: Recipe, data: dict[str, Path], monkeypatch: pytest.MonkeyPat
         crossings.on = True  # what comes before the first step may wait
         return batch(*arguments, **named)
 
-    def fetch(readings: Readings, do: str) -> Any:
+    def fetch(readings: DeferredMetrics, do: str) -> Any:
         waiting.extend(row["step"] for row in readings.rows)
         assert all(numbers.device.type == "meta" for numbers in readings.numbers)
         raise Fetched
 
     monkeypatch.setattr(train, "batch", first_input)
-    monkeypatch.setattr(Readings, "fetch", fetch)
+    monkeypatch.setattr(DeferredMetrics, "fetch", fetch)
     with crossings, pytest.raises(Fetched):
         fit(recipe, job, model, train, val, Log(), device="meta", transferred=transferred(recipe))
     return waiting, crossings.seen
@@ -461,7 +471,7 @@ def on_meta(recipe: Recipe, data: dict[str, Path], monkeypatch: pytest.MonkeyPat
 def test_no_step_waits_for_the_host(name, way, data, monkeypatch):
     """Clipping, averaged weights, batch norm, class weights and logit adjustment are all among these."""
     monkeypatch.setattr("raylab.training.deferred_metrics.SECONDS", math.inf)
-    settings = {"loop.checkpoint_steps": None, "loop.sum": way, "optim.clip": 1.0}
+    settings = {"loop.checkpoint_steps": None, "loop.gradient_reduction": way, "optim.max_grad_norm": 1.0}
     settings |= {"transfer.reestimate": False} if name == "transfer" else {}  # it waits, before the first step
     recipe = override(CASES[name], settings)
     assert on_meta(recipe, data, monkeypatch) == ([1, 2, 3], [])  # up to the end of the epoch
@@ -478,7 +488,7 @@ def test_numbers_wait_for_a_checkpoint_or_a_time_at_most(data, monkeypatch):
 def test_numbers_that_waited_are_reported_as_if_they_had_not(data, alone, monkeypatch):
     """The same points in the same order, each before the checkpoint of its step."""
     monkeypatch.setattr("raylab.training.deferred_metrics.SECONDS", math.inf)
-    monkeypatch.setattr("raylab.training.loop.Readings", lambda device: Readings("cuda"))
+    monkeypatch.setattr("raylab.training.loop.DeferredMetrics", lambda device: DeferredMetrics("cuda"))
     order: list[tuple[int, bool]] = []
 
     class Ordered(Log):
@@ -493,7 +503,7 @@ def test_numbers_that_waited_are_reported_as_if_they_had_not(data, alone, monkey
 
 def test_a_bad_number_that_waited_stops_the_run_before_its_checkpoint(data, monkeypatch):
     monkeypatch.setattr("raylab.training.deferred_metrics.SECONDS", math.inf)
-    monkeypatch.setattr("raylab.training.loop.Readings", lambda device: Readings("cuda"))
+    monkeypatch.setattr("raylab.training.loop.DeferredMetrics", lambda device: DeferredMetrics("cuda"))
     job, train, val, model = loaded(ARDS, data)
     batch, log, calls = train.batch, Log(), []
 
@@ -511,7 +521,7 @@ def test_a_bad_number_that_waited_stops_the_run_before_its_checkpoint(data, monk
 
 
 def rates(settings: dict[str, Any], data: dict[str, Path]) -> tuple[list[float], Log]:
-    _, log, _ = run(override(ARDS, {"optim.lr": 0.01, "loop.ema": None, **settings}), data)
+    _, log, _ = run(override(ARDS, {"optim.lr": 0.01, "loop.ema_decay": None, **settings}), data)
     return [row["train/lr"] for row in log.rows], log
 
 
@@ -541,7 +551,7 @@ def test_plateau_multiplies_after_epochs_without_a_better_score(data):
 
 def scored(*values: float, patience: int = 1, early: int | None = None) -> Progress:
     """Progress after epochs that scored `values`."""
-    recipe = override(ARDS, {"schedule.patience": patience, "loop.early_stop": early})
+    recipe = override(ARDS, {"schedule.patience": patience, "loop.early_stopping_patience": early})
     progress = Progress()
     for at, auroc in enumerate(values):
         progress.end_epoch(recipe, {"auroc": auroc, "loss": 1.0, "at": at}, "auroc", nn.Linear(1, 1))
@@ -549,11 +559,11 @@ def scored(*values: float, patience: int = 1, early: int | None = None) -> Progr
 
 
 def test_progress_counts_epochs_without_a_better_score():
-    assert scored(0.5, 0.6, 0.7).cuts == 0
-    assert scored(0.7, 0.6, 0.6).cuts == 1  # patience 1: lowered after the second
-    assert scored(0.7, 0.6, 0.6, 0.6).cuts == 1  # then waits anew
-    assert scored(0.7, 0.6, 0.6, 0.6, 0.6).cuts == 2
-    assert scored(0.7, 0.6, 0.8, 0.7).cuts == 0
+    assert scored(0.5, 0.6, 0.7).lr_reductions == 0
+    assert scored(0.7, 0.6, 0.6).lr_reductions == 1  # patience 1: lowered after the second
+    assert scored(0.7, 0.6, 0.6, 0.6).lr_reductions == 1  # then waits anew
+    assert scored(0.7, 0.6, 0.6, 0.6, 0.6).lr_reductions == 2
+    assert scored(0.7, 0.6, 0.8, 0.7).lr_reductions == 0
     assert scored(0.7, 0.7, early=2).stopped is None  # equal is not better
     assert scored(0.7, 0.7, 0.7, early=2).stopped == "early"
     assert (scored(0.7, 0.9, 0.8).best_epoch, scored(0.7, 0.9, 0.8).best["at"]) == (1, 1)
@@ -587,8 +597,8 @@ def never(step: int) -> bool:
 
 
 def last_rank_at_seven(step: int) -> bool:
-    world = World()
-    return step == 7 and world.rank == world.size - 1
+    group = ProcessGroup()
+    return step == 7 and group.rank == group.size - 1
 
 
 def test_report_is_called_once_a_step_and_with_the_state_when_due(data, tmp_path):
@@ -619,7 +629,7 @@ def test_rows_and_result_hold_what_they_promise(data):
     assert result["best"]["auroc"] == best["val/auroc"] and result["best"]["epoch"] == best["epoch"]
     assert (result["steps"], result["planned_steps"], result["epochs"], result["stopped"]) == (12, 12, 4, "planned")
     job, _, val, _ = loaded(ARDS, data)
-    again = job.point(val.y, predict(job, model, val, World(), ARDS, "cpu"))
+    again = job.point(val.y, predict(job, model, val, ProcessGroup(), ARDS, "cpu"))
     assert again["auroc"] == result["best"]["auroc"]  # the best epoch's weights are left in the network
 
 
@@ -635,10 +645,10 @@ def test_the_averaged_weights_are_what_is_scored_and_hashed(data):
 
 def test_predictions_do_not_depend_on_the_chunk(data, monkeypatch):
     job, train, _, model = loaded(COVIDNET, data)
-    whole = predict(job, model, train, World(), COVIDNET, "cpu")
+    whole = predict(job, model, train, ProcessGroup(), COVIDNET, "cpu")
     assert whole.shape == (len(train), 3) and whole.sum(1) == pytest.approx(1)
-    monkeypatch.setattr("raylab.training.loop.EVAL_BATCH", 7)
-    assert predict(job, model, train, World(), COVIDNET, "cpu") == pytest.approx(whole, rel=1e-5)
+    monkeypatch.setattr("raylab.training.predict.EVAL_BATCH", 7)
+    assert predict(job, model, train, ProcessGroup(), COVIDNET, "cpu") == pytest.approx(whole, rel=1e-5)
 
 
 def test_weights_hash_covers_names_and_buffers():
@@ -660,7 +670,7 @@ def test_switches_of_precision_and_layout_train(settings, data, alone):
 
 def test_more_shards_than_samples(data):
     """The smallest step: one sample in the last batch, so that all shards but one are empty."""
-    recipe = override(COVIDNET, {"loop.batch": 91, "loop.shards": 91, "loop.epochs": 1})
+    recipe = override(COVIDNET, {"loop.global_batch_size": 91, "loop.shards": 91, "loop.epochs": 1})
     train = loaded(recipe, data)[1]
     assert len(train) == 92 and steps_per_epoch(92, 91) == 2
     result, log, _ = run(recipe, data)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylab.training.process_group import World
+from raylab.training.process_group import ProcessGroup
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 VECTORS = st.integers(1, 6).flatmap(
@@ -77,7 +77,7 @@ def tensors(rows: list[list[float]]) -> list[torch.Tensor]:
 
 
 def summed(shards: list[torch.Tensor], count: int | None = None) -> torch.Tensor:
-    return World().sum_exact(shards, count or len(shards), shards[0])
+    return ProcessGroup().sum_exact(shards, count or len(shards), shards[0])
 
 
 @given(VECTORS, st.randoms(use_true_random=False))
@@ -108,7 +108,7 @@ def test_the_sum_is_the_exact_one_within_the_stated_resolution(rows):
 def test_what_float32_would_lose_is_kept():
     big, small = torch.tensor([1e8]), torch.tensor([1.0])
     assert summed([big, small, -big]).item() == 1.0
-    assert World().sum_float([big, small, -big], big).item() == 0.0
+    assert ProcessGroup().sum_float([big, small, -big], big).item() == 0.0
 
 
 def test_zeros_and_the_smallest_and_the_largest_numbers():
@@ -141,12 +141,12 @@ def test_what_is_no_number_spoils_the_whole_sum(poison):
 
 
 def test_a_process_alone():
-    world = World()
-    assert (world.rank, world.size) == (0, 1)
-    assert list(world.mine(3)) == [0, 1, 2]
-    assert world.any(True) is True and world.any(False) is False
+    group = ProcessGroup()
+    assert (group.rank, group.size) == (0, 1)
+    assert list(group.own_shards(3)) == [0, 1, 2]
+    assert group.any(True) is True and group.any(False) is False
     rows = {2: torch.tensor([1, 2]), 0: torch.tensor([0.1, math.inf])}
-    table = world.gather(rows, 4, 2)
+    table = group.gather(rows, 4, 2)
     assert table.dtype == torch.float64
     assert table.tolist() == [[torch.tensor(0.1).item(), math.inf], [0, 0], [1, 2], [0, 0]]
 
@@ -162,22 +162,22 @@ def shard(number: int) -> torch.Tensor:
 
 def sums() -> dict[str, Any]:
     """What one rank sees. More ranks than shards are left with none, and still take part."""
-    world = World()
-    mine = {n: shard(n) for n in world.mine(SHARDS)}
-    few = [shard(n) for n in world.mine(2)]
-    total = world.sum_exact(list(mine.values()), SHARDS, torch.zeros(1000))
+    group = ProcessGroup()
+    mine = {n: shard(n) for n in group.own_shards(SHARDS)}
+    few = [shard(n) for n in group.own_shards(2)]
+    total = group.sum_exact(list(mine.values()), SHARDS, torch.zeros(1000))
     seen = {
         "exact": bits(total),
-        "few": bits(world.sum_exact(few, 2, torch.zeros(1000))),
-        "float": world.sum_float(list(mine.values()), torch.zeros(1000)).tolist(),
-        "gather": world.gather({n: v[:3] for n, v in mine.items()}, SHARDS + 1, 3).tolist(),
+        "few": bits(group.sum_exact(few, 2, torch.zeros(1000))),
+        "float": group.sum_float(list(mine.values()), torch.zeros(1000)).tolist(),
+        "gather": group.gather({n: v[:3] for n, v in mine.items()}, SHARDS + 1, 3).tolist(),
         "mine": list(mine),
-        "any": [world.any(world.rank == world.size - 1), world.any(False)],
+        "any": [group.any(group.rank == group.size - 1), group.any(False)],
     }
     for poison in (math.nan, math.inf):
         poisoned = [v * poison if n == SHARDS - 1 else v for n, v in mine.items()]
         # on every rank, also on those whose own shards are well
-        assert world.sum_exact(poisoned, SHARDS, torch.zeros(1000)).isnan().all()
+        assert group.sum_exact(poisoned, SHARDS, torch.zeros(1000)).isnan().all()
     return seen
 
 

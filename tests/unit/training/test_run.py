@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,21 @@ import torch
 from safetensors.torch import load_file
 from test_process_group import in_world
 
+from raylab.config.old_names import PROGRESS
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.config.shipped import RECIPES
 from raylab.errors import DataError, NonFiniteError, RunError
 from raylab.files import read_lines
 from raylab.tasks.base import task
+from raylab.training import checkpoint
 from raylab.training import run as runs
 from raylab.training.loop import weights_sha256
-from raylab.training.process_group import World
-from raylab.training.run import Recorder, agree, execute, inherit, ledger_facts, read_model, write_model
+from raylab.training.process_group import ProcessGroup
+from raylab.training.run import Recorder, execute, inherit, ledger_facts, read_model, run_on_all_ranks, write_model
 
 # 124 samples: 2 steps an epoch, 6 in all; checkpoints after 3 and 6
-RECIPE = override(RECIPES["ards-smoke"], {"loop.checkpoint_steps": 3, "loop.ema": 0.9})
+RECIPE = override(RECIPES["ards-smoke"], {"loop.checkpoint_steps": 3, "loop.ema_decay": 0.9})
 
 
 class Killed(BaseException):
@@ -95,6 +98,20 @@ def test_a_killed_run_goes_on_to_the_same_weights(at, start, repeated, undisturb
     assert weights_sha256(read_model(tmp_path)[3]) == weights_sha256(read_model(undisturbed[0])[3])
 
 
+def test_a_checkpoint_with_the_names_of_version_0_1_is_resumed(undisturbed, ards_data, tmp_path):
+    killed(RECIPE, ards_data, tmp_path, 4)
+    at = tmp_path / "checkpoints" / "step-00000003"
+    state = checkpoint.load(at)
+    old = {new: name for name, new in PROGRESS.items()}
+    state["progress"] = {old.get(name, name): value for name, value in state["progress"].items()}
+    assert {"cuts", "cut_wait", "waited"} <= state["progress"].keys()
+    shutil.rmtree(at)
+    checkpoint.save(tmp_path / "checkpoints", 3, state, keep=2)
+    result = execute(RECIPE, ards_data, tmp_path, Rows())
+    assert [line["start"] for line in read_lines(tmp_path / "ledger.jsonl") if "start" in line] == [0, 3]
+    assert result["weights_sha256"] == undisturbed[1]["weights_sha256"]
+
+
 def test_a_damaged_checkpoint_costs_an_interval_and_nothing_else(undisturbed, ards_data, tmp_path):
     killed(override(RECIPE, {"loop.checkpoint_steps": 1}), ards_data, tmp_path, 6)
     newest = tmp_path / "checkpoints" / "step-00000005" / "state.pt"
@@ -132,15 +149,15 @@ def test_two_workers_write_one_run(undisturbed, ards_data, tmp_path):
 
 
 def failing_rank() -> str:
-    world = World()
+    group = ProcessGroup()
 
     def action() -> int:
-        if world.rank == 1:
+        if group.rank == 1:
             raise DataError("a file is missing")
-        return world.rank
+        return group.rank
 
     try:
-        agree(world, action)
+        run_on_all_ranks(group, action)
     except RunError as error:
         return f"RunError: {error.what}"
     except DataError as error:
@@ -155,21 +172,21 @@ def test_when_one_worker_fails_all_do(tmp_path):
 
 
 def test_alone_the_error_is_the_action_s_own():
-    assert agree(World(), lambda: 3) == 3
+    assert run_on_all_ranks(ProcessGroup(), lambda: 3) == 3
 
     def fail() -> None:
         raise NonFiniteError("no number")
 
     with pytest.raises(NonFiniteError):
-        agree(World(), fail)
+        run_on_all_ranks(ProcessGroup(), fail)
 
 
 def test_a_group_that_makes_way_saves_at_the_next_step_and_ends(tmp_path):
-    recorder = Recorder(tmp_path, RECIPE, World(), lambda rows: "a node leaves")
+    recorder = Recorder(tmp_path, RECIPE, ProcessGroup(), lambda rows: "a node leaves")
     recorder.start(None, [])
     recorder.sent_at = -math.inf  # long ago: the next row is sent on, and the answer says that the node will go
     assert recorder({"step": 1, "train/loss": 0.5}, None) is True  # asks for a checkpoint
-    with pytest.raises(runs.Moved, match="a node leaves"):
+    with pytest.raises(runs.AttemptHandedOver, match="a node leaves"):
         recorder({"step": 1}, {"progress": {"step": 1}})
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     assert read_lines(tmp_path / "ledger.jsonl")[-1] == {"attempt": 0, "moved": 1, "why": "a node leaves"}

@@ -14,7 +14,7 @@ from typing import Any
 import dataframely as dy
 import polars as pl
 
-from raylab.data.icu.concepts import CONCEPTS, EVENTS, STATIC, UNIT, Extract, by_id, stated_unit, whole_stays
+from raylab.data.icu.concepts import CONCEPTS, EVENTS, STATIC, UNIT, SourceData, by_id, stated_unit, whole_stays
 from raylab.data.icu.demographics import age, sex
 from raylab.data.icu.sources.episodes import charted
 from raylab.data.icu.sources.tables import PIECE, Conversions, Findings, Pieces, rows_of
@@ -97,7 +97,7 @@ ROWS = pl.Schema(
 )
 
 
-def read(path: Path, work: Path, mapping: Path | None = None) -> Extract:
+def read(path: Path, work: Path, mapping: Path | None = None) -> SourceData:
     by = read_mapping(mapping or SHIPPED)
     files = event_files(path)
     pieces = Pieces(work, "meds", max(1, -(-sum(file.stat().st_size for file in files) * 10 // PIECE)))
@@ -126,7 +126,7 @@ def read(path: Path, work: Path, mapping: Path | None = None) -> Extract:
     counts = {"stays cut where they overlap": cut, "rows of patients without an ICU stay": elsewhere}
     counts = {what: n for what, n in counts.items() if n}
     notes = conversions.close()
-    return Extract(pl.concat(parts), whole_stays(stays), counts, tuple(parts), notes, numbering=by.source)
+    return SourceData(pl.concat(parts), whole_stays(stays), counts, tuple(parts), notes, numbering=by.source)
 
 
 def event_files(path: Path) -> list[Path]:

@@ -25,7 +25,7 @@ from pathlib import Path
 import dataframely as dy
 import polars as pl
 
-from raylab.data.icu.concepts import CONCEPTS, EVENTS, UNIT, Extract, stated_units, whole_stays
+from raylab.data.icu.concepts import CONCEPTS, EVENTS, UNIT, SourceData, stated_units, whole_stays
 from raylab.data.icu.demographics import age, count_unread, sex
 from raylab.data.icu.sources.episodes import charted
 from raylab.data.icu.sources.tables import Conversions, Findings, Pieces, by_value, needed, piece_count, rows_of, whole
@@ -119,7 +119,7 @@ ROWS = pl.Schema(
 )
 
 
-def read(path: Path, work: Path) -> Extract:
+def read(path: Path, work: Path) -> SourceData:
     if not path.is_dir():
         raise DataError(f"no directory at {path}", do=f"give --path the directory with {WHAT}")
     conversions, counts = Conversions(), Counter[str]()
@@ -141,7 +141,7 @@ def read(path: Path, work: Path) -> Extract:
     parts = (together,) if len(parts) == 1 else _spread(parts, first)
     notes = (*NOTES, *conversions.close())
     warnings = tuple(conversions.warnings)
-    return Extract(pl.concat(parts), whole_stays(stays), dict(+counts), parts, notes, warnings, numbering="mimic3")
+    return SourceData(pl.concat(parts), whole_stays(stays), dict(+counts), parts, notes, warnings, numbering="mimic3")
 
 
 NOTES = ("times are chart times: a laboratory value may have been known later than its time",)

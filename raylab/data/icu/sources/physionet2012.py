@@ -17,7 +17,7 @@ import dataframely as dy
 import numpy as np
 import polars as pl
 
-from raylab.data.icu.concepts import EVENTS, Extract, by_id, whole_stays
+from raylab.data.icu.concepts import EVENTS, SourceData, by_id, whole_stays
 from raylab.data.icu.demographics import age, count_unread, sex
 from raylab.data.icu.sources.tables import Conversions, Findings, find
 from raylab.data.identifiers import form, identifier
@@ -28,7 +28,7 @@ HEADER = "Time,Parameter,Value"
 MISSING_AS_MINUS_1 = ("age", "gender", "height", "icutype", "weight")
 
 
-def read(path: Path) -> Extract:
+def read(path: Path) -> SourceData:
     sets = find_sets(path)
     frames, stays = [], []
     conversions = Conversions()
@@ -55,7 +55,7 @@ def read(path: Path) -> Extract:
     admission = events.filter((pl.col("concept") == "weight") & (pl.col("time") == 0))
     events = pl.concat([events, admission.with_columns(concept=pl.lit("weight_admission"))])
     events = events.with_columns(subject_id=pl.col("stay_id")).select(EVENTS.names())
-    return Extract(
+    return SourceData(
         events.lazy(),
         stay,
         {"unknown parameter": rows.height - known.height},

@@ -15,7 +15,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from raylab.data.icu.concepts import EVENTS, STAYS, Extract
+from raylab.data.icu.concepts import EVENTS, STAYS, SourceData
 from raylab.errors import UsageError
 from raylab.physiology.parameters import QUANTITIES, inputs
 from raylab.physiology.steady import steady_state
@@ -72,7 +72,7 @@ def lungs(state: dict[str, Array]) -> dict[str, Array]:
     return {name: value.numpy().reshape(shape) for name, value in found.values.items()}
 
 
-def read(patients: int, seed: int) -> Extract:
+def read(patients: int, seed: int) -> SourceData:
     """`patients` stays of 48 h, the same for the same (patients, seed)."""
     if patients < 1:
         raise UsageError(f"cannot make {patients} virtual patients", do="give --patients 100 or more")
@@ -235,4 +235,4 @@ def read(patients: int, seed: int) -> Extract:
     stays = pl.DataFrame({"stay_id": stay_id}).with_columns(
         subject_id=pl.col("stay_id"), source=pl.lit("synthetic"), died=pl.lit(None, pl.Boolean)
     )
-    return Extract(events.lazy(), stays.select(STAYS.names()))
+    return SourceData(events.lazy(), stays.select(STAYS.names()))

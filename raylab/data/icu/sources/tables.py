@@ -51,7 +51,7 @@ def needed(path: Path, name: str, what: str, endings: Sequence[str] = ENDINGS) -
 
 
 class Conversions:
-    """What was converted while the tables of one data set were read: for the notes of an Extract."""
+    """What was converted while the tables of one data set were read: for the notes of a SourceData."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

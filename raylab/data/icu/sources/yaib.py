@@ -11,7 +11,7 @@ from pathlib import Path
 import dataframely as dy
 import polars as pl
 
-from raylab.data.icu.concepts import EVENTS, STATIC, Extract, by_id, whole_stays
+from raylab.data.icu.concepts import EVENTS, STATIC, SourceData, by_id, whole_stays
 from raylab.data.icu.demographics import age, count_unread, sex
 from raylab.data.icu.sources.tables import SHOWN, Conversions, Findings, find
 from raylab.data.identifiers import identifier, is_missing
@@ -39,7 +39,7 @@ class Sta(dy.Schema):
     stay_id = dy.String(nullable=False, primary_key=True, metadata={"identifier": "text"})
 
 
-def read(path: Path) -> Extract:
+def read(path: Path) -> SourceData:
     dyn_file, sta_file = place(path)
     names = by_id("yaib")
     dyn = opened(dyn_file, ("stay_id", "time"))
@@ -85,7 +85,7 @@ def read(path: Path) -> Extract:
     fixed = wide.unpivot(index=["stay_id", "time"], variable_name="concept").drop_nulls("value")
     columns = [pl.col(name) if name != "subject_id" else pl.col("stay_id").alias(name) for name in EVENTS.names()]
     found = {names[name] for name in known}
-    return Extract(
+    return SourceData(
         pl.concat([frame.select(columns) for frame in (series, fixed.lazy())]),
         whole_stays(stays),
         notes=(*NOTES, *conversions.close()),

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from raylab.data.icu.concepts import CONCEPTS, DERIVED, EVENTS, charted, charted_ratio
 from raylab.data.icu.derive import derived
-from raylab.data.icu.digest import screen
 from raylab.data.icu.labels import SEVERITY, first_onset, label, ratios, severity
+from raylab.data.icu.patient_batch import screen
 
 SPELLINGS = {"float32": lambda x: float(np.float32(float(x))), "float64": float, "decimal": lambda x: float(str(x))}
 

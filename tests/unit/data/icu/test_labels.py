@@ -5,8 +5,8 @@ import pytest
 
 from raylab.data.icu.cohorts import flags
 from raylab.data.icu.concepts import EVENTS
-from raylab.data.icu.digest import screen
 from raylab.data.icu.labels import first_onset, label, pf_ratios, ratios, sensitivity, severity
+from raylab.data.icu.patient_batch import screen
 from raylab.errors import UsageError
 
 

@@ -5,8 +5,8 @@ import polars as pl
 import pytest
 
 from raylab.data.icu.concepts import to_own_units
-from raylab.data.icu.digest import screen
 from raylab.data.icu.labels import label
+from raylab.data.icu.patient_batch import screen
 from raylab.data.icu.prepare import prepare_ards
 from raylab.data.icu.sources import mimic3, tables
 from raylab.errors import DataError

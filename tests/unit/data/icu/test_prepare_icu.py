@@ -12,10 +12,10 @@ import pytest
 from raylab.data import prepared
 from raylab.data.icu import prepare
 from raylab.data.icu.cohorts import Framing, attrition
-from raylab.data.icu.concepts import CONCEPTS, EVENTS, ID_SOURCES, SERIES, STATIC, STAYS, Extract, by_id
+from raylab.data.icu.concepts import CONCEPTS, EVENTS, ID_SOURCES, SERIES, STATIC, STAYS, SourceData, by_id
 from raylab.data.icu.derive import derived
-from raylab.data.icu.digest import screen
 from raylab.data.icu.labels import label
+from raylab.data.icu.patient_batch import screen
 from raylab.data.icu.prepare import prepare_ards
 from raylab.data.icu.sources import synthetic
 from raylab.data.icu.timegrid import first_values, grid, hourly_cells, statistics
@@ -36,7 +36,7 @@ def use(monkeypatch: pytest.MonkeyPatch, events: pl.LazyFrame, stays: pl.DataFra
     if stays is None:
         ids = events.select("stay_id", "subject_id").unique(maintain_order=True).collect()
         stays = ids.with_columns(source=pl.lit("test"), died=pl.lit(None)).select(STAYS.names()).cast(STAYS)
-    monkeypatch.setitem(prepare.SOURCES, "synthetic", lambda raw: Extract(events, stays))
+    monkeypatch.setitem(prepare.SOURCES, "synthetic", lambda raw: SourceData(events, stays))
 
 
 def virtual(patients: int = 200) -> pl.LazyFrame:
@@ -331,11 +331,11 @@ def test_events_of_stays_that_are_not_listed(tmp_path, monkeypatch, change, note
     """A source of one's own whose tables meet in a part, or not at all."""
     drawn = synthetic.read(200, 0)
     stays = change(drawn.stays)
-    monkeypatch.setitem(prepare.SOURCES, "synthetic", lambda raw: Extract(drawn.events, stays))
+    monkeypatch.setitem(prepare.SOURCES, "synthetic", lambda raw: SourceData(drawn.events, stays))
     meta = prepare_ards("synthetic", None, tmp_path / "out")
     assert [n.rpartition(":")[0] for n in meta["notes"]] == ([note + ", left out"] if note else [])
     floats = stays.with_columns(stay_id=pl.col("stay_id") + ".0")
-    monkeypatch.setitem(prepare.SOURCES, "synthetic", lambda raw: Extract(drawn.events, floats))
+    monkeypatch.setitem(prepare.SOURCES, "synthetic", lambda raw: SourceData(drawn.events, floats))
     with pytest.raises(DataError, match="no identifier of the events is in the stays: 0 of 200"):
         prepare_ards("synthetic", None, tmp_path / "none")
 

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from raylab.data.icu import prepare
-from raylab.data.icu.concepts import Extract
+from raylab.data.icu.concepts import SourceData
 from raylab.data.icu.dataset import load_icu
 from raylab.data.icu.prepare import prepare_ards
 from raylab.data.icu.resplit import Split, added, parse, resplit
@@ -27,7 +27,7 @@ def directory(tmp_path_factory):
     events = extract.events.with_columns(subject_id=two)
     out = tmp_path_factory.mktemp("ards") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(prepare.SOURCES, "synthetic", lambda raw: Extract(events, stays))
+        patch.setitem(prepare.SOURCES, "synthetic", lambda raw: SourceData(events, stays))
         prepare_ards("synthetic", None, out)
     return out
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from raylab.data.icu.concepts import CONCEPTS, EVENTS, UNIT, factor
-from raylab.data.icu.digest import screen, units_of
+from raylab.data.icu.patient_batch import screen, units_of
 from raylab.data.icu.units import conversion, parse
 
 SAME = {

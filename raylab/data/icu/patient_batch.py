@@ -87,7 +87,7 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
 
 
 @dataclass(frozen=True)
-class Digest:
+class PatientBatch:
     """What is kept of one piece of the patients."""
 
     seen: list[str]  # stays with any event
@@ -103,7 +103,9 @@ class Digest:
     sensitivity: list[dict[str, Any]]
 
 
-def digest(events: pl.LazyFrame, stays: pl.DataFrame, framing: Framing, rule: Label, windows: bool) -> Digest:
+def summarise_patients(
+    events: pl.LazyFrame, stays: pl.DataFrame, framing: Framing, rule: Label, windows: bool
+) -> PatientBatch:
     """One piece: `events` of some patients with all of their stays."""
     present, unique = screen(events)
     counts, screened = pl.collect_all(
@@ -157,7 +159,7 @@ def digest(events: pl.LazyFrame, stays: pl.DataFrame, framing: Framing, rule: La
         **dict(grades.iter_rows()),
     }
     moved = [moves(values, other) for other in sensitivity(rule)] if windows else []
-    return Digest(
+    return PatientBatch(
         seen=here["stay_id"].to_list(),
         unlisted=last.join(stays, "stay_id", "anti")["stay_id"],
         of_unknown_age=here["age"].null_count(),
@@ -190,16 +192,16 @@ def moves(values: pl.LazyFrame, rule: Label) -> dict[str, Any]:
     }
 
 
-def unrecorded(stays: pl.DataFrame, framing: Framing, rule: Label) -> Digest:
+def unrecorded(stays: pl.DataFrame, framing: Framing, rule: Label) -> PatientBatch:
     """Stays of which nothing is recorded: they count in the attrition and nowhere else."""
     none = stays.with_columns(pl.lit(None, pl.Float64).alias(name) for name in ("last", "onset_h", "age"))
     _, steps = cohorts.attrition(none, framing, rule)
     empty = pl.DataFrame()
-    return Digest([], pl.Series(dtype=pl.String), 0, empty, empty, steps, empty, empty, empty, {}, [])
+    return PatientBatch([], pl.Series(dtype=pl.String), 0, empty, empty, steps, empty, empty, empty, {}, [])
 
 
 @dataclass(frozen=True)
-class Whole:
+class Totals:
     """The counts of all pieces together."""
 
     counts: dict[str, int]
@@ -211,7 +213,7 @@ class Whole:
     covered: dict[str, int]  # concept -> stays with a plausible value
 
     @classmethod
-    def of(cls, pieces: list[Digest]) -> "Whole":
+    def of(cls, pieces: list[PatientBatch]) -> "Totals":
         """Sums over pieces; those without events add nothing."""
         full = [piece for piece in pieces if piece.counts.height]
         by_concept = pl.concat([piece.by_concept for piece in full]).group_by("concept").sum().sort("concept")
@@ -265,12 +267,12 @@ def units_of(by_unit: pl.DataFrame, unit_is: str) -> dict[str, dict[str, int]]:
     return table
 
 
-def check_units(whole: Whole, rule: Label) -> None:
+def check_units(totals: Totals, rule: Label) -> None:
     """DataError when more than MOST_UNKNOWN of the values of a concept that the label reads are in a unit that is not
     understood: too many stays would be labelled on what is left."""
     counts = {name: (n, rows) for name, n, rows in
-              whole.by_concept.select("concept", "unknown_unit", "rows").iter_rows()}  # fmt: skip
-    units = whole.units()["unknown_units"]
+              totals.by_concept.select("concept", "unknown_unit", "rows").iter_rows()}  # fmt: skip
+    units = totals.units()["unknown_units"]
     wrong = []
     for name in rule.reads():
         n, rows = counts.get(name, (0, 0))

@@ -1,0 +1,63 @@
+"""Predictions of a network over a data set, computed by all ranks together, and their scores."""
+
+import contextlib
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raylab.config.recipe import Recipe
+from raylab.data.samples import Samples
+from raylab.tasks.base import Task
+from raylab.training.process_group import ProcessGroup
+
+EVAL_BATCH = 256  # rows scored at a time; fixed, so that scores do not depend on the workers
+
+
+@torch.no_grad()
+def predict(
+    task: Task, model: nn.Module, samples: Samples, group: ProcessGroup, recipe: Recipe, device: str
+) -> np.ndarray:
+    """Probabilities, float64 [N] (binary) or [N, classes], on every rank alike; rank c mod size scores chunk c."""
+    model.eval()
+    chunks = [np.arange(a, min(a + EVAL_BATCH, len(samples))) for a in range(0, len(samples), EVAL_BATCH)]
+    width = task.outputs(samples.spec)
+    rows = {}
+    for chunk in group.own_shards(len(chunks)):
+        x = samples.batch(chunks[chunk])
+        p = task.probabilities(forward(model, x, recipe.loop.bf16, recipe.loop.channels_last, device).float().double())
+        padded = torch.zeros(EVAL_BATCH, width, dtype=torch.float64)
+        padded[: len(p)] = p.cpu().reshape(len(p), width)
+        rows[chunk] = padded.reshape(-1)
+    table = group.gather(rows, len(chunks), EVAL_BATCH * width).reshape(-1, width)[: len(samples)]
+    return table.numpy()[:, 0] if width == 1 else table.numpy()
+
+
+def validate(
+    task: Task, model: nn.Module, samples: Samples, group: ProcessGroup, recipe: Recipe, device: str
+) -> dict[str, float]:
+    """Loss and point scores over the gathered predictions; never an average of per-rank scores."""
+    p = predict(task, model, samples, group, recipe, device)
+    return {"loss": task.log_loss(samples.y, p), **task.point(samples.y, p)}
+
+
+def name_metrics(scores: dict[str, float], prefix: str = "val") -> dict[str, float]:
+    """Validation scores under their metric names, `val/auroc`."""
+    return {f"{prefix}/{name}": score for name, score in scores.items()}
+
+
+def forward(model: nn.Module, x: Tensor, bf16: bool, channels_last: bool, device: str) -> Tensor:
+    """Logits float32 of a batch, computed in the precision and memory format asked for."""
+    x = to_device(x, device)
+    if channels_last and x.ndim == 4:
+        x = x.to(memory_format=torch.channels_last)
+    with torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else contextlib.nullcontext():
+        out: Tensor = model(x)
+    return out.float()
+
+
+def to_device(x: Tensor, device: str) -> Tensor:
+    """x on `device`. From pinned memory, because a GPU's host waits for any other copy to end."""
+    if torch.device(device).type == "cuda":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
