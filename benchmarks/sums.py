@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 
 from raylab.config.overrides import override
-from raylab.config.shipped import shipped_recipe
 from raylab.data.icu.prepare import prepare_ards
 from raylab.data.images.prepare import prepare_covidnet
-from raylab.tasks.base import task
+from raylab.tasks import find_task
+from raylab.tasks.recipes import shipped_recipe
 from raylab.training.loop import fit
 from raylab.training.process_group import ProcessGroup
 
 
 def seconds_a_step(name: str, data: Path, way: str, settings: dict[str, object]) -> float:
-    job = task(name)
+    job = find_task(name)
     chosen = override(shipped_recipe(name, smoke=name == "covidnet"), {**settings, "loop.gradient_reduction": way})
     train = job.load(data, "train", chosen.data, None)
     val = job.load(data, "val", chosen.data, train.spec)

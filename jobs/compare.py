@@ -9,6 +9,7 @@ from jobs import cli
 from jobs.common import home, outputs, run_tracking
 from jobs.common.progress import say
 from raylab.errors import UsageError
+from raylab.tasks import TASKS
 from tracking import compare, report
 
 EXAMPLE = "raylab compare --out report.html"
@@ -24,7 +25,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         outputs.check(args.out, "--out", "report")
     uri = run_tracking.checked_address()
     experiment = args.experiment or run_tracking.experiment_name()
-    frame = compare.collect(uri, experiment)
+    highlights = {name: compare.Highlights(task.primary, task.secondary) for name, task in TASKS.items()}
+    frame = compare.collect(uri, experiment, highlights)
     if frame.is_empty():
         raise UsageError(f"experiment '{experiment}' has no runs yet", do="raylab train TASK --data DIR")
     path = report.report(uri, experiment, args.out or home.home() / "report.html", frame)

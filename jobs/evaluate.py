@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs import cli, prepare
-from jobs.common import ards_evaluation, home, model_card, run_tracking, scores
+from jobs.common import home, icu_evaluation, model_card, run_tracking, scores
 from jobs.common.progress import say
-from raylab.config.old_names import read_recipe
 from raylab.data.images.manifest import SPLITS, discover
 from raylab.data.prepared import read_meta, sha256
 from raylab.errors import DataError, UsageError
 from raylab.evaluation.overlap import in_words, leakage
+from raylab.tasks import find_task
+from raylab.tasks.recipes import read_recipe
 from raylab.training.run import read_model
 from tracking.outbox import Outbox
 
@@ -29,19 +30,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="any prepared directory of the task; covidnet: or a folder of images with lists or manifest",
+        help="any prepared directory of the task; tasks on images: or a folder with lists or manifest",
     )
     parser.add_argument("--split", choices=["test", "val", "all"], default="test")
     parser.add_argument(
-        "--recalibrate", type=int, metavar="N", help="ards: also with intercept and slope fitted on N patients of DIR"
+        "--recalibrate",
+        type=int,
+        metavar="N",
+        help="intensive-care data: also with intercept and slope fitted on N patients of DIR",
     )
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     directory, data = checked(args)
     described = home.note(directory)
-    if args.task == "covidnet" and not (data / "meta.json").is_file():
-        data = of_folder(directory, data, args.split, args.quiet)
+    kind = find_task(args.task).kind
+    if kind == "images" and not (data / "meta.json").is_file():
+        data = of_folder(args.task, directory, data, args.split, args.quiet)
     meta = read_meta(data, args.task)
     own = meta["data_hash"] == described["data_hash"]
     if own and args.split == "all":
@@ -52,15 +57,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         )
     leaked = leakage_of_run(directory, data, args.split)
     uri = run_tracking.checked_address()
-    if args.recalibrate is not None and (args.task != "ards" or args.recalibrate < 1):
-        raise UsageError("--recalibrate takes a number of patients, and is of the task ards")
+    if args.recalibrate is not None and (kind != "icu" or args.recalibrate < 1):
+        raise UsageError("--recalibrate takes a number of patients, and is for tasks on intensive-care data")
     scored = {**scores.of_run(directory, data, args.split), "leakage": leaked}
-    if args.task == "ards":
+    if kind == "icu":
         recipe = read_recipe(directory / "recipe.json")
-        scored["result"] |= ards_evaluation.extended(scored, recipe)
-        scored["figures"] = ards_evaluation.figures(scored)
+        scored["result"] |= icu_evaluation.extended(scored, recipe)
+        scored["figures"] = icu_evaluation.figures(scored)
         if args.recalibrate:
-            few = ards_evaluation.recalibrated(directory, data, scored, args.recalibrate, own, recipe.seed)
+            few = icu_evaluation.recalibrated(directory, data, scored, args.recalibrate, own, recipe.seed)
             scored["result"]["recalibrated"] = few
     reads = count_reads(directory, meta["data_hash"], args.split)
     read_tag = {"raylab.test_reads": str(reads)} if args.split in READS_TEST else {}
@@ -77,7 +82,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         home.annotate(target, best_step=described.get("best_step", 0))
         with run_tracking.tracked(target, system=False):
             scores.record(target, scored)
-    if args.task == "covidnet":
+    if kind == "images":
         scores.keep(directory, scored)  # the model's own card speaks of other data, too
         model_card.write(directory, scored["parameters"])
         home.share(directory)
@@ -98,8 +103,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     }
     if not args.quiet:
         scores.tell(out)
-        if args.task == "ards":
-            ards_evaluation.tell(out)
+        if kind == "icu":
+            icu_evaluation.tell(out)
         say(f"  leakage: {in_words(leaked)}")
         for name, found in leaked.get("parents", {}).items():
             say(f"  leakage from {name}, whose weights were the start: {in_words(found)}")
@@ -110,7 +115,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return out
 
 
-def of_folder(directory: Path, folder: Path, split: str, quiet: bool) -> Path:
+def of_folder(task: str, directory: Path, folder: Path, split: str, quiet: bool) -> Path:
     """The prepared directory, in the raylab home, of a data set as it was handed over: `folder` with images and label
     lists or a manifest. It has the lists of `split` and the size of the run's images."""
     found = discover(folder, splits=SPLITS if split == "all" else (split,))
@@ -121,7 +126,7 @@ def of_folder(directory: Path, folder: Path, split: str, quiet: bool) -> Path:
     options = {"size": size, "manifest": found.manifest, "replace": True}  # a file of the same name may have changed
     meta = prepare.covidnet(out, found.images, found.lists, quiet, source="covidx", **options)
     if not quiet:
-        prepare.tell("covidnet", out, meta)
+        prepare.tell(task, out, meta)
     return out
 
 

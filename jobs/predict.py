@@ -13,9 +13,9 @@ from jobs import cli
 from jobs.common import gradcam_sheets, home, individuals, outputs, run_tracking, scores
 from jobs.common.progress import say
 from jobs.evaluate import checked
-from raylab.data.lung import sweep_dataset
 from raylab.data.prepared import read_meta
 from raylab.errors import UsageError
+from raylab.tasks import find_task
 from tracking.outbox import Outbox
 
 EXAMPLE = "raylab predict ards --run NAME --data prepared/ards --split val --out probabilities.parquet"
@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--explain",
         action="store_true",
-        help="covidnet: Grad-CAM sheets in the run's directory, and a column `outside`",
+        help="of images: Grad-CAM sheets in the run's directory, and a column `outside`",
     )
     individuals.add_option(parser)
 
@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     directory, data = checked(args)
     outputs.check(args.out, "--out", "predictions")
-    if args.explain and args.task != "covidnet":
+    if args.explain and find_task(args.task).kind != "images":
         raise UsageError("--explain shows where a network looks in images", f"'{args.task}' has none")
     job, recipe, samples, network = scores.load(directory, data, args.split)
     if args.out.suffix != ".parquet":
@@ -48,16 +48,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             f"--out {args.out.with_suffix('.parquet')}",
         )
     p = scores.probabilities(job, recipe, samples, network)
-    classes = samples.spec["classes"]
-    label = {"label": samples.y}
-    if job.outcome == "binary":
-        columns = {f"p_{classes[1]}": p}
-    elif job.outcome == "regression":
-        truth, values = sweep_dataset.outputs(samples.y, samples.spec), sweep_dataset.outputs(p, samples.spec)
-        label = {c: truth[:, k] for k, c in enumerate(classes)}
-        columns = {f"p_{c}": values[:, k] for k, c in enumerate(classes)}
-    else:
-        columns = {f"p_{c}": p[:, k] for k, c in enumerate(classes)}
+    label, columns = job.outcome.columns(samples, p)
     if args.explain:
         columns["outside"] = gradcam_sheets.shares(network, samples, p)
     frame = pl.DataFrame({"id": samples.ids, "source": samples.source, **label, **columns})

@@ -7,15 +7,15 @@ from typing import Any
 from jobs import cli
 from jobs.common.progress import say
 from raylab.config.overrides import override
-from raylab.config.page import lines
-from raylab.config.recipe import TYPES
-from raylab.config.shipped import shipped_recipe, with_search_space
+from raylab.tasks import TASKS
+from raylab.tasks.recipe_page import lines
+from raylab.tasks.recipes import shipped_recipe, with_search_space
 
 EXAMPLE = "raylab recipe ards --model boosting"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", help=f"one of: {', '.join(TYPES)}")
+    parser.add_argument("task", help=f"one of: {', '.join(TASKS)}")
     parser.add_argument("--model", metavar="NAME", help="another model than the recipe's own")
     parser.add_argument("--smoke", action="store_true", help="the task's small recipe")
 

@@ -12,15 +12,14 @@ from jobs import cli
 from jobs.common import home, model_card, run_tracking, scores
 from jobs.common.progress import Display, say
 from jobs.common.session import ray_session
-from raylab.config.old_names import read_recipe
 from raylab.config.overrides import override, parse_assignments
 from raylab.config.recipe import Recipe
-from raylab.config.shipped import shipped_recipe
 from raylab.data.prepared import read_meta
 from raylab.data.sampler import steps_per_epoch
 from raylab.errors import DataError, UsageError
 from raylab.models.baselines import Fitted
-from raylab.tasks.base import TASKS, task
+from raylab.tasks import TASKS, find_task
+from raylab.tasks.recipes import read_recipe, shipped_recipe
 from raylab.training import imbalance
 from raylab.training.run import execute, read_model
 from tracking.outbox import Outbox
@@ -106,7 +105,7 @@ def resume(directory: Path, quiet: bool) -> dict[str, Any]:
 
 def inspect(recipe: Recipe, data: Path) -> None:
     """Load train and val and build the model once: a wrong name or kind of data is said before anything starts."""
-    job = task(recipe.task)
+    job = find_task(recipe.task)
     train = job.load(data, "train", recipe.data, None)
     imbalance.check(recipe, train)
     job.load(data, "val", recipe.data, train.spec)
@@ -114,7 +113,7 @@ def inspect(recipe: Recipe, data: Path) -> None:
 
 
 def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool) -> dict[str, Any]:
-    job = task(recipe.task)
+    job = find_task(recipe.task)
     samples = job.load(data, "train", recipe.data, None)
     steps = steps_per_epoch(len(samples), recipe.loop.global_batch_size)
     planned = 1 if isinstance(job.model(recipe, samples.spec), Fitted) else recipe.loop.epochs * steps
@@ -152,7 +151,7 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
     scores.record(directory, scored)
     samples = scored["samples"]
     run_tracking.log_model(directory, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]))
-    if recipe.task == "covidnet":
+    if find_task(recipe.task).kind == "images":
         model_card.write(directory, scored["parameters"])
     described = home.note(directory)
     told = ("weights_sha256", "attempts", "steps_repeated", "stopped")

@@ -16,15 +16,14 @@ from jobs.common import home, model_card, run_tracking, scores
 from jobs.common.progress import say
 from jobs.common.session import ray_environment, ray_session
 from jobs.common.trial_table import TrialTable, order, row
-from raylab.config.old_names import read_recipe
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
-from raylab.config.shipped import with_search_space
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError, UsageError
 from raylab.files import write_json
-from raylab.tasks.base import task
+from raylab.tasks import find_task
+from raylab.tasks.recipes import read_recipe, with_search_space
 from raylab.training.progress import Metrics
 from tracking.forwarder import Forwarder
 from tracking.outbox import Outbox
@@ -127,7 +126,7 @@ class ToMlflow:
         self.directory, self.recipe, self.forwarder = directory, recipe, forwarder
         self.parent = home.note(directory)
         self.rows: dict[int, run_tracking.ToOutbox] = {}
-        self.objective = f"val/{task(recipe.task).objective}"
+        self.objective = f"val/{find_task(recipe.task).objective}"
         self.table = TrialTable(recipe.search.trials, self.objective, quiet)
         self._catch_up()
 
@@ -190,7 +189,7 @@ class ToMlflow:
 
 def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
     options = recipe.search
-    objective = f"val/{task(recipe.task).objective}"
+    objective = f"val/{find_task(recipe.task).objective}"
     if not quiet:
         how = f"{options.scheduler} + {options.search}, {recipe.loop.epochs} epochs at most"
         say(f"search {directory.name}: {options.trials} trials of {recipe.task}, {how}, objective {objective}")
@@ -210,7 +209,7 @@ def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, A
         scored = scores.of_run(directory, data, "val")
         scores.calibrate(directory, scored)
         scores.record(directory, scored)
-        if recipe.task == "covidnet":
+        if find_task(recipe.task).kind == "images":
             model_card.write(directory, scored["parameters"])
         samples = scored["samples"]
         shape = (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:])
@@ -270,7 +269,7 @@ def register(winner: Path, directory: Path, recipe: Recipe, shape: tuple[int, ..
     Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.best_run": described["run_id"]}})
     best = json.loads((winner / "result.json").read_text())["best"]
     name = f"raylab-{recipe.task}{'-synthetic' if described['synthetic'] else ''}"
-    score = best.get(task(recipe.task).objective)  # there is none where val has one class only
+    score = best.get(find_task(recipe.task).objective)  # there is none where val has one class only
     home.annotate(winner, register={"name": name, "score": score, "loss": best["loss"]})
     run_tracking.log_model(winner, shape)
     registered: str | None = home.note(winner).get("registered")

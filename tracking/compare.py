@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -16,13 +18,6 @@ from tracking.access import login
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-# The scores that a table has room for, the one that ranks first; greater is better. Other tasks: the first three
-# that have an interval.
-PRIMARY = {
-    "ards": ("auroc", "auprc", "ventilated_pf/auroc"),
-    "covidnet": ("macro_recall", "accuracy"),
-    "surrogate": ("r2_min", "r2_mean"),
-}
 NO_INTERVAL = "no_interval."  # begins the tag of a split that has {why: [score, ...]} of scores without an interval
 # Where metrics of a split are, the best known first: the test rows of a run's data, all rows of data that it never saw,
 # the test rows of every fold of a benchmark, the val rows at the kept epoch, and at the last one.
@@ -30,12 +25,7 @@ SPLITS = ("test", "all", "folds", "best/val", "val")
 READ_ONCE = ("test", "all")  # their scores are worth the most when they are read once
 ENDS = {"value": "", "low": "_low", "high": "_high"}
 FAILED = ("FAILED", "KILLED")
-CURVES = (
-    "train/loss",
-    "train/epoch_loss",
-    "val/loss",
-    *dict.fromkeys(f"val/{name}" for names in PRIMARY.values() for name in names),
-)
+CURVES = ("train/loss", "train/epoch_loss", "val/loss")  # beside those of the primary scores
 CURVE_POINTS = 400  # more cannot be seen in a plot
 # The columns that every frame has, in this order; all text but the three noted.
 FIXED: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -55,14 +45,26 @@ FIXED: dict[str, pl.DataType | type[pl.DataType]] = {
     "stopped": pl.String,
     "parent_run_id": pl.String,
     "run_id": pl.String,
+    "primary": pl.List(pl.String),
+    "secondary": pl.List(pl.String),
 }
 
 
-def collect(uri: str, experiment: str) -> pl.DataFrame:
+@dataclass(frozen=True)
+class Highlights:
+    """The scores of a task that tables have room for; greater is better, and the first primary one ranks. Reports show
+    the secondary ones too; `sensitivity/` stands for that of every class."""
+
+    primary: tuple[str, ...]
+    secondary: tuple[str, ...] = ()
+
+
+def collect(uri: str, experiment: str, highlights: Mapping[str, Highlights] = MappingProxyType({})) -> pl.DataFrame:
     """One row a run, trials included. Of the evaluations of one model on one data set and split, the newest only.
 
-    Columns: those of FIXED; `tag/...` for other raylab.* tags; `param/...` for parameters that are
-    not the same in all runs; metrics under their own names (last value), system metrics left out.
+    Columns: those of FIXED; `tag/...` for other raylab.* tags; `param/...` for parameters that are not the same in all
+    runs; metrics under their own names (last value), system metrics left out. `highlights`: by task; of other tasks the
+    first three scores that have an interval are shown.
     """
     client = runs.client(uri)
     with login.explained(uri):
@@ -72,7 +74,7 @@ def collect(uri: str, experiment: str) -> pl.DataFrame:
             raise TrackingError(
                 f"no experiment '{experiment}' at {uri}", f"known: {', '.join(known)}", "name one of these"
             )
-        rows = _drop_old_evaluations([_row(run) for run in _search(uri, found.experiment_id)])
+        rows = _drop_old_evaluations([_row(run, highlights) for run in _search(uri, found.experiment_id)])
     names = list(dict.fromkeys(name for row in rows for name in row if name not in FIXED))
     params = [n for n in names if n.startswith("param/") and len({row.get(n) for row in rows}) > 1]
     tags = [n for n in names if n.startswith("tag/")]
@@ -86,7 +88,7 @@ def collect(uri: str, experiment: str) -> pl.DataFrame:
 def scores(row: Mapping[str, Any], split: str) -> list[str]:
     """The names, without the split, of a run's scores on a split: what has an interval (`_low`) or a reason to have
     none, and the primary."""
-    usual = [n for n in PRIMARY.get(row["task"] or "", ()) if row.get(f"{split}/{n}") is not None]
+    usual = [n for n in row["primary"] or () if row.get(f"{split}/{n}") is not None]
     ends = (name.removeprefix(f"{split}/") for name, value in row.items() if value is not None)
     ranged = [n.removesuffix("_low") for n in ends if n.endswith("_low") and f"{split}/{n}" in row]
     return list(dict.fromkeys(usual + sorted({*ranged, *without_interval(row, split)})))
@@ -124,7 +126,7 @@ def primary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if not rows:
         return []
     known = list(dict.fromkeys(name for row in rows if row["split"] for name in scores(row, row["split"])))
-    usual = PRIMARY.get(rows[0]["task"] or "")
+    usual = rows[0]["primary"]
     return known[:3] if usual is None else [name for name in usual if name in known]
 
 
@@ -194,6 +196,7 @@ def to_json_rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
     found = []
     for row, told in zip(rows.iter_rows(named=True), json.loads(rows.write_json()), strict=True):
         split = row["split"]
+        del told["primary"], told["secondary"]
         told["split"] = split and name_split(split)
         told["n"] = row.get(f"{split}/n")
         told["test_reads"] = count_test_reads(row)
@@ -267,10 +270,9 @@ def _short(score: str) -> str:
     return score.replace("[0.", "[.").replace(", 0.", ",.").replace(", ", ",")
 
 
-def curves(
-    uri: str, frame: pl.DataFrame, metrics: Sequence[str] = CURVES
-) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """{metric: {run label: (steps, values)}} of the runs in `frame`, thinned to what a plot can show.
+def curves(uri: str, frame: pl.DataFrame) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """{metric: {run label: (steps, values)}} of the losses and primary scores of the runs in `frame`, thinned to what a
+    plot can show.
 
     A step seen twice (repeated after a restart) keeps its last value. Training counts steps from 1: what was logged
     at 0 belongs to the whole run. An evaluation has scores of one model, which are no curve.
@@ -279,7 +281,8 @@ def curves(
     labelled = labels(frame)
     frame = frame.filter(pl.col("kind").fill_null("") != "evaluate")
     found: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    for metric in metrics:
+    shown = (f"val/{name}" for names in frame["primary"].drop_nulls() for name in names)
+    for metric in dict.fromkeys((*CURVES, *shown)):
         if metric not in frame:
             continue
         for run_id in frame.filter(pl.col(metric).is_not_null())["run_id"]:
@@ -338,14 +341,17 @@ def _drop_old_evaluations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["kind"] != "evaluate" or row["run_id"] in kept]
 
 
-def _row(run: "Run") -> dict[str, Any]:
+def _row(run: "Run", highlights: Mapping[str, Highlights]) -> dict[str, Any]:
     tags = {k.removeprefix("raylab."): v for k, v in run.data.tags.items() if k.startswith("raylab.")}
     end = run.info.end_time
     row: dict[str, Any] = {name: tags.pop(name, None) for name in FIXED}
     row |= {f"tag/{name}": value for name, value in tags.items()}
     row |= {f"param/{name}": value for name, value in run.data.params.items()}
     row |= {name: value for name, value in run.data.metrics.items() if not name.startswith("system/")}
+    known = highlights.get(row["task"] or "")
     return row | {
+        "primary": None if known is None else known.primary,
+        "secondary": None if known is None else known.secondary,
         "run_id": run.info.run_id,
         "name": run.info.run_name,
         "status": run.info.status,

@@ -17,8 +17,6 @@ from matplotlib.figure import Figure
 
 from tracking import compare, plots
 
-# What a page has room for beside the primary scores; "sensitivity/" is that of every class.
-SECONDARY = {"ards": ("brier", "calibration_slope"), "covidnet": ("sensitivity/",)}
 FACTS = (
     *("run_id", "status", "started", "seconds", "seed"),
     *("data_source", "data_hash", "split_hash", "cohort", "code_revision"),
@@ -129,7 +127,7 @@ def _group(runs: list[Row], curves: Mapping[str, Mapping[str, plots.Curve]], tri
     first = runs[0]
     primary = compare.primary(runs)
     known = dict.fromkeys(name for run in runs if run["split"] for name in compare.scores(run, run["split"]))
-    wanted = SECONDARY.get(first["task"], ())
+    wanted = first["secondary"] or ()
     shown = primary + [n for n in known if any(n == w or (w.endswith("/") and n.startswith(w)) for w in wanted)]
     params = [n for n in first if n.startswith("param/") and len({run[n] for run in runs}) > 1]
     for run in runs:
@@ -190,7 +188,7 @@ def _learning(group: Mapping[str, Any], curves: Mapping[str, Mapping[str, plots.
 
 def _search(run: Row, trials: pl.DataFrame) -> Row | None:
     """The trials' validation score over the parameters that differ between them, and the best few of them."""
-    usual = [f"{split}/{name}" for split in ("best/val", "val") for name in compare.PRIMARY.get(run["task"], ())]
+    usual = [f"{split}/{name}" for split in ("best/val", "val") for name in run["primary"] or ()]
     score = next((n for n in (*usual, "val/loss") if n in trials and trials[n].is_not_null().any()), None)
     if score is None:
         return None

@@ -24,8 +24,7 @@ from jobs.common import home, run_tracking, scores
 from jobs.common.progress import say
 from jobs.common.session import ray_session
 from raylab.config.overrides import has_field, override, parse_assignments, unknown_field
-from raylab.config.recipe import IcuData, Recipe, parse_recipe
-from raylab.config.shipped import shipped_recipe, with_search_space
+from raylab.config.recipe import IcuData, Recipe
 from raylab.data import prepared
 from raylab.data.icu.resplit import Split, resplit
 from raylab.errors import UsageError, unknown
@@ -33,6 +32,7 @@ from raylab.evaluation.intervals import text
 from raylab.evaluation.leakage import VIEWS
 from raylab.evaluation.metrics import binary_scores, paired_difference
 from raylab.files import write_json
+from raylab.tasks.recipes import parse_recipe, shipped_recipe, with_search_space
 from tracking.outbox import Outbox
 
 EXPERIMENT = "raylab-benchmark-ards"

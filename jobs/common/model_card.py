@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common import home
-from raylab.config.old_names import update_recipe
-from raylab.config.recipe import parse_recipe
 from raylab.data.images.dataset import LUNG_BOX
 from raylab.evaluation.intervals import text
 from raylab.evaluation.overlap import in_words
+from raylab.tasks.recipes import parse_recipe, update_recipe
 from tracking.outbox import Outbox
 
 TEMPLATE = """# Model card: {{ name }}

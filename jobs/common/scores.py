@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jobs.common import cxr_controls, home
+from jobs.common.figures import draw
 from jobs.common.progress import say
 from raylab.config.recipe import IcuData, Recipe
 from raylab.data.icu import cohorts
@@ -19,10 +20,10 @@ from raylab.evaluation import temperature
 from raylab.evaluation.intervals import text
 from raylab.files import read_lines, write_json
 from raylab.tasks.base import Task
+from raylab.tasks.outcomes import Multiclass
 from raylab.training.predict import predict
 from raylab.training.process_group import ProcessGroup
 from raylab.training.run import read_model
-from tracking import plots
 from tracking.outbox import Outbox
 
 BOOTSTRAPS = 1000
@@ -50,11 +51,11 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
     job, recipe, samples, network = load(directory, data, split)
     p = probabilities(job, recipe, samples, network)
     result: dict[str, Any] = {
-        **job.scores(samples, p, BOOTSTRAPS, recipe.seed),
-        "loss": job.log_loss(samples.y, p),
+        **job.outcome.scores(samples, p, BOOTSTRAPS, recipe.seed),
+        "loss": job.outcome.log_loss(samples.y, p),
         "n": len(samples),
         "patients": len(np.unique(samples.group)),
-        "classes": counted(job, samples),
+        "classes": job.outcome.class_counts(samples),
         "absent": list(getattr(samples, "absent", [])),
         "differs": differences(samples.spec, meta),
         "bootstraps": BOOTSTRAPS,
@@ -68,20 +69,13 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
             except DataError as empty:
                 result["cohorts"][cohort] = {"n": 0, "why": empty.what}
                 continue
-            of_part = job.scores(part, probabilities(job, recipe, part, network), BOOTSTRAPS, recipe.seed)
+            of_part = job.outcome.scores(part, probabilities(job, recipe, part, network), BOOTSTRAPS, recipe.seed)
             result["cohorts"][cohort] = {"n": len(part), "positives": int(part.y.sum()), **of_part}
-    if job.name == "covidnet":
+    if job.kind == "images":
         result |= cxr_controls.beside(directory, samples, p, BOOTSTRAPS, recipe.seed)
     parameters = sum(weight.numel() for weight in network.parameters())
     out = {"result": result, "samples": samples, "p": p, "split": split, "meta": meta, "job": job}
     return out | {"parameters": parameters}
-
-
-def counted(job: Task, samples: Samples) -> dict[str, int]:
-    """Rows of each class; a regression has none."""
-    if job.outcome == "regression":
-        return {}
-    return {name: int((samples.y == k).sum()) for k, name in enumerate(samples.spec["classes"])}
 
 
 def differences(spec: dict[str, Any], meta: dict[str, Any]) -> list[str]:
@@ -128,7 +122,7 @@ def record(directory: Path, scored: dict[str, Any]) -> None:
         outbox.append({"kind": "tags", "values": {f"raylab.leakage.{split}": json.dumps(scored["leakage"])}})
     folder = directory / "plots"
     folder.mkdir(exist_ok=True)
-    for name, figure in figures(scored).items():
+    for name, figure in draw(scored).items():
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
         file = folder / f"{split}-{name}.png"
@@ -144,41 +138,6 @@ def append_new_metrics(outbox: Outbox, step: int, values: Mapping[str, float]) -
             held |= record["values"]
     if new := {name: float(value) for name, value in values.items() if held.get(name) != value}:
         outbox.append({"kind": "metrics", "step": step, "values": new})
-
-
-def figures(scored: dict[str, Any]) -> dict[str, Any]:
-    samples, p, job = scored["samples"], scored["p"], scored["job"]
-    synthetic = bool(scored["meta"]["synthetic"])
-    where = f"{scored['split']} split, n = {len(samples)}"
-    if job.outcome == "binary":
-        if len(np.unique(samples.y)) < 2:
-            return {}
-        return {
-            "roc": plots.roc(samples.y, p, f"ROC, {where}", synthetic),
-            "precision-recall": plots.precision_recall(samples.y, p, f"Precision and recall, {where}", synthetic),
-            "calibration": plots.calibration(samples.y, p, title=f"Calibration, {where}", synthetic=synthetic),
-            **scored.get("figures", {}),
-        }
-    if job.outcome == "regression":
-        return error_maps(samples, p, where)
-    matrix = np.array(scored["result"]["confusion"])
-    return {
-        "confusion": plots.confusion(matrix, samples.spec["classes"], title=f"Confusion, {where}", synthetic=synthetic)
-    }
-
-
-MAP_AXES = (("fio2", "shunt"), ("rate_per_min", "alveolar_dead_space"), ("tidal_volume_mL", "compliance_mL_per_cmH2O"))
-
-
-def error_maps(samples: Any, p: np.ndarray, where: str) -> dict[str, Any]:
-    """Where a surrogate errs: for each pair of inputs, the mean absolute error of every output over their plane."""
-    inputs = samples.inputs()
-    error = np.abs(p - samples.y)
-    return {
-        f"error-{x}-{y}": plots.error_maps(inputs[x], inputs[y], error, samples.spec["classes"], (x, y), where)
-        for x, y in MAP_AXES
-        if x in inputs and y in inputs
-    }
 
 
 def flat_scores(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -209,7 +168,7 @@ def keep(directory: Path, scored: dict[str, Any]) -> None:
 
 def calibrate(directory: Path, scored: dict[str, Any]) -> None:
     """Fit the temperature of a run's model on its val rows, and keep it with the model. Several classes only."""
-    if scored["job"].outcome == "multiclass":
+    if isinstance(scored["job"].outcome, Multiclass):
         fitted = temperature.fit(scored["samples"].y, scored["p"])
         write_json(directory / "model" / "temperature.json", {"temperature": fitted, "fitted_on": scored["split"]})
 

@@ -1,12 +1,7 @@
 """Names in recipes and checkpoints of version 0.1, whose runs and searches still resume, evaluate and compare."""
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, TypeVar
-
-from raylab.config.recipe import TYPES, Recipe, model_family, parse_recipe
-from raylab.errors import UsageError
+from typing import TypeVar
 
 V = TypeVar("V")
 
@@ -40,34 +35,3 @@ def rename_fields(values: Mapping[str, V]) -> dict[str, V]:
 def rename_progress(state: Mapping[str, V]) -> dict[str, V]:
     """A checkpoint's progress with today's names."""
     return {PROGRESS.get(name, name): value for name, value in state.items()}
-
-
-def update_recipe(document: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's document with today's names, and without the fields of other models and tasks: version 0.1 wrote the
-    fields of all of them."""
-    document = {
-        part: {FIELDS.get(f"{part}.{name}", f"{part}.{name}").partition(".")[2]: v for name, v in values.items()}
-        if isinstance(values, dict)
-        else values
-        for part, values in document.items()
-    }
-    if search := document.get("search"):
-        space, points = rename_fields(search["space"]), [rename_fields(point) for point in search["points"]]
-        document["search"] = {**search, "space": space, "points": points}
-    kind = TYPES.get(document["task"])
-    if kind is None:
-        return document
-    own = {"model": model_family(document["model"]["name"]), "data": type(kind.model_fields["data"].default)}
-    kept = {part: {k: v for k, v in document[part].items() if k in own[part].model_fields} for part in own}
-    return {**document, **kept}
-
-
-def read_recipe(path: Path) -> Recipe:
-    """The recipe in a JSON file that a run has written; UsageError when there is none that can be used."""
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path} is not a valid recipe file", str(error), "restore it: the run itself writes it"
-        ) from error
-    return parse_recipe(update_recipe(document))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raylab.config.old_names import FIELDS
-from raylab.config.recipe import TYPES, Recipe, list_fields, model_family, model_names, parse_recipe
+from raylab.config.recipe import Recipe, list_fields, model_family, model_names, task_name, validate
 from raylab.errors import UsageError, unknown
 
 
@@ -36,7 +36,10 @@ def unknown_field(recipe: Recipe, path: str) -> UsageError:
                 f"fields of {recipe.model.name}: {', '.join(sorted(type(recipe.model).model_fields))}",
             )
     if part == "data":
-        tasks = [task for task, kind in TYPES.items() if name in type(kind.model_fields["data"].default).model_fields]
+        kinds = [
+            kind for kind in Recipe.__subclasses__() if name in type(kind.model_fields["data"].default).model_fields
+        ]
+        tasks = [task_name(kind) for kind in kinds]
         if tasks:
             return UsageError(
                 f"the task {recipe.task} has no field 'data.{name}'",
@@ -69,7 +72,7 @@ def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
         )
     if isinstance(name := settings.get("model.name"), str) and name != recipe.model.name:
         kept = recipe.model.model_dump(include=set(model_family(name).model_fields))
-        recipe = parse_recipe({**recipe.model_dump(), "model": {**kept, "name": name}})
+        recipe = validate(type(recipe), {**recipe.model_dump(), "model": {**kept, "name": name}})
     document = recipe.model_dump()
     for path, new in settings.items():
         if not has_field(recipe, path):
@@ -84,7 +87,7 @@ def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
         for name in parents:
             at = at[name]
         at[leaf] = new
-    return parse_recipe(document)
+    return validate(type(recipe), document)
 
 
 def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:

@@ -7,15 +7,13 @@ command line (`override`), and `optim.lr=loguniform(1e-5,1e-3)` makes the same f
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
     SerializeAsAny,
-    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -331,59 +329,23 @@ class Recipe(Part):
     search: Search = Search()
 
 
-def _family_name(model: Any) -> str:
+def family_name(model: Any) -> str:
     """The tag by which pydantic chooses the type of a model, or of the document of one."""
     name = model.get("name") if isinstance(model, Mapping) else getattr(model, "name", None)
     return model_family(str(name)).__name__
 
 
-class ArdsRecipe(Recipe):
-    families = (RecurrentModel, BoostingModel, LinearModel)
-
-    task: Literal["ards"]
-    """name of the task"""
-    data: IcuData = IcuData()
-    model: Annotated[
-        Annotated[RecurrentModel, Tag("RecurrentModel")]
-        | Annotated[BoostingModel, Tag("BoostingModel")]
-        | Annotated[LinearModel, Tag("LinearModel")],
-        Discriminator(_family_name),
-    ]
+def task_name(kind: type[Recipe]) -> str:
+    """The task whose recipes are of this type."""
+    return str(get_args(kind.model_fields["task"].annotation)[0])
 
 
-class CovidnetRecipe(Recipe):
-    families = (CovidNetModel, VisionModel)
-
-    task: Literal["covidnet"]
-    """name of the task"""
-    data: ImageData = ImageData()
-    model: Annotated[
-        Annotated[CovidNetModel, Tag("CovidNetModel")] | Annotated[VisionModel, Tag("VisionModel")],
-        Discriminator(_family_name),
-    ]
-
-
-class SurrogateRecipe(Recipe):
-    families = (ResidualModel,)
-
-    task: Literal["surrogate"]
-    """name of the task"""
-    data: SweepData = SweepData()
-    model: ResidualModel
-
-
-TYPES: dict[str, type[Recipe]] = {"ards": ArdsRecipe, "covidnet": CovidnetRecipe, "surrogate": SurrogateRecipe}
-"""The type of each task's recipe; a task that is not here has plain ones."""
-
-
-def parse_recipe(document: Mapping[str, Any]) -> Recipe:
-    """The recipe of a parsed JSON document; UsageError names every field that does not fit."""
-    task = document.get("task")
-    kind = TYPES.get(task, Recipe) if isinstance(task, str) else Recipe
+def validate(kind: type[Recipe], document: Mapping[str, Any]) -> Recipe:
+    """The recipe of type `kind` in a parsed JSON document; UsageError names every field that does not fit."""
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        raise _explain(error, document) from error
+        raise _explain(error, document, kind) from error
 
 
 def list_fields(recipe: Recipe) -> dict[str, tuple[Any, str]]:
@@ -407,7 +369,7 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
     return {path: value for path, (value, _) in list_fields(recipe).items()}
 
 
-def _explain(error: ValidationError, document: Mapping[str, Any]) -> UsageError:
+def _explain(error: ValidationError, document: Mapping[str, Any], kind: type[Recipe]) -> UsageError:
     lines = []
     for problem in error.errors(include_url=False):
         place = [str(p) for p in problem["loc"] if not isinstance(p, int)]
@@ -415,7 +377,7 @@ def _explain(error: ValidationError, document: Mapping[str, Any]) -> UsageError:
             del place[1]  # the member of the union
         where = ".".join(place)
         if problem["type"] == "union_tag_invalid" or (where == "model.name" and problem["type"] == "literal_error"):
-            allowed = [name for one in TYPES[document["task"]].families for name in model_names(one)]
+            allowed = [name for one in kind.families for name in model_names(one)]
             return unknown(f"{document['task']} model", str(document["model"].get("name")), allowed)
         if problem["type"] == "extra_forbidden":
             return unknown("recipe field", where, list_fields(Recipe(task="", model=Model(name=""))))

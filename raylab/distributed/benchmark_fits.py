@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from raylab.config.recipe import IcuData, Recipe, parse_recipe
+from raylab.config.recipe import IcuData, Recipe
 from raylab.config.search_space import parse_dimension
 from raylab.data.icu.dataset import load_icu
 from raylab.data.samples import Samples
@@ -23,6 +23,7 @@ from raylab.evaluation.clinical import recalibrated
 from raylab.evaluation.leakage import probabilities
 from raylab.evaluation.metrics import LOGIT_CLIP
 from raylab.files import atomic_write, write_json
+from raylab.tasks.recipes import parse_recipe
 from raylab.training.predict import predict
 from raylab.training.process_group import ProcessGroup
 from raylab.training.run import execute, read_model

@@ -16,13 +16,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.callback import UserCallback
 
 import raylab.errors
-from raylab.config.recipe import Recipe, parse_recipe
+from raylab.config.recipe import Recipe
 from raylab.data.sampler import steps_per_epoch
 from raylab.distributed.elastic import NOTE, ElasticPolicy, ElasticTrainer, moved
 from raylab.distributed.store import StoreConfig, create_rendezvous
 from raylab.errors import IncompleteError, RaylabError, RunError
 from raylab.files import write_json
-from raylab.tasks.base import task
+from raylab.tasks import find_task
+from raylab.tasks.recipes import parse_recipe
 from raylab.training.process_group import ProcessGroup
 from raylab.training.progress import Metrics
 from raylab.training.run import AttemptHandedOver, execute
@@ -81,7 +82,7 @@ def train(
     reports success without a result.
     """
     (directory / "failure.json").unlink(missing_ok=True)
-    samples = len(task(recipe.task).load(data, "train", recipe.data, None))
+    samples = len(find_task(recipe.task).load(data, "train", recipe.data, None))
     planned = recipe.loop.epochs * steps_per_epoch(samples, recipe.loop.global_batch_size)
     rendezvous = create_rendezvous()
     while True:

@@ -33,13 +33,14 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raylab.config.old_names import rename_fields
 from raylab.config.overrides import override
-from raylab.config.recipe import Recipe, parse_recipe
+from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
 from raylab.data.sampler import steps_per_epoch
 from raylab.distributed import train
 from raylab.errors import RaylabError, RunError, UsageError, unknown
 from raylab.files import write_json
-from raylab.tasks.base import task
+from raylab.tasks import find_task
+from raylab.tasks.recipes import parse_recipe
 from raylab.training import checkpoint
 from raylab.training.progress import Metrics
 from raylab.training.run import execute
@@ -315,7 +316,7 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
     options = base.search
     assigned = settings["trial"]["assigned"]
     chosen = override(base, {**assigned, "scaling.workers": options.workers_per_trial})
-    objective = f"val/{task(chosen.task).objective}"
+    objective = f"val/{find_task(chosen.task).objective}"
     best_so_far = float("-inf")
     held: list[Metrics] = []
 
@@ -342,7 +343,7 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
         with moved.as_directory() as donor:
             checkpoint.adopt(directory / "checkpoints", Path(donor))
     if options.scheduler in WITH_CHECKPOINTS:
-        rows = len(task(chosen.task).load(Path(data), "train", chosen.data, None))
+        rows = len(find_task(chosen.task).load(Path(data), "train", chosen.data, None))
         chosen = override(chosen, {"loop.checkpoint_steps": steps_per_epoch(rows, chosen.loop.global_batch_size)})
     try:
         if options.workers_per_trial:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from raylab.data.images.dataset import ImageSamples, load_images
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError
-from raylab.evaluation.metrics import binary_scores, point
+from raylab.evaluation.metrics import binary_scores, multiclass_point
 
 RINGED, RING = 64, 10  # px: the image is averaged to 64 x 64, of which the outer 10 on each side are seen
 STRENGTHS = (1e-5, 1e-4, 1e-3)  # of the regression (sklearn's C); val chooses
@@ -97,7 +97,7 @@ def _fitted(directory: Path) -> BorderProbe:
         ).T
         bias[model.classes_] = [0, *model.intercept_] if two else model.intercept_
         probe = BorderProbe(classes, mean, std, weights, bias, 0.0)
-        tried.append(replace(probe, val_macro_recall=point("multiclass", val.y, probe(val))["macro_recall"]))
+        tried.append(replace(probe, val_macro_recall=multiclass_point(val.y, probe(val))["macro_recall"]))
     return max(tried, key=lambda probe: probe.val_macro_recall)
 
 

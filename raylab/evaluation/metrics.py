@@ -15,11 +15,13 @@ from raylab.errors import DataError, unknown
 from raylab.evaluation.intervals import Bools, Floats, clustered, proportion, wilson
 
 __all__ = [
+    "binary_point",
     "binary_scores",
     "calibration_fit",
+    "multiclass_point",
     "multiclass_scores",
     "paired_difference",
-    "point",
+    "regression_point",
     "regression_scores",
     "wilson",
 ]
@@ -161,32 +163,36 @@ def regression_scores(
     return clustered(scores, group_N, bootstraps, seed, {}, {})
 
 
-def point(task_kind: str, y: ArrayLike, p: ArrayLike) -> dict[str, float]:
-    """Scores without intervals, for validation in training: equal to the last bit whatever the order of the rows.
+def binary_point(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
+    """auroc, auprc and brier of p[N] without intervals, for validation in training; what is undefined is left out.
 
-    "binary" (p[N]): auroc, auprc, brier; "multiclass" (p[N, K]): macro_recall over the classes present, accuracy;
-    "regression" (y and p[N, K]): r2_min and r2_mean over the outputs.
-    What is undefined is left out.
+    Like the next two, equal to the last bit whatever the order of the rows.
     """
-    if task_kind == "binary":
-        y_N, p_N = _binary_inputs(y, p)
-        order = _from_highest(y_N, p_N)  # also what makes the sums independent of the order the rows came in
-        y_N, p_N, w = y_N[order], p_N[order], np.ones((1, len(y_N)))
-        found = _ranking(y_N, p_N, w) | _brier(y_N, p_N, w)
-        named = {name: found[name] for name in ("auroc", "auprc", "brier")}
-    elif task_kind == "multiclass":
-        y_N, p_NK = _multiclass_inputs(y, p)
-        right_N = p_NK.argmax(axis=1) == y_N
-        w = np.ones((1, len(y_N)))
-        named = {"macro_recall": _macro_recall(y_N, p_NK, w), "accuracy": right_N.mean(keepdims=True)}
-    elif task_kind == "regression":
-        y_NK, p_NK = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
-        order = np.lexsort(y_NK.T)
-        r2_K = _r2(y_NK[order], p_NK[order], np.ones((1, len(y_NK))))[0]
-        named = {"r2_min": r2_K.min(keepdims=True), "r2_mean": r2_K.mean(keepdims=True)}
-    else:
-        raise unknown("task kind", task_kind, ("binary", "multiclass", "regression"))
-    return {name: float(value[0]) for name, value in named.items() if np.isfinite(value[0])}
+    y_N, p_N = _binary_inputs(y, p)
+    order = _from_highest(y_N, p_N)  # also what makes the sums independent of the order the rows came in
+    y_N, p_N, w = y_N[order], p_N[order], np.ones((1, len(y_N)))
+    found = _ranking(y_N, p_N, w) | _brier(y_N, p_N, w)
+    return _finite({name: found[name] for name in ("auroc", "auprc", "brier")})
+
+
+def multiclass_point(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
+    """macro_recall over the classes present, and accuracy, of p[N, K]."""
+    y_N, p_NK = _multiclass_inputs(y, p)
+    right_N = p_NK.argmax(axis=1) == y_N
+    w = np.ones((1, len(y_N)))
+    return _finite({"macro_recall": _macro_recall(y_N, p_NK, w), "accuracy": right_N.mean(keepdims=True)})
+
+
+def regression_point(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
+    """r2_min and r2_mean over the outputs of y and p[N, K]."""
+    y_NK, p_NK = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
+    order = np.lexsort(y_NK.T)
+    r2_K = _r2(y_NK[order], p_NK[order], np.ones((1, len(y_NK))))[0]
+    return _finite({"r2_min": r2_K.min(keepdims=True), "r2_mean": r2_K.mean(keepdims=True)})
+
+
+def _finite(scores: dict[str, Floats]) -> dict[str, float]:
+    return {name: float(value[0]) for name, value in scores.items() if np.isfinite(value[0])}
 
 
 def paired_difference(

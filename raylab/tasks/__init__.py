@@ -1,0 +1,14 @@
+"""The tasks, by name. A new one is a file here and its name in this list."""
+
+from raylab.errors import unknown
+from raylab.tasks import ards, covidnet, surrogate
+from raylab.tasks.base import Task
+
+TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (ards, covidnet, surrogate)}
+
+
+def find_task(name: str) -> Task:
+    """The task of this name; UsageError with those there are."""
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return TASKS[name]

@@ -214,7 +214,7 @@ class Training:
                 "choose fewer loop.shards, larger images, or a loop.global_batch_size that fills the last batch more",
             ) from error
         logits = logits if self.offset is None else logits + self.offset
-        return self.task.loss(logits, y, self.class_weight).sum()
+        return self.task.outcome.loss(logits, y, self.class_weight).sum()
 
     def must_fetch(self) -> bool:
         """Whether the host needs the numbers of the steps so far."""
@@ -297,7 +297,7 @@ def fit_at_once(
         model.fit(train.batch(np.arange(len(train))), train.y)
     samples_per_s = len(train) / (time.perf_counter() - began)
     group = ProcessGroup()
-    train_loss = task.log_loss(train.y, predict(task, model, train, group, recipe, device))
+    train_loss = task.outcome.log_loss(train.y, predict(task, model, train, group, recipe, device))
     scores = validate(task, model, val, group, recipe, device)
     row = {"step": 1, "epoch": 0, "train/loss": train_loss, "train/epoch_loss": train_loss, "train/lr": 0.0}
     row |= {"train/samples_per_s": samples_per_s, **name_metrics(scores), **name_metrics(scores, "best/val")}

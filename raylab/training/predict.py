@@ -21,11 +21,13 @@ def predict(
     """Probabilities, float64 [N] (binary) or [N, classes], on every rank alike; rank c mod size scores chunk c."""
     model.eval()
     chunks = [np.arange(a, min(a + EVAL_BATCH, len(samples))) for a in range(0, len(samples), EVAL_BATCH)]
-    width = task.outputs(samples.spec)
+    width = task.outcome.count(samples.spec)
     rows = {}
     for chunk in group.own_shards(len(chunks)):
         x = samples.batch(chunks[chunk])
-        p = task.probabilities(forward(model, x, recipe.loop.bf16, recipe.loop.channels_last, device).float().double())
+        p = task.outcome.probabilities(
+            forward(model, x, recipe.loop.bf16, recipe.loop.channels_last, device).float().double()
+        )
         padded = torch.zeros(EVAL_BATCH, width, dtype=torch.float64)
         padded[: len(p)] = p.cpu().reshape(len(p), width)
         rows[chunk] = padded.reshape(-1)
@@ -38,7 +40,7 @@ def validate(
 ) -> dict[str, float]:
     """Loss and point scores over the gathered predictions; never an average of per-rank scores."""
     p = predict(task, model, samples, group, recipe, device)
-    return {"loss": task.log_loss(samples.y, p), **task.point(samples.y, p)}
+    return {"loss": task.outcome.log_loss(samples.y, p), **task.outcome.point_scores(samples.y, p)}
 
 
 def name_metrics(scores: dict[str, float], prefix: str = "val") -> dict[str, float]:

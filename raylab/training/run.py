@@ -20,9 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from raylab.config.old_names import update_recipe
 from raylab.config.overrides import without_weights
-from raylab.config.recipe import Recipe, parse_recipe
+from raylab.config.recipe import Recipe
 from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, DataError, RaylabError, RunError
 from raylab.files import read_lines, write_json
@@ -30,7 +29,9 @@ from raylab.models.baselines import Fitted
 from raylab.models.ensemble import Ensemble
 from raylab.models.recurrent import GruD, Recurrent
 from raylab.models.weights import by_name, fill
-from raylab.tasks.base import Task, task
+from raylab.tasks import find_task
+from raylab.tasks.base import Task
+from raylab.tasks.recipes import parse_recipe, update_recipe
 from raylab.training import checkpoint
 from raylab.training.loop import fit, fit_at_once
 from raylab.training.process_group import ProcessGroup
@@ -64,7 +65,7 @@ def execute(
     """
     group = ProcessGroup()
     device = "cuda" if recipe.scaling.gpu else "cpu"
-    job = task(recipe.task)
+    job = find_task(recipe.task)
     scratch = recipe.transfer.mode == "scratch"
     if scratch:
         recipe = without_weights(recipe)
@@ -231,7 +232,7 @@ def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module
         )
     note = json.loads(path.read_text())
     recipe = parse_recipe(update_recipe(note["recipe"]))
-    job = task(recipe.task)
+    job = find_task(recipe.task)
     # Weights that it started from may be gone, and are not needed
     model = job.model(without_weights(recipe), note["spec"])
     model.load_state_dict(_tensors(path.with_name("model.safetensors")))

@@ -7,19 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylab.config.old_names import FIELDS, read_recipe, update_recipe
+from raylab.config.old_names import FIELDS
 from raylab.config.overrides import has_field, override, parse_assignments, parse_value
 from raylab.config.recipe import (
     Recipe,
     Search,
     flatten,
     list_fields,
-    parse_recipe,
 )
 from raylab.config.search_space import DISTRIBUTIONS, parse_dimension
-from raylab.config.shipped import ARDS, COVIDNET, RECIPES
 from raylab.errors import UsageError
+from raylab.tasks import TASKS
+from raylab.tasks.recipes import parse_recipe, read_recipe, update_recipe
 
+RECIPES = {
+    f"{name}{end}": recipe for name, task in TASKS.items() for end, recipe in (("", task.full), ("-smoke", task.smoke))
+}
+ARDS, COVIDNET = RECIPES["ards"], RECIPES["covidnet"]
 # every path that a recipe has, as it may be written on the command line -> what it then is
 SETTABLE: dict[str, tuple[str, Any]] = {
     "seed": ("17", 17),

@@ -19,10 +19,12 @@ from sklearn.metrics import (
 from raylab.errors import DataError, UsageError
 from raylab.evaluation import intervals, metrics
 from raylab.evaluation.metrics import (
+    binary_point,
     binary_scores,
+    multiclass_point,
     multiclass_scores,
     paired_difference,
-    point,
+    regression_point,
     regression_scores,
     wilson,
 )
@@ -402,20 +404,20 @@ def test_the_same_seed_gives_the_same_scores_whatever_the_order_of_rows():
 def test_points_do_not_depend_on_the_order_of_rows_and_equal_the_full_scores():
     y, p, group = binary(decimals=12)
     y3, p3, group3 = three()
-    first, first3 = point("binary", y, p), point("multiclass", y3, p3)
+    first, first3 = binary_point(y, p), multiclass_point(y3, p3)
     for seed in range(20):
         mixed = np.random.default_rng(seed).permutation(len(y))
-        assert point("binary", y[mixed], p[mixed]) == first
+        assert binary_point(y[mixed], p[mixed]) == first
         mixed = np.random.default_rng(seed).permutation(len(y3))
-        assert point("multiclass", y3[mixed], p3[mixed]) == first3
+        assert multiclass_point(y3[mixed], p3[mixed]) == first3
     full, full3 = binary_scores(y, p, group, bootstraps=2), multiclass_scores(y3, p3, group3, CLASSES, bootstraps=2)
     assert first == {name: full[name]["value"] for name in ("auroc", "auprc", "brier")}
     assert first3 == {name: full3[name]["value"] for name in ("macro_recall", "accuracy")}
 
 
 def test_points_leave_out_what_is_undefined():
-    assert point("binary", [0, 0], [0.5, 0.5]) == {"brier": 0.25}
-    assert point("multiclass", [0], [[0.2, 0.8]]) == {"macro_recall": 0, "accuracy": 0}
+    assert binary_point([0, 0], [0.5, 0.5]) == {"brier": 0.25}
+    assert multiclass_point([0], [[0.2, 0.8]]) == {"macro_recall": 0, "accuracy": 0}
 
 
 # Inputs
@@ -455,8 +457,6 @@ def test_bad_multiclass_and_paired_inputs_are_named():
         paired_difference([0, 1], [0.5, 0.5], [np.nan, 0.5], [0, 1])
     with pytest.raises(UsageError, match="unknown score 'aurok'"):
         paired_difference([0, 1], [0.5, 0.5], [0.5, 0.5], [0, 1], "aurok")
-    with pytest.raises(UsageError, match="unknown task kind"):
-        point("multi", y, p)
     with pytest.raises(UsageError, match="bootstraps = 0"):
         binary_scores([0, 1], [0.5, 0.5], [0, 1], bootstraps=0)
 
@@ -471,8 +471,8 @@ def test_regression_scores_of_each_output():
         assert found[f"mae/{name}"]["value"] == pytest.approx(np.abs(y - p)[:, k].mean())
         assert found[f"r2/{name}"]["low"] < found[f"r2/{name}"]["value"] < found[f"r2/{name}"]["high"]
     assert found["r2_min"]["value"] == found["r2/ph"]["value"]
-    assert point("regression", y, p)["r2_min"] == pytest.approx(found["r2_min"]["value"])
+    assert regression_point(y, p)["r2_min"] == pytest.approx(found["r2_min"]["value"])
     shuffled = rng.permutation(400)
-    assert point("regression", y[shuffled], p[shuffled]) == point("regression", y, p)
+    assert regression_point(y[shuffled], p[shuffled]) == regression_point(y, p)
     with pytest.raises(DataError, match="outputs"):
         regression_scores(y, p, np.arange(400), ["paco2"])

@@ -11,9 +11,9 @@ from jobs import cli
 from jobs.common.benchmark_ards import named_scores, values
 from jobs.common.scores import without_interval
 from raylab.config.overrides import override
-from raylab.config.shipped import shipped_recipe
 from raylab.distributed import benchmark_fits
 from raylab.errors import UsageError
+from raylab.tasks.recipes import shipped_recipe
 
 WORDS = [
     "benchmark", "ards", "--patients", "160", "--folds", "2", "--landmarks", "6", "--trials", "2", "--members", "2",

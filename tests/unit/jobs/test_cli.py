@@ -23,11 +23,10 @@ from pydantic import create_model
 from jobs import cli, tune
 from jobs.common import home, run_tracking
 from raylab import __version__
-from raylab.config.old_names import read_recipe
-from raylab.config.recipe import TYPES, ArdsRecipe
-from raylab.config.shipped import RECIPES
 from raylab.data.prepared import read_meta
-from raylab.tasks.base import TASKS, task
+from raylab.tasks import TASKS, find_task
+from raylab.tasks.ards import ArdsRecipe
+from raylab.tasks.recipes import read_recipe, shipped_recipe
 from raylab.training.run import write_model
 from tracking import runs
 
@@ -223,7 +222,7 @@ def test_train_leaves_a_run_its_json_and_its_mlflow_run(trained, own_home, ards_
     run = runs.client(described["uri"]).get_run(described["run_id"])
     assert run.info.status == "FINISHED" == described["status"]
     assert run.data.params["loop.global_batch_size"] == "64" and run.data.params["optim.lr"] == str(
-        RECIPES["ards-smoke"].optim.lr
+        shipped_recipe("ards", smoke=True).optim.lr
     )
     assert run.data.metrics["best/val/auroc"] == pytest.approx(result["auroc"]["value"])
     history = runs.client(described["uri"]).get_metric_history(described["run_id"], "train/loss")
@@ -311,9 +310,10 @@ def test_a_new_task_has_the_leakage_check_without_a_line(copied, ards_data, tmp_
     meta = json.loads((data / "meta.json").read_text())
     (data / "meta.json").write_text(json.dumps(meta | {"task": "new"}))
     load = TASKS["ards"].load
-    new = replace(TASKS["ards"], name="new", load=lambda directory, *rest: load(ards_data, *rest))
+    kind = create_model("NewRecipe", __base__=ArdsRecipe, task=(Literal["new"], ...))
+    full = kind.model_validate({**TASKS["ards"].full.model_dump(), "task": "new"})
+    new = replace(TASKS["ards"], name="new", full=full, load=lambda directory, *rest: load(ards_data, *rest))
     monkeypatch.setitem(TASKS, "new", new)
-    monkeypatch.setitem(TYPES, "new", create_model("NewRecipe", __base__=ArdsRecipe, task=(Literal["new"], ...)))
     name = copied("new-run", "new", data=str(data))
     code, out, err = raylab("evaluate", "new", "--run", name, "--data", data, "--split", "val")
     assert code == 0, err
@@ -349,8 +349,8 @@ def test_a_run_of_another_task_is_refused(trained, ards_data, covidnet_data):
     assert "is of task 'ards', not 'covidnet'" in refused(
         "transfer", "covidnet", "--from", "first", "--data", covidnet_data
     )
-    recipe = RECIPES["covidnet-smoke"]
-    job = task("covidnet")
+    recipe = shipped_recipe("covidnet", smoke=True)
+    job = find_task("covidnet")
     spec = job.load(covidnet_data, "train", recipe.data, None).spec
     directory = home.new_run("lungs", "covidnet")
     write_model(directory / "model", job.model(recipe, spec), recipe, spec)

@@ -4,12 +4,12 @@ import torch
 
 from raylab.config.overrides import has_field, override
 from raylab.config.recipe import Recipe, RecurrentModel
-from raylab.config.shipped import shipped_recipe, with_search_space
 from raylab.errors import UsageError
 from raylab.models.ensemble import Ensemble
 from raylab.models.recurrent import KNOTS, SHARE_KNOTS, GruD, Pooled
 from raylab.models.weights import by_name, fill
-from raylab.tasks.base import task
+from raylab.tasks import find_task
+from raylab.tasks.recipes import shipped_recipe, with_search_space
 from raylab.training.predict import predict
 from raylab.training.process_group import ProcessGroup
 from raylab.training.run import execute, read_model
@@ -65,7 +65,7 @@ def test_the_encoding_of_a_summary_is_piecewise_linear():
 def test_weights_go_by_the_names_of_inputs(name, members):
     """Series in another order and the static one absent: the same patient gets the same logits."""
     recipe = override(ensemble(members), {"model.name": name})
-    job = task("ards")
+    job = find_task("ards")
     theirs = {**SPEC, "static": []}
     mine = {**SPEC, "features": ["new", "b", "a"], "static": ["age"]}
     parent = job.model(recipe, theirs).eval()
@@ -91,18 +91,18 @@ def ensemble(members: int = 3) -> Recipe:
 
 
 def test_an_ensemble_is_the_mean_of_its_members():
-    job = task("ards")
+    job = find_task("ards")
     model = job.model(ensemble(), SPEC)
     assert isinstance(model, Ensemble)
     first = job.model(override(ensemble(1), {"seed": 1}), SPEC)
     x, y = torch.randn(5, 4, 7), torch.tensor([0, 1, 0, 1, 1])
     logits = model(x)
     assert logits.shape == (5, 3, 1) and torch.equal(logits[:, 1], first(x))  # member k is seed + k alone
-    assert torch.allclose(job.probabilities(logits), torch.sigmoid(logits).mean(1))
-    each = torch.stack([job.loss(member, y, None) for member in logits.unbind(1)])
-    assert torch.allclose(job.loss(logits, y, None), each.mean(0))
-    job.loss(logits, y, None).sum().backward()
-    alone = job.loss(first(x), y, None).sum() / 3
+    assert torch.allclose(job.outcome.probabilities(logits), torch.sigmoid(logits).mean(1))
+    each = torch.stack([job.outcome.loss(member, y, None) for member in logits.unbind(1)])
+    assert torch.allclose(job.outcome.loss(logits, y, None), each.mean(0))
+    job.outcome.loss(logits, y, None).sum().backward()
+    alone = job.outcome.loss(first(x), y, None).sum() / 3
     alone.backward()
     mine = dict(model.members[1].named_parameters())
     assert all(torch.allclose(mine[name].grad, p.grad, atol=1e-6) for name, p in first.named_parameters())
@@ -123,7 +123,7 @@ def test_every_model_runs_and_is_read_back(ards_data, tmp_path, name):
     job, again, spec, model = read_model(tmp_path)
     val = job.load(ards_data, "val", again.data, spec)
     p = predict(job, model, val, ProcessGroup(), again, "cpu")
-    assert job.log_loss(val.y, p) == pytest.approx(result["best"]["loss"], abs=1e-6) and np.isfinite(p).all()
+    assert job.outcome.log_loss(val.y, p) == pytest.approx(result["best"]["loss"], abs=1e-6) and np.isfinite(p).all()
     assert rows[-1]["val/auroc"] == result["val"]["auroc"]
 
 

@@ -9,17 +9,21 @@ import numpy as np
 import polars as pl
 import pytest
 
+from raylab.tasks import TASKS
 from tracking import compare, plots
 from tracking.outbox import Outbox, read
 from tracking.report import Extras, write_report
 from tracking.system import SystemMonitor, sample
 
 
-def row(name: str, **more: object) -> dict:
+def row(name: str, task: str = "ards", **more: object) -> dict:
+    known = TASKS.get(task)
     return {
+        "primary": None if known is None else list(known.primary),
+        "secondary": None if known is None else list(known.secondary),
         "name": name,
         "kind": "train",
-        "task": "ards",
+        "task": task,
         "data_source": "icu",
         "synthetic": False,
         "status": "FINISHED",

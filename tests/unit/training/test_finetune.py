@@ -6,15 +6,17 @@ from torch import nn
 
 from raylab.config.overrides import override
 from raylab.config.recipe import CovidNetModel, Optim, Recipe, VisionModel
-from raylab.config.shipped import RECIPES
 from raylab.data.images.dataset import load_images
 from raylab.models import network
+from raylab.tasks.recipes import shipped_recipe
 from raylab.training.adamw import AdamW
 from raylab.training.batchnorm import reestimate
 from raylab.training.finetune import FinetuneSchedule, layer_lr_scales
 from raylab.training.process_group import ProcessGroup
 
-RECIPE = override(RECIPES["covidnet-smoke"], {"loop.epochs": 10, "optim.lr": 0.01, "schedule.kind": "constant"})
+RECIPE = override(
+    shipped_recipe("covidnet", smoke=True), {"loop.epochs": 10, "optim.lr": 0.01, "schedule.kind": "constant"}
+)
 
 
 def model() -> nn.Module:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from raylab.config.overrides import override
-from raylab.config.shipped import RECIPES
 from raylab.errors import DataError, UsageError
+from raylab.tasks.recipes import shipped_recipe
 from raylab.training.imbalance import check, offsets, prior, sampler
 
-RECIPE = RECIPES["covidnet-smoke"]
+RECIPE = shipped_recipe("covidnet", smoke=True)
 CLASSES = ["normal", "pneumonia", "COVID-19"]
 
 
@@ -36,7 +36,7 @@ def test_offsets_are_tau_log_prior():
     got = offsets(override(RECIPE, {"optim.logit_adjustment": 2.0}), TRAIN, "cpu")
     assert torch.allclose(got, 2 * torch.log(torch.tensor([0.6, 0.3, 0.1])))
     binary = Rows(y=np.array([0] * 9 + [1]), spec={"classes": ["no onset", "onset"]})
-    got = offsets(override(RECIPES["ards-smoke"], {"optim.logit_adjustment": 1.0}), binary, "cpu")
+    got = offsets(override(shipped_recipe("ards", smoke=True), {"optim.logit_adjustment": 1.0}), binary, "cpu")
     assert got.tolist() == pytest.approx([np.log(0.1) - np.log(0.9)])
 
 

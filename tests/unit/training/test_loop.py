@@ -19,11 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe, Transfer
-from raylab.config.shipped import RECIPES
 from raylab.data.sampler import shards_of, steps_per_epoch
 from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, NonFiniteError
-from raylab.tasks.base import Task, task
+from raylab.tasks import find_task
+from raylab.tasks.base import Task
+from raylab.tasks.recipes import shipped_recipe
 from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.gradients import norm_of
 from raylab.training.loop import fit, weights_sha256
@@ -33,7 +34,7 @@ from raylab.training.progress import Progress
 
 # 124 samples: batches of 50, 50, 24; the rate falls, weights are averaged, dropout draws
 ARDS = override(
-    RECIPES["ards-smoke"],
+    shipped_recipe("ards", smoke=True),
     {
         "model.dropout": 0.3,
         "model.layers": 2,
@@ -49,7 +50,7 @@ ARDS = override(
 )
 # 92 samples: batches of 45, 45, 2, so that the last leaves shards empty; batch norm and augmentation
 COVIDNET = override(
-    RECIPES["covidnet-smoke"],
+    shipped_recipe("covidnet", smoke=True),
     {
         "data.size": 32 * 2,
         "model.dropout": 0.2,
@@ -131,7 +132,7 @@ def state(saved: bytes) -> dict[str, Any]:
 
 
 def loaded(recipe: Recipe, data: dict[str, Path]) -> tuple[Task, Samples, Samples, nn.Module]:
-    job = task(recipe.task)
+    job = find_task(recipe.task)
     train = job.load(data[recipe.task], "train", recipe.data, None)
     val = job.load(data[recipe.task], "val", recipe.data, train.spec)
     return job, train, val, job.model(recipe, train.spec)
@@ -629,7 +630,7 @@ def test_rows_and_result_hold_what_they_promise(data):
     assert result["best"]["auroc"] == best["val/auroc"] and result["best"]["epoch"] == best["epoch"]
     assert (result["steps"], result["planned_steps"], result["epochs"], result["stopped"]) == (12, 12, 4, "planned")
     job, _, val, _ = loaded(ARDS, data)
-    again = job.point(val.y, predict(job, model, val, ProcessGroup(), ARDS, "cpu"))
+    again = job.outcome.point_scores(val.y, predict(job, model, val, ProcessGroup(), ARDS, "cpu"))
     assert again["auroc"] == result["best"]["auroc"]  # the best epoch's weights are left in the network
 
 

@@ -15,10 +15,10 @@ from test_process_group import in_world
 from raylab.config.old_names import PROGRESS
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
-from raylab.config.shipped import RECIPES
 from raylab.errors import DataError, NonFiniteError, RunError
 from raylab.files import read_lines
-from raylab.tasks.base import task
+from raylab.tasks import find_task
+from raylab.tasks.recipes import shipped_recipe
 from raylab.training import checkpoint
 from raylab.training import run as runs
 from raylab.training.loop import weights_sha256
@@ -26,7 +26,7 @@ from raylab.training.process_group import ProcessGroup
 from raylab.training.run import Recorder, execute, inherit, ledger_facts, read_model, run_on_all_ranks, write_model
 
 # 124 samples: 2 steps an epoch, 6 in all; checkpoints after 3 and 6
-RECIPE = override(RECIPES["ards-smoke"], {"loop.checkpoint_steps": 3, "loop.ema_decay": 0.9})
+RECIPE = override(shipped_recipe("ards", smoke=True), {"loop.checkpoint_steps": 3, "loop.ema_decay": 0.9})
 
 
 class Killed(BaseException):
@@ -252,19 +252,19 @@ def test_a_run_whose_ledger_was_torn_goes_on(tmp_path, undisturbed, ards_data):
 
 def parent_of(recipe: Recipe, data: Path, directory: Path, **changes: Any) -> Path:
     """A finished run of `recipe`, untrained, whose spec has `changes`."""
-    job = task(recipe.task)
+    job = find_task(recipe.task)
     spec = {**job.load(data, "train", recipe.data, None).spec, **changes}
     write_model(directory / "model", job.model(override(recipe, {"seed": 7}), spec), recipe, spec)
     return directory
 
 
 def child_of(recipe: Recipe, data: Path) -> tuple[Any, dict[str, Any]]:
-    job = task(recipe.task)
+    job = find_task(recipe.task)
     spec = job.load(data, "train", recipe.data, None).spec
     return job.model(recipe, spec), spec
 
 
-COVIDNET = RECIPES["covidnet-smoke"]
+COVIDNET = shipped_recipe("covidnet", smoke=True)
 
 
 def test_the_same_classes_inherit_every_layer(covidnet_data, tmp_path):

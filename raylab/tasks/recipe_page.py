@@ -1,6 +1,6 @@
 """Recipes for reading: the lines of `raylab recipe`, and the page of the documentation, which
 
-    python -m raylab.config.page > docs/recipe-fields.md
+    python -m raylab.tasks.recipe_page > docs/recipe-fields.md
 
 writes.
 """
@@ -8,11 +8,13 @@ writes.
 from collections.abc import Iterable
 from typing import Any
 
-from raylab.config.recipe import TYPES, Recipe, list_fields, model_names, parse_recipe
+from raylab.config.recipe import Recipe, list_fields, model_names
+from raylab.tasks import TASKS
+from raylab.tasks.recipes import parse_recipe
 
 HEADER = """# Recipe fields
 
-Written by `python -m raylab.config.page` from the descriptions in `raylab/config/recipe.py`. \
+Written by `python -m raylab.tasks.recipe_page` from the descriptions in `raylab/config/recipe.py` and of the tasks. \
 `raylab recipe TASK --model M` prints the values of a shipped recipe; [recipes](recipes.md) explains their use.
 """
 
@@ -41,7 +43,8 @@ def markdown() -> str:
         if path != "task"
     }
     page = [HEADER, "## Every recipe", *table(common.items())]
-    for task, kind in TYPES.items():
+    for task, of in TASKS.items():
+        kind = type(of.full)
         for family in kind.families:
             known = model_names(family)
             name = known[0] if known else "NAME"

@@ -1,0 +1,52 @@
+"""The figures of a run's scores on a split, by type of outcome."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from raylab.tasks.outcomes import Binary, Multiclass, Outcome, Regression
+from tracking import plots
+
+MAP_AXES = (("fio2", "shunt"), ("rate_per_min", "alveolar_dead_space"), ("tidal_volume_mL", "compliance_mL_per_cmH2O"))
+
+
+def draw(scored: dict[str, Any]) -> dict[str, Any]:
+    """{name: figure} of what `scores.of_run` returns, and the figures that an evaluation has added to it."""
+    where = f"{scored['split']} split, n = {len(scored['samples'])}"
+    return {**FIGURES[type(scored["job"].outcome)](scored, where), **scored.get("figures", {})}
+
+
+def binary(scored: dict[str, Any], where: str) -> dict[str, Any]:
+    y, p, synthetic = scored["samples"].y, scored["p"], bool(scored["meta"]["synthetic"])
+    if len(np.unique(y)) < 2:
+        return {}
+    return {
+        "roc": plots.roc(y, p, f"ROC, {where}", synthetic),
+        "precision-recall": plots.precision_recall(y, p, f"Precision and recall, {where}", synthetic),
+        "calibration": plots.calibration(y, p, title=f"Calibration, {where}", synthetic=synthetic),
+    }
+
+
+def multiclass(scored: dict[str, Any], where: str) -> dict[str, Any]:
+    matrix, classes = np.array(scored["result"]["confusion"]), scored["samples"].spec["classes"]
+    title, synthetic = f"Confusion, {where}", bool(scored["meta"]["synthetic"])
+    return {"confusion": plots.confusion(matrix, classes, title=title, synthetic=synthetic)}
+
+
+def regression(scored: dict[str, Any], where: str) -> dict[str, Any]:
+    """For each pair of inputs, the mean absolute error of every output over their plane."""
+    samples = scored["samples"]
+    inputs, error = samples.inputs(), np.abs(scored["p"] - samples.y)
+    return {
+        f"error-{x}-{y}": plots.error_maps(inputs[x], inputs[y], error, samples.spec["classes"], (x, y), where)
+        for x, y in MAP_AXES
+        if x in inputs and y in inputs
+    }
+
+
+FIGURES: dict[type[Outcome], Callable[[dict[str, Any], str], dict[str, Any]]] = {
+    Binary: binary,
+    Multiclass: multiclass,
+    Regression: regression,
+}

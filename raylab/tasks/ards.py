@@ -1,0 +1,94 @@
+"""ARDS: whether hypoxaemic respiratory failure begins within hours after a landmark, from the hours before it."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag
+
+from raylab.config.recipe import (
+    BoostingModel,
+    IcuData,
+    LinearModel,
+    Loop,
+    Optim,
+    Recipe,
+    RecurrentModel,
+    Schedule,
+    Search,
+    family_name,
+)
+from raylab.data.icu.dataset import load_icu
+from raylab.data.samples import Samples
+from raylab.tasks.base import Task
+from raylab.tasks.outcomes import Binary
+
+
+class ArdsRecipe(Recipe):
+    families = (RecurrentModel, BoostingModel, LinearModel)
+
+    task: Literal["ards"]
+    """name of the task"""
+    data: IcuData = IcuData()
+    model: Annotated[
+        Annotated[RecurrentModel, Tag("RecurrentModel")]
+        | Annotated[BoostingModel, Tag("BoostingModel")]
+        | Annotated[LinearModel, Tag("LinearModel")],
+        Discriminator(family_name),
+    ]
+
+
+FULL = ArdsRecipe(
+    task="ards",
+    model=RecurrentModel(name="gru", hidden=16, dropout=0.5),
+    optim=Optim(lr=1e-3, weight_decay=0.1),
+    schedule=Schedule(kind="cosine", warmup_steps=20),
+    loop=Loop(epochs=20, global_batch_size=128, shards=8, ema_decay=0.98, checkpoint_steps=50),
+    search=Search(
+        space={
+            "optim.lr": "loguniform(3e-4,3e-3)",
+            "optim.weight_decay": "loguniform(1e-2,1.0)",
+            "model.hidden": "choice(8,16,32)",
+            "model.dropout": "uniform(0.3,0.7)",
+        },
+        points=({"optim.lr": 1e-3, "optim.weight_decay": 0.1, "model.hidden": 16, "model.dropout": 0.5},),
+    ),
+)
+SMOKE = FULL.model_copy(
+    update={
+        "model": RecurrentModel(name="gru", hidden=16),
+        "loop": Loop(epochs=3, global_batch_size=64, shards=6, checkpoint_steps=5),
+        "schedule": Schedule(kind="cosine"),
+    }
+)
+SEARCHES = {
+    "boosting": Search(
+        space={
+            "model.learning_rate": "loguniform(2e-2,2e-1)",
+            "model.trees": "choice(100,200,400)",
+            "model.leaves": "choice(4,8,16)",
+            "model.l2": "loguniform(1e-1,1e2)",
+        },
+        points=({"model.learning_rate": 0.05, "model.trees": 200, "model.leaves": 8, "model.l2": 10.0},),
+    ),
+    "logistic": Search(space={"model.l2": "loguniform(1e-1,1e4)"}, points=({"model.l2": 10.0},)),
+    "last_pf": Search(space={"model.l2": "loguniform(1e-1,1e4)"}, points=({"model.l2": 10.0},)),
+    "last_sf": Search(space={"model.l2": "loguniform(1e-1,1e4)"}, points=({"model.l2": 10.0},)),
+}
+
+
+def load(directory: Path, split: str, data: IcuData, spec: dict[str, Any] | None) -> Samples:
+    return load_icu(directory, split, data.cohort, spec, data.fill, data.virtual_patient)
+
+
+TASK = Task(
+    name="ards",
+    kind="icu",
+    outcome=Binary(),
+    objective="auroc",
+    load=load,
+    full=FULL,
+    smoke=SMOKE,
+    searches=SEARCHES,
+    primary=("auroc", "auprc", "ventilated_pf/auroc"),
+    secondary=("brier", "calibration_slope"),
+)

@@ -1,0 +1,152 @@
+"""Types of outcome: what a task predicts decides its loss, its probabilities, its scores and its columns.
+
+Arrays: logits [B, outputs], or [B, members, outputs] of an ensemble; y int64 [B] (class indices), of a regression
+float32 [B, outputs]; p float64 [N] of a binary outcome (the positive class), else [N, outputs].
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from raylab.data.lung.sweep_dataset import outputs
+from raylab.data.samples import Samples
+from raylab.evaluation import metrics
+
+EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 in a log loss
+
+
+class Outcome(ABC):
+    """One type of outcome. A new one implements these methods; figures of its scores are in jobs/common/figures.py."""
+
+    def count(self, spec: dict[str, Any]) -> int:
+        """Outputs of the network."""
+        return len(spec["classes"])
+
+    def loss(self, logits: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
+        """Loss of each sample, [B]; of an ensemble, the mean of its members' losses."""
+        if logits.ndim == 3:
+            return torch.stack([self.loss(member, y, class_weight) for member in logits.unbind(1)]).mean(0)
+        return self.sample_loss(logits, y, class_weight)
+
+    @abstractmethod
+    def sample_loss(self, logits: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
+        """Loss [B] of one network's logits [B, outputs]."""
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """[B, outputs] in the logits' type; of an ensemble, the mean over its members."""
+        p = self.activate(logits)
+        return p.mean(1) if logits.ndim == 3 else p
+
+    @abstractmethod
+    def activate(self, logits: Tensor) -> Tensor:
+        """Logits as probabilities, or as the values of a regression; same shape."""
+
+    @abstractmethod
+    def log_loss(self, y: NDArray[Any], p: NDArray[Any]) -> float:
+        """Mean negative log likelihood of y under p; of a regression, the mean squared error."""
+
+    @abstractmethod
+    def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
+        """Scores without intervals, for validation during training."""
+
+    @abstractmethod
+    def scores(self, samples: Samples, p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
+        """Every score with its 95% interval, clustered by patient."""
+
+    def class_counts(self, samples: Samples) -> dict[str, int]:
+        """Rows of each class; none of a regression."""
+        return {name: int((samples.y == k).sum()) for k, name in enumerate(samples.spec["classes"])}
+
+    @abstractmethod
+    def columns(self, samples: Samples, p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(columns of the truth, columns of the prediction) of a table of predictions, by name."""
+
+
+class Binary(Outcome):
+    """Something happens or does not: one logit."""
+
+    def count(self, spec: dict[str, Any]) -> int:
+        return 1
+
+    def sample_loss(self, logits: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
+        each = F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction="none")
+        return each if class_weight is None else each * class_weight[y]
+
+    def activate(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits)
+
+    def log_loss(self, y: NDArray[Any], p: NDArray[Any]) -> float:
+        return _log_loss(np.where(y == 1, p, 1 - p))
+
+    def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
+        return metrics.binary_point(y, p)
+
+    def scores(self, samples: Samples, p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
+        return metrics.binary_scores(samples.y, p, samples.group, bootstraps, seed)
+
+    def columns(self, samples: Samples, p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"label": samples.y}, {f"p_{samples.spec['classes'][1]}": p}
+
+
+class Multiclass(Outcome):
+    """One of several classes."""
+
+    def sample_loss(self, logits: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
+        each = F.cross_entropy(logits, y, reduction="none")
+        return each if class_weight is None else each * class_weight[y]
+
+    def activate(self, logits: Tensor) -> Tensor:
+        return torch.softmax(logits, -1)
+
+    def log_loss(self, y: NDArray[Any], p: NDArray[Any]) -> float:
+        return _log_loss(p[np.arange(len(y)), y])
+
+    def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
+        return metrics.multiclass_point(y, p)
+
+    def scores(self, samples: Samples, p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
+        classes = samples.spec["classes"]
+        return metrics.multiclass_scores(samples.y, p, samples.group, classes, samples.source, bootstraps, seed)
+
+    def columns(self, samples: Samples, p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"label": samples.y}, {f"p_{name}": p[:, k] for k, name in enumerate(samples.spec["classes"])}
+
+
+class Regression(Outcome):
+    """Several numbers, standardised for the network and given back in their units."""
+
+    def sample_loss(self, logits: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
+        return (logits - y).square().mean(1)
+
+    def activate(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def log_loss(self, y: NDArray[Any], p: NDArray[Any]) -> float:
+        return float(np.square(p - y).mean())
+
+    def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
+        return metrics.regression_point(y, p)
+
+    def scores(self, samples: Samples, p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
+        truth, values = outputs(samples.y, samples.spec), outputs(p, samples.spec)
+        return metrics.regression_scores(truth, values, samples.group, samples.spec["classes"], bootstraps, seed)
+
+    def class_counts(self, samples: Samples) -> dict[str, int]:
+        return {}
+
+    def columns(self, samples: Samples, p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        truth, values = outputs(samples.y, samples.spec), outputs(p, samples.spec)
+        names = samples.spec["classes"]
+        return (
+            {name: truth[:, k] for k, name in enumerate(names)},
+            {f"p_{name}": values[:, k] for k, name in enumerate(names)},
+        )
+
+
+def _log_loss(p_of_truth: NDArray[Any]) -> float:
+    return float(-np.log(np.clip(p_of_truth, EPSILON, 1)).mean())

@@ -1,0 +1,67 @@
+"""Recipes by task: read from files and documents, and those that ship."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raylab.config.old_names import FIELDS, rename_fields
+from raylab.config.recipe import Recipe, Search, model_family, validate
+from raylab.errors import UsageError
+from raylab.tasks import TASKS, find_task
+
+
+def parse_recipe(document: Mapping[str, Any]) -> Recipe:
+    """The recipe of a parsed JSON document; UsageError names every field that does not fit."""
+    return validate(_type(document.get("task")), document)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a JSON file that a run has written; UsageError when there is none that can be used."""
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path} is not a valid recipe file", str(error), "restore it: the run itself writes it"
+        ) from error
+    return parse_recipe(update_recipe(document))
+
+
+def update_recipe(document: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's document with today's names, and without the fields of other models and tasks: version 0.1 wrote the
+    fields of all of them."""
+    document = {
+        part: {FIELDS.get(f"{part}.{name}", f"{part}.{name}").partition(".")[2]: v for name, v in values.items()}
+        if isinstance(values, dict)
+        else values
+        for part, values in document.items()
+    }
+    if search := document.get("search"):
+        space, points = rename_fields(search["space"]), [rename_fields(point) for point in search["points"]]
+        document["search"] = {**search, "space": space, "points": points}
+    kind = _type(document["task"])
+    if kind is Recipe:
+        return document
+    own = {"model": model_family(document["model"]["name"]), "data": type(kind.model_fields["data"].default)}
+    kept = {part: {k: v for k, v in document[part].items() if k in own[part].model_fields} for part in own}
+    return {**document, **kept}
+
+
+def _type(task: object) -> type[Recipe]:
+    """The type of a task's recipes; plain for a task that is not among TASKS."""
+    return type(TASKS[task].full) if isinstance(task, str) and task in TASKS else Recipe
+
+
+def shipped_recipe(task: str, smoke: bool = False) -> Recipe:
+    """The recipe that ships for a task: the full one, or the small one of tests and first tries."""
+    found = find_task(task)
+    return found.smoke if smoke else found.full
+
+
+def with_search_space(recipe: Recipe) -> Recipe:
+    """The recipe with the search space of its model, where that is not the recipe's own."""
+    own = find_task(recipe.task).searches.get(recipe.model.name)
+    if own is None or recipe.search.space.keys() == own.space.keys():
+        return recipe
+    kept = recipe.search.model_dump(exclude={"space", "points"})
+    return recipe.model_copy(update={"search": Search(space=own.space, points=own.points, **kept)})
