@@ -24,9 +24,10 @@ VERBS = {
     "prepare": "make a checked data directory from raw tables or images",
     "concepts": "print the concept dictionary of intensive care, with its coverage",
     "recipe": "print the fields of a recipe, their values and what they are",
-    "train": "train a model, elastically, or resume a run",
+    "train": "train a model, elastically",
     "transfer": "train with the weights of an earlier run as the start",
-    "tune": "search hyperparameters, or resume a search",
+    "tune": "search hyperparameters",
+    "resume": "go on with an interrupted run or search",
     "evaluate": "score a run on a split, with intervals",
     "benchmark": "every model of a task on the same splits, as one table with intervals",
     "explain": "plot which hours and features moved a network's predictions",
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"raylab: {_denied(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("raylab: stopped; a run that was training resumes with: raylab train --resume NAME", file=sys.stderr)
+        print("raylab: stopped; a run that was training resumes with: raylab resume NAME", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, `raylab compare | head` for one
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -286,8 +286,7 @@ def do_resume(args: argparse.Namespace) -> dict[str, Any]:
     names = args.runs or [path.name for path, _ in interrupted(directory.spec.name)]
     done = []
     for name in names:
-        verb = "tune" if home.note(home.find(name))["kind"] == "tune" else "train"
-        words = [directory.spec.python, "-m", "jobs.cli", verb, "--resume", name]
+        words = [directory.spec.python, "-m", "jobs.cli", "resume", name]
         done.append({"run": name, **submit(directory, words, follow=False)})
     if not args.quiet:
         say(f"resumed: {', '.join(names) if names else 'nothing was interrupted'}")

@@ -16,10 +16,9 @@ from raylab.config.overrides import override, parse_assignments
 from raylab.config.recipe import Recipe
 from raylab.data.prepared import read_meta
 from raylab.data.sampler import steps_per_epoch
-from raylab.errors import DataError, UsageError
 from raylab.models.baselines import Fitted
 from raylab.tasks import TASKS, find_task
-from raylab.tasks.recipes import read_recipe, shipped_recipe
+from raylab.tasks.recipes import shipped_recipe
 from raylab.training import imbalance
 from raylab.training.run import execute, read_model
 from tracking.outbox import Outbox
@@ -28,9 +27,10 @@ EXAMPLE = "raylab train ards --data prepared/ards --smoke --workers 0"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", nargs="?", help=f"one of: {', '.join(TASKS)}")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared directory, on storage that all nodes share")
-    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run; takes no other option")
+    parser.add_argument("task", help=f"one of: {', '.join(TASKS)}")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="prepared directory, on storage that all nodes share"
+    )
     add_recipe_options(parser)
     parser.add_argument("--workers", metavar="N|MIN:MAX", help="0 trains in this process, without Ray")
     parser.add_argument("--name", help="of the run; made from task and time otherwise")
@@ -45,12 +45,6 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    if args.resume is not None:
-        if args.task or args.data or args.set or args.workers or args.parent or args.name or args.smoke:
-            raise UsageError("--resume takes no other option", "the run's own recipe and data are used")
-        return resume(home.find(args.resume), args.quiet)
-    if args.task is None or args.data is None:
-        raise UsageError("train needs a task and --data", do=f"for example: {EXAMPLE}")
     recipe = recipe_of(args)
     parent = None if args.parent is None else home.find(args.parent)
     return start(recipe, args.data.absolute(), args.name, parent, args.quiet)
@@ -80,27 +74,7 @@ def start(
         run_tracking.opening(directory, recipe, meta, data, kind, uri, ancestor)
         if parent is not None:
             home.annotate(directory, parent_directory=str(parent))  # of a colleague's home, perhaps
-        return _go(directory, recipe, data, parent, quiet)
-
-
-def resume(directory: Path, quiet: bool) -> dict[str, Any]:
-    """Go on with a run from its newest valid checkpoint, in the same MLflow run."""
-    described = home.note(directory)
-    if described["kind"] == "tune":
-        raise UsageError(f"{directory.name} is a search", do=f"raylab tune --resume {directory.name}")
-    recipe, data = read_recipe(directory / "recipe.json"), Path(described["data"])
-    with home.held(directory):
-        meta = read_meta(data, recipe.task)
-        if meta["data_hash"] != described["data_hash"]:
-            raise DataError(
-                f"{data} is no longer the data that run {directory.name} began with",
-                "its data hash differs, so the result would not be that of an undisturbed run",
-                f"restore the data, or start a new run: raylab train {recipe.task} --data {data}",
-            )
-        run_tracking.reopen(directory)
-        ancestor = described.get("parent_directory") or described["parent"]
-        parent = None if ancestor is None else home.find(ancestor)
-        return _go(directory, recipe, data, parent, quiet)
+        return go_on(directory, recipe, data, parent, quiet)
 
 
 def inspect(recipe: Recipe, data: Path) -> None:
@@ -112,7 +86,8 @@ def inspect(recipe: Recipe, data: Path) -> None:
     job.model(recipe, train.spec)
 
 
-def _go(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool) -> dict[str, Any]:
+def go_on(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool) -> dict[str, Any]:
+    """Train a run from its newest valid checkpoint, or from the start, to its end."""
     job = find_task(recipe.task)
     samples = job.load(data, "train", recipe.data, None)
     steps = steps_per_epoch(len(samples), recipe.loop.global_batch_size)

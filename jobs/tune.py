@@ -20,10 +20,10 @@ from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
 from raylab.data.prepared import read_meta
-from raylab.errors import DataError, UsageError
+from raylab.errors import UsageError
 from raylab.files import write_json
-from raylab.tasks import find_task
-from raylab.tasks.recipes import read_recipe, with_search_space
+from raylab.tasks import TASKS, find_task
+from raylab.tasks.recipes import with_search_space
 from raylab.training.progress import Metrics
 from tracking.forwarder import Forwarder
 from tracking.outbox import Outbox
@@ -32,9 +32,8 @@ EXAMPLE = 'raylab tune ards --data prepared/ards --trials 20 --space "optim.lr=l
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", nargs="?")
-    parser.add_argument("--data", type=Path, metavar="DIR")
-    parser.add_argument("--resume", metavar="NAME", help="go on with an interrupted search; takes no other option")
+    parser.add_argument("task", help=f"one of: {', '.join(TASKS)}")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--trials", type=int)
     parser.add_argument("--scheduler", help="fifo, asha, hyperband, pbt")
     parser.add_argument("--search", help="random, tpe")
@@ -48,25 +47,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    if args.resume is not None:
-        names = (
-            "task",
-            "data",
-            "set",
-            "space",
-            "trials",
-            "scheduler",
-            "search",
-            "workers_per_trial",
-            "concurrent",
-            "smoke",
-            "name",
-        )
-        if any(getattr(args, name) for name in names):
-            raise UsageError("--resume takes no other option", "the search's own recipe and data are used")
-        return resume(home.find(args.resume), args.quiet)
-    if args.task is None or args.data is None:
-        raise UsageError("tune needs a task and --data", do=f"for example: {EXAMPLE}")
     return start(recipe_of(args), args.data.absolute(), args.name, args.quiet)
 
 
@@ -101,22 +81,7 @@ def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str
     directory = home.new_run(name, f"{recipe.task}-search")
     with home.held(directory):
         run_tracking.opening(directory, recipe, meta, data, "tune", uri)
-        return _go(directory, recipe, data, quiet)
-
-
-def resume(directory: Path, quiet: bool) -> dict[str, Any]:
-    described = home.note(directory)
-    if described["kind"] != "tune":
-        raise UsageError(f"{directory.name} is no search", do=f"raylab train --resume {directory.name}")
-    recipe, data = read_recipe(directory / "recipe.json"), Path(described["data"])
-    with home.held(directory):
-        if read_meta(data, recipe.task)["data_hash"] != described["data_hash"]:
-            raise DataError(
-                f"{data} is no longer the data that search {directory.name} began with", "its data hash differs"
-            )
-        run_tracking.checked_address()
-        run_tracking.reopen(directory)
-        return _go(directory, recipe, data, quiet)
+        return go_on(directory, recipe, data, quiet)
 
 
 class ToMlflow:
@@ -187,7 +152,8 @@ class ToMlflow:
             raise
 
 
-def _go(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
+def go_on(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
+    """Search from the trials that are there, or from the start, to the end."""
     options = recipe.search
     objective = f"val/{find_task(recipe.task).objective}"
     if not quiet:

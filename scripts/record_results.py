@@ -97,7 +97,7 @@ def runs(runner: Runner, quick: bool) -> dict[str, Callable[[], dict[str, Any]]]
 
     def resume() -> dict[str, Any]:
         runner.kill_at_step(15, "killed", "train", "ards", "--data", ards, "--smoke", *disturbed)
-        return run("train", "--resume", "killed")
+        return run("resume", "killed")
 
     def simulate() -> dict[str, Any]:
         ranges = ("shunt=uniform(.05,.3)", "fio2=uniform(.3,1)")

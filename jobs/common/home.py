@@ -44,9 +44,7 @@ def new_run(name: str | None, task: str) -> Path:
         raise UsageError(f"'{name}' cannot name a run", "a run is a directory", "use letters, digits, '-' and '_'")
     directory = home() / "runs" / name
     if (directory / "run.json").exists():
-        raise UsageError(
-            f"there is already a run named '{name}'", do=f"raylab train --resume {name}, or choose another --name"
-        )
+        raise UsageError(f"there is already a run named '{name}'", do=f"raylab resume {name}, or choose another --name")
     group()  # a name that is wrong is said before there is a run
     first = not directory.parent.exists()
     directory.mkdir(parents=True, exist_ok=True)

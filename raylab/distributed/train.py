@@ -93,7 +93,7 @@ def train(
             raise RunError(
                 f"the workers of run {directory.name} failed {recipe.scaling.max_failures + 1} times",
                 str(error).strip().splitlines()[-1],
-                f"see Ray's logs, then: raylab train --resume {directory.name}",
+                f"see Ray's logs, then: raylab resume {directory.name}",
             ) from error
         if not moved(directory):
             return outcome(directory)
@@ -152,7 +152,7 @@ def outcome(directory: Path) -> dict[str, Any]:
     result = directory / "result.json"
     if not result.is_file():
         raise IncompleteError(
-            f"run {directory.name} ended without reaching its last step", do=f"raylab train --resume {directory.name}"
+            f"run {directory.name} ended without reaching its last step", do=f"raylab resume {directory.name}"
         )
     found: dict[str, Any] = json.loads(result.read_text())
     if found["stopped"] == "planned" and found["steps"] != found["planned_steps"]:

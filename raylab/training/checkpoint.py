@@ -58,7 +58,7 @@ def save(directory: Path, step: int, state: dict[str, Any], keep: int = 2) -> Pa
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {directory}",
             str(error).splitlines()[0],
-            "free space or choose another RAYLAB_HOME, then: raylab train --resume NAME",
+            "free space or choose another RAYLAB_HOME, then: raylab resume NAME",
         ) from error
     return final
 

@@ -174,7 +174,7 @@ class Recorder:
                 with self.ledger.open("a") as file:
                     file.write(json.dumps({"attempt": self.attempt, **line}) + "\n")
             except OSError as error:
-                do = f"free space, then: raylab train --resume {self.directory.name}"
+                do = f"free space, then: raylab resume {self.directory.name}"
                 raise CheckpointError(f"{self.ledger} could not be written", str(error), do) from error
 
 
@@ -228,7 +228,7 @@ def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module
         raise DataError(
             f"run {directory.name} has no trained model yet",
             "it did not reach its last step",
-            f"raylab train --resume {directory.name}",
+            f"raylab resume {directory.name}",
         )
     note = json.loads(path.read_text())
     recipe = parse_recipe(update_recipe(note["recipe"]))

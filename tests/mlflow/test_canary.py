@@ -45,8 +45,8 @@ STEPS: dict[str, list[str]] = {
     "train": [
         "ards --data {ards} --smoke --name icu --set loop.epochs=1",
         "covidnet --data {cxr} --smoke --name lungs --set loop.epochs=1 data.size=32",
-        "--resume icu",
     ],
+    "resume": ["icu"],
     "transfer": ["covidnet --from lungs --data {cxr} --name lungs-b"],
     "evaluate": [
         "ards --run icu --data {ards} --split test",

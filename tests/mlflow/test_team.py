@@ -227,7 +227,7 @@ def test_a_member_predicts_with_the_model_and_starts_from_it(
     done = place.raylab(BEN, *words)
     assert done.returncode == 0, done.stderr
     assert pl.read_parquet(own / "p.parquet").height > 0
-    denied = place.raylab(BEN, "train", "--resume", shared)
+    denied = place.raylab(BEN, "resume", shared)
     assert denied.returncode == 2 and "Traceback" not in denied.stderr and "permission denied" in denied.stderr
     words = ("train", "ards", "--data", own / "data", "--smoke", "--from", shared, "--name", "mine")
     environment = {"MLFLOW_TRACKING_URI": team.uri, "MLFLOW_EXPERIMENT_NAME": "ben", "MLFLOW_TRACKING_USERNAME": "ben"}
@@ -235,7 +235,7 @@ def test_a_member_predicts_with_the_model_and_starts_from_it(
     done = place.raylab(BEN, *words, "--set", "loop.epochs=1", **environment)
     assert done.returncode == 0, done.stderr
     described = json.loads((own / "raylab" / "runs" / "mine" / "run.json").read_text())
-    assert described["parent_directory"] == str(shared), "where --resume looks again"
+    assert described["parent_directory"] == str(shared), "where resume looks again"
 
 
 def test_a_group_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

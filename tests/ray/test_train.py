@@ -25,7 +25,7 @@ def test_a_killed_worker_changes_nothing(lab: Lab, ards_data: Path, calm: dict[s
     os.kill(ledger[0]["pids"][-1], signal.SIGKILL)
     output, _ = run.communicate(timeout=250)
     assert run.returncode == 0, output
-    result = lab.run("train", "--resume", "killed")
+    result = lab.run("resume", "killed")
     assert result["weights_sha256"] == calm["weights_sha256"]
     assert result["val_loss"] == calm["val_loss"]
     assert result["steps"] == calm["steps"] == result["planned_steps"]
@@ -60,7 +60,7 @@ def test_a_preempted_node_repeats_nothing(lab: Lab, ards_data: Path) -> None:
     node.send_signal(signal.SIGTERM)
     output, _ = run.communicate(timeout=400)
     assert run.returncode == 0, output
-    result = lab.run("train", "--resume", "preempted")
+    result = lab.run("resume", "preempted")
     assert result["workers"] == [2, 1]
     assert result["steps_repeated"] == 0
     assert result["gaps"] == 0

@@ -20,7 +20,7 @@ def test_a_killed_search_resumes_without_losing_or_doubling_a_trial(lab: Lab, ar
     before = {path.parent.name: path.read_text() for path in trials.glob("*/params.json")}
     ended = len(list(trials.glob("*/end.json")))
     assert ended < 10
-    result = lab.run("tune", "--resume", "search")
+    result = lab.run("resume", "search")
     after = {path.parent.name: path.read_text() for path in trials.glob("*/params.json")}
     assert before.items() <= after.items()
     assert len(after) == len(set(after.values())) == result["trials"] == 10

@@ -139,7 +139,6 @@ def test_options_are_not_abbreviated():
         (["ards", "--name", "a/b"], "cannot name a run"),
         (["ards", "--name", ".hidden"], "cannot name a run"),
         (["ards", "--from", "nobody"], "nobody"),
-        (["ards", "--resume", "nobody"], "takes no other option"),
     ],
 )
 def test_what_train_refuses_leaves_no_run(words, said, ards_data, own_home):
@@ -148,10 +147,8 @@ def test_what_train_refuses_leaves_no_run(words, said, ards_data, own_home):
     assert outline(own_home) == before
 
 
-def test_train_needs_a_task_and_data():
-    for words in ([], ["ards"], ["--data", "x"]):
-        assert "needs a task and --data" in refused("train", *words)
-    assert "no run" in refused("train", "--resume", "nobody") or "nobody" in refused("train", "--resume", "nobody")
+def test_what_cannot_be_resumed_is_said():
+    assert "nobody" in refused("resume", "nobody")
 
 
 def test_data_that_is_missing_or_changed(ards_data, tmp_path):
@@ -196,7 +193,7 @@ def test_exit_codes_of_the_ways_to_end(monkeypatch):
     sync = importlib.import_module("jobs.sync")
     for end, code, said in (
         (lambda args: {"exit_code": 1}, 1, ""),
-        (lambda args: (_ for _ in ()).throw(KeyboardInterrupt), 130, "raylab train --resume NAME"),
+        (lambda args: (_ for _ in ()).throw(KeyboardInterrupt), 130, "raylab resume NAME"),
         (lambda args: os.kill(os.getpid(), signal.SIGTERM) or {}, 130, "stopped"),
     ):
         monkeypatch.setattr(sync, "main", end)
@@ -232,7 +229,7 @@ def test_train_leaves_a_run_its_json_and_its_mlflow_run(trained, own_home, ards_
 
 def test_a_name_is_given_once(trained, ards_data):
     said = refused("train", "ards", "--data", ards_data, "--name", "first")
-    assert "already a run named 'first'" in said and "--resume first" in said
+    assert "already a run named 'first'" in said and "raylab resume first" in said
 
 
 def test_evaluate_and_the_count_of_test_reads(trained, ards_data, tmp_path):
@@ -394,7 +391,7 @@ def test_a_result_or_report_replaces_no_other_file(tmp_path, ards_data, trained)
 
 
 def test_resuming_a_finished_run_changes_nothing(trained, tmp_path):
-    code, out, err = raylab("train", "--resume", "first", "--json", tmp_path / "again.json")
+    code, out, err = raylab("resume", "first", "--json", tmp_path / "again.json")
     assert code == 0, err
     assert "has reached its last step" in out
     again = json.loads((tmp_path / "again.json").read_text())
@@ -406,7 +403,7 @@ def test_a_run_s_scores_have_one_point_a_step_and_its_model_is_logged_once(train
     """Also after a resume of the finished run, an evaluation of val and a sync that believes the model is missing."""
     described = home.note(own_home / "runs" / "first")
     client, run_id = runs.client(described["uri"]), described["run_id"]
-    assert raylab("train", "--resume", "first", "--quiet")[0] == 0
+    assert raylab("resume", "first", "--quiet")[0] == 0
     assert raylab("evaluate", "ards", "--run", "first", "--data", ards_data, "--split", "val", "--quiet")[0] == 0
     home.annotate(own_home / "runs" / "first", model_logged=False)
     assert raylab("sync", "--json", tmp_path / "sync.json")[0] == 0
@@ -471,7 +468,7 @@ def last_epoch(directory: Path) -> dict[str, float]:
 def test_resuming_with_other_data_is_refused(trained, own_home):
     shutil.copytree(own_home / "runs" / "first", own_home / "runs" / "altered")
     home.annotate(own_home / "runs" / "altered", data_hash="0" * 64)
-    said = refused("train", "--resume", "altered")
+    said = refused("resume", "altered")
     assert "no longer the data that run altered began with" in said
     shutil.rmtree(own_home / "runs" / "altered")
 
@@ -486,7 +483,7 @@ def test_logging_a_model_leaves_the_tracking_address_as_it_was(trained, own_home
 
 def test_a_run_is_worked_on_by_one_process_at_a_time(trained, own_home):
     with home.held(own_home / "runs" / "first"):
-        code, _, err = raylab("train", "--resume", "first")
+        code, _, err = raylab("resume", "first")
     assert code == 1 and "another process" in err
 
 
