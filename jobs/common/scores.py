@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Mapping
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +132,14 @@ def record(directory: Path, scored: dict[str, Any]) -> None:
 
 
 def append_new_metrics(outbox: Outbox, step: int, values: Mapping[str, float]) -> None:
-    """Append what the outbox does not hold yet: a score that is computed again is one point, not two."""
+    """Append what the outbox does not hold yet: a score that is computed again is one point, not two. Computed again it
+    may differ in the last bits, because a product of matrices depends on where they lie in memory."""
     held: dict[str, float] = {}
     for record in read_lines(outbox.path):
         if record["kind"] == "metrics" and record["step"] == step:
             held |= record["values"]
-    if new := {name: float(value) for name, value in values.items() if held.get(name) != value}:
+    new = {n: float(value) for n, value in values.items() if n not in held or not isclose(held[n], value, rel_tol=1e-9)}
+    if new:
         outbox.append({"kind": "metrics", "step": step, "values": new})
 
 

@@ -469,7 +469,7 @@ def test_resuming_with_other_data_is_refused(trained, own_home):
     shutil.copytree(own_home / "runs" / "first", own_home / "runs" / "altered")
     home.annotate(own_home / "runs" / "altered", data_hash="0" * 64)
     said = refused("resume", "altered")
-    assert "no longer the data that run altered began with" in said
+    assert "no longer the data that altered began with" in said
     shutil.rmtree(own_home / "runs" / "altered")
 
 
