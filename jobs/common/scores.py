@@ -16,7 +16,6 @@ from raylab.config.recipe import IcuData, Recipe
 from raylab.data.icu import cohorts
 from raylab.data.prepared import read_meta
 from raylab.data.samples import Samples
-from raylab.errors import DataError
 from raylab.evaluation import temperature
 from raylab.evaluation.intervals import text
 from raylab.files import read_lines, write_json
@@ -31,12 +30,10 @@ BOOTSTRAPS = 1000
 MATRICES = ("confusion", "confusion_by_source")
 
 
-def load(directory: Path, data: Path, split: str, cohort: str | None = None) -> tuple[Task, Recipe, Samples, Any]:
+def load(directory: Path, data: Path, split: str) -> tuple[Task, Recipe, Samples, Any]:
     """(task, recipe, samples, network) to score run `directory` on `data`, with the run's own statistics."""
     job, recipe, spec, network = read_model(directory)
-    part = recipe.data if cohort is None else recipe.data.model_copy(update={"cohort": cohort})
-    samples = job.load(data, split, part, spec)
-    return job, recipe, samples, network
+    return job, recipe, job.load(data, split, recipe.data, spec), network
 
 
 def probabilities(job: Task, recipe: Recipe, samples: Samples, network: Any) -> np.ndarray:
@@ -63,20 +60,32 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
     }
     if isinstance(recipe.data, IcuData):
         result["cohort"] = recipe.data.cohort
-        result["cohorts"] = {}
-        for cohort in cohorts.COHORTS:  # the unflattering ones too
-            try:
-                _, _, part, _ = load(directory, data, split, cohort)
-            except DataError as empty:
-                result["cohorts"][cohort] = {"n": 0, "why": empty.what}
-                continue
-            of_part = job.outcome.scores(part, probabilities(job, recipe, part, network), BOOTSTRAPS, recipe.seed)
-            result["cohorts"][cohort] = {"n": len(part), "positives": int(part.y.sum()), **of_part}
+        result["cohorts"] = by_cohort(job, recipe, samples, p, network, data, split)
     if job.kind == "images":
         result |= cxr_controls.beside(directory, samples, p, BOOTSTRAPS, recipe.seed)
     parameters = sum(weight.numel() for weight in network.parameters())
     out = {"result": result, "samples": samples, "p": p, "split": split, "meta": meta, "job": job}
     return out | {"parameters": parameters}
+
+
+def by_cohort(
+    job: Task, recipe: Recipe, samples: Samples, p: np.ndarray, network: Any, data: Path, split: str
+) -> dict[str, dict[str, Any]]:
+    """Scores of every cohort, the unflattering ones too: masks over one prediction of all rows."""
+    if recipe.data.cohort != "all":  # type: ignore[attr-defined]
+        everybody = recipe.data.model_copy(update={"cohort": "all"})
+        samples = job.load(data, split, everybody, samples.spec)
+        p = probabilities(job, recipe, samples, network)
+    found: dict[str, dict[str, Any]] = {}
+    for cohort in cohorts.COHORTS:
+        inside = np.ones(len(samples), bool) if cohort == "all" else samples.rows[cohort].to_numpy()  # type: ignore[attr-defined]
+        if not inside.any():
+            found[cohort] = {"n": 0, "why": f"{data} has no row in split '{split}', cohort '{cohort}'"}
+            continue
+        part = samples.subset(inside)  # type: ignore[attr-defined]
+        scores = job.outcome.scores(part, p[inside], BOOTSTRAPS, recipe.seed)
+        found[cohort] = {"n": len(part), "positives": int(part.y.sum()), **scores}
+    return found
 
 
 def differences(spec: dict[str, Any], meta: dict[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Distributions of a search space, written `loguniform(1e-5,1e-3)`."""
 
-import re
+import ast
 from typing import Any
 
 from raylab.config.overrides import parse_value
@@ -21,13 +21,9 @@ def parse_dimension(path: str, text: str) -> tuple[str, list[Any]]:
     Raises UsageError for another distribution or wrong bounds.
     """
     example = f"for example --space {path}=loguniform(1e-5,1e-3)"
-    match = re.fullmatch(r"\s*(\w+)\s*\((.*)\)\s*", text)
-    if not match:
-        raise UsageError(f"{path}={text} is not a distribution", f"known: {', '.join(DISTRIBUTIONS)}", example)
-    name, inside = match.groups()
+    name, arguments = _call(path, text, example)
     if name not in DISTRIBUTIONS:
         raise unknown("distribution", name, DISTRIBUTIONS)
-    arguments = [parse_value(part.strip()) for part in _split(inside)]
     count = DISTRIBUTIONS[name]
     if count is None:
         if not arguments:
@@ -43,19 +39,15 @@ def parse_dimension(path: str, text: str) -> tuple[str, list[Any]]:
     return name, arguments
 
 
-def _split(text: str) -> list[str]:
-    """At commas that stand outside brackets and quotes."""
-    parts, depth, start, quote = [], 0, 0, ""
-    for at, char in enumerate(text):
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "'\"":
-            quote = char
-        elif char in "([{":
-            depth += 1
-        elif char in ")]}":
-            depth -= 1
-        elif char == "," and depth == 0:
-            parts.append(text[start:at])
-            start = at + 1
-    return [*parts, text[start:]] if text.strip() else []
+def _call(path: str, text: str, example: str) -> tuple[str, list[Any]]:
+    """The name and the arguments of a call written as text. Words without quotes are text: `choice(gru,lstm)`."""
+    text = text.strip()
+    known = f"known: {', '.join(DISTRIBUTIONS)}"
+    try:
+        call = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        quotes = "; text with signs such as : or / needs quotes, choice('a:b')"
+        raise UsageError(f"{path}={text} is not a distribution", known + quotes, example) from error
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
+        raise UsageError(f"{path}={text} is not a distribution", known, example)
+    return call.func.id, [parse_value(ast.get_source_segment(text, argument) or "") for argument in call.args]

@@ -33,6 +33,20 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_verified: set[tuple[Path, int, int, int, str]] = set()
+
+
+def _has_hash(file: Path, recorded: str) -> bool:
+    """Whether the file has this SHA-256. It is read once a process, and again when its size, time or inode changes."""
+    state = file.stat()
+    key = (file.resolve(), state.st_ino, state.st_size, state.st_mtime_ns, recorded)
+    if key not in _verified:
+        if sha256(file) != recorded:
+            return False
+        _verified.add(key)
+    return True
+
+
 def split_hash(pairs: list[tuple[str, str]]) -> str:
     """SHA-256 over the sorted (group, split) pairs: equal exactly when the same patients are in the same splits."""
     text = "\n".join(sorted(f"{group}\t{split}" for group, split in set(pairs)))
@@ -173,7 +187,7 @@ def read_meta(directory: Path, task: str) -> dict[str, Any]:
         file = directory / name
         if not file.is_file():
             raise DataError(f"{file} is missing", "meta.json lists it", elsewhere)
-        if sha256(file) != recorded:
+        if not _has_hash(file, recorded):
             raise DataError(
                 f"{file} has changed since it was prepared", "its SHA-256 no longer matches meta.json", elsewhere
             )

@@ -51,10 +51,10 @@ class BorderProbe:
         return self.of((_ring(samples) - self.mean) / self.std)
 
     def of(self, x: Floats) -> Floats:
-        logits = x @ self.weights + self.bias
-        e: Floats = np.exp(logits - logits.max(axis=1, keepdims=True))
-        e /= e.sum(axis=1, keepdims=True)
-        return e
+        from scipy.special import softmax
+
+        probabilities: Floats = softmax(x @ self.weights + self.bias, axis=1)
+        return probabilities
 
 
 def border_probe(directory: Path, kept: Path) -> BorderProbe:

@@ -17,13 +17,14 @@ FLOOR = 1e-12  # probabilities below this have no useful logarithm
 def fit(y: ArrayLike, p: ArrayLike) -> float:
     """The temperature T > 0 of least log loss of y int [N] under p float [N, K]; above 1 where p was overconfident."""
     from scipy.optimize import minimize_scalar
+    from scipy.special import softmax
 
     truth, logits = np.asarray(y), _logits(p)
     if len(truth) != len(logits) or len(truth) == 0:
         raise DataError(f"{len(truth)} labels for {len(logits)} rows of probabilities", "they describe the same rows")
 
     def loss(log_t: float) -> float:
-        scaled = _softmax(logits / np.exp(log_t))
+        scaled = softmax(logits / np.exp(log_t), axis=1)
         return float(-np.log(np.maximum(scaled[np.arange(len(truth)), truth], FLOOR)).mean())
 
     found = minimize_scalar(loss, bounds=(np.log(LEAST), np.log(MOST)), method="bounded")
@@ -32,16 +33,13 @@ def fit(y: ArrayLike, p: ArrayLike) -> float:
 
 def scaled(p: ArrayLike, temperature: float) -> Floats:
     """Probabilities [N, K] at `temperature`: softmax(log p / T). T = 1 leaves them."""
-    return _softmax(_logits(p) / temperature)
+    from scipy.special import softmax
+
+    probabilities: Floats = softmax(_logits(p) / temperature, axis=1)
+    return probabilities
 
 
 def _logits(p: ArrayLike) -> Floats:
     # The logarithm of a softmax is its logits but for a constant a row, which softmax ignores.
     logits: Floats = np.log(np.maximum(np.asarray(p, dtype=np.float64), FLOOR))
     return logits
-
-
-def _softmax(x: Floats) -> Floats:
-    e: Floats = np.exp(x - x.max(axis=1, keepdims=True))
-    e /= e.sum(axis=1, keepdims=True)
-    return e

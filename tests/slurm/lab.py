@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from raylab.files import read_lines
+from raylab.training import checkpoint
 from raylab.training.run import ledger_facts
 from tests.slurm.conftest import ROOT, Bed
 from tests.wait import wait_for
@@ -27,6 +30,8 @@ RECIPE = (
     "--smoke", "--set", f"loop.checkpoint_steps={INTERVAL}", "model.hidden=128", "model.layers=2",
     "loop.ema_decay=0.9", "model.dropout=0.2", "scaling.resize_seconds=15",
 )  # fmt: skip
+# Until it is stopped. Under a constant rate the state after a step does not depend on how many are planned
+ENDLESS = ("schedule.kind=constant", "loop.epochs=100000")
 
 
 class Lab:
@@ -35,6 +40,7 @@ class Lab:
     def __init__(self, bed: Bed, data: Path, name: str = "raylab") -> None:
         self.bed, self.home = bed, bed.shared / name
         self.data = self.home / "ards"
+        self.jobs: dict[str, str] = {}  # run -> its Ray job
         self.home.mkdir()
         shutil.copytree(data, self.data)
         (self.home / "sites.toml").write_text(SITES)
@@ -66,7 +72,14 @@ class Lab:
     def train(self, name: str, workers: str, *more: str) -> None:
         """Submit a training to the cluster `ray`; returns at once."""
         words = ("train", "ards", "--data", self.data, "--workers", workers, "--name", name, *RECIPE, *more)
-        self.run("cluster", "submit", "--name", "ray", "--detach", "--", "python", "-m", "jobs.cli", *words)
+        sent = self.run("cluster", "submit", "--name", "ray", "--detach", "--", "python", "-m", "jobs.cli", *words)
+        self.jobs[name] = sent["job"]
+
+    def stop(self, run: str) -> None:
+        """Stop a run as its user would, and wait until its driver has ended."""
+        self.run("cluster", "stop", "--name", "ray", self.jobs[run])
+        path = self.home / "runs" / run / "run.json"
+        wait_for(lambda: json.loads(path.read_text())["status"] == "KILLED", 120, f"the end of {run}")
 
     def ledger(self, run: str) -> list[dict[str, Any]]:
         return read_lines(self.home / "runs" / run / "ledger.jsonl")
@@ -90,6 +103,21 @@ class Lab:
             return at is not None and lines[at]["workers"] == workers and len(lines) - at > steps
 
         wait_for(there, seconds, f"{run} on {workers} workers")
+
+    def compare_with_undisturbed(self, run: str) -> None:
+        """Weights, moments and averages in the run's newest checkpoint are those that one process, without Ray and
+        Slurm, has after as many steps."""
+        here, damaged = checkpoint.newest(self.home / "runs" / run / "checkpoints")
+        assert here is not None and not damaged
+        step, alone = int(here.name.removeprefix("step-")), f"{run}-undisturbed"
+        settings = (ENDLESS[0], f"loop.epochs={-(-step // 2)}", f"loop.checkpoint_steps={step}")  # 2 steps an epoch
+        self.run("train", "ards", "--data", self.data, "--workers", 0, "--name", alone, *RECIPE, *settings)
+        state = checkpoint.load(here)
+        expected = checkpoint.load(self.home / "runs" / alone / "checkpoints" / here.name)
+        for part in ("model", "average", "optim"):
+            torch.testing.assert_close(state[part], expected[part], rtol=0, atol=0)
+        facts = self.facts(run)
+        assert facts["gaps"] == facts["damaged_checkpoints"] == 0
 
     def result(self, run: str, seconds: float = 400) -> dict[str, Any]:
         """result.json of a run that has reached its last step, and its MLflow runs."""

@@ -1,14 +1,13 @@
 """A Ray cluster on real Slurm: it grows with the work, and what happens to its nodes changes no result."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.slurm.conftest import Bed
-from tests.slurm.lab import INTERVAL, RECIPE, Lab
+from tests.slurm.lab import ENDLESS, INTERVAL, RECIPE, Lab
 from tests.wait import wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -24,54 +23,43 @@ def lab(testbed: Bed, ards_data: Path) -> Iterator[Lab]:
     lab.call("cluster", "down", "--name", "ray")
 
 
-SHORT, MIDDLE, LONG = (f"loop.epochs={epochs}" for epochs in (200, 600, 1750))  # 2 steps an epoch
-Undisturbed = dict[str, "Future[dict[str, Any]]"]
+SHORT, MIDDLE = (f"loop.epochs={epochs}" for epochs in (200, 600))  # 2 steps an epoch
 
 
-@pytest.fixture(scope="module")
-def undisturbed(lab: Lab) -> Iterator[Undisturbed]:
-    """The results of the same recipes in one process without Ray or Slurm, computed beside the tests."""
-
-    def train(epochs: str) -> dict[str, Any]:
-        name = epochs.replace("loop.epochs=", "undisturbed-")
-        return lab.run("train", "ards", "--data", lab.data, "--workers", 0, "--name", name, *RECIPE, epochs)
-
-    with ThreadPoolExecutor(1) as pool:
-        yield {epochs: pool.submit(train, epochs) for epochs in (SHORT, MIDDLE, LONG)}
-        pool.shutdown(cancel_futures=True)
-
-
-def check(lab: Lab, undisturbed: "Future[dict[str, Any]]", run: str) -> dict[str, Any]:
-    """The run ended as the undisturbed one did, with one MLflow run."""
-    result, expected = lab.result(run), undisturbed.result()
+def check(lab: Lab, run: str, epochs: str) -> dict[str, Any]:
+    """The run ended as one did that nothing disturbed, in one process without Ray and Slurm, with one MLflow run."""
+    alone = f"{run}-undisturbed"
+    expected = lab.run("train", "ards", "--data", lab.data, "--workers", 0, "--name", alone, *RECIPE, epochs)
+    result = lab.result(run)
     assert result["steps"] == result["planned_steps"] == expected["steps"]
     assert result["gaps"] == 0
     assert result["weights_sha256"] == expected["weights_sha256"]
-    assert lab.mlflow(run) == ["FINISHED"]
+    assert lab.mlflow(run) == ["FINISHED"] * 2  # the other is `alone`
     return result
 
 
-def test_runs_grow_and_share_the_cluster(lab: Lab, undisturbed: Undisturbed) -> None:
+def test_runs_grow_and_share_the_cluster(lab: Lab) -> None:
     """Workers come on demand. The first run has grown to all three nodes; the second gets its minimum from it, and
     neither waits for the other."""
     assert lab.status()["state"] == "ready"
     assert lab.workers() == []
-    lab.train("first", "1:3", MIDDLE)
+    lab.train("first", "1:3", *ENDLESS)
     lab.on_workers("first", 3)
     assert len({job["node"] for job in lab.workers()}) == 3
     lab.train("second", "1:3", SHORT)
     lab.on_workers("second", 1)
-    assert lab.step("first") < 1200, "it is still there"
-    assert check(lab, undisturbed[SHORT], "second")["steps_repeated"] == 0
-    result = check(lab, undisturbed[MIDDLE], "first")
-    assert result["steps_repeated"] == 0
-    assert max(result["workers"]) == 3 and 2 in result["workers"][result["workers"].index(3) :]
+    assert check(lab, "second", SHORT)["steps_repeated"] == 0
+    sizes = lab.facts("first")["workers"]
+    assert 2 in sizes[sizes.index(3) :]
+    assert lab.facts("first")["steps_repeated"] == 0
+    lab.stop("first")
+    lab.compare_with_undisturbed("first")
 
 
 @pytest.fixture(scope="module")
 def run(lab: Lab) -> str:
     """The name of the run to which the faults below happen, one after the other."""
-    lab.train("disturbed", "2", LONG)
+    lab.train("disturbed", "2", *ENDLESS)
     return "disturbed"
 
 
@@ -140,11 +128,12 @@ def test_slurm_itself_away(lab: Lab, run: str) -> None:
     assert len(lab.starts(run)) == attempts
 
 
-def test_after_all_of_it_the_run_ends_as_the_undisturbed_one(lab: Lab, run: str, undisturbed: Undisturbed) -> None:
-    check(lab, undisturbed[LONG], run)
+def test_after_all_of_it_the_weights_are_those_of_an_undisturbed_run(lab: Lab, run: str) -> None:
+    lab.stop(run)
+    lab.compare_with_undisturbed(run)
 
 
-def test_the_head_is_requeued(lab: Lab, undisturbed: Undisturbed) -> None:
+def test_the_head_is_requeued(lab: Lab) -> None:
     """A search and a run are in the middle; the new head resumes both into the MLflow runs that they had."""
     words = ("--data", lab.data, "--trials", 12, "--name", "search", "--smoke", "--set", "loop.epochs=8")
     search = ("python", "-m", "jobs.cli", "tune", "ards", *words)
@@ -161,7 +150,7 @@ def test_the_head_is_requeued(lab: Lab, undisturbed: Undisturbed) -> None:
         120,
         "the new head",
     )
-    assert check(lab, undisturbed[MIDDLE], "over-the-head")["steps_repeated"] <= INTERVAL + 1
+    assert check(lab, "over-the-head", MIDDLE)["steps_repeated"] <= INTERVAL + 1
     lab.result("search", 400)
     parameters = [path.read_text() for path in trials.glob("*/params.json")]
     assert len(parameters) == len(set(parameters)) == len(list(trials.glob("*/end.json"))) == 12

@@ -51,6 +51,13 @@ class IcuSamples:
     def __len__(self) -> int:
         return len(self.y)
 
+    def subset(self, inside: NDArray[np.bool_]) -> "IcuSamples":
+        """The samples of the rows where `inside` is true, in their order."""
+        stays = self.stay[torch.from_numpy(inside)].numpy()
+        first = np.unique(stays, return_index=True)[1]
+        x = self.x[torch.from_numpy(stays[np.sort(first)])].numpy()
+        return IcuSamples(x, self.rows.filter(pl.Series(inside)), self.spec, self.meta, self.absent)
+
     def batch(self, index: np.ndarray, augment: tuple[int, int] | None = None) -> torch.Tensor:
         """x of the rows in `index`. Time series are not augmented: `augment` is taken and changes nothing."""
         at = torch.as_tensor(index, dtype=torch.int64)

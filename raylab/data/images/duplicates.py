@@ -73,22 +73,18 @@ def merged(names: Sequence[Iterable[str]]) -> list[str]:
     `names` [N]: for each row its patient, its copies' group and whatever else ties it to other rows. A group is called
     by the first in the alphabet of its names, so that a patient without copies is a group of the same name.
     """
-    parent: dict[str, str] = {}
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    firsts = []
-    for row in names:
-        first, *rest = row
-        firsts.append(first)
-        for other in rest:
-            low, high = sorted((root(first), root(other)))
-            parent[high] = low
-    return [root(name) for name in firsts]
+    numbers: dict[str, int] = {}
+    rows = [[numbers.setdefault(name, len(numbers)) for name in row] for row in names]
+    ties = np.array([(row[0], other) for row in rows for other in row[1:]], dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(ties), dtype=bool), (ties[:, 0], ties[:, 1])), shape=(len(numbers), len(numbers)))
+    component = connected_components(graph, directed=False)[1]
+    first: dict[int, str] = {}
+    for name in sorted(numbers):
+        first.setdefault(component[numbers[name]], name)
+    return [first[component[row[0]]] for row in rows]
 
 
 def _candidates(
