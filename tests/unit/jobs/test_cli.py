@@ -309,7 +309,8 @@ def test_a_new_task_has_the_leakage_check_without_a_line(copied, ards_data, tmp_
     load = TASKS["ards"].load
     kind = create_model("NewRecipe", __base__=ArdsRecipe, task=(Literal["new"], ...))
     full = kind.model_validate({**TASKS["ards"].full.model_dump(), "task": "new"})
-    new = replace(TASKS["ards"], name="new", full=full, load=lambda directory, *rest: load(ards_data, *rest))
+    # of a kind without further scores, which would go to the MLflow run that the copy shares with the first
+    new = replace(TASKS["ards"], name="new", kind="sweep", full=full, load=lambda data, *rest: load(ards_data, *rest))
     monkeypatch.setitem(TASKS, "new", new)
     name = copied("new-run", "new", data=str(data))
     code, out, err = raylab("evaluate", "new", "--run", name, "--data", data, "--split", "val")
