@@ -82,7 +82,7 @@ def own_file() -> Path:
 def site(name: str) -> Site:
     """The site `name`, the user's values before the shipped ones.
 
-    Raises UsageError for an unknown site, a key or value that does not hold, or a blank that is to be filled in.
+    Raises UsageError for an unknown site, an invalid key or value, or a blank that is to be filled in.
     """
     merged, where = _section(name)
     if empty := blanks(name):
@@ -212,4 +212,4 @@ def _explain(error: ValidationError, name: str, where: Path) -> UsageError:
             part: type[Part] = NodeType if len(path) > 1 else Site
             return unknown(f"key of [{name}] in {where}:", ".".join(path), part.model_fields.keys() - {"name"})
         lines.append(f"{'.'.join(path)}: {problem['msg']}, got {problem.get('input')!r}")
-    return UsageError(f"[{name}] in {where} does not hold: " + "; ".join(lines), do="docs/sites.md lists the keys")
+    return UsageError(f"[{name}] in {where} is not valid: " + "; ".join(lines), do="docs/sites.md lists the keys")

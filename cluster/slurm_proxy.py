@@ -42,7 +42,7 @@ def ask(path: str, words: list, seconds: float) -> tuple:
 
 
 def serve(directory: str) -> None:
-    """Answer at DIRECTORY/door for ever. SystemExit where others could reach it."""
+    """Answer at DIRECTORY/door until killed. SystemExit where others could reach it."""
     place = Path(directory)
     status = place.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077:

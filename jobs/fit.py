@@ -119,7 +119,7 @@ def tell(told: dict[str, Any]) -> None:
             shown = f"median {facts['median']:.3g} (P10 {facts['p10']:.3g}, P90 {facts['p90']:.3g}), "
             shown += f"95 % width {facts['median_width']:.3g}"
         else:
-            shown = "known of nobody: the values are the prior's"
+            shown = "not identifiable in any patient; showing the prior"
         say(f"  {name:<24} identified in {facts['identified']:,}, not measured in {facts['never_measured']:,}; {shown}")
     for output, facts in told["residuals"].items():
         say(f"  residuals of {output:<14} n {facts['n']:,}, median {facts['median']:+.2f} sd, "

@@ -235,7 +235,7 @@ def _check_http(uri: str) -> None:
         raise TrackingError(
             f"{uri} answers, but it is no MLflow server (HTTP {answer.status_code})",
             "another program has this port",
-            "mend MLFLOW_TRACKING_URI",
+            "correct MLFLOW_TRACKING_URI",
         )
 
 

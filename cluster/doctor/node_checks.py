@@ -121,7 +121,7 @@ def _locked(path: Path) -> Finding:
     with locked(path, wait=False) as mine:
         if mine:
             one = "ask for file locks (Lustre: mount option flock); until then never work on one run from two nodes"
-            return Finding("a file lock that the login node holds does not hold here", False, one)
+            return Finding("a file lock that the login node holds is not seen here", False, one)
     return Finding("shared storage: a lock of the login node holds here")
 
 

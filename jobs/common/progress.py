@@ -98,7 +98,7 @@ class Display:
                 workers = start["workers"]
                 say(f"{again}{where} on {workers} worker{'s' if workers != 1 else ''}")
                 for name in start["damaged"]:
-                    say(f"checkpoint {name} is damaged (its checksum does not hold); the one before it is used")
+                    say(f"checkpoint {name} is damaged (its checksum does not match); the previous one is used")
             if self.waiting is not None and not told and first is None and time.monotonic() - began > WAIT_SECONDS:
                 if text := self.waiting():
                     say(text)

@@ -45,7 +45,7 @@ def run_chunks(
 
     if tell is not None:
         tell(done, len(chunks))
-    # Who is connected has imported Ray. Importing it here would cost seconds, and fix its token too early
+    # If Ray is connected, it is already imported. Importing it here would take seconds and fix its token too early
     if left and "ray" in sys.modules and sys.modules["ray"].is_initialized():
         _over_the_cluster(work, left, cpus, one_more)
         return
@@ -55,7 +55,7 @@ def run_chunks(
 
 def _failure(work: Work, argument: Any, path: Path) -> RaylabError | None:
     """Do one chunk; what went wrong as a value, because a value looks the same after a way over the network."""
-    again = "mend the cause and run the same command again: finished chunks are kept"
+    again = "fix the error and rerun the same command; finished chunks are kept"
     try:
         work(argument, path)
     except RaylabError as error:

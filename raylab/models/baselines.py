@@ -26,7 +26,7 @@ class Summary(nn.Module):
         self.features = features
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the class says."""
+        """Summarise a batch as the class describes."""
         f = self.features
         value, mask, since = (x[..., k * f : (k + 1) * f].double() for k in range(3))
         count = mask.sum(1)

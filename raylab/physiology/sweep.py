@@ -61,7 +61,7 @@ def recipe(name: str, changes: dict[str, str], **options: Any) -> Sweep:
         made = Sweep(inputs=RECIPES[name] | changes, **options)
     except ValidationError as error:
         what = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors(include_url=False))
-        raise UsageError(f"the sweep does not hold: {what}") from error
+        raise UsageError(f"invalid sweep: {what}") from error
     for key, text in made.inputs.items():
         if key not in QUANTITIES:
             raise unknown("lung model input", key, QUANTITIES)

@@ -43,7 +43,7 @@ is to make way for another: a checkpoint is then committed at the next step, and
 
 
 class AttemptHandedOver(Exception):
-    """No error: the run is saved at its present step and this group of workers ends, to be followed by another."""
+    """Raised to end this attempt after a checkpoint; the next attempt resumes from it."""
 
 
 T = TypeVar("T")
@@ -179,7 +179,7 @@ class Recorder:
 
 
 def run_on_all_ranks(group: ProcessGroup, action: Callable[[], T]) -> T:
-    """Do `action` on every rank; when it fails on one, every rank raises, so that none waits for it in vain."""
+    """Do `action` on every rank; when it fails on one rank, every rank raises, so that none keeps waiting."""
     error: RaylabError | None = None
     try:
         outcome = action()

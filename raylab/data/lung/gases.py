@@ -1,7 +1,7 @@
 """Arterial gases with the ventilator settings they were drawn under, from the events of any source, for the lung model.
 
 A reading is an arterial PaO2 of a ventilated patient with its FiO2. Beside it: PaCO2 and pH of the same sample;
-settings and pressures as last charted before it, at most so long back as BACK_h says. What a source does not hold
+settings and pressures as last charted before it, at most so long back as BACK_h says. What a source lacks
 (PhysioNet 2012 has no tidal volume, PEEP or plateau) is null here; `readings` puts in usual values, `flags` says which.
 """
 

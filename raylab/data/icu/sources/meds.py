@@ -66,9 +66,7 @@ def read_mapping(file: Path) -> Mapping:
     wrong = [name for name in named if name not in CONCEPTS] + [f"stay.{k}" for k in stay if k not in PARTS]
     if wrong or "begin" not in stay or "source" not in document:
         what = f"unknown {', '.join(sorted(wrong))}" if wrong else "it needs source and stay.begin"
-        raise UsageError(
-            f"{file} does not hold as a mapping of MEDS codes: {what}", do=f"compare it with {SHIPPED.name}"
-        )
+        raise UsageError(f"{file} is not a valid mapping of MEDS codes: {what}", do=f"compare it with {SHIPPED.name}")
     return Mapping(
         document["source"],
         document.get("dates", "shifted"),

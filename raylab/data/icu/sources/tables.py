@@ -1,6 +1,6 @@
 """Raw tables as they lie in a directory: found whatever the letter case, read in bounded portions, checked by schema.
 
-A schema is a dataframely class whose columns carry the names in lower case. What does not hold is collected over the
+A schema is a dataframely class whose columns carry the names in lower case. Violations are collected over the
 whole table and refused once, by table, column and number of rows.
 """
 
@@ -111,7 +111,7 @@ class Findings:
         lines: pl.Series | None = None,
         asked: pl.Series | None = None,
     ) -> pl.DataFrame:
-        """`rows` (text, or of the right type already) as the schema's types; what does not hold is counted.
+        """`rows` (text, or of the right type already) as the schema's types; violations are counted.
 
         `lines`: where each row stands in the file, for the message. `asked`: the rows in which anything must hold.
         """
