@@ -15,11 +15,12 @@ from raylab.config.overrides import parse_assignments
 from raylab.data.images.manifest import discover
 from raylab.errors import UsageError
 
+ICU = ("ards", "mortality")  # tasks on intensive-care data; raylab.tasks would load torch
 EXAMPLE = "raylab prepare ards --source synthetic --patients 400 --seed 0 --out prepared/ards"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", choices=["ards", "covidnet"])
+    parser.add_argument("task", choices=[*ICU, "covidnet"])
     parser.add_argument("--out", type=Path, required=True, help="the directory to make")
     parser.add_argument(
         "--replace", action="store_true", help="replace data of the task in --out, once the new data is complete"
@@ -30,11 +31,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the splits and of synthetic data")
     parser.add_argument("--patients", type=int, default=400, help="synthetic: how many")
     parser.add_argument("--path", type=Path, help="ards: directory of the raw tables; covidnet: folder of a data set")
-    ards = parser.add_argument_group("ards")
+    ards = parser.add_argument_group("intensive care: ards, mortality")
     ards.add_argument("--landmark", type=float, default=12, help="hours after admission at which is predicted")
     ards.add_argument("--horizon", type=float, default=24, help="hours after landmark and gap in which onset counts")
     ards.add_argument("--gap", type=float, default=0, help="hours after the landmark that no onset may fall into")
-    ards.add_argument("--label", default="ahrf", help="ahrf, berlin-oxygenation, global-2023")
+    ards.add_argument("--label", help="ards: ahrf (unless given), berlin-oxygenation, global-2023")
     ards.add_argument(
         "--label-set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
         help="windows of the label, for example persist_h=8 fio2_back_h=4",
@@ -74,7 +75,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    meta = _ards(args) if args.task == "ards" else _covidnet(args)
+    meta = _icu(args) if args.task in ICU else _covidnet(args)
     if not args.quiet:
         tell(args.task, args.out, meta)
     told = {k: v for k, v in meta.items() if k not in {"statistics", "files"}}
@@ -89,21 +90,27 @@ def without_names(meta: dict[str, Any]) -> dict[str, Any]:
     return {**meta, **{name: value for name, value in shown.items() if name in meta}}
 
 
-def _ards(args: argparse.Namespace) -> dict[str, Any]:
+def _icu(args: argparse.Namespace) -> dict[str, Any]:
     from raylab.data.icu.labels import label
-    from raylab.data.icu.prepare import prepare_ards
+    from raylab.data.icu.prepare import DEFAULT_LABELS, prepare_ards
     from raylab.data.icu.resplit import parse, resplit
 
     if args.origin is not None:
         if args.source is not None or args.path is not None:
             raise UsageError("--from takes prepared directories, and so no --source and no --path")
+        if args.task != "ards":
+            raise UsageError(f"prepare {args.task} takes no --from", do="--source and --path")
         directories = [directory.absolute() for directory in args.origin]
         return resplit(directories, args.out, parse(args.split_by), args.seed, args.replace)
     source = args.source or ("physionet2012" if args.path else None)
     if source is None:
-        raise UsageError("prepare ards needs --source", do="add --source physionet2012 --path DIR, or synthetic")
+        raise UsageError(
+            f"prepare {args.task} needs --source", do="add --source physionet2012 --path DIR, or synthetic"
+        )
     if source != "synthetic" and args.path is None:
-        raise UsageError(f"source {source} needs --path DIR", do=f"raylab prepare ards --source {source} --path DIR")
+        raise UsageError(
+            f"source {source} needs --path DIR", do=f"raylab prepare {args.task} --source {source} --path DIR"
+        )
     return prepare_ards(
         source,
         args.path,
@@ -112,7 +119,7 @@ def _ards(args: argparse.Namespace) -> dict[str, Any]:
         args.horizon,
         args.patients,
         args.seed,
-        rule=label(args.label, parse_assignments(args.label_set)),
+        rule=label(args.label or DEFAULT_LABELS[args.task], parse_assignments(args.label_set)),
         gap=args.gap,
         framing="rolling" if args.rolling else "landmark",
         until=args.until,
@@ -120,6 +127,7 @@ def _ards(args: argparse.Namespace) -> dict[str, Any]:
         grid_of_windows=args.sensitivity,
         virtual=args.virtual_patient,
         replace=args.replace,
+        task=args.task,
     )
 
 
@@ -179,8 +187,8 @@ def tell(task: str, out: Path, meta: dict[str, Any]) -> None:
             _table(steps[1:], "    ")
     for split, count in meta["counts"].items():
         say(f"  {split}: " + ", ".join(f"{what} {n}" for what, n in count.items()))
-    if task == "ards":
-        _tell_ards(meta)
+    if task in ICU:
+        _tell_icu(meta)
     shown = without_names(meta)
     if skipped := shown.get("skipped"):
         say(f"  unreadable and skipped: {skipped}")
@@ -204,11 +212,12 @@ def _table(rows: list[dict[str, Any]], indent: str = "  ") -> None:
         say(f"{indent}{row['step']:<{width}}  {counts}")
 
 
-def _tell_ards(meta: dict[str, Any]) -> None:
+def _tell_icu(meta: dict[str, Any]) -> None:
     label = meta["label"]
     say(f"  label {label['name']} version {label['version']}: {label['onset']}")
-    onsets = ", ".join(f"{what.replace('_', ' ')} {n:,}" for what, n in meta["onsets"].items())
-    say(f"  onsets at any time: {onsets}")
+    if "onsets" in meta:
+        onsets = ", ".join(f"{what.replace('_', ' ')} {n:,}" for what, n in meta["onsets"].items())
+        say(f"  onsets at any time: {onsets}")
     say("  how the rows end: " + ", ".join(f"{how} {n:,}" for how, n in meta["ends"].items()))
     for cell in meta.get("sensitivity", ()):
         say(

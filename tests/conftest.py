@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,26 @@ def ards_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("data") / "ards"
     prepare_ards("synthetic", None, out, patients=200)
+    return out
+
+
+@pytest.fixture(scope="session")
+def mortality_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 200 virtual patients, of whom those with the highest first creatinine die. Read only."""
+    import polars as pl
+
+    from raylab.data.icu import prepare
+    from raylab.data.icu.sources import synthetic
+
+    drawn = synthetic.read(200, 0)
+    first = drawn.events.filter(pl.col("concept") == "creatinine").sort("time").group_by("stay_id").first().collect()
+    rank = first.select("stay_id", dies=pl.col("value").rank() > 0.8 * pl.len())
+    stays = drawn.stays.drop("died").join(rank, "stay_id", "left").with_columns(died=pl.col("dies").fill_null(False))
+    source = replace(drawn, stays=stays.drop("dies"))
+    out = tmp_path_factory.mktemp("data") / "mortality"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(prepare.SOURCES, "synthetic", lambda raw: source)
+        prepare.prepare_ards("synthetic", None, out, task="mortality")
     return out
 
 

@@ -23,6 +23,7 @@ META = "meta.json"
 PATIENT_COLUMNS = ("subject_id", "patient", "patient_id")
 MAKERS = {  # the command that makes data of a task
     "ards": "raylab prepare ards ... --out",
+    "mortality": "raylab prepare mortality ... --out",
     "covidnet": "raylab prepare covidnet ... --out",
     "surrogate": "raylab simulate living --out",
 }

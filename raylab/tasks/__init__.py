@@ -1,10 +1,10 @@
 """The tasks, by name. A new one is a file here and its name in this list."""
 
 from raylab.errors import unknown
-from raylab.tasks import ards, covidnet, surrogate
+from raylab.tasks import ards, covidnet, mortality, surrogate
 from raylab.tasks.base import Task
 
-TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (ards, covidnet, surrogate)}
+TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (ards, covidnet, mortality, surrogate)}
 
 
 def find_task(name: str) -> Task:

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from raylab.data.icu.labels import Label
+from raylab.data.icu.labels import Death, Label
 from raylab.errors import DataError
 
 COHORTS = ("all", "ventilated_pf", "ventilated", "gas", "matched")
@@ -55,6 +55,12 @@ def attrition(stays: pl.DataFrame, framing: Framing, rule: Label) -> tuple[pl.Da
     note("at least one record")
     stays = stays.filter(pl.col("last") > landmark)
     note(f"at least one record beyond {landmark:g} h")
+    if isinstance(rule, Death):
+        stays = stays.filter(pl.col("end_h").is_null() | (pl.col("end_h") > landmark))
+        note(f"in hospital at {landmark:g} h")
+        stays = stays.filter(pl.col("died").is_not_null())
+        note("outcome in hospital known")
+        return stays, steps
     if rule.prevalent_h:
         stays = stays.filter(pl.col("onset_h").is_null() | (pl.col("onset_h") >= rule.prevalent_h))
         note(f"no onset before {rule.prevalent_h:g} h, there at admission")
@@ -82,8 +88,12 @@ def summed(steps: list[list[tuple[str, int, int]]]) -> list[dict[str, Any]]:
     return table
 
 
-def rows_at(stays: pl.DataFrame, framing: Framing) -> pl.DataFrame:
+def rows_at(stays: pl.DataFrame, framing: Framing, rule: Label) -> pl.DataFrame:
     """One row a stay at risk and time of prediction: `at_h`, `label`, `outcome`."""
+    if isinstance(rule, Death):
+        outcome = pl.when("died").then(pl.lit("death in hospital")).otherwise(pl.lit("discharge alive"))
+        at = pl.lit(float(framing.landmark))
+        return stays.with_columns(at_h=at, label=pl.col("died").cast(pl.Int8), outcome=outcome)
     if framing.kind == "landmark":
         rows = stays.with_columns(at_h=pl.lit(float(framing.landmark)))
     else:

@@ -73,6 +73,7 @@ def load_icu(
     spec: dict[str, Any] | None = None,
     fill: str = "mask",
     virtual: bool = False,
+    task: str = "ards",
 ) -> IcuSamples:
     """One split (train, val, test, or "all" for every row) of a directory made by `prepare_ards`.
 
@@ -83,7 +84,7 @@ def load_icu(
     DataError when the landmarks differ or no row is left.
     """
     directory = Path(directory)
-    meta = read_meta(directory, "ards")
+    meta = read_meta(directory, task)
     if split not in (*FRACTIONS, "all"):
         raise unknown("split", split, (*FRACTIONS, "all"))
     if cohort not in COHORTS:
@@ -133,7 +134,7 @@ def own_spec(meta: dict[str, Any], virtual: bool, directory: Path) -> dict[str, 
         static = [*static, *meta["virtual_patient"]]
     return {
         "kind": KIND,
-        "classes": ["no onset", "onset"],
+        "classes": meta.get("classes", ["no onset", "onset"]),
         "label": meta["label"],
         "framing": meta["framing"],
         "gap_h": meta["gap_h"],
@@ -153,7 +154,7 @@ def check_spec(spec: dict[str, Any], meta: dict[str, Any], directory: Path) -> N
     if spec.get("kind") != KIND:
         raise DataError(
             f"the model expects inputs of kind '{spec.get('kind')}', {directory} holds '{KIND}'",
-            do="use a model of the ARDS task",
+            do="use a model of a task on intensive-care data",
         )
     if spec["landmark_h"] != meta["landmark_h"]:
         raise DataError(

@@ -111,12 +111,37 @@ class Label:
         }
 
 
+@dataclass(frozen=True)
+class Death(Label):
+    """Death in hospital, at any time after the prediction. Ratios and windows serve the cohorts alone."""
+
+    def needs(self) -> tuple[str, ...]:
+        return ()
+
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
+    def describe(self, landmark: float, horizon: float, gap: float = 0) -> dict[str, Any]:
+        return {
+            "title": "death in hospital",
+            "onset": "death in hospital, as the source says at discharge",
+            "population": f"{self.min_age:g} years and older, or of unknown age" if self.min_age else "every age",
+            "at_risk": f"a record beyond {landmark:g} h, in hospital then, and an outcome that is known",
+            "positive": "death in hospital",
+            "persistence": False,
+            "name": self.name,
+            "version": self.version,
+            "min_age": self.min_age,
+        }
+
+
 LABELS = {
     label.name: label
     for label in (
         Label("ahrf"),
         Label("berlin-oxygenation", vent_back_h=8.0, peep=5.0, persist_h=8.0, prevalent_h=6.0),
         Label("global-2023", sf=315.0, ventilation="any", vent_back_h=8.0, peep=5.0, flow=30.0),
+        Death("in-hospital-death", version=1),
     )
 }
 GRID_FIO2 = (2.0, 4.0, 8.0)  # h

@@ -148,7 +148,7 @@ def summarise_patients(
     )
     here = stays.join(last, "stay_id").join(onsets, "stay_id", "left").join(ages, "stay_id", "left")
     at_risk, steps = cohorts.attrition(here, framing, rule)
-    rows = cohorts.flags(cohorts.rows_at(at_risk.drop("age"), framing), values, all_gases.lazy(), rule)
+    rows = cohorts.flags(cohorts.rows_at(at_risk.drop("age"), framing, rule), values, all_gases.lazy(), rule)
     rows = rows.join(static, "stay_id", "left").sort("stay_id", "at_h")
     table = grid(cells, rows["stay_id"].unique(maintain_order=True), framing.hours())
     grades = severity(all_ratios.lazy(), onsets.lazy()).collect()["severity"].value_counts()

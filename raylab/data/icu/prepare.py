@@ -27,7 +27,7 @@ from raylab.data import prepared, splits
 from raylab.data.icu import cohorts
 from raylab.data.icu.cohorts import COHORTS, Framing
 from raylab.data.icu.concepts import CONCEPTS, SERIES, STATIC, SourceData, whole_stays
-from raylab.data.icu.labels import Label, label
+from raylab.data.icu.labels import Death, Label, label
 from raylab.data.icu.patient_batch import Totals, check_needed, check_units, implausible, summarise_patients, unrecorded
 from raylab.data.icu.sources import meds, mimic3, physionet2012, yaib
 from raylab.data.icu.timegrid import joined, statistics
@@ -61,6 +61,8 @@ SOURCES: dict[str, Callable[[Raw], SourceData]] = {
     "yaib": lambda raw: yaib.read(raw.path),
     "synthetic": synthetic,
 }
+DEFAULT_LABELS = {"ards": "ahrf", "mortality": "in-hospital-death"}
+CLASSES = {"ards": ["no onset", "onset"], "mortality": ["discharge alive", "death in hospital"]}
 VIRTUAL = "vp_"  # how the columns of raylab/data/icu/virtual_patient.py begin
 FRACTIONS = {"train": 0.65, "val": 0.15, "test": 0.20}
 
@@ -81,6 +83,7 @@ def prepare_ards(
     grid_of_windows: bool = False,
     virtual: bool = False,
     replace: bool = False,
+    task: str = "ards",
 ) -> dict[str, Any]:
     """Publish samples.parquet, hours.parquet and meta.json at `out` and return the meta.
 
@@ -94,6 +97,12 @@ def prepare_ards(
     if source not in SOURCES:
         raise unknown("source", source, SOURCES)
     chosen = checked(landmark, horizon, gap, framing, until)
+    asked = rule or label(DEFAULT_LABELS[task])
+    of_death = isinstance(asked, Death)
+    if of_death != (task == "mortality"):
+        raise UsageError(f"the label '{asked.name}' is not of the task {task}", do="leave --label out")
+    if of_death and (framing != "landmark" or gap or grid_of_windows):
+        raise UsageError(f"the task {task} predicts once, at its landmark", do="--landmark alone")
     if path is None and source != "synthetic":
         raise UsageError(f"source '{source}' needs the directory of its raw data", do="give --path")
     if mapping is not None and source != "meds":
@@ -102,17 +111,17 @@ def prepare_ards(
     def write(work: Path) -> dict[str, Any]:
         raw = work / "raw"
         raw.mkdir()
-        asked = rule or label("ahrf")
         try:
             source_data = SOURCES[source](Raw(Path(path or "."), raw, patients, seed, mapping))
             stays = whole_stays(source_data.stays)
             notes = list(source_data.notes)
+            used = asked
             if "mech_vent" in source_data.lacks and asked.ventilation:
                 notes.append("ventilation is not recorded here, so the label does not ask for it")
-                asked = asked.without_ventilation()
+                used = asked.without_ventilation()
             pieces = []
             for events in source_data.parts():
-                pieces.append(summarise_patients(events, stays, chosen, asked, grid_of_windows))
+                pieces.append(summarise_patients(events, stays, chosen, used, grid_of_windows))
         except pl.exceptions.PolarsError as error:
             raise DataError(
                 f"{path} could not be read as '{source}'",
@@ -129,14 +138,14 @@ def prepare_ards(
         if len(unlisted):
             notes.append(f"stays with events that the source does not list, left out: {len(unlisted):,}")
         silent = stays.filter(~pl.col("stay_id").is_in(list(seen)))
-        pieces.append(unrecorded(silent, chosen, asked))
+        pieces.append(unrecorded(silent, chosen, used))
         of_unknown_age = sum(piece.of_unknown_age for piece in pieces)
-        if of_unknown_age and asked.min_age:
-            notes.append(f"stays of unknown age, counted as {asked.min_age:g} years and older: {of_unknown_age:,}")
+        if of_unknown_age and used.min_age:
+            notes.append(f"stays of unknown age, counted as {used.min_age:g} years and older: {of_unknown_age:,}")
         totals = Totals.of(pieces)
-        check_units(totals, asked)
-        unfit = implausible(totals.by_concept, asked)
-        check_needed(totals.by_concept, source, asked)
+        check_units(totals, used)
+        unfit = implausible(totals.by_concept, used)
+        check_needed(totals.by_concept, source, used)
         steps = cohorts.summed([piece.steps for piece in pieces])
         samples = pl.concat([piece.rows for piece in pieces if piece.rows.height], how="diagonal_relaxed")
         samples = samples.sort("stay_id", "at_h")
@@ -175,22 +184,23 @@ def prepare_ards(
         samples.write_parquet(work / "samples.parquet")
         table.write_parquet(work / "hours.parquet")
         return {
-            "task": "ards",
+            "task": task,
             "source": source,
             "numbering": [f"synthetic seed {seed}" if source == "synthetic" else source_data.numbering or source],
             "synthetic": source == "synthetic",
             "raylab": raylab.__version__,
-            "label": asked.describe(chosen.landmark, chosen.horizon, chosen.gap),
+            "label": used.describe(chosen.landmark, chosen.horizon, chosen.gap),
             "framing": chosen.kind,
             "landmark_h": chosen.landmark,
-            "horizon_h": chosen.horizon,
+            "horizon_h": None if of_death else chosen.horizon,
             "gap_h": chosen.gap,
             "until_h": chosen.until if chosen.kind == "rolling" else None,
             "notes": notes,
             "warnings": list(source_data.warnings),
             **described(samples, stats),
+            "classes": CLASSES[task],
             "attrition": steps,
-            "onsets": totals.onsets,
+            **({} if of_death else {"onsets": totals.onsets}),
             **({"sensitivity": totals.sensitivity} if grid_of_windows else {}),
             "outcomes": {"known": len(outcomes) - outcomes.null_count(), "in_hospital_death": int(outcomes.sum() or 0)},
             **totals.by_problem(),
@@ -203,7 +213,7 @@ def prepare_ards(
             "seed": seed,
         }
 
-    return prepared.publish(Path(out), write, "ards", replace)
+    return prepared.publish(Path(out), write, task, replace)
 
 
 def checked(landmark: float, horizon: float, gap: float, framing: str, until: float) -> Framing:
@@ -249,8 +259,8 @@ def check_classes(samples: pl.DataFrame, framing: Framing) -> None:
     positive = int(train["label"].sum() or 0)
     if positive in (0, train.height):
         raise DataError(
-            f"the train split holds one class only: {positive} of {train.height} rows with onset",
-            f"onset within {framing.horizon:g} h after {framing.landmark + framing.gap:g} h; in all splits "
+            f"the train split holds one class only: {positive} of {train.height} rows are positive",
+            f"landmark {framing.landmark:g} h, gap {framing.gap:g} h, horizon {framing.horizon:g} h; in all splits "
             f"{samples['label'].sum()} of {samples.height}",
             "use more data, or another --landmark or --horizon",
         )

@@ -18,7 +18,7 @@ from raylab.tasks.recipe_page import markdown
 from raylab.tasks.recipes import parse_recipe, shipped_recipe
 from raylab.training.loop import fit
 
-DATA = {"ards": "ards_data", "covidnet": "covidnet_data", "surrogate": "surrogate_data"}
+DATA = {"ards": "ards_data", "mortality": "mortality_data", "covidnet": "covidnet_data", "surrogate": "surrogate_data"}
 RECIPES = {
     f"{name}{end}": recipe for name, task in TASKS.items() for end, recipe in (("", task.full), ("-smoke", task.smoke))
 }

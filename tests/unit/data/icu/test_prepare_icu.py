@@ -282,7 +282,7 @@ def test_an_empty_cohort_names_the_exclusion(tmp_path, monkeypatch):
 
 def test_one_class_only(tmp_path, monkeypatch):
     use(monkeypatch, virtual().filter((pl.col("concept") != "pao2") | (pl.col("time") < 12)))
-    refuses(tmp_path, r"one class only: 0 of \d+ rows with onset")
+    refuses(tmp_path, r"one class only: 0 of \d+ rows are positive")
 
 
 def test_no_events_at_all(tmp_path, monkeypatch):
@@ -373,3 +373,33 @@ def test_the_mimic_iv_demo_can_be_prepared(tmp_path):
     assert meta["out_of_range"]["fio2"] == 4 and meta["out_of_range"]["tidal_volume"] == 8
     rows = pl.read_parquet(tmp_path / "out" / "samples.parquet")
     assert rows.group_by("subject_id").agg(pl.col("split").n_unique())["split"].max() == 1
+
+
+def test_deaths_in_hospital_of_those_whose_outcome_is_known(mortality_data):
+    meta = json.loads((mortality_data / "meta.json").read_text())
+    rows = pl.read_parquet(mortality_data / "samples.parquet")
+    assert meta["task"] == "mortality" and meta["classes"] == ["discharge alive", "death in hospital"]
+    assert meta["label"]["name"] == "in-hospital-death" and meta["horizon_h"] is None and "onsets" not in meta
+    assert [step["step"] for step in meta["attrition"]][-2:] == ["in hospital at 12 h", "outcome in hospital known"]
+    assert set(rows["outcome"]) == {"death in hospital", "discharge alive"} and set(rows["at_h"]) == {12.0}
+    assert rows.filter(pl.col("label") == 1)["outcome"].unique().to_list() == ["death in hospital"]
+    assert 0.1 < rows["label"].mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"source": "synthetic"}, "the cohort is empty after 'outcome in hospital known'"),
+        ({"source": "synthetic", "rule": label("ahrf")}, "the label 'ahrf' is not of the task mortality"),
+        ({"source": "synthetic", "framing": "rolling"}, "predicts once, at its landmark"),
+    ],
+)
+def test_what_mortality_refuses(tmp_path, options, said):
+    with pytest.raises((DataError, UsageError), match=said):
+        prepare_ards(path=None, out=tmp_path / "out", patients=60, task="mortality", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_label_of_deaths_is_not_of_ards(tmp_path):
+    with pytest.raises(UsageError, match="'in-hospital-death' is not of the task ards"):
+        prepare_ards("synthetic", None, tmp_path / "out", rule=label("in-hospital-death"))
