@@ -13,6 +13,7 @@ from jobs.common.progress import say
 from jobs.evaluate import checked
 from raylab.data.prepared import read_meta
 from raylab.errors import UsageError
+from raylab.tasks import TASKS
 from tracking import plots
 from tracking.outbox import Outbox
 
@@ -20,7 +21,7 @@ EXAMPLE = "raylab explain ards --run NAME --data prepared/ards --split val"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", choices=["ards"])
+    parser.add_argument("task", choices=[name for name, task in TASKS.items() if task.kind == "icu"])
     parser.add_argument("--run", required=True)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--split", choices=["train", "val"], default="val")

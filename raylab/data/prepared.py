@@ -154,6 +154,12 @@ def _meta(directory: Path) -> dict[str, Any] | None:
     return meta if ours and isinstance(meta["files"], dict) else None
 
 
+def task_of(directory: Path) -> str | None:
+    """The task that a directory was prepared for; None where it is not prepared data. Its files are not checked."""
+    meta = _meta(directory)
+    return None if meta is None else str(meta["task"])
+
+
 def read_meta(directory: Path, task: str) -> dict[str, Any]:
     """The checked meta.json of a prepared directory.
 
