@@ -25,10 +25,9 @@ memory_mb = 2500
 partition = "preempt"
 """
 INTERVAL = 50
-# Steps of a twentieth of a second and more
 RECIPE = (
-    "--smoke", "--set", f"loop.checkpoint_steps={INTERVAL}", "model.hidden=128", "model.layers=2",
-    "loop.ema_decay=0.9", "model.dropout=0.2", "scaling.resize_seconds=15",
+    "--smoke", "--set", f"loop.checkpoint_steps={INTERVAL}", "loop.ema_decay=0.9", "model.dropout=0.2",
+    "scaling.resize_seconds=15",
 )  # fmt: skip
 # Until it is stopped. Under a constant rate the state after a step does not depend on how many are planned
 ENDLESS = ("schedule.kind=constant", "loop.epochs=100000")
