@@ -141,8 +141,11 @@ class Lab:
         """The worker jobs that run now, as `status` tells them."""
         return [job for job in self.status()["jobs"] if job["kind"] == "worker" and job["state"] == "running"]
 
-    def is_training(self, run: str, node: str) -> bool:
-        """Whether a worker of the run's newest attempt computes on this node. A node that drains may still have one
-        of the attempt before."""
-        pids = " ".join(f"/proc/{pid}/cmdline" for pid in self.starts(run)[-1]["pids"])
-        return "RayTrainWorker" in self.bed.run(f"cat {pids} 2>/dev/null | tr '\\0' ' '", node)
+    def is_training(self, run: str, job: dict[str, Any]) -> bool:
+        """Whether a worker of the run's newest attempt computes in this job. A node that drains may still have one of
+        the attempt before, and a node may hold two jobs."""
+        pids = " ".join(map(str, self.starts(run)[-1]["pids"]))
+        parent = "/proc/$(sed -n 's/^PPid:\\t//p' /proc/$pid/status)"  # Ray's agent: a worker has lost its environment
+        tell = f"tr '\\0' '\\n' <{parent}/environ | grep -x SLURM_JOB_ID={job['job']}"
+        found = f"for pid in {pids}; do grep -q RayTrainWorker /proc/$pid/cmdline && {tell}; done; true"
+        return bool(self.bed.run(f"{{ {found}; }} 2>/dev/null", job["node"]).strip())
