@@ -10,7 +10,7 @@ from tests.slurm.conftest import Bed
 from tests.slurm.lab import ENDLESS, INTERVAL, RECIPE, Lab
 from tests.wait import wait_for
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
