@@ -210,7 +210,7 @@ def test_a_model_that_cannot_be_traced_leaves_its_weights(served: server.Server)
     net = Untraceable()
     assert models.log_model(served.uri, run_id, net, models.synthetic_example((2, 5))) == f"runs:/{run_id}/model"
     found = compare.artifacts(served.uri, run_id, "model")
-    assert torch.equal(load(found["model/models.safetensors"])["head.weight"], net.head.weight)
+    assert torch.equal(load(found["model/model.safetensors"])["head.weight"], net.head.weight)
     assert b"torch.export could not trace" in found["model/README.txt"]
     with pytest.raises(TrackingError, match="no model to register"):
         models.register(served.uri, run_id, "untraceable", 0.5, 0.5)
