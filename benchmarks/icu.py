@@ -23,7 +23,7 @@ TABLES = ("ICUSTAYS", "PATIENTS", "ADMISSIONS", "CHARTEVENTS", "LABEVENTS", "PRO
 PREPARE = """
 import sys
 from pathlib import Path
-from raylab.data.icu import prepare_ards
+from raylab.data.icu.prepare import prepare_ards
 meta = prepare_ards(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
 print(meta["stays"], "stays,", meta["onsets"]["stays"], "onsets")
 """

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 import ray
 from raylab.errors import RaylabError
-from raylab.ray_map import run_chunks
+from raylab.distributed.map import run_chunks
 from tests.ray import test_map
 
 ray.init(address="auto", log_to_driver=False)
