@@ -24,6 +24,7 @@ from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, NonFiniteError
 from raylab.tasks import find_task
 from raylab.tasks.base import Task
+from raylab.tasks.outcomes import Binary
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.gradients import norm_of
@@ -318,7 +319,7 @@ def by_hand(recipe: Recipe, data: dict[str, Path], model: nn.Module) -> tuple[li
     model = copy.deepcopy(model).double().train()
     y = torch.from_numpy(train.y[index])
     logits = model(train.batch(index).double())
-    if job.outcome == "binary":
+    if isinstance(job.outcome, Binary):
         each = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], y.double(), reduction="none")
     else:
         each = torch.nn.functional.cross_entropy(logits, y, reduction="none")
