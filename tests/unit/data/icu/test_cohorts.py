@@ -22,7 +22,7 @@ def test_a_landmark_with_a_gap():
     kept, steps = attrition(STAYS, Framing(12, 24, gap=4), label("ahrf"))
     assert kept["stay_id"].to_list() == list("bcdef")  # a's onset lies in the gap
     assert steps[-1] == ("no onset in the gap of 4 h", 5, 5)
-    rows = rows_at(kept, Framing(12, 24, gap=4))
+    rows = rows_at(kept, Framing(12, 24, gap=4), label("ahrf"))
     assert rows.select("stay_id", "label", "outcome").rows() == [
         ("b", 1, "onset"),
         ("c", 1, "onset"),  # 40 h is the last that counts
@@ -30,11 +30,12 @@ def test_a_landmark_with_a_gap():
         ("e", 0, "discharge before onset"),
         ("f", 0, "no onset within the horizon"),
     ]
-    assert rows_at(STAYS, Framing(12, 24, gap=8))["stay_id"].to_list() == list("cdef")  # 20 h lies in it too
+    rows = rows_at(STAYS, Framing(12, 24, gap=8), label("ahrf"))
+    assert rows["stay_id"].to_list() == list("cdef")  # 20 h lies in it too
 
 
 def test_rolling_goes_on_until_onset_or_the_last_record():
-    rows = rows_at(STAYS, Framing(12, 6, kind="rolling", until=24))
+    rows = rows_at(STAYS, Framing(12, 6, kind="rolling", until=24), label("ahrf"))
     times = {stay: group["at_h"].to_list() for (stay,), group in rows.group_by("stay_id", maintain_order=True)}
     assert times == {
         "a": [12, 13],
