@@ -12,12 +12,13 @@ MAP_AXES = (("fio2", "shunt"), ("rate_per_min", "alveolar_dead_space"), ("tidal_
 
 
 def draw(scored: dict[str, Any]) -> dict[str, Any]:
-    """{name: figure} of what `scores.of_run` returns, and the figures that an evaluation has added to it."""
+    """{name: figure} of what `scores.of_run` returns."""
     where = f"{scored['split']} split, n = {len(scored['samples'])}"
-    return {**FIGURES[type(scored["job"].outcome)](scored, where), **scored.get("figures", {})}
+    return FIGURES[type(scored["job"].outcome)](scored, where)
 
 
 def binary(scored: dict[str, Any], where: str) -> dict[str, Any]:
+    """With the figures that an evaluation has added; none where there is one class only."""
     y, p, synthetic = scored["samples"].y, scored["p"], bool(scored["meta"]["synthetic"])
     if len(np.unique(y)) < 2:
         return {}
@@ -25,6 +26,7 @@ def binary(scored: dict[str, Any], where: str) -> dict[str, Any]:
         "roc": plots.roc(y, p, f"ROC, {where}", synthetic),
         "precision-recall": plots.precision_recall(y, p, f"Precision and recall, {where}", synthetic),
         "calibration": plots.calibration(y, p, title=f"Calibration, {where}", synthetic=synthetic),
+        **scored.get("figures", {}),
     }
 
 
