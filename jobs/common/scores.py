@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Mapping
-from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from jobs.common.figures import draw
 from jobs.common.progress import say
 from raylab.config.recipe import IcuData, Recipe
 from raylab.data.icu import cohorts
+from raylab.data.icu.dataset import IcuSamples
 from raylab.data.prepared import read_meta
 from raylab.data.samples import Samples
 from raylab.evaluation import temperature
@@ -48,8 +48,9 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
     meta = read_meta(data, home.note(directory)["task"])
     job, recipe, samples, network = load(directory, data, split)
     p = probabilities(job, recipe, samples, network)
+    own = job.outcome.scores(samples, p, BOOTSTRAPS, recipe.seed)
     result: dict[str, Any] = {
-        **job.outcome.scores(samples, p, BOOTSTRAPS, recipe.seed),
+        **own,
         "loss": job.outcome.log_loss(samples.y, p),
         "n": len(samples),
         "patients": len(np.unique(samples.group)),
@@ -59,8 +60,13 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
         "bootstraps": BOOTSTRAPS,
     }
     if isinstance(recipe.data, IcuData):
-        result["cohort"] = recipe.data.cohort
-        result["cohorts"] = by_cohort(job, recipe, samples, p, network, data, split)
+        cohort = result["cohort"] = recipe.data.cohort
+        everybody, p_all = samples, p
+        if cohort != "all":
+            everybody = job.load(data, split, recipe.data.model_copy(update={"cohort": "all"}), samples.spec)
+            p_all = probabilities(job, recipe, everybody, network)
+        where = f"{data} has no row in split '{split}'"
+        result["cohorts"] = by_cohort(job, everybody, p_all, recipe.seed, where, {cohort: own})  # type: ignore[arg-type]
     if job.kind == "images":
         result |= cxr_controls.beside(directory, samples, p, BOOTSTRAPS, recipe.seed)
     parameters = sum(weight.numel() for weight in network.parameters())
@@ -69,21 +75,20 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
 
 
 def by_cohort(
-    job: Task, recipe: Recipe, samples: Samples, p: np.ndarray, network: Any, data: Path, split: str
+    job: Task, samples: IcuSamples, p: np.ndarray, seed: int, where: str, known: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Scores of every cohort, the unflattering ones too: masks over one prediction of all rows."""
-    if recipe.data.cohort != "all":  # type: ignore[attr-defined]
-        everybody = recipe.data.model_copy(update={"cohort": "all"})
-        samples = job.load(data, split, everybody, samples.spec)
-        p = probabilities(job, recipe, samples, network)
+    """Scores of every cohort, the unflattering ones too, as masks over one prediction `p` of all rows.
+
+    `where` names the data in the reason for an empty cohort. Scores of the `known` cohorts are not computed again.
+    """
     found: dict[str, dict[str, Any]] = {}
     for cohort in cohorts.COHORTS:
-        inside = np.ones(len(samples), bool) if cohort == "all" else samples.rows[cohort].to_numpy()  # type: ignore[attr-defined]
+        inside = np.ones(len(samples), bool) if cohort == "all" else samples.rows[cohort].to_numpy()
         if not inside.any():
-            found[cohort] = {"n": 0, "why": f"{data} has no row in split '{split}', cohort '{cohort}'"}
+            found[cohort] = {"n": 0, "why": f"{where}, cohort '{cohort}'"}
             continue
-        part = samples.subset(inside)  # type: ignore[attr-defined]
-        scores = job.outcome.scores(part, p[inside], BOOTSTRAPS, recipe.seed)
+        part = samples.subset(inside)
+        scores = known.get(cohort) or job.outcome.scores(part, p[inside], BOOTSTRAPS, seed)
         found[cohort] = {"n": len(part), "positives": int(part.y.sum()), **scores}
     return found
 
@@ -141,14 +146,12 @@ def record(directory: Path, scored: dict[str, Any]) -> None:
 
 
 def append_new_metrics(outbox: Outbox, step: int, values: Mapping[str, float]) -> None:
-    """Append what the outbox does not hold yet: a score that is computed again is one point, not two. Computed again it
-    may differ in the last bits, because a product of matrices depends on where they lie in memory."""
+    """Append what the outbox does not hold yet: a score that is computed again is one point, not two."""
     held: dict[str, float] = {}
     for record in read_lines(outbox.path):
         if record["kind"] == "metrics" and record["step"] == step:
             held |= record["values"]
-    new = {n: float(value) for n, value in values.items() if n not in held or not isclose(held[n], value, rel_tol=1e-9)}
-    if new:
+    if new := {name: float(value) for name, value in values.items() if held.get(name) != value}:
         outbox.append({"kind": "metrics", "step": step, "values": new})
 
 
