@@ -9,7 +9,7 @@ import polars as pl
 
 from jobs import cli
 from jobs.common.progress import say
-from jobs.prepare import ICU
+from raylab.data.icu import labels
 from raylab.data.icu.concepts import CONCEPTS, ID_SOURCES, Concept
 from raylab.data.prepared import read_meta, task_of
 
@@ -17,7 +17,9 @@ EXAMPLE = "raylab concepts --data prepared/ards"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, metavar="DIR", help="a directory prepared for ards: its coverage beside")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="a directory prepared from intensive-care data: its coverage beside"
+    )
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def coverage(directory: Path) -> dict[str, dict[str, Any]]:
     """For every concept: the share of all stays with a plausible value at any time, and of the rows at risk with one
     before their prediction."""
     task = task_of(directory)
-    meta = read_meta(directory, task if task in ICU else ICU[0])
+    meta = read_meta(directory, task if task in labels.TASKS else labels.TASKS[0])
     samples = pl.read_parquet(directory / "samples.parquet")
     hours = pl.scan_parquet(directory / "hours.parquet")
     masks = [name for name in hours.collect_schema().names() if name.endswith("__mask")]

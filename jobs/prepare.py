@@ -12,15 +12,15 @@ from jobs.common import home
 from jobs.common.progress import say
 from jobs.common.session import ray_session
 from raylab.config.overrides import parse_assignments
+from raylab.data.icu import labels
 from raylab.data.images.manifest import discover
 from raylab.errors import UsageError
 
-ICU = ("ards", "mortality")  # tasks on intensive-care data; raylab.tasks would load torch
 EXAMPLE = "raylab prepare ards --source synthetic --patients 400 --seed 0 --out prepared/ards"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", choices=[*ICU, "covidnet"])
+    parser.add_argument("task", choices=[*labels.TASKS, "covidnet"])
     parser.add_argument("--out", type=Path, required=True, help="the directory to make")
     parser.add_argument(
         "--replace", action="store_true", help="replace data of the task in --out, once the new data is complete"
@@ -31,25 +31,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the splits and of synthetic data")
     parser.add_argument("--patients", type=int, default=400, help="synthetic: how many")
     parser.add_argument("--path", type=Path, help="ards: directory of the raw tables; covidnet: folder of a data set")
-    ards = parser.add_argument_group("intensive care: ards, mortality")
-    ards.add_argument("--landmark", type=float, default=12, help="hours after admission at which is predicted")
-    ards.add_argument("--horizon", type=float, default=24, help="hours after landmark and gap in which onset counts")
-    ards.add_argument("--gap", type=float, default=0, help="hours after the landmark that no onset may fall into")
-    ards.add_argument("--label", help="ards: ahrf (unless given), berlin-oxygenation, global-2023")
-    ards.add_argument(
+    icu = parser.add_argument_group("intensive care: " + ", ".join(labels.TASKS))
+    icu.add_argument("--landmark", type=float, default=12, help="hours after admission at which is predicted")
+    icu.add_argument("--horizon", type=float, default=24, help="hours after landmark and gap in which onset counts")
+    icu.add_argument("--gap", type=float, default=0, help="hours after the landmark that no onset may fall into")
+    icu.add_argument("--label", help="ards: ahrf (unless given), berlin-oxygenation, global-2023")
+    icu.add_argument(
         "--label-set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
         help="windows of the label, for example persist_h=8 fio2_back_h=4",
     )  # fmt: skip
-    ards.add_argument("--rolling", action="store_true", help="predict every hour from the landmark until onset")
-    ards.add_argument("--until", type=float, default=48, help="rolling: the last hour at which is predicted")
-    ards.add_argument("--mapping", type=Path, metavar="TOML", help="meds: what the codes mean; MIMIC-IV's otherwise")
-    ards.add_argument("--sensitivity", action="store_true", help="count onsets over windows of FiO2 and persistence")
-    ards.add_argument("--virtual-patient", action="store_true", help="fit the lung model to the gases before the "
+    icu.add_argument("--rolling", action="store_true", help="predict every hour from the landmark until onset")
+    icu.add_argument("--until", type=float, default=48, help="rolling: the last hour at which is predicted")
+    icu.add_argument("--mapping", type=Path, metavar="TOML", help="meds: what the codes mean; MIMIC-IV's otherwise")
+    icu.add_argument("--sensitivity", action="store_true", help="count onsets over windows of FiO2 and persistence")
+    icu.add_argument("--virtual-patient", action="store_true", help="fit the lung model to the gases before the "
                       "landmark: features for --set data.virtual_patient=true")  # fmt: skip
-    ards.add_argument(
+    icu.add_argument(
         "--from", dest="origin", type=Path, nargs="+", metavar="D", help="prepared directories, pooled and split anew"
     )
-    ards.add_argument(
+    icu.add_argument(
         "--split-by", default="patient:0/5", help="with --from: patient:K/N, temporal, temporal:PERIOD or site:SOURCE"
     )
     images = parser.add_argument_group("covidnet")
@@ -75,7 +75,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    meta = _icu(args) if args.task in ICU else _covidnet(args)
+    meta = _icu(args) if args.task in labels.TASKS else _covidnet(args)
     if not args.quiet:
         tell(args.task, args.out, meta)
     told = {k: v for k, v in meta.items() if k not in {"statistics", "files"}}
@@ -91,8 +91,7 @@ def without_names(meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _icu(args: argparse.Namespace) -> dict[str, Any]:
-    from raylab.data.icu.labels import label
-    from raylab.data.icu.prepare import DEFAULT_LABELS, prepare_ards
+    from raylab.data.icu.prepare import prepare_ards
     from raylab.data.icu.resplit import parse, resplit
 
     if args.origin is not None:
@@ -111,6 +110,10 @@ def _icu(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(
             f"source {source} needs --path DIR", do=f"raylab prepare {args.task} --source {source} --path DIR"
         )
+    name = args.label or labels.default_label(args.task).name
+    rule = labels.label(name, parse_assignments(args.label_set))
+    if rule.task != args.task:
+        raise UsageError(f"the label '{rule.name}' is not of the task {args.task}", do="leave --label out")
     return prepare_ards(
         source,
         args.path,
@@ -119,7 +122,7 @@ def _icu(args: argparse.Namespace) -> dict[str, Any]:
         args.horizon,
         args.patients,
         args.seed,
-        rule=label(args.label or DEFAULT_LABELS[args.task], parse_assignments(args.label_set)),
+        rule=rule,
         gap=args.gap,
         framing="rolling" if args.rolling else "landmark",
         until=args.until,
@@ -127,7 +130,6 @@ def _icu(args: argparse.Namespace) -> dict[str, Any]:
         grid_of_windows=args.sensitivity,
         virtual=args.virtual_patient,
         replace=args.replace,
-        task=args.task,
     )
 
 
@@ -187,7 +189,7 @@ def tell(task: str, out: Path, meta: dict[str, Any]) -> None:
             _table(steps[1:], "    ")
     for split, count in meta["counts"].items():
         say(f"  {split}: " + ", ".join(f"{what} {n}" for what, n in count.items()))
-    if task in ICU:
+    if task in labels.TASKS:
         _tell_icu(meta)
     shown = without_names(meta)
     if skipped := shown.get("skipped"):

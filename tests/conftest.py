@@ -50,6 +50,7 @@ def mortality_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import polars as pl
 
     from raylab.data.icu import prepare
+    from raylab.data.icu.labels import label
     from raylab.data.icu.sources import synthetic
 
     drawn = synthetic.read(200, 0)
@@ -60,7 +61,7 @@ def mortality_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "mortality"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(prepare.SOURCES, "synthetic", lambda raw: source)
-        prepare.prepare_ards("synthetic", None, out, task="mortality")
+        prepare.prepare_ards("synthetic", None, out, rule=label("in-hospital-death"))
     return out
 
 

@@ -12,7 +12,7 @@ persist (tests/unit/data/icu/test_prepare_icu.py).
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 
@@ -34,6 +34,9 @@ class Label:
     `ventilation` None asks for none. Values and ratios are compared as they are charted (`concepts.charted`). The label
     is defined for patients of `min_age` years and older, and for those of unknown age.
     """
+
+    task: ClassVar[str] = "ards"
+    classes: ClassVar[tuple[str, str]] = ("no onset", "onset")
 
     name: str
     version: int = 2  # 2: values compared as charted; what cannot be used ends the carry of the value before it
@@ -115,6 +118,9 @@ class Label:
 class Death(Label):
     """Death in hospital, at any time after the prediction. Ratios and windows serve the cohorts alone."""
 
+    task: ClassVar[str] = "mortality"
+    classes: ClassVar[tuple[str, str]] = ("discharge alive", "death in hospital")
+
     def needs(self) -> tuple[str, ...]:
         return ()
 
@@ -144,8 +150,15 @@ LABELS = {
         Death("in-hospital-death", version=1),
     )
 }
+TASKS = tuple(dict.fromkeys(label.task for label in LABELS.values()))
+"""The tasks that have labels here."""
 GRID_FIO2 = (2.0, 4.0, 8.0)  # h
 GRID_PERSIST = (0.0, 8.0, 24.0)  # h
+
+
+def default_label(task: str) -> Label:
+    """The first label of a task."""
+    return next(label for label in LABELS.values() if label.task == task)
 
 
 def label(name: str, settings: dict[str, Any] | None = None) -> Label:

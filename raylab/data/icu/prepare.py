@@ -61,8 +61,6 @@ SOURCES: dict[str, Callable[[Raw], SourceData]] = {
     "yaib": lambda raw: yaib.read(raw.path),
     "synthetic": synthetic,
 }
-DEFAULT_LABELS = {"ards": "ahrf", "mortality": "in-hospital-death"}
-CLASSES = {"ards": ["no onset", "onset"], "mortality": ["discharge alive", "death in hospital"]}
 VIRTUAL = "vp_"  # how the columns of raylab/data/icu/virtual_patient.py begin
 FRACTIONS = {"train": 0.65, "val": 0.15, "test": 0.20}
 
@@ -83,7 +81,6 @@ def prepare_ards(
     grid_of_windows: bool = False,
     virtual: bool = False,
     replace: bool = False,
-    task: str = "ards",
 ) -> dict[str, Any]:
     """Publish samples.parquet, hours.parquet and meta.json at `out` and return the meta.
 
@@ -97,12 +94,10 @@ def prepare_ards(
     if source not in SOURCES:
         raise unknown("source", source, SOURCES)
     chosen = checked(landmark, horizon, gap, framing, until)
-    asked = rule or label(DEFAULT_LABELS[task])
+    asked = rule or label("ahrf")
     of_death = isinstance(asked, Death)
-    if of_death != (task == "mortality"):
-        raise UsageError(f"the label '{asked.name}' is not of the task {task}", do="leave --label out")
     if of_death and (framing != "landmark" or gap or grid_of_windows):
-        raise UsageError(f"the task {task} predicts once, at its landmark", do="--landmark alone")
+        raise UsageError(f"the label '{asked.name}' is predicted once, at the landmark", do="--landmark alone")
     if path is None and source != "synthetic":
         raise UsageError(f"source '{source}' needs the directory of its raw data", do="give --path")
     if mapping is not None and source != "meds":
@@ -184,7 +179,7 @@ def prepare_ards(
         samples.write_parquet(work / "samples.parquet")
         table.write_parquet(work / "hours.parquet")
         return {
-            "task": task,
+            "task": asked.task,
             "source": source,
             "numbering": [f"synthetic seed {seed}" if source == "synthetic" else source_data.numbering or source],
             "synthetic": source == "synthetic",
@@ -198,7 +193,7 @@ def prepare_ards(
             "notes": notes,
             "warnings": list(source_data.warnings),
             **described(samples, stats),
-            "classes": CLASSES[task],
+            "classes": list(asked.classes),
             "attrition": steps,
             **({} if of_death else {"onsets": totals.onsets}),
             **({"sensitivity": totals.sensitivity} if grid_of_windows else {}),
@@ -213,7 +208,7 @@ def prepare_ards(
             "seed": seed,
         }
 
-    return prepared.publish(Path(out), write, task, replace)
+    return prepared.publish(Path(out), write, asked.task, replace)
 
 
 def checked(landmark: float, horizon: float, gap: float, framing: str, until: float) -> Framing:

@@ -150,3 +150,10 @@ def test_disorder_is_put_right(tmp_path, capsys):
     for name in ("samples.parquet", "hours.parquet"):
         a, b = (pl.read_parquet(tmp_path / d / name).sort("stay_id") for d in "ab")
         assert a.equals(b)
+
+
+@pytest.mark.parametrize(("task", "label"), [("mortality", "ahrf"), ("ards", "in-hospital-death")])
+def test_a_label_belongs_to_its_task(task, label, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["prepare", task, "--source", "synthetic", "--label", label, "--out", str(out)]) == 2
+    assert f"the label '{label}' is not of the task {task}" in capsys.readouterr().err and not out.exists()

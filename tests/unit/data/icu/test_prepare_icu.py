@@ -389,17 +389,12 @@ def test_deaths_in_hospital_of_those_whose_outcome_is_known(mortality_data):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"source": "synthetic"}, "the cohort is empty after 'outcome in hospital known'"),
-        ({"source": "synthetic", "rule": label("ahrf")}, "the label 'ahrf' is not of the task mortality"),
-        ({"source": "synthetic", "framing": "rolling"}, "predicts once, at its landmark"),
+        ({}, "the cohort is empty after 'outcome in hospital known'"),
+        ({"framing": "rolling"}, "predicted once, at the landmark"),
+        ({"gap": 2}, "predicted once, at the landmark"),
     ],
 )
 def test_what_mortality_refuses(tmp_path, options, said):
     with pytest.raises((DataError, UsageError), match=said):
-        prepare_ards(path=None, out=tmp_path / "out", patients=60, task="mortality", **options)
+        prepare_ards("synthetic", None, tmp_path / "out", patients=60, rule=label("in-hospital-death"), **options)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_label_of_deaths_is_not_of_ards(tmp_path):
-    with pytest.raises(UsageError, match="'in-hospital-death' is not of the task ards"):
-        prepare_ards("synthetic", None, tmp_path / "out", rule=label("in-hospital-death"))
