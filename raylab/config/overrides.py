@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raylab.config.old_names import FIELDS
-from raylab.config.recipe import Recipe, list_fields, model_family, model_names, task_name, validate
+from raylab.config.recipe import Recipe, list_fields, model_family, model_names, recipe_types, validate
 from raylab.errors import UsageError, unknown
 
 
@@ -36,10 +36,8 @@ def unknown_field(recipe: Recipe, path: str) -> UsageError:
                 f"fields of {recipe.model.name}: {', '.join(sorted(type(recipe.model).model_fields))}",
             )
     if part == "data":
-        kinds = [
-            kind for kind in Recipe.__subclasses__() if name in type(kind.model_fields["data"].default).model_fields
-        ]
-        tasks = [task_name(kind) for kind in kinds]
+        defaults = {task: kind.model_fields["data"].default for task, kind in recipe_types().items()}
+        tasks = [task for task, data in defaults.items() if name in type(data).model_fields]
         if tasks:
             return UsageError(
                 f"the task {recipe.task} has no field 'data.{name}'",

@@ -1,8 +1,8 @@
 """Recipes: what a run is made of, as checked data.
 
 A recipe is a tree of frozen pydantic models. One path syntax serves all: `optim.lr=3e-4` overrides a field on the
-command line (`override`), and `optim.lr=loguniform(1e-5,1e-3)` makes the same field a dimension of a search
-(`dimension`). Unknown paths and ill-typed values raise UsageError with the nearest right names.
+command line (overrides.py), and `optim.lr=loguniform(1e-5,1e-3)` makes the same field a dimension of a search
+(search_space.py). Unknown paths and ill-typed values raise UsageError with the nearest right names.
 """
 
 import re
@@ -335,9 +335,12 @@ def family_name(model: Any) -> str:
     return model_family(str(name)).__name__
 
 
-def task_name(kind: type[Recipe]) -> str:
-    """The task whose recipes are of this type."""
-    return str(get_args(kind.model_fields["task"].annotation)[0])
+def recipe_types() -> dict[str, type[Recipe]]:
+    """The types of recipes that name a task, by that name, of the tasks that are loaded."""
+    kinds: list[type[Recipe]] = [Recipe]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return {name: kind for kind in kinds for name in get_args(kind.model_fields["task"].annotation)}
 
 
 def validate(kind: type[Recipe], document: Mapping[str, Any]) -> Recipe:

@@ -1,7 +1,7 @@
 """ARDS: whether hypoxaemic respiratory failure begins within hours after a landmark, from the hours before it."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag
 
@@ -17,17 +17,18 @@ from raylab.config.recipe import (
     Search,
     family_name,
 )
-from raylab.data.icu.dataset import load_icu
-from raylab.data.samples import Samples
 from raylab.tasks.base import Task
 from raylab.tasks.outcomes import Binary
 
+if TYPE_CHECKING:  # as in base.py
+    from raylab.data.samples import Samples
 
-class ArdsRecipe(Recipe):
+
+class IcuRecipe(Recipe):
+    """Of the tasks on intensive-care data."""
+
     families = (RecurrentModel, BoostingModel, LinearModel)
 
-    task: Literal["ards"]
-    """name of the task"""
     data: IcuData = IcuData()
     model: Annotated[
         Annotated[RecurrentModel, Tag("RecurrentModel")]
@@ -35,6 +36,11 @@ class ArdsRecipe(Recipe):
         | Annotated[LinearModel, Tag("LinearModel")],
         Discriminator(family_name),
     ]
+
+
+class ArdsRecipe(IcuRecipe):
+    task: Literal["ards"]
+    """name of the task"""
 
 
 FULL = ArdsRecipe(
@@ -76,7 +82,9 @@ SEARCHES = {
 }
 
 
-def load(directory: Path, split: str, data: IcuData, spec: dict[str, Any] | None) -> Samples:
+def load(directory: Path, split: str, data: IcuData, spec: dict[str, Any] | None) -> "Samples":
+    from raylab.data.icu.dataset import load_icu
+
     return load_icu(directory, split, data.cohort, spec, data.fill, data.virtual_patient)
 
 

@@ -3,16 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from raylab.config.recipe import NetworkModel, Recipe, Search
-from raylab.data.samples import Samples
-from raylab.models import network
-from raylab.models.ensemble import Ensemble
 from raylab.tasks.outcomes import Outcome
+
+if TYPE_CHECKING:  # `raylab recipe` and `compare` read tasks, and need no torch, which takes seconds to load
+    from torch import nn
+
+    from raylab.data.samples import Samples
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Task:
     outcome: Outcome
     objective: str
     """the validation score that picks epochs and trials; higher is better"""
-    load: Callable[[Path, str, Any, dict[str, Any] | None], Samples]
+    load: Callable[[Path, str, Any, dict[str, Any] | None], "Samples"]
     """(prepared directory, split, recipe.data, spec of a trained model or None) -> samples"""
     full: Recipe
     smoke: Recipe
@@ -37,8 +36,13 @@ class Task:
     searches: Mapping[str, Search] = field(default_factory=dict)
     """what `tune` searches for models other than that of the recipe, by the model's name"""
 
-    def model(self, recipe: Recipe, spec: dict[str, Any]) -> nn.Module:
+    def model(self, recipe: Recipe, spec: dict[str, Any]) -> "nn.Module":
         """A freshly initialised network: the same weights for the same seed."""
+        import torch
+
+        from raylab.models import network
+        from raylab.models.ensemble import Ensemble
+
         make = network(spec["kind"], recipe.model.name)
         members = []
         for member in range(recipe.model.members if isinstance(recipe.model, NetworkModel) else 1):

@@ -1,7 +1,7 @@
 """COVID-Net: chest X-rays told apart as healthy, pneumonia and Covid-19."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag
 
@@ -16,11 +16,11 @@ from raylab.config.recipe import (
     VisionModel,
     family_name,
 )
-from raylab.data.images.augment import AUGMENT
-from raylab.data.images.dataset import load_images
-from raylab.data.samples import Samples
 from raylab.tasks.base import Task
 from raylab.tasks.outcomes import Multiclass
+
+if TYPE_CHECKING:  # as in base.py
+    from raylab.data.samples import Samples
 
 
 class CovidnetRecipe(Recipe):
@@ -63,7 +63,10 @@ SMOKE = FULL.model_copy(
 )
 
 
-def load(directory: Path, split: str, data: ImageData, spec: dict[str, Any] | None) -> Samples:
+def load(directory: Path, split: str, data: ImageData, spec: dict[str, Any] | None) -> "Samples":
+    from raylab.data.images.augment import AUGMENT
+    from raylab.data.images.dataset import load_images
+
     augment = {name: value * data.strength for name, value in AUGMENT.items() if name != "flip"}
     return load_images(directory, split, size=data.size, spec=spec, augment=augment, mask=data.mask)
 

@@ -2,33 +2,25 @@
 in-hospital mortality of ICU patients: the PhysioNet/Computing in Cardiology Challenge 2012")."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Discriminator, Tag
-
-from raylab.config.recipe import BoostingModel, IcuData, LinearModel, Recipe, RecurrentModel, family_name
-from raylab.data.icu.dataset import load_icu
-from raylab.data.samples import Samples
+from raylab.config.recipe import IcuData, Recipe
 from raylab.tasks import ards
 from raylab.tasks.base import Task
 from raylab.tasks.outcomes import Binary
 
+if TYPE_CHECKING:  # as in base.py
+    from raylab.data.samples import Samples
 
-class MortalityRecipe(Recipe):
-    families = (RecurrentModel, BoostingModel, LinearModel)
 
+class MortalityRecipe(ards.IcuRecipe):
     task: Literal["mortality"]
     """name of the task"""
-    data: IcuData = IcuData()
-    model: Annotated[
-        Annotated[RecurrentModel, Tag("RecurrentModel")]
-        | Annotated[BoostingModel, Tag("BoostingModel")]
-        | Annotated[LinearModel, Tag("LinearModel")],
-        Discriminator(family_name),
-    ]
 
 
-def load(directory: Path, split: str, data: IcuData, spec: dict[str, Any] | None) -> Samples:
+def load(directory: Path, split: str, data: IcuData, spec: dict[str, Any] | None) -> "Samples":
+    from raylab.data.icu.dataset import load_icu
+
     return load_icu(directory, split, data.cohort, spec, data.fill, data.virtual_patient, task="mortality")
 
 

@@ -5,17 +5,17 @@ float32 [B, outputs]; p float64 [N] of a binary outcome (the positive class), el
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
-from raylab.data.lung.sweep_dataset import outputs
-from raylab.data.samples import Samples
 from raylab.evaluation import metrics
+
+if TYPE_CHECKING:  # as in base.py
+    from torch import Tensor
+
+    from raylab.data.samples import Samples
 
 EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 in a log loss
 
@@ -27,23 +27,25 @@ class Outcome(ABC):
         """Outputs of the network."""
         return len(spec["classes"])
 
-    def loss(self, logits: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
+    def loss(self, logits: "Tensor", y: "Tensor", class_weight: "Tensor | None") -> "Tensor":
         """Loss of each sample, [B]; of an ensemble, the mean of its members' losses."""
+        import torch
+
         if logits.ndim == 3:
             return torch.stack([self.loss(member, y, class_weight) for member in logits.unbind(1)]).mean(0)
         return self.sample_loss(logits, y, class_weight)
 
     @abstractmethod
-    def sample_loss(self, logits: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
+    def sample_loss(self, logits: "Tensor", y: "Tensor", class_weight: "Tensor | None") -> "Tensor":
         """Loss [B] of one network's logits [B, outputs]."""
 
-    def probabilities(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: "Tensor") -> "Tensor":
         """[B, outputs] in the logits' type; of an ensemble, the mean over its members."""
         p = self.activate(logits)
         return p.mean(1) if logits.ndim == 3 else p
 
     @abstractmethod
-    def activate(self, logits: Tensor) -> Tensor:
+    def activate(self, logits: "Tensor") -> "Tensor":
         """Logits as probabilities, or as the values of a regression; same shape."""
 
     @abstractmethod
@@ -55,15 +57,15 @@ class Outcome(ABC):
         """Scores without intervals, for validation during training."""
 
     @abstractmethod
-    def scores(self, samples: Samples, p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
+    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
         """Every score with its 95% interval, clustered by patient."""
 
-    def class_counts(self, samples: Samples) -> dict[str, int]:
+    def class_counts(self, samples: "Samples") -> dict[str, int]:
         """Rows of each class; none of a regression."""
         return {name: int((samples.y == k).sum()) for k, name in enumerate(samples.spec["classes"])}
 
     @abstractmethod
-    def columns(self, samples: Samples, p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def columns(self, samples: "Samples", p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """(columns of the truth, columns of the prediction) of a table of predictions, by name."""
 
 
@@ -73,12 +75,14 @@ class Binary(Outcome):
     def count(self, spec: dict[str, Any]) -> int:
         return 1
 
-    def sample_loss(self, logits: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
+    def sample_loss(self, logits: "Tensor", y: "Tensor", class_weight: "Tensor | None") -> "Tensor":
+        from torch.nn import functional as F
+
         each = F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction="none")
         return each if class_weight is None else each * class_weight[y]
 
-    def activate(self, logits: Tensor) -> Tensor:
-        return torch.sigmoid(logits)
+    def activate(self, logits: "Tensor") -> "Tensor":
+        return logits.sigmoid()
 
     def log_loss(self, y: NDArray[Any], p: NDArray[Any]) -> float:
         return _log_loss(np.where(y == 1, p, 1 - p))
@@ -86,22 +90,24 @@ class Binary(Outcome):
     def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
         return metrics.binary_point(y, p)
 
-    def scores(self, samples: Samples, p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
+    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
         return metrics.binary_scores(samples.y, p, samples.group, bootstraps, seed)
 
-    def columns(self, samples: Samples, p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def columns(self, samples: "Samples", p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"label": samples.y}, {f"p_{samples.spec['classes'][1]}": p}
 
 
 class Multiclass(Outcome):
     """One of several classes."""
 
-    def sample_loss(self, logits: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
+    def sample_loss(self, logits: "Tensor", y: "Tensor", class_weight: "Tensor | None") -> "Tensor":
+        from torch.nn import functional as F
+
         each = F.cross_entropy(logits, y, reduction="none")
         return each if class_weight is None else each * class_weight[y]
 
-    def activate(self, logits: Tensor) -> Tensor:
-        return torch.softmax(logits, -1)
+    def activate(self, logits: "Tensor") -> "Tensor":
+        return logits.softmax(-1)
 
     def log_loss(self, y: NDArray[Any], p: NDArray[Any]) -> float:
         return _log_loss(p[np.arange(len(y)), y])
@@ -109,21 +115,21 @@ class Multiclass(Outcome):
     def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
         return metrics.multiclass_point(y, p)
 
-    def scores(self, samples: Samples, p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
+    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
         classes = samples.spec["classes"]
         return metrics.multiclass_scores(samples.y, p, samples.group, classes, samples.source, bootstraps, seed)
 
-    def columns(self, samples: Samples, p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def columns(self, samples: "Samples", p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"label": samples.y}, {f"p_{name}": p[:, k] for k, name in enumerate(samples.spec["classes"])}
 
 
 class Regression(Outcome):
     """Several numbers, standardised for the network and given back in their units."""
 
-    def sample_loss(self, logits: Tensor, y: Tensor, class_weight: Tensor | None) -> Tensor:
+    def sample_loss(self, logits: "Tensor", y: "Tensor", class_weight: "Tensor | None") -> "Tensor":
         return (logits - y).square().mean(1)
 
-    def activate(self, logits: Tensor) -> Tensor:
+    def activate(self, logits: "Tensor") -> "Tensor":
         return logits
 
     def log_loss(self, y: NDArray[Any], p: NDArray[Any]) -> float:
@@ -132,14 +138,18 @@ class Regression(Outcome):
     def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
         return metrics.regression_point(y, p)
 
-    def scores(self, samples: Samples, p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
+    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
+        from raylab.data.lung.sweep_dataset import outputs
+
         truth, values = outputs(samples.y, samples.spec), outputs(p, samples.spec)
         return metrics.regression_scores(truth, values, samples.group, samples.spec["classes"], bootstraps, seed)
 
-    def class_counts(self, samples: Samples) -> dict[str, int]:
+    def class_counts(self, samples: "Samples") -> dict[str, int]:
         return {}
 
-    def columns(self, samples: Samples, p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def columns(self, samples: "Samples", p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        from raylab.data.lung.sweep_dataset import outputs
+
         truth, values = outputs(samples.y, samples.spec), outputs(p, samples.spec)
         names = samples.spec["classes"]
         return (

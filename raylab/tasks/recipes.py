@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raylab.config.old_names import FIELDS, rename_fields
+from raylab.config.old_names import rename_fields
 from raylab.config.recipe import Recipe, Search, model_family, validate
 from raylab.errors import UsageError
 from raylab.tasks import TASKS, find_task
@@ -31,10 +31,7 @@ def update_recipe(document: dict[str, Any]) -> dict[str, Any]:
     """A recipe's document with today's names, and without the fields of other models and tasks: version 0.1 wrote the
     fields of all of them."""
     document = {
-        part: {FIELDS.get(f"{part}.{name}", f"{part}.{name}").partition(".")[2]: v for name, v in values.items()}
-        if isinstance(values, dict)
-        else values
-        for part, values in document.items()
+        part: _rename_in(part, values) if isinstance(values, dict) else values for part, values in document.items()
     }
     if search := document.get("search"):
         space, points = rename_fields(search["space"]), [rename_fields(point) for point in search["points"]]
@@ -45,6 +42,11 @@ def update_recipe(document: dict[str, Any]) -> dict[str, Any]:
     own = {"model": model_family(document["model"]["name"]), "data": type(kind.model_fields["data"].default)}
     kept = {part: {k: v for k, v in document[part].items() if k in own[part].model_fields} for part in own}
     return {**document, **kept}
+
+
+def _rename_in(part: str, values: dict[str, Any]) -> dict[str, Any]:
+    renamed = rename_fields({f"{part}.{name}": value for name, value in values.items()})
+    return {path.removeprefix(f"{part}."): value for path, value in renamed.items()}
 
 
 def _type(task: object) -> type[Recipe]:

@@ -1,13 +1,14 @@
 """A network in the lung model's place: blood gases and pressures of virtual patients from their inputs."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from raylab.config.recipe import Data, Loop, Optim, Recipe, ResidualModel, Schedule, Search, SweepData
-from raylab.data.lung.sweep_dataset import load_sweep
-from raylab.data.samples import Samples
 from raylab.tasks.base import Task
 from raylab.tasks.outcomes import Regression
+
+if TYPE_CHECKING:  # as in base.py
+    from raylab.data.samples import Samples
 
 
 class SurrogateRecipe(Recipe):
@@ -43,7 +44,9 @@ SMOKE = FULL.model_copy(
 )
 
 
-def load(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> Samples:
+def load(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> "Samples":
+    from raylab.data.lung.sweep_dataset import load_sweep
+
     return load_sweep(directory, split, spec)
 
 
