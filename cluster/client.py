@@ -146,7 +146,7 @@ def up(
         except (SlurmError, UsageError):
             shutil.rmtree(directory.path)
             raise
-        directory.note(spec.model_copy(update={"job": job}))
+        directory.write_spec(spec.model_copy(update={"job": job}))
     return directory, job
 
 
@@ -167,7 +167,7 @@ def status(directory: Directory, slurm: Slurm) -> dict[str, Any]:
     here = jobs(directory, slurm)
     by_id = {job.id: job for job in here}
     head, seen = directory.read("head"), directory.read("status") or {}
-    leader = next((job for job, comment in here.items() if comment.kind == "head"), None)
+    leader = next((job for job, tag in here.items() if tag.kind == "head"), None)
     ready = (
         leader is not None and leader.running and head is not None
         and head["job"] == leader.id and head["generation"] == leader.restarts
@@ -188,14 +188,14 @@ def status(directory: Directory, slurm: Slurm) -> dict[str, Any]:
         "jobs": [
             {
                 "job": job.id,
-                "kind": comment.kind,
-                "type": comment.type,
+                "kind": tag.kind,
+                "type": tag.type,
                 "state": job.state.lower(),
                 "node": job.node,
                 "seconds_left": job.left if job.running else None,
                 "why": "" if job.running else job.why(),
             }
-            for job, comment in here.items()
+            for job, tag in here.items()
         ],
         "nodes": [{**node, "seconds_left": _left(node["instance"], by_id)} for node in nodes],
         "demand": seen.get("demand", []) if fresh else [],

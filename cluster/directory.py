@@ -53,9 +53,9 @@ class Directory:
         for name, text in {self.token.name: token_hex(32), **secrets}.items():
             with atomic_write(self.path / name) as beside:
                 beside.write_text(text)
-        self.note(spec)
+        self.write_spec(spec)
 
-    def note(self, spec: ClusterSpec) -> None:
+    def write_spec(self, spec: ClusterSpec) -> None:
         """Write cluster.json."""
         write_json(self.path / "cluster.json", spec.model_dump(mode="json"))
 

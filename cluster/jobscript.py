@@ -19,7 +19,7 @@ FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", *SECRETS, "RAY_JOB_ID", "CUD
 def script(
     site: Site,
     node: NodeType,
-    comment: JobTag,
+    tag: JobTag,
     job_name: str,
     time: str,
     log: Path,
@@ -36,7 +36,7 @@ def script(
     `door`: where cluster/slurm_proxy.py lies, for a command in an image that calls Slurm.
     """
     options = {
-        **_options(site, node, comment, job_name, time, nodes),
+        **_options(site, node, tag, job_name, time, nodes),
         "signal": f"USR1@{site.lead_seconds}",
         "output": str(log).replace("%", "%%") + "/%x-%j.out",
         "open-mode": "append",
@@ -62,7 +62,7 @@ def script(
 def step(
     site: Site,
     node: NodeType,
-    comment: JobTag,
+    tag: JobTag,
     job_name: str,
     time: str,
     environment: Mapping[str, str],
@@ -73,7 +73,7 @@ def step(
 
     Its caller takes FOREIGN out of the environment: in the step, Slurm has set some of these anew.
     """
-    options = _options(site, node, comment, job_name, time, nodes)
+    options = _options(site, node, tag, job_name, time, nodes)
     further = [word for option in (*site.sbatch, *node.sbatch) for word in shlex.split(option)]
     named = [f"--{name}={value}" for name, value in options.items()]
     return ["srun", *named, "--chdir=/", *further, *shell(site, node, environment, command)]
@@ -85,11 +85,11 @@ def shell(site: Site, node: NodeType, environment: Mapping[str, str], command: S
     return ["bash", "-c", "\n".join(lines)]
 
 
-def _options(site: Site, node: NodeType, comment: JobTag, job_name: str, time: str, nodes: int) -> dict[str, str]:
+def _options(site: Site, node: NodeType, tag: JobTag, job_name: str, time: str, nodes: int) -> dict[str, str]:
     """What Slurm is asked for, by the names of its options; what the site does not say is left out."""
     asked = {
         "job-name": job_name,
-        "comment": str(comment),
+        "comment": str(tag),
         "partition": node.partition or site.partition,
         "account": site.account,
         "qos": site.qos,

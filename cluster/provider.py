@@ -55,10 +55,10 @@ class SlurmProvider(NodeProvider):
             if time.monotonic() - self.seen_at > FRESH_SECONDS:
                 found = [(job, JobTag.parse(job.comment)) for job in self.slurm.jobs() if job.alive]
                 self.seen = {
-                    f"{job.id}.{job.restarts}": (job, comment)
-                    for job, comment in found
-                    if comment is not None
-                    and (comment.cluster, comment.generation, comment.kind) == (self.spec.id, self.generation, "worker")
+                    f"{job.id}.{job.restarts}": (job, tag)
+                    for job, tag in found
+                    if tag is not None
+                    and (tag.cluster, tag.generation, tag.kind) == (self.spec.id, self.generation, "worker")
                 }
                 self.known.update(self.seen)
                 self.seen_at = time.monotonic()
@@ -82,11 +82,11 @@ class SlurmProvider(NodeProvider):
                 TAG_RAY_USER_NODE_TYPE: "head",
                 TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE,
             }
-        _, comment = self.known[node_id]
+        _, tag = self.known[node_id]
         return {
             TAG_RAY_NODE_KIND: NODE_KIND_WORKER,
-            TAG_RAY_USER_NODE_TYPE: comment.type,
-            TAG_RAY_LAUNCH_REQUEST: comment.request,
+            TAG_RAY_USER_NODE_TYPE: tag.type,
+            TAG_RAY_LAUNCH_REQUEST: tag.request,
             TAG_RAY_NODE_STATUS: STATUS_UP_TO_DATE,
         }
 
@@ -108,14 +108,12 @@ class SlurmProvider(NodeProvider):
         problems = self.directory.problems()
         if len(problems) >= PROBLEMS:
             raise SlurmError(f"{len(problems)} nodes did not come up in the last 10 minutes", problems[0]["text"])
-        comment = JobTag(
-            self.spec.id, self.generation, "worker", node_config["type"], tags.get(TAG_RAY_LAUNCH_REQUEST, "")
-        )
+        tag = JobTag(self.spec.id, self.generation, "worker", node_config["type"], tags.get(TAG_RAY_LAUNCH_REQUEST, ""))
         with self.lock:
             for _ in range(count):
-                id = self.slurm.submit(scripts.worker(self.directory, comment))
+                id = self.slurm.submit(scripts.worker(self.directory, tag))
                 # reported at once, before squeue is asked again
-                new = (Job(id, "PENDING", 0, None, "", "None", str(comment)), comment)
+                new = (Job(id, "PENDING", 0, None, "", "None", str(tag)), tag)
                 self.seen[f"{id}.0"] = self.known[f"{id}.0"] = new
 
     def create_node(self, node_config: dict[str, Any], tags: dict[str, str], count: int) -> None:

@@ -41,30 +41,30 @@ def agent(spec: ClusterSpec, directory: Path, role: str, generation: int, kind: 
     return [*words, "--type", kind] if kind else words
 
 
-def text(directory: Path, spec: ClusterSpec, comment: JobTag) -> str:
+def text(directory: Path, spec: ClusterSpec, tag: JobTag) -> str:
     """The script of the head (kind "head"), of a worker, or of a static cluster (spec.static nodes)."""
     site = spec.site
-    node: NodeType = site.head if comment.kind == "head" else site.nodes[comment.type]
-    role = comment.kind
+    node: NodeType = site.head if tag.kind == "head" else site.nodes[tag.type]
+    role = tag.kind
     if static := spec.static:
-        node, role = site.nodes[comment.type], "static"
+        node, role = site.nodes[tag.type], "static"
     return jobscript.script(
         site=site,
         node=node,
-        comment=comment,
-        job_name=f"raylab-{spec.name}-{comment.type or comment.kind}",
+        tag=tag,
+        job_name=f"raylab-{spec.name}-{tag.type or tag.kind}",
         time=spec.time,
         log=directory / "logs",
         environment=environment(spec, directory),
-        command=agent(spec, directory, role, comment.generation, comment.type),
+        command=agent(spec, directory, role, tag.generation, tag.type),
         nodes=static or 1,
-        door=Path(spec.code) / "cluster" / "slurm_proxy.py" if comment.kind == "head" else None,
+        door=Path(spec.code) / "cluster" / "slurm_proxy.py" if tag.kind == "head" else None,
     )
 
 
-def worker(directory: Directory, comment: JobTag) -> Path:
+def worker(directory: Directory, tag: JobTag) -> Path:
     """Write the script of a worker; its path."""
-    path = directory.scripts / f"{comment.type}-{comment.generation}-{comment.request or 'static'}.sbatch"
+    path = directory.scripts / f"{tag.type}-{tag.generation}-{tag.request or 'static'}.sbatch"
     with atomic_write(path) as beside:
-        beside.write_text(text(directory.path, directory.spec, comment))
+        beside.write_text(text(directory.path, directory.spec, tag))
     return path

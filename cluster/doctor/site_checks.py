@@ -167,8 +167,8 @@ def partition(name: str, facts: Mapping[str, str], site: Site) -> Iterator[Findi
 def taken(slurm: Slurm, site: Site, kind: str, node: NodeType, directory: Path) -> Finding:
     """Would Slurm take a job of this type, with the site's partition, account, limits? Its own words if not."""
     script = directory / f"{kind}.sbatch"
-    comment = JobTag(directory.name, 0, "doctor", kind)
-    script.write_text(jobscript.script(site, node, comment, "raylab-doctor", site.time, directory, {}, ["true"]))
+    tag = JobTag(directory.name, 0, "doctor", kind)
+    script.write_text(jobscript.script(site, node, tag, "raylab-doctor", site.time, directory, {}, ["true"]))
     return attempt(f"Slurm takes jobs of type {kind}", lambda: slurm.test(script))
 
 
@@ -223,9 +223,9 @@ def on_nodes(
     wait: float,
 ) -> Iterator[Finding]:
     """Run the node's part as a step on `count` nodes of a type and merge what they say. It is gone afterwards."""
-    comment = JobTag(f"doctor-{secrets.token_hex(4)}", 0, "doctor", kind)
+    tag = JobTag(f"doctor-{secrets.token_hex(4)}", 0, "doctor", kind)
     words = jobscript.step(
-        site, site.nodes[kind], comment, "raylab-doctor", STEP_TIME, environment, command, count
+        site, site.nodes[kind], tag, "raylab-doctor", STEP_TIME, environment, command, count
     )  # fmt: skip
     if slurm.directory is not None:
         words[0] = str(slurm.directory / words[0])
@@ -241,7 +241,7 @@ def on_nodes(
     lines: queue.Queue[tuple[float, str] | None] = queue.Queue()
     threading.Thread(target=_read, args=(process, lines), daemon=True).start()
     try:
-        yield from _listen(slurm, comment, kind, count, lines, wait)
+        yield from _listen(slurm, tag, kind, count, lines, wait)
     finally:
         process.terminate()
         try:
@@ -249,7 +249,7 @@ def on_nodes(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        left = _cancel(slurm, comment)
+        left = _cancel(slurm, tag)
     if left:
         yield left
 
@@ -263,7 +263,7 @@ def _read(process: "subprocess.Popen[str]", lines: "queue.Queue[tuple[float, str
 
 def _listen(
     slurm: Slurm,
-    comment: JobTag,
+    tag: JobTag,
     kind: str,
     count: int,
     lines: "queue.Queue[tuple[float, str] | None]",
@@ -279,7 +279,7 @@ def _listen(
             got = lines.get(timeout=max(0.1, deadline - time.monotonic()))
         except queue.Empty:
             if not clocks:
-                why = _why(slurm, comment)
+                why = _why(slurm, tag)
                 longer = f"raylab doctor --wait {10 * wait:.0f}, or try later; the login node's part stands"
                 yield Finding(f"no node of type {kind} within {wait:.0f} s: {why}", False, longer)
                 return
@@ -327,17 +327,17 @@ def answer(**facts: Any) -> str:
     return MARK + json.dumps({"host": socket.gethostname(), **facts})
 
 
-def _why(slurm: Slurm, comment: JobTag) -> str:
+def _why(slurm: Slurm, tag: JobTag) -> str:
     try:
-        return next((job.why() for job in slurm.jobs() if job.comment == str(comment)), "it did not start")
+        return next((job.why() for job in slurm.jobs() if job.comment == str(tag)), "it did not start")
     except SlurmError as error:
         return error.what
 
 
-def _cancel(slurm: Slurm, comment: JobTag) -> Finding | None:
+def _cancel(slurm: Slurm, tag: JobTag) -> Finding | None:
     """End the step's job, whatever became of it."""
     try:
-        slurm.cancel([job.id for job in slurm.jobs() if job.comment == str(comment) and job.alive])
+        slurm.cancel([job.id for job in slurm.jobs() if job.comment == str(tag) and job.alive])
     except SlurmError as error:
         look = f"scancel --name raylab-doctor; by itself it ends after {STEP_TIME}"
         return Finding(f"the doctor's job may still be there ({error.what})", False, look)

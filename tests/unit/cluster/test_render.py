@@ -17,7 +17,7 @@ from tests.wait import wait_for
 
 ROOT = Path(__file__).parents[3]
 
-COMMENT = JobTag("1a2b", 0, "worker", "gpu", "r1")
+TAG = JobTag("1a2b", 0, "worker", "gpu", "r1")
 NODE = NodeType(cpus=8, memory_mb=16000, gpus=2, gpu_type="v100", features="big&fast", sbatch=("--exclusive",))
 SITE = Site(
     name="full",
@@ -35,7 +35,7 @@ ANY = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]),
 
 def text(site: Site = SITE, node: NodeType = NODE, **other) -> str:
     facts = {
-        "site": site, "node": node, "comment": COMMENT, "job_name": "raylab-ray-gpu", "time": "02:00:00",
+        "site": site, "node": node, "tag": TAG, "job_name": "raylab-ray-gpu", "time": "02:00:00",
         "log": Path("/p/ray/logs"), "environment": {"RAYLAB_HOME": "/p/ray"}, "command": ["python", "-m", "x"],
     }  # fmt: skip
     return jobscript.script(**{**facts, **other})
