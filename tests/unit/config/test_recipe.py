@@ -17,12 +17,9 @@ from raylab.config.recipe import (
 )
 from raylab.config.search_space import DISTRIBUTIONS, parse_dimension
 from raylab.errors import UsageError
-from raylab.tasks import TASKS
 from raylab.tasks.recipes import parse_recipe, read_recipe, update_recipe
+from tests.recipes import RECIPES
 
-RECIPES = {
-    f"{name}{end}": recipe for name, task in TASKS.items() for end, recipe in (("", task.full), ("-smoke", task.smoke))
-}
 ARDS, COVIDNET = RECIPES["ards"], RECIPES["covidnet"]
 # every path that a recipe has, as it may be written on the command line -> what it then is
 SETTABLE: dict[str, tuple[str, Any]] = {

@@ -17,11 +17,9 @@ from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipe_page import markdown
 from raylab.tasks.recipes import parse_recipe, shipped_recipe
 from raylab.training.loop import fit
+from tests.recipes import RECIPES
 
 DATA = {"ards": "ards_data", "mortality": "mortality_data", "covidnet": "covidnet_data", "surrogate": "surrogate_data"}
-RECIPES = {
-    f"{name}{end}": recipe for name, task in TASKS.items() for end, recipe in (("", task.full), ("-smoke", task.smoke))
-}
 NAMES = sorted(RECIPES)
 
 
