@@ -113,7 +113,7 @@ def go_on(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quie
             ):
                 from raylab.distributed import train
 
-                result = train.train(recipe, data, directory, train.Forward(rows), parent)
+                result = train.train(recipe, data, directory, rows, parent)
         return finish(directory, recipe, data, result, quiet)
 
 

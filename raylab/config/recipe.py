@@ -266,9 +266,9 @@ class Scaling(Part):
     cpus_per_worker: float = Field(1, gt=0)
     """logical CPUs of each worker"""
     max_failures: int = Field(3, ge=0)
-    """restarts after a crash; preemptions are not counted"""
-    resize_seconds: float = Field(60, gt=0)
-    """seconds after which an elastic run looks for a better size"""
+    """deaths of workers in a row without a step between; workers that were told to leave are not counted"""
+    silence_seconds: float = Field(60, gt=0)
+    """seconds without a sign of life after which a worker is expelled; longer than any step"""
 
     @field_validator("workers", mode="before")
     @classmethod

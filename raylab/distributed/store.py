@@ -1,50 +1,35 @@
-"""How the workers of a run become one process group: over a store behind Ray's token, on the cluster's own interface.
+"""torch.distributed's store over the run's Rendezvous: behind Ray's token, on the cluster's own interface.
 
 Ray Train's own way is torch's TCPStore: it listens on every interface, and whoever connects reads and writes keys.
 """
 
-import os
-import secrets
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import psutil
-import ray
 import torch.distributed as dist
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import Store
 
-from raylab.distributed.rendezvous import Rendezvous
 from raylab.errors import RunError
 
-# Of this process's groups, until its end: torch holds the C++ half of a store only, which calls its Python half
-_stores: list[Store] = []
-CALL_SECONDS = 10.0  # a wait asks again after this long, so that one of a member that died soon ends
+CALL_SECONDS = 1.0  # a wait asks again after this long, so that one of a member that died soon ends
 
 
-def create_rendezvous() -> Any:
-    """A new Rendezvous as an actor on this driver's node (on a cluster the head, which outlives workers).
+class CallStore(Store):
+    """Keys and values at a Rendezvous, whose methods `call` calls by name. `timeout` is set by `set_timeout`.
 
-    It lives as long as the driver holds it: through the death of any member, and from one attempt to the next.
+    A wait for keys ends with DistStoreError when `is_broken` says that whoever was to set them is gone.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Rendezvous).options(scheduling_strategy=here).remote()
-
-
-class RayStore(Store):
-    """torch.distributed's store over a Rendezvous actor. `timeout`, as of every store, is set by `set_timeout`."""
 
     timeout: timedelta  # torch's own, which its type hints leave out
 
-    def __init__(self, rendezvous: Any) -> None:
+    def __init__(self, call: Callable[..., Any], is_broken: Callable[[], bool] = lambda: False) -> None:
         super().__init__()
-        self.rendezvous = rendezvous
+        self.call, self.is_broken = call, is_broken
 
     def set(self, key: str, value: str | bytes) -> None:
-        ray.get(self.rendezvous.set.remote(key, _to_bytes(value)))
+        self.call("set", key, _to_bytes(value))
 
     def get(self, key: str) -> bytes:
         return self.multi_get([key])[0]
@@ -56,85 +41,44 @@ class RayStore(Store):
         self._get(keys, self.timeout if timeout is None else timeout)
 
     def check(self, keys: list[str]) -> bool:
-        there: bool = ray.get(self.rendezvous.has.remote(list(keys)))
+        there: bool = self.call("has", list(keys))
         return there
 
     def add(self, key: str, amount: int) -> int:
-        total: int = ray.get(self.rendezvous.add.remote(key, amount))
+        total: int = self.call("add", key, amount)
         return total
 
     def compare_set(self, key: str, expected: str | bytes, desired: str | bytes) -> bytes:
-        call = self.rendezvous.compare_set.remote(key, _to_bytes(expected), _to_bytes(desired))
-        present: bytes = ray.get(call)
+        present: bytes = self.call("compare_set", key, _to_bytes(expected), _to_bytes(desired))
         return present
 
     def delete_key(self, key: str) -> bool:
-        deleted: bool = ray.get(self.rendezvous.delete.remote(key))
+        deleted: bool = self.call("delete", key)
         return deleted
 
     def list_keys(self) -> list[str]:
-        keys: list[str] = ray.get(self.rendezvous.list_keys.remote())
+        keys: list[str] = self.call("list_keys")
         return keys
 
     def num_keys(self) -> int:
         return len(self.list_keys())
 
-    def clone(self) -> "RayStore":
-        return RayStore(self.rendezvous)
+    def clone(self) -> "CallStore":
+        return CallStore(self.call, self.is_broken)
 
     def _get(self, keys: list[str], timeout: timedelta) -> list[bytes]:
         left = timeout.total_seconds()
-        while left > 0:
+        while left > 0 and not self.is_broken():
             seconds = min(left, CALL_SECONDS)
-            values: list[bytes] | None = ray.get(self.rendezvous.get.remote(list(keys), seconds))
+            values: list[bytes] | None = self.call("get", list(keys), seconds)
             if values is not None:
                 return values
             left -= seconds
-        raise dist.DistStoreError(f"waited {timeout.total_seconds():g} s for {', '.join(keys)}")
+        raise dist.DistStoreError(f"waited {timeout.total_seconds() - left:g} s for {', '.join(keys)}")
 
 
 def _to_bytes(value: str | bytes) -> bytes:
     return value.encode() if isinstance(value, str) else value
-
-
-@dataclass
-class StoreConfig(TorchConfig):
-    """Ray Train's TorchConfig, with a process group formed over `rendezvous` (see `create_rendezvous`)."""
-
-    rendezvous: Any = None
-
-    @property
-    def backend_cls(self) -> type:
-        return _StoreBackend
-
-
-class _StoreBackend(_TorchBackend):
-    """Lives in the run's controller; `on_shutdown`, which leaves the group, is Ray Train's own."""
-
-    def on_start(self, worker_group: Any, backend_config: StoreConfig) -> None:
-        size = len(worker_group)
-        prefix = secrets.token_hex(8)  # a straggler of the group before does not disturb this one
-        joined = [
-            worker_group.execute_single_async(rank, join_group, backend_config, prefix, rank, size)
-            for rank in range(size)
-        ]
-        ray.get(joined)
-
-
-def join_group(config: StoreConfig, prefix: str, rank: int, size: int) -> None:
-    """Make this process rank `rank` of `size` of a new process group, whose data goes over this node's interface."""
-    interface = interface_of(ray.util.get_node_ip_address())
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # = is exact; without it eth1 means eth10 as well
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as Ray Train does: fail where a collective hangs
-    _stores.append(RayStore(config.rendezvous))
-    dist.init_process_group(
-        config.backend,
-        store=PrefixStore(prefix, _stores[-1]),
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=config.timeout_s),
-    )
 
 
 def interface_of(address: str) -> str:

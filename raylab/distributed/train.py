@@ -1,141 +1,206 @@
-"""One run on Ray Train: the function that every worker executes, and the elastic trainer around it.
+"""One run on Ray: workers are started where the cluster has room, replaced when they die, and told when they must go.
 
-Checkpoints are our own (checkpoint.py, in the run's directory on shared storage): Ray Train only starts workers,
-notices when they die, and restarts the group; a restarted group reads the newest valid checkpoint. A group that makes
-way for another, because a node leaves or more have come, ends as if it had finished: `train` sees that it has not.
+Training itself survives all of that in place: see membership.py for who trains, and raylab.training.loop for how those
+who are left go on. Only when no worker is left does the newest checkpoint count.
 """
 
 import json
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.callback import UserCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raylab.errors
 from raylab.config.recipe import Recipe
-from raylab.data.sampler import steps_per_epoch
-from raylab.distributed.elastic import NOTE, ElasticPolicy, ElasticTrainer, moved
-from raylab.distributed.store import StoreConfig, create_rendezvous
-from raylab.errors import IncompleteError, RaylabError, RunError
-from raylab.files import write_json
-from raylab.tasks import find_task
-from raylab.tasks.recipes import parse_recipe
-from raylab.training.process_group import ProcessGroup
+from raylab.data.prepared import read_meta
+from raylab.distributed.allocation import Allocator, Bundle
+from raylab.distributed.membership import Membership
+from raylab.distributed.worker import Worker
+from raylab.errors import IncompleteError, RunError
 from raylab.training.progress import Metrics
-from raylab.training.run import AttemptHandedOver, execute
 
 OnRows = Callable[[list[Metrics]], None]
 
-
-def worker(arguments: dict[str, Any]) -> None:
-    """What each rank runs. A failure that all ranks share ends the run at once, without a restart."""
-    directory = Path(arguments["directory"])
-    parent = arguments["parent"]
-    try:
-        execute(
-            parse_recipe(arguments["recipe"]),
-            Path(arguments["data"]),
-            directory,
-            lambda rows: send(rows, directory),
-            None if parent is None else Path(parent),
-        )
-    except AttemptHandedOver:
-        return
-    except RaylabError as error:
-        if ray.train.get_context().get_world_rank() == 0:
-            write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
+POLL_SECONDS = 0.1  # between two looks at the workers
+PLACE_SECONDS = 1.0  # between two looks at the cluster
+RENEW_SECONDS = 10.0  # between two looks at claims that nobody renews
 
 
-def send(rows: list[Metrics], directory: Path) -> str | None:
-    """Hand rows to the controller; say whether this group is to make way: a node leaves, or the number changes.
-
-    Collectives of Ray Train and of the group: every rank calls this at the same steps.
-    """
-    ray.train.report({"rows": rows})
-    if ray.train.get_preemption_info() is not None:
-        return "a node leaves"
-    group = ProcessGroup()
-    return "another number of workers" if group.any(group.rank == 0 and (directory / NOTE).exists()) else None
-
-
-class Forward(UserCallback):
-    """Runs in the controller, of which a run has one: the single place through which metrics leave a run."""
-
-    def __init__(self, on_rows: OnRows) -> None:
-        self.on_rows = on_rows
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        self.on_rows(metrics[0]["rows"])
-
-
-def train(
-    recipe: Recipe, data: Path, directory: Path, callback: UserCallback, parent: Path | None = None
-) -> dict[str, Any]:
+def train(recipe: Recipe, data: Path, directory: Path, on_rows: OnRows, parent: Path | None = None) -> dict[str, Any]:
     """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; the result of `execute`.
 
-    `callback` lives in Ray Train's controller and gets each bundle of metrics (see `Forward`). Raises the run's own
-    error, RunError when workers died more often than recipe.scaling.max_failures, and IncompleteError when Ray Train
-    reports success without a result.
+    `on_rows` gets each bundle of metrics, in this thread. Raises the run's own error, RunError when workers died more
+    often than recipe.scaling.max_failures without getting further, and IncompleteError when they end without a result.
     """
     (directory / "failure.json").unlink(missing_ok=True)
-    samples = len(find_task(recipe.task).load(data, "train", recipe.data, None))
-    planned = recipe.loop.epochs * steps_per_epoch(samples, recipe.loop.global_batch_size)
-    rendezvous = create_rendezvous()
-    while True:
-        (directory / NOTE).unlink(missing_ok=True)
-        try:
-            trainer(recipe, data, directory, callback, parent, planned, rendezvous).fit()
-        except ray.train.TrainingFailedError as error:
-            raise RunError(
-                f"the workers of run {directory.name} failed {recipe.scaling.max_failures + 1} times",
-                str(error).strip().splitlines()[-1],
-                f"see Ray's logs, then: raylab resume {directory.name}",
-            ) from error
-        if not moved(directory):
-            return outcome(directory)
+    supervisor = Supervisor(recipe, data, directory, on_rows, parent)
+    try:
+        supervisor.run()
+    finally:
+        supervisor.close()
+    return outcome(directory)
 
 
-def trainer(
-    recipe: Recipe,
-    data: Path,
-    directory: Path,
-    callback: UserCallback,
-    parent: Path | None,
-    planned: int,
-    rendezvous: Any,
-) -> ElasticTrainer:
-    """The trainer of one attempt, whose workers meet at `rendezvous`."""
-    low, high = recipe.scaling.workers
-    # Attempts of a resumed run each get a name of their own: Ray Train's records are not what we resume from
-    attempt = sum(1 for _ in (directory / "ray").glob("*"))
-    scaling = ScalingConfig(
-        num_workers=(low, high),
-        use_gpu=recipe.scaling.gpu,
-        resources_per_worker={"CPU": recipe.scaling.cpus_per_worker} | ({"GPU": 1} if recipe.scaling.gpu else {}),
-        elastic_resize_monitor_interval_s=recipe.scaling.resize_seconds,
-    )
-    return ElasticTrainer(
-        worker,
-        policy=ElasticPolicy(scaling, directory, planned),
-        train_loop_config={
+@dataclass
+class Running:
+    """A worker that was started: its actor, the end of its `run`, and the node it is bound to."""
+
+    actor: Any
+    end: Any
+    node: str
+    is_leaving: bool = False
+
+
+class Supervisor:
+    """Keeps a run supplied with workers until it is over. It lives in the driver."""
+
+    def __init__(self, recipe: Recipe, data: Path, directory: Path, on_rows: OnRows, parent: Path | None) -> None:
+        self.recipe, self.directory, self.on_rows = recipe, directory, on_rows
+        low, _ = recipe.scaling.workers
+        self.bundle = {"CPU": recipe.scaling.cpus_per_worker} | ({"GPU": 1.0} if recipe.scaling.gpu else {})
+        self.arguments = {
             "recipe": recipe.model_dump(mode="json"),
             "data": str(data),
+            "data_hash": read_meta(data, recipe.task)["data_hash"],
             "directory": str(directory),
             "parent": None if parent is None else str(parent),
-        },
-        torch_config=StoreConfig("cpu:gloo,cuda:nccl" if recipe.scaling.gpu else "gloo", rendezvous=rendezvous),
-        scaling_config=scaling,
-        run_config=RunConfig(
-            name=f"attempt-{attempt}",
-            storage_path=str(directory / "ray"),
-            failure_config=FailureConfig(max_failures=recipe.scaling.max_failures),
-            callbacks=[callback],
-        ),
-    )
+        }
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        members = ray.remote(num_cpus=0)(Membership)
+        self.membership = members.options(scheduling_strategy=here).remote(low, recipe.scaling.silence_seconds)
+        self.allocator = find_allocator()
+        self.workers: dict[str, Running] = {}
+        self.started = 0
+        self.step = 0  # the last one whose row has come
+        self.failures = 0  # deaths of workers since the run has got further
+        self.failed_at = -1
+        self.is_closing = False  # a worker has finished: the others do as well, and rank 0 writes the result
+        self.has_ended = False
+        self.placed_at = float("-inf")
+
+    def run(self) -> None:
+        """Until a worker reports the run's end."""
+        while not self.has_ended:
+            if not self.is_closing and time.monotonic() - self.placed_at >= PLACE_SECONDS:
+                self.place_workers()
+            ends = {running.end: name for name, running in self.workers.items()}
+            ended, _ = ray.wait(list(ends), timeout=POLL_SECONDS) if ends else ([], None)
+            for end in ended:
+                self.note_end(ends[end])
+            self.receive()
+            if not ends:
+                time.sleep(POLL_SECONDS)
+
+    def place_workers(self) -> None:
+        """Start workers where the run may have more, and tell those to leave that must."""
+        self.placed_at = time.monotonic()
+        low, high = self.recipe.scaling.workers
+        placed = Counter(running.node for running in self.workers.values() if not running.is_leaving)
+        allowed = ray.get(self.allocator.claim.remote(str(self.directory), low, high, self.bundle, dict(placed)))
+        for node, count in allowed.items():
+            for _ in range(count - placed[node]):
+                self.start_worker(node)
+        for name, running in reversed(self.workers.items()):  # the youngest first
+            if not running.is_leaving and placed[running.node] > allowed.get(running.node, 0):
+                placed[running.node] -= 1
+                running.is_leaving = True
+                self.membership.leave.remote(name)
+
+    def start_worker(self, node: str) -> None:
+        name = f"worker-{self.started}"
+        self.started += 1
+        resources = {"num_cpus": self.bundle["CPU"], "num_gpus": self.bundle.get("GPU", 0)}
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        actor = ray.remote(Worker).options(**resources, scheduling_strategy=there).remote()
+        self.workers[name] = Running(actor, actor.run.remote(name, self.membership, self.arguments), node)
+
+    def note_end(self, name: str) -> None:
+        """`run` of the worker `name` is over."""
+        running = self.workers[name]
+        try:
+            how, why = ray.get(running.end), ""
+        except ray.exceptions.RayError as error:
+            how, why = "died", str(error).strip().splitlines()[-1]
+        self.end_worker(name, f"it has {how}", was_needed=how == "died")
+        self.has_ended = how == "failed" or (how == "finished" and (self.directory / "result.json").is_file())
+        self.is_closing = (self.is_closing or how == "finished") and bool(self.workers)
+        if how == "died" and not running.is_leaving:
+            self.note_failure(why)
+
+    def note_failure(self, why: str) -> None:
+        """A worker has died; raises RunError when that happens again and again without a step between."""
+        self.placed_at = float("-inf")  # look for a place for another at once
+        self.failures = self.failures + 1 if self.step <= self.failed_at else 1
+        self.failed_at = max(self.step, self.failed_at)
+        if self.failures > self.recipe.scaling.max_failures:
+            raise RunError(
+                f"the workers of run {self.directory.name} died {self.failures} times without a step between",
+                why,
+                f"see Ray's logs, then: raylab resume {self.directory.name}",
+            )
+
+    def receive(self) -> None:
+        """Pass on the metrics that have come, and end the workers that were expelled."""
+        rows, gone = ray.get(self.membership.receive.remote(self.step))
+        new = [row for row in rows if row["step"] > self.step]  # rank 0 sends again what the one before it has sent
+        if new:
+            self.on_rows(new)
+            self.step = new[-1]["step"]
+        for name in [name for name in self.workers if name in gone and gone[name] != "it has left"]:
+            self.end_worker(name, gone[name])
+            self.note_failure(f"a worker was expelled: {gone[name]}")
+
+    def end_worker(self, name: str, why: str, was_needed: bool = True) -> None:
+        ray.get(self.membership.remove.remote(name, why, was_needed))
+        ray.kill(self.workers.pop(name).actor)
+
+    def close(self) -> None:
+        """End all workers and give their places back."""
+        for running in self.workers.values():
+            ray.kill(running.actor)
+        ray.get(self.allocator.release.remote(str(self.directory)))
+        ray.kill(self.membership)
+
+
+class ClusterAllocator(Allocator):
+    """The Allocator of the connected cluster. A thread of its own drops the claims of runs that were killed."""
+
+    def __init__(self) -> None:
+        super().__init__(list_nodes, request_bundles)
+        threading.Thread(target=self._drop_expired, daemon=True).start()
+
+    def _drop_expired(self) -> None:
+        while True:
+            time.sleep(RENEW_SECONDS)
+            self.drop_expired()
+
+
+def find_allocator() -> Any:
+    """The cluster's one Allocator, made on this node (the head, which outlives workers) by the first run."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ClusterAllocator)
+    options = {"name": "allocator", "namespace": "raylab", "get_if_exists": True, "lifetime": "detached"}
+    return actor.options(**options, scheduling_strategy=here).remote()
+
+
+def list_nodes() -> dict[str, Bundle]:
+    """The resources of each node that is alive and not about to leave."""
+    leaving = set(ray._private.state.state.get_draining_nodes())
+    nodes = sorted(ray.nodes(), key=lambda node: node["NodeID"])
+    return {n["NodeID"]: n["Resources"] for n in nodes if n["Alive"] and n["NodeID"] not in leaving}
+
+
+def request_bundles(bundles: list[Bundle]) -> None:
+    """Ask the autoscaler for nodes on which all of `bundles` fit."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[dict(bundle) for bundle in bundles])
 
 
 def raise_failure(directory: Path) -> None:

@@ -27,7 +27,6 @@ from optuna.distributions import (
 from ray import tune
 from ray.train import Checkpoint
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, PopulationBasedTraining
 from ray.tune.search.optuna import OptunaSearch
 
@@ -326,13 +325,19 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
         told = {**row, "epoch": row["epoch"] + 1, OBJECTIVE: best_so_far}
         tune.report(told, checkpoint=None if path is None else Checkpoint.from_directory(str(path)))
 
-    def send(rows: list[Metrics]) -> None:
+    def send(rows: list[Metrics]) -> int:
         for row in rows:
             if "val/loss" in row:
                 if options.scheduler in WITH_CHECKPOINTS:
                     held.append(row)
                 else:
                     report(row)
+        return int(rows[-1]["step"]) if rows else 0
+
+    def pass_on(rows: list[Metrics]) -> None:
+        for row in rows:
+            if "val/loss" in row:
+                report(row)
 
     def saved(path: Path) -> None:
         while held:
@@ -347,7 +352,7 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
         chosen = override(chosen, {"loop.checkpoint_steps": steps_per_epoch(rows, chosen.loop.global_batch_size)})
     try:
         if options.workers_per_trial:
-            result = train.train(chosen, Path(data), directory, ToTune(objective))
+            result = train.train(chosen, Path(data), directory, pass_on)
         else:
             result = execute(chosen, Path(data), directory, send, saved=saved, flush_seconds=0)
     except RaylabError as error:
@@ -357,20 +362,6 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
     final = {f"val/{name}": score for name, score in result["val"].items()}
     ended = {"step": result["steps"], "epoch": result["epochs"], OBJECTIVE: best_score, "stopped": result["stopped"]}
     tune.report({**final, **ended})
-
-
-class ToTune(TuneReportCallback):
-    """In the controller of a distributed trial: its epochs' rows go on to the trial, and so to Tune."""
-
-    def __init__(self, objective: str) -> None:
-        super().__init__()
-        self.objective, self.best = objective, float("-inf")
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        for row in metrics[0]["rows"]:
-            if "val/loss" in row:
-                self.best = max(self.best, row.get(self.objective, -row["val/loss"]))
-                super().after_report(run_context, [{**row, "epoch": row["epoch"] + 1, OBJECTIVE: self.best}], None)
 
 
 def _mutation(distribution: BaseDistribution) -> Any:

@@ -84,11 +84,14 @@ def reestimate(model: nn.Module, samples: Samples, group: ProcessGroup, seed: in
     for layer in statistics.layers:
         layer.train()
     rows = {}
-    with statistics.per_shard():
-        for chunk in group.own_shards(len(chunks)):
-            model(samples.batch(chunks[chunk]).to(device))
-            rows[chunk] = torch.cat(statistics.row())
-    table = group.gather(rows, len(chunks), statistics.width)  # [chunks, S]
+    try:
+        with statistics.per_shard():
+            for chunk in group.own_shards(len(chunks)):
+                model(samples.batch(chunks[chunk]).to(device))
+                rows[chunk] = torch.cat(statistics.row())
+        table = group.gather(rows, len(chunks), statistics.width)  # [chunks, S]
+    finally:
+        model.train(was)
     at = 0
     for layer in statistics.layers:
         n = layer.num_features
@@ -96,4 +99,3 @@ def reestimate(model: nn.Module, samples: Samples, group: ProcessGroup, seed: in
         at += 2 * n
         layer.running_mean.copy_(mean.mean(0))  # type: ignore[union-attr]
         layer.running_var.copy_(var.mean(0) + mean.var(0, unbiased=False))  # type: ignore[union-attr]
-    model.train(was)

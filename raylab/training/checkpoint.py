@@ -8,6 +8,7 @@ import contextlib
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from raylab.data.prepared import sha256
 from raylab.errors import CheckpointError
 
 
-def save(directory: Path, step: int, state: dict[str, Any], keep: int = 2) -> Path:
+def save(
+    directory: Path, step: int, state: dict[str, Any], keep: int = 2, check: Callable[[], None] = lambda: None
+) -> Path:
     """Write the checkpoint of `step`, keep the `keep` newest up to it, and remove all others.
 
+    `check` is called when all is written and nothing has changed yet: what it raises leaves all as it was.
     Raises CheckpointError when the storage is full or not writable; earlier checkpoints are then untouched.
     """
     final = directory / f"step-{step:08d}"
@@ -37,6 +41,7 @@ def save(directory: Path, step: int, state: dict[str, Any], keep: int = 2) -> Pa
             note.write(sha256(work / "state.pt"))
             note.flush()
             os.fsync(note.fileno())
+        check()
         if final.exists() and not valid(final):
             shutil.rmtree(final)
         if final.exists():  # the same step again, after a restart that had to go further back

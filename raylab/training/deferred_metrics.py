@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from raylab.errors import NonFiniteError
-from raylab.training.process_group import ProcessGroup
 
 SECONDS = 0.5  # how long numbers may wait on a GPU: below what a bundle of metrics waits for (run.Recorder)
 
@@ -32,9 +31,9 @@ class DeferredMetrics:
         self.rows.append(row)
         self.numbers.append(torch.stack([loss.detach().double(), norm.detach().double()]))
 
-    def is_overdue(self, group: ProcessGroup) -> bool:
-        """Whether they are to be fetched now, on all ranks or none: collective where they may wait."""
-        return self.patience == 0 or group.any(time.monotonic() - self.fetched_at >= self.patience)
+    def is_overdue(self) -> bool:
+        """Whether they have waited long enough."""
+        return self.patience == 0 or time.monotonic() - self.fetched_at >= self.patience
 
     def fetch(self, do: str) -> tuple[list[dict[str, Any]], NonFiniteError | None]:
         """The rows with their "train/loss" and "train/grad_norm", up to the first in which one is no number.

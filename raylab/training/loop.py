@@ -3,12 +3,17 @@
 One optimiser step: cut the global batch into logical shards; each rank runs forward and backward on its shards; sum the
 shards' gradients (exactly, on a CPU); clip; step. Nothing depends on which rank computed which shard, so a run that is
 resized, killed or resumed follows the same curve. On a GPU the host reads nothing of a step: losses and norms stay on
-the device until they are fetched together (deferred_metrics.py). The loop's only connection to the outside is
-`report(metrics, checkpoint)`.
+the device until they are fetched together (deferred_metrics.py). The loop's only connections to the outside are
+`report(metrics, checkpoint)` and the peers with which it trains.
+
+A step changes nothing that lasts before its last collective has completed, and what is due next follows from the state
+alone (`next_action`). So when a peer is lost in the middle, those who are left form a group, whoever is behind takes the
+state of whoever is ahead, and the loop goes on: at most the step in flight is computed again, to the same bits.
 """
 
 import copy
 import hashlib
+import io
 import math
 import time
 from collections.abc import Callable
@@ -30,14 +35,44 @@ from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.finetune import FinetuneSchedule
 from raylab.training.gradients import clip_norm, flatten_gradients
 from raylab.training.imbalance import offsets, sampler
+from raylab.training.peers import FixedPeers, Peers
 from raylab.training.predict import forward, name_metrics, predict, to_device, validate
-from raylab.training.process_group import ProcessGroup
+from raylab.training.process_group import PeerLost, ProcessGroup
 from raylab.training.progress import Metrics, Progress
 
-Report = Callable[[Metrics, dict[str, Any] | None], bool]
-"""Called by every rank once for every step, in order, with that step's metrics, and with the state when a checkpoint is
-due, after all steps up to it. On a CPU that is right after the step, on a GPU up to deferred_metrics.SECONDS later.
-Returns True to ask for a checkpoint at once (a preemption, a clock)."""
+class Report:
+    """What the loop tells the outside. All ranks call it alike; this one listens to nothing."""
+
+    def __call__(self, metrics: Metrics, state: dict[str, Any] | None) -> bool:
+        """Called once for every step, in order, with that step's metrics, and with the state when a checkpoint is due,
+        after all steps up to it. On a CPU that is right after the step, on a GPU up to deferred_metrics.SECONDS later.
+        Returns True to ask for a checkpoint at the next step boundary (a clock)."""
+        return False
+
+    def start_group(self, group: ProcessGroup, step: int, is_attempt: bool) -> None:
+        """A new group goes on from `step`: as a new attempt, or as what is left or has become of the group before. A
+        collective."""
+
+    def carried(self) -> list[Metrics]:
+        """The metrics that may not have arrived where they go: they travel with the state."""
+        return []
+
+    def carry(self, rows: list[Metrics]) -> None:
+        """Take over what another rank's `carried` returned."""
+
+    def arrived(self) -> int:
+        """The last step whose metrics have arrived, as far as this rank knows; 0 where another rank does."""
+        return 0
+
+    def forget(self, step: int) -> None:
+        """The metrics up to `step` have arrived: nobody needs to carry them."""
+
+    def hand_over(self, step: int) -> None:
+        """This rank ends here, and so do all others: the run goes on elsewhere, from the checkpoint of `step`."""
+
+
+class AttemptHandedOver(Exception):
+    """Raised in a worker that leaves at a step boundary: the others go on, or the next attempt from its checkpoint."""
 
 
 def fit(
@@ -47,11 +82,14 @@ def fit(
     train: Samples,
     val: Samples,
     report: Report,
-    resume: dict[str, Any] | None = None,
+    load: Callable[[], dict[str, Any] | None] = lambda: None,
     device: str = "cpu",
     transferred: bool = False,
+    peers: Peers | None = None,
 ) -> dict[str, Any]:
-    """Train `model` from its present weights, or from the state `resume`, to the last planned step.
+    """Train `model` from its present weights, or from the state that `load` returns, to the last planned step.
+
+    Rank 0 alone calls `load`, and only where no other process has the state of the run.
 
     `transferred`: those weights were trained elsewhere, so the recipe's transfer part applies (finetune.py).
 
@@ -61,24 +99,18 @@ def fit(
 
     The row of an epoch's last step also has "train/epoch_loss", the mean loss over the epoch's samples, each with the
     weights of its own step; the "val/..." scores; and the same as "best/val/..." if this epoch is the best so far.
-    Raises NonFiniteError for an infinite or NaN loss or gradient, before the weights are scored or saved again.
+    Raises NonFiniteError for an infinite or NaN loss or gradient, before the weights are scored or saved again,
+    AttemptHandedOver where this process leaves, and PeerLost where it is on a GPU, whose queue may hold a spoilt step.
     """
-    training = Training(recipe, task, model, train, val, report, device, transferred)
-    if resume is not None:
-        training.restore(resume)
-    elif transferred and recipe.transfer.reestimate:
-        training.reestimate_batchnorm()
-    while not training.is_finished():
-        training.train_step()
-        if not training.must_fetch():
-            continue
-        rows, failure = training.fetch_metrics()
-        if training.is_epoch_end() and failure is None:
-            rows[-1] |= training.finish_epoch()
-        wants_checkpoint = any([report(row, None) for row in rows])
-        if failure is not None:
-            raise failure
-        training.save_if_due(wants_checkpoint)
+    training = Training(recipe, task, model, train, val, report, load, device, transferred, peers or FixedPeers())
+    training.regroup()
+    while (action := training.next_action()) is not None:
+        try:
+            action()
+        except PeerLost:
+            if device != "cpu":
+                raise
+            training.regroup()
     return training.result()
 
 
@@ -93,16 +125,18 @@ class Training:
         train: Samples,
         val: Samples,
         report: Report,
+        load: Callable[[], dict[str, Any] | None],
         device: str,
         transferred: bool,
+        peers: Peers,
     ) -> None:
         loop = recipe.loop
         torch.set_num_threads(loop.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
         self.recipe, self.task, self.model, self.train, self.val = recipe, task, model, train, val
-        self.report, self.device = report, device
-        self.group = ProcessGroup()
+        self.report, self.load, self.device = report, load, device
+        self.peers, self.group = peers, ProcessGroup()
         self.is_exact = loop.gradient_reduction == "exact" or (loop.gradient_reduction == "auto" and device == "cpu")
         self.batches = sampler(recipe, train)
         self.planned = loop.epochs * self.batches.per_epoch
@@ -119,7 +153,11 @@ class Training:
         self.progress = Progress()
         self.epoch_loss = torch.zeros((), dtype=torch.float64, device=device)  # sum over the epoch's samples so far
         self.statistics, self.metrics = ShardStatistics(model), DeferredMetrics(device)
-        self.saved_at = time.monotonic()
+        self.has_begun = False
+        self.must_reestimate = transferred and recipe.transfer.reestimate
+        self.rows: list[Metrics] = []  # fetched and not reported yet
+        self.wants_checkpoint = False
+        self.saved_at, self.saved_step = time.monotonic(), 0
         self.timed_since, self.timed_samples = time.perf_counter(), 0
 
     @property
@@ -140,28 +178,123 @@ class Training:
                 f"the checkpoint is at step {self.progress.step}, the recipe ends at {self.planned}",
                 do="resume with the recipe that wrote it, or train under another name",
             )
+        self.must_reestimate = False
+        self.saved_step = self.progress.step
+
+    def regroup(self) -> None:
+        """Form a group with all who may train, and go on from the state of whoever is farthest, or begin."""
+        while True:
+            self.group, leader = self.peers.form_group(self.position())
+            is_attempt = leader is None and not self.has_begun
+            try:
+                if is_attempt and self.group.rank == 0 and (state := self.load()) is not None:
+                    self.restore(state)
+                if leader is not None or is_attempt:
+                    self.take_state(leader or 0)
+                self.report.start_group(self.group, self.progress.step, is_attempt)
+            except PeerLost:
+                continue
+            self.has_begun = True
+            return
+
+    def position(self) -> int:
+        """How far the state is: -1 for none yet; it changes with each action that lasts."""
+        return self.progress.step + self.progress.epoch + 2 - self.must_reestimate if self.has_begun else -1
+
+    def take_state(self, source: int) -> None:
+        """Replace the state of every rank by that of rank `source`; collective."""
+        if self.group.size == 1:
+            return
+        file = io.BytesIO()
+        if self.group.rank == source:
+            more = {"must_reestimate": self.must_reestimate, "saved_step": self.saved_step, "waiting": self.rows}
+            torch.save({**self.state(), **more, "rows": self.report.carried()}, file)
+        content = torch.frombuffer(bytearray(file.getvalue() or b"0"), dtype=torch.uint8)
+        size = torch.tensor([len(content)])
+        self.group.broadcast(size, source)
+        if self.group.rank != source:
+            content = torch.empty(int(size), dtype=torch.uint8)
+        self.group.broadcast(content, source)
+        if self.group.rank != source:
+            state = torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True, map_location=self.device)
+            self.restore(state)
+            self.must_reestimate, self.saved_step = state["must_reestimate"], state["saved_step"]
+            self.rows = state["waiting"]
+            self.report.carry(state["rows"])
+
+    def next_action(self) -> Callable[[], None] | None:
+        """What is due, by the state alone; None when the run is over."""
+        if self.must_reestimate:
+            return self.reestimate_batchnorm
+        if self.metrics.rows and self.must_fetch():
+            return self.fetch_metrics
+        if self.is_epoch_due():
+            return self.finish_epoch
+        if self.rows:
+            return self.report_rows
+        if self.is_checkpoint_due():
+            return self.save
+        if self.is_finished():
+            return None
+        return self.train_step
+
+    def is_finished(self) -> bool:
+        return self.progress.step >= self.planned or self.progress.stopped is not None
+
+    def is_epoch_end(self) -> bool:
+        return self.progress.step > 0 and self.progress.step % self.batches.per_epoch == 0
+
+    def is_epoch_due(self) -> bool:
+        """Whether an epoch's steps are done and the epoch is not."""
+        return self.progress.epoch + 1 < self.progress.step // self.batches.per_epoch
+
+    def is_checkpoint_due(self) -> bool:
+        """Whether the recipe or the end of the run asks for a checkpoint of this step; clocks ask in `meet_peers`."""
+        is_due = self.is_finished() or self.is_checkpoint_step()
+        return is_due and self.saved_step < self.progress.step
 
     def reestimate_batchnorm(self) -> None:
         """Start from batch-norm statistics of this data instead of the parent's."""
         reestimate(self.model, self.train, self.group, self.recipe.seed, self.device)
         if self.average is not None:
             self.average.load_state_dict(self.model.state_dict())
+        self.must_reestimate = False
 
-    def is_finished(self) -> bool:
-        return self.progress.step >= self.planned or self.progress.stopped is not None
-
-    def is_epoch_end(self) -> bool:
-        return self.progress.step % self.batches.per_epoch == 0
+    def meet_peers(self) -> bool:
+        """At the boundary before a step: do what any rank wants done now. Returns whether to go on with the step."""
+        seconds = self.recipe.loop.checkpoint_seconds
+        overdue = seconds is not None and time.monotonic() - self.saved_at >= seconds
+        wants_checkpoint = (self.wants_checkpoint or overdue) and self.saved_step < self.progress.step
+        is_leaving = self.peers.is_leaving()
+        changing, leaving, saving, arrived = self.group.add_up(
+            [self.peers.must_regroup(), is_leaving, wants_checkpoint, self.report.arrived()]
+        )
+        self.report.forget(arrived)
+        everyone_leaves = leaving == self.group.size
+        if saving or (everyone_leaves and self.saved_step < self.progress.step):
+            self.fetch_all()
+            self.save()
+        if is_leaving:
+            if everyone_leaves:
+                self.report.hand_over(self.progress.step)
+            raise AttemptHandedOver
+        if changing or leaving:
+            self.fetch_all()
+            self.regroup()
+            return False
+        return True
 
     def train_step(self) -> None:
         """One optimiser step on the next batch; its numbers go to the deferred metrics."""
+        if not self.meet_peers():
+            return
         recipe, step = self.recipe, self.progress.step
         if self.phases.starts_finetuning(step):
             self.progress.reset_patience()
         epoch, shards = self.batches.shards_of(step)
         count = sum(len(rows) for rows in shards)
         lr_scales = self.phases.prepare_step(self.model, step)
-        loss_sum = self.compute_gradient(step, epoch, shards, count)
+        loss_sum = self.compute_gradient(step, epoch, shards, count)  # the last collective: what follows lasts
         norm = clip_norm(self.gradient, recipe.optim.max_grad_norm)
         lr = self.phases.lr(step, self.progress.lr_reductions)
         self.optimizer.step(lr, recipe.optim, lr_scales)
@@ -190,12 +323,12 @@ class Training:
                 gradients.append(self.gradient.clone())
                 own[shard] = torch.cat([loss.detach().double().reshape(1), *self.statistics.row()])
         table = self.group.gather(own, len(shards), 1 + self.statistics.width, self.device)  # [shards, 1 + S]
-        self.statistics.fold(table[:, 1:], [shard for shard, rows in enumerate(shards) if len(rows) > 0])
         if self.is_exact:
             total = self.group.sum_exact(gradients, len(shards), self.gradient)
         else:
             total = self.group.sum_float(gradients, self.gradient)
         self.gradient.copy_(total)
+        self.statistics.fold(table[:, 1:], [shard for shard, rows in enumerate(shards) if len(rows) > 0])
         return table[:, 0].sum()
 
     def shard_loss(self, index: np.ndarray, step: int, epoch: int) -> Tensor:
@@ -218,14 +351,15 @@ class Training:
 
     def must_fetch(self) -> bool:
         """Whether the host needs the numbers of the steps so far."""
-        return self.is_epoch_end() or self.is_checkpoint_step() or self.metrics.is_overdue(self.group)
+        return self.is_epoch_end() or self.is_checkpoint_step() or self.is_finished() or self.metrics.is_overdue()
 
     def is_checkpoint_step(self) -> bool:
         every = self.recipe.loop.checkpoint_steps
         return every is not None and self.progress.step % every == 0
 
-    def fetch_metrics(self) -> tuple[list[Metrics], NonFiniteError | None]:
-        """One row for each step since the last fetch, and the error of the first step that is not finite."""
+    def fetch_metrics(self) -> None:
+        """Make rows of the numbers of the steps since the last fetch; when one is not finite, report the rows before
+        it and raise its error."""
         rows, failure = self.metrics.fetch(
             f"lower optim.lr (now {self.recipe.optim.lr:g}) or optim.class_weight, set optim.max_grad_norm, "
             "or look at the inputs"
@@ -233,28 +367,39 @@ class Training:
         samples_per_s = self.timed_samples / (time.perf_counter() - self.timed_since)
         for row in rows:
             row["train/samples_per_s"] = samples_per_s
-        return rows, failure
+        self.rows += rows
+        if failure is not None:
+            self.report_rows()
+            raise failure
 
-    def finish_epoch(self) -> Metrics:
-        """Score the epoch on the validation split; returns the metrics that its last step's row also has."""
+    def fetch_all(self) -> None:
+        """Fetch and report what is still on the device."""
+        if self.metrics.rows:
+            self.fetch_metrics()
+        self.report_rows()
+
+    def report_rows(self) -> None:
+        rows, self.rows = self.rows, []
+        for row in rows:
+            self.wants_checkpoint |= self.report(row, None)
+
+    def finish_epoch(self) -> None:
+        """Score the epoch on the validation split; its last step's row also has the scores."""
         step = self.progress.step
         scores = validate(self.task, self.scored_model, self.val, self.group, self.recipe, self.device)
         is_probe = self.phases.is_probing(step - 1) and step < self.planned
         self.progress.end_epoch(self.recipe, scores, self.task.objective, self.scored_model, may_stop=not is_probe)
-        row = {"train/epoch_loss": float(self.epoch_loss) / len(self.train), **name_metrics(scores)}
+        row = self.rows[-1]
+        row |= {"train/epoch_loss": float(self.epoch_loss) / len(self.train), **name_metrics(scores)}
         if self.progress.best_epoch == self.progress.epoch:
             row |= name_metrics(scores, "best/val")
         self.epoch_loss.zero_()
         self.timed_since, self.timed_samples = time.perf_counter(), 0
-        return row
 
-    def save_if_due(self, wanted: bool) -> None:
-        """Report the state where the recipe, the end of the run, or any rank's caller asks for a checkpoint."""
-        seconds = self.recipe.loop.checkpoint_seconds
-        overdue = seconds is not None and time.monotonic() - self.saved_at >= seconds
-        if self.is_finished() or self.is_checkpoint_step() or self.group.any(wanted or overdue):
-            self.saved_at = time.monotonic()
-            self.report({"step": self.progress.step}, self.state())
+    def save(self) -> None:
+        """Report the state as a checkpoint of this step."""
+        self.report({"step": self.progress.step}, self.state())
+        self.saved_at, self.saved_step, self.wants_checkpoint = time.monotonic(), self.progress.step, False
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs. Sampler position and random numbers are functions of (seed, step): see `_seed`,
@@ -285,18 +430,26 @@ class Training:
 
 
 def fit_at_once(
-    recipe: Recipe, task: Task, model: Fitted, train: Samples, val: Samples, report: Report, device: str = "cpu"
+    recipe: Recipe,
+    task: Task,
+    model: Fitted,
+    train: Samples,
+    val: Samples,
+    report: Report,
+    device: str = "cpu",
+    peers: Peers | None = None,
 ) -> dict[str, Any]:
     """`fit` for a model without steps: one step, one epoch, and no checkpoint, as repeating it takes seconds.
 
     Every rank fits the same, so that a group of workers gives what one process gives.
     """
     torch.set_num_threads(recipe.loop.threads)
+    group, _ = (peers or FixedPeers()).form_group(0)
+    report.start_group(group, 0, True)
     began = time.perf_counter()
     with torch.no_grad():
         model.fit(train.batch(np.arange(len(train))), train.y)
     samples_per_s = len(train) / (time.perf_counter() - began)
-    group = ProcessGroup()
     train_loss = task.outcome.log_loss(train.y, predict(task, model, train, group, recipe, device))
     scores = validate(task, model, val, group, recipe, device)
     row = {"step": 1, "epoch": 0, "train/loss": train_loss, "train/epoch_loss": train_loss, "train/lr": 0.0}

@@ -2,7 +2,7 @@
 
 run.json       name, run ids, data, parent (written by jobs)
 recipe.json    the resolved recipe
-ledger.jsonl   one line a step: which attempt computed it, on how many workers; and every start and checkpoint
+ledger.jsonl   one line a step: which attempt computed it; and every start, change of workers and checkpoint
 checkpoints/   see checkpoint.py
 model/         the trained network: model.safetensors, and model.json with its recipe and input spec
 result.json    or failure.json: how it ended
@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +23,7 @@ from torch import nn
 from raylab.config.overrides import without_weights
 from raylab.config.recipe import Recipe
 from raylab.data.samples import Samples
-from raylab.errors import CheckpointError, DataError, RaylabError, RunError
+from raylab.errors import CheckpointError, DataError
 from raylab.files import read_lines, write_json
 from raylab.models.baselines import Fitted
 from raylab.models.ensemble import Ensemble
@@ -33,20 +33,13 @@ from raylab.tasks import find_task
 from raylab.tasks.base import Task
 from raylab.tasks.recipes import parse_recipe, update_recipe
 from raylab.training import checkpoint
-from raylab.training.loop import fit, fit_at_once
-from raylab.training.process_group import ProcessGroup
+from raylab.training.loop import Report, fit, fit_at_once
+from raylab.training.peers import Peers
+from raylab.training.process_group import PeerLost, ProcessGroup
 from raylab.training.progress import Metrics
 
-Send = Callable[[list[Metrics]], str | None]
-"""Passes rows of metrics on (a collective where there are several ranks). Returns None, or why this group of workers
-is to make way for another: a checkpoint is then committed at the next step, and the run goes on elsewhere from it."""
-
-
-class AttemptHandedOver(Exception):
-    """Raised to end this attempt after a checkpoint; the next attempt resumes from it."""
-
-
-T = TypeVar("T")
+Send = Callable[[list[Metrics]], int]
+"""Passes rows of metrics on; returns the last step whose row has arrived for good. Called by rank 0 alone."""
 
 
 def execute(
@@ -57,13 +50,14 @@ def execute(
     parent: Path | None = None,
     saved: Callable[[Path], None] | None = None,
     flush_seconds: float = 1.0,
+    peers: Peers | None = None,
 ) -> dict[str, Any]:
     """Train from the newest valid checkpoint in `directory` (or from `parent`'s weights, or from nothing) to the end.
 
-    Every rank of the group calls it; rank 0 writes, and calls `saved` with each new checkpoint. Metrics wait for
-    `flush_seconds` at most before they are sent on. Returns fit()'s result with the facts of the ledger.
+    Every worker of the run calls it, whenever it comes; rank 0 writes, and calls `saved` with each new checkpoint.
+    Metrics wait for `flush_seconds` at most before they are sent on. Returns fit()'s result with the facts of the
+    ledger. Raises AttemptHandedOver in a worker that leaves.
     """
-    group = ProcessGroup()
     device = "cuda" if recipe.scaling.gpu else "cpu"
     job = find_task(recipe.task)
     scratch = recipe.transfer.mode == "scratch"
@@ -71,105 +65,140 @@ def execute(
         recipe = without_weights(recipe)
     transferred = not scratch and (parent is not None or recipe.model.weights_path is not None)
 
-    def prepare() -> tuple[Samples, Samples, nn.Module, dict[str, Any] | None, list[Path]]:
-        train = job.load(data, "train", recipe.data, None)
-        val = job.load(data, "val", recipe.data, train.spec)
-        model = job.model(recipe, train.spec)
-        found, damaged = checkpoint.newest(directory / "checkpoints")
-        if found is None and parent is not None and not scratch:
-            inherit(model, parent, train.spec)
-        return train, val, model, None if found is None else checkpoint.load(found, device), damaged
+    train = job.load(data, "train", recipe.data, None)
+    val = job.load(data, "val", recipe.data, train.spec)
+    recorder = Recorder(directory, recipe, send, saved, flush_seconds)
 
-    train, val, model, state, damaged = run_on_all_ranks(group, prepare)
-    recorder = Recorder(directory, recipe, group, send, saved, flush_seconds)
-    recorder.start(state, [p.name for p in damaged])
-    if isinstance(model, Fitted):
-        result = fit_at_once(recipe, job, model, train, val, recorder, device)
-    else:
-        result = fit(recipe, job, model, train, val, recorder, state, device, transferred)
-    recorder.flush()
-    if group.rank == 0:
+    def load() -> dict[str, Any] | None:
+        found, damaged = checkpoint.newest(directory / "checkpoints")
+        state = None if found is None else checkpoint.load(found, device)
+        recorder.resume(state, [path.name for path in damaged])
+        return state
+
+    while True:
+        model = job.model(recipe, train.spec)
+        if parent is not None and not scratch:
+            inherit(model, parent, train.spec)
+        try:
+            if isinstance(model, Fitted):
+                result = fit_at_once(recipe, job, model, train, val, recorder, device, peers)
+            else:
+                result = fit(recipe, job, model, train, val, recorder, load, device, transferred, peers)
+            break
+        except PeerLost:  # on a GPU: what its queue has done to the weights is unknown
+            continue
+    if recorder.is_writer:
+        recorder.flush()
         write_model(directory / "model", model, recipe, train.spec)
         result |= ledger_facts(directory / "ledger.jsonl")
         write_json(directory / "result.json", result)
     return result
 
 
-class Recorder:
+class Recorder(Report):
     """The `report` of a run in a directory: ledger, checkpoints, and rows of metrics in bundles to `send`.
 
-    A bundle may be lost with the worker that sent it, as long as it has not been fetched; the next `send` waits for
-    that. So the last bundle and the rows after it travel in the checkpoint, and a resumed run sends them again;
-    whoever receives rows takes each step once.
+    Rank 0 writes. Every rank keeps the rows that may not have arrived: they travel in the checkpoint, and whoever is
+    rank 0 next sends them again. Whoever receives rows takes each step once.
     """
 
     def __init__(
         self,
         directory: Path,
         recipe: Recipe,
-        group: ProcessGroup,
         send: Send,
         saved: Callable[[Path], None] | None = None,
         flush_seconds: float = 1.0,
     ) -> None:
-        self.directory, self.recipe, self.group, self.send, self.saved = directory, recipe, group, send, saved
+        self.directory, self.recipe, self.send, self.saved = directory, recipe, send, saved
         self.flush_seconds = flush_seconds
         self.ledger = directory / "ledger.jsonl"
-        self.rows: list[Metrics] = []
-        self.bundle: list[Metrics] = []  # sent last
+        self.damaged: list[str] = []
+        self.is_writer = False
+        self.rows: list[Metrics] = []  # that may not have arrived
+        self.group = ProcessGroup()
+        self.noted = 0  # the last step of this attempt in the ledger
+        self.sent = 0  # the last step that this rank has sent
+        self.last_arrived = 0
         self.sent_at = time.monotonic()
-        self.moving: str | None = None
         self.attempt = 0
 
-    def start(self, state: dict[str, Any] | None, damaged: list[str]) -> None:
-        """Note that an attempt begins from the checkpoint `state`, past the newer ones named in `damaged`."""
-        self.rows = [] if state is None else state["rows"]
-        pids = self.group.gather({self.group.rank: torch.tensor([os.getpid()])}, self.group.size, 1)
-        if self.group.rank == 0:
-            lines = read_lines(self.ledger)
-            if self.ledger.is_file() and not self.ledger.read_bytes().endswith(b"\n"):
-                with self.ledger.open("a") as file:
-                    file.write("\n")  # ends the line that a crash has torn: readers leave it out
-            self.attempt = 1 + max((line["attempt"] for line in lines), default=-1)
-            self._write(
-                {
-                    "start": 0 if state is None else state["progress"]["step"],
-                    "workers": self.group.size,
-                    "pids": [int(pid) for pid in pids[:, 0]],
-                    "time": time.time(),
-                    "damaged": damaged,
-                }
-            )
+    def resume(self, state: dict[str, Any] | None, damaged: list[str]) -> None:
+        """An attempt begins from the checkpoint `state`, past the newer ones named in `damaged`."""
+        self.rows = [] if state is None else list(state["rows"])
+        self.damaged = damaged
+
+    def start_group(self, group: ProcessGroup, step: int, is_attempt: bool) -> None:
+        pids = group.gather({group.rank: torch.tensor([os.getpid()])}, group.size, 1).long().flatten().tolist()
+        was_writer, self.group, self.is_writer = self.is_writer, group, group.rank == 0
+        if not self.is_writer:
+            return
+        if is_attempt or not was_writer:
+            self._take_over(step, is_attempt)
+        facts = {"workers": group.size, "pids": pids, "time": time.time()}
+        self._write({"start": step, **facts, "damaged": self.damaged} if is_attempt else {"regroup": step, **facts})
 
     def __call__(self, metrics: Metrics, state: dict[str, Any] | None) -> bool:
         if state is None:
             self.rows.append(metrics)
-            self._write({"step": metrics["step"], "loss": metrics["train/loss"]})
-            if self.group.any(time.monotonic() - self.sent_at >= self.flush_seconds):
+            if self.is_writer:
+                self._note(metrics)
+            if self.is_writer and time.monotonic() - self.sent_at >= self.flush_seconds:
                 self.flush()
-            return self.moving is not None
-        step, keep = metrics["step"], self.recipe.loop.max_checkpoints
-        complete = {**state, "rows": self.bundle + self.rows}
-
-        def save() -> None:
-            if self.group.rank == 0:
-                path = checkpoint.save(self.directory / "checkpoints", step, complete, keep)
-                if self.saved is not None:
-                    self.saved(path)
-
-        run_on_all_ranks(self.group, save)
-        self._write({"checkpoint": step})
-        if self.moving is not None:
-            self._write({"moved": step, "why": self.moving})  # to go on would repeat these steps elsewhere
-            raise AttemptHandedOver(self.moving)
+        elif self.is_writer:
+            step, keep = metrics["step"], self.recipe.loop.max_checkpoints
+            complete = {**state, "rows": self.rows}
+            path = checkpoint.save(self.directory / "checkpoints", step, complete, keep, self._check_group)
+            if self.saved is not None:
+                self.saved(path)
+            self._write({"checkpoint": step})
         return False
 
+    def carried(self) -> list[Metrics]:
+        return self.rows
+
+    def carry(self, rows: list[Metrics]) -> None:
+        self.rows = list(rows)
+
+    def arrived(self) -> int:
+        return self.last_arrived if self.is_writer else 0
+
+    def forget(self, step: int) -> None:
+        self.rows = [row for row in self.rows if row["step"] > step]
+
+    def hand_over(self, step: int) -> None:
+        self._write({"moved": step})
+
     def flush(self) -> None:
-        self.moving = self.send(self.rows)
-        self.bundle, self.rows, self.sent_at = self.rows, [], time.monotonic()
+        """Send the rows that were not sent yet, or not by this rank."""
+        self.last_arrived = self.send([row for row in self.rows if row["step"] > self.sent])
+        if self.rows:
+            self.sent = self.rows[-1]["step"]
+        self.sent_at = time.monotonic()
+
+    def _take_over(self, step: int, is_attempt: bool) -> None:
+        """Be the writer from now on: the ledger gets what the one before has not noted, and rows are sent again."""
+        lines = read_lines(self.ledger)
+        if self.ledger.is_file() and not self.ledger.read_bytes().endswith(b"\n"):
+            with self.ledger.open("a") as file:
+                file.write("\n")  # ends the line that a crash has torn: readers leave it out
+        self.sent = 0
+        self.attempt = max((line["attempt"] for line in lines), default=-1) + is_attempt
+        if is_attempt:
+            self.noted = step
+            return
+        self.noted = max((line["step"] for line in lines if "step" in line), default=0)
+        for row in self.rows:
+            self._note(row)
+
+    def _note(self, row: Metrics) -> None:
+        if row["step"] > self.noted:
+            self._write({"step": row["step"], "loss": row["train/loss"]})
+            self.noted = row["step"]
 
     def _write(self, line: dict[str, Any]) -> None:
-        if self.group.rank == 0:
+        if self.is_writer:
+            self._check_group()
             try:
                 with self.ledger.open("a") as file:
                     file.write(json.dumps({"attempt": self.attempt, **line}) + "\n")
@@ -177,21 +206,14 @@ class Recorder:
                 do = f"free space, then: raylab resume {self.directory.name}"
                 raise CheckpointError(f"{self.ledger} could not be written", str(error), do) from error
 
-
-def run_on_all_ranks(group: ProcessGroup, action: Callable[[], T]) -> T:
-    """Do `action` on every rank; when it fails on one rank, every rank raises, so that none keeps waiting."""
-    error: RaylabError | None = None
-    try:
-        outcome = action()
-    except RaylabError as caught:
-        error = caught
-    if group.any(error is not None):
-        raise error or RunError("another worker of this run failed", "its error is in failure.json or in Ray's logs")
-    return outcome
+    def _check_group(self) -> None:
+        """Raise PeerLost in a writer that others have gone on without, as after a long stop of its process."""
+        if self.group.is_broken():
+            raise PeerLost("this group has ended")
 
 
 def ledger_facts(ledger: Path) -> dict[str, Any]:
-    """{"attempts", "workers": of each attempt, "steps_repeated", "gaps"} of a ledger.
+    """{"attempts", "workers": of each group, "regroups", "steps_repeated", "gaps", ...} of a ledger.
 
     A gap is a step that no attempt computed: there must be none.
     """
@@ -202,12 +224,15 @@ def ledger_facts(ledger: Path) -> dict[str, Any]:
     for line in lines:
         if "start" in line:
             repeated += max(0, reached - line["start"])
+            reached = line["start"]
         elif "step" in line:
+            repeated += line["step"] <= reached
             reached = line["step"]
             seen.add(reached)
     return {
         "attempts": len(starts),
-        "workers": [line["workers"] for line in starts],
+        "regroups": sum("regroup" in line for line in lines),
+        "workers": [line["workers"] for line in lines if "workers" in line],
         "steps_repeated": repeated,
         "gaps": len(set(range(1, max(seen, default=0) + 1)) - seen),
         "damaged_checkpoints": sum(len(line["damaged"]) for line in starts),

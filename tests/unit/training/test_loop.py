@@ -28,7 +28,7 @@ from raylab.tasks.outcomes import Binary
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.gradients import norm_of
-from raylab.training.loop import fit, weights_sha256
+from raylab.training.loop import Report, fit, weights_sha256
 from raylab.training.predict import predict
 from raylab.training.process_group import ProcessGroup
 from raylab.training.progress import Progress
@@ -101,7 +101,7 @@ class Stop(Exception):
     """Raised inside report: a process that is killed at that step."""
 
 
-class Log:
+class Log(Report):
     """A report that remembers rows, keeps states as a file would, and stops where it is told to."""
 
     def __init__(self, stop: int | None = None, ask: tuple[int, ...] = ()) -> None:
@@ -149,7 +149,7 @@ def run(
 ) -> tuple[Result, Log, nn.Module]:
     job, train, val, model = loaded(recipe, data)
     log = log or Log()
-    return fit(recipe, job, model, train, val, log, resume, transferred=transferred(recipe)), log, model
+    return fit(recipe, job, model, train, val, log, lambda: resume, transferred=transferred(recipe)), log, model
 
 
 def facts(recipe: Recipe, data: dict[str, Path], saved: bytes | None = None) -> dict[str, Any]:

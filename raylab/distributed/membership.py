@@ -1,0 +1,192 @@
+"""Who trains: the one place that decides which workers form the process group of a run, and when it forms anew.
+
+A group lasts for one generation. It is broken when a member dies, falls silent, or sees a collective fail; it changes at
+a step boundary when a worker has come or must go. Either way everyone who is left says how far its state is, the next
+roster is closed as soon as all of them have, and whoever is behind takes the state of whoever is ahead. A worker that
+was expelled, because it fell silent, belongs to no later generation, whatever it does when it wakes up.
+
+Like the rendezvous below it, this is an actor of the run's driver: it outlives every worker, and the side of a
+partitioned network that cannot reach it forms no group.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raylab.distributed.rendezvous import Rendezvous
+
+WATCH_SECONDS = 1.0  # a worker's watch is answered at least this often: its next one is its heartbeat
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The members of one generation, rank by rank, and how far the state of each is (-1: it has none)."""
+
+    generation: int
+    members: tuple[str, ...]
+    positions: tuple[int, ...]
+
+    @property
+    def leader(self) -> int | None:
+        """The rank whose state the others take: of those farthest ahead the first; None where all are equally far."""
+        farthest = max(self.positions)
+        return None if min(self.positions) == farthest else self.positions.index(farthest)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a worker learns from its watch.
+
+    `is_broken`: its group is of no more use; `is_changing`: a new one is due at the next step boundary; `is_leaving`:
+    it must hand over there; `expelled`: why it must stop.
+    """
+
+    is_broken: bool = False
+    is_changing: bool = False
+    is_leaving: bool = False
+    expelled: str | None = None
+
+
+class Membership(Rendezvous):
+    """Workers `join` when they could train, `form` a group, train and `watch` meanwhile, and `form` again when told to.
+
+    `minimum`: workers with which an attempt begins. A worker is expelled that does not watch for `silence_seconds`, or
+    keeps all others waiting for as long.
+    """
+
+    def __init__(
+        self, minimum: int, silence_seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__()
+        self.minimum, self.silence_seconds, self.clock = minimum, silence_seconds, clock
+        self.identity: Mapping[str, str] | None = None
+        self.roster = Roster(0, (), ())
+        self.is_broken = False
+        self.heard: dict[str, float] = {}  # of each worker that may train: when it last called
+        self.leaving: set[str] = set()
+        self.expelled: dict[str, str] = {}
+        self.positions: dict[str, int] = {}  # of those who have come to form the next group
+        self.waiting_since: float | None = None  # since when a member of the group waits for the others to come
+        self.rows: list[dict[str, Any]] = []  # of metrics, on their way to the driver
+        self.delivered = 0  # the last step whose row the driver has
+
+    async def join(self, member: str, identity: Mapping[str, str]) -> str | None:
+        """Count on `member`; returns why not, where what it runs or trains on differs from what the others do."""
+        if self.identity is None:
+            self.identity = dict(identity)
+        for name, own in identity.items():
+            if own != self.identity.get(name):
+                return f"its {name} is {own}, that of the other workers {self.identity.get(name)}"
+        self.heard[member] = self.clock()
+        await self._notify()
+        return None
+
+    async def form(self, member: str, position: int, seconds: float) -> Roster | str | None:
+        """The next roster, with `member` in it; why it is in none any more; None when that takes over `seconds`."""
+        generation = self.roster.generation
+        if member in self.heard:
+            if member in self.roster.members and not set(self.positions) & set(self.roster.members):
+                self.waiting_since = self.clock()
+            self.heard[member], self.positions[member] = self.clock(), position
+            await self._close_roster()
+        try:
+            async with asyncio.timeout(seconds), self.changed:
+                await self.changed.wait_for(
+                    lambda: (
+                        member in self.expelled
+                        or (self.roster.generation > generation and member in self.roster.members)
+                    )
+                )
+        except TimeoutError:
+            return None
+        return self.expelled.get(member, self.roster)
+
+    async def watch(self, member: str, generation: int, known: Signal, seconds: float = WATCH_SECONDS) -> Signal:
+        """What `member` of `generation` must know: at once where it differs from what it knows, else after `seconds`."""
+        if member in self.heard:
+            self.heard[member] = self.clock()
+        await self.expel_silent()
+        try:
+            async with asyncio.timeout(seconds), self.changed:
+                await self.changed.wait_for(lambda: self._signal(member, generation) != known)
+        except TimeoutError:
+            pass
+        return self._signal(member, generation)
+
+    async def report_failure(self, generation: int) -> None:
+        """A collective of `generation` has failed at some member."""
+        if generation == self.roster.generation:
+            self.is_broken = True
+            await self._notify()
+
+    async def leave(self, member: str) -> None:
+        """`member` is to hand over at the next step boundary."""
+        if member in self.heard:
+            self.leaving.add(member)
+            await self._notify()
+
+    async def remove(self, member: str, why: str, was_needed: bool = True) -> None:
+        """`member` has died, has left or is expelled; the others go on without it, in a new group if it `was_needed`."""
+        if self.heard.pop(member, None) is None:
+            return
+        self.expelled[member] = why
+        self.positions.pop(member, None)
+        if was_needed and member in self.roster.members and member not in self.leaving:
+            self.is_broken = True
+        self.leaving.discard(member)
+        await self._close_roster()
+        await self._notify()
+
+    async def expel_silent(self) -> None:
+        """Expel whoever has not called for too long, or does not come while the others wait."""
+        now, limit = self.clock(), self.silence_seconds
+        for member in [m for m, at in self.heard.items() if now - at > limit]:
+            await self.remove(member, f"it was silent for {limit:g} s")
+        if self.waiting_since is not None and now - self.waiting_since > limit:
+            for member in set(self.heard) - set(self.positions):
+                await self.remove(member, f"it kept the others waiting for {limit:g} s")
+
+    async def send(self, rows: list[dict[str, Any]]) -> int:
+        """Take rows of metrics for the driver; returns the last step whose row it has."""
+        self.rows += rows
+        return self.delivered
+
+    async def receive(self, delivered: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """The driver, which has the rows up to step `delivered`, takes those that have come since; also returns why
+        each worker that is gone is gone."""
+        await self.expel_silent()
+        self.delivered = max(self.delivered, delivered)
+        rows, self.rows = self.rows, []
+        return rows, self.expelled
+
+    def _signal(self, member: str, generation: int) -> Signal:
+        if member in self.expelled:
+            return Signal(expelled=self.expelled[member])
+        if generation == 0:  # it is in no group yet
+            return Signal()
+        members = set(self.roster.members)
+        return Signal(
+            is_broken=self.is_broken or generation != self.roster.generation,
+            is_changing=not set(self.heard) <= members or bool(self.leaving & members),
+            is_leaving=member in self.leaving,
+        )
+
+    async def _close_roster(self) -> None:
+        """Close the next roster when everyone who may train has come; an attempt begins with the minimum."""
+        here = set(self.positions)
+        if not here or not set(self.heard) <= here:
+            return
+        if max(self.positions.values()) < 0 and len(here) < self.minimum:
+            return
+        stay = [member for member in self.roster.members if member in here]
+        members = (*stay, *(member for member in self.heard if member not in stay))
+        positions = tuple(self.positions[member] for member in members)
+        self.roster = Roster(self.roster.generation + 1, members, positions)
+        self.is_broken, self.positions, self.waiting_since = False, {}, None
+        await self._notify()
+
+    async def _notify(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()

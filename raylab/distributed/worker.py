@@ -1,0 +1,69 @@
+"""One worker of a run: an actor in a process of its own, which trains with the others until the run is over."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from raylab.errors import RaylabError, RunError
+from raylab.files import write_json
+
+PACKAGES = ("torch", "numpy", "polars")  # what decides the bits of a step
+ROOT = Path(__file__).parents[1]
+
+
+class Worker:
+    """`run` returns how it ended for this worker: "finished", "left" or "failed", of which failure.json says why.
+
+    Whatever else is raised in it is a crash of this worker, not the end of the run.
+    """
+
+    def run(self, name: str, membership: Any, arguments: Mapping[str, Any]) -> str:
+        # In the method, so that the process that starts it is quick to answer
+        from raylab.distributed.member import Expelled, Member
+        from raylab.distributed.store import interface_of
+        from raylab.tasks.recipes import parse_recipe
+        from raylab.training.loop import AttemptHandedOver
+        from raylab.training.run import execute
+
+        def call(method: str, *values: Any) -> Any:
+            return ray.get(getattr(membership, method).remote(*values))
+
+        directory, parent = Path(arguments["directory"]), arguments["parent"]
+        recipe = parse_recipe(arguments["recipe"])
+        interface = interface_of(ray.util.get_node_ip_address())
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # = is exact; else eth1 means eth10 as well
+        identity = identify(arguments["data_hash"])
+        member = Member(name, call, recipe.scaling.silence_seconds, identity, recipe.scaling.gpu)
+        try:
+            execute(
+                recipe,
+                Path(arguments["data"]),
+                directory,
+                lambda rows: int(call("send", rows)),
+                None if parent is None else Path(parent),
+                peers=member,
+            )
+        except AttemptHandedOver:
+            member.leave()
+            return "left"
+        except Expelled as error:
+            raise RunError("this worker was expelled", str(error)) from error
+        except RaylabError as error:
+            write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
+            return "failed"
+        return "finished"
+
+
+def identify(data_hash: str) -> dict[str, str]:
+    """What must be the same on all workers of a run, by name."""
+    code = hashlib.sha256()
+    for path in sorted(ROOT.rglob("*.py")):
+        code.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    versions = {f"version of {package}": version(package) for package in PACKAGES}
+    return {"raylab code": code.hexdigest()[:16], "data": data_hash[:16], **versions}
