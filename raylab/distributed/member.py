@@ -66,7 +66,7 @@ class Member:
             self._retire()
             roster = None
             while roster is None:
-                roster = self.call("form", self.name, position, ANSWER_SECONDS)
+                roster = self.call("form", self.name, self.generation, position, ANSWER_SECONDS)
             if isinstance(roster, str):
                 raise Expelled(roster)
             self.generation, self.signal = roster.generation, Signal()

@@ -83,22 +83,21 @@ class Membership(Rendezvous):
         await self._notify()
         return None
 
-    async def form(self, member: str, position: int, seconds: float) -> Roster | str | None:
-        """The next roster, with `member` in it; why it is in none any more; None when that takes over `seconds`."""
-        generation = self.roster.generation
-        if member in self.heard:
+    async def form(self, member: str, generation: int, position: int, seconds: float) -> Roster | str | None:
+        """The next roster after `generation` with `member` in it; why it is in none any more; None when that takes over
+        `seconds`, after which it asks again."""
+
+        def is_decided() -> bool:
+            return member in self.expelled or (self.roster.generation > generation and member in self.roster.members)
+
+        if member in self.heard and not is_decided():
             if member in self.roster.members and not set(self.positions) & set(self.roster.members):
                 self.waiting_since = self.clock()
             self.heard[member], self.positions[member] = self.clock(), position
             await self._close_roster()
         try:
             async with asyncio.timeout(seconds), self.changed:
-                await self.changed.wait_for(
-                    lambda: (
-                        member in self.expelled
-                        or (self.roster.generation > generation and member in self.roster.members)
-                    )
-                )
+                await self.changed.wait_for(is_decided)
         except TimeoutError:
             return None
         return self.expelled.get(member, self.roster)

@@ -1,0 +1,155 @@
+"""A run on real processes without Ray: its membership lives in this one, and workers are killed, stopped and added."""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.managers import BaseManager
+from pathlib import Path
+from typing import Any
+
+from raylab.distributed.membership import Membership
+from raylab.files import read_lines
+from tests.wait import wait_for
+
+KEY = b"of these processes alone"
+
+
+class Desk:
+    """The membership's methods for callers that wait: each runs in the loop of one thread, as in an actor."""
+
+    def __init__(self, membership: Membership) -> None:
+        self.membership = membership
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+    def call(self, method: str, *values: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(getattr(self.membership, method)(*values), self.loop).result()
+
+
+class Server(BaseManager):
+    pass
+
+
+class Client(BaseManager):
+    pass
+
+
+Client.register("desk")
+
+
+class Crew:
+    """The workers of the run in `directory`, of which an attempt needs `minimum`. A context: leaving it ends them all.
+
+    `work(directory, peers, send)` is what each does; `faults` of `start` are patches that it makes first.
+    """
+
+    def __init__(self, directory: Path, work: Callable[..., None], minimum: int, silence_seconds: float = 10.0) -> None:
+        self.directory, self.work, self.silence_seconds = directory, work, silence_seconds
+        self.desk = Desk(Membership(minimum, silence_seconds))
+        self.socket = tempfile.mktemp(prefix="crew-")
+        desk = self.desk
+
+        class Own(Server):
+            pass
+
+        Own.register("desk", callable=lambda: desk)
+        server = Own(address=self.socket, authkey=KEY).get_server()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.processes: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.done = threading.Event()
+        self.watcher = threading.Thread(target=self._attend, daemon=True)
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["raylab.training.run", "raylab.distributed.member", "pytest", "hypothesis"])
+
+    def __enter__(self) -> "Crew":
+        self.watcher.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.done.set()
+        self.watcher.join()
+        for process in self.processes.values():
+            process.kill()
+        for process in self.processes.values():
+            process.join()
+
+    def start(self, fault: Callable[[], None] | None = None) -> str:
+        """Start a worker, in which `fault` is called before anything else."""
+        name = f"worker-{len(self.processes)}"
+        arguments = (self.socket, name, self.silence_seconds, self.work, self.directory, fault)
+        process = self.context.Process(target=_worker, args=arguments)
+        process.start()
+        self.processes[name] = process
+        return name
+
+    def kill(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
+        os.kill(self.processes[name].pid, how)
+
+    def leave(self, name: str) -> None:
+        self.desk.call("leave", name)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return self.desk.membership.roster.members
+
+    def ledger(self) -> list[dict[str, Any]]:
+        return read_lines(self.directory / "ledger.jsonl")
+
+    def wait_for_step(self, step: int) -> None:
+        wait_for(lambda: any(line.get("step", 0) >= step for line in self.ledger()), 120, f"step {step}")
+
+    def wait_for_end(self) -> None:
+        wait_for((self.directory / "result.json").is_file, 120, "the end of the run")
+        self._receive()
+
+    def _attend(self) -> None:
+        """What the supervisor of a run does: it hears of deaths, and takes the rows that come."""
+        gone: set[str] = set()
+        while not self.done.wait(0.02):
+            for name, process in list(self.processes.items()):
+                if name not in gone and process.exitcode is not None:
+                    gone.add(name)
+                    self.desk.call("remove", name, "it has died", process.exitcode != 0)
+            self._receive()
+
+    def _receive(self) -> None:
+        step = self.rows[-1]["step"] if self.rows else 0
+        rows, _ = self.desk.call("receive", step)
+        self.rows += [row for row in rows if row["step"] > step]
+
+
+def _worker(
+    socket: str, name: str, silence: float, work: Callable[..., None], directory: Path, fault: Callable[[], None] | None
+) -> None:
+    import torch
+
+    from raylab.distributed.member import Expelled, Member
+    from raylab.training.loop import AttemptHandedOver
+
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    if fault is not None:
+        fault()
+    local = threading.local()
+
+    def call(method: str, *values: Any) -> Any:
+        if not hasattr(local, "call"):  # a connection is of one thread
+            client = Client(address=socket, authkey=KEY)
+            client.connect()
+            local.call = client.desk().call  # type: ignore[attr-defined]
+        return local.call(method, *values)
+
+    member = Member(name, call, silence, {"code": "the same"})
+    try:
+        work(directory, member, partial(call, "send"))
+    except AttemptHandedOver:
+        member.leave()
+    except Expelled:
+        os._exit(3)
+    os._exit(0)  # gloo's threads may still wait for those who are gone

@@ -1,0 +1,107 @@
+"""Which workers a run may have, from numbers alone; Ray itself is in tests/ray and tests/slurm."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raylab.distributed.allocation import EXPIRE_SECONDS, Allocator, Claim, allocate, clamp
+
+CPU, BIG, GPU = {"CPU": 1}, {"CPU": 4}, {"CPU": 1, "GPU": 1}
+
+
+def capacity(most, *types):
+    return {"max": most, "types": [{"count": count, "resources": resources} for count, resources in types]}
+
+
+def claim(minimum, maximum, bundle=CPU, **placed):
+    return Claim(minimum, maximum, bundle, placed, 0.0)
+
+
+def test_a_wish_is_cut_to_the_largest_cluster():
+    assert clamp([CPU] * 9, capacity(8, (8, {"CPU": 1}))) == [CPU] * 8
+    assert clamp([CPU] * 9, capacity(2, (8, {"CPU": 4}))) == [CPU] * 8
+    assert clamp([GPU] * 3, capacity(4, (4, {"CPU": 2}))) == [], "no node has a GPU"
+
+
+def test_what_does_not_fit_does_not_keep_out_what_does():
+    assert clamp([GPU, BIG, CPU], capacity(3, (3, {"CPU": 2}))) == [CPU]
+    mixed = capacity(2, (1, {"CPU": 4}), (1, {"CPU": 1, "GPU": 1}))
+    assert clamp([GPU, GPU, CPU], mixed) == [GPU, CPU]
+
+
+@given(st.lists(st.sampled_from([CPU, BIG, GPU]), max_size=12), st.integers(1, 5), st.integers(1, 5))
+def test_what_is_left_is_a_part_of_the_wish_in_its_order_and_fits(bundles, most, count):
+    fitting = clamp(bundles, capacity(most, (count, {"CPU": 4, "GPU": 1})))
+    rest = iter(bundles)
+    assert all(any(bundle is wished for wished in rest) for bundle in fitting)
+    nodes = min(most, count)
+    assert sum(bundle["CPU"] for bundle in fitting) <= 4 * nodes
+    assert sum(bundle.get("GPU", 0) for bundle in fitting) <= nodes
+    if len(bundles) <= nodes:
+        assert fitting == bundles, "each could have a node of its own"
+
+
+def test_every_runs_minimum_comes_before_anybodys_growth():
+    nodes = {"n1": {"CPU": 1}, "n2": {"CPU": 1}, "n3": {"CPU": 1}}
+    assert allocate([claim(1, 3)], nodes) == [Counter(n1=1, n2=1, n3=1)]
+    first, second = allocate([claim(1, 3, n1=1, n2=1, n3=1), claim(1, 1)], nodes)
+    assert first.total() == 2 and second.total() == 1
+
+
+def test_workers_stay_where_they_are():
+    nodes = {"n1": {"CPU": 2}, "n2": {"CPU": 2}}
+    assert allocate([claim(1, 1, n2=1)], nodes) == [Counter(n2=1)]
+    assert allocate([claim(1, 1, n1=1), claim(1, 2, n2=2)], nodes) == [Counter(n1=1), Counter(n2=2)]
+
+
+def test_a_node_that_leaves_has_no_place():
+    assert allocate([claim(1, 2, n1=1, n2=1)], {"n2": {"CPU": 1}}) == [Counter(n2=1)]
+
+
+claims = st.lists(
+    st.builds(
+        lambda low, more, bundle: Claim(low, low + more, bundle, {}, 0.0),
+        st.integers(1, 3), st.integers(0, 4), st.sampled_from([CPU, BIG, GPU]),
+    ),
+    max_size=4,
+)  # fmt: skip
+machines = st.dictionaries(
+    st.sampled_from(["a", "b", "c"]), st.sampled_from([{"CPU": 1}, {"CPU": 5}, {"CPU": 4, "GPU": 2}])
+)
+
+
+@given(claims, machines)
+def test_no_node_is_given_away_twice(claims, machines):
+    places = allocate(claims, machines)
+    for node, resources in machines.items():
+        for name, amount in resources.items():
+            assert sum(own[node] * c.bundle.get(name, 0) for c, own in zip(claims, places, strict=True)) <= amount
+    assert all(own.total() <= c.maximum for c, own in zip(claims, places, strict=True))
+
+
+@pytest.fixture
+def asked() -> list[list[dict[str, float]]]:
+    return []
+
+
+def test_a_claim_asks_for_nodes_until_it_is_released_or_expires(asked):
+    now = 0.0
+    allocator = Allocator(lambda: {"n1": {"CPU": 1}}, asked.append, lambda: now)
+    assert allocator.claim("first", 1, 2, CPU, {}) == {"n1": 1}
+    allocator.claim("first", 1, 2, CPU, {"n1": 1})
+    assert asked == [[CPU, CPU]], "asked for again only when it changes"
+    assert allocator.claim("second", 1, 1, BIG, {}) == {}
+    assert asked[-1] == [CPU, BIG, CPU], "both minimums first"
+    allocator.release("second")
+    assert asked[-1] == [CPU, CPU]
+    now = EXPIRE_SECONDS + 1
+    allocator.drop_expired()
+    assert asked[-1] == []
+
+
+def test_no_more_is_asked_for_than_the_cluster_can_be(asked, monkeypatch):
+    monkeypatch.setenv("RAYLAB_CLUSTER_CAPACITY", '{"max": 1, "types": [{"count": 1, "resources": {"CPU": 1}}]}')
+    Allocator(dict, asked.append).claim("first", 1, 5, CPU, {})
+    assert asked == [[CPU]]

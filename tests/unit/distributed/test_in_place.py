@@ -1,0 +1,135 @@
+"""Workers die, hang, leave and come while a run trains: no step is repeated, and the weights are those of one process."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from raylab.config.overrides import override
+from raylab.config.recipe import Recipe
+from raylab.tasks.recipes import shipped_recipe
+from raylab.training import checkpoint, loop
+from raylab.training.adamw import AdamW
+from raylab.training.batchnorm import ShardStatistics
+from raylab.training.deferred_metrics import DeferredMetrics
+from raylab.training.peers import Peers
+from raylab.training.process_group import ProcessGroup
+from raylab.training.run import Recorder, execute, ledger_facts
+from tests.crew import Crew
+from tests.wait import wait_for
+
+SMALL = {"loop.shards": 5, "loop.ema_decay": 0.9, "model.dropout": 0.2, "schedule.kind": "plateau"}
+ARDS = override(shipped_recipe("ards", smoke=True), {**SMALL, "loop.epochs": 100, "loop.checkpoint_steps": 20})
+COVIDNET = override(
+    shipped_recipe("covidnet", smoke=True), {**SMALL, "loop.epochs": 6, "loop.checkpoint_steps": 4, "data.size": 64}
+)
+FACTS = ("steps", "val", "best", "weights_sha256")
+
+
+def train(recipe: Recipe, data: Path, directory: Path, peers: Peers, send: Callable[..., int]) -> None:
+    execute(recipe, data, directory, send, peers=peers, flush_seconds=0)
+
+
+def undisturbed(recipe: Recipe, data: Path, directory: Path) -> dict[str, Any]:
+    directory.mkdir()
+    result = execute(recipe, data, directory, lambda rows: 0)
+    return {name: result[name] for name in FACTS}
+
+
+def check(crew: Crew, expected: dict[str, Any], attempts: int = 1) -> None:
+    """The run has ended as one that nothing happened to."""
+    result = json.loads((crew.directory / "result.json").read_text())
+    assert {name: result[name] for name in FACTS} == expected
+    facts = ledger_facts(crew.directory / "ledger.jsonl")
+    assert facts["gaps"] == 0
+    assert facts["attempts"] == attempts
+    if attempts == 1:
+        assert facts["steps_repeated"] == 0
+    assert [row["step"] for row in crew.rows] == list(range(1, expected["steps"] + 1)), "each step's row, once"
+
+
+# a death in each phase of a step
+
+Victim = tuple[str, int]
+
+
+def arm(victims: list[Victim], folder: Path) -> None:
+    """Patch this worker so that at each phase and step of `victims` whoever comes there first is killed."""
+    step = 0
+    compute_gradient = loop.Training.compute_gradient
+
+    def at_step(self: Any, number: int, *rest: Any) -> Any:
+        nonlocal step
+        step = number
+        return compute_gradient(self, number, *rest)
+
+    def die(phase: str) -> None:
+        for name, number in victims:
+            if name == phase and number <= step:
+                try:
+                    os.close(os.open(folder / phase, os.O_CREAT | os.O_EXCL))
+                except FileExistsError:
+                    continue
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def before(owner: Any, name: str, phase: str, matters: Callable[..., bool] = lambda *a: True) -> None:
+        original = getattr(owner, name)
+
+        def patched(*values: Any, **named: Any) -> Any:
+            if matters(*values):
+                die(phase)
+            outcome = original(*values, **named)
+            if matters(*values):
+                die(f"after {phase}")
+            return outcome
+
+        setattr(owner, name, patched)
+
+    loop.Training.compute_gradient = at_step  # type: ignore[method-assign]
+    before(ProcessGroup, "add_up", "boundary")
+    before(ProcessGroup, "gather", "gather")
+    before(ProcessGroup, "all_reduce", "scale", lambda self, tensor, *rest: tensor.ndim == 0)
+    before(ProcessGroup, "all_reduce", "sum", lambda self, tensor, *rest: tensor.numel() > 1000 and not tensor.is_floating_point())
+    before(ShardStatistics, "fold", "batch norm")
+    before(AdamW, "step", "optimizer")
+    before(DeferredMetrics, "fetch", "metrics")
+    before(loop, "validate", "validation")
+    before(Recorder, "_note", "ledger")
+    before(checkpoint, "sha256", "checkpoint")
+    before(ProcessGroup, "broadcast", "state")
+
+
+PHASES = [
+    ("boundary", "gather", "scale", "sum"),
+    ("after sum", "batch norm", "optimizer", "after optimizer"),
+    ("metrics", "validation", "after validation", "ledger"),
+    ("after ledger", "checkpoint", "after checkpoint", "after gather"),
+]
+
+
+@pytest.fixture(scope="module")
+def calm(covidnet_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return undisturbed(COVIDNET, covidnet_data, tmp_path_factory.mktemp("calm") / "run")
+
+
+@pytest.mark.parametrize("phases", PHASES)
+def test_a_death_in_any_phase_of_a_step_repeats_nothing(phases, covidnet_data, calm, tmp_path):
+    """Five workers, of whom four die."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    fault = partial(arm, [(phase, 2 + 3 * number) for number, phase in enumerate(phases)], tmp_path)
+    with Crew(directory, partial(train, COVIDNET, covidnet_data), minimum=5) as crew:
+        for _ in range(5):
+            crew.start(fault)
+        crew.wait_for_end()
+        check(crew, calm)
+        died = [name for name, process in crew.processes.items() if process.exitcode == -signal.SIGKILL]
+    assert len(died) == 4
