@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
     def verb(name: str, text: str) -> argparse.ArgumentParser:
         one = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
-        cli.common(one, default=argparse.SUPPRESS)
+        cli.add_common_options(one, default=argparse.SUPPRESS)
         one.add_argument("--name", help="of the cluster; the only one of this RAYLAB_HOME otherwise")
         return one
 
