@@ -1,7 +1,4 @@
-"""The reference page of the command line, generated from the parsers of the verbs:
-
-    python -m jobs.common.commands_page > docs/commands.md
-"""
+"""The reference page of the command line: `python -m jobs.common.commands_page > docs/commands.md`."""
 
 import argparse
 from collections.abc import Collection, Iterator
@@ -103,7 +100,7 @@ def description(parser: argparse.ArgumentParser, action: argparse.Action) -> str
 
 
 def sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."
+    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 if __name__ == "__main__":
