@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 class SystemMonitor:
     """A daemon thread that appends a sample every `interval` seconds until `stop`.
 
-    `node` tells the nodes of one run apart: system/NODE/cpu_utilization_percentage.
-    The step is the number of seconds since the outbox began, so a resumed run goes on where it was.
+    `node` distinguishes the nodes of one run: system/NODE/cpu_utilization_percentage. The step is the number of seconds
+    since the outbox began, so a resumed run continues where it stopped.
     """
 
     def __init__(self, outbox: Outbox, interval: float = 10.0, node: str = "") -> None:
@@ -39,7 +39,7 @@ class SystemMonitor:
     def _run(self) -> None:
         began = next((r["time"] for _, r in read(self._outbox.directory) if r), time.time_ns() // 1_000_000)
         gpus = _gpus()
-        psutil.cpu_percent()  # the first call has nothing to compare with
+        psutil.cpu_percent()  # the first call returns 0
         while not self._stopping.wait(self._interval):
             values = {self._prefix + name: value for name, value in (sample() | gpus()).items()}
             try:
@@ -63,7 +63,7 @@ def sample() -> dict[str, float]:
 
 
 def _gpus() -> Callable[[], dict[str, float]]:
-    """What samples the GPUs that NVIDIA's library sees, or nothing where it sees none."""
+    """A function that samples the GPUs that NVIDIA's library sees; it returns {} if there are none."""
     try:
         nvml: Any = importlib.import_module("pynvml")
     except ImportError:
@@ -85,7 +85,7 @@ def _gpus() -> Callable[[], dict[str, float]]:
                 values[f"gpu_{index}_utilization_percentage"] = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
                 values[f"gpu_{index}_power_usage_watts"] = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
             except nvml.NVMLError as error:
-                log.debug("GPU %d does not tell: %s", index, error)  # a MIG slice has no utilisation
+                log.debug("GPU %d has no metrics: %s", index, error)  # a MIG slice has no utilisation
         return values
 
     return sample_gpus

@@ -104,9 +104,7 @@ def free_ports(host: str, count: int) -> list[int]:
             probe.bind((host, 0))
         return [int(probe.getsockname()[1]) for probe in probes]
     except OSError as error:
-        raise SlurmError(
-            f"no free port on {host}", str(error), "the node has no free ports: use another node"
-        ) from error
+        raise SlurmError(f"no free port on {host}", str(error), "use another node") from error
     finally:
         for probe in probes:
             probe.close()
