@@ -52,8 +52,8 @@ FIXED: dict[str, pl.DataType | type[pl.DataType]] = {
 
 @dataclass(frozen=True)
 class Highlights:
-    """The scores of a task that tables show; greater is better, and the first primary score ranks. Reports also show the
-    secondary ones; `sensitivity/` means the sensitivity of every class."""
+    """The scores of a task that tables show; greater is better, and the first primary score ranks. Reports also show
+    the secondary ones; `sensitivity/` means the sensitivity of every class."""
 
     primary: tuple[str, ...]
     secondary: tuple[str, ...] = ()
@@ -131,8 +131,8 @@ def primary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def interval(row: Mapping[str, Any], score: str, reason: bool = False) -> str:
-    """ "0.812 [0.790, 0.833]", with more digits if the ends would look the same; "0.812 (too few)" if there is no interval,
-    with the full text if `reason`; "0.812" if neither is known, "" without the score."""
+    """ "0.812 [0.790, 0.833]", with more digits if the ends would look the same; "0.812 (too few)" if there is no
+    interval, with the full text if `reason`; "0.812" if neither is known, "" without the score."""
     value, low, high = row.get(score), row.get(f"{score}_low"), row.get(f"{score}_high")
     if value is None:
         return ""
@@ -146,7 +146,7 @@ def interval(row: Mapping[str, Any], score: str, reason: bool = False) -> str:
 
 
 def add_split_columns(frame: pl.DataFrame) -> pl.DataFrame:
-    """`collect` with two more columns: `data`, the source and part of the hash, because two data sets may share a source;
+    """`collect` with two more columns: `data`, the source and part of the hash, because data sets may share a source;
     `split`, the first of SPLITS on which the run has scores."""
     known = [next(iter(list_splits(row)), None) for row in frame.iter_rows(named=True)]
     return frame.with_columns(

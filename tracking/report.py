@@ -54,7 +54,7 @@ def write_report(
     extras: Mapping[str, Extras],
     title: str,
 ) -> Path:
-    """Write the page with mode 0600: `frame` from compare.collect, `curves` {metric: {run: curve}}, `extras` by run id."""
+    """Write the page with mode 0600: `frame` of compare.collect, `curves` {metric: {run: curve}}, `extras` by run."""
     shown = compare.ranked(frame)
     names = compare.labels(shown)
     runs = [_run(row, names, extras.get(row["run_id"], Extras())) for row in shown.iter_rows(named=True)]

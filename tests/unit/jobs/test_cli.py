@@ -126,7 +126,7 @@ def test_options_are_not_abbreviated():
     [
         (["ads"], "use one of: ards"),
         (["ards-smoke"], "unknown task"),
-        (["ards", "--workers", "3:1"], "the least exceeds the most"),
+        (["ards", "--workers", "3:1"], "the minimum exceeds the maximum"),
         (["ards", "--workers", "two"], "write N or MIN:MAX"),
         (["ards", "--set", "optim.lrr=1"], "optim.lr"),
         (["ards", "--set", "optim.lr"], "is not PATH=VALUE"),
