@@ -508,7 +508,7 @@ def test_a_sweep_goes_on_and_is_one_run(tmp_path):
     assert code == 0, err
     assert "2 of 3 chunks are there already" in out
     assert json.loads((tmp_path / "again.json").read_text()) == first
-    assert "holds another sweep" in refused(*words, "--seed", 5)
+    assert "contains another sweep" in refused(*words, "--seed", 5)
     assert "peep_cmH2O" in refused("simulate", "patient", "--set", "peep=3", "--out", tmp_path / "x")
 
 

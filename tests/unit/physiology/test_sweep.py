@@ -83,7 +83,7 @@ def test_breaths_below_the_dead_space_are_counted_not_computed(tmp_path):
 
 def test_another_recipe_in_the_same_directory_is_refused(tmp_path):
     sweep.begin(small(), tmp_path / "s")
-    with pytest.raises(DataError, match="holds another sweep"):
+    with pytest.raises(DataError, match="contains another sweep"):
         sweep.begin(small(seed=3), tmp_path / "s")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("")
