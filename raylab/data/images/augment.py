@@ -1,4 +1,4 @@
-"""COVID-Net's augmentation as torchvision v2 transforms: a function of (seed, epoch, row of the directory) alone.
+"""COVID-Net's augmentation as torchvision v2 transforms: a function of (seed, epoch, row of the directory) only.
 
 Every image gets its own random numbers, from a counter-based generator keyed by those three, and is transformed by
 itself: so it never depends on its batch, its shard or the worker that loads it.
@@ -11,19 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# The ranges of its public repository; one zoom for both axes, so that hearts keep their shape.
+# The ranges of its public repository, with one zoom for both axes so that hearts keep their shape.
 AUGMENT: Mapping[str, float] = {
-    "rotation": 10.0,  # degrees, up to so many either way
-    "shift": 0.1,  # share of the side, each axis, either way
+    "rotation": 10.0,  # maximum degrees in either direction
+    "shift": 0.1,  # maximum fraction of the side, per axis, in either direction
     "flip": 0.5,  # probability of a horizontal flip
-    "brightness": 0.1,  # factor 1 - .1 to 1 + .1
-    "zoom": 0.15,  # factor 1 - .15 to 1 + .15
+    "brightness": 0.1,  # factor 0.9 to 1.1
+    "zoom": 0.15,  # factor 0.85 to 1.15
 }
 
 
 def augmented(x_B1SS: Tensor, seed: int, epoch: int, rows: NDArray[np.int64], by: Mapping[str, float]) -> Tensor:
-    """Flip, rotate, zoom and shift (one bilinear sampling, black outside), brighten; pixels in [0, 1] both ways."""
-    # Imported here: it takes seconds, which a process that augments nothing need not pay.
+    """Flip, rotate, zoom and shift (one bilinear sampling, black outside), brighten; pixels in [0, 1] before and
+    after."""
+    # Imported here because the import takes seconds and not every process augments.
     from torchvision.transforms.v2 import InterpolationMode, functional
 
     side = x_B1SS.shape[-1]

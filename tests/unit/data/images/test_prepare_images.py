@@ -160,9 +160,9 @@ def test_how_brightness_came_about_is_counted(images: Path, tmp_path: Path) -> N
         "stretched": 2,
         "stretched, window does not suit": 1,
     }
-    assert any("1 images show nine tenths" in warning and "  4.png" in warning for warning in meta["warnings"])
+    assert any("1 images show 90%" in warning and "  4.png" in warning for warning in meta["warnings"])
     assert any(warning.startswith("2 DICOM files have a window that does not suit") for warning in meta["warnings"])
-    assert any("1 images are not of a frontal view (1 LL)" in warning for warning in meta["warnings"])
+    assert any("1 images do not have a frontal view (1 LL)" in warning for warning in meta["warnings"])
     assert meta["skipped"][0]["reason"].endswith("; convert it to one of them")
 
 
@@ -380,7 +380,7 @@ def test_what_is_odd_is_said(tmp_path: Path) -> None:
     train.write_text("\n".join([*lines, "p9 side.png pneumonia here"]))
     meta = prepare_covidnet(tmp_path / "out", folder, train, None, None, size=64, manifest=tmp_path / "manifest.csv")
     said = "\n".join(meta["warnings"])
-    assert "1 images are not of a frontal view (1 LL)" in said and "2.png" in said
+    assert "1 images do not have a frontal view (1 LL)" in said and "2.png" in said
     assert "1 images are narrower or wider" in said and "side.png" in said
     assert "no COVID-19 in train" in said
     assert meta["published"]["table"] == "COVIDx" and len(meta["published"]["differs"]) == 3
