@@ -553,7 +553,7 @@ def test_a_surrogate_is_a_task_like_the_others(tmp_path):
     )
     assert code == 0, err
     far = ("--run", "net", "--data", tmp_path / "far")
-    assert "leaves what the surrogate has learnt" in refused("evaluate", "surrogate", *far, "--split", "all")
+    assert "exceeds the training range of the surrogate" in refused("evaluate", "surrogate", *far, "--split", "all")
 
 
 def test_stays_are_fitted(tmp_path):
