@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if kind == "images" and not (data / "meta.json").is_file():
         data = of_folder(args.task, directory, data, args.split, args.quiet)
     meta = read_meta(data, args.task)
-    own = meta["data_hash"] == described.data_hash
+    own = meta.data_hash == described.data_hash
     if own and args.split == "all":
         raise DataError(
             f"run {directory.name} was trained on a part of {data}",
@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if args.recalibrate:
             few = icu_evaluation.recalibrated(directory, data, scored, args.recalibrate, own, recipe.seed)
             scored["result"]["recalibrated"] = few
-    reads = count_reads(directory, meta["data_hash"], args.split)
+    reads = count_reads(directory, meta.data_hash, args.split)
     read_tag = {"raylab.test_reads": str(reads)} if args.split in READS_TEST else {}
     if own:
         run_id = described.run_id
@@ -94,9 +94,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "name": directory.name,
         "task": args.task,
         "data": str(data),
-        "data_hash": meta["data_hash"],
-        "split_hash": meta["split_hash"],
-        "synthetic": bool(meta["synthetic"]),
+        "data_hash": meta.data_hash,
+        "split_hash": meta.split_hash,
+        "synthetic": meta.synthetic,
         "split": args.split,
         "leakage": leaked,
         "test_reads": reads,
