@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from raylab.data.prepared import read_meta, sha256
 from raylab.errors import DataError, UsageError
 from raylab.evaluation.overlap import in_words, leakage
 from raylab.tasks import find_task
+from raylab.tasks.evaluation import Evaluation
 from raylab.tasks.recipes import read_recipe
 from raylab.training.run import read_model
 from raylab.training.run_record import RunRecord
@@ -60,14 +62,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     uri = run_tracking.checked_address()
     if args.recalibrate is not None and (kind != "icu" or args.recalibrate < 1):
         raise UsageError("--recalibrate takes a number of patients, and is for tasks on intensive-care data")
-    scored = {**scores.of_run(directory, data, args.split), "leakage": leaked}
+    scored = replace(scores.of_run(directory, data, args.split), leakage=leaked)
     if kind == "icu":
         recipe = read_recipe(directory / "recipe.json")
-        scored["result"] |= icu_evaluation.extended(scored, recipe)
-        scored["figures"] = icu_evaluation.figures(scored)
+        more = icu_evaluation.extended(scored, recipe)
         if args.recalibrate:
-            few = icu_evaluation.recalibrated(directory, data, scored, args.recalibrate, own, recipe.seed)
-            scored["result"]["recalibrated"] = few
+            few = args.recalibrate
+            more["recalibrated"] = icu_evaluation.recalibrated(directory, data, scored, few, own, recipe.seed)
+        scored = replace(scored, more=more)
     reads = count_reads(directory, meta.data_hash, args.split)
     read_tag = {"raylab.test_reads": str(reads)} if args.split in READS_TEST else {}
     if own:
@@ -85,7 +87,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             scores.record(target, scored)
     if kind == "images":
         scores.keep(directory, scored)  # the model's own card speaks of other data, too
-        model_card.write(directory, scored["parameters"])
+        model_card.write(directory, scored.parameters)
         home.share(directory)
         run_tracking.forward_now(directory)
     out = {
@@ -100,12 +102,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "split": args.split,
         "leakage": leaked,
         "test_reads": reads,
-        **scored["result"],
+        **scored.to_json(),
     }
     if not args.quiet:
-        scores.tell(out)
+        scores.tell(scored)
         if kind == "icu":
-            icu_evaluation.tell(out)
+            icu_evaluation.tell(scored.more)
         say(f"  leakage: {in_words(leaked)}")
         for name, found in leaked.get("parents", {}).items():
             say(f"  leakage from {name}, whose weights were the start: {in_words(found)}")
@@ -180,7 +182,7 @@ def count_reads(directory: Path, data_hash: str, split: str) -> int:
     return reads
 
 
-def record(directory: Path, scored: dict[str, Any], tags: dict[str, str]) -> None:
+def record(directory: Path, scored: Evaluation, tags: dict[str, str]) -> None:
     """Scores on the run's own data go into the run itself."""
     scores.record(directory, scored)
     if tags:

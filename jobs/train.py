@@ -125,10 +125,10 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
     scored = scores.of_run(directory, data, "val")
     scores.calibrate(directory, scored)
     scores.record(directory, scored)
-    samples = scored["samples"]
+    samples = scored.samples
     run_tracking.log_model(directory, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]))
     if find_task(recipe.task).kind == "images":
-        model_card.write(directory, scored["parameters"])
+        model_card.write(directory, scored.parameters)
     described = home.note(directory)
     told = ("weights_sha256", "attempts", "steps_repeated", "stopped")
     tags = {f"raylab.{name}": str(result[name]) for name in told}
@@ -145,13 +145,13 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
         "val_loss": result["best"]["loss"],
         **{k: v for k, v in result.items() if k != "val"},
         "split": "val",
-        **scored["result"],
+        **scored.to_json(),
     }
     if not quiet:
-        scores.tell(out)
+        scores.tell(scored)
         say(f"finished {directory.name}: {result['steps']} steps, {result['attempts']} start(s), "
             f"{result['steps_repeated']} steps repeated, weights {result['weights_sha256'][:16]}")  # fmt: skip
-        split = list(scored["meta"].counts)[-1]  # val where the data has no list to test on
+        split = list(scored.meta.counts)[-1]  # val where the data has no list to test on
         say(f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split {split}")
         say("      raylab compare        raylab ui")
     return out

@@ -177,8 +177,8 @@ def go_on(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str,
         scores.calibrate(directory, scored)
         scores.record(directory, scored)
         if find_task(recipe.task).kind == "images":
-            model_card.write(directory, scored["parameters"])
-        samples = scored["samples"]
+            model_card.write(directory, scored.parameters)
+        samples = scored.samples
         shape = (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:])
         registered = register(winner, directory, recipe, shape)
     result = json.loads((directory / "result.json").read_text())
@@ -202,13 +202,13 @@ def go_on(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str,
         "steps": result["steps"],
         "weights_sha256": result["weights_sha256"],
         "split": "val",
-        **scored["result"],
+        **scored.to_json(),
     }  # fmt: skip
     if not quiet:
         say(f"best of {len(ends)} trials:")
         for n, e in sorted(ends.items(), key=order)[:5]:
             say(row(n, e, objective))
-        scores.tell(out)
+        scores.tell(scored)
         say(
             f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split test   (the winner only)"
         )

@@ -22,6 +22,15 @@ class Document(BaseModel):
 D = TypeVar("D", bound=Document)
 
 
+def to_plain(value: Any) -> Any:
+    """`value` with what has a `to_json`, however deep in dictionaries and lists, as it is written."""
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if isinstance(value, dict):
+        return {name: to_plain(one) for name, one in value.items()}
+    return [to_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def read_document(path: Path, kind: type[D], do: str = "") -> D:
     """The document of type `kind` in the JSON file `path`.
 

@@ -26,8 +26,8 @@ from raylab.data.images.manifest import discover
 from raylab.data.images.meta import ImageMeta
 from raylab.data.prepared import read_meta
 from raylab.errors import UsageError, unknown
-from raylab.evaluation.intervals import text
 from raylab.files import read_lines, write_json
+from raylab.score import Score
 
 EXPERIMENT = "raylab-benchmark-covidnet"
 PARTS = ("networks", "transfer", "schedulers", "scaling")
@@ -295,6 +295,11 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {r['workers']} | {r['samples_per_s']:.1f} | {r['samples_per_s'] / one:.2f} |" for r in result["scaling"]
         ]
     return "\n".join(told) + "\n"
+
+
+def text(score: dict[str, Any], digits: int = 3) -> str:
+    """A score of a verb's JSON result with its interval."""
+    return Score.model_validate(score).text(digits)
 
 
 def header(*names: str) -> list[str]:

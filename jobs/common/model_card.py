@@ -6,14 +6,15 @@ Mitchell et al., "Model cards for model reporting", arXiv 1810.03993, as far as 
 
 import json
 from pathlib import Path
+from typing import Any
 
 from jobs.common import home
 from raylab.data.images.dataset import LUNG_BOX
 from raylab.data.images.meta import ImageMeta
 from raylab.data.prepared import META
 from raylab.documents import read_document
-from raylab.evaluation.intervals import text
 from raylab.evaluation.overlap import in_words
+from raylab.score import Score
 from raylab.tasks.recipes import parse_recipe, update_recipe
 from raylab.training.run_record import RunRecord
 from tracking.outbox import Outbox
@@ -110,7 +111,7 @@ def write(directory: Path, parameters: int) -> Path:
         parameters=parameters,
         meta=meta,
         scored=scored,
-        shown=text,
+        shown=_shown,
         box=" to ".join(("({:.2f}, {:.2f})".format(*LUNG_BOX[:2]), "({:.2f}, {:.2f})".format(*LUNG_BOX[2:]))),
         masked=_masked(described),
     )
@@ -118,6 +119,10 @@ def write(directory: Path, parameters: int) -> Path:
     path.write_text(card)
     Outbox(directory / "outbox").append({"kind": "artifact", "path": str(path), "to": ""})
     return path
+
+
+def _shown(score: dict[str, Any]) -> str:
+    return str(Score.model_validate(score))
 
 
 def _masked(described: RunRecord) -> str:
@@ -130,6 +135,6 @@ def _masked(described: RunRecord) -> str:
         if json.loads(model.read_text())["spec"].get("mask") == "centre":
             for file in sorted((directory / "scores").glob("*.json")):
                 s = json.loads(file.read_text())
-                told.append(f"{other.name}, {s['split']}: macro recall {text(s['macro_recall'])}")
+                told.append(f"{other.name}, {s['split']}: macro recall {_shown(s['macro_recall'])}")
     again = "not trained; raylab train covidnet --data DIR --set data.mask=centre"
     return "; ".join(told) or again
