@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from raylab.errors import TrackingError
+from raylab.score import Score
+from raylab.score import without_interval as without
 from tracking import runs
 from tracking.access import login
 
@@ -138,11 +140,8 @@ def interval(row: Mapping[str, Any], score: str, reason: bool = False) -> str:
         return ""
     split = next(split for split in SPLITS if score.startswith(f"{split}/"))
     if why := without_interval(row, split).get(score.removeprefix(f"{split}/")):
-        return f"{value:.3f} ({why if reason else why.partition(':')[0]})"
-    if low is None or high is None:
-        return f"{value:.3f}"
-    digits = next((d for d in (3, 4, 5) if f"{low:.{d}f}" != f"{high:.{d}f}"), 6)
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+        return str(without(value, why if reason else why.partition(":")[0]))
+    return str(Score(value=value, low=low, high=high))
 
 
 def add_split_columns(frame: pl.DataFrame) -> pl.DataFrame:

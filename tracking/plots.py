@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from raylab.score import NetBenefit, Score
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 STYLES = ("-", "--", "-.", ":")
 GREY = "#6B7280"
@@ -87,20 +89,20 @@ def calibration(
     return figure
 
 
-def decision(curve: Sequence[Mapping[str, Any]], title: str = "Decision curve", synthetic: bool = False) -> Figure:
-    """Net benefit over the threshold, with 95% CIs, next to acting on everybody and on nobody. `curve`: rows of
-    threshold, model (value, low, high) and everybody."""
-    at = [row["threshold"] for row in curve]
+def decision(curve: Sequence[NetBenefit], title: str = "Decision curve", synthetic: bool = False) -> Figure:
+    """Net benefit over the threshold, with 95% CIs, next to acting on everybody and on nobody."""
+    at = [row.threshold for row in curve]
     figure, axes = _figure(title, synthetic)
-    banded = all(row["model"]["low"] is not None for row in curve)
+    banded = all(row.model.low is not None for row in curve)
     label = "model" if banded else "model (too few patients for intervals)"
-    axes.plot(at, [row["model"]["value"] for row in curve], color=COLOURS[0], linewidth=2, marker="o", label=label)
+    benefit = np.array([row.model.value for row in curve], dtype=np.float64)
+    axes.plot(at, benefit, color=COLOURS[0], linewidth=2, marker="o", label=label)
     if banded:
-        low, high = ([row["model"][end] for row in curve] for end in ("low", "high"))
+        low, high = ([getattr(row.model, end) for row in curve] for end in ("low", "high"))
         axes.fill_between(at, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
-    axes.plot(at, [row["everybody"] for row in curve], color=COLOURS[1], linestyle="--", label="act on everybody")
+    axes.plot(at, [row.everybody for row in curve], color=COLOURS[1], linestyle="--", label="act on everybody")
     axes.axhline(0, color=GREY, linewidth=1, label="act on nobody")
-    top = max(row["model"]["value"] for row in curve)
+    top = float(benefit.max())
     axes.set_ylim(-0.05, max(0.05, 1.2 * top))
     axes.set_xlabel("Threshold probability")
     axes.set_ylabel("Net benefit a row")
@@ -233,7 +235,7 @@ def forest(
         if low is not None and high is not None:
             axes.plot([low, high], [row, row], color=colour, linewidth=1.8, marker="|", markersize=8)
         axes.plot(value, row, marker=marker, color=colour, markersize=6, markerfacecolor=colour if known else "white")
-        text = f"{value:.3f} [{low:.3f}, {high:.3f}]" if known else f"{value:.3f} (no interval)"
+        text = str(Score(value=value, low=low, high=high, why=None if known else "no interval"))
         axes.annotate(text, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
