@@ -97,18 +97,40 @@ def _open(path: Path, group: int) -> None:
 
 
 def find(run: str) -> Path:
-    """The directory of a run given by name, MLflow run id or path; UsageError with the nearest names."""
+    """The directory of a run given by name, MLflow run id or path.
+
+    Raises UsageError with the nearest names, and for a copy of a run that lies beside the original.
+    """
     runs = home() / "runs"
     for path in (runs / run, Path(run)):
         if (path / "run.json").is_file():
-            return path.absolute()
+            directory = path.absolute()
+            if original := original_of(directory):
+                raise UsageError(
+                    f"'{directory.name}' is a copy of the run '{original.name}'",
+                    "its scores would go into the MLflow run of the original",
+                    f"use {original.name}, or start a run of its own from its weights: --from {original.name}",
+                )
+            return directory
     notes = {path.parent.name: path for path in runs.glob("*/run.json")}
     for path in notes.values():
-        if json.loads(path.read_text()).get("run_id") == run:
+        if json.loads(path.read_text()).get("run_id") == run and original_of(path.parent) is None:
             return path.parent
     if not notes:
         raise UsageError(f"there is no run '{run}'", f"no runs in {runs}", "raylab train TASK --data DIR")
     raise unknown("run", run, notes)
+
+
+def original_of(directory: Path) -> Path | None:
+    """The run beside `directory` that it was copied from, with its MLflow run; None for a run that is no copy.
+
+    A run that was moved or renamed, so that there is one directory of it, is no copy.
+    """
+    described = note(directory)
+    original = directory.parent / described.get("tags", {}).get("raylab.name", directory.name)
+    if original == directory or not (original / "run.json").is_file():
+        return None
+    return original if note(original).get("run_id") == described.get("run_id") else None
 
 
 def note(directory: Path) -> dict[str, Any]:
