@@ -283,6 +283,16 @@ def test_scores_on_other_data_are_one_row_however_often_they_are_computed(traine
     assert home.note(own_home / "runs" / "first").get("test_reads", 0) <= 2
 
 
+def test_a_search_without_bash_is_refused_before_there_is_a_run(own_home, ards_data, monkeypatch, tmp_path):
+    """Ray would start its workers by bash again and again, and the search would wait for ever."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    before = outline(own_home)
+    words = ("tune", "ards", "--data", ards_data, "--trials", 1, "--space", "optim.lr=loguniform(1e-4,1e-2)")
+    assert "there is no bash on PATH" in refused(*words)
+    assert outline(own_home) == before
+
+
 def test_scores_of_a_copied_directory_do_not_go_into_the_run_of_the_original(trained, own_home, ards_data, tmp_path):
     first, copy = own_home / "runs" / "first", own_home / "runs" / "copy"
     shutil.copytree(first, copy)
