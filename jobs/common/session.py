@@ -56,7 +56,8 @@ def ray_environment() -> None:
     Raises UsageError where a local Ray could not start workers.
     """
     if cluster_address() is None and shutil.which("bash") is None:
-        # Ray starts workers with an environment of their own, as a search's are, by bash; without it, for ever again
+        # It starts workers with environment variables of their own, as those of a search, through bash. Without it they
+        # die at once, and Ray starts them again without end.
         raise UsageError(
             "there is no bash on PATH, and Ray starts workers with it",
             f"PATH is '{os.environ.get('PATH', '')}'",
