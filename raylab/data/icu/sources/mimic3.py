@@ -291,7 +291,7 @@ def with_units(rows: pl.DataFrame) -> pl.DataFrame:
         text=pl.when(pl.col("itemid").is_in([MODE, DEVICE, SPECIMEN])).then("value"),
         unit=pl.coalesce("unit_read", UNIT),
         from_text=pl.col("number").is_not_null() & plain.is_null(),
-    ).cast({**ROWS, "from_text": pl.Boolean})
+    ).cast(ROWS)
 
 
 def events_of(charts: pl.LazyFrame, labs: pl.LazyFrame, episodes: pl.LazyFrame, stays: pl.LazyFrame) -> pl.LazyFrame:
