@@ -163,7 +163,7 @@ def check_workers(seconds: float, log: Path) -> None:
     import ray
 
     try:
-        ray.get(ray.remote(num_cpus=0)(os.getpid).remote(), timeout=seconds)
+        ray.get(ray.remote(num_cpus=0)(lambda: None).remote(), timeout=seconds)
     except ray.exceptions.GetTimeoutError as error:
         raise RunError(
             "the workers of the local Ray do not start",
