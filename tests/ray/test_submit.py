@@ -40,8 +40,7 @@ def test_another_user_cannot_put_his_code_into_a_job(lab: Lab, submitted: str) -
     package = code.parents[1]
     for attempt in (
         f"ls {package.parent}",
-        f"cd {package.parent} && mv {package.name} taken && mkdir -p {package.name}/jobs && "
-        f"echo evil > {package.name}/jobs/train.py",
+        f"mv {package} {package.parent}/taken && mkdir -p {package}/jobs && echo evil > {code}",
         f"mkdir {package.parent}/_ray_pkg_of_the_next_job",
     ):
         outcome = as_other_user(attempt)
