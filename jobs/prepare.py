@@ -239,8 +239,6 @@ def _tell_icu(meta: IcuMeta) -> None:
     if dropped := {what: n for what, n in meta.dropped.items() if n}:
         say("  rows not used: " + ", ".join(f"{what} {n:,}" for what, n in dropped.items()))
     _tell_values(meta)
-    for name in meta.left_out:
-        say(f"  {name} is left out: most of its values cannot be in its unit")
     for note in meta.notes:
         say(f"  note: {note}")
 

@@ -99,14 +99,24 @@ def _open(path: Path, group: int) -> None:
 
 
 def find(run: str) -> Path:
-    """The directory of a run given by name, MLflow run id or path; UsageError with the nearest names."""
+    """The directory of a run given by name, MLflow run id or path.
+
+    Raises UsageError with the nearest names, and for a copy of a run that lies beside the original.
+    """
     runs = home() / "runs"
     for path in (runs / run, Path(run)):
         if (path / "run.json").is_file():
-            return path.absolute()
+            directory = path.absolute()
+            if original := original_of(directory):
+                raise UsageError(
+                    f"'{directory.name}' is a copy of the run '{original.name}'",
+                    "its scores would go into the MLflow run of the original",
+                    f"use {original.name}, or start a run of its own from its weights: --from {original.name}",
+                )
+            return directory
     names = {path.parent.name for path in runs.glob(f"*/{FILE}")}
     for directory, record in records():
-        if record.run_id == run:
+        if record.run_id == run and original_of(directory) is None:
             return directory
     if not names:
         raise UsageError(f"there is no run '{run}'", f"no runs in {runs}", "raylab train TASK --data DIR")
@@ -121,6 +131,18 @@ def records(pattern: str = "*") -> Iterator[tuple[Path, RunRecord]]:
             yield path.parent, note(path.parent)
         except DataError as error:
             log.warning("left out: %s", error)
+
+
+def original_of(directory: Path) -> Path | None:
+    """The run beside `directory` that it was copied from, with its MLflow run; None for a run that is no copy.
+
+    A run that was moved or renamed, so that there is one directory of it, is no copy.
+    """
+    record = note(directory)
+    original = directory.parent / record.tags.get("raylab.name", directory.name)
+    if original == directory or not (original / FILE).is_file():
+        return None
+    return original if note(original).run_id == record.run_id else None
 
 
 def note(directory: Path) -> RunRecord:

@@ -30,6 +30,7 @@ from raylab.tasks.recipes import read_recipe, shipped_recipe
 from raylab.training.run import write_model
 from raylab.training.run_record import RunRecord
 from tracking import runs
+from tracking.outbox import Outbox
 
 Said = tuple[int, str, str]
 
@@ -283,15 +284,48 @@ def test_scores_on_other_data_are_one_row_however_often_they_are_computed(traine
     assert home.note(own_home / "runs" / "first").test_reads <= 2
 
 
+def test_a_search_without_bash_is_refused_before_there_is_a_run(own_home, ards_data, monkeypatch, tmp_path):
+    """Ray would start its workers by bash again and again, and the search would wait for ever."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    before = outline(own_home)
+    words = ("tune", "ards", "--data", ards_data, "--trials", 1, "--space", "optim.lr=loguniform(1e-4,1e-2)")
+    assert "there is no bash on PATH" in refused(*words)
+    assert outline(own_home) == before
+
+
+def test_scores_of_a_copied_directory_do_not_go_into_the_run_of_the_original(trained, own_home, ards_data, tmp_path):
+    first, copy = own_home / "runs" / "first", own_home / "runs" / "copy"
+    shutil.copytree(first, copy)
+    noted = home.note(first)
+
+    def metrics() -> dict[str, float]:
+        return dict(runs.client(noted["uri"]).get_run(noted["run_id"]).data.metrics)
+
+    before = metrics()
+    for words in (("evaluate", "ards", "--run", "copy", "--data", ards_data, "--split", "val"), ("resume", "copy")):
+        assert "'copy' is a copy of the run 'first'" in refused(*words)
+    assert metrics() == before
+    assert home.find(noted["run_id"]) == first
+    moved = tmp_path / "runs" / "moved"  # where there is no original it is the run itself
+    shutil.move(copy, moved)
+    assert home.find(str(moved)) == moved
+
+
 @pytest.fixture
 def copied(own_home: Path, trained: Any) -> Iterator[Any]:
-    """Makes runs that are the run `first` with other notes, and another task in their recipe."""
+    """Makes runs that are the run `first` with an MLflow run of their own, other notes, and another task in their
+    recipe."""
     made = []
 
     def copy(name: str, task_name: str, **notes: Any) -> str:
-        directory = own_home / "runs" / name
-        made.append(shutil.copytree(own_home / "runs" / "first", directory))
-        home.annotate(directory, name=name, task=task_name, **notes)
+        first, directory = own_home / "runs" / "first", own_home / "runs" / name
+        made.append(shutil.copytree(first, directory, ignore=shutil.ignore_patterns("outbox")))
+        noted = home.note(first)
+        tags = {**noted["tags"], "raylab.name": name}
+        run_id = runs.start_run(noted["uri"], noted["experiment"], name, None, tags)
+        Outbox(directory / "outbox").bind(noted["uri"], run_id)
+        home.annotate(directory, name=name, run_id=run_id, tags=tags, task=task_name, **notes)
         for file in (directory / "recipe.json", directory / "model" / "model.json"):
             found = json.loads(file.read_text())
             found.get("recipe", found)["task"] = task_name
@@ -310,8 +344,7 @@ def test_a_new_task_has_the_leakage_check_without_a_line(copied, ards_data, tmp_
     load = TASKS["ards"].load
     kind = create_model("NewRecipe", __base__=ArdsRecipe, task=(Literal["new"], ...))
     full = kind.model_validate({**TASKS["ards"].full.model_dump(), "task": "new"})
-    # of a kind without further scores, which would go to the MLflow run that the copy shares with the first
-    new = replace(TASKS["ards"], name="new", kind="sweep", full=full, load=lambda data, *rest: load(ards_data, *rest))
+    new = replace(TASKS["ards"], name="new", full=full, load=lambda data, *rest: load(ards_data, *rest))
     monkeypatch.setitem(TASKS, "new", new)
     name = copied("new-run", "new", data=str(data))
     code, out, err = raylab("evaluate", "new", "--run", name, "--data", data, "--split", "val")

@@ -270,6 +270,26 @@ def test_a_label_that_cannot_be_made(tmp_path, monkeypatch, name):
     refuses(tmp_path, f"no plausible value of {name}")
 
 
+def in_kpa(concept: str, share: float) -> pl.LazyFrame:
+    """Virtual patients, of whom a share has this tension in kPa, though no row says so."""
+    some = (pl.col("concept") == concept) & (pl.col("stay_id").hash(seed=0) % 100 < 100 * share)
+    return virtual().with_columns(value=pl.when(some).then(pl.col("value") / 7.50062).otherwise("value"))
+
+
+@pytest.mark.parametrize("share", [1, 0.15])
+def test_a_pao2_in_kpa_that_no_unit_names_is_refused(tmp_path, monkeypatch, share):
+    use(monkeypatch, in_kpa("pao2", share))
+    assert "values are 30 mmHg or less, as values in kPa are" in refuses(tmp_path, "values of pao2 cannot be in")
+
+
+def test_a_paco2_in_kpa_that_no_unit_names_is_left_out_and_said(tmp_path, monkeypatch):
+    use(monkeypatch, in_kpa("paco2", 1))
+    meta = prepare_ards("synthetic", None, tmp_path / "out")
+    assert meta["left_out"] == ["paco2"] and "paco2" not in meta["features"]
+    (warning,) = meta["warnings"]
+    assert warning.startswith("paco2 is left out: ") and "as values in kPa are" in warning
+
+
 def test_only_implausible_values_are_no_values(tmp_path, monkeypatch):
     fio2 = pl.when(pl.col("concept") == "fio2").then(0.0).otherwise("value")
     use(monkeypatch, virtual().with_columns(value=fio2))
