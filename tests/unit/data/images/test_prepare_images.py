@@ -532,5 +532,5 @@ def test_a_manifest_of_other_files_beside_lists(images: Path, tmp_path: Path) ->
         prepare("30.png")
     assert (
         "10 of 12 files of the lists are not in the manifest: no view and no group"
-        in prepare("0.png", "1.png")["warnings"]
+        in prepare("0.png", "1.png").warnings
     )
