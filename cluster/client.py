@@ -22,18 +22,6 @@ DOWN_SECONDS = 30.0
 STALE_SECONDS = 30.0  # after which status.json says nothing of the present
 
 
-def commands(site: str) -> Slurm:
-    """Slurm's commands for `site`: those of the test cluster, or the ones on PATH."""
-    if site != "testbed":
-        return Slurm()
-    from cluster import testbed  # not among what a submitted job carries
-
-    found = testbed.bin_directory()
-    if found is None:
-        raise SlurmError("the test cluster is not up", do="make slurm-up")
-    return Slurm(found)
-
-
 def make_spec(
     site: Site,
     home: Path,

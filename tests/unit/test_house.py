@@ -105,6 +105,13 @@ def test_tracking_and_cluster_know_nothing_of_models(package):
         assert not [what for what in imports(path) if what.split(".")[0] in others], path
 
 
+def test_only_tests_know_the_test_cluster():
+    """A site is data: what a test cluster has of its own stands in sites.toml."""
+    for path in TREES:
+        if ROOT / "cluster" / "testbed" not in path.parents:
+            assert not [what for what in imports(path) if what.startswith("cluster.testbed")], path
+
+
 def test_ray_is_imported_in_one_room_and_lazily_by_jobs():
     """What sets Ray's environment runs before Ray is imported, and a run without Ray never pays for it."""
 
