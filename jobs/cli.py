@@ -7,15 +7,15 @@ A verb is a module of this package with PARSER-building `arguments(parser)`, an 
 import argparse
 import importlib
 import json
-import logging
 import os
 import signal
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jobs.common import outputs
-from jobs.common.home import home
+from jobs.common.environment import verb_environment
 from raylab import __version__
 from raylab.errors import RaylabError, UsageError, unknown
 from raylab.files import write_json
@@ -98,13 +98,14 @@ def run(verb: str, words: list[str]) -> int:
     module.arguments(parser)
     common(parser)
     args = parser.parse_args(words)
-    for chatty in ("mlflow", "alembic", "torch.export"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    os.umask(0o077)  # what is written is for its owner: this may be a shared machine
-    # torch loads compiled code from here; its own choice is /tmp/torchinductor_USER, which anybody may make first
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "compiled"))
     # An interrupt and a polite end of the job take the same way out: outboxes closed, run marked
     signal.signal(signal.SIGTERM, _interrupt)
+    with verb_environment():
+        return _run(module, args)
+
+
+def _run(module: ModuleType, args: argparse.Namespace) -> int:
+    """The exit code of a verb, whose result is written where it was asked for."""
     if args.json not in (None, STDOUT):
         outputs.check(args.json, "--json", "result")
     result: dict[str, Any] = module.main(args)
