@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.sites import Site
+from raylab.documents import describe_problems
 from raylab.errors import SlurmError
 
 
@@ -76,9 +77,8 @@ def read_spec(path: Path) -> ClusterSpec:
     try:
         return ClusterSpec.model_validate(document)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise SlurmError(
             f"{path} does not describe a cluster of this version",
-            wrong,
+            describe_problems(error),
             "end the cluster with the version that made it",
         ) from error

@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if hidden:
             individuals.tell(hidden)
     return {
-        "run_id": home.note(directory)["run_id"],
+        "run_id": home.note(directory).run_id,
         "rows": len(drawn),
         "features": dict(ranked),
         "plots": list(files.values()),

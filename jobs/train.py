@@ -25,6 +25,7 @@ from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training import imbalance
 from raylab.training.run import execute, read_model
+from raylab.training.run_record import Kind
 from tracking.outbox import Outbox
 
 EXAMPLE = "raylab train ards --data prepared/ards --smoke --workers 0"
@@ -102,7 +103,7 @@ def build_recipe(
 
 
 def start(
-    recipe: Recipe, data: Path, name: str | None, parent: Path | None, quiet: bool, kind: str = "train"
+    recipe: Recipe, data: Path, name: str | None, parent: Path | None, quiet: bool, kind: Kind = "train"
 ) -> dict[str, Any]:
     """Train a new run. Everything that can be refused is refused before the run exists."""
     meta = read_meta(data, recipe.task)
@@ -138,7 +139,7 @@ def go_on(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quie
     low, high = recipe.scaling.workers
     if not quiet:
         workers = f"{low}:{high}" if low != high else str(low)
-        synthetic = ", SYNTHETIC data" if home.note(directory)["synthetic"] else ""
+        synthetic = ", SYNTHETIC data" if home.note(directory).synthetic else ""
         size = f"{len(samples)} samples, {planned} steps"
         say(f"run {directory.name}: {recipe.task}, {size}, workers {workers}{synthetic}")
     rows = run_tracking.ToOutbox(directory)
@@ -176,13 +177,13 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
     tags = {f"raylab.{name}": str(result[name]) for name in told}
     Outbox(directory / "outbox").append({"kind": "tags", "values": tags})
     out = {
-        "run_id": described["run_id"],
+        "run_id": described.run_id,
         "name": directory.name,
         "directory": str(directory),
         "task": recipe.task,
         "data": str(data),
-        "synthetic": described["synthetic"],
-        "parent": described["parent"],
+        "synthetic": described.synthetic,
+        "parent": described.parent,
         "seed": recipe.seed,
         "val_loss": result["best"]["loss"],
         **{k: v for k, v in result.items() if k != "val"},

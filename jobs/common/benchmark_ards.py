@@ -336,7 +336,7 @@ def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, 
                 own = recipe_of(args, model) if model in MODELS else recipe
                 assert isinstance(own.data, IcuData)  # of no other task
                 child = home.new_run(f"{top.name}-{landmark}h-{model}", "ards")
-                run_tracking.opening(child, own, meta, folder / "data", "benchmark", uri, None, parent["run_id"])
+                run_tracking.opening(child, own, meta, folder / "data", "benchmark", uri, None, parent.run_id)
                 rows = [r for r in result["table"] if (r["landmark_h"], r["model"]) == (landmark, model)]
                 with run_tracking.tracked(child, system=False):
                     outbox = Outbox(child / "outbox")

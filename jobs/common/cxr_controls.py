@@ -57,8 +57,8 @@ def beside(directory: Path, samples: Any, p: np.ndarray, bootstraps: int, seed: 
 def training_data(directory: Path) -> Path:
     """The prepared directory that a run was trained on; DataError when it is no longer there as it was."""
     described = home.note(directory)
-    path = Path(described["data"])
-    if read_meta(path, described["task"])["data_hash"] != described["data_hash"]:
+    path = Path(described.data)
+    if read_meta(path, described.task)["data_hash"] != described.data_hash:
         raise DataError(f"{path} is no longer the data that run {directory.name} was trained on")
     return path
 

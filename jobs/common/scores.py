@@ -45,7 +45,7 @@ def probabilities(job: Task, recipe: Recipe, samples: Samples, network: Any) -> 
 
 def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
     """{"result": scores (JSON), "samples", "p", "split", "meta"} of a run on a split; every cohort of the task."""
-    meta = read_meta(data, home.note(directory)["task"])
+    meta = read_meta(data, home.note(directory).task)
     job, recipe, samples, network = load(directory, data, split)
     p = probabilities(job, recipe, samples, network)
     own = job.outcome.scores(samples, p, BOOTSTRAPS, recipe.seed)
@@ -121,7 +121,7 @@ def record(directory: Path, scored: dict[str, Any]) -> None:
     """
     result, split = scored["result"], scored["split"]
     described = home.note(directory)
-    chosen_by_it = split == "val" and described["kind"] != "evaluate"
+    chosen_by_it = split == "val" and described.kind != "evaluate"
     prefix = "best/val" if chosen_by_it else split
     values: dict[str, float] = {f"{prefix}/n": result["n"]}
     for name, score in flat_scores(result).items():
@@ -129,7 +129,7 @@ def record(directory: Path, scored: dict[str, Any]) -> None:
             if score[key] is not None:
                 values[f"{prefix}/{name}{end}"] = score[key]
     outbox = Outbox(directory / "outbox")
-    append_new_metrics(outbox, int(described.get("best_step", 0)), values)
+    append_new_metrics(outbox, described.best_step, values)
     if without := without_interval(result):
         outbox.append({"kind": "tags", "values": {f"raylab.no_interval.{prefix}": json.dumps(without)}})
     keep(directory, scored)
