@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 
+import polars as pl
 import pytest
 
 import raylab
@@ -76,6 +77,27 @@ def test_wrong_names_print_the_right_ones(run, ards_data):
         raylab.tune("ards", ards_data, smoke=True, scheduler="ahsa")
     with pytest.raises(UsageError, match="first"):
         raylab.resume("frist")
+
+
+def test_an_evaluation_is_counted_and_has_the_scores_of_its_split(run, ards_data):
+    first = raylab.evaluate(run, ards_data, quiet=True)
+    again = raylab.evaluate("first", ards_data, split="test", quiet=True)
+    assert (first.run, first.run_id, first.split, first.data) == ("first", run.run_id, "test", ards_data)
+    assert (first.test_reads, again.test_reads) == (1, 2) and first.scores == again.scores
+    assert first.scores["auroc"] == first.details["auroc"]
+    with pytest.raises(UsageError, match="use one of: test"):
+        raylab.evaluate(run, ards_data, split="tset")
+
+
+def test_predictions_are_a_private_file_with_a_row_for_each_stay(run, ards_data, tmp_path):
+    predicted = raylab.predict(run, ards_data, tmp_path / "p.parquet", split="val", quiet=True)
+    frame = pl.read_parquet(predicted.path)
+    assert (len(frame), tuple(frame.columns)) == (predicted.rows, predicted.columns)
+    assert stat.S_IMODE(predicted.path.stat().st_mode) == 0o600
+    with pytest.raises(UsageError, match="use one of: val"):
+        raylab.predict(run, ards_data, tmp_path / "p.parquet", split="vla")
+    with pytest.raises(DataError, match="is of task 'ards', not 'covidnet'"):
+        raylab.predict(run, ards_data, tmp_path / "p.parquet", task="covidnet")
 
 
 def test_compare_returns_the_runs_and_writes_a_report(run, tmp_path):
