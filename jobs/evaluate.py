@@ -76,7 +76,7 @@ def evaluate(
     if kind == "images" and not (data / "meta.json").is_file():
         data = of_folder(task, directory, data, split, quiet)
     meta = read_meta(data, task)
-    own = meta["data_hash"] == described.data_hash
+    own = meta.data_hash == described.data_hash
     if own and split == "all":
         raise DataError(
             f"run {directory.name} was trained on a part of {data}",
@@ -95,7 +95,7 @@ def evaluate(
         if recalibrate:
             few = icu_evaluation.recalibrated(directory, data, scored, recalibrate, own, recipe.seed)
             scored["result"]["recalibrated"] = few
-    reads = count_reads(directory, meta["data_hash"], split)
+    reads = count_reads(directory, meta.data_hash, split)
     read_tag = {"raylab.test_reads": str(reads)} if split in READS_TEST else {}
     if own:
         run_id = described.run_id
@@ -121,9 +121,9 @@ def evaluate(
         "name": directory.name,
         "task": task,
         "data": str(data),
-        "data_hash": meta["data_hash"],
-        "split_hash": meta["split_hash"],
-        "synthetic": bool(meta["synthetic"]),
+        "data_hash": meta.data_hash,
+        "split_hash": meta.split_hash,
+        "synthetic": meta.synthetic,
         "split": split,
         "leakage": leaked,
         "test_reads": reads,

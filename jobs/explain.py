@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     found = attributions(network, samples.batch(np.append(drawn, one)), features)
     names, matrices = by_feature(found, samples.spec)
     average = np.abs(matrices[:-1]).mean(0)
-    synthetic = bool(read_meta(data, args.task)["synthetic"])
+    synthetic = read_meta(data, args.task).synthetic
     figures = {
         "average": plots.attribution(
             average, names, f"Integrated gradients, mean of {len(drawn)} rows", False, synthetic

@@ -94,7 +94,7 @@ def predict(
         frame.write_parquet(file)  # it names patients' rows: for its owner alone
     work.replace(out)
     described = home.note(directory)
-    if read_meta(data, task)["data_hash"] == described.data_hash and split in {"test", "all"}:
+    if read_meta(data, task).data_hash == described.data_hash and split in {"test", "all"}:
         reads = described.test_reads + 1  # the file holds test rows
         home.annotate(directory, test_reads=reads)
         Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.test_reads": str(reads)}})
@@ -128,7 +128,7 @@ def write_sheets(
 ) -> dict[str, Any]:
     """Sheets into the run's directory; they show single patients, so they go to its MLflow run only when synthetic or
     shared. {"sheets", "private": those that stay, "outside": mean over rows, None where all maps are empty}."""
-    synthetic = bool(samples.meta["synthetic"])
+    synthetic = samples.meta.synthetic
     private = not (synthetic or share)
     folder = individuals.folder(directory) if private else directory / "plots"
     written = gradcam_sheets.sheets(network, samples, p, folder / f"gradcam-{split}", synthetic)

@@ -41,7 +41,7 @@ def resume(run: RunReference, *, quiet: bool = False) -> Run:
         )
     recipe, data = read_recipe(directory / "recipe.json"), Path(described.data)
     with home.held(directory):
-        if read_meta(data, recipe.task)["data_hash"] != described.data_hash:
+        if read_meta(data, recipe.task).data_hash != described.data_hash:
             raise DataError(
                 f"{data} is no longer the data that {directory.name} began with",
                 "its data hash differs, so the result would not be that of an undisturbed run",

@@ -79,14 +79,14 @@ def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
                 run_chunks(sweep.write_chunk, chunks, tell=progress)
             meta = finish(made, out)
             Outbox(directory / "outbox").append(
-                {"kind": "tags", "values": {"raylab.data_hash": meta["data_hash"]}},
+                {"kind": "tags", "values": {"raylab.data_hash": meta.data_hash}},
                 {"kind": "artifact", "path": str(out / "meta.json"), "to": ""},
             )
     read_meta(out, "surrogate")  # what the task's loader will ask
-    told = {key: meta[key] for key in ("rows", "status", "counts", "data_hash")}
+    told = {"rows": meta.rows, "status": meta.status, "counts": meta.counts, "data_hash": meta.data_hash}
     if not args.quiet:
-        say(f"{out}: {meta['rows']:,} rows, " + "; ".join(f"{n:,} {what}" for what, n in meta["status"].items()))
-        say(f"data hash {meta['data_hash']}")
+        say(f"{out}: {meta.rows:,} rows, " + "; ".join(f"{n:,} {what}" for what, n in meta.status.items()))
+        say(f"data hash {meta.data_hash}")
         say(f"next: raylab train surrogate --data {out}")
     described = home.note(directory)
     return {"run_id": described.run_id, "name": directory.name, "out": str(out), "synthetic": True, **told}

@@ -194,7 +194,7 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
         scores.tell(out)
         say(f"finished {directory.name}: {result['steps']} steps, {result['attempts']} start(s), "
             f"{result['steps_repeated']} steps repeated, weights {result['weights_sha256'][:16]}")  # fmt: skip
-        split = list(scored["meta"]["counts"])[-1]  # val where the data has no list to test on
+        split = list(scored["meta"].counts)[-1]  # val where the data has no list to test on
         say(f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split {split}")
         say("      raylab compare        raylab ui")
     return out

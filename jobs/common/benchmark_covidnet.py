@@ -23,6 +23,7 @@ from jobs.common.progress import say
 from jobs.demo import do
 from raylab.data.images import published
 from raylab.data.images.manifest import discover
+from raylab.data.images.meta import ImageMeta
 from raylab.data.prepared import read_meta
 from raylab.errors import UsageError, unknown
 from raylab.evaluation.intervals import text
@@ -132,15 +133,15 @@ class Benchmark:
                 options = {"source": "covidx", "size": self.args.size, "manifest": here.manifest, "domain": domain}
                 apart = [self.out / "a"] if name == "b" else []  # copies of what A holds would be known already
                 prepare.covidnet(target, here.images, here.lists, self.args.quiet, apart_from=apart, **options)
-            meta = read_meta(target, "covidnet")
-            if meta["size"] != self.args.size:
-                raise UsageError(f"{target} holds images of {meta['size']} px", do="choose another --out")
+            meta = read_meta(target, "covidnet", ImageMeta)
+            if meta.size != self.args.size:
+                raise UsageError(f"{target} holds images of {meta.size} px", do="choose another --out")
             found[name] = {
                 "folder": folder.name if domain is None else f"{folder.name}, domain {domain}",
-                "counts": meta["counts"],
-                "attrition": meta["attrition"],
-                "duplicates": meta["duplicates"],
-                "differs": published.differences(table, meta["listed"]),
+                "counts": meta.counts,
+                "attrition": meta.attrition,
+                "duplicates": None if meta.duplicates is None else meta.duplicates.model_dump(),
+                "differs": published.differences(table, meta.listed),
             }
         return found
 
@@ -160,7 +161,7 @@ class Benchmark:
 
     def scored(self, name: str, run: str, data: Path) -> dict[str, Any]:
         """Scores of a run through `evaluate`, on the data's last split: val where there is no list to test."""
-        split = list(read_meta(data, "covidnet")["counts"])[-1]
+        split = list(read_meta(data, "covidnet").counts)[-1]
         words = ("covidnet", "--run", run, "--data", data, "--split", split)
         return self.step(f"{name}-{split}", partial(do, evaluate, *words))
 

@@ -58,7 +58,7 @@ def training_data(directory: Path) -> Path:
     """The prepared directory that a run was trained on; DataError when it is no longer there as it was."""
     described = home.note(directory)
     path = Path(described.data)
-    if read_meta(path, described.task)["data_hash"] != described.data_hash:
+    if read_meta(path, described.task).data_hash != described.data_hash:
         raise DataError(f"{path} is no longer the data that run {directory.name} was trained on")
     return path
 

@@ -19,7 +19,7 @@ def draw(scored: dict[str, Any]) -> dict[str, Any]:
 
 def binary(scored: dict[str, Any], where: str) -> dict[str, Any]:
     """With the figures that an evaluation has added; none where there is one class only."""
-    y, p, synthetic = scored["samples"].y, scored["p"], bool(scored["meta"]["synthetic"])
+    y, p, synthetic = scored["samples"].y, scored["p"], scored["meta"].synthetic
     if len(np.unique(y)) < 2:
         return {}
     return {
@@ -32,7 +32,7 @@ def binary(scored: dict[str, Any], where: str) -> dict[str, Any]:
 
 def multiclass(scored: dict[str, Any], where: str) -> dict[str, Any]:
     matrix, classes = np.array(scored["result"]["confusion"]), scored["samples"].spec["classes"]
-    title, synthetic = f"Confusion, {where}", bool(scored["meta"]["synthetic"])
+    title, synthetic = f"Confusion, {where}", scored["meta"].synthetic
     return {"confusion": plots.confusion(matrix, classes, title=title, synthetic=synthetic)}
 
 

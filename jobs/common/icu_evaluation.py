@@ -24,16 +24,16 @@ SHOWN = ("brier", "brier_scaled", "calibration_slope", "calibration_intercept")
 
 def extended(scored: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Entries for the result of `scores.of_run`; `scored` is what it returned."""
-    samples, p, meta = scored["samples"], scored["p"], scored["meta"]
+    samples, p = scored["samples"], scored["p"]
     rows = (samples.y, p, samples.group)
     found: dict[str, Any] = {
         "ici": clinical.ici(*rows, scores.BOOTSTRAPS, recipe.seed),
         "decision_curve": clinical.decision_curve(*rows, scores.BOOTSTRAPS, recipe.seed),
         "subgroups": clinical.subgroups(*rows, members(samples.rows), scores.BOOTSTRAPS, recipe.seed),
         "ends": dict(sorted(samples.rows.group_by("outcome").len().iter_rows())),
-        "notes": meta["notes"],
+        "notes": samples.meta.notes,
     }
-    if meta["framing"] == "rolling":
+    if samples.meta.framing == "rolling":
         found["alarms"] = alarms.scores(rolling(samples, p), scores.BOOTSTRAPS, recipe.seed)
     return found
 
@@ -58,7 +58,8 @@ def rolling(samples: IcuSamples, p: NDArray[np.float64]) -> alarms.Rolling:
     onset = rows["onset_h"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
     at, group = rows["at_h"].to_numpy(), stays["group"].to_numpy()
     meta = samples.meta
-    return alarms.Rolling(place.cast(pl.Int64).to_numpy(), at, onset, p, group, meta["gap_h"], meta["horizon_h"])
+    assert meta.horizon_h is not None  # a rolling prediction has one
+    return alarms.Rolling(place.cast(pl.Int64).to_numpy(), at, onset, p, group, meta.gap_h, meta.horizon_h)
 
 
 def recalibrated(directory: Path, data: Path, scored: dict[str, Any], few: int, own: bool, seed: int) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def recalibrated(directory: Path, data: Path, scored: dict[str, Any], few: int, 
 def figures(scored: dict[str, Any]) -> dict[str, Any]:
     curve = scored["result"]["decision_curve"]
     where = f"{scored['split']} split, n = {len(scored['samples'])}"
-    return {"decision": plots.decision(curve, f"Decision curve, {where}", bool(scored["meta"]["synthetic"]))}
+    return {"decision": plots.decision(curve, f"Decision curve, {where}", scored["meta"].synthetic)}
 
 
 def tell(out: dict[str, Any]) -> None:

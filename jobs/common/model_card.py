@@ -9,6 +9,9 @@ from pathlib import Path
 
 from jobs.common import home
 from raylab.data.images.dataset import LUNG_BOX
+from raylab.data.images.meta import ImageMeta
+from raylab.data.prepared import META
+from raylab.documents import read_document
 from raylab.evaluation.intervals import text
 from raylab.evaluation.overlap import in_words
 from raylab.tasks.recipes import parse_recipe, update_recipe
@@ -88,9 +91,9 @@ def write(directory: Path, parameters: int) -> Path:
     described = home.note(directory)
     note = json.loads((directory / "model" / "model.json").read_text())
     recipe = parse_recipe(update_recipe(note["recipe"]))
-    place = Path(described.data) / "meta.json"
-    meta = json.loads(place.read_text()) if place.is_file() else None
-    if meta is not None and meta["data_hash"] != described.data_hash:
+    place = Path(described.data) / META
+    meta = read_document(place, ImageMeta) if place.is_file() else None
+    if meta is not None and meta.data_hash != described.data_hash:
         meta = None
     scored = []
     for file in sorted((directory / "scores").glob("*.json")):

@@ -16,7 +16,7 @@ from jobs.common.home import annotate, describe, home, note
 from jobs.common.progress import say
 from raylab.config.overrides import override
 from raylab.config.recipe import IcuData, Recipe, flatten
-from raylab.data.prepared import sha256
+from raylab.data.prepared import Meta, sha256
 from raylab.errors import RaylabError, TrackingError
 from raylab.files import read_lines
 from raylab.training.run_record import Kind, Registration, RunRecord
@@ -64,7 +64,7 @@ class ToOutbox:
 def opening(
     directory: Path,
     recipe: Recipe,
-    meta: dict[str, Any],
+    meta: Meta,
     data: Path,
     kind: Kind,
     uri: str,
@@ -81,13 +81,13 @@ def opening(
         code=CODE,
         task=recipe.task,
         seed=recipe.seed,
-        synthetic=bool(meta["synthetic"]),
-        data_hash=meta["data_hash"],
-        split_hash=meta["split_hash"],
+        synthetic=meta.synthetic,
+        data_hash=meta.data_hash,
+        split_hash=meta.split_hash,
     ) | {
         "raylab.kind": kind,
         "raylab.name": directory.name,
-        "raylab.data_source": str(meta["source"]),
+        "raylab.data_source": meta.source,
         **({"raylab.cohort": recipe.data.cohort} if isinstance(recipe.data, IcuData) else {}),
         **({"raylab.parent": parent.run_id, "raylab.parent_name": parent.name} if parent else {}),
         **(more_tags or {}),
@@ -102,9 +102,9 @@ def opening(
         kind=kind,
         task=recipe.task,
         data=str(data),
-        data_hash=meta["data_hash"],
-        split_hash=meta["split_hash"],
-        synthetic=bool(meta["synthetic"]),
+        data_hash=meta.data_hash,
+        split_hash=meta.split_hash,
+        synthetic=meta.synthetic,
         parent=parent.name if parent else None,
         tags=tags,
         cluster=os.environ.get("RAYLAB_CLUSTER"),
@@ -117,10 +117,10 @@ def opening(
     outbox.bind(uri, run_id)
     values = {path: str(value) for path, value in flatten(recipe).items()}
     outbox.append({"kind": "params", "values": values})
-    source = f"{meta['source']}{' (synthetic)' if meta['synthetic'] else ''}"
+    source = f"{meta.source}{' (synthetic)' if meta.synthetic else ''}"
     context = "evaluation" if kind == "evaluate" else "training"
     outbox.append(
-        {"kind": "input", "name": source, "digest": meta["data_hash"][:36], "source": source, "context": context}
+        {"kind": "input", "name": source, "digest": meta.data_hash[:36], "source": source, "context": context}
     )
     for file in ("recipe.json", "attrition.json"):
         outbox.append({"kind": "artifact", "path": str(directory / file), "to": ""})
@@ -199,8 +199,9 @@ def open_work(
     return described
 
 
-def write_attrition(directory: Path, meta: dict[str, Any]) -> None:
-    told = {key: meta[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in meta}
+def write_attrition(directory: Path, meta: Meta) -> None:
+    content = meta.to_json()
+    told = {key: content[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in content}
     (directory / "attrition.json").write_text(json.dumps(told, indent=1) + "\n")
 
 

@@ -56,7 +56,7 @@ def of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
         "patients": len(np.unique(samples.group)),
         "classes": job.outcome.class_counts(samples),
         "absent": list(getattr(samples, "absent", [])),
-        "differs": differences(samples.spec, meta),
+        "differs": differences(samples),
         "bootstraps": BOOTSTRAPS,
     }
     if isinstance(recipe.data, IcuData):
@@ -93,11 +93,12 @@ def by_cohort(
     return found
 
 
-def differences(spec: dict[str, Any], meta: dict[str, Any]) -> list[str]:
+def differences(samples: Samples) -> list[str]:
     """Where this data's label is not the one that the model learnt, in words."""
-    if "horizon_h" not in spec:
+    if not isinstance(samples, IcuSamples):
         return []
-    mine, theirs = spec["label"], meta["label"]
+    spec, meta = samples.spec, samples.meta
+    mine, theirs = spec["label"], meta.label
     in_words = {"onset", "population", "at_risk", "positive", "title", "persistence"}
     windows = [name for name in mine if name not in in_words]
     found = [
@@ -106,9 +107,9 @@ def differences(spec: dict[str, Any], meta: dict[str, Any]) -> list[str]:
         if mine[name] != theirs.get(name)
     ]
     return found + [
-        f"{name}: the model's {spec[name]}, this data's {meta[name]}"
+        f"{name}: the model's {spec[name]}, this data's {getattr(meta, name)}"
         for name in ("framing", "horizon_h", "gap_h")
-        if spec[name] != meta[name]
+        if spec[name] != getattr(meta, name)
     ]
 
 
@@ -177,7 +178,7 @@ def keep(directory: Path, scored: dict[str, Any]) -> None:
     """`scores/SPLIT-DATA.json` of a run: what its model card is made from."""
     folder = directory / "scores"
     folder.mkdir(exist_ok=True)
-    told = {"data": scored["meta"]["data_hash"], "split": scored["split"], "leakage": scored.get("leakage")}
+    told = {"data": scored["meta"].data_hash, "split": scored["split"], "leakage": scored.get("leakage")}
     write_json(folder / f"{scored['split']}-{told['data'][:12]}.json", {**told, **scored["result"]})
 
 

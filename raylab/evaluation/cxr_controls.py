@@ -62,7 +62,7 @@ def border_probe(directory: Path, kept: Path) -> BorderProbe:
 
     `kept` is a folder for fitted probes, which are found again there by the directory's data hash.
     """
-    file = kept / f"border-{read_meta(directory, 'covidnet')['data_hash'][:16]}.npz"
+    file = kept / f"border-{read_meta(directory, 'covidnet').data_hash[:16]}.npz"
     if not file.is_file():
         kept.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f".{os.getpid()}-{file.name}")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raylab.data.images.augment import AUGMENT, augmented
+from raylab.data.images.meta import ImageMeta
 from raylab.data.images.prepare import SPLITS
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError, unknown
@@ -28,7 +29,7 @@ class ImageSamples:
         self,
         images: NDArray[np.uint8],
         table: pl.DataFrame,
-        meta: dict[str, Any],
+        meta: ImageMeta,
         spec: dict[str, Any],
         augment: Mapping[str, float],
     ) -> None:
@@ -93,7 +94,7 @@ def load_images(
     for name in augment or {}:
         if name not in AUGMENT:
             raise unknown("augmentation", name, AUGMENT)
-    meta = read_meta(directory, "covidnet")
+    meta = read_meta(directory, "covidnet", ImageMeta)
     table = pl.read_parquet(directory / "index.parquet")
     if "group" not in table.columns:
         raise DataError(f"{directory} was prepared before copies were looked for", do="raylab prepare covidnet again")
@@ -104,7 +105,7 @@ def load_images(
     if table.is_empty():
         raise DataError(
             f"{directory} has no {split} split",
-            f"it was prepared with {', '.join(meta['counts'])} alone",
+            f"it was prepared with {', '.join(meta.counts)} alone",
             f"raylab prepare covidnet with a {split} list",
         )
     images = np.load(directory / "images.npy", mmap_mode="r")
@@ -112,30 +113,30 @@ def load_images(
 
 
 def _spec(
-    directory: Path, meta: dict[str, Any], size: int | None, spec: Mapping[str, Any] | None, mask: str | None
+    directory: Path, meta: ImageMeta, size: int | None, spec: Mapping[str, Any] | None, mask: str | None
 ) -> dict[str, Any]:
     """What the model's inputs are made by: `spec` checked against the directory, or the directory's own."""
     if spec is None:
-        if meta["statistics"] is None:
+        if meta.statistics is None:
             raise DataError(
                 f"{directory} has no train split to take pixel statistics from",
                 "statistics are fitted on train only",
                 "prepare it with a train list, or use it with a trained model, which brings its own",
             )
-        spec = {"kind": meta["kind"], "classes": meta["classes"], "size": meta["size"], **meta["statistics"]}
+        spec = {"kind": meta.kind, "classes": meta.classes, "size": meta.size, **meta.statistics}
         spec |= {"mask": mask} if mask is not None else {}
     for key in ("kind", "classes"):
-        if spec.get(key) != meta[key]:
+        if spec.get(key) != getattr(meta, key):
             raise DataError(
                 f"a model asked to run on images of another kind: {directory}",
-                f"its {key}: the model's {spec.get(key)}, the directory's {meta[key]}",
+                f"its {key}: the model's {spec.get(key)}, the directory's {getattr(meta, key)}",
                 "use a directory prepared for the model's task",
             )
     side = size or spec["size"]
-    if side > meta["size"]:
+    if side > meta.size:
         raise DataError(
-            f"{directory} holds images of {meta['size']} px, {side} px are asked for",
+            f"{directory} holds images of {meta.size} px, {side} px are asked for",
             "enlarging adds no information",
-            f"raylab prepare covidnet with --size {side}, or ask for at most {meta['size']}",
+            f"raylab prepare covidnet with --size {side}, or ask for at most {meta.size}",
         )
     return {**spec, "size": side}

@@ -28,6 +28,7 @@ from raylab.data.images.covidx import CLASSES, Line, read_list
 from raylab.data.images.decode import frame, read_picture
 from raylab.data.images.grey import UNFIT
 from raylab.data.images.manifest import enriched, read_manifest
+from raylab.data.images.meta import Duplicates, ImageMeta, Published
 from raylab.data.text import not_utf8, read_text
 from raylab.errors import DataError, UsageError, unknown
 
@@ -63,7 +64,7 @@ def prepare_covidnet(
     apart_from: Sequence[Path] = (),
     spread: Spread | None = None,
     replace: bool = False,
-) -> dict[str, Any]:
+) -> ImageMeta:
     """Prepare the directory `out` and return its meta. Prepared X-rays that are there already are replaced with
     `replace` only.
 
@@ -79,7 +80,7 @@ def prepare_covidnet(
         lists = {name: path for name, path in zip(SPLITS, (train, val, test), strict=True) if path is not None}
         what = _input(images, lists, manifest, domain, apart_from)
 
-        def write(work: Path) -> dict[str, Any]:
+        def write(work: Path) -> ImageMeta:
             return _covidx(work, what, size, seed, skip_bad, progress, spread)
 
         return prepared.publish(out, write, "covidnet", replace)
@@ -87,7 +88,7 @@ def prepare_covidnet(
         if patients < 30:
             raise UsageError(f"--patients {patients} is too few", "every split needs every class", "use at least 30")
 
-        def draw(work: Path) -> dict[str, Any]:
+        def draw(work: Path) -> ImageMeta:
             return _synthetic(work, patients, size, seed, domain or "A", progress)
 
         return prepared.publish(out, draw, "covidnet", replace)
@@ -130,11 +131,11 @@ def _covidx(
     skip_bad: bool,
     progress: Progress | None,
     spread: Spread | None,
-) -> dict[str, Any]:
+) -> ImageMeta:
     others = {path: _others(path) for path in what.apart_from}  # before anything is decoded
     rows, warnings = _rows(what)
     listed = {name: dict(Counter(line.label for line in lines)) for name, lines in rows.items()}
-    attrition: list[dict[str, Any]] = []
+    attrition: list[dict[str, int | str]] = []
 
     def tell(step: str, rows: dict[str, list[Line]]) -> None:
         kept = [line for lines in rows.values() for line in lines]
@@ -211,7 +212,7 @@ def _covidx(
         }
         for row in keep
     ]
-    meta = _describe(work, index, size, seed, attrition)
+    meta = _describe(work, index, size, seed, attrition, synthetic=False)
     warnings += _unidentified([line for _, line in flat], what)
     warnings += _unusual(index, [shapes[row] for row in keep])
     contrast = Counter(contrasts[row] for row in keep)
@@ -222,31 +223,29 @@ def _covidx(
             f"{len(faint)} images show nine tenths of their pixels in less than {DULL} of 256 grey levels: does "
             f"something very bright or dark decide their contrast?\n{_some(faint)}"
         )
-    warnings += [f"no {name} in train" for name, n in meta["counts"].get("train", {}).items() if n == 0]
+    warnings += [f"no {name} in train" for name, n in meta.counts.get("train", {}).items() if n == 0]
     conflicts = [(i, j) for i, j, _ in copies_found if flat[i][1].label != flat[j][1].label]
     if conflicts:
         pairs = _some(f"{flat[i][1].file} and {flat[j][1].file}" for i, j in conflicts)
         warnings.append(f"{len(conflicts)} pairs of copies carry different classes:\n{pairs}")
     table = published.table_of([path.name for path in what.lists.values()])
-    return {
-        **meta,
-        "source": "covidx",
-        "synthetic": False,
+    facts = {
         "lists": {name: {"file": path.name, "sha256": prepared.sha256(path)} for name, path in what.lists.items()},
         "manifest": None if what.manifest is None else prepared.sha256(what.manifest),
         "listed": listed,
-        "published": None if table is None else {"table": table, "differs": published.differences(table, listed)},
+        "published": None if table is None else Published(table=table, differs=published.differences(table, listed)),
         "val_carved_from_train": carved,
         "skipped": skipped,
         "contrast": dict(contrast),
-        "duplicates": {
-            "pairs": len(copies_found),
-            "of_different_patients": sum(flat[i][1].person != flat[j][1].person for i, j, _ in copies_found),
-            "of_different_classes": len(conflicts),
-            "most_alike": sorted((round(ncc, 3) for _, _, ncc in copies_found), reverse=True)[:10],
-        },
+        "duplicates": Duplicates(
+            pairs=len(copies_found),
+            of_different_patients=sum(flat[i][1].person != flat[j][1].person for i, j, _ in copies_found),
+            of_different_classes=len(conflicts),
+            most_alike=sorted((round(ncc, 3) for _, _, ncc in copies_found), reverse=True)[:10],
+        ),
         "warnings": warnings,
     }
+    return meta.model_copy(update=facts)
 
 
 def _rows(what: Input) -> tuple[dict[str, list[Line]], list[str]]:
@@ -382,9 +381,7 @@ def _unusual(index: list[dict[str, Any]], shapes: list[tuple[int, int]]) -> list
     return told
 
 
-def _synthetic(
-    work: Path, patients: int, size: int, seed: int, domain: str, progress: Progress | None
-) -> dict[str, Any]:
+def _synthetic(work: Path, patients: int, size: int, seed: int, domain: str, progress: Progress | None) -> ImageMeta:
     pixels, labels, numbers = phantoms.draw(patients, size, seed, domain)
     np.save(work / "images.npy", pixels)
     if progress:
@@ -404,15 +401,9 @@ def _synthetic(
         }
         for row, (name, label, part) in enumerate(zip(names, labels, split, strict=True))
     ]
-    attrition = [{"step": "drawn", "images": len(index), "patients": patients}]
-    return {
-        **_describe(work, index, size, seed, attrition),
-        "source": "synthetic",
-        "synthetic": True,
-        "domain": domain,
-        "skipped": [],
-        "warnings": [],
-    }
+    attrition: list[dict[str, int | str]] = [{"step": "drawn", "images": len(index), "patients": patients}]
+    meta = _describe(work, index, size, seed, attrition, synthetic=True)
+    return meta.model_copy(update={"domain": domain, "skipped": [], "warnings": []})
 
 
 def _unique(path: Path, lines: Sequence[Line]) -> list[Line]:
@@ -538,8 +529,13 @@ def _compact(path: Path, keep: Sequence[int]) -> None:
 
 
 def _describe(
-    work: Path, index: list[dict[str, Any]], size: int, seed: int, attrition: list[dict[str, Any]]
-) -> dict[str, Any]:
+    work: Path,
+    index: list[dict[str, Any]],
+    size: int,
+    seed: int,
+    attrition: list[dict[str, int | str]],
+    synthetic: bool,
+) -> ImageMeta:
     """Write index.parquet and return the part of meta that both sources share."""
     table = pl.DataFrame(index, schema_overrides={"file": pl.String, "view": pl.String}).with_row_index("row")
     table = table.with_columns(
@@ -551,27 +547,27 @@ def _describe(
     def classes(part: pl.DataFrame) -> dict[str, int]:
         return {name: part.filter(pl.col("class") == name).height for name in CLASSES}
 
-    return {
-        "task": "covidnet",
-        "raylab": version("raylab"),
-        "kind": KIND,
-        "classes": list(CLASSES),
-        "size": size,
-        "crop": CROP,
-        "counts": {name: classes(part) for name, part in here.items()},
-        "patients": {
-            name: part.select(pl.struct("source", "patient").n_unique()).item() for name, part in here.items()
-        },
+    return ImageMeta(
+        source="synthetic" if synthetic else "covidx",
+        synthetic=synthetic,
+        task="covidnet",
+        raylab=version("raylab"),
+        kind=KIND,
+        classes=list(CLASSES),
+        size=size,
+        crop=CROP,
+        counts={name: classes(part) for name, part in here.items()},
+        patients={name: part.select(pl.struct("source", "patient").n_unique()).item() for name, part in here.items()},
         # Source x class in every split: where one source has one class only, a network may learn the source.
-        "sources": {
+        sources={
             name: {s: classes(part.filter(pl.col("source") == s)) for s in sorted(set(part["source"]))}
             for name, part in here.items()
         },
-        "attrition": attrition,
-        "split_hash": prepared.split_hash(list(table.select("group", "split").iter_rows())),
-        "seed": seed,
-        "statistics": _statistics(work / "images.npy", here["train"]["row"].to_numpy()) if "train" in here else None,
-    }
+        attrition=attrition,
+        split_hash=prepared.split_hash(list(table.select("group", "split").iter_rows())),
+        seed=seed,
+        statistics=_statistics(work / "images.npy", here["train"]["row"].to_numpy()) if "train" in here else None,
+    )
 
 
 def _statistics(path: Path, rows: NDArray[Any]) -> dict[str, float]:

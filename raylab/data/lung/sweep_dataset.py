@@ -28,7 +28,16 @@ POINTS = "points.parquet"
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
-def finish(made: Sweep, directory: Path) -> dict[str, Any]:
+class SweepMeta(prepared.Meta):
+    """Rows are virtual; `counts` are of rows with a steady state."""
+
+    sweep: Sweep
+    rows: int
+    status: dict[str, int]
+    """how many rows the solver left with which status"""
+
+
+def finish(made: Sweep, directory: Path) -> SweepMeta:
     """Write and return meta.json of a sweep whose chunks are all there; it is then data of the task `surrogate`."""
     paths = sorted((directory / "rows").glob("[0-9]*.parquet"))
     if len(paths) != made.chunks():
@@ -40,32 +49,32 @@ def finish(made: Sweep, directory: Path) -> dict[str, Any]:
     status, named = write_points(directory, split)
     files[POINTS] = prepared.sha256(directory / POINTS)  # not in the digest: it follows from the rows
     by_status = {int(s): int(n) for s, n in status.value_counts().sort("status").rows()}
-    meta = {
-        "format": prepared.FORMAT,
-        "task": "surrogate",
-        "source": "lung model sweep",
-        "synthetic": True,
-        "raylab": raylab.__version__,
-        "sweep": made.model_dump(mode="json"),
-        "rows": made.rows(),
-        "status": {STATUSES[s]: n for s, n in by_status.items()},
-        "attrition": [
+    meta = SweepMeta(
+        format=prepared.FORMAT,
+        task="surrogate",
+        source="lung model sweep",
+        synthetic=True,
+        raylab=raylab.__version__,
+        sweep=made,
+        rows=made.rows(),
+        status={STATUSES[s]: n for s, n in by_status.items()},
+        attrition=[
             {"step": "all rows", "rows": made.rows()},
             {"step": "a steady state was found", "rows": by_status.get(0, 0)},
         ],
-        "counts": {name: {"n": int(((split == name) & (status == 0)).sum())} for name in FRACTIONS},
-        "split_hash": hashlib.sha256("\n".join(split).encode()).hexdigest(),
-        "seed": made.seed,
-        "patient_ids": named,
-        "numbering": ["lung model"],  # a point is its inputs: the same one in every sweep
-        "files": files,
-        "data_hash": digest,
-    }
-    write_json(directory / "meta.json", meta)
+        counts={name: {"n": int(((split == name) & (status == 0)).sum())} for name in FRACTIONS},
+        split_hash=hashlib.sha256("\n".join(split).encode()).hexdigest(),
+        seed=made.seed,
+        patient_ids=named,
+        numbering=["lung model"],  # a point is its inputs: the same one in every sweep
+        files=files,
+        data_hash=digest,
+    )
+    write_json(directory / prepared.META, meta.to_json())
     return meta
 
 
-def write_points(directory: Path, split: pl.Series) -> tuple[pl.Series, dict[str, str]]:
+def write_points(directory: Path, split: pl.Series) -> tuple[pl.Series, prepared.PatientIds]:
     """The status of every row, and what meta.json says of points.parquet, which is written here for the leakage check:
     `split` and `point` of the rows with a steady state.
 
@@ -78,7 +87,7 @@ def write_points(directory: Path, split: pl.Series) -> tuple[pl.Series, dict[str
     points = [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8], "little", signed=True) for row in inputs]
     with atomic_write(directory / POINTS) as beside:
         pl.DataFrame({"split": split.filter(ok), "point": pl.Series(points, dtype=pl.Int64)}).write_parquet(beside)
-    return rows["status"], {"table": POINTS, "column": "point", "unit": "point of the design"}
+    return rows["status"], prepared.PatientIds(table=POINTS, column="point", unit="point of the design")
 
 
 def splits(seed: int, rows: int) -> pl.Series:
@@ -144,10 +153,9 @@ def load_sweep(directory: Path, split: str, spec: dict[str, Any] | None = None) 
     input that was constant there: a surrogate knows nothing beyond its sweep.
     """
     directory = Path(directory)
-    meta = prepared.read_meta(directory, "surrogate")
+    made = prepared.read_meta(directory, "surrogate", SweepMeta).sweep
     if split not in (*FRACTIONS, "all"):
         raise unknown("split", split, (*FRACTIONS, "all"))
-    made = Sweep.model_validate(meta["sweep"])
     table = pl.read_parquet(directory / "rows" / "*.parquet").sort("row")
     part = splits(made.seed, made.rows())
     ok = table["status"] == 0

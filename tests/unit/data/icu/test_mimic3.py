@@ -372,10 +372,10 @@ def test_counts_on_the_mimic_iii_demo(real_data, tmp_path):
         pytest.skip("no mimic-iii-demo in the real data")
     rule = label("berlin-oxygenation")
     meta = prepare_ards("mimic3", folder, tmp_path / "out", horizon=10_000, rule=rule, grid_of_windows=True)
-    assert meta["attrition"][0] == {"step": "all stays", "patients": 100, "stays": 136}
-    assert meta["attrition"][1]["stays"] == 135  # one patient is younger than 18
-    assert meta["onsets"]["stays"] == 15 and meta["onsets"]["after_6_h"] == 10
-    cells = {(cell["fio2_back_h"], cell["persist_h"]): cell["stays"] for cell in meta["sensitivity"]}
+    assert meta.attrition[0] == {"step": "all stays", "patients": 100, "stays": 136}
+    assert meta.attrition[1]["stays"] == 135  # one patient is younger than 18
+    assert meta.onsets["stays"] == 15 and meta.onsets["after_6_h"] == 10
+    cells = {(cell["fio2_back_h"], cell["persist_h"]): cell["stays"] for cell in meta.sensitivity}
     assert cells[8, 0] == 29 and cells[8, 8] == 15 and cells[2, 24] == 12
     assert all(cells[f, 0] >= cells[f, 8] for f in (2, 4, 8)) and cells[2, 0] <= cells[8, 0]
-    assert {"peep", "plateau", "tidal_volume", "driving_pressure", "compliance"} <= set(meta["features"])
+    assert {"peep", "plateau", "tidal_volume", "driving_pressure", "compliance"} <= set(meta.features)
