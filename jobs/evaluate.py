@@ -151,10 +151,16 @@ def of_folder(task: str, directory: Path, folder: Path, split: str, quiet: bool)
     read = [folder.absolute(), *found.lists.values(), *([found.manifest] if found.manifest else [])]
     text = "\n".join([str(size), *(f"{p}\t{sha256(p) if p.is_file() else ''}" for p in read)])
     out = home.home() / "prepared" / f"{folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    options = {"size": size, "manifest": found.manifest, "replace": True}  # a file of the same name may have changed
-    meta = prepare.covidnet(out, found.images, found.lists, quiet, source="covidx", **options)
-    if not quiet:
-        prepare.tell(task, out, meta)
+    prepare.prepare_images(
+        task,
+        out,
+        images=found.images,
+        lists=found.lists,
+        manifest=found.manifest,
+        size=size,
+        replace=True,  # a file of the same name may have changed
+        quiet=quiet,
+    )
     return out
 
 

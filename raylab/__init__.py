@@ -4,8 +4,9 @@ What the verbs of the command line do, as functions:
 
     import raylab
 
-    run = raylab.train("ards", "prepared/ards", workers=2, name="first")
-    raylab.evaluate(run, "prepared/ards").scores["auroc"]
+    data = raylab.prepare("ards", "prepared/ards", source="synthetic").directory
+    run = raylab.train("ards", data, workers=2, name="first")
+    raylab.evaluate(run, data).scores["auroc"]
     raylab.compare()
 
 They live in `jobs`, which joins Ray and MLflow, and are loaded when they are first used: `import raylab` alone is fast.
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from jobs.compare import compare
     from jobs.evaluate import evaluate
     from jobs.predict import predict
+    from jobs.prepare import prepare
     from jobs.resume import resume
     from jobs.train import train
     from jobs.transfer import transfer
     from jobs.tune import tune
 
 __version__ = "0.1.0"
-__all__ = ["compare", "evaluate", "predict", "resume", "train", "transfer", "tune"]
+__all__ = ["compare", "evaluate", "predict", "prepare", "resume", "train", "transfer", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,8 @@ import pytest
 import raylab
 from jobs.common import home
 from jobs.common.results import find_run
+from raylab.data.icu.meta import IcuMeta
+from raylab.data.prepared import read_meta
 from raylab.errors import DataError, TrackingError, UsageError
 from raylab.tasks.recipes import shipped_recipe
 
@@ -37,6 +39,16 @@ def test_the_functions_are_found_and_loaded_when_they_are_used():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         raylab.trian  # noqa: B018
+
+
+def test_data_is_prepared_with_the_options_of_its_task(tmp_path):
+    made = raylab.prepare("ards", tmp_path / "a", source="synthetic", patients=60, landmark=6, quiet=True)
+    assert made.directory == tmp_path / "a" and read_meta(made.directory, "ards", IcuMeta).landmark_h == 6
+    with pytest.raises(UsageError, match="unknown option of prepare ards 'size'"):
+        raylab.prepare("ards", tmp_path / "b", source="synthetic", size=64)
+    with pytest.raises(UsageError, match="use one of: landmark"):
+        raylab.prepare("ards", tmp_path / "b", source="synthetic", landmrk=6)
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_run_is_trained_and_describes_itself(run, place, ards_data):
