@@ -14,8 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jobs.common import outputs
-from jobs.common.environment import verb_environment
 from raylab import __version__
 from raylab.errors import RaylabError, UsageError, unknown
 from raylab.files import write_json
@@ -41,6 +39,7 @@ VERBS = {
     "cluster": "a Ray cluster on Slurm: up, status, down, submit, ...",
     "doctor": "look for what would keep clusters from working at a site",
     "demo": "the main job from data to comparison",
+    "completion": "print what a shell needs to complete verbs and options",
 }
 
 STDOUT = Path("-")
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in {"-h", "--help"}:
         print("usage: raylab VERB ...   (raylab VERB --help shows an example)\n")
-        print("\n".join(f"  {verb:9} {text}" for verb, text in VERBS.items()))
+        print("\n".join(f"  {verb:10} {text}" for verb, text in VERBS.items()))
         return 0 if words else 2
     if words[0] == "--version":
         print(__version__)
@@ -87,25 +86,35 @@ def common(parser: argparse.ArgumentParser, **default: Any) -> None:
 def run(verb: str, words: list[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
-    module = importlib.import_module(f"jobs.{verb}")
     parser = argparse.ArgumentParser(
         prog=f"raylab {verb}",
         description=VERBS[verb],
-        epilog=f"example:\n  {module.EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    module.arguments(parser)
-    common(parser)
+    module = add_arguments(parser, verb)
+    parser.epilog = f"example:\n  {module.EXAMPLE}"
     args = parser.parse_args(words)
+    from jobs.common.environment import verb_environment  # not before: `raylab --help` is fast
+
     # An interrupt and a polite end of the job take the same way out: outboxes closed, run marked
     signal.signal(signal.SIGTERM, _interrupt)
     with verb_environment():
         return _run(module, args)
 
 
+def add_arguments(parser: argparse.ArgumentParser, verb: str) -> ModuleType:
+    """Give a parser all arguments of a verb; returns the verb's module."""
+    module = importlib.import_module(f"jobs.{verb}")
+    module.arguments(parser)
+    common(parser)
+    return module
+
+
 def _run(module: ModuleType, args: argparse.Namespace) -> int:
     """The exit code of a verb, whose result is written where it was asked for."""
+    from jobs.common import outputs
+
     if args.json not in (None, STDOUT):
         outputs.check(args.json, "--json", "result")
     result: dict[str, Any] = module.main(args)
