@@ -71,7 +71,7 @@ def main() -> None:
     if bed is None:
         sys.exit("the test cluster is not up: make slurm-up")
     home = Path(tempfile.mkdtemp(prefix="start-", dir=bed.parent / "shared"))
-    environment = {**os.environ, "RAYLAB_HOME": str(home)}
+    environment = {**os.environ, "RAYLAB_HOME": str(home), "PATH": f"{bed}:{os.environ['PATH']}"}
 
     def raylab(*words: object) -> None:
         command = [sys.executable, "-m", "jobs.cli", *map(str, words)]

@@ -22,18 +22,6 @@ DOWN_SECONDS = 30.0
 STALE_SECONDS = 30.0  # an older status.json is ignored
 
 
-def commands(site: str) -> Slurm:
-    """Slurm's commands for `site`: those of the test cluster, or the ones on PATH."""
-    if site != "testbed":
-        return Slurm()
-    from cluster import testbed  # not part of what a submitted job uploads
-
-    directory = testbed.bin_directory()
-    if directory is None:
-        raise SlurmError("the test cluster is not running", do="make slurm-up")
-    return Slurm(directory)
-
-
 def make_spec(
     site: Site,
     home: Path,

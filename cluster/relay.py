@@ -28,6 +28,7 @@ import psutil
 
 from cluster import client, jobscript
 from cluster.directory import Directory
+from cluster.slurm import Slurm
 from raylab.errors import RaylabError, SlurmError
 from raylab.files import write_json
 from raylab.loopback import is_own_listener
@@ -119,7 +120,7 @@ class Near:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
-        self.slurm = client.commands(directory.spec.site.name)
+        self.slurm = Slurm()
         self.step: asyncio.subprocess.Process | None = None
         self.streams = Streams(self._send)
         self.targets: dict[str, int] = {}

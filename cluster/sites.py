@@ -41,6 +41,7 @@ class NodeType(Part):
     memory_mb: int = Field(ge=1000)
     gpus: int = Field(0, ge=0)
     gpu_type: str | None = None  # as in --gres=gpu:TYPE:N
+    pretended_gpus: bool = False  # of a test cluster: Slurm counts GPUs that no node has
     features: str | None = None  # as in --constraint
     partition: str | None = None  # else the site's
     max: int | None = Field(None, ge=1)  # maximum number of nodes of this type

@@ -7,15 +7,13 @@ A verb is a module of this package with PARSER-building `arguments(parser)`, an 
 import argparse
 import importlib
 import json
-import logging
 import os
 import signal
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from jobs.common import outputs
-from jobs.common.home import home
 from raylab import __version__
 from raylab.errors import RaylabError, UsageError, unknown
 from raylab.files import write_json
@@ -41,6 +39,7 @@ VERBS = {
     "cluster": "a Ray cluster on Slurm: up, status, down, submit, ...",
     "doctor": "look for what would keep clusters from working at a site",
     "demo": "the main job from data to comparison",
+    "completion": "print what a shell needs to complete verbs and options",
 }
 
 STDOUT = Path("-")
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in {"-h", "--help"}:
         print("usage: raylab VERB ...   (raylab VERB --help shows an example)\n")
-        print("\n".join(f"  {verb:9} {text}" for verb, text in VERBS.items()))
+        print("\n".join(f"  {verb:10} {text}" for verb, text in VERBS.items()))
         return 0 if words else 2
     if words[0] == "--version":
         print(__version__)
@@ -84,34 +83,44 @@ def add_common_options(parser: argparse.ArgumentParser, **default: Any) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result", **default)
 
 
-def build_parser(verb: str) -> tuple[argparse.ArgumentParser, str]:
-    """The parser of a verb, with the options of every verb, and the example of its use."""
-    module = importlib.import_module(f"jobs.{verb}")
-    example: str = module.EXAMPLE
+def build_parser(verb: str) -> tuple[argparse.ArgumentParser, ModuleType]:
+    """The parser of a verb, and the verb's module."""
     parser = argparse.ArgumentParser(
         prog=f"raylab {verb}",
         description=VERBS[verb],
-        epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    module = add_arguments(parser, verb)
+    parser.epilog = f"example:\n  {module.EXAMPLE}"
+    return parser, module
+
+
+def add_arguments(parser: argparse.ArgumentParser, verb: str) -> ModuleType:
+    """Give a parser all arguments of a verb; returns the verb's module."""
+    module = importlib.import_module(f"jobs.{verb}")
     module.arguments(parser)
     add_common_options(parser)
-    return parser, example
+    return module
 
 
 def run(verb: str, words: list[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
-    module = importlib.import_module(f"jobs.{verb}")
-    args = build_parser(verb)[0].parse_args(words)
-    for chatty in ("mlflow", "alembic", "torch.export"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    os.umask(0o077)  # what is written is for its owner: this may be a shared machine
-    # torch loads compiled code from here; its own choice is /tmp/torchinductor_USER, which anybody may make first
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "compiled"))
+    parser, module = build_parser(verb)
+    args = parser.parse_args(words)
+    from jobs.common.environment import verb_environment  # not before: `raylab --help` is fast
+
     # An interrupt and a polite end of the job take the same way out: outboxes closed, run marked
     signal.signal(signal.SIGTERM, _interrupt)
+    with verb_environment():
+        return _run(module, args)
+
+
+def _run(module: ModuleType, args: argparse.Namespace) -> int:
+    """The exit code of a verb, whose result is written where it was asked for."""
+    from jobs.common import outputs
+
     if args.json not in (None, STDOUT):
         outputs.check(args.json, "--json", "result")
     result: dict[str, Any] = module.main(args)

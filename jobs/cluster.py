@@ -102,7 +102,7 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
         for file, text in texts.items():
             say(f"# ---- {file}\n{text}")
         return {"name": name, "texts": texts}
-    slurm = client.commands(site.name)
+    slurm = Slurm()
     directory, job = client.up(spec, where, slurm, files)
     if not args.quiet:
         say(f"cluster {name}: the head is job {job} of site {site.name}")
@@ -149,7 +149,7 @@ def hooks(name: str, tracking: str, python: str) -> Hooks:
 
 def do_status(args: argparse.Namespace) -> dict[str, Any]:
     directory = find(home.home(), args.name)
-    found = client.status(directory, _slurm(directory))
+    found = client.status(directory, Slurm())
     if not args.quiet and args.json is None:
         tell(found)
     return found
@@ -179,7 +179,7 @@ def tell(found: dict[str, Any]) -> None:
 def do_down(args: argparse.Namespace) -> dict[str, Any]:
     directory = find(home.home(), args.name)
     relay.stop(directory)
-    done = client.down(directory, _slurm(directory))
+    done = client.down(directory, Slurm())
     if not args.quiet:
         say(f"cluster {done['name']} is down: {len(done['ended'])} job(s) ended")
     return done
@@ -313,10 +313,6 @@ def do_hold(args: argparse.Namespace) -> dict[str, Any]:
         waiting = [path for path, entries in ledgers if entries and not ledger.is_handed_over(entries)]
         time.sleep(0.2)
     return {"still_running": [path.name for path in waiting]}
-
-
-def _slurm(directory: Directory) -> Slurm:
-    return client.commands(directory.spec.site.name)
 
 
 DO = {

@@ -10,7 +10,7 @@ import numpy as np
 from jobs import cli
 from jobs.common import home, individuals, run_tracking, scores
 from jobs.common.progress import say
-from jobs.evaluate import checked
+from jobs.evaluate import run_of_task
 from raylab.data.prepared import read_meta
 from raylab.errors import UsageError
 from raylab.tasks import TASKS
@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     from raylab.evaluation.attributions import attributions, by_feature
 
-    directory, data = checked(args)
+    directory, data = run_of_task(args.run, args.task), args.data.absolute()
     job, recipe, samples, network = scores.load(directory, data, args.split)
     p = scores.probabilities(job, recipe, samples, network)
     if args.stay is None:

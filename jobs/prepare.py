@@ -1,15 +1,18 @@
 """raylab prepare: raw tables or images -> a checked data directory."""
 
 import argparse
+import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs import cli
 from jobs.common import home
+from jobs.common.environment import verb_environment
 from jobs.common.progress import say
+from jobs.common.results import PreparedData
 from jobs.common.session import ray_session
 from raylab.config.overrides import parse_assignments
 from raylab.data.icu import labels
@@ -17,12 +20,13 @@ from raylab.data.icu.meta import IcuMeta
 from raylab.data.images.manifest import discover
 from raylab.data.images.meta import ImageMeta
 from raylab.data.prepared import META, Meta
-from raylab.errors import UsageError
+from raylab.errors import UsageError, unknown
 
 EXAMPLE = "raylab prepare ards --source synthetic --patients 400 --seed 0 --out prepared/ards"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """The defaults of options are those of the functions below."""
     parser.add_argument("task", choices=[*labels.TASKS, "covidnet"])
     parser.add_argument("--out", type=Path, required=True, help="the directory to make")
     parser.add_argument(
@@ -31,20 +35,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", help="ards: physionet2012, meds, mimic3, yaib, synthetic; covidnet: covidx, synthetic"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the splits and of synthetic data")
-    parser.add_argument("--patients", type=int, default=400, help="synthetic: how many")
+    parser.add_argument("--seed", type=int, help="of the splits and of synthetic data")
+    parser.add_argument("--patients", type=int, help="synthetic: how many")
     parser.add_argument("--path", type=Path, help="ards: directory of the raw tables; covidnet: folder of a data set")
     icu = parser.add_argument_group("intensive care: " + ", ".join(labels.TASKS))
-    icu.add_argument("--landmark", type=float, default=12, help="hours after admission at which is predicted")
-    icu.add_argument("--horizon", type=float, default=24, help="hours after landmark and gap in which onset counts")
-    icu.add_argument("--gap", type=float, default=0, help="hours after the landmark that no onset may fall into")
+    icu.add_argument("--landmark", type=float, help="hours after admission at which is predicted")
+    icu.add_argument("--horizon", type=float, help="hours after landmark and gap in which onset counts")
+    icu.add_argument("--gap", type=float, help="hours after the landmark that no onset may fall into")
     icu.add_argument("--label", help="ards: ahrf (unless given), berlin-oxygenation, global-2023")
     icu.add_argument(
-        "--label-set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+        "--label-set", dest="label_windows", nargs="+", action="extend", metavar="NAME=VALUE",
         help="windows of the label, for example persist_h=8 fio2_back_h=4",
     )  # fmt: skip
     icu.add_argument("--rolling", action="store_true", help="predict every hour from the landmark until onset")
-    icu.add_argument("--until", type=float, default=48, help="rolling: the last hour at which is predicted")
+    icu.add_argument("--until", type=float, help="rolling: the last hour at which is predicted")
     icu.add_argument("--mapping", type=Path, metavar="TOML", help="meds: what the codes mean; MIMIC-IV's otherwise")
     icu.add_argument("--sensitivity", action="store_true", help="count onsets over windows of FiO2 and persistence")
     icu.add_argument("--virtual-patient", action="store_true", help="fit the lung model to the gases before the "
@@ -52,9 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     icu.add_argument(
         "--from", dest="origin", type=Path, nargs="+", metavar="D", help="prepared directories, pooled and split anew"
     )
-    icu.add_argument(
-        "--split-by", default="patient:0/5", help="with --from: patient:K/N, temporal, temporal:PERIOD or site:SOURCE"
-    )
+    icu.add_argument("--split-by", help="with --from: patient:K/N, temporal, temporal:PERIOD or site:SOURCE")
     images = parser.add_argument_group("covidnet")
     images.add_argument("--images", type=Path, help="folder that the lists' file names start from")
     for split in ("train", "val", "test"):
@@ -62,7 +64,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     images.add_argument(
         "--manifest", type=Path, metavar="CSV", help="instead of lists; beside them, for views and groups"
     )
-    images.add_argument("--size", type=int, default=224, help="pixels a side of the cache")
+    images.add_argument("--size", type=int, help="pixels a side of the cache")
     images.add_argument(
         "--domain", help="which part of a folder or manifest; synthetic: A or B, of two drawn hospitals"
     )
@@ -70,7 +72,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--apart-from",
         type=Path,
         nargs="+",
-        default=[],
         metavar="DIR",
         help="leave out copies of images prepared there",
     )
@@ -78,13 +79,162 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    meta = _icu(args) if args.task in labels.TASKS else _covidnet(args)
-    if not args.quiet:
-        tell(args.task, args.out, meta)
+    given = {name: value for name, value in vars(args).items() if value is not None and value is not False}
+    for name in ("task", "out", "json"):
+        given.pop(name, None)
+    if "label_windows" in given:
+        given["label_windows"] = parse_assignments(given["label_windows"])
+    if lists := {split: given.pop(split) for split in ("train", "val", "test") if split in given}:
+        given["lists"] = lists
+    return prepare(args.task, args.out, **given).details
+
+
+def prepare(task: str, out: Path | str, **options: Any) -> PreparedData:
+    """Make the prepared directory `out` of a task from raw tables or images.
+
+    `options` are those of `prepare_icu` or `prepare_images`, whichever the task's data is. Raises UsageError with the
+    right names for an option that it does not have, and DataError for raw data that cannot be used; nothing is then
+    left half-written.
+    """
+    make = prepare_icu if task in labels.TASKS else prepare_images
+    known = inspect.signature(make).parameters.keys() - {"task", "out"}
+    for name in options:
+        if name not in known:
+            raise unknown(f"option of prepare {task}", name, known)
+    return make(task, out, **options)
+
+
+@verb_environment()
+def prepare_icu(
+    task: str,
+    out: Path | str,
+    *,
+    source: str | None = None,
+    path: Path | str | None = None,
+    patients: int = 400,
+    seed: int = 0,
+    landmark: float = 12,
+    horizon: float = 24,
+    gap: float = 0,
+    label: str | None = None,
+    label_windows: Mapping[str, Any] | None = None,
+    rolling: bool = False,
+    until: float = 48,
+    mapping: Path | str | None = None,
+    sensitivity: bool = False,
+    virtual_patient: bool = False,
+    origin: Sequence[Path | str] | None = None,
+    split_by: str = "patient:0/5",
+    replace: bool = False,
+    quiet: bool = False,
+) -> PreparedData:
+    """Prepare a task on intensive-care data: from the raw tables of `source` in `path`, from `patients` synthetic ones,
+    or by pooling the prepared directories `origin` and splitting them anew as `split_by` says.
+
+    Times are hours. `label_windows`: windows of the label, {"persist_h": 8}. `rolling`: a row every hour from the
+    landmark `until` then. `replace`: data of the task in `out`, once the new data is complete.
+    """
+    from raylab.data.icu.prepare import prepare_ards
+    from raylab.data.icu.resplit import parse, resplit
+
+    out, path = Path(out), None if path is None else Path(path)
+    if origin is not None:
+        if source is not None or path is not None:
+            raise UsageError("--from takes prepared directories, and so no --source and no --path")
+        if task != "ards":
+            raise UsageError(f"prepare {task} takes no --from", do="--source and --path")
+        directories = [Path(directory).absolute() for directory in origin]
+        return _prepared(task, out, resplit(directories, out, parse(split_by), seed, replace), quiet)
+    source = source or ("physionet2012" if path else None)
+    if source is None:
+        raise UsageError(f"prepare {task} needs --source", do="add --source physionet2012 --path DIR, or synthetic")
+    if source != "synthetic" and path is None:
+        raise UsageError(f"source {source} needs --path DIR", do=f"raylab prepare {task} --source {source} --path DIR")
+    rule = labels.label(label or labels.default_label(task).name, dict(label_windows or {}))
+    if rule.task != task:
+        raise UsageError(f"the label '{rule.name}' is not of the task {task}", do="leave --label out")
+    meta = prepare_ards(
+        source,
+        path,
+        out,
+        landmark,
+        horizon,
+        patients,
+        seed,
+        rule=rule,
+        gap=gap,
+        framing="rolling" if rolling else "landmark",
+        until=until,
+        mapping=None if mapping is None else Path(mapping),
+        grid_of_windows=sensitivity,
+        virtual=virtual_patient,
+        replace=replace,
+    )
+    return _prepared(task, out, meta, quiet)
+
+
+@verb_environment()
+def prepare_images(
+    task: str,
+    out: Path | str,
+    *,
+    source: str = "covidx",
+    path: Path | str | None = None,
+    images: Path | str | None = None,
+    lists: Mapping[str, Path | str | None] | None = None,
+    manifest: Path | str | None = None,
+    size: int = 224,
+    domain: str | None = None,
+    apart_from: Sequence[Path | str] = (),
+    skip_bad: bool = False,
+    patients: int = 400,
+    seed: int = 0,
+    replace: bool = False,
+    quiet: bool = False,
+) -> PreparedData:
+    """Prepare a task on images: from a data set in the folder `path`, from `lists` {split: label list} of files below
+    `images`, from a `manifest`, or from `patients` synthetic ones of `domain` A or B.
+
+    `size`: pixels a side of the cache. `apart_from`: prepared directories whose images are left out. `skip_bad` leaves
+    unreadable images out. `replace`: data of the task in `out`, once the new data is complete. Where RAY_ADDRESS names
+    a cluster, its nodes decode.
+    """
+    found = {split: _path((lists or {}).get(split)) for split in ("train", "val", "test")}
+    images, manifest = _path(images), _path(manifest)
+    if path is not None and source != "synthetic":
+        folder = discover(Path(path), domain)
+        found = found if any(found.values()) else {split: folder.lists.get(split) for split in found}
+        images, manifest = images or folder.images, manifest or folder.manifest
+    meta = _decode(
+        Path(out),
+        images,
+        found,
+        quiet,
+        source=source,
+        size=size,
+        patients=patients,
+        seed=seed,
+        skip_bad=skip_bad,
+        domain=domain,
+        manifest=manifest,
+        apart_from=[Path(directory) for directory in apart_from],
+        replace=replace,
+    )
+    return _prepared(task, Path(out), meta, quiet)
+
+
+def _path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _prepared(task: str, out: Path, meta: Meta, quiet: bool) -> PreparedData:
+    """What was prepared, also said unless `quiet`."""
+    if not quiet:
+        tell(task, out, meta)
     told = {k: v for k, v in without_names(meta).to_json().items() if k not in {"statistics", "files"}}
     if isinstance(meta, ImageMeta):
         told["skipped"] = len(meta.skipped)
-    return {"out": str(args.out.absolute()), **told}
+    return PreparedData(out.absolute(), task, {"out": str(out.absolute()), **told})
 
 
 def without_names(meta: Meta) -> Meta:
@@ -92,77 +242,7 @@ def without_names(meta: Meta) -> Meta:
     return meta.model_copy(update={"warnings": [text.splitlines()[0].rstrip(":") for text in meta.warnings]})
 
 
-def _icu(args: argparse.Namespace) -> IcuMeta:
-    from raylab.data.icu.prepare import prepare_ards
-    from raylab.data.icu.resplit import parse, resplit
-
-    if args.origin is not None:
-        if args.source is not None or args.path is not None:
-            raise UsageError("--from takes prepared directories, and so no --source and no --path")
-        if args.task != "ards":
-            raise UsageError(f"prepare {args.task} takes no --from", do="--source and --path")
-        directories = [directory.absolute() for directory in args.origin]
-        return resplit(directories, args.out, parse(args.split_by), args.seed, args.replace)
-    source = args.source or ("physionet2012" if args.path else None)
-    if source is None:
-        raise UsageError(
-            f"prepare {args.task} needs --source", do="add --source physionet2012 --path DIR, or synthetic"
-        )
-    if source != "synthetic" and args.path is None:
-        raise UsageError(
-            f"source {source} needs --path DIR", do=f"raylab prepare {args.task} --source {source} --path DIR"
-        )
-    name = args.label or labels.default_label(args.task).name
-    rule = labels.label(name, parse_assignments(args.label_set))
-    if rule.task != args.task:
-        raise UsageError(f"the label '{rule.name}' is not of the task {args.task}", do="leave --label out")
-    return prepare_ards(
-        source,
-        args.path,
-        args.out,
-        args.landmark,
-        args.horizon,
-        args.patients,
-        args.seed,
-        rule=rule,
-        gap=args.gap,
-        framing="rolling" if args.rolling else "landmark",
-        until=args.until,
-        mapping=args.mapping,
-        grid_of_windows=args.sensitivity,
-        virtual=args.virtual_patient,
-        replace=args.replace,
-    )
-
-
-def _covidnet(args: argparse.Namespace) -> ImageMeta:
-    lists = {split: getattr(args, split) for split in ("train", "val", "test")}
-    images, manifest = args.images, args.manifest
-    if args.path is not None and args.source != "synthetic":
-        found = discover(args.path, args.domain)
-        given = any(lists.values())
-        lists = lists if given else {split: found.lists.get(split) for split in lists}
-        images, manifest = images or found.images, manifest or found.manifest
-    return covidnet(
-        args.out,
-        images,
-        lists,
-        quiet=args.quiet,
-        source=args.source or "covidx",
-        size=args.size,
-        patients=args.patients,
-        seed=args.seed,
-        skip_bad=args.skip_bad,
-        domain=args.domain,
-        manifest=manifest,
-        apart_from=args.apart_from,
-        replace=args.replace,
-    )
-
-
-def covidnet(
-    out: Path, images: Path | None, lists: Mapping[str, Path | None], quiet: bool, **options: Any
-) -> ImageMeta:
+def _decode(out: Path, images: Path | None, lists: Mapping[str, Path | None], quiet: bool, **options: Any) -> ImageMeta:
     """prepare_covidnet in this process, or, where RAY_ADDRESS names a cluster, decoding over its nodes."""
     from raylab.data.images.prepare import prepare_covidnet
 

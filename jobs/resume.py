@@ -7,6 +7,8 @@ from typing import Any
 
 from jobs import cli, train, tune
 from jobs.common import home, run_tracking
+from jobs.common.environment import verb_environment
+from jobs.common.results import Run, RunReference, find_run
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError, UsageError
 from raylab.tasks.recipes import read_recipe
@@ -19,7 +21,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    directory = home.find(args.name)
+    return resume(args.name, quiet=args.quiet).details
+
+
+@verb_environment()
+def resume(run: RunReference, *, quiet: bool = False) -> Run:
+    """Continue an interrupted run or search to its end: the result is that of an undisturbed one.
+
+    Raises UsageError when it is of a verb that trains nothing, DataError when its data has changed, and RunError when
+    it fails again.
+    """
+    directory = find_run(run)
     described = home.note(directory)
     if described.kind not in ("train", "transfer", "tune"):
         raise UsageError(
@@ -39,10 +51,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             run_tracking.checked_address()  # new trials need the server
         run_tracking.reopen(directory)
         if described.kind == "tune":
-            return tune.go_on(directory, recipe, data, args.quiet)
+            return Run.of(tune.go_on(directory, recipe, data, quiet))
         ancestor = described.parent_directory or described.parent
         parent = None if ancestor is None else home.find(ancestor)
-        return train.go_on(directory, recipe, data, parent, args.quiet)
+        return Run.of(train.go_on(directory, recipe, data, parent, quiet))
 
 
 if __name__ == "__main__":

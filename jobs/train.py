@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import numpy as np
 
 from jobs import cli
 from jobs.common import home, model_card, run_tracking, scores
+from jobs.common.environment import verb_environment
 from jobs.common.progress import Display, say
+from jobs.common.results import Run, RunReference, find_run
 from jobs.common.session import ray_session
 from raylab.config.overrides import override, parse_assignments
 from raylab.config.recipe import Recipe
 from raylab.data.prepared import read_meta
 from raylab.data.sampler import steps_per_epoch
+from raylab.errors import UsageError
 from raylab.models.baselines import Fitted
 from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipes import shipped_recipe
@@ -46,17 +50,56 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    recipe = recipe_of(args)
-    parent = None if args.parent is None else home.find(args.parent)
-    return start(recipe, args.data.absolute(), args.name, parent, args.quiet)
+    return train(
+        args.task,
+        args.data,
+        workers=args.workers,
+        name=args.name,
+        parent=args.parent,
+        settings=parse_assignments(args.set),
+        smoke=args.smoke,
+        quiet=args.quiet,
+    ).details
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The task's recipe with --set and --workers put in."""
-    settings = parse_assignments(args.set)
-    if args.workers is not None:
-        settings["scaling.workers"] = args.workers
-    return override(shipped_recipe(args.task, args.smoke), settings)
+Workers = int | tuple[int, int] | str
+"""0: in this process, without Ray; N; (MIN, MAX), or "MIN:MAX" as on the command line: as many as the cluster has."""
+
+
+@verb_environment()
+def train(
+    recipe: Recipe | str,
+    data: Path | str,
+    *,
+    workers: Workers | None = None,
+    name: str | None = None,
+    parent: RunReference | None = None,
+    settings: Mapping[str, Any] | None = None,
+    smoke: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Train a new run, log it to MLflow, and score its best epoch on the validation split.
+
+    `recipe`: a recipe, or the name of a task for the recipe that ships with it, its small one with `smoke`.
+    `data`: a prepared directory of the task. `settings`: recipe fields by path, {"optim.lr": 3e-4}. `workers`: else the
+    recipe's. `name`: made from task and time otherwise. `parent`: the run whose weights this one starts from.
+
+    Raises UsageError, DataError or TrackingError for everything that can be refused, before the run exists, and
+    RunError when it fails: `resume` then continues it.
+    """
+    recipe = build_recipe(recipe, settings or {}, workers, smoke)
+    start_from = None if parent is None else find_run(parent)
+    return Run.of(start(recipe, Path(data).absolute(), name, start_from, quiet))
+
+
+def build_recipe(
+    recipe: Recipe | str, settings: Mapping[str, Any], workers: Workers | None = None, smoke: bool = False
+) -> Recipe:
+    """The recipe, or that of a task, with settings and workers put in."""
+    if smoke and isinstance(recipe, Recipe):
+        raise UsageError("smoke chooses the small recipe that ships with a task, and a recipe was given", do="leave it")
+    chosen = recipe if isinstance(recipe, Recipe) else shipped_recipe(recipe, smoke)
+    return override(chosen, {**settings, **({} if workers is None else {"scaling.workers": workers})})
 
 
 def start(

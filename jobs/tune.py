@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ import numpy as np
 
 from jobs import cli, train
 from jobs.common import home, model_card, run_tracking, scores
+from jobs.common.environment import verb_environment
 from jobs.common.progress import say
+from jobs.common.results import Run
 from jobs.common.session import ray_environment, ray_session
 from jobs.common.trial_table import TrialTable, order, row
-from raylab.config.overrides import override
+from raylab.config.overrides import override, parse_assignments
 from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
 from raylab.data.prepared import read_meta
@@ -48,26 +50,71 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    return start(recipe_of(args), args.data.absolute(), args.name, args.quiet)
+    return tune(
+        args.task,
+        args.data,
+        trials=args.trials,
+        scheduler=args.scheduler,
+        search=args.search,
+        space=None if args.space is None else parse_space(args.space),
+        workers_per_trial=args.workers_per_trial,
+        concurrent=args.concurrent,
+        name=args.name,
+        settings=parse_assignments(args.set),
+        smoke=args.smoke,
+        quiet=args.quiet,
+    ).details
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    args.workers = None
-    settings = {}
-    for option in ("trials", "scheduler", "search", "workers_per_trial", "concurrent"):
-        if getattr(args, option) is not None:
-            settings[f"search.{option}"] = getattr(args, option)
-    recipe = override(train.recipe_of(args), settings)
-    if args.space is None:
-        return with_search_space(recipe)
+def parse_space(texts: Sequence[str]) -> dict[str, str]:
+    """{path: distribution} of PATH=DISTRIBUTION on the command line."""
     space = {}
-    for text in args.space:
+    for text in texts:
         path, equals, distribution = text.partition("=")
         if not equals:
             raise UsageError(f"'{text}' is not PATH=DISTRIBUTION", do="--space optim.lr=loguniform(1e-5,1e-3)")
-        parse_dimension(path, distribution)
         space[path] = distribution
-    return override(recipe, {"search.space": space, "search.points": ()})
+    return space
+
+
+@verb_environment()
+def tune(
+    recipe: Recipe | str,
+    data: Path | str,
+    *,
+    trials: int | None = None,
+    scheduler: str | None = None,
+    search: str | None = None,
+    space: Mapping[str, str] | None = None,
+    workers_per_trial: int | None = None,
+    concurrent: int | None = None,
+    name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    smoke: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Search hyperparameters on Ray: a run with a child run for each trial, which stands for the best trial's model.
+
+    `space`: {"optim.lr": "loguniform(1e-5,1e-3)"} instead of the recipe's own. `scheduler`: fifo, asha, hyperband or
+    pbt; `search`: random or tpe; `concurrent`: trials at a time; where they are not given, the recipe's are taken. The
+    other arguments and the errors are those of `train`.
+    """
+    options = {
+        "trials": trials,
+        "scheduler": scheduler,
+        "search": search,
+        "workers_per_trial": workers_per_trial,
+        "concurrent": concurrent,
+    }
+    given = {f"search.{option}": value for option, value in options.items() if value is not None}
+    recipe = train.build_recipe(recipe, {**(settings or {}), **given}, smoke=smoke)
+    if space is None:
+        recipe = with_search_space(recipe)
+    else:
+        for path, distribution in space.items():
+            parse_dimension(path, distribution)
+        recipe = override(recipe, {"search.space": dict(space), "search.points": ()})
+    return Run.of(start(recipe, Path(data).absolute(), name, quiet))
 
 
 def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str, Any]:

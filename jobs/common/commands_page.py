@@ -50,9 +50,9 @@ def render_page() -> str:
 
 def verb_section(verb: str, shared: set[str]) -> Iterator[str]:
     """The lines of one verb, without the options in `shared`; a verb of verbs has a section for each of them."""
-    parser, example = build_parser(verb)
+    parser, module = build_parser(verb)
     more = f" More: {GUIDES[verb]}." if verb in GUIDES else ""
-    yield from [f"## raylab {verb}", "", sentence(VERBS[verb]) + more, "", "```", example, "```", ""]
+    yield from [f"## raylab {verb}", "", sentence(VERBS[verb]) + more, "", "```", module.EXAMPLE, "```", ""]
     subcommands = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     for action in subcommands:
         for name, subparser in action.choices.items():

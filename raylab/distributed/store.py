@@ -4,34 +4,20 @@ Ray Train's own way is torch's TCPStore: it listens on every interface, and whoe
 """
 
 import os
-import secrets
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import psutil
 import ray
 import torch.distributed as dist
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from raylab.distributed.rendezvous import Rendezvous
 from raylab.errors import RunError
 
 # Of this process's groups, until its end: torch holds the C++ half of a store only, which calls its Python half
 _stores: list[Store] = []
+TIMEOUT_SECONDS = 1800.0
 CALL_SECONDS = 10.0  # a wait asks again after this long, so that one of a member that died soon ends
-
-
-def create_rendezvous() -> Any:
-    """A new Rendezvous as an actor on this driver's node (on a cluster the head, which outlives workers).
-
-    It lives as long as the driver holds it: through the death of any member, and from one attempt to the next.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Rendezvous).options(scheduling_strategy=here).remote()
 
 
 class RayStore(Store):
@@ -97,43 +83,24 @@ def _to_bytes(value: str | bytes) -> bytes:
     return value.encode() if isinstance(value, str) else value
 
 
-@dataclass
-class StoreConfig(TorchConfig):
-    """Ray Train's TorchConfig, with a process group formed over `rendezvous` (see `create_rendezvous`)."""
+def join_group(
+    rendezvous: Any, backend: str, prefix: str, rank: int, size: int, timeout_s: float = TIMEOUT_SECONDS
+) -> None:
+    """Make this process rank `rank` of `size` of a new process group, whose data goes over this node's interface.
 
-    rendezvous: Any = None
-
-    @property
-    def backend_cls(self) -> type:
-        return _StoreBackend
-
-
-class _StoreBackend(_TorchBackend):
-    """Lives in the run's controller; `on_shutdown`, which leaves the group, is Ray Train's own."""
-
-    def on_start(self, worker_group: Any, backend_config: StoreConfig) -> None:
-        size = len(worker_group)
-        prefix = secrets.token_hex(8)  # a straggler of the group before does not disturb this one
-        joined = [
-            worker_group.execute_single_async(rank, join_group, backend_config, prefix, rank, size)
-            for rank in range(size)
-        ]
-        ray.get(joined)
-
-
-def join_group(config: StoreConfig, prefix: str, rank: int, size: int) -> None:
-    """Make this process rank `rank` of `size` of a new process group, whose data goes over this node's interface."""
+    Keys are found at `rendezvous` below `prefix`. A collective that takes `timeout_s` raises.
+    """
     interface = interface_of(ray.util.get_node_ip_address())
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # = is exact; without it eth1 means eth10 as well
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as Ray Train does: fail where a collective hangs
-    _stores.append(RayStore(config.rendezvous))
+    _stores.append(RayStore(rendezvous))
     dist.init_process_group(
-        config.backend,
+        backend,
         store=PrefixStore(prefix, _stores[-1]),
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=config.timeout_s),
+        timeout=timedelta(seconds=timeout_s),
     )
 
 

@@ -1,4 +1,4 @@
-"""One run on Ray Train: the function that every worker executes, and the elastic trainer around it.
+"""One run on Ray Train: the elastic trainer around what every worker executes (worker.py).
 
 Checkpoints are our own (checkpoint.py, in the run's directory on shared storage): Ray Train only starts workers,
 notices when they die, and restarts the group; a restarted group reads the newest valid checkpoint. A group that makes
@@ -8,7 +8,7 @@ way for another, because a node leaves or more have come, ends as if it had fini
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -18,48 +18,15 @@ from ray.train.v2.api.callback import UserCallback
 import raylab.errors
 from raylab.config.recipe import Recipe
 from raylab.data.sampler import steps_per_epoch
+from raylab.distributed.backend import StoreConfig, create_rendezvous
 from raylab.distributed.elastic import NOTE, ElasticPolicy, ElasticTrainer, moved
-from raylab.distributed.store import StoreConfig, create_rendezvous
-from raylab.errors import IncompleteError, RaylabError, RunError
-from raylab.files import write_json
+from raylab.errors import IncompleteError, RunError
 from raylab.tasks import find_task
-from raylab.tasks.recipes import parse_recipe
-from raylab.training.process_group import ProcessGroup
-from raylab.training.progress import Metrics
-from raylab.training.run import AttemptHandedOver, execute
 
-OnRows = Callable[[list[Metrics]], None]
+if TYPE_CHECKING:  # it loads torch, which the run's controller does without
+    from raylab.training.progress import Metrics
 
-
-def worker(arguments: dict[str, Any]) -> None:
-    """What each rank runs. A failure that all ranks share ends the run at once, without a restart."""
-    directory = Path(arguments["directory"])
-    parent = arguments["parent"]
-    try:
-        execute(
-            parse_recipe(arguments["recipe"]),
-            Path(arguments["data"]),
-            directory,
-            lambda rows: send(rows, directory),
-            None if parent is None else Path(parent),
-        )
-    except AttemptHandedOver:
-        return
-    except RaylabError as error:
-        if ray.train.get_context().get_world_rank() == 0:
-            write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
-
-
-def send(rows: list[Metrics], directory: Path) -> str | None:
-    """Hand rows to the controller; say whether this group is to make way: a node leaves, or the number changes.
-
-    Collectives of Ray Train and of the group: every rank calls this at the same steps.
-    """
-    ray.train.report({"rows": rows})
-    if ray.train.get_preemption_info() is not None:
-        return "a node leaves"
-    group = ProcessGroup()
-    return "another number of workers" if group.any(group.rank == 0 and (directory / NOTE).exists()) else None
+OnRows = Callable[[list["Metrics"]], None]
 
 
 class Forward(UserCallback):
@@ -109,6 +76,8 @@ def trainer(
     rendezvous: Any,
 ) -> ElasticTrainer:
     """The trainer of one attempt, whose workers meet at `rendezvous`."""
+    from raylab.distributed.worker import worker
+
     low, high = recipe.scaling.workers
     # Attempts of a resumed run each get a name of their own: Ray Train's records are not what we resume from
     attempt = sum(1 for _ in (directory / "ray").glob("*"))
@@ -125,9 +94,10 @@ def trainer(
             "recipe": recipe.model_dump(mode="json"),
             "data": str(data),
             "directory": str(directory),
+            "resize_note": str(directory / NOTE),
             "parent": None if parent is None else str(parent),
         },
-        torch_config=StoreConfig("cpu:gloo,cuda:nccl" if recipe.scaling.gpu else "gloo", rendezvous=rendezvous),
+        backend_config=StoreConfig("cpu:gloo,cuda:nccl" if recipe.scaling.gpu else "gloo", rendezvous),
         scaling_config=scaling,
         run_config=RunConfig(
             name=f"attempt-{attempt}",

@@ -255,13 +255,6 @@ def test_a_static_cluster_is_one_allocation(make_spec, slurm, tmp_path):
     assert "#SBATCH --nodes=3" in text and "#SBATCH --gres=gpu:2" in text and " static " in text
 
 
-def test_the_test_clusters_commands_are_missing_with_a_reason(monkeypatch, tmp_path):
-    monkeypatch.setenv("RAYLAB_TESTBED", str(tmp_path / "none"))
-    with pytest.raises(SlurmError, match="make slurm-up"):
-        client.commands("testbed")
-    assert client.commands("local").directory is None
-
-
 def test_a_directory_of_nothing_is_no_cluster(tmp_path, slurm):
     with pytest.raises(SlurmError):
         client.status(Directory(tmp_path / "none"), slurm)

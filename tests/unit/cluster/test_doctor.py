@@ -281,6 +281,8 @@ def test_gpus_promised_given_and_visible(monkeypatch, tmp_path, given, visible, 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     (found,) = node_checks.gpus(NodeType(cpus=1, memory_mb=1000, gpus=2))
     assert not found.ok
+    (found,) = node_checks.gpus(NodeType(cpus=1, memory_mb=1000, gpus=2, pretended_gpus=True))
+    assert found.ok == well == ("pretended" in found.what)
     assert node_checks.gpus(NodeType(cpus=1, memory_mb=1000)) == []
 
 

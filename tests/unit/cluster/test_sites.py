@@ -42,7 +42,7 @@ def test_the_users_values_stand_before_the_shipped_ones_and_the_rest_stays(own_s
     )
     site = sites.site("testbed")
     assert (site.idle_seconds, site.partition) == (7, "batch")
-    assert site.nodes["gpu"] == NodeType(cpus=1, memory_mb=2000, gpus=1, max=2)
+    assert site.nodes["gpu"] == NodeType(cpus=1, memory_mb=2000, gpus=1, pretended_gpus=True, max=2)
     assert list(site.nodes) == ["cpu", "gpu", "big"], "the first type is the shipped one"
 
 

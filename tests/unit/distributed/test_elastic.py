@@ -1,11 +1,14 @@
 """What the elastic policy decides from numbers alone; Ray itself is in tests/ray and tests/slurm."""
 
 import json
+import subprocess
+import sys
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylab.distributed.elastic import clamp, moved
+from raylab.distributed.autoscaling import clamp
+from raylab.distributed.elastic import moved
 
 CPU, BIG, GPU = {"CPU": 1}, {"CPU": 4}, {"CPU": 1, "GPU": 1}
 
@@ -46,3 +49,9 @@ def test_a_run_has_moved_when_that_was_the_last_thing_it_did(tmp_path):
         with ledger.open("a") as file:
             file.write(json.dumps(more | line) + "\n")
         assert moved(tmp_path) is expected
+
+
+def test_a_runs_controller_and_its_helpers_load_no_torch():
+    """What Ray's actors beside the workers import: torch is 500 MB and half of a start."""
+    code = "import sys; from raylab.distributed import autoscaling, rendezvous, train; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

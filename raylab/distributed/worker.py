@@ -1,0 +1,44 @@
+"""What each worker of a run executes. Only the workers' processes import this, and torch with it."""
+
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from raylab.errors import RaylabError
+from raylab.files import write_json
+from raylab.tasks.recipes import parse_recipe
+from raylab.training.process_group import ProcessGroup
+from raylab.training.progress import Metrics
+from raylab.training.run import AttemptHandedOver, execute
+
+
+def worker(arguments: dict[str, Any]) -> None:
+    """What each rank runs. A failure that all ranks share ends the run at once, without a restart."""
+    directory = Path(arguments["directory"])
+    parent = arguments["parent"]
+    try:
+        execute(
+            parse_recipe(arguments["recipe"]),
+            Path(arguments["data"]),
+            directory,
+            lambda rows: send(rows, Path(arguments["resize_note"])),
+            None if parent is None else Path(parent),
+        )
+    except AttemptHandedOver:
+        return
+    except RaylabError as error:
+        if ray.train.get_context().get_world_rank() == 0:
+            write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
+
+
+def send(rows: list[Metrics], resize_note: Path) -> str | None:
+    """Hand rows to the controller; say whether this group is to make way: a node leaves, or the number changes.
+
+    Collectives of Ray Train and of the group: every rank calls this at the same steps.
+    """
+    ray.train.report({"rows": rows})
+    if ray.train.get_preemption_info() is not None:
+        return "a node leaves"
+    group = ProcessGroup()
+    return "another number of workers" if group.any(group.rank == 0 and resize_note.exists()) else None
