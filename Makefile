@@ -9,10 +9,11 @@ ARGS ?=
 SITE ?= local
 MAX ?= 8
 PREPARED = $(or $(DATA),prepared/$(TASK))
+UNIT = $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 NAME = $(if $(RUN),--name "$(RUN)")
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: help setup demo prepare train tune transfer evaluate compare submit test test-slow test-slurm \
+.PHONY: help setup demo prepare train tune transfer evaluate compare submit test test-slow test-slurm test-all \
   slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down doctor
 .DEFAULT_GOAL := help
 
@@ -59,13 +60,19 @@ check: setup ## ruff and mypy
 	@$(BIN)/mypy
 
 test: check ## what a change must pass, under 15 minutes on 2 cores
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(UNIT) -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" tests/mlflow tests/ray tests/slurm
 
 test-slow: setup ## the tests that take minutes each, but those on Slurm
 	@$(BIN)/python -m pytest -m "slow and not slurm"
 
 test-slurm: setup ## the tests on a Slurm cluster of this machine (root, Slurm's Debian packages)
-	@$(BIN)/python -m pytest -m slurm tests/slurm
+	@$(BIN)/python -m pytest tests/slurm
+
+test-all: check ## every test, each of them once
+	@$(UNIT)
+	@$(BIN)/python -m pytest tests/mlflow tests/ray
+	@$(BIN)/python -m pytest tests/slurm
 
 slurm-up: setup ## start a Slurm cluster of three nodes on this machine (root, Slurm's Debian packages)
 	@$(BIN)/python -m cluster.testbed up

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from raylab.files import read_lines
+from tests.verbs import MODULES, Verb, Verbs
 from tests.wait import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -94,25 +95,32 @@ class Lab:
     def __init__(self, cluster: Cluster, home: Path) -> None:
         self.cluster, self.home = cluster, home
         self.environment = {**cluster.environment, "RAYLAB_HOME": str(home)}
+        self.verbs = Verbs(self.environment, (*MODULES, "raylab.distributed.train", "raylab.distributed.tune"))
 
-    def start(self, *words: object, **environment: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "jobs.cli", *map(str, words)]
+    def start(self, *words: object) -> Verb:
+        return self.verbs.start(words, self.environment, self.home / f"output-{secrets.token_hex(4)}.txt")
+
+    def run(self, *words: object, expect: int = 0) -> dict[str, Any]:
+        """The verb's JSON result; {"output": text} when it failed as expected."""
+        file = self.home / f"result-{secrets.token_hex(4)}.json"
+        verb = self.start(*words, "--json", file)
+        output = verb.communicate(280)
+        assert verb.returncode == expect, output
+        return {"output": output} if expect else {**json.loads(file.read_text()), "output": output}
+
+    def submit(self, *words: object, **environment: str) -> "subprocess.Popen[str]":
+        """Ray's own command, which ends with the job."""
+        command = [f"{BIN}/ray", "job", "submit", "--address", f"http://127.0.0.1:{self.cluster.dashboard_port}"]
+        variables = json.dumps({"env_vars": {"RAYLAB_HOME": str(self.home)}})
+        command += ["--working-dir", ".", "--runtime-env-json", variables, "--", *map(str, words)]
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env=self.environment | environment,
+            env={**self.environment, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-
-    def run(self, *words: object, expect: int = 0, **environment: str) -> dict[str, Any]:
-        """The verb's JSON result; {"output": text} when it failed as expected."""
-        file = self.home / f"result-{secrets.token_hex(4)}.json"
-        process = self.start(*words, "--json", file, **environment)
-        output, _ = process.communicate(timeout=280)
-        assert process.returncode == expect, output
-        return {"output": output} if expect else {**json.loads(file.read_text()), "output": output}
 
     def ledger(self, name: str) -> list[dict[str, Any]]:
         return read_lines(self.home / "runs" / name / "ledger.jsonl")
@@ -124,7 +132,7 @@ class Lab:
             lines = self.ledger(name)
             return lines if any(line.get("step", 0) >= step for line in lines) else None
 
-        found: list[dict[str, Any]] = wait_for(there, 150, f"step {step} of {name}")
+        found: list[dict[str, Any]] = wait_for(there, 250, f"step {step} of {name}")
         return found
 
     def mlflow_runs(self) -> list[Any]:
@@ -136,5 +144,7 @@ class Lab:
 
 
 @pytest.fixture(scope="session")
-def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return Lab(cluster, tmp_path_factory.mktemp("ray-home"))
+def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    made = Lab(cluster, tmp_path_factory.mktemp("ray-home"))
+    yield made
+    made.verbs.stop()
