@@ -55,7 +55,8 @@ class Cluster:
         wait_for(self.ready, 90, "Ray's dashboard")
 
     def start(self, options: str) -> "subprocess.Popen[bytes]":
-        command = f"{BIN}/ray start {options} --node-ip-address 127.0.0.1 --disable-usage-stats --block"
+        always = "--node-ip-address 127.0.0.1 --include-log-monitor false --disable-usage-stats --block"
+        command = f"{BIN}/ray start {options} {always}"
         with (self.temp / f"start-{len(self.groups)}.log").open("wb") as log:
             group = subprocess.Popen(
                 command.split(), env=self.environment, stdout=log, stderr=log, start_new_session=True

@@ -49,11 +49,12 @@ def test_runs_grow_and_share_the_cluster(lab: Lab) -> None:
     assert len({job["node"] for job in lab.workers()}) == 3
     lab.train("second", "1:3", SHORT)
     lab.on_workers("second", 1)
+    lab.result("second")
+    lab.stop("first")
     assert check(lab, "second", SHORT)["steps_repeated"] == 0
     sizes = lab.facts("first")["workers"]
     assert 2 in sizes[sizes.index(3) :]
     assert lab.facts("first")["steps_repeated"] == 0
-    lab.stop("first")
     lab.compare_with_undisturbed("first")
 
 
