@@ -9,7 +9,6 @@ ARGS ?=
 SITE ?= local
 MAX ?= 8
 PREPARED = $(or $(DATA),prepared/$(TASK))
-UNIT = $(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 NAME = $(if $(RUN),--name "$(RUN)")
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
@@ -59,20 +58,34 @@ check: setup ## ruff and mypy
 	@$(BIN)/ruff format -q --check .
 	@$(BIN)/mypy
 
-test: check ## what a change must pass, under 15 minutes on 2 cores
-	@$(UNIT) -m "not slow"
-	@$(BIN)/python -m pytest -m "not slow" tests/mlflow tests/ray tests/slurm
+# Two suites at a time: those on Ray and Slurm wait as often as they compute
+SUITES := check test-ray test-testbed test-mlflow test-unit
+CLUSTERS := tests/slurm/test_cluster.py tests/slurm/test_cluster_bad_days.py
+PYTEST = $(BIN)/python -m pytest $(SELECT)
+TOGETHER = $(MAKE) --no-print-directory -j2 $(SUITES)
+
+test: setup ## what a change must pass, under 15 minutes on 2 cores
+	@$(TOGETHER) SELECT='-m "not slow"'
 
 test-slow: setup ## the tests that take minutes each, but those on Slurm
-	@$(BIN)/python -m pytest -m "slow and not slurm"
+	@$(PYTEST) -m "slow and not slurm"
 
 test-slurm: setup ## the tests on a Slurm cluster of this machine (root, Slurm's Debian packages)
-	@$(BIN)/python -m pytest tests/slurm
+	@$(PYTEST) tests/slurm
 
-test-all: check ## every test, each of them once
-	@$(UNIT)
-	@$(BIN)/python -m pytest tests/mlflow tests/ray
-	@$(BIN)/python -m pytest tests/slurm
+test-all: setup ## every test, each of them once
+	@$(TOGETHER)
+	@$(PYTEST) $(CLUSTERS)
+
+.PHONY: test-ray test-testbed test-mlflow test-unit
+test-ray test-mlflow: setup
+	@$(PYTEST) tests/$(@:test-%=%)
+
+test-testbed: setup
+	@$(PYTEST) tests/slurm $(CLUSTERS:%=--ignore=%)
+
+test-unit: setup
+	@$(PYTEST) -n 2 --dist loadfile tests/unit
 
 slurm-up: setup ## start a Slurm cluster of three nodes on this machine (root, Slurm's Debian packages)
 	@$(BIN)/python -m cluster.testbed up

@@ -75,7 +75,9 @@ class Verbs:
         status, other = os.pipe()
         socket.send_fds(self.socket, [json.dumps(message).encode()], [other])
         os.close(other)
-        return Verb(int(self.socket.recv(16)), status, output, errors)
+        pid = self.socket.recv(16)
+        assert pid, "the process that forks verbs has ended: its error is above"
+        return Verb(int(pid), status, output, errors)
 
     def stop(self) -> None:
         self.socket.close()
