@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("jobs.train", "jobs.tune", "jobs.resume", "jobs.common.run_tracking", "mlflow.pytorch", "torch.export")
+MODULES = ("jobs.train", "jobs.tune", "jobs.resume", "jobs.common.run_tracking", "mlflow.pytorch", "torch._dynamo")
 
 
 class Verb:

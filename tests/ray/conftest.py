@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from cluster.node.ray_process import COMMON
 from raylab.files import read_lines
 from tests.verbs import MODULES, Verb, Verbs
 from tests.wait import wait_for
@@ -42,12 +43,11 @@ class Cluster:
         self.address = f"127.0.0.1:{self.port}"
         self.environment = {
             **os.environ,
+            **COMMON,
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_ADDRESS": self.address,
-            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-            "RAY_worker_niceness": "0",
         }
         self.groups: list[subprocess.Popen[bytes]] = []
         head = f"--head --port {self.port} --dashboard-port {self.dashboard_port} --include-dashboard true --num-cpus 3"
@@ -68,6 +68,7 @@ class Cluster:
         return self.start(f"--address {self.address} --num-cpus {cpus} --object-store-memory 100000000")
 
     def ready(self) -> bool:
+        assert self.groups[0].poll() is None, (self.temp / "start-0.log").read_text()[-3000:]
         with socket.socket() as probe:
             probe.settimeout(1)
             return probe.connect_ex(("127.0.0.1", self.dashboard_port)) == 0
