@@ -81,15 +81,15 @@ def test_co2_takes_longer_than_oxygen():
 
 def test_lung_closes_faster_than_it_opens():
     """Chiumello, Intensive Care Med 2013;39:1377: settled within 5 min of a fall of PEEP, not at 60 min of a rise."""
-    patient = inputs({"collapsed": 0.3})
-    _, rise, _ = course.course(patient, [(0, {"peep_cmH2O": 15})], 300, step_min=1)
-    _, fall, _ = course.course(patient, [(0, {"peep_cmH2O": 3})], 300, step_min=1)
+    patients = inputs({"collapsed": 0.3}, rows=2)
+    _, values, _ = course.course(patients, [(0, {"peep_cmH2O": torch.tensor([15.0, 3.0])})], 300, step_min=1)
+    rise, fall = values["pf_mmHg"]
 
     def progress(pf):
         return (pf - pf[0]) / (pf[-1] - pf[0])
 
-    assert progress(fall["pf_mmHg"][0])[5] > 0.9
-    assert progress(rise["pf_mmHg"][0])[30] < 0.9
+    assert progress(fall)[5] > 0.9
+    assert progress(rise)[30] < 0.9
 
 
 def test_a_patient_who_fails_stays_failed():
