@@ -98,7 +98,8 @@ class Training:
     ) -> None:
         loop = recipe.loop
         torch.set_num_threads(loop.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # the same flags as use_deterministic_algorithms(True, warn_only=True), which first imports torch's compiler
+        torch.set_deterministic_debug_mode("warn")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
         self.recipe, self.task, self.model, self.train, self.val = recipe, task, model, train, val
         self.report, self.device = report, device

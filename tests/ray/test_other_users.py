@@ -19,6 +19,7 @@ from raylab.files import read_lines
 from tests.others import NOBODY, as_other_user, skip_unless_root
 from tests.ray.conftest import ROOT
 from tests.wait import wait_for
+from tracking.forwarder import sync
 
 LONG = ("--smoke", "--set", "loop.epochs=4000")
 
@@ -55,9 +56,7 @@ class Local:
         """Name -> status of all runs in MLflow; what a busy machine had no time to send at the end is sent first."""
         from mlflow import MlflowClient
 
-        output, _ = self.start("sync").communicate(timeout=200)
-        assert self.processes[-1].returncode == 0, output
-
+        assert sync(self.home)["unsent"] == 0
         client = MlflowClient(f"sqlite:///{self.home}/mlflow/mlflow.db")
         experiment = client.get_experiment_by_name("raylab")
         return {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}

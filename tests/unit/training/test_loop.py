@@ -6,6 +6,7 @@ Real fits of real networks on small synthetic data; worlds of several processes 
 import copy
 import io
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,16 @@ def test_any_number_of_workers_gives_the_same_curve_and_weights(size, data, alon
     for rank in in_world(size, tmp_path / "world", all_cases, data):
         for name in CASES:
             assert rank[name] == alone[name], name
+
+
+def compilers_after_a_fit(data: dict[str, Path]) -> list[str]:
+    run(CASES["ards"], data)
+    return [name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules]
+
+
+def test_training_does_not_import_torchs_compiler(data, tmp_path):
+    """It takes a worker 5 s of processor time."""
+    assert in_world(1, tmp_path / "world", compilers_after_a_fit, data) == [[]]
 
 
 def test_the_cases_are_not_trivial(alone):
