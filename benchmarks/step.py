@@ -1,4 +1,4 @@
-"""What a training step costs: plain DistributedDataParallel beside raylab's loop, exact and float, in the same processes.
+"""What a training step costs: plain DistributedDataParallel beside raylab's loop, exact and float, in the same process.
 
     python benchmarks/step.py [--processes 1 2] [--rounds 7] [--case gru covidnet resnet50 vgg19] [--batch N]
 
@@ -48,7 +48,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "vgg19": ("covidnet", {"data.size": 64, "model.name": "vgg19", "loop.global_batch_size": 32}),
 }
 """Task, and what of its shipped recipe is set otherwise: images are smaller, so that a round takes seconds."""
-SECONDS = 2.0  # of each way in each round, at least
+SECONDS = 0.5  # of each way in each round, at least two steps
 Step = Callable[[int], object]
 
 

@@ -21,7 +21,7 @@ def shard_gradient(loss: Tensor, weights: list[nn.Parameter]) -> Tensor:
     learning = [w for w in weights if w.requires_grad]
     found = torch.autograd.grad(loss, learning, allow_unused=True)
     of = {id(w): g for w, g in zip(learning, found, strict=True) if g is not None}
-    return torch.cat([of.get(id(w), torch.zeros_like(w)).reshape(-1) for w in weights])
+    return torch.cat([of[id(w)].reshape(-1) if id(w) in of else w.new_zeros(w.numel()) for w in weights])
 
 
 def norm_of(flat: Tensor) -> Tensor:

@@ -3,16 +3,13 @@
 import math
 import multiprocessing
 import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylab.training.process_group import ProcessGroup
@@ -46,7 +43,7 @@ def in_world(size: int, folder: Path, work: Callable[..., Any], *arguments: Any)
     try:
         outcomes = []
         for ours, _ in ends:
-            assert ours.poll(120), "a rank does not answer"
+            assert ours.poll(300), "a rank does not answer"
             outcomes.append(ours.recv())
     finally:
         for rank in ranks:
