@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Gru(nn.GRU):
-    """torch.nn.GRU with batch_first=True and one direction: x [B, T, I] -> states [B, T, H], and last states or None."""
+    """torch.nn.GRU with batch_first and one direction: x [B, T, I] -> states [B, T, H], and last states or None."""
 
     def forward(self, x: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         if x.is_cuda or hx is not None or not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
