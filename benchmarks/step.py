@@ -6,7 +6,7 @@ For each number of processes it starts itself under torchrun (gloo, one thread e
 round, so that each ratio is of neighbours in time; printed are medians over the rounds of samples/s, of the ratio to
 plain DDP, and of the CPU time a sample, which a busy machine disturbs less. Every way trains the shipped recipe:
 the same batches from memory, clipping, AdamW and moving average; DDP by torch's own classes on the rank's part of the
-batch. "DDP, torch's GRU" has torch.nn.GRU in place of raylab's.
+batch. "DDP, torch's layers" has torch.nn.GRU and torch.nn.Dropout in place of raylab's.
 """
 
 import argparse
@@ -34,7 +34,8 @@ from raylab.config.recipe import Recipe
 from raylab.data.icu.prepare import prepare_ards
 from raylab.data.images.prepare import prepare_covidnet
 from raylab.data.samples import Samples
-from raylab.models.recurrent import Recurrent
+from raylab.models.dropout import Dropout
+from raylab.models.gru import Gru
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training.loop import Training
@@ -98,13 +99,17 @@ def raylab_step(recipe: Recipe, train: Samples, val: Samples, model: nn.Module) 
     return step
 
 
-def with_torch_gru(model: nn.Module) -> nn.Module:
-    """A copy of the network with torch.nn.GRU as its cell."""
+def with_torch_layers(model: nn.Module) -> nn.Module:
+    """A copy of the network with torch's own GRU and dropout in place of raylab's."""
     model = copy.deepcopy(model)
-    if isinstance(model, Recurrent):
-        old = model.cell
-        model.cell = nn.GRU(old.input_size, old.hidden_size, old.num_layers, batch_first=True, dropout=old.dropout)
-        model.cell.load_state_dict(old.state_dict())
+    for parent in list(model.modules()):
+        for name, old in list(parent.named_children()):
+            if isinstance(old, Dropout):
+                setattr(parent, name, nn.Dropout(old.p))
+            elif isinstance(old, Gru):
+                new = nn.GRU(old.input_size, old.hidden_size, old.num_layers, batch_first=True, dropout=old.dropout)
+                new.load_state_dict(old.state_dict())
+                setattr(parent, name, new)
     return model
 
 
@@ -124,7 +129,7 @@ def ways(case: str, data: Path, batch: int | None) -> tuple[int, dict[str, Step]
 
     found: dict[str, Step] = {"DDP": ddp_step(recipe, train, copy.deepcopy(model))}
     if task == "ards":
-        found["DDP, torch's GRU"] = ddp_step(recipe, train, with_torch_gru(model))
+        found["DDP, torch's layers"] = ddp_step(recipe, train, with_torch_layers(model))
     found["exact"], found["float"] = loop("exact"), loop("float")
     if ProcessGroup().size == 1:
         found["exact, 1 shard"] = loop("exact", shards=1)
@@ -179,7 +184,7 @@ def show(case: str, processes: int, found: dict[str, Any]) -> None:
         ratio = statistics.median(a / b for a, b in zip(plain["wall"], took["wall"], strict=True))
         cpu = statistics.median(a / b for a, b in zip(plain["cpu"], took["cpu"], strict=True))
         each = statistics.median(took["cpu"]) * 1e3
-        print(f"{case:<14}{processes:>2}  {name:<18}{pace:>10,.0f}{ratio:>8.2f}{each:>10.1f}{cpu:>8.2f}", flush=True)
+        print(f"{case:<14}{processes:>2}  {name:<20}{pace:>10,.0f}{ratio:>8.2f}{each:>10.1f}{cpu:>8.2f}", flush=True)
 
 
 def main() -> None:
@@ -197,7 +202,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or Path(folder)
         prepare(data, options.case)
-        print(f"{'case':<14}{'P':>2}  {'way':<18}{'samples/s':>10}{'of DDP':>8}{'CPU ms':>10}{'of DDP':>8}")
+        print(f"{'case':<14}{'P':>2}  {'way':<20}{'samples/s':>10}{'of DDP':>8}{'CPU ms':>10}{'of DDP':>8}")
         for processes in options.processes:
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
             command += [__file__, *sys.argv[1:], "--data", str(data), "--out", f"{folder}/out"]

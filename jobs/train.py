@@ -100,18 +100,18 @@ def dry_run(recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
     inspect(recipe, data)
     samples = len(find_task(recipe.task).load(data, "train", recipe.data, None))
     batch, shards, most = recipe.loop.global_batch_size, recipe.loop.shards, max(1, recipe.scaling.workers[1])
+    least, largest = min(batch, samples) // shards, -(-min(batch, samples) // shards)
     plan = {
         "workers": most,
         "shards": shards,
         "most_shards_of_a_worker": -(-shards // most),
-        "samples_of_a_shard": [min(batch, samples) // shards, -(-min(batch, samples) // shards)],
+        "samples_of_a_shard": [least, largest],
         "steps": recipe.loop.epochs * steps_per_epoch(samples, batch),
         "last_batch": (samples - 1) % batch + 1,
         "cpus": most * recipe.scaling.cpus_per_worker,
         "gpus": most if recipe.scaling.gpu else 0,
     }
     if not quiet:
-        least, largest = plan["samples_of_a_shard"]
         each = f"{least} to {largest}" if least < largest else str(least)
         say(f"nothing was started: {plan['steps']} steps of {min(batch, samples)} samples in {shards} shards of {each}")
         say(f"{most} worker(s) with {plan['most_shards_of_a_worker']} shard(s) each at most, {plan['cpus']:g} CPUs and "

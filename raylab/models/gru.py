@@ -15,7 +15,7 @@ class Gru(nn.GRU):
     """torch.nn.GRU with batch_first and one direction: x [B, T, I] -> states [B, T, H], and last states or None."""
 
     def forward(self, x: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
-        if x.is_cuda or hx is not None or not torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+        if x.is_cuda or hx is not None or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(x, hx)
         x_TBI = x.transpose(0, 1)
         for layer, weights in enumerate(self.all_weights):
@@ -53,7 +53,7 @@ class _Layer(torch.autograd.Function):
         return states[1:]
 
     @staticmethod
-    def backward(ctx: Any, of_states: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, of_states: Tensor) -> tuple[Tensor | None, ...]:
         x_TBI, w, u, gates, of_h, states = ctx.saved_tensors
         hours, batch, hidden = of_states.shape
         r, z, n = gates.view(hours, batch, 3, hidden).unbind(2)
