@@ -15,7 +15,7 @@ from jobs.common.environment import verb_environment
 from jobs.common.progress import Display, say
 from jobs.common.results import Run, RunReference, find_run
 from jobs.common.session import ray_session
-from raylab.config.overrides import override, parse_assignments
+from raylab.config.overrides import override, parse_assignments, with_enough_shards
 from raylab.config.recipe import Recipe
 from raylab.data.prepared import read_meta
 from raylab.data.sampler import steps_per_epoch
@@ -39,6 +39,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_options(parser)
     parser.add_argument("--workers", metavar="N|MIN:MAX", help="0 trains in this process, without Ray")
     parser.add_argument("--name", help="of the run; made from task and time otherwise")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what each worker does, start nothing"
+    )
     parser.add_argument("--from", dest="parent", metavar="RUN", help="start from the weights of this run")
 
 
@@ -50,6 +53,9 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
+    if args.dry_run:
+        recipe = build_recipe(args.task, parse_assignments(args.set), args.workers, args.smoke)
+        return dry_run(recipe, args.data.absolute(), args.quiet)
     return train(
         args.task,
         args.data,
@@ -108,7 +114,7 @@ def start(
     """Train a new run. Everything that can be refused is refused before the run exists."""
     meta = read_meta(data, recipe.task)
     uri = run_tracking.checked_address()
-    recipe = run_tracking.with_weights(recipe, uri)
+    recipe = enough_shards(run_tracking.with_weights(recipe, uri), quiet)
     inspect(recipe, data)
     if parent is not None:
         read_model(parent)
@@ -119,6 +125,43 @@ def start(
         if parent is not None:
             home.annotate(directory, parent_directory=str(parent))  # of a colleague's home, perhaps
         return go_on(directory, recipe, data, parent, quiet)
+
+
+def enough_shards(recipe: Recipe, quiet: bool) -> Recipe:
+    """The recipe with a shard for each worker that it may have; says so where it has more shards for that."""
+    enough = with_enough_shards(recipe)
+    if enough != recipe and not quiet:
+        most = enough.loop.shards
+        say(
+            f"loop.shards is {most} instead of {recipe.loop.shards}, for up to {most} workers; it is part of the result"
+        )
+    return enough
+
+
+def dry_run(recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
+    """Check a recipe and its data as `start` does, and print how its largest number of workers shares a batch."""
+    read_meta(data, recipe.task)
+    recipe = enough_shards(recipe, quiet)
+    inspect(recipe, data)
+    samples = len(find_task(recipe.task).load(data, "train", recipe.data, None))
+    batch, shards, most = recipe.loop.global_batch_size, recipe.loop.shards, max(1, recipe.scaling.workers[1])
+    least, largest = min(batch, samples) // shards, -(-min(batch, samples) // shards)
+    plan = {
+        "workers": most,
+        "shards": shards,
+        "most_shards_of_a_worker": -(-shards // most),
+        "samples_of_a_shard": [least, largest],
+        "steps": recipe.loop.epochs * steps_per_epoch(samples, batch),
+        "last_batch": (samples - 1) % batch + 1,
+        "cpus": most * recipe.scaling.cpus_per_worker,
+        "gpus": most if recipe.scaling.gpu else 0,
+    }
+    if not quiet:
+        each = f"{least} to {largest}" if least < largest else str(least)
+        say(f"nothing was started: {plan['steps']} steps of {min(batch, samples)} samples in {shards} shards of {each}")
+        say(f"{most} worker(s) with {plan['most_shards_of_a_worker']} shard(s) each at most, {plan['cpus']:g} CPUs and "
+            f"{plan['gpus']} GPUs in all; the last batch has {plan['last_batch']} samples")  # fmt: skip
+    return plan
 
 
 def inspect(recipe: Recipe, data: Path) -> None:

@@ -120,7 +120,7 @@ def tune(
 def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str, Any]:
     meta = read_meta(data, recipe.task)
     uri = run_tracking.checked_address()
-    recipe = run_tracking.with_weights(recipe, uri)
+    recipe = train.enough_shards(run_tracking.with_weights(recipe, uri), quiet)
     train.inspect(recipe, data)
     ray_environment()
     from raylab.distributed import tune

@@ -9,6 +9,23 @@ from raylab.config.recipe import Recipe, list_fields, model_family, model_names,
 from raylab.errors import UsageError, unknown
 
 
+def with_enough_shards(recipe: Recipe) -> Recipe:
+    """The recipe with at least as many shards as its largest number of workers, so that each of them has work.
+
+    UsageError when a batch has fewer samples than that.
+    """
+    most = max(recipe.scaling.workers[1], recipe.search.workers_per_trial)
+    if most <= recipe.loop.shards:
+        return recipe
+    if most > recipe.loop.global_batch_size:
+        raise UsageError(
+            f"{most} workers cannot share a batch of {recipe.loop.global_batch_size} samples",
+            "each of them needs one sample at least",
+            f"--set loop.global_batch_size={most} or more, or fewer workers",
+        )
+    return override(recipe, {"loop.shards": most})
+
+
 def without_weights(recipe: Recipe) -> Recipe:
     """The recipe with randomly initialised weights."""
     return recipe if recipe.model.weights_path is None else override(recipe, {"model.weights": None})

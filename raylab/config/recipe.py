@@ -228,7 +228,7 @@ class Loop(Part):
     """passes over the training data"""
     global_batch_size: int = Field(64, ge=1)
     """samples of one optimiser step, whatever the number of workers"""
-    shards: int = Field(8, ge=1)
+    shards: int = Field(4, ge=1)
     """logical shards into which a batch is cut; part of the result"""
     gradient_reduction: Literal["auto", "exact", "float"] = "auto"
     """sum of the shards' gradients: exact (independent of the workers), float, or auto (exact on CPUs only)"""

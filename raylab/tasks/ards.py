@@ -48,7 +48,7 @@ FULL = ArdsRecipe(
     model=RecurrentModel(name="gru", hidden=16, dropout=0.5),
     optim=Optim(lr=1e-3, weight_decay=0.1),
     schedule=Schedule(kind="cosine", warmup_steps=20),
-    loop=Loop(epochs=20, global_batch_size=128, shards=8, ema_decay=0.98, checkpoint_steps=50),
+    loop=Loop(epochs=20, global_batch_size=128, shards=4, ema_decay=0.98, checkpoint_steps=50),
     search=Search(
         space={
             "optim.lr": "loguniform(3e-4,3e-3)",

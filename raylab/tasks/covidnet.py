@@ -42,7 +42,7 @@ FULL = CovidnetRecipe(
     # the published recipe is Adam at 2e-5 with batch 8 and a factor of .7 on plateau (facts of COVID-Net's repository)
     optim=Optim(lr=2e-4, weight_decay=1e-2),
     schedule=Schedule(kind="plateau", warmup_steps=50, factor=0.7, patience=5),
-    loop=Loop(epochs=22, global_batch_size=64, shards=8, ema_decay=0.99, checkpoint_steps=50),
+    loop=Loop(epochs=22, global_batch_size=64, shards=4, ema_decay=0.99, checkpoint_steps=50),
     search=Search(
         space={
             "optim.lr": "loguniform(1e-5,1e-3)",

@@ -28,11 +28,12 @@ from raylab.training.adamw import AdamW
 from raylab.training.batchnorm import ShardStatistics, reestimate
 from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.finetune import FinetuneSchedule
-from raylab.training.gradients import clip_norm, flatten_gradients
+from raylab.training.gradients import clip_norm, flatten_gradients, shard_gradient
 from raylab.training.imbalance import offsets, sampler
 from raylab.training.predict import forward, name_metrics, predict, to_device, validate
 from raylab.training.process_group import ProcessGroup
 from raylab.training.progress import Metrics, Progress
+from raylab.training.shard_tree import Node, add_node
 
 Report = Callable[[Metrics, dict[str, Any] | None], bool]
 """Called by every rank once for every step, in order, with that step's metrics, and with the state when a checkpoint is
@@ -112,9 +113,9 @@ class Training:
             model.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(model).requires_grad_(False) if loop.ema_decay else None
         self.phases = FinetuneSchedule(recipe, model, self.batches.per_epoch, transferred)
-        weights = [weight for _, weight in self.phases.learning]
-        self.gradient = flatten_gradients(weights)
-        self.optimizer = AdamW(weights)
+        self.weights = [weight for _, weight in self.phases.learning]
+        self.gradient = flatten_gradients(self.weights)
+        self.optimizer = AdamW(self.weights)
         self.offset = offsets(recipe, train, device)
         self.class_weight = _class_weight(recipe, device)
         self.progress = Progress()
@@ -178,25 +179,22 @@ class Training:
     def compute_gradient(self, step: int, epoch: int, shards: list[np.ndarray], count: int) -> Tensor:
         """Put the mean gradient over all `shards` (row indices, `count` in all) into `self.gradient`, fold their
         batch-norm statistics, and return the sum of the samples' losses."""
+        shards = [rows for rows in shards if len(rows) > 0]  # empty ones are the last ones, of a small last batch
         own: dict[int, Tensor] = {}  # per shard of this rank: loss sum, then batch-norm statistics
-        gradients: list[Tensor] = []
+        nodes: dict[Node, Tensor] = {}  # sums of this rank's shards
         with self.statistics.per_shard():
             for shard in self.group.own_shards(len(shards)):
-                if len(shards[shard]) == 0:
-                    continue
                 _seed(self.recipe.seed, step, shard, self.device)
                 loss = self.shard_loss(shards[shard], step, epoch)
-                self.gradient.zero_()
-                (loss / count).backward()  # type: ignore[no-untyped-call]
-                gradients.append(self.gradient.clone())
+                gradient = shard_gradient(loss / count, self.weights)
+                add_node(nodes, (0, shard), gradient, len(shards), Tensor.add_)
                 own[shard] = torch.cat([loss.detach().double().reshape(1), *self.statistics.row()])
         table = self.group.gather(own, len(shards), 1 + self.statistics.width, self.device)  # [shards, 1 + S]
-        self.statistics.fold(table[:, 1:], [shard for shard, rows in enumerate(shards) if len(rows) > 0])
+        self.statistics.fold(table[:, 1:])
         if self.is_exact:
-            total = self.group.sum_exact(gradients, len(shards), self.gradient)
+            self.group.sum_in_order(nodes, len(shards), self.gradient)
         else:
-            total = self.group.sum_float(gradients, self.gradient)
-        self.gradient.copy_(total)
+            self.group.sum_in_any_order(nodes, self.gradient)
         return table[:, 0].sum()
 
     def shard_loss(self, index: np.ndarray, step: int, epoch: int) -> Tensor:

@@ -179,7 +179,7 @@ def test_an_unknown_field_in_a_document_is_refused():
         ("schedule.factor", 1),
         ("loop.epochs", 0),
         ("loop.epochs", True),
-        ("loop.global_batch_size", 4),  # fewer than the shards
+        ("loop.global_batch_size", 3),  # fewer than the shards
         ("loop.shards", 129),  # more than the batch
         ("loop.gradient_reduction", "kahan"),
         ("loop.ema_decay", 1),
