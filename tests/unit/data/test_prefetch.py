@@ -1,6 +1,5 @@
 """Values computed ahead: the same for any number of threads, no more of them than stated, nothing left at the end."""
 
-import gc
 import threading
 import weakref
 from concurrent.futures import wait
@@ -49,11 +48,10 @@ def test_no_more_values_than_stated_are_in_memory(count):
         alive.add(value)
         return value
 
-    with Prefetcher(load, 40, count) as values:
-        for number in range(40):
+    with Prefetcher(load, 12, count) as values:
+        for number in range(12):
             value = values.get(number)
             assert not wait(values.coming.values(), timeout=30).not_done
-            gc.collect()
             most = max(most, len(alive))
             assert value.number == number
     assert most == (count + 2 if count else 1)
