@@ -24,12 +24,12 @@ class RowFile:
             raise DataError(f"{path} is not stored row by row", do="prepare the data again")
         self.path, self.shape, self.dtype = path, array.shape, array.dtype
         self.row_bytes = array[:1].nbytes
-        self.start = array.offset  # type: ignore[attr-defined]  # of a memmap
+        self.start = array.offset
         self.descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self.descriptor)
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return int(self.shape[0])
 
     def __getitem__(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Raises IndexError for a row that the file does not have, DataError where the file ends early."""
