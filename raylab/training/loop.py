@@ -29,12 +29,13 @@ from raylab.training.adamw import AdamW
 from raylab.training.batchnorm import ShardStatistics, reestimate
 from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.finetune import FinetuneSchedule
-from raylab.training.gradients import clip_norm, flatten_gradients
+from raylab.training.gradients import clip_norm, flatten_gradients, shard_gradient
 from raylab.training.imbalance import offsets, sampler
 from raylab.training.loading import loader_threads, pin, to_device
 from raylab.training.predict import forward, name_metrics, predict, validate
 from raylab.training.process_group import ProcessGroup
 from raylab.training.progress import Metrics, Progress
+from raylab.training.shard_tree import Node, add_node
 
 Report = Callable[[Metrics, dict[str, Any] | None], bool]
 """Called by every rank once for every step, in order, with that step's metrics, and with the state when a checkpoint is
@@ -116,9 +117,9 @@ class Training:
             model.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(model).requires_grad_(False) if loop.ema_decay else None
         self.phases = FinetuneSchedule(recipe, model, self.batches.per_epoch, transferred)
-        weights = [weight for _, weight in self.phases.learning]
-        self.gradient = flatten_gradients(weights)
-        self.optimizer = AdamW(weights)
+        self.weights = [weight for _, weight in self.phases.learning]
+        self.gradient = flatten_gradients(self.weights)
+        self.optimizer = AdamW(self.weights)
         self.offset = offsets(recipe, train, device)
         self.class_weight = _class_weight(recipe, device)
         self.progress = Progress()
@@ -170,7 +171,7 @@ class Training:
         recipe, step = self.recipe, self.progress.step
         if self.phases.starts_finetuning(step):
             self.progress.reset_patience()
-        epoch, shards = self.batches.shards_of(step)
+        epoch, shards = self.shards_of(step)
         count = sum(len(rows) for rows in shards)
         lr_scales = self.phases.prepare_step(self.model, step)
         loss_sum = self.compute_gradient(step, shards, count)
@@ -186,39 +187,39 @@ class Training:
         row = {"step": self.progress.step, "epoch": epoch, "train/lr": lr}
         self.metrics.add(row, loss_sum / count, norm)
 
+    def shards_of(self, step: int) -> tuple[int, list[np.ndarray]]:
+        """Epoch of `step`, and the row indices of its shards; without the empty ones at the end of a small batch."""
+        epoch, shards = self.batches.shards_of(step)
+        return epoch, [rows for rows in shards if len(rows) > 0]
+
     def compute_gradient(self, step: int, shards: list[np.ndarray], count: int) -> Tensor:
         """Put the mean gradient over all `shards` (row indices, `count` in all) into `self.gradient`, fold their
         batch-norm statistics, and return the sum of the samples' losses."""
         own: dict[int, Tensor] = {}  # per shard of this rank: loss sum, then batch-norm statistics
-        gradients: list[Tensor] = []
-        inputs = self.inputs.get(step)
+        nodes: dict[Node, Tensor] = {}  # sums of this rank's shards
         with self.statistics.per_shard():
-            for shard, (x, y) in inputs.items():
+            for shard, (x, y) in self.inputs.get(step).items():
                 _seed(self.recipe.seed, step, shard, self.device)
                 loss = self.shard_loss(x, y, step)
-                self.gradient.zero_()
-                (loss / count).backward()  # type: ignore[no-untyped-call]
-                gradients.append(self.gradient.clone())
+                gradient = shard_gradient(loss / count, self.weights)
+                add_node(nodes, (0, shard), gradient, len(shards), Tensor.add_)
                 own[shard] = torch.cat([loss.detach().double().reshape(1), *self.statistics.row()])
         table = self.group.gather(own, len(shards), 1 + self.statistics.width, self.device)  # [shards, 1 + S]
-        self.statistics.fold(table[:, 1:], [shard for shard, rows in enumerate(shards) if len(rows) > 0])
+        self.statistics.fold(table[:, 1:])
         if self.is_exact:
-            total = self.group.sum_exact(gradients, len(shards), self.gradient)
+            self.group.sum_in_order(nodes, len(shards), self.gradient)
         else:
-            total = self.group.sum_float(gradients, self.gradient)
-        self.gradient.copy_(total)
+            self.group.sum_in_any_order(nodes, self.gradient)
         return table[:, 0].sum()
 
     def load_inputs(self, step: int) -> dict[int, tuple[Tensor, Tensor]]:
-        """x and y of each shard of this rank that has samples, in host memory; a function of `step` alone."""
-        epoch, shards = self.batches.shards_of(step)
+        """x and y of each shard of this rank, in host memory; a function of `step` alone."""
+        epoch, shards = self.shards_of(step)
         augment = (self.recipe.seed, epoch) if self.recipe.data.augments else None
         inputs = {}
         for shard in self.group.own_shards(len(shards)):
-            rows = shards[shard]
-            if len(rows) > 0:
-                x, y = self.train.batch(rows, augment), torch.from_numpy(self.train.y[rows])
-                inputs[shard] = pin(x, self.device), pin(y, self.device)
+            x, y = self.train.batch(shards[shard], augment), torch.from_numpy(self.train.y[shards[shard]])
+            inputs[shard] = pin(x, self.device), pin(y, self.device)
         return inputs
 
     def shard_loss(self, x: Tensor, y: Tensor, step: int) -> Tensor:

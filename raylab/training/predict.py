@@ -20,7 +20,7 @@ EVAL_BATCH = 256  # rows scored at a time; fixed, so that scores do not depend o
 def predict(
     task: Task, model: nn.Module, samples: Samples, group: ProcessGroup, recipe: Recipe, device: str
 ) -> np.ndarray:
-    """Probabilities, float64 [N] (binary) or [N, classes], on every rank alike; rank c mod size scores chunk c."""
+    """Probabilities, float64 [N] (binary) or [N, classes], on every rank alike; each scores some of the chunks."""
     model.eval()
     chunks = [np.arange(a, min(a + EVAL_BATCH, len(samples))) for a in range(0, len(samples), EVAL_BATCH)]
     width = task.outcome.count(samples.spec)
