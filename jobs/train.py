@@ -22,6 +22,7 @@ from raylab.tasks.recipes import shipped_recipe
 from raylab.training import imbalance
 from raylab.training.run import execute, read_model
 from tracking.outbox import Outbox
+from tracking.system import NodeSampler
 
 EXAMPLE = "raylab train ards --data prepared/ards --smoke --workers 0"
 
@@ -113,7 +114,8 @@ def go_on(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quie
             ):
                 from raylab.distributed import train
 
-                result = train.train(recipe, data, directory, train.Forward(rows), parent)
+                forward = train.Forward(rows, rows.add_node_sample)
+                result = train.train(recipe, data, directory, forward, parent, NodeSampler())
         return finish(directory, recipe, data, result, quiet)
 
 

@@ -29,6 +29,8 @@ from raylab.training.progress import Metrics
 from raylab.training.run import AttemptHandedOver, execute
 
 OnRows = Callable[[list[Metrics]], None]
+SampleNode = Callable[[], dict[str, float]]
+"""What a node's load is now, or {} where nothing is due; sent to the workers, so it can be pickled."""
 
 
 def worker(arguments: dict[str, Any]) -> None:
@@ -40,7 +42,7 @@ def worker(arguments: dict[str, Any]) -> None:
             parse_recipe(arguments["recipe"]),
             Path(arguments["data"]),
             directory,
-            lambda rows: send(rows, directory),
+            lambda rows: send(rows, directory, arguments["sample_node"]),
             None if parent is None else Path(parent),
         )
     except AttemptHandedOver:
@@ -50,12 +52,14 @@ def worker(arguments: dict[str, Any]) -> None:
             write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
 
 
-def send(rows: list[Metrics], directory: Path) -> str | None:
-    """Hand rows to the controller; say whether this group is to make way: a node leaves, or the number changes.
+def send(rows: list[Metrics], directory: Path, sample_node: SampleNode) -> str | None:
+    """Hand rows, and the node's load, to the controller; say whether this group is to make way: a node leaves, or the
+    number changes.
 
     Collectives of Ray Train and of the group: every rank calls this at the same steps.
     """
-    ray.train.report({"rows": rows})
+    is_first_on_node = ray.train.get_context().get_local_rank() == 0
+    ray.train.report({"rows": rows, "node": sample_node() if is_first_on_node else {}})
     if ray.train.get_preemption_info() is not None:
         return "a node leaves"
     group = ProcessGroup()
@@ -65,19 +69,28 @@ def send(rows: list[Metrics], directory: Path) -> str | None:
 class Forward(UserCallback):
     """Runs in the controller, of which a run has one: the single place through which metrics leave a run."""
 
-    def __init__(self, on_rows: OnRows) -> None:
-        self.on_rows = on_rows
+    def __init__(self, on_rows: OnRows, on_node_sample: Callable[[dict[str, float]], None]) -> None:
+        self.on_rows, self.on_node_sample = on_rows, on_node_sample
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         self.on_rows(metrics[0]["rows"])
+        for sample in (rank["node"] for rank in metrics):
+            if sample:
+                self.on_node_sample(sample)
 
 
 def train(
-    recipe: Recipe, data: Path, directory: Path, callback: UserCallback, parent: Path | None = None
+    recipe: Recipe,
+    data: Path,
+    directory: Path,
+    callback: UserCallback,
+    parent: Path | None = None,
+    sample_node: SampleNode = dict,
 ) -> dict[str, Any]:
     """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; the result of `execute`.
 
-    `callback` lives in Ray Train's controller and gets each bundle of metrics (see `Forward`). Raises the run's own
+    `callback` lives in Ray Train's controller and gets each bundle of metrics (see `Forward`), and with it what
+    `sample_node` returns on each node. Raises the run's own
     error, RunError when workers died more often than recipe.scaling.max_failures, and IncompleteError when Ray Train
     reports success without a result.
     """
@@ -88,7 +101,7 @@ def train(
     while True:
         (directory / NOTE).unlink(missing_ok=True)
         try:
-            trainer(recipe, data, directory, callback, parent, planned, rendezvous).fit()
+            trainer(recipe, data, directory, callback, parent, planned, rendezvous, sample_node).fit()
         except ray.train.TrainingFailedError as error:
             raise RunError(
                 f"the workers of run {directory.name} failed {recipe.scaling.max_failures + 1} times",
@@ -107,6 +120,7 @@ def trainer(
     parent: Path | None,
     planned: int,
     rendezvous: Any,
+    sample_node: SampleNode = dict,
 ) -> ElasticTrainer:
     """The trainer of one attempt, whose workers meet at `rendezvous`."""
     low, high = recipe.scaling.workers
@@ -126,6 +140,7 @@ def trainer(
             "data": str(data),
             "directory": str(directory),
             "parent": None if parent is None else str(parent),
+            "sample_node": sample_node,
         },
         torch_config=StoreConfig("cpu:gloo,cuda:nccl" if recipe.scaling.gpu else "gloo", rendezvous=rendezvous),
         scaling_config=scaling,

@@ -10,6 +10,7 @@ the device until they are fetched together (deferred_metrics.py). The loop's onl
 import copy
 import hashlib
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -102,6 +103,7 @@ class Training:
     ) -> None:
         loop = recipe.loop
         torch.set_num_threads(loop.threads)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else a GPU's products may differ between runs
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
         self.recipe, self.task, self.model, self.train, self.val = recipe, task, model, train, val

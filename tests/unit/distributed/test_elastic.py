@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylab.distributed.elastic import clamp, moved
+from raylab.distributed.train import Forward
 
 CPU, BIG, GPU = {"CPU": 1}, {"CPU": 4}, {"CPU": 1, "GPU": 1}
 
@@ -45,3 +46,10 @@ def test_a_run_has_moved_when_that_was_the_last_thing_it_did(tmp_path):
         with ledger.open("a") as file:
             file.write(json.dumps(line) + "\n")
         assert moved(tmp_path) is expected
+
+
+def test_the_controller_passes_on_rows_of_one_rank_and_the_load_of_every_node():
+    rows, loads = [], []
+    ranks = [{"rows": [{"step": 1}], "node": node} for node in ({}, {"n2/power": 80.0}, {}, {"n3/power": 90.0})]
+    Forward(rows.extend, loads.append).after_report(None, ranks, None)
+    assert rows == [{"step": 1}] and loads == [{"n2/power": 80.0}, {"n3/power": 90.0}]
