@@ -1,17 +1,11 @@
 """Rows read from disk: the same bytes as an array's, and no more memory than what is asked for."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from raylab.data.row_file import RowFile
 from raylab.errors import DataError
-
-
-def resident_bytes() -> int:
-    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["VmRSS"].split()[0]) * 1024
+from tests.memory import resident_bytes
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
