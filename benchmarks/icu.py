@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from raylab.data.icu.prepare import prepare_ards
 meta = prepare_ards(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
-print(meta["stays"], "stays,", meta["onsets"]["stays"], "onsets")
+print(meta.stays, "stays,", (meta.onsets or {})["stays"], "onsets")
 """
 
 

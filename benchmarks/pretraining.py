@@ -59,10 +59,10 @@ def main() -> None:
         y, group = part["label"].to_numpy(), part["subject_id"].rank("dense").to_numpy()
         scores = {way: part[column].to_numpy() for way, column in (("without", "p"), ("with", "other"))}
         shown = {way: binary_scores(y, p, group)["auroc"] for way, p in scores.items()}
-        told = ", ".join(f"{way} {s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]" for way, s in shown.items())
+        told = ", ".join(f"{way} {score}" for way, score in shown.items())
         gain = paired_difference(y, scores["with"], scores["without"], group)
         print(f"{cohort:14} n {len(y)}, {y.sum()} onsets: AUROC {told}, "
-              f"difference {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]", flush=True)  # fmt: skip
+              f"difference {gain.text(sign='+')}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

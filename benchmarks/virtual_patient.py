@@ -51,10 +51,10 @@ def main() -> None:
             for name in ("without", "with"):
                 nothing = np.full(len(y), 0.5)
                 found = paired_difference(y, part[name].to_numpy(), nothing, group)
-                shown.append(f"{name} {0.5 + found['value']:.3f} [{0.5 + found['low']:.3f}, {0.5 + found['high']:.3f}]")
+                shown.append(f"{name} - 0.5 {found.text(sign='+')}")
             gain = paired_difference(y, part["with"].to_numpy(), part["without"].to_numpy(), group)
             print(f"{model:9} {cohort:14} n {len(y)}, {y.sum()} onsets: AUROC {', '.join(shown)}, "
-                  f"difference {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]", flush=True)  # fmt: skip
+                  f"difference {gain.text(sign='+')}", flush=True)  # fmt: skip
         print(f"({time.perf_counter() - began:.0f} s)", flush=True)
 
 

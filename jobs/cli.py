@@ -77,27 +77,34 @@ def _denied(error: PermissionError) -> UsageError:
     return UsageError(f"{path}: permission denied", why, "work in a RAYLAB_HOME of your own (docs/security.md)")
 
 
-def common(parser: argparse.ArgumentParser, **default: Any) -> None:
-    """The options of every verb. A verb of verbs adds them to each, with default=argparse.SUPPRESS."""
+def add_common_options(parser: argparse.ArgumentParser, **default: Any) -> None:
+    """Add the options that every verb has. A verb of verbs adds them to each, with default=argparse.SUPPRESS."""
     where = "write the result here; print it without FILE"
     parser.add_argument("--json", type=Path, nargs="?", const=STDOUT, metavar="FILE", help=where, **default)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result", **default)
+
+
+def build_parser(verb: str) -> tuple[argparse.ArgumentParser, str]:
+    """The parser of a verb, with the options of every verb, and the example of its use."""
+    module = importlib.import_module(f"jobs.{verb}")
+    example: str = module.EXAMPLE
+    parser = argparse.ArgumentParser(
+        prog=f"raylab {verb}",
+        description=VERBS[verb],
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.arguments(parser)
+    add_common_options(parser)
+    return parser, example
 
 
 def run(verb: str, words: list[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     module = importlib.import_module(f"jobs.{verb}")
-    parser = argparse.ArgumentParser(
-        prog=f"raylab {verb}",
-        description=VERBS[verb],
-        epilog=f"example:\n  {module.EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    module.arguments(parser)
-    common(parser)
-    args = parser.parse_args(words)
+    args = build_parser(verb)[0].parse_args(words)
     for chatty in ("mlflow", "alembic", "torch.export"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     os.umask(0o077)  # what is written is for its owner: this may be a shared machine

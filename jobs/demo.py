@@ -21,7 +21,7 @@ from jobs.common import home
 from jobs.common.progress import duration, say
 from jobs.common.session import ray_session
 from raylab.errors import DataError, RunError
-from raylab.files import read_lines
+from raylab.training.ledger import read_ledger, starts, steps
 from tracking import server
 
 EXAMPLE = "raylab demo --data ../shared/data"
@@ -172,9 +172,9 @@ class Killer:
 
     def _watch(self) -> None:
         while not self.over.wait(0.1):
-            lines = read_lines(self.ledger)
-            if any(line.get("step", 0) >= self.at_step for line in lines):
-                pid = next(line["pids"][-1] for line in lines if "start" in line)
+            entries = read_ledger(self.ledger)
+            if max(steps(entries), default=0) >= self.at_step:
+                pid = starts(entries)[0].pids[-1]
                 if os.getpid() in {p.pid for p in psutil.Process(pid).parents()}:  # of the Ray that we started
                     os.kill(pid, signal.SIGKILL)
                     self.killed = pid

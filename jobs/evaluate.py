@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from raylab.data.prepared import read_meta, sha256
 from raylab.errors import DataError, UsageError
 from raylab.evaluation.overlap import in_words, leakage
 from raylab.tasks import find_task
+from raylab.tasks.evaluation import Evaluation
 from raylab.tasks.recipes import read_recipe
 from raylab.training.run import read_model
+from raylab.training.run_record import RunRecord
 from tracking.outbox import Outbox
 
 READS_TEST = ("test", "all")  # splits that hold test rows
@@ -48,7 +51,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if kind == "images" and not (data / "meta.json").is_file():
         data = of_folder(args.task, directory, data, args.split, args.quiet)
     meta = read_meta(data, args.task)
-    own = meta["data_hash"] == described["data_hash"]
+    own = meta.data_hash == described.data_hash
     if own and args.split == "all":
         raise DataError(
             f"run {directory.name} was trained on a part of {data}",
@@ -59,52 +62,52 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     uri = run_tracking.checked_address()
     if args.recalibrate is not None and (kind != "icu" or args.recalibrate < 1):
         raise UsageError("--recalibrate takes a number of patients, and is for tasks on intensive-care data")
-    scored = {**scores.of_run(directory, data, args.split), "leakage": leaked}
+    scored = replace(scores.of_run(directory, data, args.split), leakage=leaked)
     if kind == "icu":
         recipe = read_recipe(directory / "recipe.json")
-        scored["result"] |= icu_evaluation.extended(scored, recipe)
-        scored["figures"] = icu_evaluation.figures(scored)
+        more = icu_evaluation.extended(scored, recipe)
         if args.recalibrate:
-            few = icu_evaluation.recalibrated(directory, data, scored, args.recalibrate, own, recipe.seed)
-            scored["result"]["recalibrated"] = few
-    reads = count_reads(directory, meta["data_hash"], args.split)
+            few = args.recalibrate
+            more["recalibrated"] = icu_evaluation.recalibrated(directory, data, scored, few, own, recipe.seed)
+        scored = replace(scored, more=more)
+    reads = count_reads(directory, meta.data_hash, args.split)
     read_tag = {"raylab.test_reads": str(reads)} if args.split in READS_TEST else {}
     if own:
-        run_id = described["run_id"]
+        run_id = described.run_id
         with home.held(directory):
             record(directory, scored, read_tag)
     else:
         recipe = read_recipe(directory / "recipe.json")
         target = home.new_run(None, f"{directory.name}-on-{data.name}")
         tags = {"raylab.split": args.split, **read_tag}
-        opened = run_tracking.opening(target, recipe, meta, data, "evaluate", uri, described, described["run_id"], tags)
-        run_id = opened["run_id"]
-        home.annotate(target, best_step=described.get("best_step", 0))
+        opened = run_tracking.opening(target, recipe, meta, data, "evaluate", uri, described, described.run_id, tags)
+        run_id = opened.run_id
+        home.annotate(target, best_step=described.best_step)
         with run_tracking.tracked(target, system=False):
             scores.record(target, scored)
     if kind == "images":
         scores.keep(directory, scored)  # the model's own card speaks of other data, too
-        model_card.write(directory, scored["parameters"])
+        model_card.write(directory, scored.parameters)
         home.share(directory)
         run_tracking.forward_now(directory)
     out = {
-        "run_id": described["run_id"],
+        "run_id": described.run_id,
         "evaluation_run_id": run_id,
         "name": directory.name,
         "task": args.task,
         "data": str(data),
-        "data_hash": meta["data_hash"],
-        "split_hash": meta["split_hash"],
-        "synthetic": bool(meta["synthetic"]),
+        "data_hash": meta.data_hash,
+        "split_hash": meta.split_hash,
+        "synthetic": meta.synthetic,
         "split": args.split,
         "leakage": leaked,
         "test_reads": reads,
-        **scored["result"],
+        **scored.to_json(),
     }
     if not args.quiet:
-        scores.tell(out)
+        scores.tell(scored)
         if kind == "icu":
-            icu_evaluation.tell(out)
+            icu_evaluation.tell(scored.more)
         say(f"  leakage: {in_words(leaked)}")
         for name, found in leaked.get("parents", {}).items():
             say(f"  leakage from {name}, whose weights were the start: {in_words(found)}")
@@ -135,49 +138,51 @@ def leakage_of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
     started from."""
     described = home.note(directory)
 
-    def check(note: dict[str, Any]) -> dict[str, Any]:
-        return leakage(described["task"], Path(note["data"]), data, split, note["data_hash"])
+    def check(run: RunRecord) -> dict[str, Any]:
+        return leakage(described.task, Path(run.data), data, split, run.data_hash)
 
     found, parents = check(described), {}
-    note = described
+    run = described
     while True:
         weights = read_recipe(directory / "recipe.json").model.weights_path
-        if note.get("parent") is None:
+        if run.parent is None:
             if weights is not None:
                 parents[weights] = {"checked": False, "why": "a file of weights does not say what it was trained on"}
             return found | ({"parents": parents} if parents else {})
         try:
-            directory = home.find(note["parent"])
+            directory = home.find(run.parent)
         except UsageError:
-            parents[note["parent"]] = {"checked": False, "why": "the run is no longer in this home"}
+            parents[run.parent] = {"checked": False, "why": "the run is no longer in this home"}
             return found | {"parents": parents}
-        note = home.note(directory)
-        parents[note["name"]] = check(note)
+        run = home.note(directory)
+        parents[run.name] = check(run)
 
 
 def checked(args: argparse.Namespace) -> tuple[Path, Path]:
     """(run directory, data directory) after the checks that evaluate and predict share."""
     directory = home.find(args.run)
     described = home.note(directory)
-    if described["task"] != args.task:
-        raise DataError(f"run {directory.name} is of task '{described['task']}', not '{args.task}'")
+    if described.task != args.task:
+        raise DataError(f"run {directory.name} is of task '{described.task}', not '{args.task}'")
     return directory, args.data.absolute()
 
 
 def count_reads(directory: Path, data_hash: str, split: str) -> int:
     """How often run `directory` has been scored on the test rows of this data, this time included if it reads them."""
     described = home.note(directory)
-    own = data_hash == described["data_hash"]
-    elsewhere = described.get("test_reads_elsewhere", {})
-    reads: int = described.get("test_reads", 0) if own else elsewhere.get(data_hash, 0)
+    own = data_hash == described.data_hash
+    elsewhere = described.test_reads_elsewhere
+    reads = described.test_reads if own else elsewhere.get(data_hash, 0)
     if split in READS_TEST:
         reads += 1
-        counted = {"test_reads": reads} if own else {"test_reads_elsewhere": {**elsewhere, data_hash: reads}}
-        home.annotate(directory, **counted)
+        if own:
+            home.annotate(directory, test_reads=reads)
+        else:
+            home.annotate(directory, test_reads_elsewhere={**elsewhere, data_hash: reads})
     return reads
 
 
-def record(directory: Path, scored: dict[str, Any], tags: dict[str, str]) -> None:
+def record(directory: Path, scored: Evaluation, tags: dict[str, str]) -> None:
     """Scores on the run's own data go into the run itself."""
     scores.record(directory, scored)
     if tags:

@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     found = attributions(network, samples.batch(np.append(drawn, one)), features)
     names, matrices = by_feature(found, samples.spec)
     average = np.abs(matrices[:-1]).mean(0)
-    synthetic = bool(read_meta(data, args.task)["synthetic"])
+    synthetic = read_meta(data, args.task).synthetic
     figures = {
         "average": plots.attribution(
             average, names, f"Integrated gradients, mean of {len(drawn)} rows", False, synthetic
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if hidden:
             individuals.tell(hidden)
     return {
-        "run_id": home.note(directory)["run_id"],
+        "run_id": home.note(directory).run_id,
         "rows": len(drawn),
         "features": dict(ranked),
         "plots": list(files.values()),

@@ -58,8 +58,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         frame.write_parquet(file)  # it names patients' rows: for its owner alone
     work.replace(args.out)
     described = home.note(directory)
-    if read_meta(data, args.task)["data_hash"] == described["data_hash"] and args.split in {"test", "all"}:
-        reads = described.get("test_reads", 0) + 1  # the file holds test rows
+    if read_meta(data, args.task).data_hash == described.data_hash and args.split in {"test", "all"}:
+        reads = described.test_reads + 1  # the file holds test rows
         home.annotate(directory, test_reads=reads)
         Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.test_reads": str(reads)}})
         run_tracking.forward_now(directory)
@@ -92,7 +92,7 @@ def explained(
 ) -> dict[str, Any]:
     """Sheets into the run's directory; they show single patients, so they go to its MLflow run only when synthetic or
     shared. {"sheets", "private": those that stay, "outside": mean over rows, None where all maps are empty}."""
-    synthetic = bool(samples.meta["synthetic"])
+    synthetic = samples.meta.synthetic
     private = not (synthetic or args.share_individuals)
     folder = individuals.folder(directory) if private else directory / "plots"
     written = gradcam_sheets.sheets(network, samples, p, folder / f"gradcam-{args.split}", synthetic)
@@ -103,7 +103,7 @@ def explained(
             path.chmod(0o600)
         else:
             outbox.append({"kind": "artifact", "path": str(path), "to": f"plots/gradcam-{args.split}"})
-    step = int(home.note(directory).get("best_step", 0))
+    step = home.note(directory).best_step
     if mean is not None:
         scores.append_new_metrics(outbox, step, {f"{args.split}/gradcam_outside": mean})
     run_tracking.forward_now(directory)

@@ -13,7 +13,10 @@ from jobs.common.progress import say
 from jobs.common.session import ray_session
 from raylab.config.overrides import parse_assignments
 from raylab.data.icu import labels
+from raylab.data.icu.meta import IcuMeta
 from raylab.data.images.manifest import discover
+from raylab.data.images.meta import ImageMeta
+from raylab.data.prepared import META, Meta
 from raylab.errors import UsageError
 
 EXAMPLE = "raylab prepare ards --source synthetic --patients 400 --seed 0 --out prepared/ards"
@@ -78,19 +81,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     meta = _icu(args) if args.task in labels.TASKS else _covidnet(args)
     if not args.quiet:
         tell(args.task, args.out, meta)
-    told = {k: v for k, v in meta.items() if k not in {"statistics", "files"}}
-    return {"out": str(args.out.absolute()), **without_names(told)}
+    told = {k: v for k, v in without_names(meta).to_json().items() if k not in {"statistics", "files"}}
+    if isinstance(meta, ImageMeta):
+        told["skipped"] = len(meta.skipped)
+    return {"out": str(args.out.absolute()), **told}
 
 
-def without_names(meta: dict[str, Any]) -> dict[str, Any]:
+def without_names(meta: Meta) -> Meta:
     """`meta` as it may be printed: file names can name patients, and stay in meta.json."""
-    shown: dict[str, Any] = {"warnings": [text.splitlines()[0].rstrip(":") for text in meta.get("warnings", [])]}
-    if "skipped" in meta:
-        shown["skipped"] = len(meta["skipped"])
-    return {**meta, **{name: value for name, value in shown.items() if name in meta}}
+    return meta.model_copy(update={"warnings": [text.splitlines()[0].rstrip(":") for text in meta.warnings]})
 
 
-def _icu(args: argparse.Namespace) -> dict[str, Any]:
+def _icu(args: argparse.Namespace) -> IcuMeta:
     from raylab.data.icu.prepare import prepare_ards
     from raylab.data.icu.resplit import parse, resplit
 
@@ -133,7 +135,7 @@ def _icu(args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def _covidnet(args: argparse.Namespace) -> dict[str, Any]:
+def _covidnet(args: argparse.Namespace) -> ImageMeta:
     lists = {split: getattr(args, split) for split in ("train", "val", "test")}
     images, manifest = args.images, args.manifest
     if args.path is not None and args.source != "synthetic":
@@ -160,7 +162,7 @@ def _covidnet(args: argparse.Namespace) -> dict[str, Any]:
 
 def covidnet(
     out: Path, images: Path | None, lists: Mapping[str, Path | None], quiet: bool, **options: Any
-) -> dict[str, Any]:
+) -> ImageMeta:
     """prepare_covidnet in this process, or, where RAY_ADDRESS names a cluster, decoding over its nodes."""
     from raylab.data.images.prepare import prepare_covidnet
 
@@ -168,7 +170,7 @@ def covidnet(
         if sys.stdout.isatty() and not quiet:
             say(f"\rdecoded {done}/{total} images", end="\n" if done == total else "")
 
-    def prepared(**how: Any) -> dict[str, Any]:
+    def prepared(**how: Any) -> ImageMeta:
         train, val, test = (lists.get(split) for split in ("train", "val", "test"))
         return prepare_covidnet(out, images, train, val, test, progress=progress, **options, **how)
 
@@ -180,62 +182,68 @@ def covidnet(
         return prepared(spread=run_chunks)
 
 
-def tell(task: str, out: Path, meta: dict[str, Any]) -> None:
-    say(f"prepared {out} from {meta['source']}{' (SYNTHETIC data)' if meta['synthetic'] else ''}")
-    _table(meta["attrition"])
-    for cohort, steps in meta.get("cohort_attrition", {}).items():
-        if cohort != "all":
-            say(f"  cohort {cohort}")
-            _table(steps[1:], "    ")
-    for split, count in meta["counts"].items():
+def tell(task: str, out: Path, meta: Meta) -> None:
+    say(f"prepared {out} from {meta.source}{' (SYNTHETIC data)' if meta.synthetic else ''}")
+    _table(meta.attrition)
+    if isinstance(meta, IcuMeta):
+        for cohort, steps in meta.cohort_attrition.items():
+            if cohort != "all":
+                say(f"  cohort {cohort}")
+                _table(steps[1:], "    ")
+    for split, count in meta.counts.items():
         say(f"  {split}: " + ", ".join(f"{what} {n}" for what, n in count.items()))
-    if task in labels.TASKS:
+    if isinstance(meta, IcuMeta):
         _tell_icu(meta)
-    shown = without_names(meta)
-    if skipped := shown.get("skipped"):
-        say(f"  unreadable and skipped: {skipped}")
-    if copies := (meta.get("duplicates") or {}).get("pairs"):
-        say(f"  pairs of copies: {copies}, {meta['duplicates']['of_different_patients']} of them of different patients")
-    if published := meta.get("published"):
-        differs = "; ".join(published["differs"]) or "as the lecture counts"
-        say(f"  counts of {published['table']}: {differs}")
-    for warning in shown.get("warnings", []):
+    skipped = 0
+    if isinstance(meta, ImageMeta):
+        skipped = len(meta.skipped)
+        _tell_images(meta)
+    warnings = without_names(meta).warnings
+    for warning in warnings:
         say(f"  warning: {warning}")
-    if skipped or shown.get("warnings"):
-        say(f"  the files: {out / 'meta.json'}")
-    verb = "train" if "train" in meta["counts"] else "evaluate"
+    if skipped or warnings:
+        say(f"  the files: {out / META}")
+    verb = "train" if "train" in meta.counts else "evaluate"
     say(f"next: raylab {verb} {task}{'' if verb == 'train' else ' --run RUN'} --data {out}")
 
 
-def _table(rows: list[dict[str, Any]], indent: str = "  ") -> None:
-    width = max(len(row["step"]) for row in rows)
+def _tell_images(meta: ImageMeta) -> None:
+    if meta.skipped:
+        say(f"  unreadable and skipped: {len(meta.skipped)}")
+    if meta.duplicates and (copies := meta.duplicates.pairs):
+        say(f"  pairs of copies: {copies}, {meta.duplicates.of_different_patients} of them of different patients")
+    if meta.published:
+        differs = "; ".join(meta.published.differs) or "as the lecture counts"
+        say(f"  counts of {meta.published.table}: {differs}")
+
+
+def _table(rows: list[dict[str, int | str]], indent: str = "  ") -> None:
+    width = max(len(str(row["step"])) for row in rows)
     for row in rows:
         counts = "  ".join(f"{n:>7,} {what}" for what, n in row.items() if what != "step")
         say(f"{indent}{row['step']:<{width}}  {counts}")
 
 
-def _tell_icu(meta: dict[str, Any]) -> None:
-    label = meta["label"]
+def _tell_icu(meta: IcuMeta) -> None:
+    label = meta.label
     say(f"  label {label['name']} version {label['version']}: {label['onset']}")
-    if "onsets" in meta:
-        onsets = ", ".join(f"{what.replace('_', ' ')} {n:,}" for what, n in meta["onsets"].items())
+    if meta.onsets is not None:
+        onsets = ", ".join(f"{what.replace('_', ' ')} {n:,}" for what, n in meta.onsets.items())
         say(f"  onsets at any time: {onsets}")
-    say("  how the rows end: " + ", ".join(f"{how} {n:,}" for how, n in meta["ends"].items()))
-    for cell in meta.get("sensitivity", ()):
+    say("  how the rows end: " + ", ".join(f"{how} {n:,}" for how, n in meta.ends.items()))
+    for cell in meta.sensitivity:
         say(
             f"  FiO2 {cell['fio2_back_h']:g} h back, persistence {cell['persist_h']:>2g} h: {cell['stays']:>6,} onsets"
             f", {cell['after_6_h']:,} after 6 h, {cell['after_12_h']:,} after 12 h"
         )
-    if dropped := {what: n for what, n in meta["dropped"].items() if n}:
+    if dropped := {what: n for what, n in meta.dropped.items() if n}:
         say("  rows not used: " + ", ".join(f"{what} {n:,}" for what, n in dropped.items()))
     _tell_values(meta)
-    for name in meta["left_out"]:
-        say(f"  {name} is left out: most of its values cannot be in its unit")
-    for note in meta["notes"]:
+    for note in meta.notes:
         say(f"  note: {note}")
 
 
-def _tell_values(meta: dict[str, Any]) -> None:
+def _tell_values(meta: IcuMeta) -> None:
     """What was set missing, converted or guessed, by concept. Directories prepared before some of it was counted have
     no such line."""
     for what, words in (
@@ -247,7 +255,7 @@ def _tell_values(meta: dict[str, Any]) -> None:
         ("percent", "read as percent"),
         ("room_air", "20 to 21 %, read as room air"),
     ):
-        if counts := meta.get(what):
+        if counts := getattr(meta, what):
             say(f"  {words}: " + ", ".join(f"{name} {_by_unit(n)}" for name, n in counts.items()))
 
 

@@ -21,26 +21,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     directory = home.find(args.name)
     described = home.note(directory)
-    if described["kind"] not in ("train", "transfer", "tune"):
+    if described.kind not in ("train", "transfer", "tune"):
         raise UsageError(
-            f"{directory.name} is neither a run that trains nor a search, but of the verb '{described['kind']}'",
+            f"{directory.name} is neither a run that trains nor a search, but of the verb '{described.kind}'",
             "simulate, fit and benchmark go on from what is there",
             "give the same command again",
         )
-    recipe, data = read_recipe(directory / "recipe.json"), Path(described["data"])
+    recipe, data = read_recipe(directory / "recipe.json"), Path(described.data)
     with home.held(directory):
-        if read_meta(data, recipe.task)["data_hash"] != described["data_hash"]:
+        if read_meta(data, recipe.task).data_hash != described.data_hash:
             raise DataError(
                 f"{data} is no longer the data that {directory.name} began with",
                 "its data hash differs, so the result would not be that of an undisturbed run",
-                f"restore the data, or start anew: raylab {described['kind']} {recipe.task} --data {data}",
+                f"restore the data, or start anew: raylab {described.kind} {recipe.task} --data {data}",
             )
-        if described["kind"] == "tune":
+        if described.kind == "tune":
             run_tracking.checked_address()  # new trials need the server
         run_tracking.reopen(directory)
-        if described["kind"] == "tune":
+        if described.kind == "tune":
             return tune.go_on(directory, recipe, data, args.quiet)
-        ancestor = described.get("parent_directory") or described["parent"]
+        ancestor = described.parent_directory or described.parent
         parent = None if ancestor is None else home.find(ancestor)
         return train.go_on(directory, recipe, data, parent, args.quiet)
 

@@ -79,17 +79,17 @@ def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
                 run_chunks(sweep.write_chunk, chunks, tell=progress)
             meta = finish(made, out)
             Outbox(directory / "outbox").append(
-                {"kind": "tags", "values": {"raylab.data_hash": meta["data_hash"]}},
+                {"kind": "tags", "values": {"raylab.data_hash": meta.data_hash}},
                 {"kind": "artifact", "path": str(out / "meta.json"), "to": ""},
             )
     read_meta(out, "surrogate")  # what the task's loader will ask
-    told = {key: meta[key] for key in ("rows", "status", "counts", "data_hash")}
+    told = {"rows": meta.rows, "status": meta.status, "counts": meta.counts, "data_hash": meta.data_hash}
     if not args.quiet:
-        say(f"{out}: {meta['rows']:,} rows, " + "; ".join(f"{n:,} {what}" for what, n in meta["status"].items()))
-        say(f"data hash {meta['data_hash']}")
+        say(f"{out}: {meta.rows:,} rows, " + "; ".join(f"{n:,} {what}" for what, n in meta.status.items()))
+        say(f"data hash {meta.data_hash}")
         say(f"next: raylab train surrogate --data {out}")
     described = home.note(directory)
-    return {"run_id": described["run_id"], "name": directory.name, "out": str(out), "synthetic": True, **told}
+    return {"run_id": described.run_id, "name": directory.name, "out": str(out), "synthetic": True, **told}
 
 
 def run_directory(name: str, out: Path) -> Path:
@@ -97,9 +97,9 @@ def run_directory(name: str, out: Path) -> Path:
     directory = home.home() / "runs" / name
     if (directory / "run.json").is_file():
         described = home.note(directory)
-        if described["kind"] == "simulate" and described["data"] == str(out):
+        if described.kind == "simulate" and described.data == str(out):
             return directory
-        raise UsageError(f"there is already a run named '{name}'", f"of {described['data']}", "choose another --name")
+        raise UsageError(f"there is already a run named '{name}'", f"of {described.data}", "choose another --name")
     return home.new_run(name, "sweep")
 
 
@@ -163,7 +163,7 @@ def view(args: argparse.Namespace, changes: dict[str, str]) -> dict[str, Any]:
     if not args.quiet:
         say("  ".join(f"{name} {value:.4g}" for name, value in here.items()))
         say(f"wrote {directory / 'plots' / 'tornado.png'} and course.png")
-    run_id = home.note(directory)["run_id"]
+    run_id = home.note(directory).run_id
     return {"run_id": run_id, "name": directory.name, "directory": str(directory), "outputs": here, "tornado": table}
 
 

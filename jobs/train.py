@@ -21,6 +21,7 @@ from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training import imbalance
 from raylab.training.run import execute, read_model
+from raylab.training.run_record import Kind
 from tracking.outbox import Outbox
 from tracking.system import NodeSampler
 
@@ -60,7 +61,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 
 def start(
-    recipe: Recipe, data: Path, name: str | None, parent: Path | None, quiet: bool, kind: str = "train"
+    recipe: Recipe, data: Path, name: str | None, parent: Path | None, quiet: bool, kind: Kind = "train"
 ) -> dict[str, Any]:
     """Train a new run. Everything that can be refused is refused before the run exists."""
     meta = read_meta(data, recipe.task)
@@ -96,7 +97,7 @@ def go_on(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quie
     low, high = recipe.scaling.workers
     if not quiet:
         workers = f"{low}:{high}" if low != high else str(low)
-        synthetic = ", SYNTHETIC data" if home.note(directory)["synthetic"] else ""
+        synthetic = ", SYNTHETIC data" if home.note(directory).synthetic else ""
         size = f"{len(samples)} samples, {planned} steps"
         say(f"run {directory.name}: {recipe.task}, {size}, workers {workers}{synthetic}")
     rows = run_tracking.ToOutbox(directory)
@@ -126,33 +127,33 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
     scored = scores.of_run(directory, data, "val")
     scores.calibrate(directory, scored)
     scores.record(directory, scored)
-    samples = scored["samples"]
+    samples = scored.samples
     run_tracking.log_model(directory, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]))
     if find_task(recipe.task).kind == "images":
-        model_card.write(directory, scored["parameters"])
+        model_card.write(directory, scored.parameters)
     described = home.note(directory)
     told = ("weights_sha256", "attempts", "steps_repeated", "stopped")
     tags = {f"raylab.{name}": str(result[name]) for name in told}
     Outbox(directory / "outbox").append({"kind": "tags", "values": tags})
     out = {
-        "run_id": described["run_id"],
+        "run_id": described.run_id,
         "name": directory.name,
         "directory": str(directory),
         "task": recipe.task,
         "data": str(data),
-        "synthetic": described["synthetic"],
-        "parent": described["parent"],
+        "synthetic": described.synthetic,
+        "parent": described.parent,
         "seed": recipe.seed,
         "val_loss": result["best"]["loss"],
         **{k: v for k, v in result.items() if k != "val"},
         "split": "val",
-        **scored["result"],
+        **scored.to_json(),
     }
     if not quiet:
-        scores.tell(out)
+        scores.tell(scored)
         say(f"finished {directory.name}: {result['steps']} steps, {result['attempts']} start(s), "
             f"{result['steps_repeated']} steps repeated, weights {result['weights_sha256'][:16]}")  # fmt: skip
-        split = list(scored["meta"]["counts"])[-1]  # val where the data has no list to test on
+        split = list(scored.meta.counts)[-1]  # val where the data has no list to test on
         say(f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split {split}")
         say("      raylab compare        raylab ui")
     return out

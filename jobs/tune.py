@@ -25,6 +25,7 @@ from raylab.files import write_json
 from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipes import with_search_space
 from raylab.training.progress import Metrics
+from raylab.training.run_record import Registration
 from tracking.forwarder import Forwarder
 from tracking.outbox import Outbox
 
@@ -102,7 +103,7 @@ class ToMlflow:
             if not (directory / "run.json").is_file():
                 continue
             self.forwarder.add(directory / "outbox")
-            if home.note(directory).get("status") not in {"FINISHED", "FAILED"}:
+            if home.note(directory).status not in {"FINISHED", "FAILED"}:
                 self.ended(int(directory.name), json.loads(path.read_text())["how"])
 
     def trial(self, number: int) -> Path:
@@ -118,7 +119,7 @@ class ToMlflow:
         if (directory / "run.json").is_file():
             outbox.append({"kind": "status", "status": "RUNNING"})
             return
-        run_tracking.open_trial(directory, recipe, self.parent, number, params)
+        run_tracking.open_trial(directory, recipe, self.parent, number)
 
     def row(self, number: int, metrics: Metrics) -> None:
         self.rows[number]([metrics])
@@ -146,7 +147,7 @@ class ToMlflow:
         except BaseException:
             for number in self.rows:
                 directory = self.trial(number)
-                if not (directory / "end.json").is_file():
+                if (directory / "run.json").is_file() and not (directory / "end.json").is_file():
                     Outbox(directory / "outbox").append({"kind": "status", "status": "KILLED"})
                     home.annotate(directory, status="KILLED")
             raise
@@ -176,23 +177,23 @@ def go_on(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str,
         scores.calibrate(directory, scored)
         scores.record(directory, scored)
         if find_task(recipe.task).kind == "images":
-            model_card.write(directory, scored["parameters"])
-        samples = scored["samples"]
+            model_card.write(directory, scored.parameters)
+        samples = scored.samples
         shape = (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:])
         registered = register(winner, directory, recipe, shape)
     result = json.loads((directory / "result.json").read_text())
     out = {
-        "run_id": home.note(directory)["run_id"],
+        "run_id": home.note(directory).run_id,
         "name": directory.name,
         "directory": str(directory),
         "task": recipe.task,
         "data": str(data),
-        "synthetic": home.note(directory)["synthetic"],
+        "synthetic": home.note(directory).synthetic,
         "seed": recipe.seed,
         "trials": len(ends),
         "ended": dict(Counter(e["how"] for e in ends.values())),
         "best_trial": number,
-        "best_run_id": home.note(winner)["run_id"],
+        "best_run_id": home.note(winner).run_id,
         "best_params": end["params"],
         "best_objective": end["objective"],
         "objective": objective,
@@ -201,13 +202,13 @@ def go_on(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str,
         "steps": result["steps"],
         "weights_sha256": result["weights_sha256"],
         "split": "val",
-        **scored["result"],
+        **scored.to_json(),
     }  # fmt: skip
     if not quiet:
         say(f"best of {len(ends)} trials:")
         for n, e in sorted(ends.items(), key=order)[:5]:
             say(row(n, e, objective))
-        scores.tell(out)
+        scores.tell(scored)
         say(
             f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split test   (the winner only)"
         )
@@ -232,14 +233,13 @@ def keep(directory: Path, winner: Path) -> None:
 def register(winner: Path, directory: Path, recipe: Recipe, shape: tuple[int, ...]) -> str | None:
     """Log the winner's model to its own MLflow run and register it as raylab-TASK; "NAME/VERSION", or None for now."""
     described = home.note(winner)
-    Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.best_run": described["run_id"]}})
+    Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.best_run": described.run_id}})
     best = json.loads((winner / "result.json").read_text())["best"]
-    name = f"raylab-{recipe.task}{'-synthetic' if described['synthetic'] else ''}"
+    name = f"raylab-{recipe.task}{'-synthetic' if described.synthetic else ''}"
     score = best.get(find_task(recipe.task).objective)  # there is none where val has one class only
-    home.annotate(winner, register={"name": name, "score": score, "loss": best["loss"]})
+    home.annotate(winner, register_as=Registration(name=name, score=score, loss=best["loss"]))
     run_tracking.log_model(winner, shape)
-    registered: str | None = home.note(winner).get("registered")
-    return registered
+    return home.note(winner).registered
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ from jobs.common.progress import say
 from jobs.demo import do
 from raylab.data.images import published
 from raylab.data.images.manifest import discover
+from raylab.data.images.meta import ImageMeta
 from raylab.data.prepared import read_meta
 from raylab.errors import UsageError, unknown
-from raylab.evaluation.intervals import text
 from raylab.files import read_lines, write_json
+from raylab.score import Score
 
 EXPERIMENT = "raylab-benchmark-covidnet"
 PARTS = ("networks", "transfer", "schedulers", "scaling")
@@ -132,15 +133,15 @@ class Benchmark:
                 options = {"source": "covidx", "size": self.args.size, "manifest": here.manifest, "domain": domain}
                 apart = [self.out / "a"] if name == "b" else []  # copies of what A holds would be known already
                 prepare.covidnet(target, here.images, here.lists, self.args.quiet, apart_from=apart, **options)
-            meta = read_meta(target, "covidnet")
-            if meta["size"] != self.args.size:
-                raise UsageError(f"{target} holds images of {meta['size']} px", do="choose another --out")
+            meta = read_meta(target, "covidnet", ImageMeta)
+            if meta.size != self.args.size:
+                raise UsageError(f"{target} holds images of {meta.size} px", do="choose another --out")
             found[name] = {
                 "folder": folder.name if domain is None else f"{folder.name}, domain {domain}",
-                "counts": meta["counts"],
-                "attrition": meta["attrition"],
-                "duplicates": meta["duplicates"],
-                "differs": published.differences(table, meta["listed"]),
+                "counts": meta.counts,
+                "attrition": meta.attrition,
+                "duplicates": None if meta.duplicates is None else meta.duplicates.model_dump(),
+                "differs": published.differences(table, meta.listed),
             }
         return found
 
@@ -160,7 +161,7 @@ class Benchmark:
 
     def scored(self, name: str, run: str, data: Path) -> dict[str, Any]:
         """Scores of a run through `evaluate`, on the data's last split: val where there is no list to test."""
-        split = list(read_meta(data, "covidnet")["counts"])[-1]
+        split = list(read_meta(data, "covidnet").counts)[-1]
         words = ("covidnet", "--run", run, "--data", data, "--split", split)
         return self.step(f"{name}-{split}", partial(do, evaluate, *words))
 
@@ -232,14 +233,13 @@ class Benchmark:
             words = ("covidnet", "--data", a, "--workers", workers, "--set", *self.settings, "loop.epochs=2")
             name = f"scaling-{workers}"
             run = self.run(name, train, *words)
-            ledger = read_lines(home.home() / "runs" / run["name"] / "ledger.jsonl")
             outbox = read_lines(home.home() / "runs" / run["name"] / "outbox" / "outbox.jsonl")
             paces = [r["values"]["train/samples_per_s"] for r in outbox if "train/samples_per_s" in r.get("values", {})]
             rows.append({
                 "workers": workers,
                 "samples_per_s": paces[-1],
                 "weights_sha256": run["weights_sha256"],
-                "attempts": sum("start" in line for line in ledger),
+                "attempts": run["attempts"],
             })  # fmt: skip
             workers *= 2
         return rows
@@ -295,6 +295,11 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {r['workers']} | {r['samples_per_s']:.1f} | {r['samples_per_s'] / one:.2f} |" for r in result["scaling"]
         ]
     return "\n".join(told) + "\n"
+
+
+def text(score: dict[str, Any], digits: int = 3) -> str:
+    """A score of a verb's JSON result with its interval."""
+    return Score.model_validate(score).text(digits)
 
 
 def header(*names: str) -> list[str]:

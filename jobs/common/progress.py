@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from raylab.training import ledger
+
 stream: TextIO | None = None  # set while standard output is kept for Ray (session.py)
 WAIT_SECONDS = 15.0
 
@@ -72,7 +74,7 @@ class Display:
         self.quiet = quiet
         self.done = threading.Event()
         self.outbox = Tail(directory / "outbox" / "outbox.jsonl")
-        self.ledger = Tail(directory / "ledger.jsonl")
+        self.ledger = Tail(directory / ledger.FILE)
         self.val: float | None = None
         self.thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
@@ -92,12 +94,11 @@ class Display:
         last = False
         while not last:
             last = self.done.wait(0.5)
-            for start in (entry for entry in self.ledger.new() if "start" in entry):
-                where = f" from step {start['start']}" if start["start"] else ""
-                again = "started" if start["attempt"] == 0 else "restarted"
-                workers = start["workers"]
-                say(f"{again}{where} on {workers} worker{'s' if workers != 1 else ''}")
-                for name in start["damaged"]:
+            for start in ledger.starts(ledger.parse_entry(line, self.ledger.path) for line in self.ledger.new()):
+                where = f" from step {start.start}" if start.start else ""
+                again = "started" if start.attempt == 0 else "restarted"
+                say(f"{again}{where} on {start.workers} worker{'s' if start.workers != 1 else ''}")
+                for name in start.damaged:
                     say(f"checkpoint {name} is damaged (its checksum does not match); the previous one is used")
             if self.waiting is not None and not told and first is None and time.monotonic() - began > WAIT_SECONDS:
                 if text := self.waiting():

@@ -1,4 +1,4 @@
-"""Names in recipes and checkpoints of version 0.1, whose runs and searches still resume, evaluate and compare."""
+"""Field names of version 0.1, so that its runs and searches still resume, evaluate and compare."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -28,10 +28,10 @@ PROGRESS = {
 
 
 def rename_fields(values: Mapping[str, V]) -> dict[str, V]:
-    """{dotted path: value} with today's paths."""
+    """{dotted path: value} with the present paths."""
     return {FIELDS.get(path, path): value for path, value in values.items()}
 
 
 def rename_progress(state: Mapping[str, V]) -> dict[str, V]:
-    """A checkpoint's progress with today's names."""
+    """A checkpoint's progress with the present names."""
     return {PROGRESS.get(name, name): value for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""Settings of the command line, `--set optim.lr=3e-4`, put into a recipe."""
+"""Applies settings of the command line, `--set optim.lr=3e-4`, to a recipe."""
 
 import ast
 from collections.abc import Iterable, Mapping
@@ -10,18 +10,18 @@ from raylab.errors import UsageError, unknown
 
 
 def without_weights(recipe: Recipe) -> Recipe:
-    """The recipe with random weights at the start."""
+    """The recipe with randomly initialised weights."""
     return recipe if recipe.model.weights_path is None else override(recipe, {"model.weights": None})
 
 
 def has_field(recipe: Recipe, path: str) -> bool:
-    """Whether the recipe has this field; the weight of one class is a field too, `optim.class_weight.2`, from 0."""
+    """Whether the recipe has this field; the weight of one class (from 0) is one too: `optim.class_weight.2`."""
     parent, _, last = path.rpartition(".")
     return path in list_fields(recipe) or (parent == "optim.class_weight" and last.isdigit())
 
 
 def unknown_field(recipe: Recipe, path: str) -> UsageError:
-    """The error for a path that this recipe does not have: says which models or tasks have it, else the nearest."""
+    """The error for a path that this recipe does not have. It names the models or tasks that do, or similar fields."""
     if path in FIELDS:
         return UsageError(f"the recipe field '{path}' is now '{FIELDS[path]}'", do=f"--set {FIELDS[path]}=VALUE")
     part, _, name = path.partition(".")
@@ -55,18 +55,18 @@ def parse_value(text: str) -> Any:
         return None
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that literal_eval is known to raise
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the errors that literal_eval raises
         return text
 
 
 def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe with `settings` {dotted path: value} put in; class weights not given beside a given one are 1.
+    """The recipe with `settings` {dotted path: value} applied; if only some class weights are given, the others are 1.
 
     Another `model.name` keeps the fields that both models have.
     """
     if settings.get("task", recipe.task) != recipe.task:
         raise UsageError(
-            f"this recipe is of the task {recipe.task}", do=f"name the task in the command: {settings['task']}"
+            f"this recipe belongs to the task {recipe.task}", do=f"give the task as an argument: {settings['task']}"
         )
     if isinstance(name := settings.get("model.name"), str) and name != recipe.model.name:
         kept = recipe.model.model_dump(include=set(model_family(name).model_fields))

@@ -31,7 +31,8 @@ from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_cli
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raylab.files import read_lines, write_json
+from raylab.files import write_json
+from raylab.training import ledger
 
 NOTE = "resize.json"  # in a run's directory: its workers shall make way for another number
 EXPIRE_SECONDS = 180.0  # a request is forgotten when its run has not renewed it
@@ -95,8 +96,7 @@ def coordinator() -> Any:
 
 def moved(directory: Path) -> bool:
     """Whether the run's last attempt made way for another."""
-    lines = read_lines(directory / "ledger.jsonl")
-    return bool(lines) and "moved" in lines[-1]
+    return ledger.is_handed_over(ledger.read_ledger(directory / ledger.FILE))
 
 
 class ElasticPolicy(ElasticScalingPolicy):
@@ -175,7 +175,7 @@ class ElasticPolicy(ElasticScalingPolicy):
 
     def _seconds_left(self) -> float:
         """Of the run at its present pace; infinite until it has one."""
-        step = max((line["step"] for line in read_lines(self.directory / "ledger.jsonl") if "step" in line), default=0)
+        step = max(ledger.steps(ledger.read_ledger(self.directory / ledger.FILE)), default=0)
         now, before = time.monotonic(), self.seen
         self.seen = (now, step)
         if before is None or step <= before[1]:

@@ -4,21 +4,38 @@ Weighted over rows like metrics.py, and so with the same bootstraps over patient
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from raylab.documents import to_plain
 from raylab.errors import DataError
 from raylab.evaluation.intervals import Floats, clustered
 from raylab.evaluation.metrics import LOGIT_CLIP, ONE_CLASS, binary_scores, calibration_fit, outcomes
+from raylab.score import NetBenefit, Score
 
 BINS = 50
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 FEW = 20  # rows under which a subgroup is counted and not scored
 
 
-def ici(y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Subgroup:
+    """Rows, positive rows and scores of a part of the data; `why` it has no scores."""
+
+    n: int
+    positive: int
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    why: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        counts = {"n": self.n, "positive": self.positive}
+        return {**counts, **to_plain(dict(self.scores))} if self.why is None else {**counts, "why": self.why}
+
+
+def ici(y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0) -> Score:
     """Integrated calibration index: mean |observed - predicted| over the rows (Austin & Steyerberg 2019, Stat Med
     38:4051), with its interval.
 
@@ -47,7 +64,7 @@ def ici(y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, se
 
 def decision_curve(
     y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0
-) -> list[dict[str, Any]]:
+) -> list[NetBenefit]:
     """Net benefit at THRESHOLDS t: true positives - false positives * t / (1 - t), a row, of acting where p >= t, and
     of acting on everybody; acting on nobody has 0 (Vickers & Elkin 2006, Med Decis Making 26:565)."""
     y_N, p_N, group_N = _rows(y, p, group)
@@ -62,7 +79,7 @@ def decision_curve(
     model = clustered(score, group_N, bootstraps, seed, {}, outcomes(y_N))
     everybody = gain_NT.mean(0)
     return [
-        {"threshold": t, "model": model[str(k)], "everybody": float(everybody[k])} for k, t in enumerate(THRESHOLDS)
+        NetBenefit(threshold=t, model=model[str(k)], everybody=float(everybody[k])) for k, t in enumerate(THRESHOLDS)
     ]
 
 
@@ -74,18 +91,18 @@ def subgroups(
     bootstraps: int = 1000,
     seed: int = 0,
     names: Sequence[str] = ("auroc", "auprc", "prevalence", "calibration_intercept"),
-) -> dict[str, dict[str, Any]]:
-    """{subgroup: {"n", "positive", and the scores `names` with intervals}}; few rows or one class are only counted."""
+) -> dict[str, Subgroup]:
+    """The rows of each subgroup with the scores `names`; few rows or one class are only counted."""
     y_N, p_N, group_N = _rows(y, p, group)
-    found: dict[str, dict[str, Any]] = {}
+    found = {}
     for name, inside in members.items():
         n, positive = int(inside.sum()), int(y_N[inside].sum())
-        found[name] = {"n": n, "positive": positive}
         if n < FEW or positive in (0, n):
-            found[name]["why"] = ONE_CLASS if n >= FEW else f"fewer than {FEW} rows"
+            why = ONE_CLASS if n >= FEW else f"fewer than {FEW} rows"
+            found[name] = Subgroup(n=n, positive=positive, why=why)
             continue
         scores = binary_scores(y_N[inside], p_N[inside], group_N[inside], bootstraps, seed)
-        found[name] |= {score: scores[score] for score in names}
+        found[name] = Subgroup(n=n, positive=positive, scores={score: scores[score] for score in names})
     return found
 
 

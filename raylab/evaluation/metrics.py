@@ -13,11 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from raylab.errors import DataError, unknown
 from raylab.evaluation.intervals import Bools, Floats, clustered, proportion, wilson
+from raylab.score import Score
 
 __all__ = [
     "binary_point",
     "binary_scores",
     "calibration_fit",
+    "confusion",
+    "confusion_by",
     "multiclass_point",
     "multiclass_scores",
     "paired_difference",
@@ -35,7 +38,7 @@ ONE_CLASS = "only one class in the data"
 
 def binary_scores(
     y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Score]:
     """Discrimination and calibration of the probabilities p[N] of y[N] in {0, 1}, for the patients group[N].
 
     auroc                        ties count half (midranks)
@@ -83,10 +86,9 @@ def multiclass_scores(
     p: ArrayLike,
     group: ArrayLike,
     classes: Sequence[str],
-    source: ArrayLike | None = None,
     bootstraps: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> dict[str, Score]:
     """Scores of the probabilities p[N, K] of y[N] in 0..K-1, named by classes[K]; the largest p is the prediction.
 
     macro_recall, accuracy, sensitivity/<class>, ppv/<class>; the last three are proportions, with Wilson's interval
@@ -94,18 +96,15 @@ def multiclass_scores(
     brier    mean over rows of the sum over classes of (p - truth)^2 (Brier 1950: 0 to 2)
     ece      |accuracy - confidence| over 15 bins of confidence, (low, high] (Guo 2017, arXiv 1706.04599)
 
-    `confusion` [K, K] has the truth in its rows; `confusion_by_source` is the same for each source[N]. A class without
-    rows has no sensitivity, and averages are over the others (with a `note`).
+    A class without rows has no sensitivity, and averages are over the others (with a `note`).
     """
     y_N, p_NK = _multiclass_inputs(y, p)
     N, K = p_NK.shape
     if len(classes) != K or len(set(classes)) != K:
         raise DataError(f"classes = {list(classes)}", f"p has {K} columns", "give one distinct name a column")
     group_N = _rows("group", group, N)
-    source_N = None if source is None else _rows("source", source, N)
 
     called_N = p_NK.argmax(axis=1)
-    cell_N = y_N * K + called_N
     confidence_N = p_NK.max(axis=1)
     hit_N = called_N == y_N
     bin_N = np.clip(np.ceil(confidence_N * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
@@ -126,7 +125,7 @@ def multiclass_scores(
 
     strata = {f"of class {classes[k]}": y_N == k for k in present}
     found = clustered(scores, group_N, bootstraps, seed, {"auroc": ONE_CLASS}, strata)
-    out: dict[str, Any] = {"macro_recall": found.pop("macro_recall")}
+    out = {"macro_recall": found.pop("macro_recall")}
     out |= {"accuracy": proportion(hit_N, np.ones(N), group_N, ""), **found}
     for k, name in enumerate(classes):
         right_N = hit_N & (y_N == k)
@@ -134,17 +133,27 @@ def multiclass_scores(
         out[f"ppv/{name}"] = proportion(right_N, called_N == k, group_N, f"class {name} was never predicted")
     if len(present) < K:
         absent = ", ".join(name for k, name in enumerate(classes) if k not in present)
-        for name in ("macro_recall", "auroc"):
-            out[name]["note"] = f"over {', '.join(classes[k] for k in present)}; no rows of {absent}"
-    out["confusion"] = _count(cell_N, K).tolist()
-    if source_N is not None:
-        out["confusion_by_source"] = {str(s): _count(cell_N[source_N == s], K).tolist() for s in np.unique(source_N)}
+        note = f"over {', '.join(classes[k] for k in present)}; no rows of {absent}"
+        out |= {name: out[name].model_copy(update={"note": note}) for name in ("macro_recall", "auroc")}
     return out
+
+
+def confusion(y: ArrayLike, p: ArrayLike) -> list[list[int]]:
+    """[K, K] counts, truth in rows and the largest p[N, K] in columns."""
+    y_N, p_NK = _multiclass_inputs(y, p)
+    K = p_NK.shape[1]
+    return np.bincount(y_N * K + p_NK.argmax(axis=1), minlength=K * K).reshape(K, K).tolist()
+
+
+def confusion_by(strata: ArrayLike, y: ArrayLike, p: ArrayLike) -> dict[str, list[list[int]]]:
+    """The confusion of the rows of each value of strata[N]."""
+    y_N, p_NK, strata_N = np.asarray(y), np.asarray(p), _rows("strata", strata, len(np.asarray(y)))
+    return {str(one): confusion(y_N[strata_N == one], p_NK[strata_N == one]) for one in np.unique(strata_N)}
 
 
 def regression_scores(
     y: ArrayLike, p: ArrayLike, group: ArrayLike, names: Sequence[str], bootstraps: int = 1000, seed: int = 0
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Score]:
     """r2/<output> (1 - squared error / variance), mae/<output> (mean absolute error, in the output's unit), r2_min and
     r2_mean over outputs, of values p[N, K] of y[N, K]."""
     y_NK, p_NK = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
@@ -203,7 +212,7 @@ def paired_difference(
     score: Literal["auroc", "macro_recall"] = "auroc",
     bootstraps: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Score:
     """Score of a minus score of b on the same rows, with the interval over the same resamples of patients.
 
     "auroc" takes p[N] of a binary task, "macro_recall" p[N, K]; both are the scores that the functions above give.
@@ -391,11 +400,6 @@ def _weighted_sum(w: Floats, v: Floats) -> Floats:
     """sum over n of w[R, N] v[N] in one fixed order: unlike BLAS, the same whatever the number of threads."""
     total: Floats = np.einsum("rn,n->r", w, v)
     return total
-
-
-def _count(cell: Ints, K: int) -> Ints:
-    counts: Ints = np.bincount(cell, minlength=K * K).reshape(K, K)
-    return counts
 
 
 # Checked inputs

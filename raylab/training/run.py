@@ -1,8 +1,8 @@
 """A run and its directory: what `--workers 0`, a Ray Train worker and a trial of a search all execute.
 
-run.json       name, run ids, data, parent (written by jobs)
+run.json       name, run ids, data, parent (run_record.py; written by jobs)
 recipe.json    the resolved recipe
-ledger.jsonl   one line a step: which attempt computed it, on how many workers; and every start and checkpoint
+ledger.jsonl   one line a step: which attempt computed it, on how many workers (ledger.py)
 checkpoints/   see checkpoint.py
 model/         the trained network: model.safetensors, and model.json with its recipe and input spec
 result.json    or failure.json: how it ended
@@ -24,7 +24,7 @@ from raylab.config.overrides import without_weights
 from raylab.config.recipe import Recipe
 from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, DataError, RaylabError, RunError
-from raylab.files import read_lines, write_json
+from raylab.files import write_json
 from raylab.models.baselines import Fitted
 from raylab.models.ensemble import Ensemble
 from raylab.models.recurrent import GruD, Recurrent
@@ -32,7 +32,7 @@ from raylab.models.weights import by_name, fill
 from raylab.tasks import find_task
 from raylab.tasks.base import Task
 from raylab.tasks.recipes import parse_recipe, update_recipe
-from raylab.training import checkpoint
+from raylab.training import checkpoint, ledger
 from raylab.training.loop import fit, fit_at_once
 from raylab.training.process_group import ProcessGroup
 from raylab.training.progress import Metrics
@@ -90,7 +90,7 @@ def execute(
     recorder.flush()
     if group.rank == 0:
         write_model(directory / "model", model, recipe, train.spec)
-        result |= ledger_facts(directory / "ledger.jsonl")
+        result |= ledger.summarise_ledger(directory / ledger.FILE)
         write_json(directory / "result.json", result)
     return result
 
@@ -114,7 +114,7 @@ class Recorder:
     ) -> None:
         self.directory, self.recipe, self.group, self.send, self.saved = directory, recipe, group, send, saved
         self.flush_seconds = flush_seconds
-        self.ledger = directory / "ledger.jsonl"
+        self.ledger = directory / ledger.FILE
         self.rows: list[Metrics] = []
         self.bundle: list[Metrics] = []  # sent last
         self.sent_at = time.monotonic()
@@ -126,25 +126,26 @@ class Recorder:
         self.rows = [] if state is None else state["rows"]
         pids = self.group.gather({self.group.rank: torch.tensor([os.getpid()])}, self.group.size, 1)
         if self.group.rank == 0:
-            lines = read_lines(self.ledger)
+            entries = ledger.read_ledger(self.ledger)
             if self.ledger.is_file() and not self.ledger.read_bytes().endswith(b"\n"):
                 with self.ledger.open("a") as file:
                     file.write("\n")  # ends the line that a crash has torn: readers leave it out
-            self.attempt = 1 + max((line["attempt"] for line in lines), default=-1)
+            self.attempt = 1 + max((entry.attempt for entry in entries), default=-1)
             self._write(
-                {
-                    "start": 0 if state is None else state["progress"]["step"],
-                    "workers": self.group.size,
-                    "pids": [int(pid) for pid in pids[:, 0]],
-                    "time": time.time(),
-                    "damaged": damaged,
-                }
+                ledger.Start(
+                    attempt=self.attempt,
+                    start=0 if state is None else state["progress"]["step"],
+                    workers=self.group.size,
+                    pids=tuple(int(pid) for pid in pids[:, 0]),
+                    time=time.time(),
+                    damaged=tuple(damaged),
+                )
             )
 
     def __call__(self, metrics: Metrics, state: dict[str, Any] | None) -> bool:
         if state is None:
             self.rows.append(metrics)
-            self._write({"step": metrics["step"], "loss": metrics["train/loss"]})
+            self._write(ledger.Step(attempt=self.attempt, step=metrics["step"], loss=metrics["train/loss"]))
             if self.group.any(time.monotonic() - self.sent_at >= self.flush_seconds):
                 self.flush()
             return self.moving is not None
@@ -158,9 +159,10 @@ class Recorder:
                     self.saved(path)
 
         run_on_all_ranks(self.group, save)
-        self._write({"checkpoint": step})
+        self._write(ledger.Checkpoint(attempt=self.attempt, checkpoint=step))
         if self.moving is not None:
-            self._write({"moved": step, "why": self.moving})  # to go on would repeat these steps elsewhere
+            # to go on would repeat these steps elsewhere
+            self._write(ledger.HandOver(attempt=self.attempt, moved=step, why=self.moving))
             raise AttemptHandedOver(self.moving)
         return False
 
@@ -168,11 +170,11 @@ class Recorder:
         self.moving = self.send(self.rows)
         self.bundle, self.rows, self.sent_at = self.rows, [], time.monotonic()
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, entry: ledger.Entry) -> None:
         if self.group.rank == 0:
             try:
                 with self.ledger.open("a") as file:
-                    file.write(json.dumps({"attempt": self.attempt, **line}) + "\n")
+                    file.write(json.dumps(entry.to_json()) + "\n")
             except OSError as error:
                 do = f"free space, then: raylab resume {self.directory.name}"
                 raise CheckpointError(f"{self.ledger} could not be written", str(error), do) from error
@@ -188,30 +190,6 @@ def run_on_all_ranks(group: ProcessGroup, action: Callable[[], T]) -> T:
     if group.any(error is not None):
         raise error or RunError("another worker of this run failed", "its error is in failure.json or in Ray's logs")
     return outcome
-
-
-def ledger_facts(ledger: Path) -> dict[str, Any]:
-    """{"attempts", "workers": of each attempt, "steps_repeated", "gaps"} of a ledger.
-
-    A gap is a step that no attempt computed: there must be none.
-    """
-    lines = read_lines(ledger)
-    starts = [line for line in lines if "start" in line]
-    repeated, reached = 0, 0
-    seen: set[int] = set()
-    for line in lines:
-        if "start" in line:
-            repeated += max(0, reached - line["start"])
-        elif "step" in line:
-            reached = line["step"]
-            seen.add(reached)
-    return {
-        "attempts": len(starts),
-        "workers": [line["workers"] for line in starts],
-        "steps_repeated": repeated,
-        "gaps": len(set(range(1, max(seen, default=0) + 1)) - seen),
-        "damaged_checkpoints": sum(len(line["damaged"]) for line in starts),
-    }
 
 
 def write_model(directory: Path, model: nn.Module, recipe: Recipe, spec: dict[str, Any]) -> None:

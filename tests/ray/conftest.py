@@ -50,6 +50,8 @@ class Cluster:
         }
         self.groups: list[subprocess.Popen[bytes]] = []
         head = f"--head --port {self.port} --dashboard-port {self.dashboard_port} --include-dashboard true --num-cpus 3"
+        # Ray's fixed ports may be another Ray's: without its agent, jobs are refused
+        head += f" --dashboard-agent-listen-port {free_port()} --ray-client-server-port {free_port()}"
         self.start(f"{head} --temp-dir {temp}/ray --object-store-memory 150000000")
         wait_for(self.ready, 90, "Ray's dashboard")
 

@@ -4,6 +4,9 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from tests.others import as_other_user
 from tests.ray.conftest import BIN, ROOT, Lab
 
 
@@ -16,12 +19,33 @@ def submit(lab: Lab, *words: object, **environment: str) -> "subprocess.Complete
     )
 
 
-def test_a_job_trains_on_the_cluster(lab: Lab, ards_data: Path) -> None:
+@pytest.fixture(scope="module")
+def submitted(lab: Lab, ards_data: Path) -> str:
+    """What a training that was submitted as a job has printed."""
     options = ("--smoke", "--workers", 2, "--name", "submitted")
     done = submit(lab, "python", "-m", "jobs.train", "ards", "--data", ards_data, *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "finished submitted" in done.stdout
+    return done.stdout
+
+
+def test_a_job_trains_on_the_cluster(lab: Lab, submitted: str) -> None:
+    assert "finished submitted" in submitted
     assert [run.info.status for run in lab.mlflow_runs() if run.info.run_name == "submitted"] == ["FINISHED"]
+
+
+def test_another_user_cannot_put_his_code_into_a_job(lab: Lab, submitted: str) -> None:
+    """Ray unpacks a job's files once and runs the next job of the same files from there, in a directory that it makes
+    writable for everybody: whoever reaches it exchanges them, and his code runs as the job's owner."""
+    (code,) = lab.cluster.temp.glob("ray/session_2*/runtime_resources/working_dir_files/*/jobs/train.py")
+    package = code.parents[1]
+    for attempt in (
+        f"ls {package.parent}",
+        f"mv {package} {package.parent}/taken && mkdir -p {package}/jobs && echo evil > {code}",
+        f"mkdir {package.parent}/_ray_pkg_of_the_next_job",
+    ):
+        outcome = as_other_user(attempt)
+        assert outcome.denied, f"{attempt}: {outcome}"
+    assert code.read_text() == (ROOT / "jobs" / "train.py").read_text()
 
 
 def test_without_the_token_it_is_refused(lab: Lab, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from raylab.files import read_lines
 from raylab.training import checkpoint
-from raylab.training.run import ledger_facts
+from raylab.training.ledger import summarise_ledger
 from tests.slurm.conftest import ROOT, Bed
 from tests.wait import wait_for
 
@@ -85,7 +85,7 @@ class Lab:
 
     def facts(self, run: str) -> dict[str, Any]:
         """Attempts and repeated steps up to now."""
-        return ledger_facts(self.home / "runs" / run / "ledger.jsonl")
+        return summarise_ledger(self.home / "runs" / run / "ledger.jsonl")
 
     def starts(self, run: str) -> list[dict[str, Any]]:
         return [line for line in self.ledger(run) if "start" in line]

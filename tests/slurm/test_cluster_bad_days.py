@@ -55,7 +55,7 @@ def test_two_clusters_and_a_stranger_on_one_node(lab: Lab, foreign: None) -> Non
     sites.write_text(sites.read_text() + head)
     up(lab, "one")
     refused = lab.call("cluster", "up", "--site", "testbed", "--name", "one")
-    assert refused.returncode == 2 and "is there already" in refused.stderr
+    assert refused.returncode == 2 and "already exists" in refused.stderr
     up(lab, "two")
     assert lab.status("one")["head"]["node"] == lab.status("two")["head"]["node"] == "n1"
     for name in ("one", "two"):

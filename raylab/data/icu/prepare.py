@@ -28,6 +28,7 @@ from raylab.data.icu import cohorts
 from raylab.data.icu.cohorts import COHORTS, Framing
 from raylab.data.icu.concepts import CONCEPTS, SERIES, STATIC, SourceData, whole_stays
 from raylab.data.icu.labels import Death, Label, label
+from raylab.data.icu.meta import IcuMeta
 from raylab.data.icu.patient_batch import Totals, check_needed, check_units, implausible, summarise_patients, unrecorded
 from raylab.data.icu.sources import meds, mimic3, physionet2012, yaib
 from raylab.data.icu.timegrid import joined, statistics
@@ -81,7 +82,7 @@ def prepare_ards(
     grid_of_windows: bool = False,
     virtual: bool = False,
     replace: bool = False,
-) -> dict[str, Any]:
+) -> IcuMeta:
     """Publish samples.parquet, hours.parquet and meta.json at `out` and return the meta.
 
     A row is a stay at risk at `landmark` (whole hours since its start), or with framing "rolling" at every hour from
@@ -103,7 +104,7 @@ def prepare_ards(
     if mapping is not None and source != "meds":
         raise UsageError(f"source '{source}' takes no mapping of codes", do="leave --mapping out, or use --source meds")
 
-    def write(work: Path) -> dict[str, Any]:
+    def write(work: Path) -> IcuMeta:
         raw = work / "raw"
         raw.mkdir()
         try:
@@ -178,35 +179,35 @@ def prepare_ards(
         stats = train_statistics(train, table)
         samples.write_parquet(work / "samples.parquet")
         table.write_parquet(work / "hours.parquet")
-        return {
-            "task": asked.task,
-            "source": source,
-            "numbering": [f"synthetic seed {seed}" if source == "synthetic" else source_data.numbering or source],
-            "synthetic": source == "synthetic",
-            "raylab": raylab.__version__,
-            "label": used.describe(chosen.landmark, chosen.horizon, chosen.gap),
-            "framing": chosen.kind,
-            "landmark_h": chosen.landmark,
-            "horizon_h": None if of_death else chosen.horizon,
-            "gap_h": chosen.gap,
-            "until_h": chosen.until if chosen.kind == "rolling" else None,
-            "notes": notes,
-            "warnings": list(source_data.warnings),
+        return IcuMeta(
+            task=asked.task,
+            source=source,
+            numbering=[f"synthetic seed {seed}" if source == "synthetic" else source_data.numbering or source],
+            synthetic=source == "synthetic",
+            raylab=raylab.__version__,
+            label=used.describe(chosen.landmark, chosen.horizon, chosen.gap),
+            framing=chosen.kind,
+            landmark_h=chosen.landmark,
+            horizon_h=None if of_death else chosen.horizon,
+            gap_h=chosen.gap,
+            until_h=chosen.until if chosen.kind == "rolling" else None,
+            notes=notes,
+            warnings=[*source_data.warnings, *(f"{name} is left out: {why}" for name, why in unfit.items())],
             **described(samples, stats),
-            "classes": list(asked.classes),
-            "attrition": steps,
+            classes=list(asked.classes),
+            attrition=steps,
             **({} if of_death else {"onsets": totals.onsets}),
             **({"sensitivity": totals.sensitivity} if grid_of_windows else {}),
-            "outcomes": {"known": len(outcomes) - outcomes.null_count(), "in_hospital_death": int(outcomes.sum() or 0)},
+            outcomes={"known": len(outcomes) - outcomes.null_count(), "in_hospital_death": int(outcomes.sum() or 0)},
             **totals.by_problem(),
             **totals.units(),
-            "left_out": unfit,
-            "coverage": {name: int(totals.covered.get(name, 0)) for name in CONCEPTS},
-            "stays": stays.height,
-            "dropped": {**totals.dropped(), **source_data.counts},
-            "split_hash": prepared.split_hash(list(samples.select("subject_id", "split").iter_rows())),
-            "seed": seed,
-        }
+            left_out=list(unfit),
+            coverage={name: int(totals.covered.get(name, 0)) for name in CONCEPTS},
+            stays=stays.height,
+            dropped={**totals.dropped(), **source_data.counts},
+            split_hash=prepared.split_hash(list(samples.select("subject_id", "split").iter_rows())),
+            seed=seed,
+        )
 
     return prepared.publish(Path(out), write, asked.task, replace)
 

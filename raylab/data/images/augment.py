@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-# The ranges of its public repository; one zoom for both axes, so that hearts keep their shape.
+# The ranges of its public repository, with one zoom for both axes so that hearts keep their shape.
 AUGMENT: Mapping[str, float] = {
-    "rotation": 10.0,  # degrees, up to so many either way
-    "shift": 0.1,  # share of the side, each axis, either way
+    "rotation": 10.0,  # maximum degrees in either direction
+    "shift": 0.1,  # maximum fraction of the side, per axis, in either direction
     "flip": 0.5,  # probability of a horizontal flip
     "brightness": 0.1,  # factor 0.9 to 1.1
     "zoom": 0.15,  # factor 0.85 to 1.15

@@ -273,8 +273,8 @@ def test_dimensions(text, parsed):
         ("uniform(1)", "takes two numbers"),
         ("uniform(1,2,3)", "takes two numbers"),
         ("uniform()", "takes two numbers"),
-        ("uniform(2,1)", "the lower first"),
-        ("uniform(1,1)", "the lower first"),
+        ("uniform(2,1)", "the lower one first"),
+        ("uniform(1,1)", "the lower one first"),
         ("uniform(a,b)", "takes two numbers"),
         ("uniform(false,true)", "takes two numbers"),
         ("loguniform(0,1)", "above zero"),
@@ -319,7 +319,7 @@ def test_another_model_keeps_the_fields_that_both_have():
 
 
 def test_the_task_is_not_overridden():
-    assert "this recipe is of the task ards" in refused({"task": "covidnet"})
+    assert "this recipe belongs to the task ards" in refused({"task": "covidnet"})
     assert override(ARDS, {"task": "ards"}) == ARDS
 
 

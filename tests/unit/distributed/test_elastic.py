@@ -43,8 +43,9 @@ def test_a_run_has_moved_when_that_was_the_last_thing_it_did(tmp_path):
     ledger = tmp_path / "ledger.jsonl"
     assert not moved(tmp_path)
     for line, expected in (({"start": 0}, False), ({"moved": 5}, True), ({"start": 5}, False), ({"step": 6}, False)):
+        more = {"attempt": 0, "workers": 1, "loss": 0.5, "why": "a node leaves"}
         with ledger.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(more | line) + "\n")
         assert moved(tmp_path) is expected
 
 

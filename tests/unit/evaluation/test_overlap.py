@@ -197,14 +197,14 @@ def test_stays_of_two_hospitals_pooled_and_apart(tmp_path, monkeypatch):
     assert found["shared"] == 0 and "another source (yaib eicu; yaib hirid)" in found["why"]
     assert 0 < leakage("ards", eicu, later, "all")["shared"] < leakage("ards", eicu, eicu, "all")["shared"]
     pool = resplit([eicu, hirid], tmp_path / "pool", Split("patient"))
-    assert pool["numbering"] == ["yaib eicu", "yaib hirid"]
-    assert pool["counts"]["test"]["n"] + pool["counts"]["val"]["n"] + pool["counts"]["train"]["n"] == sum(
-        read_meta(path, "ards")["cohorts"]["all"]["n"] for path in (eicu, hirid)
+    assert pool.numbering == ["yaib eicu", "yaib hirid"]
+    assert pool.counts["test"]["n"] + pool.counts["val"]["n"] + pool.counts["train"]["n"] == sum(
+        read_meta(path, "ards").cohorts["all"]["n"] for path in (eicu, hirid)
     )
     found = leakage("ards", tmp_path / "pool", hirid, "all")
     assert 0.7 * found["patients"] < found["shared"] < 0.9 * found["patients"]
     with pytest.raises(DataError, match="their identifiers have one numbering: yaib eicu"):
         resplit([eicu, later], tmp_path / "twice", Split("patient"))
-    assert resplit([eicu, last], tmp_path / "one", Split("patient"))["numbering"] == ["yaib eicu"]
+    assert resplit([eicu, last], tmp_path / "one", Split("patient")).numbering == ["yaib eicu"]
     found = leakage("ards", tmp_path / "one", last, "all")  # parts of one numbering keep their identifiers
     assert 0.7 * found["patients"] < found["shared"] < 0.9 * found["patients"]

@@ -66,7 +66,7 @@ run  kind      status    split  macro_recall  accuracy           n  seed  run id
 covidx aaaaaaaa:
 x    transfer  finished  test   0.500         0.700 [.680,.720]  -  -     00000000
 
-* val: these scores were used to choose; expect lower ones on the test split
+* val: these scores were used to choose the model; expect lower ones on the test split
 
 (1 trials not shown)"""
 
@@ -143,7 +143,7 @@ def test_the_page_shows_scores_elsewhere_with_their_cohort_and_reads(tmp_path: P
     assert "<td>all (3 reads)</td>" in summary and "0.700<small>[0.680, 0.720]</small>" in summary
     assert "<td>all</td>" in summary and "<td>gas</td>" in summary and "<td>folds</td>" in summary
     assert "<td>val</td>" in summary  # of other data: it has chosen nothing
-    assert '<td class="val" title="used to choose">val</td>' in summary
+    assert '<td class="val" title="used to choose the model">val</td>' in summary
     assert "0.100" not in details and "0.800 [0.780, 0.820]" in details  # the kept epoch's, not the last one's
 
 
@@ -236,7 +236,7 @@ def test_the_page_stands_alone_and_is_honest(tmp_path: Path) -> None:
     summary, details = page.split('<h2 id="runs">')
     assert "0.800<small>[0.780, 0.820]</small>" in summary and "<th>brier</th>" in summary
     assert "prevalence" not in summary and "<td>prevalence</td>" in details and "0.800 [0.780, 0.820]" in details
-    assert '<td class="val" title="used to choose">val</td>' in summary and "<td>1,000</td>" in summary
+    assert '<td class="val" title="used to choose the model">val</td>' in summary and "<td>1,000</td>" in summary
     assert "5,000</td>" in summary and "1,677</td>" in summary and "a &lt;label&gt;" in summary and "300.0" not in page
     assert summary.count("stopped by asha") == 3 and "t3 (kept)" in summary and "t1<" not in summary  # the top 5
     assert f'started from</dt><dd><a href="#{"real":0>32}">real</a>' in details

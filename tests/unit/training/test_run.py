@@ -21,9 +21,10 @@ from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training import checkpoint
 from raylab.training import run as runs
+from raylab.training.ledger import summarise_ledger
 from raylab.training.loop import weights_sha256
 from raylab.training.process_group import ProcessGroup
-from raylab.training.run import Recorder, execute, inherit, ledger_facts, read_model, run_on_all_ranks, write_model
+from raylab.training.run import Recorder, execute, inherit, read_model, run_on_all_ranks, write_model
 
 # 124 samples: 2 steps an epoch, 6 in all; checkpoints after 3 and 6
 RECIPE = override(shipped_recipe("ards", smoke=True), {"loop.checkpoint_steps": 3, "loop.ema_decay": 0.9})
@@ -197,7 +198,7 @@ def test_a_group_that_makes_way_saves_at_the_next_step_and_ends(tmp_path):
 
 def ledger(path: Path, *lines: dict[str, Any]) -> dict[str, Any]:
     path.write_text("".join(json.dumps({"attempt": 0, **line}) + "\n" for line in lines))
-    return ledger_facts(path)
+    return summarise_ledger(path)
 
 
 def start(step: int, workers: int = 1, damaged: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -222,7 +223,7 @@ def test_facts_of_a_ledger(tmp_path):
     assert facts["damaged_checkpoints"] == 1
     assert ledger(path, start(0), *computed(1, 2), start(4), *computed(5))["gaps"] == 2
     assert ledger(path, start(0), *computed(1, 2), start(0), start(1), *computed(2))["steps_repeated"] == 3
-    assert ledger_facts(tmp_path / "none.jsonl")["attempts"] == 0
+    assert summarise_ledger(tmp_path / "none.jsonl")["attempts"] == 0
 
 
 def test_lines_cut_short_by_a_crash_are_left_out(tmp_path):

@@ -25,7 +25,15 @@ from pathlib import Path
 import dataframely as dy
 import polars as pl
 
-from raylab.data.icu.concepts import CONCEPTS, EVENTS, UNIT, SourceData, stated_units, whole_stays
+from raylab.data.icu.concepts import (
+    CONCEPTS,
+    EVENTS,
+    UNIT,
+    SourceData,
+    read_quantities,
+    stated_units,
+    whole_stays,
+)
 from raylab.data.icu.demographics import age, count_unread, sex
 from raylab.data.icu.sources.episodes import charted
 from raylab.data.icu.sources.tables import Conversions, Findings, Pieces, by_value, needed, piece_count, rows_of, whole
@@ -213,7 +221,7 @@ def narrow(
 ) -> list[Path]:
     """Rows with one of `items` of the patients of `stays`, with their unit, written by patient. Memory holds one
     portion of the table."""
-    findings, table = Findings(file, conversions), file.name.partition(".")[0].upper()
+    findings, table, from_text = Findings(file, conversions), file.name.partition(".")[0].upper(), 0
     wanted = [str(item) for item in sorted(items)]
     named: list[pl.DataFrame] = []
     keys = {"subject_id": "subject_id", "icustay_id": "stay_id"}  # here -> in `stays`
@@ -236,8 +244,11 @@ def narrow(
         rows = of_stays(rows, stays, table, counts).with_columns(pl.col("valuenum").fill_nan(None))
         nothing = pl.col("valuenum").is_null() & (pl.col("value").fill_null("").str.strip_chars() == "")
         counts["without a value"] += int(rows.select(nothing.sum()).item())
-        out.add(with_units(rows.filter(~nothing)))
+        rows = with_units(rows.filter(~nothing))
+        from_text += int(rows["from_text"].sum())
+        out.add(rows.drop("from_text"))
     findings.close()
+    conversions.note("{}: values read from text such as 50% or 7,4, where VALUENUM is empty", from_text, table)
     for key in named[0].columns if named else ():
         conversions.match(pl.concat(named)[key], stays[keys[key]], table, "ICUSTAYS")
     return out.close(ROWS)
@@ -259,26 +270,28 @@ def of_stays(rows: pl.DataFrame, stays: pl.DataFrame, table: str, counts: Counte
 
 
 def with_units(rows: pl.DataFrame) -> pl.DataFrame:
-    """ROWS of charted or laboratory rows that hold something; what is no number is NaN."""
+    """ROWS of charted or laboratory rows that hold something; what is no number is NaN. `from_text`: VALUENUM is empty,
+    and VALUE has a number that is written with a unit or a decimal comma."""
     item = pl.col("itemid").cast(pl.String)
-    pairs = rows.select(item.alias("item"), recorded="valueuom").unique()
+    rows = rows.with_columns(item=item, recorded="valueuom", text=pl.when(pl.col("valuenum").is_null()).then("value"))
+    pairs = rows.select("item", "recorded").unique()
+    rows = rows.join(stated_units("mimic3", pairs.iter_rows()), ["item", "recorded"], "left", nulls_equal=True)
+    texts = rows.filter(pl.col("concept").is_not_null()).select("concept", UNIT, "text").drop_nulls("text").unique()
+    rows = rows.join(read_quantities(texts), ["concept", UNIT, "text"], "left")
     stay = pl.col("icustay_id") if "icustay_id" in rows.columns else pl.lit(None, pl.String)
-    number = pl.coalesce("valuenum", pl.col("value").cast(pl.Float64, strict=False))
-    return (
-        rows.with_columns(item=item, recorded="valueuom")
-        .join(stated_units("mimic3", pairs.iter_rows()), ["item", "recorded"], "left", nulls_equal=True)
-        .select(
-            subject_id="subject_id",
-            stay_id=stay,
-            at="charttime",
-            item=pl.col("itemid"),
-            concept="concept",
-            value=pl.when(pl.col("concept").is_not_null()).then(number.fill_null(float("nan"))).otherwise(number),
-            text=pl.when(pl.col("itemid").is_in([MODE, DEVICE, SPECIMEN])).then("value"),
-            unit=UNIT,
-        )
-        .cast(ROWS)
-    )
+    plain = pl.col("value").cast(pl.Float64, strict=False)
+    of_concept = pl.coalesce("valuenum", "number").fill_null(float("nan"))
+    return rows.select(
+        subject_id="subject_id",
+        stay_id=stay,
+        at="charttime",
+        item=pl.col("itemid"),
+        concept="concept",
+        value=pl.when(pl.col("concept").is_not_null()).then(of_concept).otherwise(pl.coalesce("valuenum", plain)),
+        text=pl.when(pl.col("itemid").is_in([MODE, DEVICE, SPECIMEN])).then("value"),
+        unit=pl.coalesce("unit_read", UNIT),
+        from_text=pl.col("number").is_not_null() & plain.is_null(),
+    ).cast(ROWS)
 
 
 def events_of(charts: pl.LazyFrame, labs: pl.LazyFrame, episodes: pl.LazyFrame, stays: pl.LazyFrame) -> pl.LazyFrame:

@@ -92,7 +92,8 @@ class Conversions:
 class Findings:
     """What is wrong with a table, counted over all its portions.
 
-    Columns of a schema may say in their metadata: `identifier` ("text" or "number"), `names` (other names they go by).
+    Columns of a schema may say in their metadata: `identifier` ("text" or "number"), `names` (other names they go by),
+    `optional` (of text; null where the table has no such column).
     """
 
     def __init__(self, file: Path, conversions: Conversions | None = None) -> None:
@@ -115,7 +116,10 @@ class Findings:
 
         `lines`: where each row stands in the file, for the message. `asked`: the rows in which anything must hold.
         """
-        columns, kinds = schema.columns(), rows.schema
+        columns = schema.columns()
+        absent = [name for name, column in columns.items() if said(column).get("optional") and name not in rows.columns]
+        rows = rows.with_columns(pl.lit(None, pl.String).alias(name) for name in absent)
+        kinds = rows.schema
         read = {name: self.read(rows, name, column) for name, column in columns.items()}
         whole = rows.with_columns(of["typed"].alias(name) for name, of in read.items())
         typed, self.rows = whole, self.rows + rows.height
@@ -281,7 +285,8 @@ def _columns(file: Path, names: Sequence[str], schema: type[dy.Schema], table: s
     by_lower = {name.lower(): name for name in names}
     known = {name: (name, *said(column).get("names", ())) for name, column in schema.columns().items()}
     found = {name: next((by_lower[n] for n in others if n in by_lower), None) for name, others in known.items()}
-    missing = [name for name, here in found.items() if here is None]
+    optional = {name for name, column in schema.columns().items() if said(column).get("optional")}
+    missing = [name for name, here in found.items() if here is None and name not in optional]
     if missing:
         raise DataError(
             f"{file} is not the table {table}: no column {', '.join(missing)}",

@@ -61,7 +61,7 @@ def test_samples_protocol(directory):
     assert samples.y.dtype == np.int64 and samples.group.dtype == np.int64
     assert {len(a) for a in (samples.y, samples.group, samples.source, samples.ids)} == {n}
     assert spec["kind"] == "icu-hourly" and json.loads(json.dumps(spec)) == spec
-    assert set(samples.source) == {"synthetic"} and samples.absent == [] and samples.meta["task"] == "ards"
+    assert set(samples.source) == {"synthetic"} and samples.absent == [] and samples.meta.task == "ards"
 
 
 def test_train_values_are_standardised(directory):
@@ -83,7 +83,7 @@ def test_splits_and_cohorts(directory):
     assert len({int(g) for p in parts.values() for g in np.unique(p.group)}) == len(everything)
     subset = load_icu(directory, "all", cohort="ventilated_pf")
     assert 0 < len(subset) < len(everything)
-    assert len(subset) == everything.meta["cohorts"]["ventilated_pf"]["n"]
+    assert len(subset) == everything.meta.cohorts["ventilated_pf"]["n"]
 
 
 def test_a_models_spec_rules(directory):

@@ -42,7 +42,7 @@ def test_folds_test_every_patient_once(directory, tmp_path):
         meta = resplit([directory], tmp_path / str(fold), Split("patient", fold, 3), seed=1)
         table = rows(tmp_path / str(fold))
         assert table.group_by("subject_id").agg(pl.col("split").n_unique())["split"].max() == 1
-        assert set(table["split"]) == {"train", "val", "test"} and meta["split"]["rows_left_out"] == 0
+        assert set(table["split"]) == {"train", "val", "test"} and meta.split["rows_left_out"] == 0
         tested += table.filter(pl.col("split") == "test")["stay_id"].to_list()
         train = load_icu(tmp_path / str(fold), "train")
         f, hr = len(train.spec["features"]), train.spec["features"].index("hr")
@@ -56,7 +56,7 @@ def test_a_later_period_is_held_out(directory, tmp_path):
     table = rows(tmp_path / "out")
     assert set(table.filter(pl.col("split") == "test")["period"]) == {"2011"}
     assert set(table.filter(pl.col("split") != "test")["period"]) == {"2010"}
-    assert meta["split"]["held_out"] == "period 2011"
+    assert meta.split["held_out"] == "period 2011"
 
 
 def test_a_patient_in_two_hospitals_leaves_train(directory, tmp_path):
@@ -64,9 +64,9 @@ def test_a_patient_in_two_hospitals_leaves_train(directory, tmp_path):
     table = rows(tmp_path / "out")
     test, rest = (table.filter((pl.col("split") == "test") == flag) for flag in (True, False))
     assert set(test["source"]) == {"south"} and not set(test["subject_id"]) & set(rest["subject_id"])
-    assert meta["split"]["rows_left_out"] >= 1
-    assert len(table) == len(rows(directory)) - meta["split"]["rows_left_out"]
-    assert meta["attrition"][-1]["stays"] == len(table)
+    assert meta.split["rows_left_out"] >= 1
+    assert len(table) == len(rows(directory)) - meta.split["rows_left_out"]
+    assert meta.attrition[-1]["stays"] == len(table)
 
 
 def test_counts_of_values_add_up():
@@ -89,8 +89,8 @@ def test_several_directories_are_pooled(directory, tmp_path, monkeypatch):
     meta = resplit([directory, tmp_path / "other"], tmp_path / "out", parse("site:synthetic"))
     table = rows(tmp_path / "out")
     assert len(table) == len(rows(directory)) + len(rows(tmp_path / "other")) and table["row"].is_unique().all()
-    assert meta["counts"]["test"]["n"] == len(rows(tmp_path / "other"))
-    assert len(load_icu(tmp_path / "out", "test")) == meta["counts"]["test"]["n"]
+    assert meta.counts["test"]["n"] == len(rows(tmp_path / "other"))
+    assert len(load_icu(tmp_path / "out", "test")) == meta.counts["test"]["n"]
 
 
 def test_what_cannot_be_split_is_refused(directory, tmp_path):

@@ -6,7 +6,7 @@ import sys
 import polars as pl
 import pytest
 
-from raylab.data.icu.concepts import CONCEPTS, EVENTS, UNIT, factor
+from raylab.data.icu.concepts import CONCEPTS, EVENTS, UNIT, factor, read_quantities
 from raylab.data.icu.patient_batch import screen, units_of
 from raylab.data.icu.units import conversion, parse
 
@@ -151,6 +151,38 @@ def test_a_concepts_own_unit(name, unit):
 def test_every_concept_reads_its_own_unit():
     assert {name: factor(c, c.unit) for name, c in CONCEPTS.items()} == dict.fromkeys(CONCEPTS, (1.0, 0.0))
     assert {c.unit for c in CONCEPTS.values() if parse(c.unit) is None and not c.unit.startswith("1")} == set()
+
+
+@pytest.mark.parametrize(
+    ("concept", "unit", "text", "number", "unit_read"),
+    [
+        ("fio2", "", "50%", 50, "%"), ("fio2", "%", " 50 % ", 50, "%"), ("fio2", "", "0,5", 0.5, ""),
+        ("fio2", "UNK", "60 pct", 60, "pct"), ("spo2", "", "97 %", 97, "%"), ("spo2", "%", "97", 97, "%"),
+        ("ph", "", "7,4", 7.4, ""), ("pao2", "", "12.5 kPa", 12.5, "kPa"), ("pao2", "mmHg", "90 mm Hg", 90, "mmHg"),
+        ("temp", "degF", "98.6 F", 98.6, "degF"), ("platelets", "", "1.234,5", 1234.5, ""), ("hr", "", "+.8e2", 80, ""),
+    ],
+)  # fmt: skip
+def test_a_number_in_text_is_read_with_its_unit(concept, unit, text, number, unit_read):
+    assert read_text(concept, unit, text) == (number, unit_read)
+
+
+@pytest.mark.parametrize(
+    ("concept", "unit", "text"),
+    [
+        *(("pao2", "mmHg", text) for text in ("<0.5", ">200", "5-10", "10/20", "ERROR", "", "90%", "12 kPa", "90 a")),
+        ("fio2", "", "4 L"), ("fio2", "L/min", "50%"), ("temp", "degF", "37 C"), ("platelets", "", "1,234"),
+        ("gcs", "", "10T"), ("hr", "", "8O"), ("hr", "", "inf"), ("hr", "", "nan"),
+    ],
+)  # fmt: skip
+def test_text_whose_meaning_is_not_certain_is_no_number(concept, unit, text):
+    assert read_text(concept, unit, text) == (None, None)
+
+
+def read_text(concept: str, unit: str, text: str) -> tuple[float | None, str | None]:
+    schema = {"concept": pl.String, UNIT: pl.String, "text": pl.String}
+    read = read_quantities(pl.DataFrame([(concept, unit, text)], schema, orient="row"))
+    number, unit_read = read.select("number", "unit_read").row(0)
+    return number, unit_read if number is not None else None
 
 
 def events(*rows: tuple[str, float, str | None]) -> pl.LazyFrame:

@@ -49,28 +49,28 @@ def test_three_lists(images: Path, tmp_path: Path) -> None:
     ]
     seen: list[tuple[int, int]] = []
     meta = prepare_covidnet(tmp_path / "out", images, *lists, size=32, progress=lambda *done: seen.append(done))
-    assert meta["task"] == "covidnet" and meta["kind"] == "cxr-frontal-u8" and meta["synthetic"] is False
-    assert meta["counts"]["train"] == {"normal": 8, "pneumonia": 8, "COVID-19": 8}
-    assert meta["patients"] == {"train": 12, "val": 4, "test": 4}
-    assert meta["sources"]["train"]["site0"] == {"normal": 4, "pneumonia": 4, "COVID-19": 4}
+    assert meta.task == "covidnet" and meta.kind == "cxr-frontal-u8" and meta.synthetic is False
+    assert meta.counts["train"] == {"normal": 8, "pneumonia": 8, "COVID-19": 8}
+    assert meta.patients == {"train": 12, "val": 4, "test": 4}
+    assert meta.sources["train"]["site0"] == {"normal": 4, "pneumonia": 4, "COVID-19": 4}
     assert seen == [(40, 40)]  # one chunk
     table = pl.read_parquet(tmp_path / "out" / "index.parquet")
     assert table["row"].to_list() == list(range(40)) and table["file"][33] == "33.png"
     pixels = np.load(tmp_path / "out" / "images.npy")
     assert pixels.shape == (40, 32, 32) and pixels.dtype == np.uint8
-    assert meta["statistics"]["mean"] == pytest.approx(pixels[:24].mean() / 255)  # train only
-    assert meta["statistics"]["std"] == pytest.approx(pixels[:24].std() / 255)
+    assert meta.statistics["mean"] == pytest.approx(pixels[:24].mean() / 255)  # train only
+    assert meta.statistics["std"] == pytest.approx(pixels[:24].std() / 255)
 
 
 def test_val_is_carved_from_train_by_patient(images: Path, tmp_path: Path) -> None:
     train = write(tmp_path / "train.txt", range(40))
     meta = prepare_covidnet(tmp_path / "out", images, train, None, None, size=32)
-    assert meta["val_carved_from_train"] is True and "carved" in meta["attrition"][-1]["step"]
+    assert meta.val_carved_from_train is True and "carved" in meta.attrition[-1]["step"]
     table = pl.read_parquet(tmp_path / "out" / "index.parquet")
     parts = table.group_by("patient").agg(pl.col("split").n_unique())
     assert parts["split"].max() == 1 and set(table["split"]) == {"train", "val"}
     again = prepare_covidnet(tmp_path / "again", images, train, None, None, size=32)
-    assert (again["split_hash"], again["data_hash"]) == (meta["split_hash"], meta["data_hash"])
+    assert (again.split_hash, again.data_hash) == (meta.split_hash, meta.data_hash)
 
 
 def test_rows_that_overlap_leave_train_then_val(images: Path, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_rows_that_overlap_leave_train_then_val(images: Path, tmp_path: Path) ->
     val = write(tmp_path / "val.txt", [18, *range(20, 32)])
     test = write(tmp_path / "test.txt", [31, *range(32, 40)])
     meta = prepare_covidnet(tmp_path / "out", images, train, val, test, size=32)
-    assert [(row["images"], row["patients"]) for row in meta["attrition"]] == [
+    assert [(row["images"], row["patients"]) for row in meta.attrition] == [
         (44, 21),  # as listed
         (43, 21),  # p0's line stood twice
         (42, 20),  # 39.png stands in test under another id
@@ -101,7 +101,7 @@ def test_one_file_named_twice_counts_once(images: Path, tmp_path: Path) -> None:
     lines = "".join(f"{patient} {file} {LABELS[(5 if '5' in patient else 4) % 3]} x\n" for patient, file in again)
     train = write(tmp_path / "train.txt", range(8, 24), lines)
     meta = prepare_covidnet(tmp_path / "out", images, train, None, None, size=32)
-    assert [row["images"] for row in meta["attrition"]][:2] == [16 + len(again), 16]
+    assert [row["images"] for row in meta.attrition][:2] == [16 + len(again), 16]
     table = pl.read_parquet(tmp_path / "out" / "index.parquet")
     assert sorted(table["file"]) == sorted(f"{n}.png" for n in range(8, 24))
 
@@ -115,7 +115,7 @@ def test_one_file_named_twice_counts_once(images: Path, tmp_path: Path) -> None:
     }
     (tmp_path / "m.csv").write_text("path,label,view\n./8.png,pneumonia,LL\nsoft.png,pneumonia,LL\n9.png,pneumonia,\n")
     meta = prepare_covidnet(tmp_path / "m", images, None, None, None, size=32, manifest=tmp_path / "m.csv")
-    assert [row["images"] for row in meta["attrition"]] == [3, 2]
+    assert [row["images"] for row in meta.attrition] == [3, 2]
     meta = prepare_covidnet(tmp_path / "l", images, None, None, train, size=32, manifest=tmp_path / "m.csv")
     assert pl.read_parquet(tmp_path / "l" / "index.parquet").filter(pl.col("view") == "LL")["file"].to_list() == [
         "8.png"
@@ -135,7 +135,7 @@ def test_two_files_of_one_name_in_folders_of_their_splits(images: Path, tmp_path
     test = write(tmp_path / "test.txt", range(8, 16), line.format("b"))
     meta = prepare_covidnet(tmp_path / "out", images, train, None, test, size=32)
     table = pl.read_parquet(tmp_path / "out" / "index.parquet")
-    assert meta["attrition"][-1]["images"] == 18
+    assert meta.attrition[-1]["images"] == 18
     assert set(table.filter(pl.col("patient").is_in(["a", "b"]))["file"]) == {"same.png", "test/same.png"}
 
 
@@ -154,16 +154,16 @@ def test_how_brightness_came_about_is_counted(images: Path, tmp_path: Path) -> N
     meta = prepare_covidnet(
         tmp_path / "out", images, None, None, write(tmp_path / "t.txt", range(6)), size=32, skip_bad=True
     )
-    assert meta["contrast"] == {
+    assert meta.contrast == {
         "values kept, window does not suit": 1,
         "window": 1,
         "stretched": 2,
         "stretched, window does not suit": 1,
     }
-    assert any("1 images show nine tenths" in warning and "  4.png" in warning for warning in meta["warnings"])
-    assert any(warning.startswith("2 DICOM files have a window that does not suit") for warning in meta["warnings"])
-    assert any("1 images are not of a frontal view (1 LL)" in warning for warning in meta["warnings"])
-    assert meta["skipped"][0]["reason"].endswith("; convert it to one of them")
+    assert any("1 images show 90%" in warning and "  4.png" in warning for warning in meta.warnings)
+    assert any(warning.startswith("2 DICOM files have a window that does not suit") for warning in meta.warnings)
+    assert any("1 images do not have a frontal view (1 LL)" in warning for warning in meta.warnings)
+    assert meta.skipped[0]["reason"].endswith("; convert it to one of them")
 
 
 def test_nothing_left_of_a_list(images: Path, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_images_in_a_folder_of_their_split(images: Path, tmp_path: Path) -> None
     for number in range(40):
         (images / f"{number}.png").rename(images / "train" / f"{number}.png")
     meta = prepare_covidnet(tmp_path / "out", images, write(tmp_path / "t.txt", range(40)), None, None, size=32)
-    assert sum(meta["patients"].values()) == 20
+    assert sum(meta.patients.values()) == 20
 
 
 def test_unreadable_images(images: Path, tmp_path: Path) -> None:
@@ -205,12 +205,12 @@ def test_unreadable_images(images: Path, tmp_path: Path) -> None:
     assert "3.png" in str(caught.value) and "7.png" in str(caught.value) and "--skip-bad" in str(caught.value)
     assert not (tmp_path / "out").exists()
     meta = prepare_covidnet(tmp_path / "out", images, train, None, None, size=32, skip_bad=True)
-    assert {row["file"] for row in meta["skipped"]} == {"3.png", "7.png"}
-    assert meta["attrition"][-1]["images"] == 38
+    assert {row["file"] for row in meta.skipped} == {"3.png", "7.png"}
+    assert meta.attrition[-1]["images"] == 38
     old = {f: i for i, f in enumerate(pl.read_parquet(tmp_path / "whole" / "index.parquet")["file"])}
     new = pl.read_parquet(tmp_path / "out" / "index.parquet")["file"].to_list()
     before, after = np.load(tmp_path / "whole" / "images.npy"), np.load(tmp_path / "out" / "images.npy")
-    assert np.array_equal(after, before[[old[f] for f in new]]) and whole["skipped"] == []
+    assert np.array_equal(after, before[[old[f] for f in new]]) and whole.skipped == []
 
 
 def test_wrong_use(images: Path, tmp_path: Path) -> None:
@@ -229,10 +229,10 @@ def test_wrong_use(images: Path, tmp_path: Path) -> None:
 
 def test_synthetic_says_so(drawn: Path) -> None:
     samples = load_images(drawn, "all")
-    assert samples.meta["synthetic"] is True and samples.meta["source"] == "synthetic"
+    assert samples.meta.synthetic is True and samples.meta.source == "synthetic"
     assert all(name.startswith("synthetic-A") for name in samples.ids)
     assert set(samples.source) == {"synthetic-A"}
-    assert set(samples.meta["counts"]) == {"train", "val", "test"}
+    assert set(samples.meta.counts) == {"train", "val", "test"}
 
 
 def test_loader_normalises_with_train_statistics(drawn: Path) -> None:
@@ -314,8 +314,8 @@ def test_augmentation_moves_as_stated(drawn: Path) -> None:
 def test_real_images(tmp_path: Path) -> None:
     labels = REAL / "labels"
     meta = prepare_covidnet(tmp_path / "b", REAL / "images", None, labels / "val_B.txt", None, size=64)
-    assert meta["counts"] == {"val": {"normal": 52, "pneumonia": 97, "COVID-19": 25}}
-    assert meta["statistics"] is None and meta["skipped"] == []
+    assert meta.counts == {"val": {"normal": 52, "pneumonia": 97, "COVID-19": 25}}
+    assert meta.statistics is None and meta.skipped == []
 
 
 def test_carving_uses_the_shared_splitter() -> None:
@@ -345,10 +345,10 @@ def test_copies_under_other_names_never_cross_splits(tmp_path: Path) -> None:
     meta = prepare_covidnet(tmp_path / "out", folder, train, None, test, size=64)
     table = pl.read_parquet(tmp_path / "out" / "index.parquet")
     assert "copy25.png" not in table["file"].to_list() and "25.png" in table["file"].to_list()
-    assert any("copies of" in row["step"] and row["images"] == 31 for row in meta["attrition"])
+    assert any("copies of" in row["step"] and row["images"] == 31 for row in meta.attrition)
     pair = table.filter(pl.col("file").is_in(["3.png", "copy3.png"]))
     assert set(pair["group"]) == {"here:p3"} and pair["split"].n_unique() == 1 and pair["patient"].n_unique() == 2
-    assert meta["duplicates"]["pairs"] == meta["duplicates"]["of_different_patients"] == 2
+    assert meta.duplicates.pairs == meta.duplicates.of_different_patients == 2
     samples = load_images(tmp_path / "out", "all")
     assert len(samples) == 31 and len(set(samples.group)) == 30
 
@@ -362,7 +362,7 @@ def test_apart_from_another_set(tmp_path: Path) -> None:
     meta = prepare_covidnet(tmp_path / "b", folder, None, None, second, size=64, apart_from=[tmp_path / "a"])
     assert pl.read_parquet(tmp_path / "b" / "index.parquet")["file"].to_list() == [f"{n}.png" for n in range(6, 12)]
     assert np.load(tmp_path / "b" / "images.npy").shape[0] == 6
-    assert meta["attrition"][-1] == {"step": "without copies of images in a", "images": 6, "patients": 6}
+    assert meta.attrition[-1] == {"step": "without copies of images in a", "images": 6, "patients": 6}
     with pytest.raises(DataError, match="every image is a copy"):
         prepare_covidnet(tmp_path / "c", folder, None, None, first, size=64, apart_from=[tmp_path / "a"])
 
@@ -379,11 +379,11 @@ def test_what_is_odd_is_said(tmp_path: Path) -> None:
     lines = [f"p{n} {n}.png normal here" for n in range(6)]
     train.write_text("\n".join([*lines, "p9 side.png pneumonia here"]))
     meta = prepare_covidnet(tmp_path / "out", folder, train, None, None, size=64, manifest=tmp_path / "manifest.csv")
-    said = "\n".join(meta["warnings"])
-    assert "1 images are not of a frontal view (1 LL)" in said and "2.png" in said
+    said = "\n".join(meta.warnings)
+    assert "1 images do not have a frontal view (1 LL)" in said and "2.png" in said
     assert "1 images are narrower or wider" in said and "side.png" in said
     assert "no COVID-19 in train" in said
-    assert meta["published"]["table"] == "COVIDx" and len(meta["published"]["differs"]) == 3
+    assert meta.published.table == "COVIDx" and len(meta.published.differs) == 3
     views = pl.read_parquet(tmp_path / "out" / "index.parquet")["view"].to_list()
     assert views.count("LL") == 1 and views.count(None) == 1
 
@@ -394,8 +394,8 @@ def test_a_manifest_alone(tmp_path: Path) -> None:
         "path,label,patient\n" + "".join(f"images/{n}.png,{('covid', 'normal')[n % 2]},p{n // 2}\n" for n in range(6))
     )
     meta = prepare_covidnet(tmp_path / "out", folder, None, None, None, size=64, manifest=tmp_path / "manifest.csv")
-    assert meta["counts"] == {"test": {"normal": 3, "pneumonia": 0, "COVID-19": 3}}
-    assert meta["patients"] == {"test": 3} and meta["lists"] == {}
+    assert meta.counts == {"test": {"normal": 3, "pneumonia": 0, "COVID-19": 3}}
+    assert meta.patients == {"test": 3} and meta.lists == {}
 
 
 def test_decoding_elsewhere_gives_the_same_cache(images: Path, tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_decoding_elsewhere_gives_the_same_cache(images: Path, tmp_path: Path) -
 
     here = prepare_covidnet(tmp_path / "a", images, train, None, None, size=32, skip_bad=True)
     there = prepare_covidnet(tmp_path / "b", images, train, None, None, size=32, skip_bad=True, spread=spread)
-    assert seen and here["data_hash"] == there["data_hash"] and here["skipped"] == there["skipped"]
+    assert seen and here.data_hash == there.data_hash and here.skipped == there.skipped
     written = {p.name for p in (tmp_path / "b").iterdir()} - set(IGNORE_FILES)
     assert written == {"images.npy", "index.parquet", "meta.json"}
 
@@ -454,7 +454,7 @@ def test_one_number_in_two_hospitals(tmp_path: Path, manifest: str, train: int) 
     meta = prepare_covidnet(
         tmp_path / "out", case / "images", None, None, None, size=64, manifest=case / f"{manifest}.csv"
     )
-    kept = {split: sum(counts.values()) for split, counts in meta["counts"].items()}
+    kept = {split: sum(counts.values()) for split, counts in meta.counts.items()}
     assert (kept["train"] + kept["val"], kept["test"]) == (train, 10)
 
 
@@ -476,15 +476,15 @@ def test_groups_are_of_a_source(images: Path, tmp_path: Path) -> None:
     rows = [f"{n}.png,{LABELS[n % 3]},{'7' if n < 4 else n},h{n % 2},train" for n in range(20)]
     meta, table = prepared_from(images, tmp_path, *rows)
     assert table.filter(pl.col("patient") == "7")["group"].unique().sort().to_list() == ["h0:7", "h1:7"]
-    assert meta["attrition"][0] == {"step": "rows of the manifest", "images": 20, "patients": 17}
-    assert sum(meta["patients"].values()) == 17
+    assert meta.attrition[0] == {"step": "rows of the manifest", "images": 20, "patients": 17}
+    assert sum(meta.patients.values()) == 17
 
 
 @pytest.mark.parametrize("other", ["7", "7.0", " 7 ", "\u00a07"])
 def test_one_patient_in_two_spellings_does_not_cross_splits(images: Path, tmp_path: Path, other: str) -> None:
     train = [f"{n}.png,{LABELS[n % 3]},{n},h1,train" for n in range(12)]
     meta, table = prepared_from(images, tmp_path, *train, f'20.png,normal,"{other}", H1 ,test')
-    assert [row["images"] for row in meta["attrition"]][1:3] == [13, 12]
+    assert [row["images"] for row in meta.attrition][1:3] == [13, 12]
     assert "7.png" not in table["file"].to_list() and table.filter(pl.col("split") == "test")["patient"].item() == "7"
 
 
@@ -492,7 +492,7 @@ def test_who_cannot_be_told_apart_is_said(images: Path, tmp_path: Path) -> None:
     rows = [f"{n}.png,{LABELS[n % 3]},{n},train" for n in range(12)]
     more = ["20.png,normal,007,train", "21.png,normal,P1,train", "22.png,normal,p1,train", "23.png,normal,NA,train"]
     meta, table = prepared_from(images, tmp_path, *rows, *more, "24.png,normal,8,test", head="path,label,patient,split")
-    said = "\n".join(meta["warnings"])
+    said = "\n".join(meta.warnings)
     assert "16 of 16 images name no source" in said  # 8.png left train: without sources it is the patient of 24.png
     assert "4 patients have a number that differs from another one of their source only in letter case" in said
     assert "1 of 16 images name no patient" in said and "8.png" not in table["file"].to_list()
@@ -502,7 +502,7 @@ def test_a_list_without_sources_is_compared_by_number(images: Path, tmp_path: Pa
     (tmp_path / "train.txt").write_text("".join(f"{n} {n}.png {LABELS[n % 3]} h1\n" for n in range(12)))
     (tmp_path / "test.txt").write_text("7 20.png normal\n50 21.png normal\n")
     meta = prepare_covidnet(tmp_path / "out", images, tmp_path / "train.txt", None, tmp_path / "test.txt", size=32)
-    assert [row["images"] for row in meta["attrition"]][1:3] == [14, 13]
+    assert [row["images"] for row in meta.attrition][1:3] == [14, 13]
 
 
 def test_one_file_name_in_the_folders_of_two_splits_is_two_images(images: Path, tmp_path: Path) -> None:
@@ -512,7 +512,7 @@ def test_one_file_name_in_the_folders_of_two_splits_is_two_images(images: Path, 
             (images / f"{n}.png").rename(images / split / f"{at}.png")
     rows = [f"{n}.png,{LABELS[n % 3]},{n},h1,train" for n in range(12)]
     meta, _ = prepared_from(images, tmp_path, *rows, *(f"{n}.png,normal,{n},h2,test" for n in range(3)))
-    assert meta["attrition"][2]["images"] == 15
+    assert meta.attrition[2]["images"] == 15
 
 
 def test_a_number_that_is_not_whole_is_refused_without_showing_it(images: Path, tmp_path: Path) -> None:
