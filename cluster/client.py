@@ -213,7 +213,7 @@ def _left(instance: str, by_id: dict[str, Job]) -> float | None:
 def wait(directory: Directory, slurm: Slurm, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
     """Wait until the head is ready and report why it waits. Raises SlurmError if the head ends or the time is up."""
     deadline = time.monotonic() + seconds
-    told, silent = "", 0
+    reported, silent = "", 0
     while time.monotonic() < deadline:
         try:
             now = status(directory, slurm)
@@ -234,12 +234,12 @@ def wait(directory: Directory, slurm: Slurm, seconds: float, tell: Callable[[str
                     _why(directory, now),
                     f"read {directory.logs}",
                 )  # fmt: skip
-        if text and text != told:
+        if text and text != reported:
             tell(text)
-            told = text
+            reported = text
         time.sleep(1.0)
     raise SlurmError(
-        f"cluster '{directory.path.name}' is not ready after {seconds:.0f} s", told,
+        f"cluster '{directory.path.name}' is not ready after {seconds:.0f} s", reported,
         f"raylab cluster status --name {directory.path.name}",
     )  # fmt: skip
 

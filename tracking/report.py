@@ -75,11 +75,11 @@ def write_report(
 
 def _extras(uri: str, run_id: str) -> Extras:
     found = compare.artifacts(uri, run_id, suffix=".json")
-    told = json.loads(found.get("attrition.json", b"{}"))
+    data = json.loads(found.get("attrition.json", b"{}"))
     recipe = found.get("recipe.json")
     return Extras(
         compare.artifacts(uri, run_id, "plots", ".png"),
-        told if isinstance(told, dict) else {"attrition": told},
+        data if isinstance(data, dict) else {"attrition": data},
         json.dumps(json.loads(recipe), indent=2) if recipe else "",
     )
 
@@ -111,7 +111,7 @@ def _run(row: Row, names: Mapping[str, str], extras: Extras) -> Row:
             for split in splits
         ],
         "scores": {name: [compare.interval(row, f"{split}/{name}", reason=True) for split in splits] for name in every},
-        "told": extras.data,
+        "data_facts": extras.data,
         "recipe": extras.recipe,
         "plots": others or of_val,
         "more_plots": of_val if others else [],
@@ -143,7 +143,8 @@ def _group(runs: list[Row], curves: Mapping[str, Mapping[str, plots.Curve]], tri
         "splits": len({run["split_hash"] for run in runs}),
         "scored": any(run["split"] for run in runs),  # a sweep, for example, is not
         "cohorts": any(run["cohort"] for run in runs),
-        "told": {"attrition": [], "counts": {}, "label": {}} | next((run["told"] for run in runs if run["told"]), {}),
+        "data_facts": {"attrition": [], "counts": {}, "label": {}}
+        | next((r["data_facts"] for r in runs if r["data_facts"]), {}),
         "searches": [_search(run, trials.filter(pl.col("parent_run_id") == run["run_id"])) for run in runs],
     }
     group["forest"] = _forest(group, primary[0]) if primary else None

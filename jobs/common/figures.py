@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from raylab.data.lung.sweep_dataset import SweepSamples
 from raylab.tasks.evaluation import Evaluation
 from raylab.tasks.outcomes import Binary, Multiclass, Outcome, Regression
 from tracking import plots
@@ -41,6 +42,7 @@ def multiclass(scored: Evaluation, where: str) -> dict[str, Any]:
 def regression(scored: Evaluation, where: str) -> dict[str, Any]:
     """For each pair of inputs, the mean absolute error of every output over their plane."""
     samples = scored.samples
+    assert isinstance(samples, SweepSamples)
     inputs, error = samples.inputs(), np.abs(scored.p - samples.y)
     return {
         f"error-{x}-{y}": plots.error_maps(inputs[x], inputs[y], error, samples.spec["classes"], (x, y), where)

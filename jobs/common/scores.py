@@ -15,6 +15,7 @@ from jobs.common.progress import say
 from raylab.config.recipe import IcuData, Recipe
 from raylab.data.icu import cohorts
 from raylab.data.icu.dataset import IcuSamples
+from raylab.data.icu.meta import IcuMeta
 from raylab.data.prepared import read_meta
 from raylab.data.samples import Samples
 from raylab.evaluation import temperature
@@ -59,7 +60,7 @@ def of_run(directory: Path, data: Path, split: str) -> Evaluation:
         bootstraps=BOOTSTRAPS,
         scores=job.outcome.scores(samples, p, BOOTSTRAPS, recipe.seed),
         tables=job.outcome.tables(samples, p),
-        differs=differences(samples),
+        differs=differences(samples.spec, samples.meta) if isinstance(samples, IcuSamples) else [],
     )
     if isinstance(recipe.data, IcuData):
         cohort = recipe.data.cohort
@@ -94,11 +95,8 @@ def by_cohort(
     return found
 
 
-def differences(samples: Samples) -> list[str]:
+def differences(spec: dict[str, Any], meta: IcuMeta) -> list[str]:
     """Where this data's label is not the one that the model learnt, in words."""
-    if not isinstance(samples, IcuSamples):
-        return []
-    spec, meta = samples.spec, samples.meta
     mine, theirs = spec["label"], meta.label
     in_words = {"onset", "population", "at_risk", "positive", "title", "persistence"}
     windows = [name for name in mine if name not in in_words]

@@ -20,7 +20,6 @@ OBJECT_STORE_BYTES = 200_000_000  # nothing large goes through it: data is read 
 
 LOGS = "ray-logs"  # beside a session's log
 STARTS = 3  # of a local Ray, which gives its own helpers 15 s: on a busy machine they may need another go
-WORKER_SECONDS = 300.0  # until the first worker of a local Ray answers: Ray starts workers that die again for ever
 
 # Read by Ray when it is imported, as is the token: nothing may import it before `ray_environment`
 ENVIRONMENT = {
@@ -78,9 +77,8 @@ def ray_session(cpus: float, log: Path) -> Iterator[None]:
 
     What Ray prints goes to the file `log`. A local Ray keeps its files in a private directory and is ended at the end;
     when that is an error, its own logs are copied to LOGS beside `log`. A cluster is left as it is. Within
-    another session this one does nothing. Raises RunError where Ray cannot be started or reached or its workers do not
-    start, and UsageError where there is no place for its files or no bash. SIGTERM keeps its handler, also while Ray
-    starts.
+    another session this one does nothing. Raises RunError where Ray cannot be started or reached, and UsageError where
+    there is no place for its files or no bash. SIGTERM keeps its handler, also while Ray starts.
     """
     ray_environment()
     remote = cluster_address()
@@ -107,8 +105,6 @@ def ray_session(cpus: float, log: Path) -> Iterator[None]:
         else:
             _start(cpus, scratch, log)
         try:
-            if scratch is not None:
-                check_workers(WORKER_SECONDS, log)
             yield
         except Exception:
             if scratch is not None:
@@ -156,20 +152,6 @@ def _start(cpus: float, scratch: Scratch, log: Path) -> None:
                 _first_line(error),
                 f"see {log} and {log.with_name(LOGS)}; on a busy machine, try again later",
             ) from error
-
-
-def check_workers(seconds: float, log: Path) -> None:
-    """Raise RunError when no worker of the connected Ray answers within `seconds`. The worker that does is used on."""
-    import ray
-
-    try:
-        ray.get(ray.remote(num_cpus=0)(lambda: None).remote(), timeout=seconds)
-    except ray.exceptions.GetTimeoutError as error:
-        raise RunError(
-            "the workers of the local Ray do not start",
-            f"none has answered within {seconds:g} s",
-            f"see raylet.out and worker-*.err in {log.with_name(LOGS)}; on a busy machine, try again later",
-        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -167,12 +167,12 @@ def check(given: Inputs) -> None:
     """Raise DataError that names every input out of its range, with the first row and the number of rows."""
     wrong = impossible(given)
     if wrong:
-        told = []
+        problems = []
         for what, rows in wrong.items():
             at = int(rows.nonzero()[0])
             got = getattr(given, what.split()[0])[at].item()
-            told.append(f"{what} (row {at}: {got:g}; {int(rows.sum())} of {len(given)} rows)")
-        raise DataError("inputs that no patient or ventilator has", "; ".join(told), "correct or remove these rows")
+            problems.append(f"{what} (row {at}: {got:g}; {int(rows.sum())} of {len(given)} rows)")
+        raise DataError("inputs that no patient or ventilator has", "; ".join(problems), "correct or remove these rows")
 
 
 def _column(value: Any, rows: int, device: str | torch.device) -> Tensor:

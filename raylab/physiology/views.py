@@ -43,7 +43,7 @@ def one_at_a_time(patient: Inputs) -> list[dict[str, Any]]:
         refused |= wrong
     with torch.no_grad():
         found = steady_state(every)
-    told = []
+    effects = []
     for i in range(0, len(steps), 2):
         name = steps[i][0]
         row: dict[str, Any] = {"input": name, "unit": QUANTITIES[name].unit, "down": steps[i][1], "up": steps[i + 1][1]}
@@ -53,8 +53,8 @@ def one_at_a_time(patient: Inputs) -> list[dict[str, Any]]:
                 fine = not refused[at] and found.status[at] == 0
                 row[f"{output}/{side}"] = value[at].item() if fine else None
         lost = [STATUS[int(found.status[at])] for at in (i + 1, i + 2) if found.status[at] != 0]
-        told.append(row | {"why": lost[0] if lost else ""})
-    return told
+        effects.append(row | {"why": lost[0] if lost else ""})
+    return effects
 
 
 def tornado(table: list[dict[str, Any]], title: str) -> Figure:

@@ -97,4 +97,5 @@ class Evaluation:
         }
         if self.cohort is not None:
             result |= {"cohort": self.cohort, "cohorts": {name: of.to_json() for name, of in self.cohorts.items()}}
-        return result | to_plain(self.more)
+        more: dict[str, Any] = to_plain(self.more)
+        return result | more

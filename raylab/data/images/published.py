@@ -25,12 +25,12 @@ def table_of(list_names: list[str]) -> str | None:
 def differences(table: str, counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Descriptions of the differences between `counts` {split: {class: lines in its list}} and the lecture's
     `table`."""
-    told = []
+    texts = []
     for part, published in TABLES[table].items():
         for name, expected in published.items():
             here = sum(c.get(name, 0) for s, c in counts.items() if part in ("all", s))
             if here != expected:
-                told.append(
+                texts.append(
                     f"{'all lists' if part == 'all' else part}: {here:,} {name}, the lecture counts {expected:,}"
                 )
-    return told
+    return texts

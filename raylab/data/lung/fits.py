@@ -49,11 +49,11 @@ def fit_stays(table: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         fits = fits.with_columns(
             missing, ((pl.col(f"{name}/shrink") <= IDENTIFIED) & (missing == "")).alias(f"{name}/identified")
         )
-    told = [
+    parts = [
         pl.DataFrame({"output": [output] * len(values), "residual": values.numpy()})
         for output, values in found.residual.items()
     ]
-    return fits, pl.concat(told).filter(pl.col("residual").is_finite())
+    return fits, pl.concat(parts).filter(pl.col("residual").is_finite())
 
 
 def chunks(table: pl.DataFrame, directory: Path) -> dict[Path, Any]:
@@ -81,7 +81,7 @@ def write_chunk(argument: tuple[str, list[str]], path: Path) -> None:
 
 def summary(fits: pl.DataFrame, residuals: pl.DataFrame) -> dict[str, Any]:
     """A summary: counts, medians of identified parameters, residuals of each output."""
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "stays": fits["stay_id"].n_unique(),
         "fits": fits.height,
         "one_reading": int((fits["readings"] == 1).sum()),
@@ -94,7 +94,7 @@ def summary(fits: pl.DataFrame, residuals: pl.DataFrame) -> dict[str, Any]:
     for name in PARAMETERS:
         known = fits.filter(pl.col(f"{name}/identified"))
         why = fits[f"{name}/missing"].replace("", None).drop_nulls()
-        told["parameters"][name] = {
+        summary["parameters"][name] = {
             "identified": known.height,
             "never_measured": len(why),
             "median": known[name].median(),
@@ -111,5 +111,5 @@ def summary(fits: pl.DataFrame, residuals: pl.DataFrame) -> dict[str, Any]:
             "median_abs": values.abs().median(),
             "within_2_sd": within,
         }
-        told["residuals"][str(output[0])] = facts
-    return told
+        summary["residuals"][str(output[0])] = facts
+    return summary

@@ -16,6 +16,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
+from raylab.documents import to_plain
 from raylab.errors import DataError, UsageError
 from raylab.evaluation import intervals, metrics
 from raylab.evaluation.metrics import (
@@ -30,6 +31,7 @@ from raylab.evaluation.metrics import (
     regression_scores,
     wilson,
 )
+from raylab.score import undefined, without_interval
 
 CLASSES = ["normal", "pneumonia", "covid"]
 
@@ -211,7 +213,7 @@ def test_paired_difference_is_narrower_than_the_parts_and_zero_with_itself():
     assert found.value == pytest.approx(roc_auc_score(y, p) - roc_auc_score(y, q), abs=1e-12)
     assert found.high - found.low < (alone.high - alone.low) / 2
     itself = paired_difference(y, p, p, group, bootstraps=50)
-    assert itself == {"value": 0, "low": None, "high": None, "why": "no interval: all resamples score the same"}
+    assert itself == without_interval(0, "no interval: all resamples score the same")
 
 
 def test_paired_macro_recall_is_the_difference_of_the_scores():
@@ -234,8 +236,8 @@ def test_one_class_has_no_ranking_and_says_so(label):
         elif name == "brier":
             assert score.low is None and "too few: 0 patients with" in score.why
         else:
-            assert score == {"value": None, "low": None, "high": None, "why": "only one class in the data"}
-    json.dumps(found, allow_nan=False)
+            assert score == undefined("only one class in the data")
+    json.dumps(to_plain(found), allow_nan=False)
 
 
 def test_undefined_resamples_are_left_out_and_counted_and_many_of_them_leave_no_interval():
@@ -251,7 +253,7 @@ def test_undefined_resamples_are_left_out_and_counted_and_many_of_them_leave_no_
     four, one = mean_without(4), mean_without(1)
     assert four.undefined == pytest.approx(1000 * (16 / 20) ** 20, abs=12) and four.low < 9.5 < four.high
     assert one.low is None and "undefined in " in one.why and one.value == 9.5
-    json.dumps([four, one], allow_nan=False)
+    json.dumps(to_plain([four, one]), allow_nan=False)
 
 
 # Small samples
@@ -379,7 +381,7 @@ def test_an_absent_class_is_named_and_left_out_of_the_averages():
     assert found["macro_recall"].value == pytest.approx(np.mean(present))
     assert found["macro_recall"].note == "over normal, covid; no rows of pneumonia"
     assert confusion(y[keep], p[keep])[1] == [0, 0, 0]
-    json.dumps(found, allow_nan=False)
+    json.dumps(to_plain(found), allow_nan=False)
 
 
 def test_a_class_never_predicted_has_no_ppv():
@@ -399,7 +401,7 @@ def test_the_same_seed_gives_the_same_scores_whatever_the_order_of_rows():
     assert binary_scores(y, p, group, bootstraps=100, seed=5) != first
     again = binary_scores(y[mixed], p[mixed], group[mixed], bootstraps=100, seed=4)
     for name, score in first.items():
-        assert again[name] == pytest.approx(score, rel=1e-9), name
+        assert again[name].to_json() == pytest.approx(score.to_json(), rel=1e-9), name
 
 
 def test_points_do_not_depend_on_the_order_of_rows_and_equal_the_full_scores():

@@ -9,6 +9,7 @@ import pytest
 
 from jobs import cli
 from jobs.common import scores
+from raylab.data.icu.meta import IcuMeta
 from raylab.files import read_lines
 
 SHARE = ("--share-individuals",)
@@ -94,7 +95,8 @@ def test_a_label_of_an_earlier_version_is_compared():
     """A directory that was prepared before labels had a least age does not say one."""
     mine = {"name": "ahrf", "min_age": 18.0, "onset": "in words", "population": "in words"}
     framing = {"framing": "landmark", "horizon_h": 24, "gap_h": 0}
-    found = scores.differences({"label": mine, **framing}, {"label": {"name": "ahrf", "onset": "others"}, **framing})
+    meta = IcuMeta.model_construct(label={"name": "ahrf", "onset": "others"}, **framing)
+    found = scores.differences({"label": mine, **framing}, meta)
     assert found == ["min_age: the model's 18.0, this data's not said"]
 
 

@@ -494,7 +494,7 @@ def test_who_cannot_be_told_apart_is_said(images: Path, tmp_path: Path) -> None:
     meta, table = prepared_from(images, tmp_path, *rows, *more, "24.png,normal,8,test", head="path,label,patient,split")
     said = "\n".join(meta.warnings)
     assert "16 of 16 images name no source" in said  # 8.png left train: without sources it is the patient of 24.png
-    assert "4 patients have a number that differs from another one of their source only in letter case" in said
+    assert "4 patient numbers differ from another one of their source only in letter case" in said
     assert "1 of 16 images name no patient" in said and "8.png" not in table["file"].to_list()
 
 
@@ -532,5 +532,5 @@ def test_a_manifest_of_other_files_beside_lists(images: Path, tmp_path: Path) ->
         prepare("30.png")
     assert (
         "10 of 12 files of the lists are not in the manifest: no view and no group"
-        in prepare("0.png", "1.png")["warnings"]
+        in prepare("0.png", "1.png").warnings
     )
