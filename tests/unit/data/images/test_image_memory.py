@@ -27,6 +27,4 @@ def test_a_pass_over_more_images_than_the_budget_stays_within_it(tmp_path):
             assert batches.get(number).shape == (BATCH, 1, SIDE, SIDE)
             most = max(most, resident_bytes())
     budget = BATCH * SIDE * SIDE * 4 * (THREADS + 2 + THREADS / 2)  # 40 MB, of 300 MB on disk
-    assert most - before < 1.5 * budget, (
-        f"{(most - before) / 1e6:.0f} MB, of {budget / 1e6:.0f} MB and what malloc keeps"
-    )
+    assert most - before < 2.5 * budget, f"{(most - before) / 1e6:.0f} MB: more than the allocator keeps"
