@@ -111,6 +111,10 @@ doctor: setup ## what of SITE fits raylab, and what to do about the rest
 ui: setup ## open the MLflow pages of this directory's runs
 	@$(BIN)/raylab ui
 
+.PHONY: test-gpu
+test-gpu: setup ## the tests that need an NVIDIA card; skipped without one
+	@$(BIN)/python -m pytest tests/gpu
+
 lock: setup ## pin again what pyproject.toml allows
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --group dev pyproject.toml -o requirements.lock
 

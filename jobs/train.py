@@ -27,6 +27,7 @@ from raylab.training import imbalance
 from raylab.training.run import execute, read_model
 from raylab.training.run_record import Kind
 from tracking.outbox import Outbox
+from tracking.system import NodeSampler
 
 EXAMPLE = "raylab train ards --data prepared/ards --smoke --workers 0"
 
@@ -200,7 +201,8 @@ def go_on(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quie
             ):
                 from raylab.distributed import train
 
-                result = train.train(recipe, data, directory, train.Forward(rows), parent)
+                forward = train.Forward(rows, rows.add_node_sample)
+                result = train.train(recipe, data, directory, forward, parent, NodeSampler())
         return finish(directory, recipe, data, result, quiet)
 
 

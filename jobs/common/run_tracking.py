@@ -24,7 +24,7 @@ from tracking import models as tracked_model
 from tracking import runs
 from tracking.forwarder import Forwarder
 from tracking.outbox import Outbox
-from tracking.system import SystemMonitor
+from tracking.system import SystemMonitor, append_sample
 
 log = logging.getLogger(__name__)
 CODE = Path(__file__).resolve().parents[1]
@@ -55,6 +55,10 @@ class ToOutbox:
                     for row in new
                 )
             )
+
+    def add_node_sample(self, sample: dict[str, float]) -> None:
+        """Record the load of one of the run's nodes (`NodeSampler`)."""
+        append_sample(Outbox(self.directory / "outbox"), sample)
 
     def send(self, rows: list[dict[str, Any]]) -> None:
         """The `send` of a run without Ray, which nobody preempts."""

@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 class Samples(Protocol):
-    """One split of a prepared directory. Labels and groups are plain arrays; inputs are computed on
-    demand, so that an image cache stays on disk.
+    """One split of a prepared directory. Labels and groups are plain arrays; inputs are made on
+    demand, so that images stay on disk. Several threads may call `batch` at the same time.
 
     y       int64 [N]   class index (binary tasks: 0 or 1)
     group   int64 [N]   patient as a running number, for clustered intervals; not an identifier
@@ -24,6 +24,11 @@ class Samples(Protocol):
     source: np.ndarray
     ids: np.ndarray
     spec: dict[str, Any]
+
+    @property
+    def augmentation(self) -> int:
+        """Version of the values that `batch` returns with `augment`; 0 where it changes nothing."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -27,24 +27,35 @@ if TYPE_CHECKING:  # it loads torch, which the run's controller does without
     from raylab.training.progress import Metrics
 
 OnRows = Callable[[list["Metrics"]], None]
+SampleNode = Callable[[], dict[str, float]]
+"""What a node's load is now, or {} where nothing is due; sent to the workers, so it can be pickled."""
 
 
 class Forward(UserCallback):
     """Runs in the controller, of which a run has one: the single place through which metrics leave a run."""
 
-    def __init__(self, on_rows: OnRows) -> None:
-        self.on_rows = on_rows
+    def __init__(self, on_rows: OnRows, on_node_sample: Callable[[dict[str, float]], None]) -> None:
+        self.on_rows, self.on_node_sample = on_rows, on_node_sample
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         self.on_rows(metrics[0]["rows"])
+        for sample in (rank["node"] for rank in metrics):
+            if sample:
+                self.on_node_sample(sample)
 
 
 def train(
-    recipe: Recipe, data: Path, directory: Path, callback: UserCallback, parent: Path | None = None
+    recipe: Recipe,
+    data: Path,
+    directory: Path,
+    callback: UserCallback,
+    parent: Path | None = None,
+    sample_node: SampleNode = dict,
 ) -> dict[str, Any]:
     """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; the result of `execute`.
 
-    `callback` lives in Ray Train's controller and gets each bundle of metrics (see `Forward`). Raises the run's own
+    `callback` lives in Ray Train's controller and gets each bundle of metrics (see `Forward`), and with it what
+    `sample_node` returns on each node. Raises the run's own
     error, RunError when workers died more often than recipe.scaling.max_failures, and IncompleteError when Ray Train
     reports success without a result.
     """
@@ -55,7 +66,7 @@ def train(
     while True:
         (directory / NOTE).unlink(missing_ok=True)
         try:
-            trainer(recipe, data, directory, callback, parent, planned, rendezvous).fit()
+            trainer(recipe, data, directory, callback, parent, planned, rendezvous, sample_node).fit()
         except ray.train.TrainingFailedError as error:
             raise RunError(
                 f"the workers of run {directory.name} failed {recipe.scaling.max_failures + 1} times",
@@ -74,6 +85,7 @@ def trainer(
     parent: Path | None,
     planned: int,
     rendezvous: Any,
+    sample_node: SampleNode = dict,
 ) -> ElasticTrainer:
     """The trainer of one attempt, whose workers meet at `rendezvous`."""
     from raylab.distributed.worker import worker
@@ -96,6 +108,7 @@ def trainer(
             "directory": str(directory),
             "resize_note": str(directory / NOTE),
             "parent": None if parent is None else str(parent),
+            "sample_node": sample_node,
         },
         backend_config=StoreConfig("cpu:gloo,cuda:nccl" if recipe.scaling.gpu else "gloo", rendezvous),
         scaling_config=scaling,

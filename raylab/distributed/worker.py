@@ -5,6 +5,7 @@ from typing import Any
 
 import ray.train
 
+from raylab.distributed.train import SampleNode
 from raylab.errors import RaylabError
 from raylab.files import write_json
 from raylab.tasks.recipes import parse_recipe
@@ -22,7 +23,7 @@ def worker(arguments: dict[str, Any]) -> None:
             parse_recipe(arguments["recipe"]),
             Path(arguments["data"]),
             directory,
-            lambda rows: send(rows, Path(arguments["resize_note"])),
+            lambda rows: send(rows, Path(arguments["resize_note"]), arguments["sample_node"]),
             None if parent is None else Path(parent),
         )
     except AttemptHandedOver:
@@ -32,12 +33,14 @@ def worker(arguments: dict[str, Any]) -> None:
             write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
 
 
-def send(rows: list[Metrics], resize_note: Path) -> str | None:
-    """Hand rows to the controller; say whether this group is to make way: a node leaves, or the number changes.
+def send(rows: list[Metrics], resize_note: Path, sample_node: SampleNode) -> str | None:
+    """Hand rows, and the node's load, to the controller; say whether this group is to make way: a node leaves, or the
+    number changes.
 
     Collectives of Ray Train and of the group: every rank calls this at the same steps.
     """
-    ray.train.report({"rows": rows})
+    is_first_on_node = ray.train.get_context().get_local_rank() == 0
+    ray.train.report({"rows": rows, "node": sample_node() if is_first_on_node else {}})
     if ray.train.get_preemption_info() is not None:
         return "a node leaves"
     group = ProcessGroup()

@@ -10,6 +10,7 @@ the device until they are fetched together (deferred_metrics.py). The loop's onl
 import copy
 import hashlib
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from raylab.config.old_names import rename_progress
 from raylab.config.recipe import Recipe
+from raylab.data.prefetch import Prefetcher
 from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, NonFiniteError, UsageError
 from raylab.models.baselines import Fitted
@@ -30,7 +32,8 @@ from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.finetune import FinetuneSchedule
 from raylab.training.gradients import clip_norm, flatten_gradients, shard_gradient
 from raylab.training.imbalance import offsets, sampler
-from raylab.training.predict import forward, name_metrics, predict, to_device, validate
+from raylab.training.loading import loader_threads, pin, to_device
+from raylab.training.predict import forward, name_metrics, predict, validate
 from raylab.training.process_group import ProcessGroup
 from raylab.training.progress import Metrics, Progress
 from raylab.training.shard_tree import Node, add_node
@@ -69,17 +72,18 @@ def fit(
         training.restore(resume)
     elif transferred and recipe.transfer.reestimate:
         training.reestimate_batchnorm()
-    while not training.is_finished():
-        training.train_step()
-        if not training.must_fetch():
-            continue
-        rows, failure = training.fetch_metrics()
-        if training.is_epoch_end() and failure is None:
-            rows[-1] |= training.finish_epoch()
-        wants_checkpoint = any([report(row, None) for row in rows])
-        if failure is not None:
-            raise failure
-        training.save_if_due(wants_checkpoint)
+    with training.inputs:
+        while not training.is_finished():
+            training.train_step()
+            if not training.must_fetch():
+                continue
+            rows, failure = training.fetch_metrics()
+            if training.is_epoch_end() and failure is None:
+                rows[-1] |= training.finish_epoch()
+            wants_checkpoint = any([report(row, None) for row in rows])
+            if failure is not None:
+                raise failure
+            training.save_if_due(wants_checkpoint)
     return training.result()
 
 
@@ -99,6 +103,7 @@ class Training:
     ) -> None:
         loop = recipe.loop
         torch.set_num_threads(loop.threads)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else a GPU's products may differ between runs
         # the same flags as use_deterministic_algorithms(True, warn_only=True), which first imports torch's compiler
         torch.set_deterministic_debug_mode("warn")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
@@ -107,7 +112,9 @@ class Training:
         self.group = ProcessGroup()
         self.is_exact = loop.gradient_reduction == "exact" or (loop.gradient_reduction == "auto" and device == "cpu")
         self.batches = sampler(recipe, train)
+        self.augmentation = train.augmentation if recipe.data.augments else None
         self.planned = loop.epochs * self.batches.per_epoch
+        self.inputs = Prefetcher(self.load_inputs, self.planned, loader_threads(recipe, self.group, device))
         model.to(device)
         if loop.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -130,7 +137,14 @@ class Training:
         return self.average or self.model
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from the state of a checkpoint; CheckpointError when it lies beyond the planned end."""
+        """Go on from the state of a checkpoint; CheckpointError when it lies beyond the planned end, or the run started
+        with another version of the augmentation."""
+        if self.augmentation is not None and state.get("augmentation", 1) != self.augmentation:
+            raise CheckpointError(
+                "this run was started by an earlier version of raylab, which augments images in another way",
+                "with two augmentations in one run, nobody could repeat it",
+                "resume it with the version that started it, or train it again under another name",
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optim"])
         if self.average is not None:
@@ -160,10 +174,10 @@ class Training:
         recipe, step = self.recipe, self.progress.step
         if self.phases.starts_finetuning(step):
             self.progress.reset_patience()
-        epoch, shards = self.batches.shards_of(step)
+        epoch, shards = self.shards_of(step)
         count = sum(len(rows) for rows in shards)
         lr_scales = self.phases.prepare_step(self.model, step)
-        loss_sum = self.compute_gradient(step, epoch, shards, count)
+        loss_sum = self.compute_gradient(step, shards, count)
         norm = clip_norm(self.gradient, recipe.optim.max_grad_norm)
         lr = self.phases.lr(step, self.progress.lr_reductions)
         self.optimizer.step(lr, recipe.optim, lr_scales)
@@ -176,16 +190,20 @@ class Training:
         row = {"step": self.progress.step, "epoch": epoch, "train/lr": lr}
         self.metrics.add(row, loss_sum / count, norm)
 
-    def compute_gradient(self, step: int, epoch: int, shards: list[np.ndarray], count: int) -> Tensor:
+    def shards_of(self, step: int) -> tuple[int, list[np.ndarray]]:
+        """Epoch of `step`, and the row indices of its shards; without the empty ones at the end of a small batch."""
+        epoch, shards = self.batches.shards_of(step)
+        return epoch, [rows for rows in shards if len(rows) > 0]
+
+    def compute_gradient(self, step: int, shards: list[np.ndarray], count: int) -> Tensor:
         """Put the mean gradient over all `shards` (row indices, `count` in all) into `self.gradient`, fold their
         batch-norm statistics, and return the sum of the samples' losses."""
-        shards = [rows for rows in shards if len(rows) > 0]  # empty ones are the last ones, of a small last batch
         own: dict[int, Tensor] = {}  # per shard of this rank: loss sum, then batch-norm statistics
         nodes: dict[Node, Tensor] = {}  # sums of this rank's shards
         with self.statistics.per_shard():
-            for shard in self.group.own_shards(len(shards)):
+            for shard, (x, y) in self.inputs.get(step).items():
                 _seed(self.recipe.seed, step, shard, self.device)
-                loss = self.shard_loss(shards[shard], step, epoch)
+                loss = self.shard_loss(x, y, step)
                 gradient = shard_gradient(loss / count, self.weights)
                 add_node(nodes, (0, shard), gradient, len(shards), Tensor.add_)
                 own[shard] = torch.cat([loss.detach().double().reshape(1), *self.statistics.row()])
@@ -197,18 +215,27 @@ class Training:
             self.group.sum_in_any_order(nodes, self.gradient)
         return table[:, 0].sum()
 
-    def shard_loss(self, index: np.ndarray, step: int, epoch: int) -> Tensor:
-        """The sum of the losses of the rows `index`, with the graph to differentiate it."""
+    def load_inputs(self, step: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """x and y of each shard of this rank, in host memory; a function of `step` alone."""
+        epoch, shards = self.shards_of(step)
+        augment = (self.recipe.seed, epoch) if self.recipe.data.augments else None
+        inputs = {}
+        for shard in self.group.own_shards(len(shards)):
+            x, y = self.train.batch(shards[shard], augment), torch.from_numpy(self.train.y[shards[shard]])
+            inputs[shard] = pin(x, self.device), pin(y, self.device)
+        return inputs
+
+    def shard_loss(self, x: Tensor, y: Tensor, step: int) -> Tensor:
+        """The sum of the losses of a shard's samples, with the graph to differentiate it."""
         recipe = self.recipe
-        x = self.train.batch(index, augment=(recipe.seed, epoch) if recipe.data.augments else None)
-        y = to_device(torch.from_numpy(self.train.y[index]), self.device)
+        y = to_device(y, self.device)
         try:
             logits = forward(self.model, x, recipe.loop.bf16, recipe.loop.channels_last, self.device)
         except ValueError as error:  # batch norm's, of one sample whose feature map is one pixel
             if "more than 1 value per channel" not in str(error):
                 raise
             raise UsageError(
-                f"a shard of {len(index)} sample at step {step} is too small for batch norm",
+                f"a shard of {len(x)} sample at step {step} is too small for batch norm",
                 str(error),
                 "choose fewer loop.shards, larger images, or a loop.global_batch_size that fills the last batch more",
             ) from error
@@ -265,6 +292,7 @@ class Training:
             "average": self.average.state_dict() if self.average is not None else None,
             "progress": self.progress.state(),
             "epoch_loss": self.epoch_loss,
+            "augmentation": self.augmentation,
         }
 
     def result(self) -> dict[str, Any]:

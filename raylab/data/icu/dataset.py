@@ -34,6 +34,8 @@ class IcuSamples:
     rows of samples.parquet. Hours are kept once a stay, [stays, hours, C]; a batch cuts the windows out.
     """
 
+    augmentation = 0
+
     def __init__(
         self, x: NDArray[np.float32], rows: pl.DataFrame, spec: dict[str, Any], meta: IcuMeta, absent: list[str]
     ) -> None:

@@ -1,4 +1,4 @@
-"""Prepared chest X-rays as Samples: float32 [B, 1, S, S] from the memory-mapped cache, augmented by batch."""
+"""Prepared chest X-rays as Samples: float32 [B, 1, S, S] from the images on disk, augmented by batch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raylab.data.images.augment import AUGMENT, augmented
+from raylab.data.images.augment import AUGMENT, VERSION, augment_batch
 from raylab.data.images.meta import ImageMeta
 from raylab.data.images.prepare import SPLITS
 from raylab.data.prepared import read_meta
+from raylab.data.row_file import RowFile
 from raylab.errors import DataError, unknown
 
 # The central lung field as a fixed box, the same for all images: left, top, right, bottom as fractions of the
@@ -26,9 +27,11 @@ class ImageSamples:
     """One split. `size` and statistics come from `spec`, so that another directory yields the same inputs for a
     model."""
 
+    augmentation = VERSION
+
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: RowFile | NDArray[np.uint8],
         table: pl.DataFrame,
         meta: ImageMeta,
         spec: dict[str, Any],
@@ -51,21 +54,25 @@ class ImageSamples:
 
     def batch(self, index: NDArray[Any], augment: tuple[int, int] | None = None) -> Tensor:
         """x float32 [B, 1, S, S] = (pixel / 255 - mean) / std; `augment` = (seed, epoch), see Samples."""
-        rows, x_B1SS = self.rows[index], self.pixels(index)
+        x_B1SS = self.views(index)
         if self.spec.get("mask") == "centre":  # before augmentation, which would move lungs out of the box
             left, top, right, bottom = box_px(x_B1SS.shape[-1])
             x_B1SS[:, :, top:bottom, left:right] = 0
         if augment is not None:
-            x_B1SS = augmented(x_B1SS, *augment, rows, self.augment)
+            x_B1SS = augment_batch(x_B1SS, *augment, self.rows[index], self.augment)
         mean, std = float(self.spec["mean"]), float(self.spec["std"])
-        return (x_B1SS - mean) / std
+        return x_B1SS.float().div_(255).sub_(mean).div_(std)
 
     def pixels(self, index: NDArray[Any]) -> Tensor:
         """float32 [B, 1, S, S] in 0 (black) to 1, unmasked and not standardised."""
+        return self.views(index).float() / 255
+
+    def views(self, index: NDArray[Any]) -> Tensor:
+        """uint8 [B, 1, S, S] in the size of the spec, unmasked and not standardised."""
         x_B1SS = torch.from_numpy(self.images[self.rows[index]]).unsqueeze(1)
         if self.spec["size"] != x_B1SS.shape[-1]:
             x_B1SS = F.interpolate(x_B1SS, (self.spec["size"],) * 2, mode="bilinear", antialias=True)
-        return x_B1SS.float() / 255
+        return x_B1SS
 
 
 def box_px(side: int) -> tuple[int, int, int, int]:
@@ -112,7 +119,7 @@ def load_images(
             f"it was prepared with {', '.join(meta.counts)} only",
             f"raylab prepare covidnet with a {split} list",
         )
-    images = np.load(directory / "images.npy", mmap_mode="r")
+    images = RowFile(directory / "images.npy")
     return ImageSamples(images, table, meta, _spec(directory, meta, size, spec, mask), {**AUGMENT, **(augment or {})})
 
 

@@ -6,7 +6,7 @@ Rows are virtual and each is a patient of its own: splits are of rows, so a test
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -109,6 +109,8 @@ class SweepSamples:
     x float32 [N, inputs] and y float32 [N, outputs] are standardised by the training rows of the model's own sweep;
     outputs of LOGARITHMIC as logarithms. `outputs` turns y back into units. Every row is a group of its own.
     """
+
+    augmentation: ClassVar[int] = 0
 
     x: NDArray[np.float32]
     y: np.ndarray

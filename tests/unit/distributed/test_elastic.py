@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from raylab.distributed.autoscaling import clamp
 from raylab.distributed.elastic import moved
+from raylab.distributed.train import Forward
 
 CPU, BIG, GPU = {"CPU": 1}, {"CPU": 4}, {"CPU": 1, "GPU": 1}
 
@@ -55,3 +56,10 @@ def test_a_runs_controller_and_its_helpers_load_no_torch():
     """What Ray's actors beside the workers import: torch is 500 MB and half of a start."""
     code = "import sys; from raylab.distributed import autoscaling, rendezvous, train; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_the_controller_passes_on_rows_of_one_rank_and_the_load_of_every_node():
+    rows, loads = [], []
+    ranks = [{"rows": [{"step": 1}], "node": node} for node in ({}, {"n2/power": 80.0}, {}, {"n3/power": 90.0})]
+    Forward(rows.extend, loads.append).after_report(None, ranks, None)
+    assert rows == [{"step": 1}] and loads == [{"n2/power": 80.0}, {"n3/power": 90.0}]

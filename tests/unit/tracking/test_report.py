@@ -1,7 +1,9 @@
 """Figures, the table and the page, from frames made here."""
 
 import json
+import pickle
 import re
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,10 +12,11 @@ import polars as pl
 import pytest
 
 from raylab.tasks import TASKS
+from tests.wait import wait_for
 from tracking import compare, plots
 from tracking.outbox import Outbox, read
 from tracking.report import Extras, write_report
-from tracking.system import SystemMonitor, sample
+from tracking.system import NodeSampler, SystemMonitor, append_sample, open_gpus, sample
 
 
 def row(name: str, task: str = "ards", **more: object) -> dict:
@@ -292,9 +295,28 @@ def test_wilson_agrees_with_the_book() -> None:
 
 def test_the_system_is_sampled_under_mlflows_names(tmp_path: Path) -> None:
     assert sample()["system_memory_usage_megabytes"] > 0
-    monitor = SystemMonitor(Outbox(tmp_path), interval=0.02, node="n1")
-    while not list(read(tmp_path)):
-        pass
+    monitor = SystemMonitor(Outbox(tmp_path), interval=0.02)
+    wait_for(lambda: list(read(tmp_path)), 60, "a sample")
     monitor.stop()
     first = next(record for _, record in read(tmp_path) if record)
-    assert "system/n1/cpu_utilization_percentage" in first["values"]
+    assert "system/cpu_utilization_percentage" in first["values"]
+
+
+def test_other_nodes_are_sampled_under_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = NodeSampler(interval=0)
+    assert sampler() == sampler() == {}, "SystemMonitor samples the node of the verb"
+    monkeypatch.setattr(socket, "gethostname", lambda: "n7")
+    there = pickle.loads(pickle.dumps(sampler))
+    assert there() == {}, "utilisation is of a time between two calls"
+    values = there()
+    assert values["n7/system_memory_usage_megabytes"] > 0 and "n7/cpu_utilization_percentage" in values
+    append_sample(Outbox(tmp_path), values)
+    record = next(record for _, record in read(tmp_path) if record)
+    assert "system/n7/system_memory_usage_megabytes" in record["values"] and record["step"] == 0
+    there.interval = 3600
+    assert there() == {}, "the interval has not passed"
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="this machine has an NVIDIA driver")
+def test_without_a_gpu_its_metrics_are_absent() -> None:
+    assert open_gpus()() == {}
