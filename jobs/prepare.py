@@ -11,7 +11,7 @@ from jobs import cli
 from jobs.common import home
 from jobs.common.progress import say
 from jobs.common.session import ray_session
-from raylab.config.overrides import parse_assignments
+from raylab.config.assignments import parse_assignments
 from raylab.data.icu import labels
 from raylab.data.images.manifest import discover
 from raylab.errors import UsageError

@@ -12,7 +12,8 @@ from jobs import cli
 from jobs.common import home, model_card, run_tracking, scores
 from jobs.common.progress import Display, say
 from jobs.common.session import ray_session
-from raylab.config.overrides import override, parse_assignments
+from raylab.config.assignments import parse_assignments
+from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.data.prepared import read_meta
 from raylab.data.sampler import steps_per_epoch

@@ -7,7 +7,8 @@ from typing import Any
 
 from jobs import cli, train
 from jobs.common import home
-from raylab.config.overrides import override, parse_assignments
+from raylab.config.assignments import parse_assignments
+from raylab.config.overrides import override
 from raylab.errors import DataError
 from raylab.training.run import read_model
 

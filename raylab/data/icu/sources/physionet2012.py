@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from raylab.data.icu.concepts import EVENTS, SourceData, by_id, whole_stays
@@ -183,7 +182,8 @@ def parse(place: Path, conversions: Conversions) -> tuple[pl.DataFrame, list[str
             f"they are {form(names['id'].filter(stay_ids.is_null()))}",
             "keep only the patients' files, RecordID.txt",
         )
-    rows = pl.DataFrame({"file": np.repeat(np.arange(len(files)), counts), "line": pl.Series(lines, dtype=pl.String)})
+    of_file = pl.int_range(len(files), eager=True).repeat_by(pl.Series(counts)).explode().drop_nulls()
+    rows = pl.DataFrame({"file": of_file, "line": pl.Series(lines, dtype=pl.String)})
     table = rows.select(
         stay_id=pl.lit(stay_ids).gather(pl.col("file")),
         # "-00:30" must stay negative
