@@ -136,7 +136,7 @@ def too_few(group: NDArray[Any], strata: Mapping[str, Bools]) -> str | None:
     patients = int(index.max()) + 1
     if patients == 1:
         return "too few: all rows are of one patient"
-    counts = {name: np.count_nonzero(np.bincount(index[rows], minlength=patients)) for name, rows in strata.items()}
+    counts = {name: int(np.count_nonzero(np.bincount(index[rows]))) for name, rows in strata.items()}
     lacking = [f"{_patients(n)} {name}" for name, n in counts.items() if n < FEW]
     if not lacking and patients < FEW:
         lacking = [_patients(patients)]
