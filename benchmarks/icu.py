@@ -119,7 +119,7 @@ def main() -> None:
         if args.meds_tab is not None:
             made = args.scratch / "meds-tab"
             files = [f"input_dir={args.meds / 'data'}", f"output_dir={made}"]
-            shape = ["do_overwrite=True", "tabularization.window_sizes=[1d]",
+            shape = ["do_overwrite=False", "tabularization.window_sizes=[1d]",
                      "tabularization.aggs=[code/count,value/sum]"]  # fmt: skip
             steps = [("describe", []), ("tabularize-static", shape), ("tabularize-time-series", shape)]
             programs["meds-tab"] = [["rm", "-rf", str(made)]]
