@@ -14,7 +14,7 @@ from jobs.common.environment import verb_environment
 from jobs.common.progress import say
 from jobs.common.results import PreparedData
 from jobs.common.session import ray_session
-from raylab.config.overrides import parse_assignments
+from raylab.config.assignments import parse_assignments
 from raylab.data.icu import labels
 from raylab.data.icu.meta import IcuMeta
 from raylab.data.images.manifest import discover

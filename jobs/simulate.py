@@ -12,7 +12,7 @@ from jobs import cli
 from jobs.common import home, run_tracking
 from jobs.common.progress import duration, say
 from jobs.common.session import ray_session
-from raylab.config.overrides import parse_assignments
+from raylab.config.assignments import parse_assignments
 from raylab.data.lung.sweep_dataset import finish
 from raylab.data.prepared import read_meta
 from raylab.errors import UsageError

@@ -15,7 +15,8 @@ from jobs.common.environment import verb_environment
 from jobs.common.progress import Display, say
 from jobs.common.results import Run, RunReference, find_run
 from jobs.common.session import ray_session
-from raylab.config.overrides import override, parse_assignments, with_enough_shards
+from raylab.config.assignments import parse_assignments
+from raylab.config.overrides import override, with_enough_shards
 from raylab.config.recipe import Recipe
 from raylab.data.prepared import read_meta
 from raylab.data.sampler import steps_per_epoch

@@ -9,7 +9,7 @@ from typing import Any
 from jobs import cli, train
 from jobs.common.environment import verb_environment
 from jobs.common.results import Run, RunReference, find_run
-from raylab.config.overrides import parse_assignments
+from raylab.config.assignments import parse_assignments
 from raylab.errors import DataError
 from raylab.training.run import read_model
 

@@ -18,7 +18,8 @@ from jobs.common.progress import say
 from jobs.common.results import Run
 from jobs.common.session import ray_environment, ray_session
 from jobs.common.trial_table import TrialTable, order, row
-from raylab.config.overrides import override, parse_assignments
+from raylab.config.assignments import parse_assignments
+from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
 from raylab.data.prepared import read_meta

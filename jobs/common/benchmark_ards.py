@@ -22,7 +22,8 @@ import polars as pl
 from jobs.common import home, run_tracking, scores
 from jobs.common.progress import say
 from jobs.common.session import ray_session
-from raylab.config.overrides import has_field, override, parse_assignments, unknown_field
+from raylab.config.assignments import parse_assignments
+from raylab.config.overrides import has_field, override, unknown_field
 from raylab.config.recipe import IcuData, Recipe
 from raylab.data import prepared
 from raylab.data.icu.resplit import Split, resplit

@@ -26,7 +26,7 @@ from jobs.resume import resume
 from jobs.train import train
 from jobs.transfer import transfer
 from jobs.tune import tune
-from raylab.config.overrides import parse_assignments
+from raylab.config.assignments import parse_assignments
 from raylab.data.images import published
 from raylab.data.images.manifest import discover
 from raylab.data.images.meta import ImageMeta

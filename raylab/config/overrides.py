@@ -1,7 +1,6 @@
 """Applies settings of the command line, `--set optim.lr=3e-4`, to a recipe."""
 
-import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from raylab.config.old_names import FIELDS
@@ -64,18 +63,6 @@ def unknown_field(recipe: Recipe, path: str) -> UsageError:
     return unknown("recipe field", path, list_fields(recipe))
 
 
-def parse_value(text: str) -> Any:
-    """A command-line value as Python data: JSON or Python literals, else the text itself."""
-    if text.lower() in {"true", "false"}:
-        return text.lower() == "true"
-    if text.lower() in {"none", "null"}:
-        return None
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the errors that literal_eval raises
-        return text
-
-
 def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """The recipe with `settings` {dotted path: value} applied; if only some class weights are given, the others are 1.
 
@@ -103,14 +90,3 @@ def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
             at = at[name]
         at[leaf] = new
     return validate(type(recipe), document)
-
-
-def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
-    """`["optim.lr=3e-4", ...]` as {"optim.lr": 3e-4, ...}."""
-    pairs = {}
-    for text in texts:
-        path, equals, right = text.partition("=")
-        if not equals or not path:
-            raise UsageError(f"'{text}' is not PATH=VALUE", do="write for example --set optim.lr=3e-4")
-        pairs[path.strip()] = parse_value(right.strip())
-    return pairs

@@ -3,7 +3,7 @@
 import ast
 from typing import Any
 
-from raylab.config.overrides import parse_value
+from raylab.config.assignments import parse_value
 from raylab.errors import UsageError, unknown
 
 DISTRIBUTIONS = {

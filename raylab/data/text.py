@@ -44,6 +44,14 @@ def decode(data: bytes, place: str) -> tuple[str, int]:
         return "".join(lines), other
 
 
+def utf8(data: bytes, place: str) -> tuple[bytes, int]:
+    """`decode`, with the text as UTF-8; most tables are ASCII and stay as they are."""
+    if data.isascii() and b"\0" not in data:
+        return data, 0
+    text, other = decode(data, place)
+    return text.encode(), other
+
+
 def read_text(path: Path) -> tuple[str, int]:
     """`decode` of a file. Raises DataError if it cannot be opened."""
     try:
@@ -124,6 +132,11 @@ def as_date(name: str, kind: pl.DataType) -> pl.Expr:
     )
     moment = pl.coalesce(local.str.to_datetime(form, strict=False, time_unit="us") for form in DATE_FORMS)
     return (moment - pl.duration(minutes=sign * (60 * hours + minutes))).alias(name)
+
+
+def usual_date(name: str) -> pl.Expr:
+    """Text of the form `2150-01-01 10:00:00` as `as_date` reads it, in a fraction of its time; null of any other."""
+    return pl.col(name).str.to_datetime(DATE_FORMS[0], strict=False, time_unit="us")
 
 
 def has_zone(name: str, kind: pl.DataType) -> pl.Expr:

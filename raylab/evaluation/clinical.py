@@ -46,17 +46,19 @@ def ici(y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, se
     logit_N = np.log(np.clip(p_N, LOGIT_CLIP, 1 - LOGIT_CLIP))
     logit_N = logit_N - np.log1p(-np.clip(p_N, LOGIT_CLIP, 1 - LOGIT_CLIP))
     order = np.argsort(logit_N, kind="stable")
-    bin_N = np.empty(len(y_N), dtype=np.int64)
-    bin_N[order] = np.arange(len(y_N)) * min(BINS, len(y_N)) // len(y_N)
-    cells_NB = np.eye(bin_N.max() + 1)[bin_N]
-    centre_B = (logit_N @ cells_NB) / cells_NB.sum(0)
+    y_N, p_N, logit_N, group_N = y_N[order], p_N[order], logit_N[order], group_N[order]
+    bins = min(BINS, len(y_N))
+    first_B = -(np.arange(bins) * -len(y_N) // bins)  # the first row of each bin
+    rows_B = np.diff(first_B, append=len(y_N))
+    centre_B = np.add.reduceat(logit_N, first_B) / rows_B
     width = max(1.06 * float(logit_N.std()) * len(y_N) ** -0.2, 1e-3)
     kernel_BB = np.exp(-0.5 * ((centre_B[:, None] - centre_B) / width) ** 2)
+    gap_N = y_N - p_N
 
     def score(w: Floats) -> dict[str, Floats]:
-        rows_RB = w @ cells_NB
+        rows_RB = np.add.reduceat(w, first_B, axis=1)
         near_RB = np.maximum(rows_RB @ kernel_BB, 1e-12)
-        gap_RB = np.abs((w * (y_N - p_N)) @ cells_NB @ kernel_BB) / near_RB
+        gap_RB = np.abs(np.add.reduceat(w * gap_N, first_B, axis=1) @ kernel_BB) / near_RB
         return {"ici": (rows_RB * gap_RB).sum(1) / rows_RB.sum(1)}
 
     return clustered(score, group_N, bootstraps, seed, {}, outcomes(y_N))["ici"]
@@ -71,9 +73,10 @@ def decision_curve(
     odds = np.array(THRESHOLDS) / (1 - np.array(THRESHOLDS))
     act_NT = p_N[:, None] >= np.array(THRESHOLDS)
     gain_NT = np.where(y_N[:, None] == 1, 1.0, -odds)
+    acted_NT = act_NT * gain_NT
 
     def score(w: Floats) -> dict[str, Floats]:
-        benefit_RT = (w @ (act_NT * gain_NT)) / w.sum(1, keepdims=True)
+        benefit_RT = (w @ acted_NT) / w.sum(1, keepdims=True)
         return {str(k): benefit_RT[:, k] for k in range(len(THRESHOLDS))}
 
     model = clustered(score, group_N, bootstraps, seed, {}, outcomes(y_N))

@@ -133,10 +133,11 @@ def clustered(
 
 def too_few(group: NDArray[Any], strata: Mapping[str, Bools]) -> str | None:
     """Why these rows carry no bootstrap interval, with the counts; None where they do."""
-    patients = len(np.unique(group))
+    index = np.unique(group, return_inverse=True)[1]  # by sorting: without the inverse, numpy hashes, 100 times slower
+    patients = int(index.max()) + 1
     if patients == 1:
         return "too few: all rows are of one patient"
-    counts = {name: len(np.unique(group[rows])) for name, rows in strata.items()}
+    counts = {name: int(np.count_nonzero(np.bincount(index[rows]))) for name, rows in strata.items()}
     lacking = [f"{_patients(n)} {name}" for name, n in counts.items() if n < FEW]
     if not lacking and patients < FEW:
         lacking = [_patients(patients)]

@@ -21,7 +21,8 @@ from raylab.errors import UsageError, unknown
 
 TITLE = "AHRF / oxygenation criteria of ARDS (not adjudicated ARDS: no imaging, no notes)"
 WITHIN = 16.0  # h: a persisting gas lies in (t0 + persist_h, t0 + persist_h + WITHIN]
-SEVERITY = {"pf": (300.0, 200.0, 100.0), "sf": (315.0, 235.0, 148.0)}  # mild, moderate, severe: at or below
+GRADES = ("mild", "moderate", "severe")
+SEVERITY = {"pf": (300.0, 200.0, 100.0), "sf": (315.0, 235.0, 148.0)}  # of GRADES: at or below
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ def severity(found: pl.LazyFrame, onsets: pl.LazyFrame) -> pl.LazyFrame:
     worst = at.group_by("stay_id").agg(grade=pl.coalesce(grade("pf"), grade("sf")).max())
     return worst.select(
         "stay_id",
-        severity=pl.col("grade").replace_strict({0: "mild", 1: "moderate", 2: "severe"}, return_dtype=pl.String),
+        severity=pl.col("grade").replace_strict(dict(enumerate(GRADES)), return_dtype=pl.String),
     )
 
 

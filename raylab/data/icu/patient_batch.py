@@ -12,7 +12,7 @@ from raylab.data.icu import cohorts
 from raylab.data.icu.cohorts import Framing
 from raylab.data.icu.concepts import CONCEPTS, EVENTS, SERIES, UNIT, charted_steps, exact, to_own_units
 from raylab.data.icu.derive import derived
-from raylab.data.icu.labels import Label, first_onset, pf_ratios, ratios, sensitivity, severity
+from raylab.data.icu.labels import GRADES, Label, first_onset, pf_ratios, ratios, sensitivity, severity
 from raylab.data.icu.timegrid import first_values, grid, hourly_cells
 from raylab.errors import DataError
 
@@ -158,12 +158,12 @@ def summarise_patients(
     rows = cohorts.flags(cohorts.rows_at(at_risk.drop("age"), framing, rule), values, all_gases.lazy(), rule)
     rows = rows.join(static, "stay_id", "left").sort("stay_id", "at_h")
     table = grid(cells, rows["stay_id"].unique(maintain_order=True), framing.hours())
-    grades = severity(all_ratios.lazy(), onsets.lazy()).collect()["severity"].value_counts()
+    grades = dict(severity(all_ratios.lazy(), onsets.lazy()).collect()["severity"].value_counts().iter_rows())
     all_onsets = {
         "stays": onsets.height,
         "after_6_h": onsets.filter(pl.col("onset_h") > 6).height,
         "after_12_h": onsets.filter(pl.col("onset_h") > 12).height,
-        **dict(grades.iter_rows()),
+        **{grade: grades[grade] for grade in GRADES if grade in grades},
     }
     moved = [moves(values, other) for other in sensitivity(rule)] if windows else []
     return PatientBatch(

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raylab.config.assignments import parse_assignments, parse_value
 from raylab.config.old_names import FIELDS
-from raylab.config.overrides import has_field, override, parse_assignments, parse_value
+from raylab.config.overrides import has_field, override
 from raylab.config.recipe import (
     Recipe,
     Search,

@@ -1,6 +1,8 @@
 """Sources, labels and splits through the command line: what it prints, and exit code 2 with nothing left behind."""
 
 import json
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,6 +29,12 @@ def raylab(*words: object) -> int:
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert raylab(*words) == 2
     return capsys.readouterr().err
+
+
+def test_start_up_loads_only_what_tables_need():
+    heavy = "{'torch', 'numpy', 'pyarrow', 'pandas', 'pydantic', 'sqlalchemy', 'mlflow', 'ray'}"
+    code = f"import sys, jobs.prepare, raylab.data.icu.prepare; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def yaib(folder: Path, stays: int = 60, hours: int = 40) -> Path:

@@ -7,11 +7,10 @@ it. Files are read in portions and written by patient, so that a full MIMIC-IV d
 """
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import dataframely as dy
 import polars as pl
 
 from raylab.data.icu.concepts import (
@@ -27,6 +26,7 @@ from raylab.data.icu.concepts import (
 )
 from raylab.data.icu.demographics import age, sex
 from raylab.data.icu.sources.episodes import charted
+from raylab.data.icu.sources.schema import DATE, NUMBER, TEXT, Column
 from raylab.data.icu.sources.tables import PIECE, Conversions, Findings, Pieces, rows_of
 from raylab.errors import DataError, UsageError
 
@@ -34,14 +34,13 @@ SHIPPED = Path(__file__).with_name("meds_mimic4.toml")
 PARTS = ("begin", "end", "left", "died", "death", "birth")
 
 
-class Events(dy.Schema):
-    """Other names are those of older MEDS schemas and of writers near it."""
-
-    subject_id = dy.String(nullable=False, metadata={"identifier": "text", "names": ("patient_id",)})
-    time = dy.Datetime(nullable=True, metadata={"names": ("timestamp",)})  # null of what has no time, such as sex
-    code = dy.String(nullable=True)
-    numeric_value = dy.Float64(nullable=True, allow_inf=True, metadata={"names": ("value",)})
-    text_value = dy.String(nullable=True, metadata={"optional": True})
+EVENT_COLUMNS = {  # other names are those of older MEDS schemas and of writers near it
+    "subject_id": Column(pl.String(), nullable=False, identifier="text", names=("patient_id",)),
+    "time": replace(DATE, names=("timestamp",)),  # null of what has no time, such as sex
+    "code": TEXT,
+    "numeric_value": replace(NUMBER, names=("value",)),
+    "text_value": replace(TEXT, is_optional=True),
+}
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,8 @@ def read(path: Path, work: Path, mapping: Path | None = None) -> SourceData:
     edges, last, from_text = [], [], 0
     for number, file in enumerate(files):
         findings = Findings(flat(file, work / f"flat-{number:05d}.parquet"), conversions)
-        for part, lines in rows_of(findings, Events, "MEDS events"):
-            rows = findings.check(part, Events, lines, asked=codes.mean_something(part["code"]))
+        for part, lines in rows_of(findings, EVENT_COLUMNS, "MEDS events"):
+            rows = findings.check(part, EVENT_COLUMNS, lines, asked=codes.mean_something(part["code"]))
             last.append(rows.group_by("subject_id").agg(pl.col("time").max()))
             rows = codes.known(rows)
             from_text += int(rows["from_text"].sum())
@@ -130,9 +129,8 @@ def read(path: Path, work: Path, mapping: Path | None = None) -> SourceData:
     first = descriptors(stays).lazy()
     window = stays.lazy().select("subject_id", "stay_id", "start", "stop", "end_h")
     parts, elsewhere = [], 0
-    for k, file in enumerate(pieces.close(ROWS)):
-        here = pl.col("subject_id").hash(seed=0) % len(pieces.files) == k
-        piece = pl.scan_parquet(file)
+    for k, piece in enumerate(pieces.close(ROWS)):
+        here = pl.col("subject_id").hash(seed=0) % pieces.count == k
         elsewhere += int(piece.join(window, "subject_id", "anti").select(pl.len()).collect().item())
         parts.append(pl.concat([events_of(piece, window, by), first.filter(here)], how="diagonal"))
     counts = {"stays cut where they overlap": cut, "rows of patients without an ICU stay": elsewhere}

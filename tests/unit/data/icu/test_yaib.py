@@ -106,7 +106,7 @@ def test_other_units_are_noticed(tmp_path):
         (lambda: dyn().with_columns(hr=pl.col("time")), sta, "column hr holds Duration.* not numbers"),
         (lambda: dyn().with_columns(pl.col("stay_id").replace(0, None)), sta, "stay_id is empty or cannot be read in"),
         (lambda: dyn().select("stay_id", "time"), sta, "no column of a known quantity"),
-        (dyn, lambda: pl.concat([sta(), sta().head(1).with_columns(age=61.0)]), "primary_key"),
+        (dyn, lambda: pl.concat([sta(), sta().head(1).with_columns(age=61.0)]), "stay_id is not unique in 2 of"),
         (lambda: dyn().clear(), sta, "no rows"),
     ],
 )  # fmt: skip
