@@ -49,7 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--change", nargs="+", action="extend", metavar="MINUTE:SETTING=VALUE",
                         help=f"view: changes of settings; {' '.join(MANOEUVRE)} otherwise")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=COURSE_min, help="view: length of the course")
-    parser.add_argument("--name", help="of the tracked run; that of --out otherwise")
+    parser.add_argument("--name", help="of the tracked run; by default that of --out")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:

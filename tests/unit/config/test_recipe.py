@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from raylab.config.assignments import parse_assignments, parse_value
 from raylab.config.old_names import FIELDS
-from raylab.config.overrides import has_field, override
+from raylab.config.overrides import has_field, override, with_enough_shards
 from raylab.config.recipe import (
     Recipe,
     Search,
@@ -18,7 +18,7 @@ from raylab.config.recipe import (
 )
 from raylab.config.search_space import DISTRIBUTIONS, parse_dimension
 from raylab.errors import UsageError
-from raylab.tasks.recipes import parse_recipe, read_recipe, update_recipe
+from raylab.tasks.recipes import parse_recipe, read_recipe, shipped_recipe, update_recipe
 from tests.recipes import RECIPES
 
 ARDS, COVIDNET = RECIPES["ards"], RECIPES["covidnet"]
@@ -376,3 +376,12 @@ def test_one_weight_of_a_class_is_a_path_of_its_own():
     for wrong in ("optim.lr.1", "optim.class_weight.x", "data.1"):
         with pytest.raises(UsageError, match="unknown recipe field"):
             override(ARDS, {wrong: 1})
+
+
+def test_each_worker_gets_a_shard():
+    recipe = override(shipped_recipe("ards"), {"scaling.workers": "1:4"})
+    assert with_enough_shards(recipe) == recipe and recipe.loop.shards == 4
+    assert with_enough_shards(override(recipe, {"scaling.workers": "1:9"})).loop.shards == 9
+    assert with_enough_shards(override(recipe, {"search.workers_per_trial": 6})).loop.shards == 6
+    with pytest.raises(UsageError, match="129 workers cannot share a batch of 128"):
+        with_enough_shards(override(recipe, {"scaling.workers": 129}))

@@ -103,7 +103,7 @@ def test_wrong_recipes_are_refused():
         sweep.recipe("livin", {})
     with pytest.raises(UsageError, match="peep_cmH2O"):
         sweep.recipe("patient", {"peep_cmH20": "5"})
-    with pytest.raises(DataError, match=r"fio2=uniform\(.1,1\) leaves"):
+    with pytest.raises(DataError, match=r"fio2=uniform\(.1,1\) exceeds"):
         sweep.recipe("patient", {"fio2": "uniform(.1,1)"})
     with pytest.raises(UsageError, match="size"):
         sweep.recipe("patient", {}, size=0)

@@ -1,7 +1,6 @@
 """The steps of preparation on small tables, whole preparations of virtual patients, and the published counts on real
 data where it is there (RAYLAB_DATA, or ../shared/data beside the repository)."""
 
-import json
 import os
 from datetime import datetime
 from pathlib import Path
@@ -285,8 +284,8 @@ def test_a_pao2_in_kpa_that_no_unit_names_is_refused(tmp_path, monkeypatch, shar
 def test_a_paco2_in_kpa_that_no_unit_names_is_left_out_and_said(tmp_path, monkeypatch):
     use(monkeypatch, in_kpa("paco2", 1))
     meta = prepare_ards("synthetic", None, tmp_path / "out")
-    assert meta["left_out"] == ["paco2"] and "paco2" not in meta["features"]
-    (warning,) = meta["warnings"]
+    assert meta.left_out == ["paco2"] and "paco2" not in meta.features
+    (warning,) = meta.warnings
     assert warning.startswith("paco2 is left out: ") and "as values in kPa are" in warning
 
 
@@ -397,7 +396,7 @@ def test_the_mimic_iv_demo_can_be_prepared(tmp_path):
 
 
 def test_deaths_in_hospital_of_those_whose_outcome_is_known(mortality_data):
-    meta = json.loads((mortality_data / "meta.json").read_text())
+    meta = prepared.read_meta(mortality_data, "mortality", IcuMeta)
     rows = pl.read_parquet(mortality_data / "samples.parquet")
     assert meta.task == "mortality" and meta.classes == ["discharge alive", "death in hospital"]
     assert meta.label["name"] == "in-hospital-death" and meta.horizon_h is None and meta.onsets is None
