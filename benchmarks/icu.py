@@ -28,8 +28,8 @@ TABLES = ("ICUSTAYS", "PATIENTS", "ADMISSIONS", "CHARTEVENTS", "LABEVENTS", "PRO
 PREPARE = """
 import sys
 from pathlib import Path
-from raylab.data.icu.prepare import prepare_ards
-meta = prepare_ards(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), replace=True)
+from raylab.data.icu.prepare import prepare_icu
+meta = prepare_icu("ards", sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), replace=True)
 print(meta.stays, "stays,", (meta.onsets or {})["stays"], "onsets")
 """
 

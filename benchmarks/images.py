@@ -26,7 +26,7 @@ import numpy as np
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.data.images.decode import decode, frame
-from raylab.data.images.prepare import prepare_covidnet
+from raylab.data.images.prepare import prepare_images
 from raylab.data.prefetch import Prefetcher
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
@@ -61,7 +61,7 @@ def main() -> None:
         listed, data = Path(folder) / "train.txt", Path(folder) / "data"
         rows = [f"p{n} {p.relative_to(options.images)} {CLASSES[n % 3]} x" for n, p in enumerate(files)]
         listed.write_text("\n".join(rows))
-        prepare_covidnet(data, options.images, listed, None, None, size=options.size)
+        prepare_images("covidnet", data, options.images, listed, None, None, size=options.size)
         print(f"{len(files)} images, {options.size} px, batch {options.batch}, {CORES} cores, {options.rounds} rounds")
         compare_steps(recipe, data, options.rounds, options.steps)
         compare_loaders(recipe, data, files, options.rounds)

@@ -31,8 +31,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
-from raylab.data.icu.prepare import prepare_ards
-from raylab.data.images.prepare import prepare_covidnet
+from raylab.data.icu.prepare import prepare_icu
+from raylab.data.images.prepare import prepare_images
 from raylab.data.samples import Samples
 from raylab.models.dropout import Dropout
 from raylab.models.gru import Gru
@@ -172,9 +172,11 @@ def worker(options: argparse.Namespace) -> None:
 
 def prepare(folder: Path, cases: list[str]) -> None:
     if "gru" in cases and not (folder / "ards").exists():
-        prepare_ards("synthetic", None, folder / "ards", patients=2000)
+        prepare_icu("ards", "synthetic", None, folder / "ards", patients=2000)
     if set(cases) - {"gru"} and not (folder / "covidnet").exists():
-        prepare_covidnet(folder / "covidnet", None, None, None, None, source="synthetic", size=224, patients=200)
+        prepare_images(
+            "covidnet", folder / "covidnet", None, None, None, None, source="synthetic", size=224, patients=200
+        )
 
 
 def show(case: str, processes: int, found: dict[str, Any]) -> None:

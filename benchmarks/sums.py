@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from raylab.config.overrides import override
-from raylab.data.icu.prepare import prepare_ards
-from raylab.data.images.prepare import prepare_covidnet
+from raylab.data.icu.prepare import prepare_icu
+from raylab.data.images.prepare import prepare_images
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training.loop import fit
@@ -47,8 +47,8 @@ def main() -> None:
     repeat = parser.parse_args().repeat
     with tempfile.TemporaryDirectory() as folder:
         ards, cxr = Path(folder) / "ards", Path(folder) / "cxr"
-        prepare_ards("synthetic", None, ards, patients=2000)
-        prepare_covidnet(cxr, None, None, None, None, source="synthetic", size=64, patients=200)
+        prepare_icu("ards", "synthetic", None, ards, patients=2000)
+        prepare_images("covidnet", cxr, None, None, None, None, source="synthetic", size=64, patients=200)
         print(f"{'network':<34}{'float ms':>10}{'exact ms':>10}{'ratio':>8}")
         for label, name, data, settings in (
             ("GRU, 4 shards of 32", "ards", ards, {"loop.epochs": 3}),

@@ -134,8 +134,8 @@ def prepare_all(data: Path | None, root: Path) -> tuple[Path, Path, Path]:
     prepare("ards", ards, source="physionet2012", path=data / "icu" / "physionet-2012")
     for out, domain in domains:
         names = {split: data / "cxr" / "labels" / f"{split}_{domain}.txt" for split in ("train", "val", "test")}
-        lists = {split: file for split, file in names.items() if file.is_file()}
-        prepare("covidnet", out, images=data / "cxr" / "images", lists=lists, size=96)
+        options: dict[str, Any] = {split: file for split, file in names.items() if file.is_file()}
+        prepare("covidnet", out, images=data / "cxr" / "images", size=96, **options)
     return ards, a, b
 
 

@@ -14,7 +14,7 @@ from jobs.common.environment import verb_environment
 from jobs.common.progress import say
 from jobs.common.results import Evaluation, RunReference, find_run
 from raylab.data.images.manifest import SPLITS, discover
-from raylab.data.prepared import read_meta, sha256
+from raylab.data.prepared import sha256
 from raylab.errors import DataError, UsageError, unknown
 from raylab.evaluation.overlap import in_words, leakage
 from raylab.tasks import evaluation, find_task
@@ -76,7 +76,7 @@ def evaluate(
     kind = find_task(task).kind
     if kind == "images" and not (data / "meta.json").is_file():
         data = of_folder(task, directory, data, split, quiet)
-    meta = read_meta(data, task)
+    meta = find_task(task).read_meta(data)
     own = meta.data_hash == described.data_hash
     if own and split == "all":
         raise DataError(
@@ -151,16 +151,9 @@ def of_folder(task: str, directory: Path, folder: Path, split: str, quiet: bool)
     read = [folder.absolute(), *found.lists.values(), *([found.manifest] if found.manifest else [])]
     text = "\n".join([str(size), *(f"{p}\t{sha256(p) if p.is_file() else ''}" for p in read)])
     out = home.home() / "prepared" / f"{folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    prepare.prepare_images(
-        task,
-        out,
-        images=found.images,
-        lists=found.lists,
-        manifest=found.manifest,
-        size=size,
-        replace=True,  # a file of the same name may have changed
-        quiet=quiet,
-    )
+    # `replace`: a file of the same name may have changed
+    options = {"size": size, "manifest": found.manifest, "images": found.images, "source": "covidx", **found.lists}
+    prepare.prepare(task, out, replace=True, quiet=quiet, **options)
     return out
 
 

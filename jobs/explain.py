@@ -11,9 +11,8 @@ from jobs import cli
 from jobs.common import home, individuals, run_tracking, scores
 from jobs.common.progress import say
 from jobs.evaluate import run_of_task
-from raylab.data.prepared import read_meta
 from raylab.errors import UsageError
-from raylab.tasks import TASKS
+from raylab.tasks import TASKS, find_task
 from tracking import plots
 from tracking.outbox import Outbox
 
@@ -47,7 +46,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     found = attributions(network, samples.batch(np.append(drawn, one)), features)
     names, matrices = by_feature(found, samples.spec)
     average = np.abs(matrices[:-1]).mean(0)
-    synthetic = read_meta(data, args.task).synthetic
+    synthetic = find_task(args.task).read_meta(data).synthetic
     figures = {
         "average": plots.attribution(
             average, names, f"Integrated gradients, mean of {len(drawn)} rows", False, synthetic

@@ -15,7 +15,6 @@ from jobs.common.environment import verb_environment
 from jobs.common.progress import say
 from jobs.common.results import Predictions, RunReference
 from jobs.evaluate import check_split, run_of_task
-from raylab.data.prepared import read_meta
 from raylab.errors import UsageError
 from raylab.tasks import find_task
 from tracking.outbox import Outbox
@@ -94,7 +93,7 @@ def predict(
         frame.write_parquet(file)  # it names patients' rows: for its owner alone
     work.replace(out)
     described = home.note(directory)
-    if read_meta(data, task).data_hash == described.data_hash and split in {"test", "all"}:
+    if find_task(task).read_meta(data).data_hash == described.data_hash and split in {"test", "all"}:
         reads = described.test_reads + 1  # the file holds test rows
         home.annotate(directory, test_reads=reads)
         Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.test_reads": str(reads)}})

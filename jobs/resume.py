@@ -9,8 +9,8 @@ from jobs import cli, train, tune
 from jobs.common import home, run_tracking
 from jobs.common.environment import verb_environment
 from jobs.common.results import Run, RunReference, find_run
-from raylab.data.prepared import read_meta
 from raylab.errors import DataError, UsageError
+from raylab.tasks import find_task
 from raylab.tasks.recipes import read_recipe
 
 EXAMPLE = "raylab resume NAME"
@@ -41,7 +41,7 @@ def resume(run: RunReference, *, quiet: bool = False) -> Run:
         )
     recipe, data = read_recipe(directory / "recipe.json"), Path(described.data)
     with home.held(directory):
-        if read_meta(data, recipe.task).data_hash != described.data_hash:
+        if find_task(recipe.task).read_meta(data).data_hash != described.data_hash:
             raise DataError(
                 f"{data} is no longer the data that {directory.name} began with",
                 "its data hash differs, so the result would not be that of an undisturbed run",

@@ -13,14 +13,15 @@ from jobs.common import home, run_tracking
 from jobs.common.progress import duration, say
 from jobs.common.session import ray_session
 from raylab.config.assignments import parse_assignments
+from raylab.data.lung.meta import SweepMeta
 from raylab.data.lung.sweep_dataset import finish
-from raylab.data.prepared import read_meta
 from raylab.errors import UsageError
 from raylab.files import write_json
 from raylab.physiology import sweep
 from raylab.physiology.parameters import check, inputs
 from raylab.physiology.steady import STATUS, steady_state
 from raylab.physiology.sweep import Sweep
+from raylab.tasks import TASKS
 from tracking.outbox import Outbox
 
 EXAMPLE = "raylab simulate living --size 65536 --out sweeps/living"
@@ -65,6 +66,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Begin the sweep in `out` or go on with it; tracked as one MLflow run however often it is interrupted."""
+    task = next(task for task in TASKS.values() if task.meta is SweepMeta)
     chunks = sweep.begin(made, out)
     directory = run_directory(args.name or out.name, out)
     with home.held(directory):
@@ -77,17 +79,17 @@ def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
                 from raylab.distributed.map import run_chunks
 
                 run_chunks(sweep.write_chunk, chunks, tell=progress)
-            meta = finish(made, out)
+            meta = finish(made, out, task.name)
             Outbox(directory / "outbox").append(
                 {"kind": "tags", "values": {"raylab.data_hash": meta.data_hash}},
                 {"kind": "artifact", "path": str(out / "meta.json"), "to": ""},
             )
-    read_meta(out, "surrogate")  # what the task's loader will ask
+    task.read_meta(out)  # what its loader will ask
     told = {"rows": meta.rows, "status": meta.status, "counts": meta.counts, "data_hash": meta.data_hash}
     if not args.quiet:
         say(f"{out}: {meta.rows:,} rows, " + "; ".join(f"{n:,} {what}" for what, n in meta.status.items()))
         say(f"data hash {meta.data_hash}")
-        say(f"next: raylab train surrogate --data {out}")
+        say(f"next: raylab train {task.name} --data {out}")
     described = home.note(directory)
     return {"run_id": described.run_id, "name": directory.name, "out": str(out), "synthetic": True, **told}
 

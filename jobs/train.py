@@ -18,7 +18,6 @@ from jobs.common.session import ray_session
 from raylab.config.assignments import parse_assignments
 from raylab.config.overrides import override, with_enough_shards
 from raylab.config.recipe import Recipe
-from raylab.data.prepared import read_meta
 from raylab.data.sampler import steps_per_epoch
 from raylab.errors import UsageError
 from raylab.models.baselines import Fitted
@@ -114,7 +113,7 @@ def start(
     recipe: Recipe, data: Path, name: str | None, parent: Path | None, quiet: bool, kind: Kind = "train"
 ) -> dict[str, Any]:
     """Train a new run. Everything that can be refused is refused before the run exists."""
-    meta = read_meta(data, recipe.task)
+    meta = find_task(recipe.task).read_meta(data)
     uri = run_tracking.checked_address()
     recipe = enough_shards(run_tracking.with_weights(recipe, uri), quiet)
     inspect(recipe, data)
@@ -142,7 +141,7 @@ def enough_shards(recipe: Recipe, quiet: bool) -> Recipe:
 
 def dry_run(recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
     """Check a recipe and its data as `start` does, and print how its largest number of workers shares a batch."""
-    read_meta(data, recipe.task)
+    find_task(recipe.task).read_meta(data)
     recipe = enough_shards(recipe, quiet)
     inspect(recipe, data)
     samples = len(find_task(recipe.task).load(data, "train", recipe.data, None))

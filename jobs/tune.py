@@ -22,7 +22,6 @@ from raylab.config.assignments import parse_assignments
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
-from raylab.data.prepared import read_meta
 from raylab.errors import UsageError
 from raylab.files import write_json
 from raylab.tasks import TASKS, find_task
@@ -119,7 +118,7 @@ def tune(
 
 
 def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str, Any]:
-    meta = read_meta(data, recipe.task)
+    meta = find_task(recipe.task).read_meta(data)
     uri = run_tracking.checked_address()
     recipe = train.enough_shards(run_tracking.with_weights(recipe, uri), quiet)
     train.inspect(recipe, data)

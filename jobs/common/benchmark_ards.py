@@ -112,7 +112,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def prepare(args: argparse.Namespace, out: Path, landmark: int) -> Path:
     """OUT/landmark-H with its data and folds; what is there already is used again."""
     from raylab.data.icu.labels import label
-    from raylab.data.icu.prepare import prepare_ards
+    from raylab.data.icu.prepare import prepare_icu
 
     folder = out / f"landmark-{landmark}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def prepare(args: argparse.Namespace, out: Path, landmark: int) -> Path:
             say(f"preparing landmark {landmark} h")
         rule = label(args.label)
         source = args.source or "synthetic"
-        prepare_ards(source, args.path, data, landmark, args.horizon, args.patients, args.seed, rule=rule)
+        prepare_icu("ards", source, args.path, data, landmark, args.horizon, args.patients, args.seed, rule=rule)
     for fold in range(args.folds):
         if not (folder / f"fold-{fold}" / "meta.json").is_file():
             resplit([data], folder / f"fold-{fold}", Split("patient", fold, args.folds), args.seed)

@@ -137,18 +137,10 @@ class Benchmark:
             here = discover(folder, domain)
             target = self.out / name
             if not (target / "meta.json").is_file():
-                prepare.prepare_images(
-                    "covidnet",
-                    target,
-                    images=here.images,
-                    lists=here.lists,
-                    manifest=here.manifest,
-                    domain=domain,
-                    size=self.args.size,
-                    # copies of what A holds would be known already
-                    apart_from=[self.out / "a"] if name == "b" else [],
-                    quiet=self.args.quiet,
-                )
+                options = {"source": "covidx", "size": self.args.size, "manifest": here.manifest, "domain": domain}
+                options |= {"images": here.images, **here.lists}
+                apart = [self.out / "a"] if name == "b" else []  # copies of what A holds would be known already
+                prepare.prepare("covidnet", target, quiet=self.args.quiet, apart_from=apart, **options)
             meta = read_meta(target, "covidnet", ImageMeta)
             if meta.size != self.args.size:
                 raise UsageError(f"{target} holds images of {meta.size} px", do="choose another --out")

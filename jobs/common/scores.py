@@ -16,11 +16,11 @@ from raylab.config.recipe import IcuData, Recipe
 from raylab.data.icu import cohorts
 from raylab.data.icu.dataset import IcuSamples
 from raylab.data.icu.meta import IcuMeta
-from raylab.data.prepared import read_meta
 from raylab.data.samples import Samples
 from raylab.evaluation import temperature
 from raylab.files import read_lines, write_json
 from raylab.score import Score
+from raylab.tasks import find_task
 from raylab.tasks.base import Task
 from raylab.tasks.evaluation import Cohort, Evaluation
 from raylab.tasks.outcomes import Multiclass
@@ -47,7 +47,7 @@ def probabilities(job: Task, recipe: Recipe, samples: Samples, network: Any) -> 
 
 def of_run(directory: Path, data: Path, split: str) -> Evaluation:
     """The run's model on a split of `data`, with every cohort of the task."""
-    meta = read_meta(data, home.note(directory).task)
+    meta = find_task(home.note(directory).task).read_meta(data)
     job, recipe, samples, network = load(directory, data, split)
     p = probabilities(job, recipe, samples, network)
     scored = Evaluation(

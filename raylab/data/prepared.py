@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,12 +23,6 @@ from raylab.files import IGNORE_FILES, keep_out_of_git_and_uploads
 FORMAT = 2
 META = "meta.json"
 PATIENT_COLUMNS = ("subject_id", "patient", "patient_id")
-MAKERS = {  # the command that makes data of a task
-    "ards": "raylab prepare ards ... --out",
-    "mortality": "raylab prepare mortality ... --out",
-    "covidnet": "raylab prepare covidnet ... --out",
-    "surrogate": "raylab simulate living --out",
-}
 
 
 class PatientIds(BaseModel):
@@ -63,6 +57,9 @@ class Contents(Document):
 
 class Meta(Document):
     """What is known of prepared data of every kind."""
+
+    made_by: ClassVar[str] = "raylab prepare {task} ... --out"
+    """the command that makes it"""
 
     format: int = FORMAT
     patient_ids: PatientIds | NoPatientIds | None = None
@@ -227,17 +224,17 @@ def task_of(directory: Path) -> str | None:
 
 
 @overload
-def read_meta(directory: Path, task: str) -> Meta: ...
+def read_meta(directory: Path, task: str | None) -> Meta: ...
 @overload
-def read_meta(directory: Path, task: str, kind: type[M]) -> M: ...
-def read_meta(directory: Path, task: str, kind: type[Meta] = Meta) -> Meta:
-    """The checked meta.json of a prepared directory, as of its `kind`.
+def read_meta(directory: Path, task: str | None, kind: type[M]) -> M: ...
+def read_meta(directory: Path, task: str | None, kind: type[Meta] = Meta) -> Meta:
+    """The checked meta.json of a prepared directory, as of its `kind`; of any task where `task` is None.
 
     Raises DataError when the directory, a file or a field is missing, when the directory was prepared for another task
     or by another format version, or when a file no longer has its recorded hash.
     """
     directory = Path(directory)
-    make = MAKERS.get(task, f"prepare data of the task '{task}' in")
+    make = kind.made_by.format(task=task or "TASK")
     again, elsewhere = f"{make} {directory}", f"{make} OTHER_DIR"
     if not directory.is_dir():
         raise DataError(f"no data directory at {directory}", do=again)
@@ -254,7 +251,7 @@ def read_meta(directory: Path, task: str, kind: type[Meta] = Meta) -> Meta:
         raise DataError(
             f"{directory} was prepared by another version", f"format {found}, this raylab reads {FORMAT}", elsewhere
         )
-    if content.get("task") != task:
+    if task is not None and content.get("task") != task:
         raise DataError(
             f"{directory} was prepared for '{content.get('task')}', not for '{task}'",
             "a model runs only on data of its own task",

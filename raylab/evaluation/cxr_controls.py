@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from raylab.data.images.dataset import ImageSamples, load_images
+from raylab.data.images.meta import ImageMeta
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError
 from raylab.evaluation.metrics import binary_scores, multiclass_point
@@ -62,7 +63,7 @@ def border_probe(directory: Path, kept: Path) -> BorderProbe:
 
     `kept` is a folder for fitted probes, which are found again there by the directory's data hash.
     """
-    file = kept / f"border-{read_meta(directory, 'covidnet').data_hash[:16]}.npz"
+    file = kept / f"border-{read_meta(directory, None, ImageMeta).data_hash[:16]}.npz"
     if not file.is_file():
         kept.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f".{os.getpid()}-{file.name}")

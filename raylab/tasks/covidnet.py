@@ -16,7 +16,9 @@ from raylab.config.recipe import (
     VisionModel,
     family_name,
 )
+from raylab.data.images.meta import ImageMeta
 from raylab.tasks.base import Task
+from raylab.tasks.images import PREPARATION
 from raylab.tasks.outcomes import Multiclass
 
 if TYPE_CHECKING:  # as in base.py
@@ -68,7 +70,7 @@ def load(directory: Path, split: str, data: ImageData, spec: dict[str, Any] | No
     from raylab.data.images.dataset import load_images
 
     augment = {name: value * data.strength for name, value in AUGMENT.items() if name != "flip"}
-    return load_images(directory, split, size=data.size, spec=spec, augment=augment, mask=data.mask)
+    return load_images(directory, split, size=data.size, spec=spec, augment=augment, mask=data.mask, task="covidnet")
 
 
 TASK = Task(
@@ -77,6 +79,8 @@ TASK = Task(
     outcome=Multiclass(),
     objective="macro_recall",
     load=load,
+    meta=ImageMeta,
+    preparation=PREPARATION,
     full=FULL,
     smoke=SMOKE,
     primary=("macro_recall", "accuracy"),

@@ -76,9 +76,9 @@ def load_icu(
     spec: dict[str, Any] | None = None,
     fill: str = "mask",
     virtual: bool = False,
-    task: str = "ards",
+    task: str | None = None,
 ) -> IcuSamples:
-    """One split (train, val, test, or "all" for every row) of a directory made by `prepare_ards`.
+    """One split (train, val, test, or "all" for every row) of a directory made by `prepare_icu`.
 
     With `spec` (of a trained model) the inputs are made as that model expects them: its features, its statistics, its
     hours, nothing of this directory's. `fill` says what stands for a value that was not measured in an hour: "mask",
@@ -132,7 +132,7 @@ def own_spec(meta: IcuMeta, virtual: bool, directory: Path) -> dict[str, Any]:
             raise DataError(
                 f"{directory} has no features of virtual patients",
                 "data.virtual_patient=true asks for them",
-                f"raylab prepare ards ... --virtual-patient --out {directory}",
+                f"raylab prepare {meta.task} ... --virtual-patient --out {directory}",
             )
         static = [*static, *meta.virtual_patient]
     return {

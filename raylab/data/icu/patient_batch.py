@@ -9,10 +9,9 @@ from typing import Any
 import polars as pl
 
 from raylab.data.icu import cohorts
-from raylab.data.icu.cohorts import Framing
 from raylab.data.icu.concepts import CONCEPTS, EVENTS, SERIES, UNIT, charted_steps, exact, to_own_units
 from raylab.data.icu.derive import derived
-from raylab.data.icu.labels import GRADES, Label, first_onset, pf_ratios, ratios, sensitivity, severity
+from raylab.data.icu.labels import GRADES, Framing, Label, first_onset, pf_ratios, ratios, sensitivity, severity
 from raylab.data.icu.timegrid import first_values, grid, hourly_cells
 from raylab.errors import DataError
 
@@ -155,7 +154,7 @@ def summarise_patients(
     )
     here = stays.join(last, "stay_id").join(onsets, "stay_id", "left").join(ages, "stay_id", "left")
     at_risk, steps = cohorts.attrition(here, framing, rule)
-    rows = cohorts.flags(cohorts.rows_at(at_risk.drop("age"), framing, rule), values, all_gases.lazy(), rule)
+    rows = cohorts.flags(rule.rows(at_risk.drop("age"), framing), values, all_gases.lazy(), rule)
     rows = rows.join(static, "stay_id", "left").sort("stay_id", "at_h")
     table = grid(cells, rows["stay_id"].unique(maintain_order=True), framing.hours())
     grades = dict(severity(all_ratios.lazy(), onsets.lazy()).collect()["severity"].value_counts().iter_rows())

@@ -1,4 +1,5 @@
-"""A prepared ARDS directory, or several as one, with another split: folds, a later period, or a hospital held out.
+"""Prepared intensive-care data, of one directory or several, with another split: folds, a later period, or a hospital
+held out.
 
 The rows are those that were prepared; split, statistics and counts are made anew, statistics from the new train only.
 """
@@ -54,14 +55,17 @@ def parse(text: str) -> Split:
     )
 
 
-def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0, replace: bool = False) -> IcuMeta:
+def resplit(
+    directories: list[Path], out: Path, split: Split, seed: int = 0, replace: bool = False, task: str | None = None
+) -> IcuMeta:
     """Publish at `out` the rows of `directories` with `split`; returns the meta.
 
     Several directories are pooled: they must have one label and framing. Identifiers are told apart by their numbering
     (identifiers.py): patient 7 of one hospital is another one than patient 7 of the next.
     """
-    prepared.check_vacant(Path(out), "ards", replace)
-    metas = [prepared.read_meta(Path(directory), "ards", IcuMeta) for directory in directories]
+    metas = [prepared.read_meta(Path(directory), task, IcuMeta) for directory in directories]
+    task = metas[0].task
+    prepared.check_vacant(Path(out), task, replace)
     check_alike(metas, directories)
     several = len(directories) > 1
     named = sorted({name for meta in metas for name in prepared.numberings(meta)})
@@ -122,7 +126,7 @@ def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0, rep
         }
         return metas[0].model_copy(update=changed)
 
-    return prepared.publish(Path(out), write, "ards", replace)
+    return prepared.publish(Path(out), write, task, replace)
 
 
 def qualified(name: str, numbering: list[str]) -> pl.Expr:
@@ -134,7 +138,7 @@ def qualified(name: str, numbering: list[str]) -> pl.Expr:
 
 
 def check_alike(metas: list[IcuMeta], directories: list[Path]) -> None:
-    for name in ("framing", "landmark_h", "horizon_h", "gap_h"):
+    for name in ("task", "framing", "landmark_h", "horizon_h", "gap_h"):
         values = [getattr(meta, name) for meta in metas]
         if len(set(values)) > 1:
             raise DataError(

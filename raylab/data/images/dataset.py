@@ -88,6 +88,7 @@ def load_images(
     augment: Mapping[str, float] | None = None,
     spec: Mapping[str, Any] | None = None,
     mask: str | None = None,
+    task: str | None = None,
 ) -> ImageSamples:
     """The rows of `split` ("train", "val", "test", or "all").
 
@@ -102,12 +103,12 @@ def load_images(
     for name in augment or {}:
         if name not in AUGMENT:
             raise unknown("augmentation", name, AUGMENT)
-    meta = read_meta(directory, "covidnet", ImageMeta)
+    meta = read_meta(directory, task, ImageMeta)
     table = pl.read_parquet(directory / "index.parquet")
     if "group" not in table.columns:
         raise DataError(
             f"{directory} was prepared by a version that did not search for copies",
-            do="run raylab prepare covidnet again",
+            do=f"run raylab prepare {meta.task} again",
         )
     groups = {name: number for number, name in enumerate(sorted(set(table["group"])))}
     table = table.with_columns(group=pl.col("group").replace_strict(groups, return_dtype=pl.Int64))
@@ -117,7 +118,7 @@ def load_images(
         raise DataError(
             f"{directory} has no {split} split",
             f"it was prepared with {', '.join(meta.counts)} only",
-            f"raylab prepare covidnet with a {split} list",
+            f"raylab prepare {meta.task} with a {split} list",
         )
     images = RowFile(directory / "images.npy")
     return ImageSamples(images, table, meta, _spec(directory, meta, size, spec, mask), {**AUGMENT, **(augment or {})})
@@ -148,6 +149,6 @@ def _spec(
         raise DataError(
             f"{directory} has images of {meta.size} px, but {side} px are requested",
             "enlarging adds no information",
-            f"raylab prepare covidnet with --size {side}, or use at most {meta.size}",
+            f"raylab prepare {meta.task} with --size {side}, or use at most {meta.size}",
         )
     return {**spec, "size": side}

@@ -138,7 +138,7 @@ def discover(folder: Path, domain: str | None = None, splits: Sequence[str] = SP
             raise DataError(
                 f"{folder} has {len(here)} {split} lists: {', '.join(p.name for p in here)}",
                 "it is ambiguous which one is meant",
-                f"raylab prepare covidnet --path {folder} --domain {here[0].stem.rpartition('_')[2]} --out DIR "
+                f"raylab prepare TASK --path {folder} --domain {here[0].stem.rpartition('_')[2]} --out DIR "
                 f"(the ending of the list), or --images DIR --{split} LIST",
             )
         if here:

@@ -48,7 +48,8 @@ Spread = Callable[[Callable[[Any, Path], None], Mapping[Path, Any], float, Progr
 """raylab.distributed.map.run_chunks: (work, {path: argument}, cpus, tell)."""
 
 
-def prepare_covidnet(
+def prepare_images(
+    task: str,
     out: Path,
     images: Path | None,
     train: Path | None,
@@ -66,7 +67,7 @@ def prepare_covidnet(
     spread: Spread | None = None,
     replace: bool = False,
 ) -> ImageMeta:
-    """Prepare the directory `out` and return its meta. Existing prepared X-rays are replaced only with
+    """Prepare the directory `out` for `task` and return its meta. Existing prepared X-rays are replaced only with
     `replace`.
 
     source "covidx" reads the given lists, or the rows of `manifest` (only of its `domain` if given), and the files
@@ -82,17 +83,17 @@ def prepare_covidnet(
         what = _input(images, lists, manifest, domain, apart_from)
 
         def write(work: Path) -> ImageMeta:
-            return _covidx(work, what, size, seed, skip_bad, progress, spread)
+            return _covidx(task, work, what, size, seed, skip_bad, progress, spread)
 
-        return prepared.publish(out, write, "covidnet", replace)
+        return prepared.publish(out, write, task, replace)
     if source == "synthetic":
         if patients < 30:
             raise UsageError(f"--patients {patients} is too few", "every split needs every class", "use at least 30")
 
         def draw(work: Path) -> ImageMeta:
-            return _synthetic(work, patients, size, seed, domain or "A", progress)
+            return _synthetic(task, work, patients, size, seed, domain or "A", progress)
 
-        return prepared.publish(out, draw, "covidnet", replace)
+        return prepared.publish(out, draw, task, replace)
     raise unknown("source of chest X-rays", source, ("covidx", "synthetic"))
 
 
@@ -127,6 +128,7 @@ def _input(
 
 
 def _covidx(
+    task: str,
     work: Path,
     what: Input,
     size: int,
@@ -215,7 +217,7 @@ def _covidx(
         }
         for row in keep
     ]
-    meta = _describe(work, index, size, seed, attrition, synthetic=False)
+    meta = _describe(task, work, index, size, seed, attrition, synthetic=False)
     warnings += _unidentified([line for _, line in flat], what)
     warnings += _unusual(index, [shapes[row] for row in keep])
     contrast = Counter(contrasts[row] for row in keep)
@@ -325,7 +327,7 @@ def _left(what: Input, leaves: str, stays: str, kept: list[Line]) -> list[Line]:
 
 
 def _others(directory: Path) -> NDArray[np.uint8]:
-    prepared.read_meta(directory, "covidnet")
+    prepared.read_meta(directory, None, ImageMeta)
     return duplicates.thumbnails(np.load(directory / "images.npy", mmap_mode="r"))
 
 
@@ -384,7 +386,9 @@ def _unusual(index: list[dict[str, Any]], shapes: list[tuple[int, int]]) -> list
     return told
 
 
-def _synthetic(work: Path, patients: int, size: int, seed: int, domain: str, progress: Progress | None) -> ImageMeta:
+def _synthetic(
+    task: str, work: Path, patients: int, size: int, seed: int, domain: str, progress: Progress | None
+) -> ImageMeta:
     pixels, labels, numbers = phantoms.draw(patients, size, seed, domain)
     np.save(work / "images.npy", pixels)
     if progress:
@@ -405,7 +409,7 @@ def _synthetic(work: Path, patients: int, size: int, seed: int, domain: str, pro
         for row, (name, label, part) in enumerate(zip(names, labels, split, strict=True))
     ]
     attrition: list[dict[str, int | str]] = [{"step": "drawn", "images": len(index), "patients": patients}]
-    meta = _describe(work, index, size, seed, attrition, synthetic=True)
+    meta = _describe(task, work, index, size, seed, attrition, synthetic=True)
     return meta.model_copy(update={"domain": domain, "skipped": [], "warnings": []})
 
 
@@ -532,6 +536,7 @@ def _compact(path: Path, keep: Sequence[int]) -> None:
 
 
 def _describe(
+    task: str,
     work: Path,
     index: list[dict[str, Any]],
     size: int,
@@ -553,7 +558,7 @@ def _describe(
     return ImageMeta(
         source="synthetic" if synthetic else "covidx",
         synthetic=synthetic,
-        task="covidnet",
+        task=task,
         raylab=version("raylab"),
         kind=KIND,
         classes=list(CLASSES),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import raylab
 from raylab.data import prepared
+from raylab.data.lung.meta import SweepMeta
 from raylab.errors import DataError, unknown
 from raylab.files import atomic_write, write_json
 from raylab.physiology import designs
@@ -28,17 +29,8 @@ POINTS = "points.parquet"
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
-class SweepMeta(prepared.Meta):
-    """Rows are virtual; `counts` are of rows with a steady state."""
-
-    sweep: Sweep
-    rows: int
-    status: dict[str, int]
-    """how many rows the solver left with which status"""
-
-
-def finish(made: Sweep, directory: Path) -> SweepMeta:
-    """Write and return meta.json of a complete sweep, which makes it data of the task `surrogate`."""
+def finish(made: Sweep, directory: Path, task: str) -> SweepMeta:
+    """Write and return meta.json of a complete sweep, which makes it data of `task`."""
     paths = sorted((directory / "rows").glob("[0-9]*.parquet"))
     if len(paths) != made.chunks():
         raise DataError(f"{directory} has {len(paths)} of {made.chunks()} chunks", do="run the same command again")
@@ -51,11 +43,11 @@ def finish(made: Sweep, directory: Path) -> SweepMeta:
     by_status = {int(s): int(n) for s, n in status.value_counts().sort("status").rows()}
     meta = SweepMeta(
         format=prepared.FORMAT,
-        task="surrogate",
+        task=task,
         source="lung model sweep",
         synthetic=True,
         raylab=raylab.__version__,
-        sweep=made,
+        sweep=made.model_dump(mode="json"),
         rows=made.rows(),
         status={STATUSES[s]: n for s, n in by_status.items()},
         attrition=[
@@ -148,14 +140,16 @@ def outputs(y: NDArray[Any], spec: dict[str, Any]) -> NDArray[np.float64]:
     return table
 
 
-def load_sweep(directory: Path, split: str, spec: dict[str, Any] | None = None) -> SweepSamples:
+def load_sweep(
+    directory: Path, split: str, spec: dict[str, Any] | None = None, task: str | None = None
+) -> SweepSamples:
     """One split (train, val, test, or "all") of a finished sweep, rows with a steady state only.
 
     With `spec` (of a trained surrogate), raises DataError if a row is outside of the training inputs, or varies an
     input that was constant there: a surrogate is not valid beyond its sweep.
     """
     directory = Path(directory)
-    made = prepared.read_meta(directory, "surrogate", SweepMeta).sweep
+    made = Sweep.model_validate(prepared.read_meta(directory, task, SweepMeta).sweep)
     if split not in (*FRACTIONS, "all"):
         raise unknown("split", split, (*FRACTIONS, "all"))
     table = pl.read_parquet(directory / "rows" / "*.parquet").sort("row")

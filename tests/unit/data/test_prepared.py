@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from raylab.data import prepared
+from raylab.data.lung.meta import SweepMeta
 from raylab.data.prepared import Meta, PatientIds
 from raylab.errors import DataError
 from raylab.files import keep_out_of_git_and_uploads
@@ -137,7 +138,7 @@ def test_no_error_suggests_to_prepare_over_a_directory_that_holds_something(tmp_
             prepared.read_meta(tmp_path / "ards", task)
         assert refused.value.do.endswith("OTHER_DIR")
     with pytest.raises(DataError) as refused:
-        prepared.read_meta(tmp_path / "none", "surrogate")
+        prepared.read_meta(tmp_path / "none", "surrogate", SweepMeta)
     assert refused.value.do == f"raylab simulate living --out {tmp_path / 'none'}"
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from raylab.data.images.dataset import load_images
-from raylab.data.images.prepare import prepare_covidnet
+from raylab.data.images.prepare import prepare_images
 from raylab.errors import DataError
 from raylab.evaluation.cxr_controls import border_probe, within_source
 from raylab.evaluation.metrics import confusion_by
@@ -32,7 +32,7 @@ def framed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, rows in lists.items():
         (root / f"{name}.txt").write_text("\n".join(rows))
     paths = (root / f"{name}.txt" for name in ("train", "val", "test"))
-    prepare_covidnet(root / "out", root / "images", *paths, size=64)
+    prepare_images("covidnet", root / "out", root / "images", *paths, size=64)
     return root
 
 

@@ -166,4 +166,13 @@ def test_disorder_is_put_right(tmp_path, capsys):
 def test_a_label_belongs_to_its_task(task, label, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["prepare", task, "--source", "synthetic", "--label", label, "--out", str(out)]) == 2
-    assert f"the label '{label}' is not of the task {task}" in capsys.readouterr().err and not out.exists()
+    assert f"unknown label '{label}'" in capsys.readouterr().err and not out.exists()
+
+
+def test_an_option_of_another_kind_of_data_is_refused(tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--source", "synthetic", "--domain", "B", "--skip-bad", "--out", str(out)]
+    assert cli.main(["prepare", "ards", *words]) == 2
+    assert "prepare ards takes no --domain, --skip-bad" in capsys.readouterr().err and not out.exists()
+    assert cli.main(["prepare", "ards", "--source", "synthetic", "--patients", "0", "--out", str(out)]) == 2
+    assert "prepare ards: patients: " in capsys.readouterr().err and not out.exists()

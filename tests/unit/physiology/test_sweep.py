@@ -15,7 +15,7 @@ from raylab.physiology.steady import OUTPUTS, steady_state
 
 def run(made, directory):
     run_chunks(sweep.write_chunk, sweep.begin(made, directory))
-    return finish(made, directory)
+    return finish(made, directory, "surrogate")
 
 
 def small(**options):
@@ -115,4 +115,4 @@ def test_an_unfinished_sweep_has_no_meta(tmp_path):
     path = next(iter(chunks))
     sweep.write_chunk(chunks[path], path)
     with pytest.raises(DataError, match="1 of 3 chunks"):
-        finish(made, tmp_path)
+        finish(made, tmp_path, "surrogate")

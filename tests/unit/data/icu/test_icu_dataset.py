@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from raylab.data.icu.dataset import load_icu, tensorise
-from raylab.data.icu.prepare import prepare_ards
+from raylab.data.icu.prepare import prepare_icu
 from raylab.errors import DataError, UsageError
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     out = tmp_path_factory.mktemp("ards") / "out"
-    prepare_ards("synthetic", None, out, patients=200)
+    prepare_icu("ards", "synthetic", None, out, patients=200)
     return out
 
 
@@ -142,8 +142,8 @@ def test_fills_show_less_and_less(directory):
 
 
 def test_rolling_rows_see_the_hours_before_their_prediction(tmp_path):
-    prepare_ards("synthetic", None, tmp_path / "landmark", patients=100, landmark=6)
-    prepare_ards("synthetic", None, tmp_path / "rolling", patients=100, landmark=6, framing="rolling", until=30)
+    prepare_icu("ards", "synthetic", None, tmp_path / "landmark", patients=100, landmark=6)
+    prepare_icu("ards", "synthetic", None, tmp_path / "rolling", patients=100, landmark=6, framing="rolling", until=30)
     fixed, rolling = (load_icu(tmp_path / name, "all") for name in ("landmark", "rolling"))
     assert rolling.rows["at_h"].min() == 6 and rolling.rows["at_h"].max() == 30
     assert rolling.rows.filter(pl.col("onset_h") <= pl.col("at_h")).is_empty()  # until onset

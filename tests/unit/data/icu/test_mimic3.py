@@ -8,7 +8,7 @@ import pytest
 from raylab.data.icu.concepts import to_own_units
 from raylab.data.icu.labels import label
 from raylab.data.icu.patient_batch import screen
-from raylab.data.icu.prepare import prepare_ards
+from raylab.data.icu.prepare import prepare_icu
 from raylab.data.icu.sources import mimic3, tables
 from raylab.errors import DataError
 
@@ -394,7 +394,7 @@ def test_counts_on_the_mimic_iii_demo(real_data, tmp_path):
     if not folder.is_dir():
         pytest.skip("no mimic-iii-demo in the real data")
     rule = label("berlin-oxygenation")
-    meta = prepare_ards("mimic3", folder, tmp_path / "out", horizon=10_000, rule=rule, grid_of_windows=True)
+    meta = prepare_icu("ards", "mimic3", folder, tmp_path / "out", horizon=10_000, rule=rule, grid_of_windows=True)
     assert meta.attrition[0] == {"step": "all stays", "patients": 100, "stays": 136}
     assert meta.attrition[1]["stays"] == 135  # one patient is younger than 18
     assert meta.onsets["stays"] == 15 and meta.onsets["after_6_h"] == 10

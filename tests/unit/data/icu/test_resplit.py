@@ -6,8 +6,7 @@ import pytest
 from raylab.data.icu import prepare
 from raylab.data.icu.concepts import SourceData
 from raylab.data.icu.dataset import load_icu
-from raylab.data.icu.meta import IcuMeta
-from raylab.data.icu.prepare import prepare_ards
+from raylab.data.icu.prepare import prepare_icu
 from raylab.data.icu.resplit import Split, added, parse, resplit
 from raylab.data.icu.sources import synthetic
 from raylab.errors import DataError, UsageError
@@ -29,7 +28,7 @@ def directory(tmp_path_factory):
     out = tmp_path_factory.mktemp("ards") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(prepare.SOURCES, "synthetic", lambda raw: SourceData(events, stays))
-        prepare_ards("synthetic", None, out)
+        prepare_icu("ards", "synthetic", None, out)
     return out
 
 
@@ -72,9 +71,9 @@ def test_a_patient_in_two_hospitals_leaves_train(directory, tmp_path):
 
 def test_counts_of_values_add_up():
     metas = [
-        IcuMeta.model_construct(out_of_range={"fio2": 2, "hr": 1}, converted={"temp": {"degF": 3}}),
-        IcuMeta.model_construct(out_of_range={"fio2": 3}, converted={"temp": {"degF": 4, "K": 1}, "k": {"mg/dL": 1}}),
-        IcuMeta.model_construct(),  # prepared before they were counted
+        {"out_of_range": {"fio2": 2, "hr": 1}, "converted": {"temp": {"degF": 3}}},
+        {"out_of_range": {"fio2": 3}, "converted": {"temp": {"degF": 4, "K": 1}, "k": {"mg/dL": 1}}},
+        {},  # prepared before they were counted
     ]
     assert added(metas, "out_of_range") == {"fio2": 5, "hr": 1}
     assert added(metas, "converted") == {"k": {"mg/dL": 1}, "temp": {"degF": 7, "K": 1}}
@@ -82,7 +81,7 @@ def test_counts_of_values_add_up():
 
 def test_several_directories_are_pooled(directory, tmp_path, monkeypatch):
     monkeypatch.setitem(prepare.SOURCES, "yaib", lambda raw: synthetic.read(100, 3))
-    prepare_ards("yaib", tmp_path, tmp_path / "other")
+    prepare_icu("ards", "yaib", tmp_path, tmp_path / "other")
     with pytest.raises(DataError, match="in two of the directories"):
         resplit([directory, directory], tmp_path / "out", Split("patient"))
     with pytest.raises(DataError, match="cannot be held out"):
@@ -95,7 +94,7 @@ def test_several_directories_are_pooled(directory, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_split_is_refused(directory, tmp_path):
-    prepare_ards("synthetic", None, tmp_path / "six", patients=100, landmark=6)
+    prepare_icu("ards", "synthetic", None, tmp_path / "six", patients=100, landmark=6)
     with pytest.raises(DataError, match="differ in landmark_h: 12, 6"):
         resplit([directory, tmp_path / "six"], tmp_path / "out", Split("patient"))
     with pytest.raises(DataError, match="have no period"):
