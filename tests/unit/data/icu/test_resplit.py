@@ -6,6 +6,7 @@ import pytest
 from raylab.data.icu import prepare
 from raylab.data.icu.concepts import SourceData
 from raylab.data.icu.dataset import load_icu
+from raylab.data.icu.meta import IcuMeta
 from raylab.data.icu.prepare import prepare_icu
 from raylab.data.icu.resplit import Split, added, parse, resplit
 from raylab.data.icu.sources import synthetic
@@ -71,9 +72,9 @@ def test_a_patient_in_two_hospitals_leaves_train(directory, tmp_path):
 
 def test_counts_of_values_add_up():
     metas = [
-        {"out_of_range": {"fio2": 2, "hr": 1}, "converted": {"temp": {"degF": 3}}},
-        {"out_of_range": {"fio2": 3}, "converted": {"temp": {"degF": 4, "K": 1}, "k": {"mg/dL": 1}}},
-        {},  # prepared before they were counted
+        IcuMeta.model_construct(out_of_range={"fio2": 2, "hr": 1}, converted={"temp": {"degF": 3}}),
+        IcuMeta.model_construct(out_of_range={"fio2": 3}, converted={"temp": {"degF": 4, "K": 1}, "k": {"mg/dL": 1}}),
+        IcuMeta.model_construct(),  # prepared before they were counted
     ]
     assert added(metas, "out_of_range") == {"fio2": 5, "hr": 1}
     assert added(metas, "converted") == {"k": {"mg/dL": 1}, "temp": {"degF": 7, "K": 1}}
