@@ -72,6 +72,7 @@ STEPS: dict[str, list[str]] = {
     "doctor": ["--site local"],
 }
 EXEMPT = {
+    "completion": "prints what a shell needs and reads nothing",
     "demo": "it calls prepare, train, transfer, tune, evaluate and compare, each of which is here",
     "models": "it reads no data and no run",
     "recipe": "it reads no data and no run",

@@ -384,6 +384,7 @@ def test_an_input_that_cannot_be_read_stops_the_run_at_its_step(count, data, mon
 
 def test_a_signal_ends_the_run_and_its_threads(data, monkeypatch):
     with_threads(monkeypatch, 2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
     job, train, val, model = loaded(COVIDNET, data)
 
     def interrupt(row: dict[str, Any], state: dict[str, Any] | None) -> bool:
@@ -391,8 +392,11 @@ def test_a_signal_ends_the_run_and_its_threads(data, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         return False
 
-    with pytest.raises(KeyboardInterrupt):
-        fit(COVIDNET, job, model, train, val, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(COVIDNET, job, model, train, val, interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert prefetch_threads() == []
 
 
