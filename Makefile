@@ -12,7 +12,7 @@ PREPARED = $(or $(DATA),prepared/$(TASK))
 NAME = $(if $(RUN),--name "$(RUN)")
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: help setup demo prepare train tune transfer evaluate compare submit test test-slow test-slurm \
+.PHONY: help setup demo prepare train tune transfer evaluate compare submit test test-slow test-slurm test-all \
   slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down doctor
 .DEFAULT_GOAL := help
 
@@ -58,14 +58,34 @@ check: setup ## ruff and mypy
 	@$(BIN)/ruff format -q --check .
 	@$(BIN)/mypy
 
-test: check ## what a change must pass, under 15 minutes on 2 cores
-	@$(BIN)/python -m pytest -m "not slow"
+# Two suites at a time: those on Ray and Slurm wait as often as they compute
+SUITES := check test-ray test-testbed test-mlflow test-unit
+CLUSTERS := tests/slurm/test_cluster.py tests/slurm/test_cluster_bad_days.py
+PYTEST = $(BIN)/python -m pytest $(SELECT)
+TOGETHER = $(MAKE) --no-print-directory -j2 $(SUITES)
+
+test: setup ## what a change must pass, under 15 minutes on 2 cores
+	@$(TOGETHER) SELECT='-m "not slow"'
 
 test-slow: setup ## the tests that take minutes each, but those on Slurm
-	@$(BIN)/python -m pytest -m "slow and not slurm"
+	@$(PYTEST) -m "slow and not slurm"
 
 test-slurm: setup ## the tests on a Slurm cluster of this machine (root, Slurm's Debian packages)
-	@$(BIN)/python -m pytest -m slurm tests/slurm
+	@$(PYTEST) tests/slurm
+
+test-all: setup ## every test, each of them once
+	@$(TOGETHER)
+	@$(PYTEST) $(CLUSTERS)
+
+.PHONY: test-ray test-testbed test-mlflow test-unit
+test-ray test-mlflow: setup
+	@$(PYTEST) tests/$(@:test-%=%)
+
+test-testbed: setup
+	@$(PYTEST) tests/slurm $(CLUSTERS:%=--ignore=%)
+
+test-unit: setup
+	@$(PYTEST) -n 2 --dist loadfile tests/unit
 
 slurm-up: setup ## start a Slurm cluster of three nodes on this machine (root, Slurm's Debian packages)
 	@$(BIN)/python -m cluster.testbed up
@@ -90,6 +110,10 @@ doctor: setup ## what of SITE fits raylab, and what to do about the rest
 
 ui: setup ## open the MLflow pages of this directory's runs
 	@$(BIN)/raylab ui
+
+.PHONY: test-gpu
+test-gpu: setup ## the tests that need an NVIDIA card; skipped without one
+	@$(BIN)/python -m pytest tests/gpu
 
 lock: setup ## pin again what pyproject.toml allows
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --group dev pyproject.toml -o requirements.lock

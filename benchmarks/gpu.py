@@ -1,26 +1,47 @@
-"""What bf16, channels_last and torch.compile bring on a GPU: whole training steps of COVID-Net and ResNet-50.
+"""What a card gives: COVID-Net and ResNet-50, whole training steps, with and without raylab around them.
 
-    python benchmarks/gpu.py [--batch 64] [--size 224] [--steps 30] [--peak TFLOPS]
+    python benchmarks/gpu.py [--batch 256] [--size 224] [--steps 20] [--rounds 5] [--shards 1] [--peak TFLOPS]
 
-It needs torch and torchvision alone, no Ray and no other package of this project, so that it runs on a bare machine.
-Each switch is measured by itself and all together, on inputs that are on the card, so that nothing but the step is
-timed; the step does not wait for the host. The share of the peak is of 6 floating-point operations a
+bare     a plain PyTorch loop: autocast, backward, clipping, fused AdamW; inputs are on the card
+loop     raylab's loop on the same inputs, and its ratio to bare
+fed      raylab's loop, inputs read from disk, augmented and copied by its loader, and its ratio to loop
+switches the plain loop with each of bf16, channels_last and torch.compile, and with all
+
+bare, loop and fed take turns within each round; printed are medians over the rounds, and the median of the rounds'
+ratios. A round ends when the card has finished. The share of the peak is of 6 floating-point operations a
 multiply-accumulate (forward 2, backward 4) against --peak, the card's dense bf16 TFLOP/s from its data sheet.
+`--device cpu` runs everything on the CPU, to check the script.
 """
 
 import argparse
-import importlib.util
 import statistics
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import polars as pl
 import torch
-import torchvision
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
-WAYS = {
+from raylab.config.overrides import override
+from raylab.config.recipe import Recipe
+from raylab.data.images.augment import AUGMENT
+from raylab.data.images.dataset import ImageSamples
+from raylab.data.row_file import RowFile
+from raylab.models import IMAGES
+from raylab.tasks import find_task
+from raylab.tasks.recipes import shipped_recipe
+from raylab.training.loop import Report, Training
+
+NETWORKS = ("covidnet", "resnet50")
+CLASSES = ["normal", "pneumonia", "COVID-19"]
+PRECISIONS = {"float32": {}, "bf16 + channels_last": {"loop.bf16": True, "loop.channels_last": True}}
+SWITCHES = {  # bf16, channels_last, torch.compile
     "float32": (False, False, False),
     "bf16": (True, False, False),
     "channels_last": (False, True, False),
@@ -30,21 +51,150 @@ WAYS = {
 }
 
 
-def covidnet() -> nn.Module:
-    """CovidNet from its own file, without the package around it."""
-    spec = importlib.util.spec_from_file_location("covidnet", ROOT / "raylab" / "models" / "covidnet.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    network: nn.Module = module.CovidNet(3)
-    return network
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--steps", type=int, default=20, help="of a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--peak", type=float, help="dense bf16 TFLOP/s of the card")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device here: nothing was measured")
+        return 0
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}, batch {options.batch} in {options.shards} shards, {options.size} px")
+    with tempfile.TemporaryDirectory() as folder:
+        samples = draw_samples(Path(folder), max(512, 2 * options.batch), options.size)
+        for network in options.networks:
+            for precision, settings in PRECISIONS.items():
+                recipe = choose_recipe(network, options, settings)
+                compare(f"{network} {precision}", recipe, samples, options)
+            for switch, (bf16, channels_last, compiled) in SWITCHES.items():
+                step = bare_step(choose_recipe(network, options, {}), samples, options, bf16, channels_last, compiled)
+                rounds = time_rounds({switch: step}, options)
+                show(f"{network} {switch}", "switches", rounds[switch], 0.0, options)
+    return 0
 
 
-def resnet50() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 3, 1), torchvision.models.resnet50(num_classes=3))
+def choose_recipe(network: str, options: argparse.Namespace, settings: dict[str, Any]) -> Recipe:
+    return override(
+        shipped_recipe("covidnet"),
+        {
+            "model.name": network,
+            "data.size": options.size,
+            "loop.global_batch_size": options.batch,
+            "loop.shards": options.shards,
+            "loop.gradient_reduction": "float",
+            "loop.epochs": 100_000,
+            "loop.ema_decay": None,
+            "schedule.kind": "constant",
+            **settings,
+        },
+    )
 
 
-def macs(model: nn.Module, x: torch.Tensor) -> int:
+def draw_samples(folder: Path, count: int, size: int) -> ImageSamples:
+    """Random images on disk, as a prepared directory has them."""
+    generator = np.random.default_rng(0)
+    np.save(folder / "images.npy", generator.integers(0, 256, (count, size, size), dtype=np.uint8))
+    table = pl.DataFrame(
+        {
+            "row": range(count),
+            "label": [row % 3 for row in range(count)],
+            "group": range(count),
+            "source": "random",
+            "view": None,
+            "id": [str(row) for row in range(count)],
+        }
+    )
+    spec = {"kind": IMAGES, "classes": CLASSES, "size": size, "mean": 0.5, "std": 0.29}
+    return ImageSamples(RowFile(folder / "images.npy"), table, {}, spec, AUGMENT)
+
+
+def start_training(recipe: Recipe, samples: ImageSamples, device: str) -> Training:
+    task = find_task(recipe.task)
+    return Training(recipe, task, task.model(recipe, samples.spec), samples, samples, Report(), device, False)
+
+
+def compare(title: str, recipe: Recipe, samples: ImageSamples, options: argparse.Namespace) -> None:
+    fed, loop = (start_training(recipe, samples, options.device) for _ in range(2))
+    inputs = {shard: (x.to(options.device), y.to(options.device)) for shard, (x, y) in fed.load_inputs(0).items()}
+    loop.inputs = SimpleNamespace(get=lambda step: inputs)  # type: ignore[assignment]
+    steps = {
+        "bare": bare_step(recipe, samples, options, recipe.loop.bf16, recipe.loop.channels_last, False),
+        "loop": stepper(loop),
+        "fed": stepper(fed),
+    }
+    with fed.inputs:
+        paces = time_rounds(steps, options)
+    layers = macs(fed.model, next(iter(inputs.values()))[0])
+    for way, base in (("bare", "bare"), ("loop", "bare"), ("fed", "loop")):
+        ratio = statistics.median(a / b for a, b in zip(paces[way], paces[base], strict=True))
+        show(title, way, paces[way], layers, options, "" if way == base else f"{ratio:6.3f} of {base}")
+
+
+def stepper(training: Training) -> Callable[[], None]:
+    """One step; the numbers of the steps are fetched when they are overdue, as `fit` does."""
+
+    def step() -> None:
+        training.train_step()
+        if training.must_fetch():
+            training.fetch_all()
+
+    return step
+
+
+def bare_step(
+    recipe: Recipe,
+    samples: ImageSamples,
+    options: argparse.Namespace,
+    bf16: bool,
+    channels_last: bool,
+    compiled: bool,
+) -> Callable[[], None]:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = find_task(recipe.task).model(recipe, samples.spec).to(options.device, memory_format=layout).train()
+    index = np.arange(options.batch)
+    x = samples.batch(index, (0, 0)).to(options.device, memory_format=layout)
+    y = torch.from_numpy(samples.y[index]).to(options.device)
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.optim.lr, fused=True)
+    run: Any = torch.compile(model) if compiled else model
+
+    def step() -> None:
+        with torch.autocast(options.device, torch.bfloat16, enabled=bf16):
+            logits = run(x)
+        loss = nn.functional.cross_entropy(logits.float(), y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm or float("inf"))
+        optimizer.step()
+
+    return step
+
+
+def time_rounds(steps: dict[str, Callable[[], None]], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Images a second of each way in each round; the first steps, which choose kernels and compile, are not counted."""
+    finish = torch.cuda.synchronize if options.device == "cuda" else lambda: None
+    for step in steps.values():
+        for _ in range(min(5, options.steps)):
+            step()
+    paces: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(options.rounds):
+        for name, step in steps.items():
+            finish()
+            started = time.perf_counter()
+            for _ in range(options.steps):
+                step()
+            finish()
+            paces[name].append(options.steps * options.batch / (time.perf_counter() - started))
+    return paces
+
+
+def macs(model: nn.Module, x: torch.Tensor) -> float:
     """Multiply-accumulates of one image in convolutions and dense layers."""
     total = 0
 
@@ -53,7 +203,7 @@ def macs(model: nn.Module, x: torch.Tensor) -> int:
         per = layer.weight[0].numel() if isinstance(layer, nn.Conv2d) else layer.in_features
         total += out[0].numel() * per
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     with torch.no_grad():
         model.eval()(x[:1])
@@ -63,60 +213,12 @@ def macs(model: nn.Module, x: torch.Tensor) -> int:
     return total
 
 
-def images_per_s(model: nn.Module, x: torch.Tensor, y: torch.Tensor, way: tuple[bool, bool, bool], steps: int) -> float:
-    """Median over 5 rounds of `steps` training steps, timed by events on the card."""
-    bf16, channels_last, compiled = way
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model, x = model.to(memory_format=layout), x.to(memory_format=layout)
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
-    run: Any = torch.compile(model) if compiled else model
-
-    def step() -> None:
-        with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-            loss = nn.functional.cross_entropy(run(x).float(), y)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-
-    for _ in range(5):
-        step()
-    rounds = []
-    for _ in range(5):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(steps):
-            step()
-        stop.record()
-        torch.cuda.synchronize()
-        rounds.append(steps * len(x) / (start.elapsed_time(stop) / 1e3))
-    return statistics.median(rounds)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--peak", type=float, help="dense bf16 TFLOP/s of the card")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("no CUDA device here: nothing was measured")
-        return 0
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {options.batch}, {options.size} px")
-    x = torch.randn(options.batch, 1, options.size, options.size, device="cuda")
-    y = torch.arange(options.batch, device="cuda") % 3
-    for name, make in (("covidnet", covidnet), ("resnet50", resnet50)):
-        plain = 0.0
-        for label, way in WAYS.items():
-            torch.manual_seed(0)
-            model = make().cuda().train()
-            each = macs(model, x)
-            pace = images_per_s(model, x, y, way, options.steps)
-            plain = plain or pace
-            rate = 6 * each * pace / 1e12
-            peak = f"{rate / options.peak:7.1%} of the peak" if options.peak else ""
-            print(f"{name:<10}{label:<22}{pace:>10,.0f} images/s{pace / plain:>8.2f} x{rate:>9.1f} TFLOP/s {peak}")
-    return 0
+def show(title: str, way: str, paces: list[float], macs: float, options: argparse.Namespace, ratio: str = "") -> None:
+    pace = statistics.median(paces)
+    tflops = 6 * macs * pace / 1e12
+    share = f"{tflops / options.peak:7.1%} of the peak" if options.peak and macs else ""
+    rate = f"{tflops:8.1f} TFLOP/s" if macs else ""
+    print(f"{title:<32}{way:<10}{pace:>10,.1f} images/s  {ratio:<16}{rate} {share}", flush=True)
 
 
 if __name__ == "__main__":

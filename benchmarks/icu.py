@@ -1,10 +1,13 @@
 """Preparation of intensive-care tables: time and peak memory, and how both grow with the table.
 
     python benchmarks/icu.py --physionet DIR --mimic3 DIR --scratch DIR [--folds 1 10 100] [--pandas-up-to 10]
+        [--rounds 5] [--meds DIR --meds-tab BIN]
 
 PhysioNet 2012 is prepared whole. MIMIC-III's tables are replicated, each copy with patients and stays of its own, as
 CSV (written in pieces, removed afterwards), and prepared in a process of its own; up to 10 fold the plain pandas script
-beside it does the same steps on the same files. Peak memory is the process's largest resident set.
+beside it does the same steps on the same files. A MEDS data set is prepared beside MEDS-Tab (BIN is the folder of its
+commands: describe, tabularize static and time series, with one window and two aggregations). Two programs alternate
+for --rounds; figures are medians. Peak memory is the largest resident set of a process.
 """
 
 import argparse
@@ -12,10 +15,12 @@ import gzip
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 PATIENT, STAY, ADMISSION = 1_000_000, 1_000_000, 1_000_000  # added to the identifiers of each copy
 IDS = {"subject_id": PATIENT, "icustay_id": STAY, "hadm_id": ADMISSION}
@@ -23,9 +28,9 @@ TABLES = ("ICUSTAYS", "PATIENTS", "ADMISSIONS", "CHARTEVENTS", "LABEVENTS", "PRO
 PREPARE = """
 import sys
 from pathlib import Path
-from raylab.data.icu.prepare import prepare_ards
-meta = prepare_ards(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
-print(meta["stays"], "stays,", meta["onsets"]["stays"], "onsets")
+from raylab.data.icu.prepare import prepare_icu
+meta = prepare_icu("ards", sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), replace=True)
+print(meta.stays, "stays,", (meta.onsets or {})["stays"], "onsets")
 """
 
 
@@ -43,15 +48,40 @@ def replicate(source: Path, out: Path, times: int) -> None:
                 rows.with_columns(moved).write_csv(file, include_header=copy == 0)
 
 
-def measured(words: list[str]) -> tuple[float, float, float, str]:
-    """(seconds, seconds of CPU, peak GiB, what it printed) of a process."""
+class Run(NamedTuple):
+    """Of one process: seconds, seconds of CPU, peak GiB."""
+
+    wall: float
+    cpu: float
+    peak: float
+
+    def __str__(self) -> str:
+        return f"{self.wall:.1f} s ({self.cpu:.1f} s of CPU), {self.peak:.2f} GiB"
+
+
+def measured(words: list[str]) -> Run:
+    """What a process took; what it prints is not shown."""
     began = time.perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    said = process.stdout.read() if process.stdout else ""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{' '.join(words[:3])} failed")
-    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20, said.strip()
+    return Run(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20)
+
+
+def alternate(rounds: int, **programs: list[list[str]]) -> None:
+    """Print the medians of each program, a list of commands one after the other, and of the first over the others."""
+    runs: dict[str, list[Run]] = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, commands in programs.items():
+            parts = [measured(words) for words in commands]
+            runs[name].append(Run(sum(p.wall for p in parts), sum(p.cpu for p in parts), max(p.peak for p in parts)))
+    medians = {name: Run(*map(statistics.median, zip(*of, strict=True))) for name, of in runs.items()}
+    first = medians[next(iter(programs))]
+    for name, run in medians.items():
+        ratio = [f"{a / b:.2f}" for a, b in zip(first, run, strict=True)]
+        words = f"; raylab / {name}: time {ratio[0]}, CPU {ratio[1]}, memory {ratio[2]}" if run is not first else ""
+        print(f"  {name} {run}{words}", flush=True)
 
 
 def main() -> None:
@@ -61,33 +91,40 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--folds", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--pandas-up-to", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--meds", type=Path)
+    parser.add_argument("--meds-tab", type=Path)
     args = parser.parse_args()
     args.scratch.mkdir(parents=True, exist_ok=True)
     out = args.scratch / "prepared"
     python = [sys.executable, "-c", PREPARE]
     if args.physionet is not None:
-        seconds, cpu, peak, said = measured([*python, "physionet2012", str(args.physionet), str(out)])
-        print(f"physionet 2012 set a: {seconds:.1f} s ({cpu:.1f} s of CPU), {peak:.2f} GiB, {said}", flush=True)
+        print("PhysioNet 2012 set a", flush=True)
+        alternate(args.rounds, raylab=[[*python, "physionet2012", str(args.physionet), str(out)]])
     for fold in args.folds if args.mimic3 is not None else ():
         raw = args.scratch / f"mimic3-{fold}"
         try:
             replicate(args.mimic3, raw, fold)
-            size = (raw / "CHARTEVENTS.csv").stat().st_size / 2**30
-            seconds, cpu, peak, said = measured([*python, "mimic3", str(raw), str(out)])
-            took = f"{seconds:.1f} s ({cpu:.1f} s of CPU)"
-            print(f"mimic-iii x {fold} ({size:.2f} GiB): raylab {took}, {peak:.2f} GiB, {said}", flush=True)
+            print(f"MIMIC-III x {fold}, {(raw / 'CHARTEVENTS.csv').stat().st_size / 2**30:.2f} GiB", flush=True)
+            programs = {"raylab": [[*python, "mimic3", str(raw), str(out)]]}
             if fold <= args.pandas_up_to:
-                script = str(Path(__file__).with_name("icu_pandas.py"))
-                slow, busy, much, said = measured(
-                    [sys.executable, script, str(raw), str(args.scratch / "pandas.parquet")]
-                )
-                print(
-                    f"mimic-iii x {fold}: pandas {slow:.1f} s ({busy:.1f} s of CPU), {much:.2f} GiB, {said}; raylab / "
-                    f"pandas: time {seconds / slow:.2f}, CPU {cpu / busy:.2f}, memory {peak / much:.2f}",
-                    flush=True,
-                )
+                script, table = Path(__file__).with_name("icu_pandas.py"), args.scratch / "pandas.parquet"
+                programs["pandas"] = [[sys.executable, str(script), str(raw), str(table)]]
+            alternate(args.rounds, **programs)
         finally:
             shutil.rmtree(raw, ignore_errors=True)
+    if args.meds is not None:
+        print(f"MEDS, {args.meds}", flush=True)
+        programs = {"raylab": [[*python, "meds", str(args.meds), str(out)]]}
+        if args.meds_tab is not None:
+            made = args.scratch / "meds-tab"
+            files = [f"input_dir={args.meds / 'data'}", f"output_dir={made}"]
+            shape = ["do_overwrite=False", "tabularization.window_sizes=[1d]",
+                     "tabularization.aggs=[code/count,value/sum]"]  # fmt: skip
+            steps = [("describe", []), ("tabularize-static", shape), ("tabularize-time-series", shape)]
+            programs["meds-tab"] = [["rm", "-rf", str(made)]]
+            programs["meds-tab"] += [[str(args.meds_tab / f"meds-tab-{step}"), *files, *more] for step, more in steps]
+        alternate(args.rounds, **programs)
     shutil.rmtree(out, ignore_errors=True)
     (args.scratch / "pandas.parquet").unlink(missing_ok=True)
     print(f"this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")

@@ -1,82 +1,130 @@
-"""What loading costs: training steps at 224 px from the prepared cache, against the same steps on inputs that are in
-memory already, and against decoding the original files by PIL at every step.
+"""What inputs cost: COVID-Net's training steps fed from disk beside the same steps on inputs in memory, and the loader
+alone beside the most that the same cores can do.
 
-    python benchmarks/images.py --images FOLDER [--files 128] [--batch 16] [--repeat 3] [--size 224]
+    python benchmarks/images.py --images FOLDER [--files 64] [--batch 16] [--shards 2] [--rounds 5] [--size 224]
 
-FOLDER holds JPEG or PNG radiographs, anywhere below it. The ways are taken in turn, in one process on one thread, with
-COVID-Net forward and backward; printed are medians of images a second of CPU time, which other processes disturb less
-than the clock, and their share of the first way's.
+FOLDER holds JPEG or PNG radiographs, anywhere below it. Ways take turns within each round; printed are medians over the
+rounds, and the median of the rounds' ratios. A step computes on one thread; inputs are augmented.
+
+steps        images a second of the clock, and of CPU time, in which a loader on another core counts as well
+loader       images a second of the clock on all cores: `Prefetcher`, in order and bounded, against the same work in
+             threads that nothing holds back (the ceiling), and against decoding and cropping the original files there
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
-import torch
 
-from raylab.config.recipe import CovidNetModel
-from raylab.data.images.dataset import ImageSamples, load_images
+from raylab.config.overrides import override
+from raylab.config.recipe import Recipe
 from raylab.data.images.decode import decode, frame
-from raylab.data.images.prepare import prepare_covidnet
-from raylab.models import IMAGES, network
+from raylab.data.images.prepare import prepare_images
+from raylab.data.prefetch import Prefetcher
+from raylab.tasks import find_task
+from raylab.tasks.recipes import shipped_recipe
+from raylab.training.loop import Report, Training
 
 CLASSES = ("normal", "pneumonia", "COVID-19")
+CORES = len(os.sched_getaffinity(0))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--files", type=int, default=128)
+    parser.add_argument("--files", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="of a round")
     parser.add_argument("--size", type=int, default=224)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     found = sorted(p for p in options.images.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
     files = found[:: max(1, len(found) // options.files)][: options.files]
+    recipe = override(
+        shipped_recipe("covidnet"),
+        {
+            "data.size": options.size,
+            "loop.global_batch_size": options.batch,
+            "loop.shards": options.shards,
+            "loop.epochs": 1000,
+        },
+    )
     with tempfile.TemporaryDirectory() as folder:
-        listed = Path(folder) / "train.txt"
+        listed, data = Path(folder) / "train.txt", Path(folder) / "data"
         rows = [f"p{n} {p.relative_to(options.images)} {CLASSES[n % 3]} x" for n, p in enumerate(files)]
         listed.write_text("\n".join(rows))
-        prepare_covidnet(Path(folder) / "out", options.images, listed, None, None, size=options.size)
-        compare(load_images(Path(folder) / "out", "train"), options)
+        prepare_images("covidnet", data, options.images, listed, None, None, size=options.size)
+        print(f"{len(files)} images, {options.size} px, batch {options.batch}, {CORES} cores, {options.rounds} rounds")
+        compare_steps(recipe, data, options.rounds, options.steps)
+        compare_loaders(recipe, data, files, options.rounds)
 
 
-def compare(samples: ImageSamples, options: argparse.Namespace) -> None:
-    model = network(IMAGES, "covidnet")(CovidNetModel(name="covidnet"), samples.spec, 3).train()
-    mean, std = samples.spec["mean"], samples.spec["std"]
-    batches = [np.arange(at, at + options.batch) for at in range(0, len(samples) - options.batch + 1, options.batch)]
-    memory = [samples.batch(index) for index in batches]
-    augmented = [samples.batch(index, (0, 0)) for index in batches]
+def start_training(recipe: Recipe, data: Path) -> Training:
+    task = find_task(recipe.task)
+    train = task.load(data, "train", recipe.data, None)
+    return Training(recipe, task, task.model(recipe, train.spec), train, train, Report(), "cpu", False)
 
-    def pil(at: int) -> torch.Tensor:
-        files = [options.images / str(name) for name in samples.ids[batches[at]]]
-        views = [frame(decode(file, options.size), options.size) for file in files]
-        return (torch.from_numpy(np.stack(views))[:, None].float() / 255 - mean) / std
 
-    ways: dict[str, Callable[[int], torch.Tensor]] = {
-        "in memory": lambda at: memory[at],
-        "cache": lambda at: samples.batch(batches[at]),
-        "in memory, augmented before": lambda at: augmented[at],
-        "cache, augmented": lambda at: samples.batch(batches[at], (0, 1)),
-        "PIL, originals": pil,
-    }
-    paces: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(options.repeat):
-        for name, load in ways.items():
-            started = time.process_time()
-            for at in range(len(batches)):
-                x, y = load(at), torch.from_numpy(samples.y[batches[at]])
-                torch.nn.functional.cross_entropy(model(x), y).backward()
-            paces[name].append(len(batches) * options.batch / (time.process_time() - started))
-    first = statistics.median(paces["in memory"])
-    print(f"{len(samples)} images, {options.size} px, COVID-Net, batch {options.batch}, {options.repeat} rounds")
+def compare_steps(recipe: Recipe, data: Path, rounds: int, steps: int) -> None:
+    fed, memory = start_training(recipe, data), start_training(recipe, data)
+    inputs = [fed.load_inputs(step) for step in range(fed.batches.per_epoch)]
+    memory.inputs = SimpleNamespace(get=lambda step: inputs[step % len(inputs)])  # type: ignore[assignment]
+    clock: dict[str, list[float]] = {"in memory": [], "fed": []}
+    cpu: dict[str, list[float]] = {"in memory": [], "fed": []}
+    with fed.inputs:
+        fed.train_step()
+        memory.train_step()
+        for _ in range(rounds):
+            for name, training in (("in memory", memory), ("fed", fed)):
+                before, started, used = training.timed_samples, time.perf_counter(), time.process_time()
+                for _ in range(steps):
+                    training.train_step()
+                images = training.timed_samples - before
+                clock[name].append(images / (time.perf_counter() - started))
+                cpu[name].append(images / (time.process_time() - used))
+    show("steps, clock", clock, "in memory")
+    show("steps, CPU time", cpu, "in memory")
+
+
+def compare_loaders(recipe: Recipe, data: Path, files: list[Path], rounds: int) -> None:
+    training = start_training(recipe, data)
+    steps = max(8, 256 // recipe.loop.global_batch_size)
+
+    def prefetch() -> int:
+        with Prefetcher(training.load_inputs, steps, CORES) as inputs:
+            return sum(len(y) for step in range(steps) for _, y in inputs.get(step).values())
+
+    def load_freely() -> int:
+        with ThreadPoolExecutor(CORES) as pool:
+            return sum(pool.map(lambda step: sum(len(y) for _, y in training.load_inputs(step).values()), range(steps)))
+
+    def decode_freely() -> int:
+        side = training.train.spec["size"]
+        with ThreadPoolExecutor(CORES) as pool:
+            return len(list(pool.map(lambda file: np.array(frame(decode(file, side), side)), files)))
+
+    ways: dict[str, Callable[[], int]] = {"ceiling": load_freely, "loader": prefetch, "decode + crop": decode_freely}
+    clock: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            images = way()
+            clock[name].append(images / (time.perf_counter() - started))
+    show("loader, clock", clock, "ceiling")
+
+
+def show(title: str, paces: dict[str, list[float]], base: str) -> None:
     for name, each in paces.items():
-        print(f"{name:<30}{statistics.median(each):>8.1f} images/s{statistics.median(each) / first:>8.3f}")
+        ratio = statistics.median(a / b for a, b in zip(each, paces[base], strict=True))
+        print(f"{title:<18}{name:<16}{statistics.median(each):>10,.1f} images/s{ratio:>8.3f} of {base}")
 
 
 if __name__ == "__main__":

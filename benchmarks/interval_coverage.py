@@ -64,7 +64,7 @@ def proportions(rng: np.random.Generator, samples: int) -> None:
                 group = np.repeat(np.arange(n), 10)
                 hits = rng.random(10 * n) < rng.beta(spread, spread, n)[group]
                 score = intervals.proportion(hits, np.ones(10 * n), group, "")
-                covered += score["low"] <= 0.5 <= score["high"]
+                covered += score.low <= 0.5 <= score.high
             shown.append(f"{100 * covered / samples:.1f} %")
         print(f"{n:4d} patients, 10 rows each: {', '.join(shown)}")
 

@@ -11,45 +11,43 @@ twice.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from jobs import cli
+import raylab
 from jobs.common import home
 from raylab.evaluation.metrics import binary_scores, paired_difference
 
-MEMBERS = "model.members=3"
+MEMBERS = {"model.members": 3}
 COHORTS = ("all", "ventilated_pf")
-WAYS = {"without": (), "with": ("transfer.mode=full", "transfer.first_lr_scale=1")}
+WAYS: dict[str, dict[str, Any]] = {"without": {}, "with": {"transfer.mode": "full", "transfer.first_lr_scale": 1}}
 
 
-def run(name: str, data: Path, *words: str) -> str:
+def run(name: str, data: Path, settings: dict[str, Any], parent: str | None = None) -> str:
     """The name of a run, which is trained when there is none."""
     if not (home.home() / "runs" / name / "run.json").is_file():
-        words = ("--data", str(data), "--name", name, "--quiet", *words)
-        if cli.main(["train", "ards", *words]) != 0:
-            sys.exit(f"{name} could not be trained")
+        raylab.train("ards", data, name=name, parent=parent, settings=settings, quiet=True)
     return name
 
 
 def tested(name: str, data: Path) -> pl.DataFrame:
     """stay_id, label and p of the test rows."""
-    out = home.home() / "runs" / name / "test.parquet"
-    asked = ["--run", name, "--data", str(data), "--split", "test", "--out", str(out), "--quiet"]
-    if not out.is_file() and cli.main(["predict", "ards", *asked]) != 0:
-        sys.exit(f"{name} could not be scored")
+    out = home.home() / "benchmarks" / f"{name}.parquet"
+    if not out.is_file():
+        raylab.predict(name, data, out, split="test", quiet=True)
     return pl.read_parquet(out).select("label", stay_id="id", p=pl.selectors.starts_with("p_"))
 
 
 def main() -> None:
     simulated, *folds = (Path(word).absolute() for word in sys.argv[1:])
-    settings = ("--set", "loop.shards=1", MEMBERS)
-    parent = run("pretrained-simulated", simulated, *settings)
+    settings = {"loop.shards": 1, **MEMBERS}
+    parent = run("pretrained-simulated", simulated, settings)
     both = {}
     for way, more in WAYS.items():
-        origin = ("--from", parent) if way == "with" else ()
+        origin = parent if way == "with" else None
         parts = [
-            tested(run(f"pretrained-{way}-{k}", fold, *settings, *more, *origin), fold) for k, fold in enumerate(folds)
+            tested(run(f"pretrained-{way}-{k}", fold, settings | more, origin), fold) for k, fold in enumerate(folds)
         ]
         both[way] = pl.concat(parts)
     rows = pl.read_parquet(folds[0] / "samples.parquet").select("stay_id", "subject_id", *COHORTS[1:])
@@ -59,10 +57,10 @@ def main() -> None:
         y, group = part["label"].to_numpy(), part["subject_id"].rank("dense").to_numpy()
         scores = {way: part[column].to_numpy() for way, column in (("without", "p"), ("with", "other"))}
         shown = {way: binary_scores(y, p, group)["auroc"] for way, p in scores.items()}
-        told = ", ".join(f"{way} {s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}]" for way, s in shown.items())
+        told = ", ".join(f"{way} {score}" for way, score in shown.items())
         gain = paired_difference(y, scores["with"], scores["without"], group)
         print(f"{cohort:14} n {len(y)}, {y.sum()} onsets: AUROC {told}, "
-              f"difference {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]", flush=True)  # fmt: skip
+              f"difference {gain.text(sign='+')}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from cluster import testbed
-from raylab.files import read_lines
+from raylab.training.ledger import read_ledger, steps
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ["--smoke", "--workers", "3", "--set", "loop.epochs=20"]
@@ -28,7 +28,7 @@ RECIPE = ["--smoke", "--workers", "3", "--set", "loop.epochs=20"]
 def first_step(home: Path, run: str, since: float) -> float:
     """Seconds from `since` until the ledger has a step."""
     while time.time() - since < 300:
-        if any("step" in line for line in read_lines(home / "runs" / run / "ledger.jsonl")):
+        if steps(read_ledger(home / "runs" / run / "ledger.jsonl")):
             return time.time() - since
         time.sleep(0.2)
     raise TimeoutError(f"no step of {run} within 300 s")
@@ -71,7 +71,7 @@ def main() -> None:
     if bed is None:
         sys.exit("the test cluster is not up: make slurm-up")
     home = Path(tempfile.mkdtemp(prefix="start-", dir=bed.parent / "shared"))
-    environment = {**os.environ, "RAYLAB_HOME": str(home)}
+    environment = {**os.environ, "RAYLAB_HOME": str(home), "PATH": f"{bed}:{os.environ['PATH']}"}
 
     def raylab(*words: object) -> None:
         command = [sys.executable, "-m", "jobs.cli", *map(str, words)]

@@ -13,25 +13,23 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from jobs import cli
+import raylab
 from jobs.common import home
 from raylab.evaluation.metrics import paired_difference
 
-MODELS = {"boosting": ("model.name=boosting",), "gru": ("loop.early_stopping_patience=6",)}
+MODELS = {"boosting": {"model.name": "boosting"}, "gru": {"loop.early_stopping_patience": 6}}
 COHORTS = ("all", "ventilated_pf")
 
 
 def probabilities(data: Path, model: str, virtual: bool) -> pl.DataFrame:
     """id, label and p of the test rows from the run of this model, which is trained when there is none."""
     name = f"virtual-{model}-{'with' if virtual else 'without'}"
-    directory = home.home() / "runs" / name
-    words = ["--set", *MODELS[model], f"data.virtual_patient={str(virtual).lower()}", "--name", name]
-    if not (directory / "run.json").is_file():
-        assert cli.main(["train", "ards", "--data", str(data), *words, "--quiet"]) == 0
-    out = directory / "test.parquet"
+    if not (home.home() / "runs" / name / "run.json").is_file():
+        settings = {**MODELS[model], "data.virtual_patient": virtual}
+        raylab.train("ards", data, name=name, settings=settings, quiet=True)
+    out = home.home() / "benchmarks" / f"{name}.parquet"
     if not out.is_file():
-        asked = ["--run", name, "--data", str(data), "--split", "test", "--out", str(out), "--quiet"]
-        assert cli.main(["predict", "ards", *asked]) == 0
+        raylab.predict(name, data, out, split="test", quiet=True)
     return pl.read_parquet(out).select("id", "label", p=pl.selectors.starts_with("p_"))
 
 
@@ -51,10 +49,10 @@ def main() -> None:
             for name in ("without", "with"):
                 nothing = np.full(len(y), 0.5)
                 found = paired_difference(y, part[name].to_numpy(), nothing, group)
-                shown.append(f"{name} {0.5 + found['value']:.3f} [{0.5 + found['low']:.3f}, {0.5 + found['high']:.3f}]")
+                shown.append(f"{name} - 0.5 {found.text(sign='+')}")
             gain = paired_difference(y, part["with"].to_numpy(), part["without"].to_numpy(), group)
             print(f"{model:9} {cohort:14} n {len(y)}, {y.sum()} onsets: AUROC {', '.join(shown)}, "
-                  f"difference {gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]", flush=True)  # fmt: skip
+                  f"difference {gain.text(sign='+')}", flush=True)  # fmt: skip
         print(f"({time.perf_counter() - began:.0f} s)", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""From the login node: start a cluster, see how it stands, end it."""
+"""Start a cluster from the login node, show its status, end it."""
 
 import hashlib
 import secrets
@@ -19,19 +19,7 @@ from raylab.errors import SlurmError, UsageError, unknown
 from raylab.files import locked
 
 DOWN_SECONDS = 30.0
-STALE_SECONDS = 30.0  # after which status.json says nothing of the present
-
-
-def commands(site: str) -> Slurm:
-    """Slurm's commands for `site`: those of the test cluster, or the ones on PATH."""
-    if site != "testbed":
-        return Slurm()
-    from cluster import testbed  # not among what a submitted job carries
-
-    found = testbed.bin_directory()
-    if found is None:
-        raise SlurmError("the test cluster is not up", do="make slurm-up")
-    return Slurm(found)
+STALE_SECONDS = 30.0  # an older status.json is ignored
 
 
 def make_spec(
@@ -51,20 +39,20 @@ def make_spec(
     login: bool = False,
     group: str = "",
 ) -> ClusterSpec:
-    """The spec of a cluster, checked. UsageError where there cannot be such a cluster.
+    """The checked specification of a cluster. Raises UsageError if there cannot be such a cluster.
 
-    `tracking`: an address without credentials; `login`: those lie in the cluster's directory (scripts.LOGIN).
-    `group`: the Unix group that may read runs of the home, if any.
+    `tracking`: an address without credentials; `login`: whether the cluster's directory holds credentials
+    (scripts.LOGIN); `group`: the Unix group that may read runs of the home, if any.
     """
     if not name.replace("-", "").replace("_", "").isalnum():
-        raise UsageError(f"'{name}' cannot name a cluster", do="use letters, digits, '-' and '_'")
+        raise UsageError(f"'{name}' is not a valid cluster name", do="use letters, digits, '-' and '_'")
     if not 0 <= low <= high or high < 1:
-        raise UsageError(f"--min {low} --max {high} is no range of nodes", do="for example --min 0 --max 8")
+        raise UsageError(f"--min {low} --max {high} is not a valid range of nodes", do="for example --min 0 --max 8")
     for kind in types:
         if kind not in site.nodes:
             raise unknown(f"node type of site '{site.name}':", kind, site.nodes)
     if static is not None and static < 1:
-        raise UsageError(f"--static {static}: at least one node", do="--static 2")
+        raise UsageError(f"--static {static}: a cluster has at least one node", do="--static 2")
     limit = time or site.time
     sites.check(site, home, limit)
     return ClusterSpec(
@@ -89,12 +77,12 @@ def make_spec(
 
 
 def python_of(site: Site, here: str) -> str:
-    """The Python of a site's nodes; `here`: the one that runs this."""
+    """The Python of a site's nodes; `here`: the Python that runs this process."""
     return site.python or ("python" if site.image else here)
 
 
-def digest(image: str | None) -> str:
-    """SHA-256 of the image's file, "" without one: minutes for a large one, so `up` does it once for all nodes."""
+def hash_image(image: str | None) -> str:
+    """SHA-256 of the image's file, "" without one. It takes minutes for a large file, so `up` computes it once."""
     if image is None:
         return ""
     with Path(image).open("rb") as file:
@@ -102,9 +90,9 @@ def digest(image: str | None) -> str:
 
 
 def dry_run(spec: ClusterSpec, directory: Path) -> dict[str, str]:
-    """Every text that `up` would use: {"head.sbatch", "TYPE.sbatch"..., "autoscaling.json"}."""
+    """Every text that `up` would submit: {"head.sbatch", "TYPE.sbatch"..., "autoscaling.json"}."""
     site = spec.site
-    texts = {"head.sbatch": scripts.text(directory, spec, first(spec))}
+    texts = {"head.sbatch": scripts.text(directory, spec, head_tag(spec))}
     if not spec.static:
         for kind in spec.types:
             worker = JobTag(spec.id, 0, "worker", kind, "REQUEST")
@@ -116,31 +104,32 @@ def dry_run(spec: ClusterSpec, directory: Path) -> dict[str, str]:
     return texts
 
 
-def first(spec: ClusterSpec) -> JobTag:
-    """The comment of the job that `up` submits."""
+def head_tag(spec: ClusterSpec) -> JobTag:
+    """The tag of the job that `up` submits."""
     return JobTag(spec.id, 0, "head", spec.types[0] if spec.static else "")
 
 
 def up(
     spec: ClusterSpec, home: Path, slurm: Slurm, files: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[Directory, str]:
-    """Submit the head of a new cluster; (its directory, the job's id). A second of one name is refused.
+    """Submit the head of a new cluster and return (its directory, the job's id).
 
-    `files`: {name: text}, secrets that are written 0600 into its directory.
+    `files`: {name: text}, secrets that are written into its directory with mode 0600. Raises UsageError if a cluster of
+    this name exists.
     """
     directory = Directory(home / "clusters" / spec.name)
     with locked(home / "clusters" / f".{spec.name}.lock"):
         if (directory.path / "cluster.json").is_file() and (alive := jobs(directory, slurm)):
             there = next(iter(alive))
             raise UsageError(
-                f"cluster '{spec.name}' is there already (job {there.id}, {there.state.lower()})",
+                f"cluster '{spec.name}' already exists (job {there.id}, {there.state.lower()})",
                 do=f"raylab cluster status --name {spec.name}, or choose another --name",
             )
         limit = slurm.config().get("KillWait", "30 sec").split()[0]
-        spec = spec.model_copy(update={"kill_seconds": int(limit), "image_digest": digest(spec.site.image)})
+        spec = spec.model_copy(update={"kill_seconds": int(limit), "image_digest": hash_image(spec.site.image)})
         directory.create(spec, files)
         script = directory.scripts / "head.sbatch"
-        script.write_text(scripts.text(directory.path, spec, first(spec)))
+        script.write_text(scripts.text(directory.path, spec, head_tag(spec)))
         try:
             job = slurm.submit(script)
         except (SlurmError, UsageError):
@@ -151,7 +140,7 @@ def up(
 
 
 def jobs(directory: Directory, slurm: Slurm) -> dict[Job, JobTag]:
-    """The cluster's jobs that are not over, with what their comments say, its head first."""
+    """The cluster's jobs that have not ended, with their tags, the head first."""
     id = directory.spec.id
     ours = [(c, job) for job in slurm.jobs() if (c := JobTag.parse(job.comment)) is not None and c.cluster == id]
     return {
@@ -162,7 +151,7 @@ def jobs(directory: Directory, slurm: Slurm) -> dict[Job, JobTag]:
 
 
 def status(directory: Directory, slurm: Slurm) -> dict[str, Any]:
-    """{"name", "state", "head", "jobs", "nodes", "demand", "ray_jobs", "problems"} of a cluster as it stands now."""
+    """{"name", "state", "head", "jobs", "nodes", "demand", "ray_jobs", "problems"} of a cluster now."""
     spec = directory.spec
     here = jobs(directory, slurm)
     by_id = {job.id: job for job in here}
@@ -210,17 +199,17 @@ def _left(instance: str, by_id: dict[str, Job]) -> float | None:
 
 
 def wait(directory: Directory, slurm: Slurm, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Until the head is ready; tells what it is waiting for. SlurmError when it ends or does not come in time."""
+    """Wait until the head is ready and report why it waits. Raises SlurmError if the head ends or the time is up."""
     deadline = time.monotonic() + seconds
-    told, silent = "", 0
+    reported, silent = "", 0
     while time.monotonic() < deadline:
         try:
             now = status(directory, slurm)
-        except SlurmError as error:  # away for a moment: the head goes on
+        except SlurmError as error:  # unreachable for a moment; the head keeps running
             now, text = {"state": "unknown", "jobs": []}, error.what
         else:
             why = next((job["why"] for job in now["jobs"] if job["kind"] == "head"), "")
-            text = {"waiting": f"the head waits in the queue: {why}", "starting": "the head starts"}.get(
+            text = {"waiting": f"the head waits in the queue: {why}", "starting": "the head is starting"}.get(
                 now["state"], ""
             )
         if now["state"] == "ready":
@@ -233,12 +222,12 @@ def wait(directory: Directory, slurm: Slurm, seconds: float, tell: Callable[[str
                     _why(directory, now),
                     f"read {directory.logs}",
                 )  # fmt: skip
-        if text and text != told:
+        if text and text != reported:
             tell(text)
-            told = text
+            reported = text
         time.sleep(1.0)
     raise SlurmError(
-        f"cluster '{directory.path.name}' is not ready after {seconds:.0f} s", told,
+        f"cluster '{directory.path.name}' is not ready after {seconds:.0f} s", reported,
         f"raylab cluster status --name {directory.path.name}",
     )  # fmt: skip
 
@@ -253,8 +242,8 @@ def _why(directory: Directory, now: dict[str, Any]) -> str:
 
 
 def down(directory: Directory, slurm: Slurm) -> dict[str, Any]:
-    """Cancel everything of this cluster and nothing else; {"ended": jobs}. SlurmError when a job stays after 30 s."""
-    (directory.path / "down").touch()  # a head that is told to end must not come back
+    """Cancel all jobs of this cluster and no others; {"ended": jobs}. Raises SlurmError if a job remains after 30 s."""
+    (directory.path / "down").touch()  # so that the head does not requeue itself
     ended: list[str] = []
     deadline = time.monotonic() + DOWN_SECONDS
     while True:
@@ -263,8 +252,8 @@ def down(directory: Directory, slurm: Slurm) -> dict[str, Any]:
             break
         if time.monotonic() > deadline:
             raise SlurmError(
-                f"jobs {', '.join(job.id for job in here)} are still there after {DOWN_SECONDS:.0f} s",
-                "Slurm has been told; a node may not answer", f"squeue --jobs={','.join(job.id for job in here)}",
+                f"jobs {', '.join(job.id for job in here)} are still running after {DOWN_SECONDS:.0f} s",
+                "Slurm has cancelled them; a node may not answer", f"squeue --jobs={','.join(job.id for job in here)}",
             )  # fmt: skip
         slurm.cancel([job.id for job in here if job.alive])
         ended += [job.id for job in here if job.id not in ended]

@@ -1,14 +1,14 @@
-"""A cluster's directory on shared storage: what the login node, the head and the workers tell one another.
+"""A cluster's directory on shared storage: the files through which login node, head and workers communicate.
 
 RAYLAB_HOME/clusters/NAME/
-  cluster.json     what was asked for; written by `up`, once
+  cluster.json     the specification; written once, by `up`
   token            Ray's token of this cluster, 0600
-  mlflow-login.json  what the tracking server wants to see, 0600; only where it wants a login
-  head.json        where the head runs now; written by each head when it is ready
+  mlflow-login.json  the login of the tracking server, 0600; only if it needs one
+  head.json        address of the current head; written by each head when it is ready
   status.json      Ray's nodes, demand and jobs, every few seconds, by the head
   scripts/         every script that was submitted
-  logs/            output of jobs and services, and what Ray left in its temporary directories
-  problems/        why a node did not come up, one file a job
+  logs/            output of jobs and services, and Ray's log files
+  problems/        why a node did not start, one file per job
 """
 
 import json
@@ -35,9 +35,9 @@ class Directory:
         self.token, self.logs, self.scripts = self.path / "token", self.path / "logs", self.path / "scripts"
 
     def create(self, spec: ClusterSpec, secrets: Mapping[str, str] = MappingProxyType({})) -> None:
-        """Make the directory anew for one cluster; logs of an earlier one of this name stay.
+        """Create the directory for a new cluster; logs of an earlier cluster of this name stay.
 
-        `secrets`: {file: text} beside the token, 0600 like it. Whoever asks for a cluster without them gets none.
+        `secrets`: {file: text}, written next to the token with mode 0600.
         """
         for directory in (self.path, self.logs, self.scripts, self.path / "problems"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -68,28 +68,28 @@ class Directory:
         return self.spec.site
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """head.json or status.json, None while there is none."""
+        """The content of head.json or status.json, None if it does not exist."""
         path = self.path / f"{name}.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
     def problem(self, job: str, text: str) -> None:
-        """Note why the node of `job` did not come up, for `status` and for the node provider."""
+        """Record why the node of `job` did not start, for `status` and for the node provider."""
         write_json(self.path / "problems" / f"{job}.json", {"job": job, "text": text, "time": time.time()})
 
     def problems(self, seconds: float = 600) -> list[dict[str, Any]]:
-        """Those of the last `seconds`, newest first."""
-        found = [json.loads(path.read_text()) for path in (self.path / "problems").glob("*.json")]
-        return sorted((p for p in found if time.time() - p["time"] < seconds), key=lambda p: -p["time"])
+        """The problems of the last `seconds`, newest first."""
+        problems = [json.loads(path.read_text()) for path in (self.path / "problems").glob("*.json")]
+        return sorted((p for p in problems if time.time() - p["time"] < seconds), key=lambda p: -p["time"])
 
 
 def versions() -> dict[str, str]:
-    """What must be the same on all nodes of a cluster."""
+    """Versions of Python and packages, which must be the same on all nodes of a cluster."""
     python = ".".join(map(str, sys.version_info[:3]))
     return {"python": python, **{name: version(name) for name in ("ray", "torch", "raylab")}}
 
 
 def find(home: Path, name: str | None) -> Directory:
-    """The cluster `name` of this home, or its only one. UsageError with the names there are."""
+    """The cluster `name` of this home, or its only one. Raises UsageError that lists the names."""
     known = {path.parent.name: path.parent for path in sorted((home / "clusters").glob("*/cluster.json"))}
     if name is None and len(known) == 1:
         return Directory(next(iter(known.values())))
@@ -98,7 +98,7 @@ def find(home: Path, name: str | None) -> Directory:
             f"no cluster in {home}", "none was started from this RAYLAB_HOME", "raylab cluster up --site SITE"
         )
     if name is None:
-        raise UsageError("there are several clusters", do=f"--name one of: {', '.join(known)}")
+        raise UsageError("this home has several clusters", do=f"--name one of: {', '.join(known)}")
     if name not in known:
         raise unknown("cluster", name, known)
     return Directory(known[name])

@@ -1,14 +1,14 @@
-"""How the jobs of a cluster are recognised: by their comments in Slurm."""
+"""Tags by which the jobs of a cluster are recognised: their comments in Slurm."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class JobTag:
-    """What a job of ours is for, written as its Slurm comment. The node provider keeps all of its state in these."""
+    """The purpose of a raylab job, written as its Slurm comment. The node provider keeps all its state in tags."""
 
     cluster: str  # id
-    generation: int  # restarts of the head that asked for the node
+    generation: int  # restarts of the head that requested the node
     kind: str  # head or worker
     type: str = ""
     request: str = ""

@@ -1,4 +1,4 @@
-"""Text that leaves the program: job scripts and Ray's autoscaling configuration. Pure functions, tested as text."""
+"""Renders job scripts and Ray's autoscaling configuration: pure functions, tested as text."""
 
 import json
 import shlex
@@ -11,7 +11,7 @@ from cluster.sites import NodeType, Site
 from cluster.slurm import SECRETS
 from raylab.errors import UsageError
 
-# Nothing of the submitting shell's own clusters may reach a node
+# Variables of the submitting shell's own clusters, which must not reach a node
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES")  # which GPUs, from Slurm
 FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", *SECRETS, "RAY_JOB_ID", "CUDA_VISIBLE_DEVICES")
 
@@ -27,20 +27,20 @@ def script(
     command: Sequence[str],
     nodes: int = 1,
     requeue: bool = True,
-    door: Path | None = None,
+    proxy: Path | None = None,
 ) -> str:
     """A job that runs `command` once on each of `nodes` nodes, as a step that gets Slurm's signals.
 
-    Slurm signals a step's own process, not that one's children: so the node agent is told of a limit (USR1) or a
-    preemption (TERM) and Ray is not. The shell ignores both, or it would end the job before the agent has left.
-    `door`: where cluster/slurm_proxy.py lies, for a command in an image that calls Slurm.
+    Slurm signals a step's own process, not its children: the node agent receives the warning of a limit (USR1) or a
+    preemption (TERM), and Ray does not. The shell ignores both; otherwise it would end the job before the agent has
+    drained. `proxy`: the path of cluster/slurm_proxy.py, for a command in an image that calls Slurm.
     """
     options = {
         **_options(site, node, tag, job_name, time, nodes),
         "signal": f"USR1@{site.lead_seconds}",
         "output": str(log).replace("%", "%%") + "/%x-%j.out",
         "open-mode": "append",
-        "chdir": str(log),  # not where sbatch was called: that may exist on another node only
+        "chdir": str(log),  # not the directory of sbatch, which may not exist on this node
     }
     lines = [f"#SBATCH --{name}={quoted(value)}" for name, value in options.items()]
     lines += [f"#SBATCH {'--requeue' if requeue else '--no-requeue'}"]
@@ -50,10 +50,10 @@ def script(
         [
             "#!/bin/bash",
             *lines,
-            "trap '' TERM USR1  # they are for the agent; this shell outlives it",
+            "trap '' TERM USR1  # these signals are for the agent; this shell outlives it",
             f"unset {' '.join(FOREIGN)}",
-            *_surroundings(site, environment),
-            *_behind(site, door, shlex.join([*srun, *_inside(site, node, environment, command)])),
+            *_setup_lines(site, environment),
+            *_with_proxy(site, proxy, shlex.join([*srun, *_in_image(site, node, environment, command)])),
             "",
         ]
     )
@@ -69,9 +69,9 @@ def step(
     command: Sequence[str],
     nodes: int,
 ) -> list[str]:
-    """The srun command that runs `command` on `nodes` nodes from here, in the surroundings that a job would give it.
+    """The srun command that runs `command` on `nodes` nodes from here, with the setup and the image of a job.
 
-    Its caller takes FOREIGN out of the environment: in the step, Slurm has set some of these anew.
+    The caller removes FOREIGN from the environment; Slurm sets some of these variables again in the step.
     """
     options = _options(site, node, tag, job_name, time, nodes)
     further = [word for option in (*site.sbatch, *node.sbatch) for word in shlex.split(option)]
@@ -80,14 +80,14 @@ def step(
 
 
 def shell(site: Site, node: NodeType, environment: Mapping[str, str], command: Sequence[str]) -> list[str]:
-    """`command` as a job of the site would run it, with its setup and in its image, as the words of a step."""
-    lines = [*_surroundings(site, environment), "exec " + shlex.join(_inside(site, node, environment, command))]
+    """The words of a step that runs `command` as a job of the site would: with its setup and in its image."""
+    lines = [*_setup_lines(site, environment), "exec " + shlex.join(_in_image(site, node, environment, command))]
     return ["bash", "-c", "\n".join(lines)]
 
 
 def _options(site: Site, node: NodeType, tag: JobTag, job_name: str, time: str, nodes: int) -> dict[str, str]:
-    """What Slurm is asked for, by the names of its options; what the site does not say is left out."""
-    asked = {
+    """Slurm's options by name; those that the site does not set are left out."""
+    options = {
         "job-name": job_name,
         "comment": str(tag),
         "partition": node.partition or site.partition,
@@ -101,22 +101,22 @@ def _options(site: Site, node: NodeType, tag: JobTag, job_name: str, time: str, 
         "gres": _gres(node),
         "constraint": node.features,
     }
-    return {name: str(value) for name, value in asked.items() if value is not None}
+    return {name: str(value) for name, value in options.items() if value is not None}
 
 
-def _surroundings(site: Site, environment: Mapping[str, str]) -> list[str]:
-    """Shell lines before the command: the site's setup, and then our variables."""
+def _setup_lines(site: Site, environment: Mapping[str, str]) -> list[str]:
+    """Shell lines before the command: the site's setup, then raylab's variables."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in {**site.environment, **environment}.items()]
     return ["umask 077", *site.setup, *exports]
 
 
 def quoted(text: str) -> str:
-    """`text` as one word of an #SBATCH line: in double quotes where sbatch would split or read on.
+    """`text` as one word of an #SBATCH line: in double quotes where sbatch would split it.
 
-    Raises UsageError for a line break, which no quotes can hold there.
+    Raises UsageError for a line break, which cannot be quoted there.
     """
     if "\n" in text or "\r" in text:
-        raise UsageError(f"{text!r} has a line break", "a job's options are lines of its script", "take it out")
+        raise UsageError(f"{text!r} has a line break", "each option of a job is one line of its script", "remove it")
     if text and not set(text) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./,:@%"):
         return text
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -128,24 +128,24 @@ def _gres(node: NodeType) -> str | None:
     return ":".join(filter(None, ("gpu", node.gpu_type, str(node.gpus))))
 
 
-def _behind(site: Site, door: Path | None, line: str) -> list[str]:
-    """`line`, while the door to Slurm's commands is open on this node, where the site has an image."""
-    if site.image is None or door is None:
+def _with_proxy(site: Site, proxy: Path | None, line: str) -> list[str]:
+    """`line`, with the proxy of Slurm's commands running beside it if the site has an image."""
+    if site.image is None or proxy is None:
         return [line]
     return [
-        f"door=$(mktemp -d {shlex.quote(site.scratch)}/rdXXXXXX) || exit 1",
-        f'python3 {shlex.quote(str(door))} "$door" & server=$!',
-        'until [ -S "$door/door" ]; do kill -0 $server 2>/dev/null || exit 1; sleep 0.1; done',
-        'export RAYLAB_DOOR="$door/door"',
+        f"proxy=$(mktemp -d {shlex.quote(site.scratch)}/rdXXXXXX) || exit 1",
+        f'python3 {shlex.quote(str(proxy))} "$proxy" & server=$!',
+        'until [ -S "$proxy/socket" ]; do kill -0 $server 2>/dev/null || exit 1; sleep 0.1; done',
+        'export RAYLAB_SLURM_PROXY="$proxy/socket"',
         line,
         "code=$?",
-        'kill -9 $server; rm -rf "$door"; exit $code  # as it, too, ignores TERM: the head calls Slurm to the last',
+        'kill -9 $server; rm -rf "$proxy"; exit $code  # it ignores TERM too: the head calls Slurm until its end',
     ]
 
 
-# What a step does on each node of a site with an image. Its own environment is what Slurm set and this file exported;
-# apptainer hands on what is named APPTAINERENV_*. /tmp and scratch inside are a directory of this step's own, in which
-# Ray's socket paths stay short. bash hands on Slurm's signals, and removes that directory.
+# Runs a step on each node of a site with an image. Its environment consists of Slurm's variables and those exported
+# above; apptainer passes on variables named APPTAINERENV_*. /tmp and scratch inside are a directory of this step, in
+# which Ray's socket paths stay short. bash forwards Slurm's signals and removes that directory.
 CONTAINER = """\
 scratch=$1 image=$2; shift 2
 private=$(mktemp -d "$scratch/rlXXXXXX") || exit 1
@@ -155,10 +155,10 @@ options=(--mount "$(mount "$private" /tmp)")
 while IFS= read -r -d '' pair; do
   case ${pair%%=*} in PATTERN) export "APPTAINERENV_$pair" ;; esac
 done < <(env -0)
-if [ -S "${RAYLAB_DOOR:-}" ]; then
-  mkdir "$private/door"
-  options+=(--mount "$(mount "${RAYLAB_DOOR%/*}" /tmp/door)")
-  export APPTAINERENV_RAYLAB_DOOR=/tmp/door/door
+if [ -S "${RAYLAB_SLURM_PROXY:-}" ]; then
+  mkdir "$private/slurm-proxy"
+  options+=(--mount "$(mount "${RAYLAB_SLURM_PROXY%/*}" /tmp/slurm-proxy)")
+  export APPTAINERENV_RAYLAB_SLURM_PROXY=/tmp/slurm-proxy/socket
 fi
 while [ "$1" != -- ]; do options+=("$1"); shift; done
 shift
@@ -172,13 +172,13 @@ exit $code
 """
 
 
-def _inside(site: Site, node: NodeType, environment: Mapping[str, str], command: Sequence[str]) -> list[str]:
-    """`command`, in the site's image where it has one: clean environment, explicit binds, an init that reaps."""
+def _in_image(site: Site, node: NodeType, environment: Mapping[str, str], command: Sequence[str]) -> list[str]:
+    """`command`, in the site's image if it has one: clean environment, explicit binds, an init that reaps processes."""
     if site.image is None:
         return list(command)
-    seen = [site.shared, environment.get("RAYLAB_HOME"), environment.get("PYTHONPATH"), *site.bind]
+    paths = [site.shared, environment.get("RAYLAB_HOME"), environment.get("PYTHONPATH"), *site.bind]
     options = ["--nv"] if node.gpus else []
-    for path in dict.fromkeys(filter(None, seen)):
+    for path in dict.fromkeys(filter(None, paths)):
         options += ["--mount", _mount(path)]
     pattern = "|".join(["SLURM_*", *VISIBLE, *site.environment, *environment])
     return [
@@ -195,27 +195,27 @@ def _inside(site: Site, node: NodeType, environment: Mapping[str, str], command:
 
 
 def _mount(path: str) -> str:
-    """A directory at its own path, in the CSV of apptainer's --mount, which holds any name."""
+    """The option of apptainer's --mount for a directory at its own path; CSV quoting allows any name."""
     quoted = path.replace('"', '""')
     return f'type=bind,"source={quoted}","destination={quoted}"'
 
 
 def resources(node: NodeType) -> dict[str, int]:
-    """What Ray is told of a node before it is there. Memory is left out: no task of ours asks for it."""
+    """The resources that Ray expects of a node before it starts. Memory is omitted: no raylab task requests it."""
     return {"CPU": node.cpus} | ({"GPU": node.gpus} if node.gpus else {})
 
 
 def capacity(nodes: Mapping[str, NodeType], limit: int) -> list[dict[str, Any]]:
-    """The largest this cluster can be, a node type a row: [{"count", "resources"}], for clamping requests."""
+    """The maximum size of this cluster, one row per node type: [{"count", "resources"}], for clamping requests."""
     return [{"count": min(limit, node.max or limit), "resources": resources(node)} for node in nodes.values()]
 
 
 def autoscaling(
     name: str, directory: Path, generation: int, nodes: Mapping[str, NodeType], low: int, high: int, idle_seconds: float
 ) -> str:
-    """Ray's autoscaling configuration (JSON, which is YAML): our node provider, and every key Ray insists on.
+    """Ray's autoscaling configuration (JSON, which is YAML): our node provider and every key that Ray requires.
 
-    `low` nodes of the first type are kept, `high` is the most of all types together.
+    `low`: nodes of the first type to keep; `high`: maximum of all types together.
     """
     types: dict[str, Any] = {
         "head": {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0},

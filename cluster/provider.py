@@ -1,10 +1,10 @@
-"""Ray's autoscaler asks for nodes; this turns them into Slurm jobs, one a node.
+"""Ray's node provider: turns the autoscaler's requests for nodes into Slurm jobs, one per node.
 
     demand -> autoscaler -> create -> sbatch ... squeue -> non_terminated_nodes -> autoscaler -> terminate -> scancel
 
-Ray calls it a node provider (v1, run under autoscaler v2 by an adapter; unsupported by its makers, ray#57153, so a
-test holds it to the locked Ray). It has no memory of its own: which jobs are ours, of which head and type, stands in
-their comments, so that a new head knows all at once. A node's id is JOB.RESTARTS: a requeued job is another node.
+This is a node provider v1, which an adapter runs under autoscaler v2. Ray does not support that (ray#57153), so a test
+checks it against the locked Ray. It keeps no state: a job's comment says to which cluster, head and type it belongs, so
+a new head knows everything at once. A node's id is JOB.RESTARTS: a requeued job is another node.
 """
 
 import threading
@@ -30,13 +30,13 @@ from cluster.job_tag import JobTag
 from cluster.slurm import Job, Slurm
 from raylab.errors import SlurmError
 
-HEAD = "head"  # id of the head's node: it must be listed, or nothing scales (reconciler.py, Ray 2.60)
-FRESH_SECONDS = 5.0  # squeue is asked at most this often; what we did since is known without it
-PROBLEMS = 3  # nodes that may fail to come up within 10 minutes before no more are asked for
+HEAD = "head"  # id of the head's node; unless it is listed nothing scales (reconciler.py, Ray 2.60)
+FRESH_SECONDS = 5.0  # interval between two calls of squeue; own submissions since are added without it
+PROBLEMS = 3  # failed starts within 10 minutes after which no more nodes are requested
 
 
 class SlurmProvider(NodeProvider):
-    """Thread-safe: Ray launches and terminates from threads of its own."""
+    """Thread-safe, because Ray launches and terminates nodes from its own threads."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str, slurm: Slurm | None = None) -> None:
         super().__init__(provider_config, cluster_name)
@@ -45,12 +45,12 @@ class SlurmProvider(NodeProvider):
         self.spec = self.directory.spec
         self.slurm = slurm or Slurm()
         self.lock = threading.RLock()
-        self.seen: dict[str, tuple[Job, JobTag]] = {}  # what there is now
-        self.known: dict[str, tuple[Job, JobTag]] = {}  # and was: Ray asks for tags after listing, from other threads
+        self.seen: dict[str, tuple[Job, JobTag]] = {}  # current nodes
+        self.known: dict[str, tuple[Job, JobTag]] = {}  # and former ones: other threads ask for tags after listing
         self.seen_at = float("-inf")
 
     def _nodes(self) -> dict[str, tuple[Job, JobTag]]:
-        """Our workers by node id. Raises SlurmError when Slurm does not answer: 'none' would end them all."""
+        """Our workers by node id. Raises SlurmError if Slurm does not answer: an empty answer would end them all."""
         with self.lock:
             if time.monotonic() - self.seen_at > FRESH_SECONDS:
                 found = [(job, JobTag.parse(job.comment)) for job in self.slurm.jobs() if job.alive]
@@ -104,15 +104,15 @@ class SlurmProvider(NodeProvider):
         resources: dict[str, float],
         labels: dict[str, str],
     ) -> None:
-        """Submit `count` jobs. Raises when Slurm refuses or nodes keep failing to come up."""
+        """Submit `count` jobs. Raises SlurmError or UsageError if Slurm refuses or nodes repeatedly fail to start."""
         problems = self.directory.problems()
         if len(problems) >= PROBLEMS:
-            raise SlurmError(f"{len(problems)} nodes did not come up in the last 10 minutes", problems[0]["text"])
+            raise SlurmError(f"{len(problems)} nodes failed to start in the last 10 minutes", problems[0]["text"])
         tag = JobTag(self.spec.id, self.generation, "worker", node_config["type"], tags.get(TAG_RAY_LAUNCH_REQUEST, ""))
         with self.lock:
             for _ in range(count):
                 id = self.slurm.submit(scripts.worker(self.directory, tag))
-                # reported at once, before squeue is asked again
+                # listed at once, before the next call of squeue
                 new = (Job(id, "PENDING", 0, None, "", "None", str(tag)), tag)
                 self.seen[f"{id}.0"] = self.known[f"{id}.0"] = new
 
@@ -123,12 +123,12 @@ class SlurmProvider(NodeProvider):
         self.terminate_nodes([node_id])
 
     def terminate_nodes(self, node_ids: list[str]) -> None:
-        """Cancel the jobs of these nodes; one that was requeued meanwhile is another node, and stays."""
+        """Cancel the jobs of these nodes; a job that was requeued meanwhile is another node and stays."""
         with self.lock:
             here = self._nodes()
-            leaving = [id for id in node_ids if id in here]
-            self.slurm.cancel([here[id][0].id for id in leaving])
-            self.seen = {id: node for id, node in here.items() if id not in leaving}
+            ending = [id for id in node_ids if id in here]
+            self.slurm.cancel([here[id][0].id for id in ending])
+            self.seen = {id: node for id, node in here.items() if id not in ending}
 
     def set_node_tags(self, node_id: str, tags: dict[str, str]) -> None:
-        """Nothing: the tags are derived from Slurm."""
+        """Do nothing: tags are derived from Slurm."""

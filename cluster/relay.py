@@ -1,12 +1,12 @@
-"""Loopback ports here that end on the head's node, through one Slurm step: for login nodes that cannot reach nodes.
+"""Forwards loopback ports of the login node to the head's node through one Slurm step, without direct connections.
 
     near: a client -> 127.0.0.1:PORT -> lines -> srun --overlap -> far: lines -> 127.0.0.1:PORT of the head
 
-    python -m cluster.relay near DIRECTORY     here; keeps its ports while heads come and go
+    python -m cluster.relay near DIRECTORY     on the login node; keeps its ports while heads come and go
     python -m cluster.relay far PORT...        on the head's node, started by the near end
 
-Bytes travel as text, a line each: "open ID PORT", "data ID BASE64", "close ID". A step's output comes by whole lines,
-so these are what gets through it untouched and at once.
+Bytes travel as lines of text: "open ID PORT", "data ID BASE64", "close ID". A step's output arrives by whole lines, so
+lines get through unchanged and without delay.
 """
 
 import argparse
@@ -28,12 +28,13 @@ import psutil
 
 from cluster import client, jobscript
 from cluster.directory import Directory
+from cluster.slurm import Slurm
 from raylab.errors import RaylabError, SlurmError
 from raylab.files import write_json
 from raylab.loopback import is_own_listener
 
 CHUNK = 12_000  # bytes of a line's payload before base64
-LINE = 1 << 17  # bytes that a reader of lines takes at the most
+LINE = 1 << 17  # maximum bytes of a line
 START_SECONDS = 60.0
 RETRY_SECONDS = 2.0
 
@@ -41,7 +42,7 @@ Send = Callable[[str], Awaitable[None]]
 
 
 class Streams:
-    """The connections of one end: lines in, lines out."""
+    """The connections of one end, multiplexed into lines."""
 
     def __init__(self, send: Send) -> None:
         self.send = send
@@ -63,7 +64,7 @@ class Streams:
             self.close(id)
 
     async def take(self, words: list[str]) -> None:
-        """A `data` or `close` line of the other end."""
+        """Handle a `data` or `close` line of the other end."""
         id = int(words[1])
         writer = self.writers.get(id)
         if writer is None:
@@ -86,8 +87,7 @@ class Streams:
 
 
 async def far(ports: list[int]) -> None:
-    """Serve lines on standard input and output: connections to `ports` of this node's loopback, where this user
-    listens, and to no others."""
+    """Serve lines on standard input and output: connect only to those loopback `ports` on which this user listens."""
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader(limit=LINE)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
@@ -105,7 +105,7 @@ async def far(ports: list[int]) -> None:
         if words[0] == "open":
             id, port = int(words[1]), int(words[2])
             try:
-                # another user may have opened a port of ours that is free again
+                # another user may have opened this port since its owner ended
                 if port not in ports or not is_own_listener(port):
                     raise PermissionError(port)
                 streams.add(id, *await asyncio.open_connection("127.0.0.1", port))
@@ -120,7 +120,7 @@ class Near:
 
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
-        self.slurm = client.commands(directory.spec.site.name)
+        self.slurm = Slurm()
         self.step: asyncio.subprocess.Process | None = None
         self.streams = Streams(self._send)
         self.targets: dict[str, int] = {}
@@ -133,7 +133,7 @@ class Near:
                 await self.step.stdin.drain()
 
     async def serve(self) -> None:
-        """For ever: listen, and keep a step to whichever head is ready."""
+        """Listen, and keep a step to the current head, until the cluster is gone."""
         ports = {}
         for name in ("dashboard", "mlflow"):
 
@@ -161,7 +161,7 @@ class Near:
         self.streams.add(self.next, reader, writer)
 
     async def _step(self) -> None:
-        """One step on the head's node, until it ends."""
+        """Run one step on the head's node until it ends."""
         found = client.status(self.directory, self.slurm)["head"]
         if found is None:
             return
@@ -192,7 +192,7 @@ class Near:
 
 
 def running(directory: Directory) -> dict[str, Any] | None:
-    """relay.json of the relay that runs on this machine, else None."""
+    """The record (relay.json) of the relay that runs on this machine, else None."""
     path = directory.path / "relay.json"
     if not path.is_file():
         return None
@@ -207,9 +207,9 @@ def running(directory: Directory) -> dict[str, Any] | None:
 
 
 def start(directory: Directory) -> dict[str, Any]:
-    """The relay of this cluster on this machine, started if need be and through to the present head.
+    """Start the relay of this cluster on this machine, unless it runs, and wait until it reaches the current head.
 
-    Returns {"ports": {"dashboard", "mlflow"}, "pid", ...}; raises SlurmError when it does not get through.
+    Returns {"ports": {"dashboard", "mlflow"}, "pid", ...}. Raises SlurmError if it does not reach the head.
     """
     if running(directory) is None:
         (directory.path / "relay.json").unlink(missing_ok=True)
@@ -225,16 +225,16 @@ def start(directory: Directory) -> dict[str, Any]:
             return found
         time.sleep(0.2)
     raise SlurmError(
-        f"no way to the head of cluster '{directory.path.name}' within {START_SECONDS:.0f} s",
-        "it may still be in the queue", f"raylab cluster status; {directory.logs}/relay.out",
+        f"the relay did not reach the head of cluster '{directory.path.name}' within {START_SECONDS:.0f} s",
+        "the head may still be in the queue", f"raylab cluster status; {directory.logs}/relay.out",
     )  # fmt: skip
 
 
 def stop(directory: Directory) -> None:
-    """End this machine's relay of this cluster, if there is one."""
+    """Stop this machine's relay of this cluster, if there is one."""
     if (found := running(directory)) is not None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(found["pid"], signal.SIGTERM)  # and the step's srun with it
+            os.killpg(found["pid"], signal.SIGTERM)  # ends the srun of the step as well
     (directory.path / "relay.json").unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""The job scripts of one cluster: text of jobscript.py with what its directory says, where `status` finds it."""
+"""The job scripts of one cluster: jobscript.py applied to the cluster's specification."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ from cluster.sites import NodeType
 from cluster.spec import ClusterSpec
 from raylab.files import atomic_write
 
-LOGIN = "mlflow-login.json"  # of a cluster's directory, 0600: what the tracking server wants to see, if anything
+LOGIN = "mlflow-login.json"  # in a cluster's directory, 0600: the login of the tracking server, if it needs one
 
 
 def login(has_login: bool, directory: Path) -> dict[str, str]:
-    """The variable that tells `tracking` of the cluster's login file, if the cluster has one."""
+    """The variable that points `tracking` to the cluster's login file, if the cluster has one."""
     return {"RAYLAB_MLFLOW_LOGIN": str(directory / LOGIN)} if has_login else {}
 
 
 def environment(spec: ClusterSpec, directory: Path) -> dict[str, str]:
-    """What every process on a node finds: where the code, the runs and the token are."""
+    """The environment of every process on a node: where code, runs and token are."""
     return {
         "PYTHONPATH": spec.code,
         "RAYLAB_HOME": spec.home,
@@ -27,7 +27,7 @@ def environment(spec: ClusterSpec, directory: Path) -> dict[str, str]:
         "RAYLAB_CODE_REVISION": spec.revision,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(directory / "token"),
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # nodes have no network to make environments from
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # nodes have no network from which to build environments
         "RAY_USAGE_STATS_ENABLED": "0",
         **({"RAYLAB_IMAGE_DIGEST": spec.image_digest} if spec.image_digest else {}),
         **({"MLFLOW_TRACKING_URI": spec.tracking} if spec.tracking else {}),
@@ -58,7 +58,7 @@ def text(directory: Path, spec: ClusterSpec, tag: JobTag) -> str:
         environment=environment(spec, directory),
         command=agent(spec, directory, role, tag.generation, tag.type),
         nodes=static or 1,
-        door=Path(spec.code) / "cluster" / "slurm_proxy.py" if tag.kind == "head" else None,
+        proxy=Path(spec.code) / "cluster" / "slurm_proxy.py" if tag.kind == "head" else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Sites: what raylab must know of a Slurm to start Ray clusters on it. Data in sites.toml and a file of the user's."""
+"""Sites: what raylab must know about a Slurm to start Ray clusters on it. Data in sites.toml and in the user's file."""
 
 import os
 import re
@@ -22,11 +22,11 @@ Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 def _not_head(kind: str) -> str:
     if kind == "head":
-        raise ValueError("'head' is what the head is called")
+        raise ValueError("'head' is reserved for the head")
     return kind
 
 
-# A part of a job's comment, which has colons between its parts; the head is a type of Ray's own
+# Part of a job's comment, whose parts are separated by colons; 'head' is Ray's type of the head
 Kind = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$"), AfterValidator(_not_head)]
 
 
@@ -35,15 +35,16 @@ class Part(BaseModel):
 
 
 class NodeType(Part):
-    """One kind of node: what a job asks of Slurm, and what Ray is told that it has."""
+    """One type of node: what a job requests from Slurm, and which resources Ray is told."""
 
     cpus: int = Field(ge=1)
     memory_mb: int = Field(ge=1000)
     gpus: int = Field(0, ge=0)
     gpu_type: str | None = None  # as in --gres=gpu:TYPE:N
+    pretended_gpus: bool = False  # of a test cluster: Slurm counts GPUs that no node has
     features: str | None = None  # as in --constraint
     partition: str | None = None  # else the site's
-    max: int | None = Field(None, ge=1)  # nodes of this kind at the most
+    max: int | None = Field(None, ge=1)  # maximum number of nodes of this type
     sbatch: tuple[Line, ...] = ()  # further options, e.g. "--exclusive"
 
 
@@ -56,16 +57,16 @@ class Site(Part):
     account: str | None = None
     qos: str | None = None
     time: str = "02:00:00"  # of each job, as in --time
-    lead_seconds: int = Field(120, ge=10)  # how long before its limit a job is told to leave
-    idle_seconds: int = Field(300, ge=5)  # after which a node without work is given back
+    lead_seconds: int = Field(120, ge=10)  # how long before its time limit a job is drained
+    idle_seconds: int = Field(300, ge=5)  # after this time a node without work is released
     setup: tuple[str, ...] = ()  # shell lines before anything else: module load ..., source ...
     python: Text | None = None  # on the nodes; else the one that runs `raylab`
     image: Text | None = None  # an Apptainer image in which everything runs
-    bind: tuple[str, ...] = ()  # further paths that the image shall see
-    environment: dict[Variable, str] = {}  # a proxy, for one
-    scratch: Text = "/tmp"  # node-local and short: Ray's sockets lie below it
-    shared: Text | None = None  # what all nodes share; RAYLAB_HOME must lie below it
-    interface: Text | None = None  # network interface that nodes talk over, e.g. ib0
+    bind: tuple[str, ...] = ()  # further paths to mount into the image
+    environment: dict[Variable, str] = {}  # for example a proxy
+    scratch: Text = "/tmp"  # node-local and short: Ray's sockets are below it
+    shared: Text | None = None  # storage that all nodes share; RAYLAB_HOME must be below it
+    interface: Text | None = None  # network interface between nodes, e.g. ib0
     ssh: bool = False  # compute nodes can be reached by ssh from the login node
     sbatch: tuple[Line, ...] = ()  # further options of every job
     head: NodeType = NodeType(cpus=2, memory_mb=6000)  # Ray, the drivers of all jobs, MLflow
@@ -80,15 +81,15 @@ def own_file() -> Path:
 
 
 def site(name: str) -> Site:
-    """The site `name`, the user's values before the shipped ones.
+    """The site `name`; the user's values override the shipped ones.
 
-    Raises UsageError for an unknown site, an invalid key or value, or a blank that is to be filled in.
+    Raises UsageError for an unknown site, an invalid key or value, or a blank that must be filled in.
     """
     merged, where = _section(name)
     if empty := blanks(name):
         raise UsageError(
             f"site '{name}' has blanks: " + "; ".join(f"{key}: {text}" for key, text in empty.items()),
-            "they are not publicly known, and are not guessed",
+            "these values are not publicly known, and raylab does not guess them",
             f"write them into [{name}] of {own_file()}",
         )
     if "name" in merged:
@@ -102,7 +103,7 @@ def site(name: str) -> Site:
     if secret:
         raise UsageError(
             f"site '{name}' holds credentials: {', '.join(secret)}",
-            "job scripts and the command lines of steps hold these values, where others can read them",
+            "job scripts and command lines of steps would contain these values, and others can read them",
             f"write the `export` lines into a file of mode 0600 and read it in `setup` of {where}: setup = ['. FILE']",
         )
     return found
@@ -113,18 +114,18 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 def blanks(name: str) -> dict[str, str]:
-    """Keys of the site that are to be filled in, and with what. Raises UsageError for an unknown site."""
+    """Keys of the site that must be filled in, with a description. Raises UsageError for an unknown site."""
     return {key: text.removeprefix(BLANK).strip("> ") for key, text in _blanks(_section(name)[0])}
 
 
 def _section(name: str) -> tuple[dict[str, Any], Path]:
-    """The section `name`, the user's values before the shipped ones, and the file to correct."""
+    """The section `name`, with the user's values over the shipped ones, and the file to correct."""
     shipped, own = _read(SHIPPED), _read(own_file())
     if name not in shipped | own:
         raise unknown("site", name, shipped | own)
     where = own_file() if name in own else SHIPPED
     if not isinstance(own.get(name, {}), dict):
-        raise UsageError(f"'{name}' in {where} is no section", do=f"write [{name}] and its keys below")
+        raise UsageError(f"'{name}' in {where} is not a section", do=f"write [{name}] and its keys below it")
     return _merge(shipped.get(name, {}), own.get(name, {})), where
 
 
@@ -132,7 +133,7 @@ def seconds(time: str) -> int:
     """Slurm's --time as seconds: MINUTES, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS. UsageError otherwise."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time.strip())
     if not match:
-        raise UsageError(f"'{time}' is no time limit", do="write for example 02:00:00 or 1-12:00:00")
+        raise UsageError(f"'{time}' is not a time limit", do="write for example 02:00:00 or 1-12:00:00")
     days, *rest = match.groups()
     numbers = [int(part) for part in rest if part is not None]
     if days is not None:
@@ -144,35 +145,35 @@ def seconds(time: str) -> int:
 
 
 def check(site: Site, home: Path, time: str) -> None:
-    """Raise UsageError for what would fail on the nodes: said before anything is submitted."""
+    """Raise UsageError for what would fail on the nodes, before anything is submitted."""
     if seconds(time) < 2 * site.lead_seconds:
         raise UsageError(
             f"a time limit of {time} is too short for site '{site.name}'",
-            f"a node is told to leave {site.lead_seconds} s before its limit (lead_seconds); half its time is for work",
+            f"a node is drained {site.lead_seconds} s before its limit (lead_seconds); half its time is for work",
             f"--time of at least {2 * site.lead_seconds} s, or a smaller lead_seconds",
         )  # fmt: skip
     if len(site.scratch.encode()) + RAY_BYTES > SOCKET_BYTES:
         raise UsageError(
             f"scratch of site '{site.name}' is too long: {site.scratch}",
-            f"Ray's sockets lie below it, and their paths have {SOCKET_BYTES} bytes at the most",
-            f"choose one of {SOCKET_BYTES - RAY_BYTES} bytes or fewer, e.g. /tmp",
+            f"Ray's sockets are below it, and their paths have at most {SOCKET_BYTES} bytes",
+            f"choose a path of {SOCKET_BYTES - RAY_BYTES} bytes or fewer, e.g. /tmp",
         )
     if site.image is not None and not Path(site.image).is_file():
         raise UsageError(
-            f"the image of site '{site.name}' is not there: {site.image}",
-            "it is a file (SIF) on storage that all nodes share",
+            f"the image of site '{site.name}' does not exist: {site.image}",
+            "it must be a file (SIF) on storage that all nodes share",
             "apptainer build raylab.sif cluster/container/raylab.def, and correct `image` of the site",
         )
     if any(character in str(home) for character in "\\\n\r"):
         raise UsageError(
             f"{str(home)!r} has a backslash or a line break in its name",
-            "Slurm could not write a job's log below it",
-            "export RAYLAB_HOME=DIRECTORY, with another name",
+            "Slurm cannot write a job's log below it",
+            "export RAYLAB_HOME=DIRECTORY with another name",
         )
     if site.shared is not None and not home.resolve().is_relative_to(Path(site.shared).resolve()):
         raise UsageError(
-            f"{home} does not lie on the shared storage of site '{site.name}', {site.shared}",
-            "the nodes of a cluster would not see its runs",
+            f"{home} is not on the shared storage of site '{site.name}', {site.shared}",
+            "the nodes of a cluster could not read its runs",
             f"export RAYLAB_HOME={site.shared}/raylab",
         )
 
@@ -183,7 +184,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path} is no TOML", str(error), "correct that line") from error
+        raise UsageError(f"{path} is not valid TOML", str(error), "correct that line") from error
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

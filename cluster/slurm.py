@@ -1,4 +1,4 @@
-"""Slurm's commands: submit, look, cancel, requeue. The only place that runs them."""
+"""Slurm's commands: submit, list, cancel, requeue. The only module that runs them."""
 
 import os
 import re
@@ -11,10 +11,10 @@ from time import sleep
 from cluster import slurm_proxy
 from raylab.errors import SlurmError, UsageError
 
-ANSWER_SECONDS = 30.0  # a command that takes longer is taken for one that does not answer
+ANSWER_SECONDS = 30.0  # a command that takes longer counts as unanswered
 TRIES = 3
-DOOR = "RAYLAB_DOOR"  # in a container: the socket of cluster/slurm_proxy.py, which runs Slurm's commands outside
-# What no process of another node needs from our environment: files of mode 0600 carry it, by their path
+PROXY = "RAYLAB_SLURM_PROXY"  # in a container: the socket of cluster/slurm_proxy.py, which runs the commands outside
+# Secrets in the environment that other nodes do not need: they get the paths of files of mode 0600 instead
 SECRETS = ("RAY_AUTH_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 ENDED = {
     "BOOT_FAIL",
@@ -28,17 +28,17 @@ ENDED = {
     "TIMEOUT",
 }
 
-# squeue's columns and widths; a comment of ours has under 100 characters
+# squeue's columns and widths; raylab's comments have under 100 characters
 COLUMNS = {"JobID": 20, "State": 20, "RestartCnt": 10, "TimeLeft": 20, "NodeList": 120, "Reason": 60, "Comment": 200}
 
-# What Slurm says when it refuses a job, and what to change. Its own words are kept in the error.
+# Patterns of Slurm's refusals, and what to change. The error also quotes Slurm's own words.
 REFUSALS = (
     (r"accounting/QOS policy|QOSMax|QOSGrp|AssocMax|AssocGrp", "fewer or smaller nodes, or another partition"),
     (
         r"account/partition",
         "correct `account` or `partition` of the site; `sacctmgr show associations user=$USER` lists yours",
     ),
-    (r"partition", "correct `partition` of the site; `sinfo` lists what there is"),
+    (r"partition", "correct `partition` of the site; `sinfo` lists the partitions"),
     (r"account|association", "correct `account` of the site; `sacctmgr show associations user=$USER` lists yours"),
     (r"qos", "correct `qos` of the site; `sacctmgr show associations user=$USER format=qos` lists yours"),
     (r"time limit", "a shorter --time; `sinfo -o '%P %l'` lists the limits"),
@@ -47,31 +47,31 @@ REFUSALS = (
     (r"limit|policy", "fewer or smaller nodes, or another partition"),
 )  # fmt: skip
 
-# Slurm's reasons for a job that waits, in plain words
+# Slurm's reasons for a waiting job, in plain words
 REASONS = {
-    "Priority": "other jobs come first",
+    "Priority": "other jobs have a higher priority",
     "Resources": "no free node at present",
     "Dependency": "it waits for another job",
     "BeginTime": "it starts again after a short pause (it was requeued)",
-    "PartitionConfig": "its partition has no node so large: it will never start",
+    "PartitionConfig": "its partition has no node of this size: it will never start",
     "PartitionDown": "its partition is down",
     "PartitionNodeLimit": "its partition has too few nodes",
     "PartitionTimeLimit": "its time limit is above the partition's",
     "ReqNodeNotAvail": "the nodes it needs are down or reserved",
     "NodeDown": "the nodes it needs are down",
     "AssocGrpCPUMinutesLimit": "the project's compute time is used up",
-    "AssocGrpGRES": "the project uses all GPUs that it may",
-    "QOSMaxJobsPerUserLimit": "you run as many jobs as you may at a time",
+    "AssocGrpGRES": "the project uses all the GPUs it is allowed",
+    "QOSMaxJobsPerUserLimit": "you already run the maximum number of jobs",
     "JobHeldUser": "it is held by its owner: scontrol release",
     "JobHeldAdmin": "it is held by an administrator",
-    "JobArrayTaskLimit": "its array runs as many tasks as it may",
-    "None": "it has just been submitted",
+    "JobArrayTaskLimit": "its array already runs the maximum number of tasks",
+    "None": "it was just submitted",
 }
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job as squeue shows it. `left`: seconds to its limit, None while unknown; `node`: "" while it waits."""
+    """A job as squeue shows it. `left`: seconds to its limit, None if unknown; `node`: "" while it waits."""
 
     id: str
     state: str
@@ -101,11 +101,11 @@ class Slurm:
         self.directory = directory
 
     def submit(self, script: Path) -> str:
-        """The id of the new job. Raises UsageError when Slurm refuses the job, with its own words."""
+        """Submit a job and return its id. Raises UsageError with Slurm's own words if Slurm refuses it."""
         return self._sbatch(script, "--parsable").strip().split(";")[0]
 
     def test(self, script: Path) -> None:
-        """Nothing is submitted. Raises UsageError when Slurm would refuse the job, with its own words."""
+        """Submit nothing; raise UsageError with Slurm's own words if Slurm would refuse the job."""
         self._sbatch(script, "--test-only")
 
     def _sbatch(self, script: Path, option: str) -> str:
@@ -117,12 +117,12 @@ class Slurm:
             raise UsageError(f"Slurm refused the job {script.name}", text, advice) from error
 
     def jobs(self) -> list[Job]:
-        """This user's jobs that have not ended. Raises SlurmError when Slurm does not answer: never a false 'none'."""
+        """This user's jobs that have not ended. Raises SlurmError if Slurm does not answer."""
         columns = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
         return parse(self.run("squeue", "--noheader", f"--user={os.getuid()}", f"--Format={columns}"))
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Ask Slurm to end these jobs; one that has ended already is no error."""
+        """Ask Slurm to end these jobs; a job that has already ended is not an error."""
         if ids:
             self.run("scancel", *ids, allow=r"Invalid job id|already completing")
 
@@ -137,19 +137,21 @@ class Slurm:
     def run(self, command: str, *arguments: str, allow: str | None = None, once: bool = False) -> str:
         """Standard output of one Slurm command.
 
-        Raises SlurmError when it is not there or does not answer within 30 s, three times in a row, and _Refused with
-        Slurm's words when it answers no (`allow`: a pattern of refusals that are none). `once`: one that Slurm may have
-        heard though its answer was lost is not repeated.
+        Raises SlurmError if the command does not exist or does not answer within 30 s, three times in a row, and
+        _Refused with Slurm's words if Slurm refuses (`allow`: a pattern of refusals that are acceptable). `once`: do
+        not retry a command that Slurm may have executed although its answer was lost.
         """
         program = command if self.directory is None else str(self.directory / command)
         for attempt in range(TRIES):
             if attempt:
-                sleep(2.0**attempt)  # slurmctld answers "try again" in these words: a failover takes seconds
+                sleep(2.0**attempt)  # a failover of slurmctld takes seconds
             try:
                 code, output, complaint = _call([program, *arguments])
             except FileNotFoundError as error:
                 raise SlurmError(
-                    f"{command} is not there", "this machine has no Slurm", "work on a login node of the site"
+                    f"{command} was not found",
+                    "this machine has no Slurm",
+                    "work on a login node of the site",
                 ) from error
             except TimeoutError:
                 text = f"no answer within {ANSWER_SECONDS:.0f} s"
@@ -163,29 +165,27 @@ class Slurm:
                 raise _Refused(command, text)
             if once and "timed out" in text:
                 break
-        raise SlurmError(
-            f"Slurm does not answer ({command})", text, "try again in a minute; running jobs go on meanwhile"
-        )
+        raise SlurmError(f"Slurm does not answer ({command})", text, "try again in a minute; running jobs continue")
 
 
 def _call(words: list[str]) -> tuple[int, str, str]:
-    """(exit code, output, complaints) of a command; in a container, through the door that its job script opened.
+    """(exit code, standard output, standard error) of a command; in a container, run by the proxy of the job script.
 
-    Raises TimeoutError after ANSWER_SECONDS, FileNotFoundError where there is no such command.
+    Raises TimeoutError after ANSWER_SECONDS, FileNotFoundError if the command does not exist.
     """
-    if path := os.environ.get(DOOR):
+    if path := os.environ.get(PROXY):
         try:
             code, output, complaint = slurm_proxy.ask(path, words, ANSWER_SECONDS)
         except TimeoutError:
             raise
         except OSError as error:
             raise SlurmError(
-                f"the door to Slurm's commands at {path} is shut", str(error), "the job's output says why it closed"
+                f"the Slurm proxy at {path} does not answer", str(error), "the job's output says why it ended"
             ) from error
         if code == slurm_proxy.ABSENT:
             raise FileNotFoundError(complaint)
         return code, output, complaint
-    # sbatch hands its whole environment to Slurm, which stores it
+    # sbatch passes its whole environment to Slurm, which stores it
     clean = {name: value for name, value in os.environ.items() if name not in SECRETS}
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a cluster was asked to be: cluster.json of its directory."""
+"""The specification of a cluster: cluster.json in its directory."""
 
 import json
 from pathlib import Path
@@ -7,20 +7,21 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.sites import Site
+from raylab.documents import describe_problems
 from raylab.errors import SlurmError
 
 
 class Hooks(BaseModel):
-    """Commands of the head. `cluster` knows no runs and no MLflow: whoever asks for a cluster names them."""
+    """Commands that the head runs. `cluster` knows no runs and no MLflow, so the caller provides them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     services: dict[str, list[str]] = {}
-    """kept running beside Ray, by name; `{port}` in a command stands for a free port, which head.json then names"""
+    """kept running next to Ray, by name; `{port}` in a command is replaced by a free port, recorded in head.json"""
     requeue: list[str] = []
-    """run by a head that Slurm has started again"""
+    """run by a head that Slurm has restarted"""
     drain: list[str] = []
-    """run before the head leaves its node, within the time that Slurm gives"""
+    """run before the head leaves its node, within the time that Slurm allows"""
 
 
 class ClusterSpec(BaseModel):
@@ -30,7 +31,7 @@ class ClusterSpec(BaseModel):
 
     name: str
     id: str
-    """in the tags of its jobs: a later cluster of the same name has another"""
+    """in the tags of its jobs; a later cluster of the same name has another id"""
     site: Site
     types: list[str]
     """node types of the site that workers may have"""
@@ -38,18 +39,18 @@ class ClusterSpec(BaseModel):
     max: int
     """nodes"""
     static: int = 0
-    """nodes of one allocation that stays; 0: nodes come and go with the work"""
+    """nodes of one fixed allocation; 0: the number of nodes follows the work"""
     time: str
-    """limit of each job, as Slurm writes it"""
+    """time limit of each job, in Slurm's format"""
     home: str
     code: str
     """directory of the checkout, on storage that all nodes share"""
     revision: str
     python: str
     tracking: str = ""
-    """address of the tracking server, without credentials; empty: the head serves the home's own"""
+    """address of the tracking server, without credentials; empty: the head serves that of the home"""
     login: bool = False
-    """whether credentials of the tracking server lie in the cluster's directory"""
+    """whether the cluster's directory holds credentials of the tracking server"""
     group: str = ""
     """Unix group that may read the runs of the home"""
     versions: dict[str, str]
@@ -62,23 +63,22 @@ class ClusterSpec(BaseModel):
 
 
 def read_spec(path: Path) -> ClusterSpec:
-    """The spec in cluster.json; SlurmError names what is missing or wrong."""
+    """The specification in cluster.json. Raises SlurmError that names what is missing or wrong."""
     try:
         document: Any = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise SlurmError(
-            f"{path} is not there",
+            f"{path} does not exist",
             "the cluster's directory is not on storage that this node shares",
             "set RAYLAB_HOME to a directory that login and compute nodes share",
         ) from error
     except ValueError as error:
-        raise SlurmError(f"{path} is damaged", str(error), "raylab cluster down, and up again") from error
+        raise SlurmError(f"{path} is damaged", str(error), "run raylab cluster down, then up again") from error
     try:
         return ClusterSpec.model_validate(document)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise SlurmError(
             f"{path} does not describe a cluster of this version",
-            wrong,
-            "end the cluster with the version that made it",
+            describe_problems(error),
+            "end the cluster with the version that created it",
         ) from error

@@ -7,40 +7,39 @@ A verb is a module of this package with PARSER-building `arguments(parser)`, an 
 import argparse
 import importlib
 import json
-import logging
 import os
 import signal
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from jobs.common import outputs
-from jobs.common.home import home
 from raylab import __version__
 from raylab.errors import RaylabError, UsageError, unknown
 from raylab.files import write_json
 
 VERBS = {
-    "prepare": "make a checked data directory from raw tables or images",
-    "concepts": "print the concept dictionary of intensive care, with its coverage",
-    "recipe": "print the fields of a recipe, their values and what they are",
-    "train": "train a model, elastically",
-    "transfer": "train with the weights of an earlier run as the start",
+    "prepare": "create a checked data directory from raw tables or images",
+    "concepts": "print the intensive-care concepts: units, ranges, ids, and coverage of a prepared directory",
+    "recipe": "print the fields of a recipe with their values and descriptions",
+    "train": "train a model on N or MIN:MAX workers, or in this process without Ray",
+    "transfer": "train from the weights of another run: a linear probe, then fine-tuning",
     "tune": "search hyperparameters",
-    "resume": "go on with an interrupted run or search",
-    "evaluate": "score a run on a split, with intervals",
-    "benchmark": "every model of a task on the same splits, as one table with intervals",
-    "explain": "plot which hours and features moved a network's predictions",
-    "predict": "write a run's probabilities for every row",
-    "models": "list image networks with parameters, MACs and images/s",
+    "resume": "resume an interrupted run or search, to the same result",
+    "evaluate": "score a run on a split of its own or of other data, with intervals",
+    "benchmark": "compare all models of a task on the same splits, as one table with intervals",
+    "explain": "plot which hours and features influence a network's predictions",
+    "predict": "write a run's probabilities for every stay or image to a parquet file",
+    "models": "list image networks with parameters, MACs and images/s, next to published figures",
     "simulate": "sweep the lung model over parameters, or view one virtual patient",
-    "fit": "fit the lung model to the gases of every stay",
-    "compare": "table and HTML report of tracked runs",
-    "sync": "send to MLflow what is still in outboxes",
-    "ui": "serve the MLflow pages on a loopback port",
+    "fit": "fit the lung model to the gases of every stay, with posterior widths",
+    "compare": "print a table of tracked runs and write an HTML report",
+    "sync": "send the records that wait on disk to MLflow",
+    "ui": "serve MLflow on loopback, for you alone, and print a link",
     "cluster": "a Ray cluster on Slurm: up, status, down, submit, ...",
     "doctor": "look for what would keep clusters from working at a site",
     "demo": "the main job from data to comparison",
+    "completion": "print what a shell needs to complete verbs and options",
 }
 
 STDOUT = Path("-")
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in {"-h", "--help"}:
         print("usage: raylab VERB ...   (raylab VERB --help shows an example)\n")
-        print("\n".join(f"  {verb:9} {text}" for verb, text in VERBS.items()))
+        print("\n".join(f"  {verb:10} {text}" for verb, text in VERBS.items()))
         return 0 if words else 2
     if words[0] == "--version":
         print(__version__)
@@ -77,34 +76,51 @@ def _denied(error: PermissionError) -> UsageError:
     return UsageError(f"{path}: permission denied", why, "work in a RAYLAB_HOME of your own (docs/security.md)")
 
 
-def common(parser: argparse.ArgumentParser, **default: Any) -> None:
-    """The options of every verb. A verb of verbs adds them to each, with default=argparse.SUPPRESS."""
+def add_common_options(parser: argparse.ArgumentParser, **default: Any) -> None:
+    """Add the options that every verb has. A verb of verbs adds them to each, with default=argparse.SUPPRESS."""
     where = "write the result here; print it without FILE"
     parser.add_argument("--json", type=Path, nargs="?", const=STDOUT, metavar="FILE", help=where, **default)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result", **default)
 
 
-def run(verb: str, words: list[str]) -> int:
-    if verb not in VERBS:
-        raise unknown("verb", verb, VERBS)
-    module = importlib.import_module(f"jobs.{verb}")
+def build_parser(verb: str) -> tuple[argparse.ArgumentParser, ModuleType]:
+    """The parser of a verb, and the verb's module."""
     parser = argparse.ArgumentParser(
         prog=f"raylab {verb}",
         description=VERBS[verb],
-        epilog=f"example:\n  {module.EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    module = add_arguments(parser, verb)
+    parser.epilog = f"example:\n  {module.EXAMPLE}"
+    return parser, module
+
+
+def add_arguments(parser: argparse.ArgumentParser, verb: str) -> ModuleType:
+    """Give a parser all arguments of a verb; returns the verb's module."""
+    module = importlib.import_module(f"jobs.{verb}")
     module.arguments(parser)
-    common(parser)
+    add_common_options(parser)
+    return module
+
+
+def run(verb: str, words: list[str]) -> int:
+    if verb not in VERBS:
+        raise unknown("verb", verb, VERBS)
+    parser, module = build_parser(verb)
     args = parser.parse_args(words)
-    for chatty in ("mlflow", "alembic", "torch.export"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    os.umask(0o077)  # what is written is for its owner: this may be a shared machine
-    # torch loads compiled code from here; its own choice is /tmp/torchinductor_USER, which anybody may make first
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "compiled"))
+    from jobs.common.environment import verb_environment  # not before: `raylab --help` is fast
+
     # An interrupt and a polite end of the job take the same way out: outboxes closed, run marked
     signal.signal(signal.SIGTERM, _interrupt)
+    with verb_environment():
+        return _run(module, args)
+
+
+def _run(module: ModuleType, args: argparse.Namespace) -> int:
+    """The exit code of a verb, whose result is written where it was asked for."""
+    from jobs.common import outputs
+
     if args.json not in (None, STDOUT):
         outputs.check(args.json, "--json", "result")
     result: dict[str, Any] = module.main(args)

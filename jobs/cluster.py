@@ -22,7 +22,8 @@ from jobs.common import home
 from jobs.common.progress import duration, say
 from raylab import loopback
 from raylab.errors import RunError, UsageError
-from raylab.files import read_lines
+from raylab.training import ledger
+from raylab.training.run_record import RunRecord
 from tracking import runs
 from tracking.access import identity, login, secret
 
@@ -37,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
     def verb(name: str, text: str) -> argparse.ArgumentParser:
         one = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
-        cli.common(one, default=argparse.SUPPRESS)
+        cli.add_common_options(one, default=argparse.SUPPRESS)
         one.add_argument("--name", help="of the cluster; the only one of this RAYLAB_HOME otherwise")
         return one
 
@@ -101,7 +102,7 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
         for file, text in texts.items():
             say(f"# ---- {file}\n{text}")
         return {"name": name, "texts": texts}
-    slurm = client.commands(site.name)
+    slurm = Slurm()
     directory, job = client.up(spec, where, slurm, files)
     if not args.quiet:
         say(f"cluster {name}: the head is job {job} of site {site.name}")
@@ -148,7 +149,7 @@ def hooks(name: str, tracking: str, python: str) -> Hooks:
 
 def do_status(args: argparse.Namespace) -> dict[str, Any]:
     directory = find(home.home(), args.name)
-    found = client.status(directory, _slurm(directory))
+    found = client.status(directory, Slurm())
     if not args.quiet and args.json is None:
         tell(found)
     return found
@@ -178,7 +179,7 @@ def tell(found: dict[str, Any]) -> None:
 def do_down(args: argparse.Namespace) -> dict[str, Any]:
     directory = find(home.home(), args.name)
     relay.stop(directory)
-    done = client.down(directory, _slurm(directory))
+    done = client.down(directory, Slurm())
     if not args.quiet:
         say(f"cluster {done['name']} is down: {len(done['ended'])} job(s) ended")
     return done
@@ -293,10 +294,9 @@ def do_resume(args: argparse.Namespace) -> dict[str, Any]:
     return {"resumed": done}
 
 
-def interrupted(cluster: str) -> list[tuple[Path, dict[str, Any]]]:
+def interrupted(cluster: str) -> list[tuple[Path, RunRecord]]:
     """Runs and searches of this home that ran on `cluster` and neither ended nor were stopped by anybody."""
-    notes = [(path.parent, home.note(path.parent)) for path in sorted((home.home() / "runs").glob("*/run.json"))]
-    return [(path, note) for path, note in notes if note.get("cluster") == cluster and note.get("status") == "RUNNING"]
+    return [(path, run) for path, run in home.records() if run.cluster == cluster and run.status == "RUNNING"]
 
 
 def _workers(run: Path) -> int:
@@ -307,15 +307,12 @@ def do_hold(args: argparse.Namespace) -> dict[str, Any]:
     """Runs on workers of their own save and end when their nodes are drained; a trial's process is not told."""
     found = interrupted(find(home.home(), args.name).spec.name)
     deadline = time.monotonic() + args.seconds
-    waiting = [path for path, note in found if note["kind"] != "tune" and _workers(path)]
+    waiting = [path for path, run in found if run.kind != "tune" and _workers(path)]
     while waiting and time.monotonic() < deadline:
-        waiting = [path for path in waiting if "moved" not in (read_lines(path / "ledger.jsonl") or [{"moved": 0}])[-1]]
+        ledgers = [(path, ledger.read_ledger(path / ledger.FILE)) for path in waiting]
+        waiting = [path for path, entries in ledgers if entries and not ledger.is_handed_over(entries)]
         time.sleep(0.2)
     return {"still_running": [path.name for path in waiting]}
-
-
-def _slurm(directory: Directory) -> Slurm:
-    return client.commands(directory.spec.site.name)
 
 
 DO = {

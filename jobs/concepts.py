@@ -9,9 +9,9 @@ import polars as pl
 
 from jobs import cli
 from jobs.common.progress import say
-from raylab.data.icu import labels
 from raylab.data.icu.concepts import CONCEPTS, ID_SOURCES, Concept
-from raylab.data.prepared import read_meta, task_of
+from raylab.data.icu.meta import IcuMeta
+from raylab.data.prepared import read_meta
 
 EXAMPLE = "raylab concepts --data prepared/ards"
 
@@ -46,8 +46,7 @@ def described(concept: Concept, covered: dict[str, dict[str, Any]] | None) -> di
 def coverage(directory: Path) -> dict[str, dict[str, Any]]:
     """For every concept: the share of all stays with a plausible value at any time, and of the rows at risk with one
     before their prediction."""
-    task = task_of(directory)
-    meta = read_meta(directory, task if task in labels.TASKS else labels.TASKS[0])
+    meta = read_meta(directory, None, IcuMeta)
     samples = pl.read_parquet(directory / "samples.parquet")
     hours = pl.scan_parquet(directory / "hours.parquet")
     masks = [name for name in hours.collect_schema().names() if name.endswith("__mask")]
@@ -60,7 +59,7 @@ def coverage(directory: Path) -> dict[str, dict[str, Any]]:
             rows = 1 - samples[name].null_count() / samples.height if name in samples.columns else 0.0
         else:
             rows = shares[f"{name}__mask"].item() if f"{name}__mask" in masks else 0.0
-        stays = rows if concept.derived else meta["coverage"][name] / meta["stays"]
+        stays = rows if concept.derived else meta.coverage[name] / meta.stays
         found[name] = {"stays": stays, "rows": rows}
     return found
 

@@ -16,18 +16,25 @@ from typing import Any
 
 import psutil
 
-from jobs import cli, compare, evaluate, prepare, train, transfer, tune
+from jobs import cli
 from jobs.common import home
 from jobs.common.progress import duration, say
+from jobs.common.results import Run
 from jobs.common.session import ray_session
+from jobs.compare import compare
+from jobs.evaluate import Split, evaluate
+from jobs.prepare import prepare
+from jobs.train import train
+from jobs.transfer import transfer
+from jobs.tune import tune
 from raylab.errors import DataError, RunError
-from raylab.files import read_lines
+from raylab.training.ledger import read_ledger, starts, steps
 from tracking import server
 
 EXAMPLE = "raylab demo --data ../shared/data"
 NO_DATA = "no data given: SYNTHETIC patients and X-rays; their scores say that the software works, nothing else"
-SMALL = ["data.size=64", "loop.epochs=6"]
-ARDS = ["loop.epochs=12", "loop.checkpoint_steps=20"]
+SMALL = {"data.size": 64, "loop.epochs": 6}
+ARDS = {"loop.epochs": 12, "loop.checkpoint_steps": 20}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,74 +71,71 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def story(data: Path | None, root: Path, stamp: str, part: Any) -> dict[str, Any]:
     part("prepare: ARDS onset, chest X-ray domains A and B")
-    ards, domain_a, domain_b = prepared(data, root)
+    ards, domain_a, domain_b = prepare_all(data, root)
     with ray_session(3, root / "ray.log"):
         part("train ARDS undisturbed, in this process")
-        calm = do(
-            train, "ards", "--data", ards, "--workers", "0", "--name", f"ards-undisturbed-{stamp}", "--set", *ARDS
-        )
+        calm = train("ards", ards, workers=0, name=f"ards-undisturbed-{stamp}", settings=ARDS)
         part("train ARDS on 1 to 2 workers, and kill one on the way")
         name = f"ards-elastic-{stamp}"
-        killer = Killer(home.home() / "runs" / name / "ledger.jsonl", at_step=calm["steps"] // 2)
+        killer = Killer(home.home() / "runs" / name / "ledger.jsonl", at_step=calm.details["steps"] // 2)
         with killer:
-            hit = do(train, "ards", "--data", ards, "--workers", "1:2", "--name", name, "--set", *ARDS)
-        if killer.killed is None or hit["attempts"] < 2:
+            hit = train("ards", ards, workers=(1, 2), name=name, settings=ARDS)
+        if killer.killed is None or hit.details["attempts"] < 2:
             raise RunError("no worker was killed: the run ended too early to show anything")
-        if hit["weights_sha256"] != calm["weights_sha256"]:
+        weights = calm.details["weights_sha256"]
+        if hit.details["weights_sha256"] != weights:
             raise RunError("the weights of the disturbed run differ from the undisturbed one's")
-        say(f"worker {killer.killed} was killed at step {killer.at_step}; {hit['steps_repeated']} steps were repeated;")
-        say(f"both runs end with the same weights: SHA-256 {calm['weights_sha256']}")
+        repeated = hit.details["steps_repeated"]
+        say(f"worker {killer.killed} was killed at step {killer.at_step}; {repeated} steps were repeated;")
+        say(f"both runs end with the same weights: SHA-256 {weights}")
         part("tune ARDS: 8 trials, ASHA + Optuna TPE")
-        found = do(tune, "ards", "--data", ards, "--trials", "8", "--name", f"ards-search-{stamp}", "--set", *ARDS)
+        found = tune("ards", ards, trials=8, name=f"ards-search-{stamp}", settings=ARDS)
     part("pretrain a small COVID-Net on domain A")
-    small = ("--smoke", "--workers", "0", "--set", *SMALL)
-    a = do(train, "covidnet", "--data", domain_a, "--name", f"cxr-a-{stamp}", *small)
+    a = train("covidnet", domain_a, workers=0, name=f"cxr-a-{stamp}", settings=SMALL, smoke=True)
     part("transfer it to domain B")
-    b = do(transfer, "covidnet", "--from", a["name"], "--data", domain_b, "--name", f"cxr-a-to-b-{stamp}")
+    b = transfer(a, domain_b, name=f"cxr-a-to-b-{stamp}")
     part("the same network on domain B from scratch")
-    c = do(train, "covidnet", "--data", domain_b, "--name", f"cxr-b-scratch-{stamp}", *small)
+    c = train("covidnet", domain_b, workers=0, name=f"cxr-b-scratch-{stamp}", settings=SMALL, smoke=True)
     part("evaluate")
-    split_b = "val" if data is not None else "test"  # the real domain B comes without its test list
-    scores = {}
-    for run, where, split in (
+    split_b: Split = "val" if data is not None else "test"  # the real domain B comes without its test list
+    splits: list[tuple[Run, Path, Split]] = [
         (calm, ards, "test"),
         (hit, ards, "test"),
         (found, ards, "test"),
         (a, domain_a, "test"),
         (b, domain_b, split_b),
         (c, domain_b, split_b),
-    ):
-        say(f"{run['name']}, {split}:")
-        scores[run["name"]] = do(evaluate, run["task"], "--run", run["name"], "--data", where, "--split", split)
+    ]
+    scores = {}
+    for run, where, split in splits:
+        say(f"{run.name}, {split}:")
+        scores[run.name] = evaluate(run, where, split=split).details
     part("compare")
-    compared = do(compare)
+    compared = compare()
     return {
-        "undisturbed": calm,
-        "killed": hit,
-        "search": found,
+        "undisturbed": calm.details,
+        "killed": hit.details,
+        "search": found.details,
         "scores": scores,
-        "report": compared["report"],
-        "same_weights": hit["weights_sha256"] == calm["weights_sha256"],
+        "report": str(compared.report),
+        "same_weights": hit.details["weights_sha256"] == weights,
     }
 
 
-def prepared(data: Path | None, root: Path) -> tuple[str, str, str]:
+def prepare_all(data: Path | None, root: Path) -> tuple[Path, Path, Path]:
     """Prepared directories of ARDS, and of chest X-ray domains A and B."""
-    ards, a, b = (str(root / name) for name in ("ards", "cxr-a", "cxr-b"))
+    ards, a, b = (root / name for name in ("ards", "cxr-a", "cxr-b"))
     domains = ((a, "A"), (b, "B"))
     if data is None:
-        do(prepare, "ards", "--source", "synthetic", "--patients", 2000, "--out", ards)
+        prepare("ards", ards, source="synthetic", patients=2000)
         for out, domain in domains:
-            drawn = ("--source", "synthetic", "--domain", domain, "--patients", 400, "--size", 64)
-            do(prepare, "covidnet", *drawn, "--out", out)
+            prepare("covidnet", out, source="synthetic", domain=domain, patients=400, size=64)
         return ards, a, b
-    do(prepare, "ards", "--source", "physionet2012", "--path", data / "icu" / "physionet-2012", "--out", ards)
+    prepare("ards", ards, source="physionet2012", path=data / "icu" / "physionet-2012")
     for out, domain in domains:
-        lists: list[Any] = []
-        for split in ("train", "val", "test"):
-            if (file := data / "cxr" / "labels" / f"{split}_{domain}.txt").is_file():
-                lists += [f"--{split}", file]
-        do(prepare, "covidnet", "--images", data / "cxr" / "images", *lists, "--size", 96, "--out", out)
+        names = {split: data / "cxr" / "labels" / f"{split}_{domain}.txt" for split in ("train", "val", "test")}
+        options: dict[str, Any] = {split: file for split, file in names.items() if file.is_file()}
+        prepare("covidnet", out, images=data / "cxr" / "images", size=96, **options)
     return ards, a, b
 
 
@@ -143,15 +147,6 @@ def check_data(data: Path) -> None:
                 "the demo runs on PhysioNet 2012 and on two chest X-ray domains with label lists",
                 "give DATA a folder that has it, or none: the demo then draws synthetic data",
             )
-
-
-def do(verb: Any, *words: object) -> dict[str, Any]:
-    """A verb's main with these words, as its command line would call it."""
-    parser = argparse.ArgumentParser()
-    verb.arguments(parser)
-    parser.set_defaults(quiet=False)
-    done: dict[str, Any] = verb.main(parser.parse_args([str(word) for word in words]))
-    return done
 
 
 class Killer:
@@ -172,9 +167,9 @@ class Killer:
 
     def _watch(self) -> None:
         while not self.over.wait(0.1):
-            lines = read_lines(self.ledger)
-            if any(line.get("step", 0) >= self.at_step for line in lines):
-                pid = next(line["pids"][-1] for line in lines if "start" in line)
+            entries = read_ledger(self.ledger)
+            if max(steps(entries), default=0) >= self.at_step:
+                pid = starts(entries)[0].pids[-1]
                 if os.getpid() in {p.pid for p in psutil.Process(pid).parents()}:  # of the Ray that we started
                     os.kill(pid, signal.SIGKILL)
                     self.killed = pid

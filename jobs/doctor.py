@@ -11,6 +11,7 @@ from typing import Any
 from cluster import client, scripts, sites
 from cluster.doctor import node_checks, site_checks
 from cluster.doctor.node_checks import Finding, attempt
+from cluster.slurm import Slurm
 from jobs import cli
 from jobs.common import home
 from jobs.common.progress import say
@@ -63,7 +64,7 @@ def look(args: argparse.Namespace) -> Any:
     tracking = login.tracking_uri()
     python = client.python_of(site, sys.executable)
     command = [python, "-m", "jobs.doctor", "--here"]
-    slurm = client.commands(site.name)
+    slurm = Slurm()
     files = login.files(tracking, scripts.LOGIN)
     yield from site_checks.examine(site, home.home(), CODE, slurm, command, tracking, args.nodes, args.wait, files)
 

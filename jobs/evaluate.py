@@ -3,21 +3,27 @@
 import argparse
 import hashlib
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from jobs import cli, prepare
 from jobs.common import home, icu_evaluation, model_card, run_tracking, scores
+from jobs.common.environment import verb_environment
 from jobs.common.progress import say
+from jobs.common.results import Evaluation, RunReference, find_run
 from raylab.data.images.manifest import SPLITS, discover
-from raylab.data.prepared import read_meta, sha256
-from raylab.errors import DataError, UsageError
+from raylab.data.prepared import sha256
+from raylab.errors import DataError, UsageError, unknown
 from raylab.evaluation.overlap import in_words, leakage
-from raylab.tasks import find_task
+from raylab.tasks import evaluation, find_task
 from raylab.tasks.recipes import read_recipe
 from raylab.training.run import read_model
+from raylab.training.run_record import RunRecord
 from tracking.outbox import Outbox
 
+Split = Literal["test", "val", "all"]
 READS_TEST = ("test", "all")  # splits that hold test rows
 EXAMPLE = "raylab evaluate ards --run NAME --data prepared/ards --split test --json scores.json"
 
@@ -32,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="any prepared directory of the task; tasks on images: or a folder with lists or manifest",
     )
-    parser.add_argument("--split", choices=["test", "val", "all"], default="test")
+    parser.add_argument("--split", choices=get_args(Split), default="test")
     parser.add_argument(
         "--recalibrate",
         type=int,
@@ -42,69 +48,91 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    directory, data = checked(args)
+    return evaluate(
+        args.run, args.data, task=args.task, split=args.split, recalibrate=args.recalibrate, quiet=args.quiet
+    ).details
+
+
+@verb_environment()
+def evaluate(
+    run: RunReference,
+    data: Path | str,
+    *,
+    task: str | None = None,
+    split: Split = "test",
+    recalibrate: int | None = None,
+    quiet: bool = False,
+) -> Evaluation:
+    """Score a run on a split of any prepared directory of its task, with intervals and a leakage check.
+
+    `data`: of images also a folder with label lists or a manifest. `task`: DataError when the run is of another one.
+    `recalibrate`: on intensive-care data, also the scores with intercept and slope fitted on so many patients of it.
+    Every read of a test split is counted. Raises UsageError, DataError or TrackingError before anything is scored.
+    """
+    check_split(split, get_args(Split))
+    directory = run_of_task(run, task)
     described = home.note(directory)
-    kind = find_task(args.task).kind
+    data, task = Path(data).absolute(), described.task
+    kind = find_task(task).kind
     if kind == "images" and not (data / "meta.json").is_file():
-        data = of_folder(args.task, directory, data, args.split, args.quiet)
-    meta = read_meta(data, args.task)
-    own = meta["data_hash"] == described["data_hash"]
-    if own and args.split == "all":
+        data = of_folder(task, directory, data, split, quiet)
+    meta = find_task(task).read_meta(data)
+    own = meta.data_hash == described.data_hash
+    if own and split == "all":
         raise DataError(
             f"run {directory.name} was trained on a part of {data}",
             "a score over all of it would count rows that the model has learnt",
             "use --split test, or --split val; --split all is for data that the model never saw",
         )
-    leaked = leakage_of_run(directory, data, args.split)
+    leaked = leakage_of_run(directory, data, split)
     uri = run_tracking.checked_address()
-    if args.recalibrate is not None and (kind != "icu" or args.recalibrate < 1):
+    if recalibrate is not None and (kind != "icu" or recalibrate < 1):
         raise UsageError("--recalibrate takes a number of patients, and is for tasks on intensive-care data")
-    scored = {**scores.of_run(directory, data, args.split), "leakage": leaked}
+    scored = replace(scores.of_run(directory, data, split), leakage=leaked)
     if kind == "icu":
         recipe = read_recipe(directory / "recipe.json")
-        scored["result"] |= icu_evaluation.extended(scored, recipe)
-        scored["figures"] = icu_evaluation.figures(scored)
-        if args.recalibrate:
-            few = icu_evaluation.recalibrated(directory, data, scored, args.recalibrate, own, recipe.seed)
-            scored["result"]["recalibrated"] = few
-    reads = count_reads(directory, meta["data_hash"], args.split)
-    read_tag = {"raylab.test_reads": str(reads)} if args.split in READS_TEST else {}
+        more = icu_evaluation.extended(scored, recipe)
+        if recalibrate:
+            more["recalibrated"] = icu_evaluation.recalibrated(directory, data, scored, recalibrate, own, recipe.seed)
+        scored = replace(scored, more=more)
+    reads = count_reads(directory, meta.data_hash, split)
+    read_tag = {"raylab.test_reads": str(reads)} if split in READS_TEST else {}
     if own:
-        run_id = described["run_id"]
+        run_id = described.run_id
         with home.held(directory):
             record(directory, scored, read_tag)
     else:
         recipe = read_recipe(directory / "recipe.json")
         target = home.new_run(None, f"{directory.name}-on-{data.name}")
-        tags = {"raylab.split": args.split, **read_tag}
-        opened = run_tracking.opening(target, recipe, meta, data, "evaluate", uri, described, described["run_id"], tags)
-        run_id = opened["run_id"]
-        home.annotate(target, best_step=described.get("best_step", 0))
+        tags = {"raylab.split": split, **read_tag}
+        opened = run_tracking.opening(target, recipe, meta, data, "evaluate", uri, described, described.run_id, tags)
+        run_id = opened.run_id
+        home.annotate(target, best_step=described.best_step)
         with run_tracking.tracked(target, system=False):
             scores.record(target, scored)
     if kind == "images":
         scores.keep(directory, scored)  # the model's own card speaks of other data, too
-        model_card.write(directory, scored["parameters"])
+        model_card.write(directory, scored.parameters)
         home.share(directory)
         run_tracking.forward_now(directory)
     out = {
-        "run_id": described["run_id"],
+        "run_id": described.run_id,
         "evaluation_run_id": run_id,
         "name": directory.name,
-        "task": args.task,
+        "task": task,
         "data": str(data),
-        "data_hash": meta["data_hash"],
-        "split_hash": meta["split_hash"],
-        "synthetic": bool(meta["synthetic"]),
-        "split": args.split,
+        "data_hash": meta.data_hash,
+        "split_hash": meta.split_hash,
+        "synthetic": meta.synthetic,
+        "split": split,
         "leakage": leaked,
         "test_reads": reads,
-        **scored["result"],
+        **scored.to_json(),
     }
-    if not args.quiet:
-        scores.tell(out)
+    if not quiet:
+        scores.tell(scored)
         if kind == "icu":
-            icu_evaluation.tell(out)
+            icu_evaluation.tell(scored.more)
         say(f"  leakage: {in_words(leaked)}")
         for name, found in leaked.get("parents", {}).items():
             say(f"  leakage from {name}, whose weights were the start: {in_words(found)}")
@@ -112,7 +140,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             say(f"note: the test split of this data has now been read {reads} times for this run; if anything was")
             say("  chosen after the first reading, this score is too good")
         say("next: raylab compare        raylab ui")
-    return out
+    return Evaluation(directory.name, run_id, data, split, reads, out)
 
 
 def of_folder(task: str, directory: Path, folder: Path, split: str, quiet: bool) -> Path:
@@ -123,10 +151,9 @@ def of_folder(task: str, directory: Path, folder: Path, split: str, quiet: bool)
     read = [folder.absolute(), *found.lists.values(), *([found.manifest] if found.manifest else [])]
     text = "\n".join([str(size), *(f"{p}\t{sha256(p) if p.is_file() else ''}" for p in read)])
     out = home.home() / "prepared" / f"{folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    options = {"size": size, "manifest": found.manifest, "replace": True}  # a file of the same name may have changed
-    meta = prepare.covidnet(out, found.images, found.lists, quiet, source="covidx", **options)
-    if not quiet:
-        prepare.tell(task, out, meta)
+    # `replace`: a file of the same name may have changed
+    options = {"size": size, "manifest": found.manifest, "images": found.images, "source": "covidx", **found.lists}
+    prepare.prepare(task, out, replace=True, quiet=quiet, **options)
     return out
 
 
@@ -135,49 +162,57 @@ def leakage_of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
     started from."""
     described = home.note(directory)
 
-    def check(note: dict[str, Any]) -> dict[str, Any]:
-        return leakage(described["task"], Path(note["data"]), data, split, note["data_hash"])
+    def check(run: RunRecord) -> dict[str, Any]:
+        return leakage(described.task, Path(run.data), data, split, run.data_hash)
 
     found, parents = check(described), {}
-    note = described
+    run = described
     while True:
         weights = read_recipe(directory / "recipe.json").model.weights_path
-        if note.get("parent") is None:
+        if run.parent is None:
             if weights is not None:
                 parents[weights] = {"checked": False, "why": "a file of weights does not say what it was trained on"}
             return found | ({"parents": parents} if parents else {})
         try:
-            directory = home.find(note["parent"])
+            directory = home.find(run.parent)
         except UsageError:
-            parents[note["parent"]] = {"checked": False, "why": "the run is no longer in this home"}
+            parents[run.parent] = {"checked": False, "why": "the run is no longer in this home"}
             return found | {"parents": parents}
-        note = home.note(directory)
-        parents[note["name"]] = check(note)
+        run = home.note(directory)
+        parents[run.name] = check(run)
 
 
-def checked(args: argparse.Namespace) -> tuple[Path, Path]:
-    """(run directory, data directory) after the checks that evaluate and predict share."""
-    directory = home.find(args.run)
+def check_split(split: str, splits: Sequence[str]) -> None:
+    """UsageError with the right names when `split` is none of them: a caller from Python may write anything."""
+    if split not in splits:
+        raise unknown("split", split, splits)
+
+
+def run_of_task(run: RunReference, task: str | None) -> Path:
+    """The directory of a run; DataError when it is of another task than the one given."""
+    directory = find_run(run)
     described = home.note(directory)
-    if described["task"] != args.task:
-        raise DataError(f"run {directory.name} is of task '{described['task']}', not '{args.task}'")
-    return directory, args.data.absolute()
+    if task not in (None, described.task):
+        raise DataError(f"run {directory.name} is of task '{described.task}', not '{task}'")
+    return directory
 
 
 def count_reads(directory: Path, data_hash: str, split: str) -> int:
     """How often run `directory` has been scored on the test rows of this data, this time included if it reads them."""
     described = home.note(directory)
-    own = data_hash == described["data_hash"]
-    elsewhere = described.get("test_reads_elsewhere", {})
-    reads: int = described.get("test_reads", 0) if own else elsewhere.get(data_hash, 0)
+    own = data_hash == described.data_hash
+    elsewhere = described.test_reads_elsewhere
+    reads = described.test_reads if own else elsewhere.get(data_hash, 0)
     if split in READS_TEST:
         reads += 1
-        counted = {"test_reads": reads} if own else {"test_reads_elsewhere": {**elsewhere, data_hash: reads}}
-        home.annotate(directory, **counted)
+        if own:
+            home.annotate(directory, test_reads=reads)
+        else:
+            home.annotate(directory, test_reads_elsewhere={**elsewhere, data_hash: reads})
     return reads
 
 
-def record(directory: Path, scored: dict[str, Any], tags: dict[str, str]) -> None:
+def record(directory: Path, scored: evaluation.Evaluation, tags: dict[str, str]) -> None:
     """Scores on the run's own data go into the run itself."""
     scores.record(directory, scored)
     if tags:

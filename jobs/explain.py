@@ -10,10 +10,9 @@ import numpy as np
 from jobs import cli
 from jobs.common import home, individuals, run_tracking, scores
 from jobs.common.progress import say
-from jobs.evaluate import checked
-from raylab.data.prepared import read_meta
+from jobs.evaluate import run_of_task
 from raylab.errors import UsageError
-from raylab.tasks import TASKS
+from raylab.tasks import TASKS, find_task
 from tracking import plots
 from tracking.outbox import Outbox
 
@@ -33,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     from raylab.evaluation.attributions import attributions, by_feature
 
-    directory, data = checked(args)
+    directory, data = run_of_task(args.run, args.task), args.data.absolute()
     job, recipe, samples, network = scores.load(directory, data, args.split)
     p = scores.probabilities(job, recipe, samples, network)
     if args.stay is None:
@@ -47,7 +46,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     found = attributions(network, samples.batch(np.append(drawn, one)), features)
     names, matrices = by_feature(found, samples.spec)
     average = np.abs(matrices[:-1]).mean(0)
-    synthetic = bool(read_meta(data, args.task)["synthetic"])
+    synthetic = find_task(args.task).read_meta(data).synthetic
     figures = {
         "average": plots.attribution(
             average, names, f"Integrated gradients, mean of {len(drawn)} rows", False, synthetic
@@ -71,7 +70,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if hidden:
             individuals.tell(hidden)
     return {
-        "run_id": home.note(directory)["run_id"],
+        "run_id": home.note(directory).run_id,
         "rows": len(drawn),
         "features": dict(ranked),
         "plots": list(files.values()),

@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if not args.quiet:
         tell(told)
         say(f"wrote {out / 'fits.parquet'}: one row a stay and window, for its owner alone")
-    return {"run_id": home.note(directory)["run_id"], "name": directory.name, "out": str(out), **params, **told}
+    return {"run_id": home.note(directory).run_id, "name": directory.name, "out": str(out), **params, **told}
 
 
 def source_gases(source: str, path: Path, patients: int, seed: int, hours: float, window_h: float) -> pl.DataFrame:

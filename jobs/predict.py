@@ -4,28 +4,31 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
 
 from jobs import cli
 from jobs.common import gradcam_sheets, home, individuals, outputs, run_tracking, scores
+from jobs.common.environment import verb_environment
 from jobs.common.progress import say
-from jobs.evaluate import checked
-from raylab.data.prepared import read_meta
+from jobs.common.results import Predictions, RunReference
+from jobs.evaluate import check_split, run_of_task
 from raylab.errors import UsageError
 from raylab.tasks import find_task
 from tracking.outbox import Outbox
 
 EXAMPLE = "raylab predict ards --run NAME --data prepared/ards --split val --out probabilities.parquet"
 
+Split = Literal["train", "val", "test", "all"]
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task")
     parser.add_argument("--run", required=True)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--split", choices=["train", "val", "test", "all"], default="all")
+    parser.add_argument("--split", choices=get_args(Split), default="all")
     parser.add_argument("--out", type=Path, required=True, metavar="P.parquet")
     parser.add_argument(
         "--explain",
@@ -36,76 +39,108 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    directory, data = checked(args)
-    outputs.check(args.out, "--out", "predictions")
-    if args.explain and find_task(args.task).kind != "images":
-        raise UsageError("--explain shows where a network looks in images", f"'{args.task}' has none")
-    job, recipe, samples, network = scores.load(directory, data, args.split)
-    if args.out.suffix != ".parquet":
+    return predict(
+        args.run,
+        args.data,
+        args.out,
+        task=args.task,
+        split=args.split,
+        explain=args.explain,
+        share_individuals=args.share_individuals,
+        quiet=args.quiet,
+    ).details
+
+
+@verb_environment()
+def predict(
+    run: RunReference,
+    data: Path | str,
+    out: Path | str,
+    *,
+    task: str | None = None,
+    split: Split = "all",
+    explain: bool = False,
+    share_individuals: bool = False,
+    quiet: bool = False,
+) -> Predictions:
+    """Write a run's probabilities of every row of a split to the parquet file `out`, for its owner alone.
+
+    `task`: DataError when the run is of another one. `explain`: of images, also Grad-CAM sheets and a column `outside`,
+    the part of each map outside the lung field; `share_individuals` sends sheets of real patients to MLflow. Test rows
+    of the run's own data count as a read of its test split. DataError when `out` is a file of another kind.
+    """
+    check_split(split, get_args(Split))
+    directory, data, out = run_of_task(run, task), Path(data).absolute(), Path(out)
+    task = home.note(directory).task
+    outputs.check(out, "--out", "predictions")
+    if explain and find_task(task).kind != "images":
+        raise UsageError("--explain shows where a network looks in images", f"'{task}' has none")
+    job, recipe, samples, network = scores.load(directory, data, split)
+    if out.suffix != ".parquet":
         raise UsageError(
-            f"--out {args.out} does not end in .parquet",
+            f"--out {out} does not end in .parquet",
             "it will be a parquet file, and by that name git and Ray leave it out",
-            f"--out {args.out.with_suffix('.parquet')}",
+            f"--out {out.with_suffix('.parquet')}",
         )
     p = scores.probabilities(job, recipe, samples, network)
     label, columns = job.outcome.columns(samples, p)
-    if args.explain:
+    if explain:
         columns["outside"] = gradcam_sheets.shares(network, samples, p)
     frame = pl.DataFrame({"id": samples.ids, "source": samples.source, **label, **columns})
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    work = args.out.with_name(f".{args.out.name}.{os.getpid()}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f".{out.name}.{os.getpid()}")
     with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         frame.write_parquet(file)  # it names patients' rows: for its owner alone
-    work.replace(args.out)
+    work.replace(out)
     described = home.note(directory)
-    if read_meta(data, args.task)["data_hash"] == described["data_hash"] and args.split in {"test", "all"}:
-        reads = described.get("test_reads", 0) + 1  # the file holds test rows
+    if find_task(task).read_meta(data).data_hash == described.data_hash and split in {"test", "all"}:
+        reads = described.test_reads + 1  # the file holds test rows
         home.annotate(directory, test_reads=reads)
         Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.test_reads": str(reads)}})
         run_tracking.forward_now(directory)
-    out: dict[str, Any] = {
+    details: dict[str, Any] = {
         "run": directory.name,
-        "out": str(args.out.absolute()),
+        "out": str(out.absolute()),
         "rows": len(frame),
         "columns": frame.columns,
     }
-    if args.explain:
-        out |= explained(directory, args, samples, network, p, columns["outside"])
-    if not args.quiet:
-        say(f"wrote {len(frame)} rows to {args.out}")
-        if args.explain:
-            outside = out["outside"]
+    if explain:
+        details |= write_sheets(directory, split, share_individuals, samples, network, p, columns["outside"])
+    if not quiet:
+        say(f"wrote {len(frame)} rows to {out}")
+        if explain:
+            outside = details["outside"]
             say(
                 "Grad-CAM: no map shows anything: the network answers the same everywhere"
                 if outside is None
                 else f"Grad-CAM: {outside:.0%} of the maps lies outside the lung field (43 % of an even one would)"
             )
-            if out["private"]:
-                individuals.tell(out["private"])
+            if details["private"]:
+                individuals.tell(details["private"])
             else:
-                say("\n".join(f"  {path}" for path in out["sheets"]))
-    return out
+                say("\n".join(f"  {path}" for path in details["sheets"]))
+    return Predictions(out.absolute(), len(frame), tuple(frame.columns), details)
 
 
-def explained(
-    directory: Path, args: argparse.Namespace, samples: Any, network: Any, p: np.ndarray, outside: np.ndarray
+def write_sheets(
+    directory: Path, split: str, share: bool, samples: Any, network: Any, p: np.ndarray, outside: np.ndarray
 ) -> dict[str, Any]:
     """Sheets into the run's directory; they show single patients, so they go to its MLflow run only when synthetic or
     shared. {"sheets", "private": those that stay, "outside": mean over rows, None where all maps are empty}."""
-    synthetic = bool(samples.meta["synthetic"])
-    private = not (synthetic or args.share_individuals)
+    synthetic = samples.meta.synthetic
+    private = not (synthetic or share)
     folder = individuals.folder(directory) if private else directory / "plots"
-    written = gradcam_sheets.sheets(network, samples, p, folder / f"gradcam-{args.split}", synthetic)
+    written = gradcam_sheets.sheets(network, samples, p, folder / f"gradcam-{split}", synthetic)
     mean = None if np.isnan(outside).all() else float(np.nanmean(outside))
     outbox = Outbox(directory / "outbox")
     for path in written:
         if private:
             path.chmod(0o600)
         else:
-            outbox.append({"kind": "artifact", "path": str(path), "to": f"plots/gradcam-{args.split}"})
-    step = int(home.note(directory).get("best_step", 0))
+            outbox.append({"kind": "artifact", "path": str(path), "to": f"plots/gradcam-{split}"})
+    step = home.note(directory).best_step
     if mean is not None:
-        scores.append_new_metrics(outbox, step, {f"{args.split}/gradcam_outside": mean})
+        scores.append_new_metrics(outbox, step, {f"{split}/gradcam_outside": mean})
     run_tracking.forward_now(directory)
     sheets = [str(path) for path in written]
     return {"sheets": sheets, "private": sheets if private else [], "outside": mean}

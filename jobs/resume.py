@@ -7,8 +7,10 @@ from typing import Any
 
 from jobs import cli, train, tune
 from jobs.common import home, run_tracking
-from raylab.data.prepared import read_meta
+from jobs.common.environment import verb_environment
+from jobs.common.results import Run, RunReference, find_run
 from raylab.errors import DataError, UsageError
+from raylab.tasks import find_task
 from raylab.tasks.recipes import read_recipe
 
 EXAMPLE = "raylab resume NAME"
@@ -19,30 +21,40 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    directory = home.find(args.name)
+    return resume(args.name, quiet=args.quiet).details
+
+
+@verb_environment()
+def resume(run: RunReference, *, quiet: bool = False) -> Run:
+    """Continue an interrupted run or search to its end: the result is that of an undisturbed one.
+
+    Raises UsageError when it is of a verb that trains nothing, DataError when its data has changed, and RunError when
+    it fails again.
+    """
+    directory = find_run(run)
     described = home.note(directory)
-    if described["kind"] not in ("train", "transfer", "tune"):
+    if described.kind not in ("train", "transfer", "tune"):
         raise UsageError(
-            f"{directory.name} is neither a run that trains nor a search, but of the verb '{described['kind']}'",
+            f"{directory.name} is neither a run that trains nor a search, but of the verb '{described.kind}'",
             "simulate, fit and benchmark go on from what is there",
             "give the same command again",
         )
-    recipe, data = read_recipe(directory / "recipe.json"), Path(described["data"])
+    recipe, data = read_recipe(directory / "recipe.json"), Path(described.data)
     with home.held(directory):
-        if read_meta(data, recipe.task)["data_hash"] != described["data_hash"]:
+        if find_task(recipe.task).read_meta(data).data_hash != described.data_hash:
             raise DataError(
                 f"{data} is no longer the data that {directory.name} began with",
                 "its data hash differs, so the result would not be that of an undisturbed run",
-                f"restore the data, or start anew: raylab {described['kind']} {recipe.task} --data {data}",
+                f"restore the data, or start anew: raylab {described.kind} {recipe.task} --data {data}",
             )
-        if described["kind"] == "tune":
+        if described.kind == "tune":
             run_tracking.checked_address()  # new trials need the server
         run_tracking.reopen(directory)
-        if described["kind"] == "tune":
-            return tune.go_on(directory, recipe, data, args.quiet)
-        ancestor = described.get("parent_directory") or described["parent"]
+        if described.kind == "tune":
+            return Run.of(tune.go_on(directory, recipe, data, quiet))
+        ancestor = described.parent_directory or described.parent
         parent = None if ancestor is None else home.find(ancestor)
-        return train.go_on(directory, recipe, data, parent, args.quiet)
+        return Run.of(train.go_on(directory, recipe, data, parent, quiet))
 
 
 if __name__ == "__main__":

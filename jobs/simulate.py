@@ -12,15 +12,16 @@ from jobs import cli
 from jobs.common import home, run_tracking
 from jobs.common.progress import duration, say
 from jobs.common.session import ray_session
-from raylab.config.overrides import parse_assignments
+from raylab.config.assignments import parse_assignments
+from raylab.data.lung.meta import SweepMeta
 from raylab.data.lung.sweep_dataset import finish
-from raylab.data.prepared import read_meta
 from raylab.errors import UsageError
 from raylab.files import write_json
 from raylab.physiology import sweep
 from raylab.physiology.parameters import check, inputs
 from raylab.physiology.steady import STATUS, steady_state
 from raylab.physiology.sweep import Sweep
+from raylab.tasks import TASKS
 from tracking.outbox import Outbox
 
 EXAMPLE = "raylab simulate living --size 65536 --out sweeps/living"
@@ -49,7 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--change", nargs="+", action="extend", metavar="MINUTE:SETTING=VALUE",
                         help=f"view: changes of settings; {' '.join(MANOEUVRE)} otherwise")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=COURSE_min, help="view: length of the course")
-    parser.add_argument("--name", help="of the tracked run; that of --out otherwise")
+    parser.add_argument("--name", help="of the tracked run; by default that of --out")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Begin the sweep in `out` or go on with it; tracked as one MLflow run however often it is interrupted."""
+    task = next(task for task in TASKS.values() if task.meta is SweepMeta)
     chunks = sweep.begin(made, out)
     directory = run_directory(args.name or out.name, out)
     with home.held(directory):
@@ -77,19 +79,19 @@ def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
                 from raylab.distributed.map import run_chunks
 
                 run_chunks(sweep.write_chunk, chunks, tell=progress)
-            meta = finish(made, out)
+            meta = finish(made, out, task.name)
             Outbox(directory / "outbox").append(
-                {"kind": "tags", "values": {"raylab.data_hash": meta["data_hash"]}},
+                {"kind": "tags", "values": {"raylab.data_hash": meta.data_hash}},
                 {"kind": "artifact", "path": str(out / "meta.json"), "to": ""},
             )
-    read_meta(out, "surrogate")  # what the task's loader will ask
-    told = {key: meta[key] for key in ("rows", "status", "counts", "data_hash")}
+    task.read_meta(out)  # what its loader will ask
+    told = {"rows": meta.rows, "status": meta.status, "counts": meta.counts, "data_hash": meta.data_hash}
     if not args.quiet:
-        say(f"{out}: {meta['rows']:,} rows, " + "; ".join(f"{n:,} {what}" for what, n in meta["status"].items()))
-        say(f"data hash {meta['data_hash']}")
-        say(f"next: raylab train surrogate --data {out}")
+        say(f"{out}: {meta.rows:,} rows, " + "; ".join(f"{n:,} {what}" for what, n in meta.status.items()))
+        say(f"data hash {meta.data_hash}")
+        say(f"next: raylab train {task.name} --data {out}")
     described = home.note(directory)
-    return {"run_id": described["run_id"], "name": directory.name, "out": str(out), "synthetic": True, **told}
+    return {"run_id": described.run_id, "name": directory.name, "out": str(out), "synthetic": True, **told}
 
 
 def run_directory(name: str, out: Path) -> Path:
@@ -97,9 +99,9 @@ def run_directory(name: str, out: Path) -> Path:
     directory = home.home() / "runs" / name
     if (directory / "run.json").is_file():
         described = home.note(directory)
-        if described["kind"] == "simulate" and described["data"] == str(out):
+        if described.kind == "simulate" and described.data == str(out):
             return directory
-        raise UsageError(f"there is already a run named '{name}'", f"of {described['data']}", "choose another --name")
+        raise UsageError(f"there is already a run named '{name}'", f"of {described.data}", "choose another --name")
     return home.new_run(name, "sweep")
 
 
@@ -163,7 +165,7 @@ def view(args: argparse.Namespace, changes: dict[str, str]) -> dict[str, Any]:
     if not args.quiet:
         say("  ".join(f"{name} {value:.4g}" for name, value in here.items()))
         say(f"wrote {directory / 'plots' / 'tornado.png'} and course.png")
-    run_id = home.note(directory)["run_id"]
+    run_id = home.note(directory).run_id
     return {"run_id": run_id, "name": directory.name, "directory": str(directory), "outputs": here, "tornado": table}
 
 

@@ -30,12 +30,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def once(quiet: bool) -> dict[str, Any]:
     """Send what there is; what is left, and why, is in the result."""
     models = 0  # before the records, which say what was registered
-    runs = home.home() / "runs"
-    for path in sorted([*runs.glob("*/run.json"), *runs.glob("*/trials/*/run.json")]):
-        described = home.note(path.parent)
-        if described.get("model_logged") is False and run_tracking.log_model(
-            path.parent, tuple(described["input_shape"])
-        ):
+    for directory, run in (*home.records(), *home.records("*/trials/*")):
+        if run.model_logged is False and run_tracking.log_model(directory, run.input_shape):
             models += 1
     done = forwarder.sync(home.home())
     if not quiet:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,23 @@ import numpy as np
 
 from jobs import cli
 from jobs.common import home, model_card, run_tracking, scores
+from jobs.common.environment import verb_environment
 from jobs.common.progress import Display, say
+from jobs.common.results import Run, RunReference, find_run
 from jobs.common.session import ray_session
-from raylab.config.overrides import override, parse_assignments
+from raylab.config.assignments import parse_assignments
+from raylab.config.overrides import override, with_enough_shards
 from raylab.config.recipe import Recipe
-from raylab.data.prepared import read_meta
 from raylab.data.sampler import steps_per_epoch
+from raylab.errors import UsageError
 from raylab.models.baselines import Fitted
 from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training import imbalance
 from raylab.training.run import execute, read_model
+from raylab.training.run_record import Kind
 from tracking.outbox import Outbox
+from tracking.system import NodeSampler
 
 EXAMPLE = "raylab train ards --data prepared/ards --smoke --workers 0"
 
@@ -34,6 +40,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_options(parser)
     parser.add_argument("--workers", metavar="N|MIN:MAX", help="0 trains in this process, without Ray")
     parser.add_argument("--name", help="of the run; made from task and time otherwise")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what each worker does, start nothing"
+    )
     parser.add_argument("--from", dest="parent", metavar="RUN", help="start from the weights of this run")
 
 
@@ -45,26 +54,68 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    recipe = recipe_of(args)
-    parent = None if args.parent is None else home.find(args.parent)
-    return start(recipe, args.data.absolute(), args.name, parent, args.quiet)
+    if args.dry_run:
+        recipe = build_recipe(args.task, parse_assignments(args.set), args.workers, args.smoke)
+        return dry_run(recipe, args.data.absolute(), args.quiet)
+    return train(
+        args.task,
+        args.data,
+        workers=args.workers,
+        name=args.name,
+        parent=args.parent,
+        settings=parse_assignments(args.set),
+        smoke=args.smoke,
+        quiet=args.quiet,
+    ).details
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The task's recipe with --set and --workers put in."""
-    settings = parse_assignments(args.set)
-    if args.workers is not None:
-        settings["scaling.workers"] = args.workers
-    return override(shipped_recipe(args.task, args.smoke), settings)
+Workers = int | tuple[int, int] | str
+"""0: in this process, without Ray; N; (MIN, MAX), or "MIN:MAX" as on the command line: as many as the cluster has."""
+
+
+@verb_environment()
+def train(
+    recipe: Recipe | str,
+    data: Path | str,
+    *,
+    workers: Workers | None = None,
+    name: str | None = None,
+    parent: RunReference | None = None,
+    settings: Mapping[str, Any] | None = None,
+    smoke: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Train a new run, log it to MLflow, and score its best epoch on the validation split.
+
+    `recipe`: a recipe, or the name of a task for the recipe that ships with it, its small one with `smoke`.
+    `data`: a prepared directory of the task. `settings`: recipe fields by path, {"optim.lr": 3e-4}. `workers`: else the
+    recipe's. `name`: made from task and time otherwise. `parent`: the run whose weights this one starts from.
+
+    Raises UsageError, DataError or TrackingError for everything that can be refused, before the run exists, and
+    RunError when it fails: `resume` then continues it.
+    """
+    recipe = build_recipe(recipe, settings or {}, workers, smoke)
+    start_from = None if parent is None else find_run(parent)
+    return Run.of(start(recipe, Path(data).absolute(), name, start_from, quiet))
+
+
+def build_recipe(
+    recipe: Recipe | str, settings: Mapping[str, Any], workers: Workers | None = None, smoke: bool = False
+) -> Recipe:
+    """The recipe, or that of a task, with settings and workers put in."""
+    if smoke and isinstance(recipe, Recipe):
+        raise UsageError("smoke chooses the small recipe that ships with a task, and a recipe was given", do="leave it")
+    chosen = recipe if isinstance(recipe, Recipe) else shipped_recipe(recipe, smoke)
+    return override(chosen, {**settings, **({} if workers is None else {"scaling.workers": workers})})
 
 
 def start(
-    recipe: Recipe, data: Path, name: str | None, parent: Path | None, quiet: bool, kind: str = "train"
+    recipe: Recipe, data: Path, name: str | None, parent: Path | None, quiet: bool, kind: Kind = "train"
 ) -> dict[str, Any]:
     """Train a new run. Everything that can be refused is refused before the run exists."""
-    meta = read_meta(data, recipe.task)
+    meta = find_task(recipe.task).read_meta(data)
     uri = run_tracking.checked_address()
-    recipe = run_tracking.with_weights(recipe, uri)
+    recipe = enough_shards(run_tracking.with_weights(recipe, uri), quiet)
     inspect(recipe, data)
     if parent is not None:
         read_model(parent)
@@ -75,6 +126,43 @@ def start(
         if parent is not None:
             home.annotate(directory, parent_directory=str(parent))  # of a colleague's home, perhaps
         return go_on(directory, recipe, data, parent, quiet)
+
+
+def enough_shards(recipe: Recipe, quiet: bool) -> Recipe:
+    """The recipe with a shard for each worker that it may have; says so where it has more shards for that."""
+    enough = with_enough_shards(recipe)
+    if enough != recipe and not quiet:
+        most = enough.loop.shards
+        say(
+            f"loop.shards is {most} instead of {recipe.loop.shards}, for up to {most} workers; it is part of the result"
+        )
+    return enough
+
+
+def dry_run(recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
+    """Check a recipe and its data as `start` does, and print how its largest number of workers shares a batch."""
+    find_task(recipe.task).read_meta(data)
+    recipe = enough_shards(recipe, quiet)
+    inspect(recipe, data)
+    samples = len(find_task(recipe.task).load(data, "train", recipe.data, None))
+    batch, shards, most = recipe.loop.global_batch_size, recipe.loop.shards, max(1, recipe.scaling.workers[1])
+    least, largest = min(batch, samples) // shards, -(-min(batch, samples) // shards)
+    plan = {
+        "workers": most,
+        "shards": shards,
+        "most_shards_of_a_worker": -(-shards // most),
+        "samples_of_a_shard": [least, largest],
+        "steps": recipe.loop.epochs * steps_per_epoch(samples, batch),
+        "last_batch": (samples - 1) % batch + 1,
+        "cpus": most * recipe.scaling.cpus_per_worker,
+        "gpus": most if recipe.scaling.gpu else 0,
+    }
+    if not quiet:
+        each = f"{least} to {largest}" if least < largest else str(least)
+        say(f"nothing was started: {plan['steps']} steps of {min(batch, samples)} samples in {shards} shards of {each}")
+        say(f"{most} worker(s) with {plan['most_shards_of_a_worker']} shard(s) each at most, {plan['cpus']:g} CPUs and "
+            f"{plan['gpus']} GPUs in all; the last batch has {plan['last_batch']} samples")  # fmt: skip
+    return plan
 
 
 def inspect(recipe: Recipe, data: Path) -> None:
@@ -95,7 +183,7 @@ def go_on(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quie
     low, high = recipe.scaling.workers
     if not quiet:
         workers = f"{low}:{high}" if low != high else str(low)
-        synthetic = ", SYNTHETIC data" if home.note(directory)["synthetic"] else ""
+        synthetic = ", SYNTHETIC data" if home.note(directory).synthetic else ""
         size = f"{len(samples)} samples, {planned} steps"
         say(f"run {directory.name}: {recipe.task}, {size}, workers {workers}{synthetic}")
     rows = run_tracking.ToOutbox(directory)
@@ -113,7 +201,7 @@ def go_on(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quie
             ):
                 from raylab.distributed import train
 
-                result = train.train(recipe, data, directory, rows, parent)
+                result = train.train(recipe, data, directory, rows, parent, NodeSampler(), rows.add_node_sample)
         return finish(directory, recipe, data, result, quiet)
 
 
@@ -124,33 +212,33 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
     scored = scores.of_run(directory, data, "val")
     scores.calibrate(directory, scored)
     scores.record(directory, scored)
-    samples = scored["samples"]
+    samples = scored.samples
     run_tracking.log_model(directory, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]))
     if find_task(recipe.task).kind == "images":
-        model_card.write(directory, scored["parameters"])
+        model_card.write(directory, scored.parameters)
     described = home.note(directory)
     told = ("weights_sha256", "attempts", "steps_repeated", "stopped")
     tags = {f"raylab.{name}": str(result[name]) for name in told}
     Outbox(directory / "outbox").append({"kind": "tags", "values": tags})
     out = {
-        "run_id": described["run_id"],
+        "run_id": described.run_id,
         "name": directory.name,
         "directory": str(directory),
         "task": recipe.task,
         "data": str(data),
-        "synthetic": described["synthetic"],
-        "parent": described["parent"],
+        "synthetic": described.synthetic,
+        "parent": described.parent,
         "seed": recipe.seed,
         "val_loss": result["best"]["loss"],
         **{k: v for k, v in result.items() if k != "val"},
         "split": "val",
-        **scored["result"],
+        **scored.to_json(),
     }
     if not quiet:
-        scores.tell(out)
+        scores.tell(scored)
         say(f"finished {directory.name}: {result['steps']} steps, {result['attempts']} start(s), "
             f"{result['steps_repeated']} steps repeated, weights {result['weights_sha256'][:16]}")  # fmt: skip
-        split = list(scored["meta"]["counts"])[-1]  # val where the data has no list to test on
+        split = list(scored.meta.counts)[-1]  # val where the data has no list to test on
         say(f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split {split}")
         say("      raylab compare        raylab ui")
     return out

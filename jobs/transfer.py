@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jobs import cli, train
-from jobs.common import home
-from raylab.config.overrides import override, parse_assignments
+from jobs.common.environment import verb_environment
+from jobs.common.results import Run, RunReference, find_run
+from raylab.config.assignments import parse_assignments
 from raylab.errors import DataError
 from raylab.training.run import read_model
 
@@ -24,14 +26,38 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    parent = home.find(args.parent)
-    _, recipe, _, _ = read_model(parent)  # the parent's recipe: its network, so that the weights fit
-    if recipe.task != args.task:
-        raise DataError(f"run {parent.name} is of task '{recipe.task}', not '{args.task}'")
-    settings = parse_assignments(args.set)
-    if args.workers is not None:
-        settings["scaling.workers"] = args.workers
-    return train.start(override(recipe, settings), args.data.absolute(), args.name, parent, args.quiet, kind="transfer")
+    return transfer(
+        args.parent,
+        args.data,
+        task=args.task,
+        workers=args.workers,
+        name=args.name,
+        settings=parse_assignments(args.set),
+        quiet=args.quiet,
+    ).details
+
+
+@verb_environment()
+def transfer(
+    parent: RunReference,
+    data: Path | str,
+    *,
+    task: str | None = None,
+    workers: train.Workers | None = None,
+    name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Train a new run on other data from the weights of run `parent`, with that run's recipe.
+
+    `task`: DataError when the parent is of another one. The other arguments and errors are those of `train`.
+    """
+    directory = find_run(parent)
+    _, recipe, _, _ = read_model(directory)  # the parent's recipe: its network, so that the weights fit
+    if task not in (None, recipe.task):
+        raise DataError(f"run {directory.name} is of task '{recipe.task}', not '{task}'")
+    recipe = train.build_recipe(recipe, settings or {}, workers)
+    return Run.of(train.start(recipe, Path(data).absolute(), name, directory, quiet, kind="transfer"))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,21 @@ import numpy as np
 
 from jobs import cli, train
 from jobs.common import home, model_card, run_tracking, scores
+from jobs.common.environment import verb_environment
 from jobs.common.progress import say
+from jobs.common.results import Run
 from jobs.common.session import ray_environment, ray_session
 from jobs.common.trial_table import TrialTable, order, row
+from raylab.config.assignments import parse_assignments
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
-from raylab.data.prepared import read_meta
 from raylab.errors import UsageError
 from raylab.files import write_json
 from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipes import with_search_space
 from raylab.training.progress import Metrics
+from raylab.training.run_record import Registration
 from tracking.forwarder import Forwarder
 from tracking.outbox import Outbox
 
@@ -47,32 +50,77 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    return start(recipe_of(args), args.data.absolute(), args.name, args.quiet)
+    return tune(
+        args.task,
+        args.data,
+        trials=args.trials,
+        scheduler=args.scheduler,
+        search=args.search,
+        space=None if args.space is None else parse_space(args.space),
+        workers_per_trial=args.workers_per_trial,
+        concurrent=args.concurrent,
+        name=args.name,
+        settings=parse_assignments(args.set),
+        smoke=args.smoke,
+        quiet=args.quiet,
+    ).details
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    args.workers = None
-    settings = {}
-    for option in ("trials", "scheduler", "search", "workers_per_trial", "concurrent"):
-        if getattr(args, option) is not None:
-            settings[f"search.{option}"] = getattr(args, option)
-    recipe = override(train.recipe_of(args), settings)
-    if args.space is None:
-        return with_search_space(recipe)
+def parse_space(texts: Sequence[str]) -> dict[str, str]:
+    """{path: distribution} of PATH=DISTRIBUTION on the command line."""
     space = {}
-    for text in args.space:
+    for text in texts:
         path, equals, distribution = text.partition("=")
         if not equals:
             raise UsageError(f"'{text}' is not PATH=DISTRIBUTION", do="--space optim.lr=loguniform(1e-5,1e-3)")
-        parse_dimension(path, distribution)
         space[path] = distribution
-    return override(recipe, {"search.space": space, "search.points": ()})
+    return space
+
+
+@verb_environment()
+def tune(
+    recipe: Recipe | str,
+    data: Path | str,
+    *,
+    trials: int | None = None,
+    scheduler: str | None = None,
+    search: str | None = None,
+    space: Mapping[str, str] | None = None,
+    workers_per_trial: int | None = None,
+    concurrent: int | None = None,
+    name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    smoke: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Search hyperparameters on Ray: a run with a child run for each trial, which stands for the best trial's model.
+
+    `space`: {"optim.lr": "loguniform(1e-5,1e-3)"} instead of the recipe's own. `scheduler`: fifo, asha, hyperband or
+    pbt; `search`: random or tpe; `concurrent`: trials at a time; where they are not given, the recipe's are taken. The
+    other arguments and the errors are those of `train`.
+    """
+    options = {
+        "trials": trials,
+        "scheduler": scheduler,
+        "search": search,
+        "workers_per_trial": workers_per_trial,
+        "concurrent": concurrent,
+    }
+    given = {f"search.{option}": value for option, value in options.items() if value is not None}
+    recipe = train.build_recipe(recipe, {**(settings or {}), **given}, smoke=smoke)
+    if space is None:
+        recipe = with_search_space(recipe)
+    else:
+        for path, distribution in space.items():
+            parse_dimension(path, distribution)
+        recipe = override(recipe, {"search.space": dict(space), "search.points": ()})
+    return Run.of(start(recipe, Path(data).absolute(), name, quiet))
 
 
 def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str, Any]:
-    meta = read_meta(data, recipe.task)
+    meta = find_task(recipe.task).read_meta(data)
     uri = run_tracking.checked_address()
-    recipe = run_tracking.with_weights(recipe, uri)
+    recipe = train.enough_shards(run_tracking.with_weights(recipe, uri), quiet)
     train.inspect(recipe, data)
     ray_environment()
     from raylab.distributed import tune
@@ -102,7 +150,7 @@ class ToMlflow:
             if not (directory / "run.json").is_file():
                 continue
             self.forwarder.add(directory / "outbox")
-            if home.note(directory).get("status") not in {"FINISHED", "FAILED"}:
+            if home.note(directory).status not in {"FINISHED", "FAILED"}:
                 self.ended(int(directory.name), json.loads(path.read_text())["how"])
 
     def trial(self, number: int) -> Path:
@@ -118,7 +166,7 @@ class ToMlflow:
         if (directory / "run.json").is_file():
             outbox.append({"kind": "status", "status": "RUNNING"})
             return
-        run_tracking.open_trial(directory, recipe, self.parent, number, params)
+        run_tracking.open_trial(directory, recipe, self.parent, number)
 
     def row(self, number: int, metrics: Metrics) -> None:
         self.rows[number]([metrics])
@@ -146,7 +194,7 @@ class ToMlflow:
         except BaseException:
             for number in self.rows:
                 directory = self.trial(number)
-                if not (directory / "end.json").is_file():
+                if (directory / "run.json").is_file() and not (directory / "end.json").is_file():
                     Outbox(directory / "outbox").append({"kind": "status", "status": "KILLED"})
                     home.annotate(directory, status="KILLED")
             raise
@@ -176,23 +224,23 @@ def go_on(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str,
         scores.calibrate(directory, scored)
         scores.record(directory, scored)
         if find_task(recipe.task).kind == "images":
-            model_card.write(directory, scored["parameters"])
-        samples = scored["samples"]
+            model_card.write(directory, scored.parameters)
+        samples = scored.samples
         shape = (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:])
         registered = register(winner, directory, recipe, shape)
     result = json.loads((directory / "result.json").read_text())
     out = {
-        "run_id": home.note(directory)["run_id"],
+        "run_id": home.note(directory).run_id,
         "name": directory.name,
         "directory": str(directory),
         "task": recipe.task,
         "data": str(data),
-        "synthetic": home.note(directory)["synthetic"],
+        "synthetic": home.note(directory).synthetic,
         "seed": recipe.seed,
         "trials": len(ends),
         "ended": dict(Counter(e["how"] for e in ends.values())),
         "best_trial": number,
-        "best_run_id": home.note(winner)["run_id"],
+        "best_run_id": home.note(winner).run_id,
         "best_params": end["params"],
         "best_objective": end["objective"],
         "objective": objective,
@@ -201,13 +249,13 @@ def go_on(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str,
         "steps": result["steps"],
         "weights_sha256": result["weights_sha256"],
         "split": "val",
-        **scored["result"],
+        **scored.to_json(),
     }  # fmt: skip
     if not quiet:
         say(f"best of {len(ends)} trials:")
         for n, e in sorted(ends.items(), key=order)[:5]:
             say(row(n, e, objective))
-        scores.tell(out)
+        scores.tell(scored)
         say(
             f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split test   (the winner only)"
         )
@@ -232,14 +280,13 @@ def keep(directory: Path, winner: Path) -> None:
 def register(winner: Path, directory: Path, recipe: Recipe, shape: tuple[int, ...]) -> str | None:
     """Log the winner's model to its own MLflow run and register it as raylab-TASK; "NAME/VERSION", or None for now."""
     described = home.note(winner)
-    Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.best_run": described["run_id"]}})
+    Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.best_run": described.run_id}})
     best = json.loads((winner / "result.json").read_text())["best"]
-    name = f"raylab-{recipe.task}{'-synthetic' if described['synthetic'] else ''}"
+    name = f"raylab-{recipe.task}{'-synthetic' if described.synthetic else ''}"
     score = best.get(find_task(recipe.task).objective)  # there is none where val has one class only
-    home.annotate(winner, register={"name": name, "score": score, "loss": best["loss"]})
+    home.annotate(winner, register_as=Registration(name=name, score=score, loss=best["loss"]))
     run_tracking.log_model(winner, shape)
-    registered: str | None = home.note(winner).get("registered")
-    return registered
+    return home.note(winner).registered
 
 
 if __name__ == "__main__":

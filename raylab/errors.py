@@ -1,13 +1,13 @@
-"""What can go wrong, and with which exit code.
+"""The errors of raylab and their exit codes.
 
     RaylabError            1  anything below
     ├── UsageError         2  a wrong option, name or recipe field
-    ├── DataError          2  input that is missing, damaged, changed or of another kind
+    ├── DataError          2  input that is missing, corrupt, changed or of another kind
     ├── TrackingError      2  a tracking address that no MLflow server answers
-    ├── SlurmError         1  Slurm does not answer, or a cluster on it did not do what it was asked
+    ├── SlurmError         1  Slurm does not answer, or a cluster on it failed to respond
     └── RunError           1  a run that failed
-        ├── NonFiniteError 1  a loss or gradient that is not a number
-        ├── CheckpointError 1 a checkpoint that could not be written or read
+        ├── NonFiniteError 1  a NaN or infinite loss or gradient
+        ├── CheckpointError 1 a checkpoint that cannot be written or read
         └── IncompleteError 1 a run that ended before its planned last step
 
 Every error says what happened, why, and what to do next. `jobs` prints it and exits with
@@ -22,7 +22,7 @@ from collections.abc import Iterable
 class RaylabError(Exception):
     """`what` happened (with the place), `why`, and `do`: the next command or edit.
 
-    Errors are printed and logged, so credentials of addresses are left out of all three.
+    Errors are printed and logged, so credentials of addresses are removed from all three.
     """
 
     exit_code = 1
@@ -78,7 +78,7 @@ def redact(text: str) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    """The error for a name that is not one of `known`: prints the nearest, else all of them."""
+    """The error for a name that is not one of `known`: lists similar names, else all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
     return UsageError(f"unknown {kind} '{name}'", do=f"use one of: {', '.join(near or names)}")

@@ -1,4 +1,4 @@
-"""Small files that other processes read and write at the same time, on file systems that several nodes share."""
+"""Small files that several processes read and write concurrently, on file systems shared between nodes."""
 
 import contextlib
 import errno
@@ -18,9 +18,10 @@ IGNORE_FILES = (".gitignore", ".rayignore")
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """An empty file beside `path` (0600) to write to; it is fsynced and renamed to `path` at the end, or removed.
+    """Yield an empty file next to `path` (mode 0600), which is fsynced and renamed to `path` at the end, or removed.
 
-    A reader sees the old file, the new one, or none. The name yielded has no suffix: give `numpy.save` an open file.
+    A reader sees the old file, the new one, or none. The yielded name has no suffix, so pass an open file to
+    `numpy.save`.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -35,14 +36,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """`value` as JSON at `path`, whole or not at all."""
+    """Write `value` as JSON to `path`, completely or not at all."""
     text = json.dumps(value, indent=1) + "\n"
     with atomic_write(path) as beside:
         beside.write_text(text)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of a JSONL file that is appended to; a line cut short by a crash is left out."""
+    """The lines of a JSONL file that is appended to, without lines truncated by a crash."""
     if not path.is_file():
         return []
     found = []
@@ -54,7 +55,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock file `path`. Without `wait`, yields False when somebody else holds it."""
+    """Hold the lock file `path`. Without `wait`, yields False if another process or thread holds it."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -69,20 +70,20 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 
 
 def flock(fd: int, how: int) -> None:
-    """fcntl.flock, not lockf: it belongs to the open file, so it also keeps threads of one process apart."""
+    """Call fcntl.flock, not lockf: the lock belongs to the open file, so it also works between threads of a process."""
     try:
         fcntl.flock(fd, how)
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        # Lustre mounted without -o flock. One O_APPEND write is still one line on one node.
-        log.warning("this file system has no locks: keep to one writer a run")
+        # Lustre mounted without -o flock. On one node, an O_APPEND write is still one line.
+        log.warning("this file system has no locks: use one writer per run")
 
 
 def keep_out_of_git_and_uploads(directory: Path) -> None:
-    """Write ignore files into `directory`: git does not see it, and Ray does not upload it with a job.
+    """Write ignore files into `directory`, so that git ignores it and Ray does not upload it with a job.
 
-    Ignore files that are there, and the root of a repository, stay as they are.
+    Existing ignore files and the root of a repository stay unchanged.
     """
     if (directory / ".git").exists():
         return

@@ -1,7 +1,7 @@
-"""Loopback ports: which users listen there, and how to keep a site's proxy out of the way to them.
+"""Loopback ports: which users listen there, and how to reach them without a site's proxy.
 
-Every user of a machine can listen on a free loopback port and connect to an open one, so a port says nothing about who
-answers. The kernel knows who listens.
+Every user of a machine can listen on a free loopback port and connect to an open one, so a port does not identify
+who answers. The kernel knows who listens.
 """
 
 import ipaddress
@@ -26,20 +26,20 @@ def is_loopback(host: str) -> bool:
 
 
 def listener_uids(port: int) -> set[int] | None:
-    """The user ids of the sockets that take connections to loopback port `port`; None where no kernel table tells."""
+    """The user ids of the sockets that accept connections to loopback port `port`; None without a kernel table."""
     if not TABLES[0].exists():
         return None
     return {uid for address, at, uid in _listeners() if at == port and _takes_loopback(address)}
 
 
 def is_own_listener(port: int) -> bool:
-    """Whether loopback port `port` is served by this user or root; True where the kernel does not tell."""
+    """Whether loopback port `port` is served by this user or root; True if the kernel does not say."""
     uids = listener_uids(port)
     return uids is None or (bool(uids) and uids <= {0, os.getuid()})
 
 
 def no_proxy(environment: dict[str, str]) -> dict[str, str]:
-    """The variables to set in `environment` so that HTTP to loopback goes there and not to a proxy; {} without one."""
+    """The variables to set in `environment` so that HTTP to loopback bypasses the proxy; {} without a proxy."""
     if not any(environment.get(name) for name in PROXIES):
         return {}
     known = environment.get("no_proxy") or environment.get("NO_PROXY") or ""

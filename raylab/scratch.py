@@ -1,8 +1,8 @@
 """A private, short directory for the files of one Ray.
 
-Ray makes its session directories 0777, and the one that it is given too. So it gets a directory inside one of ours,
-which mkdtemp has made 0700: nobody else reaches anything below it, and nobody can have made it before. The directory is
-locked while its owner lives, so the next one to start removes what a `kill -9` has left.
+Ray makes its session directories world-writable (0777), including the one that it is given. It therefore gets a
+directory inside one that mkdtemp creates with mode 0700: no other user can reach anything below it or create it first.
+The directory is locked while its owner lives, so the next start removes what a `kill -9` left behind.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ from pathlib import Path
 from raylab.errors import UsageError
 
 SOCKET_BYTES = 107  # the longest path of a Unix socket, from Linux's sockaddr_un
-# What is added to a parent directory: /rlab-XXXXXXXX/r/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store
+# Bytes added to a parent directory: /rlab-XXXXXXXX/r/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store
 RAY_BYTES = 80
 PREFIX = "rlab-"
 LOCK = "lock"
-REMOVE_SECONDS = 5.0  # Ray's processes that are about to end may still write
+REMOVE_SECONDS = 5.0  # Ray's last processes may still write
 LOG_BYTES = 20_000_000
 
 
 class Scratch:
-    """A directory of our own in the first of `parents` that can hold it; removed when closed.
+    """A private directory in the first suitable one of `parents`; removed when closed.
 
-    `path` is 0700 and ours, `ray` is the directory inside it for Ray (`_temp_dir`, `--temp-dir`). Raises UsageError,
-    with the reason for each of `parents`, where none can.
+    `path` has mode 0700, `ray` is the directory inside it for Ray (`_temp_dir`, `--temp-dir`). Raises UsageError,
+    with the reason for each of `parents`, if none is suitable.
     """
 
     def __init__(self, parents: Iterable[str | Path]) -> None:
@@ -46,9 +46,9 @@ class Scratch:
             self.ray = self.path / "r"
             return
         raise UsageError(
-            "there is no place for Ray's temporary files",
+            "there is no directory for Ray's temporary files",
             "; ".join(refusals),
-            f"export TMPDIR=DIRECTORY, node-local, {SOCKET_BYTES - RAY_BYTES} bytes at most, writable by you alone",
+            f"export TMPDIR=DIRECTORY, node-local, at most {SOCKET_BYTES - RAY_BYTES} bytes long, writable by you only",
         )
 
     def __enter__(self) -> "Scratch":
@@ -58,7 +58,8 @@ class Scratch:
         self.close()
 
     def close(self) -> None:
-        """Remove the directory; what Ray's last processes keep writing for REMOVE_SECONDS is left to the next start."""
+        """Remove the directory; if Ray's last processes write for more than REMOVE_SECONDS, the next start removes
+        it."""
         deadline = time.monotonic() + REMOVE_SECONDS
         while self.path.exists():
             shutil.rmtree(self.path, ignore_errors=True)
@@ -81,22 +82,22 @@ class Scratch:
 
 
 def default_parents() -> list[str]:
-    """Where a Ray on this machine may keep its files, the user's own choice first."""
+    """Candidate directories for the files of a local Ray, the user's choice first."""
     chosen = [os.environ.get(name) for name in ("RAY_TMPDIR", "TMPDIR")]
     return [path for path in (*chosen, "/tmp", os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm") if path]
 
 
 def check_parent(parent: Path) -> None:
-    """Raise OSError, with the reason, where Ray's sockets would not fit or others could exchange our directory."""
+    """Raise OSError, with the reason, if Ray's sockets would not fit or others could replace our directory."""
     if len(os.fsencode(parent)) + RAY_BYTES > SOCKET_BYTES:
         raise OSError(f"longer than {SOCKET_BYTES - RAY_BYTES} bytes, too long for the sockets below it")
     mode = parent.stat().st_mode
     if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
-        raise OSError("others can rename what is in it (it is writable for them and has no sticky bit)")
+        raise OSError("others can rename its contents (it is writable for them and has no sticky bit)")
 
 
 def remove_stale(parent: Path) -> None:
-    """Remove directories of ours in `parent` whose owner has died."""
+    """Remove this user's directories in `parent` whose owner process has died."""
     with os.scandir(parent) as entries:
         ours = [
             Path(entry.path)
@@ -108,19 +109,20 @@ def remove_stale(parent: Path) -> None:
     for path in ours:
         try:
             lock = os.open(path / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:  # not made by us, or somebody else is removing it
+        except OSError:  # not created by raylab, or another process is removing it
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path, ignore_errors=True)
-        except OSError:  # its owner lives
+        except OSError:  # its owner is alive
             pass
         finally:
             os.close(lock)
 
 
 def _create(parent: Path) -> tuple[Path, int]:
-    """A new directory in `parent` and its held lock. It is locked before it has the name that `remove_stale` sees."""
+    """A new directory in `parent` and its held lock. It is locked before it gets the name that `remove_stale`
+    recognises."""
     work = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent))
     lock = None
     try:

@@ -24,6 +24,8 @@ uv=$(mktemp)
 trap 'rm -f "$uv"' EXIT
 awk '/^uv==/ {on = 1} on {print} on && !/\\$/ {exit}' requirements.lock > "$uv"
 "$venv/bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r "$uv"
-"$venv/bin/uv" pip sync -q --python "$venv/bin/python" --require-hashes requirements.lock
+# Compiled here once: where Python may not write bytecode (PYTHONDONTWRITEBYTECODE, a read-only environment), each of the
+# many processes of a Ray compiles torch, pandas and Ray anew, which is more than half of its start
+"$venv/bin/uv" pip sync -q --compile-bytecode --python "$venv/bin/python" --require-hashes requirements.lock
 "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps --no-build-isolation --offline -e .
 touch "$venv/.ready"

@@ -37,10 +37,10 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def ards_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About 200 virtual patients, prepared. Read only: a test that changes it copies it first."""
-    from raylab.data.icu.prepare import prepare_ards
+    from raylab.data.icu.prepare import prepare_icu
 
     out = tmp_path_factory.mktemp("data") / "ards"
-    prepare_ards("synthetic", None, out, patients=200)
+    prepare_icu("ards", "synthetic", None, out, patients=200)
     return out
 
 
@@ -50,8 +50,8 @@ def mortality_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import polars as pl
 
     from raylab.data.icu import prepare
-    from raylab.data.icu.labels import label
     from raylab.data.icu.sources import synthetic
+    from raylab.tasks import mortality
 
     drawn = synthetic.read(200, 0)
     first = drawn.events.filter(pl.col("concept") == "creatinine").sort("time").group_by("stay_id").first().collect()
@@ -61,17 +61,17 @@ def mortality_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("data") / "mortality"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(prepare.SOURCES, "synthetic", lambda raw: source)
-        prepare.prepare_ards("synthetic", None, out, rule=label("in-hospital-death"))
+        prepare.prepare_icu("mortality", "synthetic", None, out, rule=mortality.LABELS["in-hospital-death"])
     return out
 
 
 @pytest.fixture(scope="session")
 def covidnet_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 phantoms of 64 px, prepared. Read only: a test that changes it copies it first."""
-    from raylab.data.images.prepare import prepare_covidnet
+    from raylab.data.images.prepare import prepare_images
 
     out = tmp_path_factory.mktemp("data") / "covidnet"
-    prepare_covidnet(out, None, None, None, None, source="synthetic", size=64, patients=60)
+    prepare_images("covidnet", out, None, None, None, None, source="synthetic", size=64, patients=60)
     return out
 
 
@@ -86,7 +86,7 @@ def surrogate_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = sweep.recipe("patient", ranges, size=512)
     for path, argument in sweep.begin(made, out).items():
         sweep.write_chunk(argument, path)
-    finish(made, out)
+    finish(made, out, "surrogate")
     return out
 
 

@@ -65,7 +65,8 @@ class Crew:
         self.done = threading.Event()
         self.watcher = threading.Thread(target=self._attend, daemon=True)
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["raylab.training.run", "raylab.distributed.member", "pytest", "hypothesis"])
+        preload = ["raylab.training.run", "raylab.distributed.member", "pytest", "hypothesis"]
+        self.context.set_forkserver_preload(preload)
 
     def __enter__(self) -> "Crew":
         self.watcher.start()
@@ -120,8 +121,8 @@ class Crew:
 
     def _receive(self) -> None:
         step = self.rows[-1]["step"] if self.rows else 0
-        rows, _ = self.desk.call("receive", step)
-        self.rows += [row for row in rows if row["step"] > step]
+        received = self.desk.call("receive", step)
+        self.rows += [row for row in received.rows if row["step"] > step]
 
 
 def _worker(

@@ -12,22 +12,24 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from raylab.errors import TrackingError
+from raylab.score import Score
+from raylab.score import without_interval as without
 from tracking import runs
 from tracking.access import login
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-NO_INTERVAL = "no_interval."  # begins the tag of a split that has {why: [score, ...]} of scores without an interval
-# Where metrics of a split are, the best known first: the test rows of a run's data, all rows of data that it never saw,
-# the test rows of every fold of a benchmark, the val rows at the kept epoch, and at the last one.
+NO_INTERVAL = "no_interval."  # prefix of the tag with {why: [score, ...]} of a split's scores without an interval
+# Prefixes of a split's metrics, the preferred split first: the test rows of a run's data, all rows of data that it
+# never saw, the test rows of every fold of a benchmark, the val rows at the kept epoch, and at the last one.
 SPLITS = ("test", "all", "folds", "best/val", "val")
-READ_ONCE = ("test", "all")  # their scores are worth the most when they are read once
+READ_ONCE = ("test", "all")  # their scores are worth most if they are read once
 ENDS = {"value": "", "low": "_low", "high": "_high"}
 FAILED = ("FAILED", "KILLED")
-CURVES = ("train/loss", "train/epoch_loss", "val/loss")  # beside those of the primary scores
-CURVE_POINTS = 400  # more cannot be seen in a plot
-# The columns that every frame has, in this order; all text but the three noted.
+CURVES = ("train/loss", "train/epoch_loss", "val/loss")  # in addition to those of the primary scores
+CURVE_POINTS = 400  # a plot cannot show more
+# The columns that every frame has, in this order.
 FIXED: dict[str, pl.DataType | type[pl.DataType]] = {
     "name": pl.String,
     "kind": pl.String,
@@ -52,19 +54,19 @@ FIXED: dict[str, pl.DataType | type[pl.DataType]] = {
 
 @dataclass(frozen=True)
 class Highlights:
-    """The scores of a task that tables have room for; greater is better, and the first primary one ranks. Reports show
-    the secondary ones too; `sensitivity/` stands for that of every class."""
+    """The scores of a task that tables show; greater is better, and the first primary score ranks. Reports also show
+    the secondary ones; `sensitivity/` means the sensitivity of every class."""
 
     primary: tuple[str, ...]
     secondary: tuple[str, ...] = ()
 
 
 def collect(uri: str, experiment: str, highlights: Mapping[str, Highlights] = MappingProxyType({})) -> pl.DataFrame:
-    """One row a run, trials included. Of the evaluations of one model on one data set and split, the newest only.
+    """One row per run, trials included. Of several evaluations of one model on a data set and split, only the newest.
 
-    Columns: those of FIXED; `tag/...` for other raylab.* tags; `param/...` for parameters that are not the same in all
-    runs; metrics under their own names (last value), system metrics left out. `highlights`: by task; of other tasks the
-    first three scores that have an interval are shown.
+    Columns: those of FIXED; `tag/...` for other raylab.* tags; `param/...` for parameters that differ between runs;
+    metrics under their own names (last value), without system metrics. `highlights`: by task; for other tasks the first
+    three scores that have an interval are shown.
     """
     client = runs.client(uri)
     with login.explained(uri):
@@ -72,7 +74,7 @@ def collect(uri: str, experiment: str, highlights: Mapping[str, Highlights] = Ma
         if found is None:
             known = sorted(e.name for e in client.search_experiments())
             raise TrackingError(
-                f"no experiment '{experiment}' at {uri}", f"known: {', '.join(known)}", "name one of these"
+                f"no experiment '{experiment}' at {uri}", f"known: {', '.join(known)}", "use one of these"
             )
         rows = _drop_old_evaluations([_row(run, highlights) for run in _search(uri, found.experiment_id)])
     names = list(dict.fromkeys(name for row in rows for name in row if name not in FIXED))
@@ -86,8 +88,8 @@ def collect(uri: str, experiment: str, highlights: Mapping[str, Highlights] = Ma
 
 
 def scores(row: Mapping[str, Any], split: str) -> list[str]:
-    """The names, without the split, of a run's scores on a split: what has an interval (`_low`) or a reason to have
-    none, and the primary."""
+    """The names, without the split, of a run's scores on a split: the primary ones, and those that have an interval
+    (`_low`) or a reason for having none."""
     usual = [n for n in row["primary"] or () if row.get(f"{split}/{n}") is not None]
     ends = (name.removeprefix(f"{split}/") for name, value in row.items() if value is not None)
     ranged = [n.removesuffix("_low") for n in ends if n.endswith("_low") and f"{split}/{n}" in row]
@@ -95,34 +97,34 @@ def scores(row: Mapping[str, Any], split: str) -> list[str]:
 
 
 def without_interval(row: Mapping[str, Any], split: str) -> dict[str, str]:
-    """{score: why it has no interval}, of the scores on a split that say so in the tag no_interval.SPLIT."""
+    """{score: why it has no interval}, of the scores on a split, from the tag no_interval.SPLIT."""
     found = json.loads(row.get(f"tag/{NO_INTERVAL}{split}") or "{}")
     return {name: why for why, names in found.items() for name in names if row.get(f"{split}/{name}") is not None}
 
 
 def list_splits(row: Mapping[str, Any]) -> list[str]:
-    """Those of SPLITS that a run has scores on; of the val split only the scores of the kept epoch, if it has any."""
+    """The SPLITS on which a run has scores; of the val split only the scores of the kept epoch, if it has any."""
     known = [split for split in SPLITS if scores(row, split)]
     return [split for split in known if split != "val" or "best/val" not in known]
 
 
 def name_split(split: str) -> str:
-    """The split's own name, without where its metrics are."""
+    """The name of the split, without the prefix of its metrics."""
     return split.removeprefix("best/")
 
 
 def was_used_to_choose(row: Mapping[str, Any], split: str) -> bool:
-    """Whether the model was chosen by its scores on this split. The val split of other data has chosen nothing."""
+    """Whether the model was chosen by its scores on this split. The val split of other data chose nothing."""
     return name_split(split) == "val" and row["kind"] != "evaluate"
 
 
 def count_test_reads(row: Mapping[str, Any]) -> int:
-    """How often the test rows that a run was scored on have been read for it; 0 where that was not noted."""
+    """How often the test rows that a run was scored on have been read for it; 0 if that was not recorded."""
     return int(row.get("tag/test_reads") or 0)
 
 
 def primary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The scores to show for `ranked` rows of one task: those primary ones that a row has on its own split."""
+    """The scores to show for `ranked` rows of one task: the primary ones that a row has on its own split."""
     if not rows:
         return []
     known = list(dict.fromkeys(name for row in rows if row["split"] for name in scores(row, row["split"])))
@@ -131,23 +133,20 @@ def primary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def interval(row: Mapping[str, Any], score: str, reason: bool = False) -> str:
-    """ "0.812 [0.790, 0.833]", with more digits where its ends would look the same; "0.812 (too few)" where there is no
-    interval, with the whole `reason` where it is asked for; "0.812" where nothing is known, "" without the score."""
+    """ "0.812 [0.790, 0.833]", with more digits if the ends would look the same; "0.812 (too few)" if there is no
+    interval, with the full text if `reason`; "0.812" if neither is known, "" without the score."""
     value, low, high = row.get(score), row.get(f"{score}_low"), row.get(f"{score}_high")
     if value is None:
         return ""
     split = next(split for split in SPLITS if score.startswith(f"{split}/"))
     if why := without_interval(row, split).get(score.removeprefix(f"{split}/")):
-        return f"{value:.3f} ({why if reason else why.partition(':')[0]})"
-    if low is None or high is None:
-        return f"{value:.3f}"
-    digits = next((d for d in (3, 4, 5) if f"{low:.{d}f}" != f"{high:.{d}f}"), 6)
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+        return str(without(value, why if reason else why.partition(":")[0]))
+    return str(Score(value=value, low=low, high=high))
 
 
 def add_split_columns(frame: pl.DataFrame) -> pl.DataFrame:
-    """`collect` with two columns more: `data`, the source and a piece of the hash, because two data sets may share a
-    source; `split`, the one of SPLITS that is the best known of those that the run has scores on."""
+    """`collect` with two more columns: `data`, the source and part of the hash, because data sets may share a source;
+    `split`, the first of SPLITS on which the run has scores."""
     known = [next(iter(list_splits(row)), None) for row in frame.iter_rows(named=True)]
     return frame.with_columns(
         pl.Series("split", known, pl.String),
@@ -163,8 +162,7 @@ def add_split_columns(frame: pl.DataFrame) -> pl.DataFrame:
 def ranked(frame: pl.DataFrame) -> pl.DataFrame:
     """`add_split_columns` by task and data set, test before val, best first, failed last.
 
-    Without the trials, which belong to their search, and without a benchmark's own run, whose scores are in the runs
-    below it.
+    Omits trials, which belong to their search, and a benchmark's own run, whose scores are in its child runs.
     """
     above = frame.filter(pl.col("kind") == "benchmark")["parent_run_id"].drop_nulls()
     rows = add_split_columns(
@@ -190,8 +188,8 @@ def ranked(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def to_json_rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
-    """The rows of `add_split_columns` for JSON: `split` by its own name, and `n`, `test_reads` and the `scores` on it,
-    each {"value", "low", "high"}, and "why" where it is known why there is no interval."""
+    """The rows of `add_split_columns` for JSON: `split` by its name, and `n`, `test_reads` and the `scores` on it, each
+    {"value", "low", "high"}, with "why" if the reason for a missing interval is known."""
     rows = add_split_columns(frame)
     found = []
     for row, told in zip(rows.iter_rows(named=True), json.loads(rows.write_json()), strict=True):
@@ -211,11 +209,11 @@ def to_json_rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def table(frame: pl.DataFrame) -> str:
-    """`ranked` as aligned plain text, one block a task."""
+    """`ranked` as aligned plain text, one block per task."""
     shown = ranked(frame)
     blocks = ["\n".join(_block(runs)) for runs in shown.partition_by("task", maintain_order=True)]
     if any(row["split"] and was_used_to_choose(row, row["split"]) for row in shown.iter_rows(named=True)):
-        blocks.append("* val: these scores were used to choose; expect lower ones on the test split")
+        blocks.append("* val: these scores were used to choose the model; expect lower ones on the test split")
     if trials := frame.filter(pl.col("kind") == "trial").height:
         blocks.append(f"({trials} trials not shown)")
     return "\n\n".join(blocks)
@@ -225,7 +223,7 @@ def _block(runs: pl.DataFrame) -> Iterator[str]:
     rows = runs.to_dicts()
     shown = primary(rows)
     of_cohorts = any(row["cohort"] for row in rows)
-    of_splits = any(row["split"] for row in rows)  # work such as a sweep is not scored
+    of_splits = any(row["split"] for row in rows)  # a sweep, for example, has no scores
     names = ["run", "kind", "status", *(["split"] if of_splits else []), *(["cohort"] if of_cohorts else [])]
     lines = [[*names, *shown, *(["n"] if of_splits else []), "seed", "run id"]]
     for row in rows:
@@ -256,7 +254,7 @@ def _block(runs: pl.DataFrame) -> Iterator[str]:
 
 
 def format_split(row: Mapping[str, Any]) -> str:
-    """The split of a row, `val*` where it was used to choose, with the number of reads where it is more than one."""
+    """The split of a row, `val*` if it was used to choose the model, with the number of reads if there are several."""
     split = row["split"]
     if split is None:
         return "-"
@@ -266,16 +264,16 @@ def format_split(row: Mapping[str, Any]) -> str:
 
 
 def _short(score: str) -> str:
-    """ "0.812 [0.790, 0.833]" as "0.812 [.790,.833]": lines have an end."""
+    """ "0.812 [0.790, 0.833]" as "0.812 [.790,.833]", to keep lines short."""
     return score.replace("[0.", "[.").replace(", 0.", ",.").replace(", ", ",")
 
 
 def curves(uri: str, frame: pl.DataFrame) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """{metric: {run label: (steps, values)}} of the losses and primary scores of the runs in `frame`, thinned to what a
-    plot can show.
+    """{metric: {run label: (steps, values)}} of the losses and primary scores of the runs in `frame`, thinned for
+    plotting.
 
-    A step seen twice (repeated after a restart) keeps its last value. Training counts steps from 1: what was logged
-    at 0 belongs to the whole run. An evaluation has scores of one model, which are no curve.
+    A step that was repeated after a restart keeps its last value. Training counts steps from 1; values at step 0 belong
+    to the whole run. An evaluation has no curve.
     """
     client = runs.client(uri)
     labelled = labels(frame)
@@ -297,7 +295,7 @@ def curves(uri: str, frame: pl.DataFrame) -> dict[str, dict[str, tuple[list[floa
 
 
 def labels(frame: pl.DataFrame) -> dict[str, str]:
-    """run id -> name, made unique with a piece of the id where two runs share a name."""
+    """{run id: name}, made unique with part of the id if two runs share a name."""
     twice = set(frame.filter(pl.col("name").is_duplicated())["name"])
     return {
         run_id: f"{name} ({run_id[:6]})" if name in twice else name
@@ -306,10 +304,10 @@ def labels(frame: pl.DataFrame) -> dict[str, str]:
 
 
 def artifacts(uri: str, run_id: str, directory: str = "", suffix: str = "") -> dict[str, bytes]:
-    """{path: content} of the run's artifact files directly in `directory` whose names end so."""
+    """{path: content} of the run's artifact files directly in `directory` whose names end with `suffix`."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    # MlflowClient would ask the server about the run again for every file.
+    # MlflowClient would request the run from the server again for every file.
     kept = get_artifact_repository(runs.client(uri).get_run(run_id).info.artifact_uri, tracking_uri=uri)
     with TemporaryDirectory() as scratch:
         return {
@@ -330,8 +328,8 @@ def _search(uri: str, experiment_id: str) -> Iterator["Run"]:
 
 
 def _drop_old_evaluations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without the evaluations that a newer one of the same model, data and split has replaced. One that has failed
-    replaces none that has scores."""
+    """The rows without evaluations replaced by a newer one of the same model, data and split. A failed evaluation does
+    not replace one with scores."""
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: (bool(list_splits(row)), row["started"])):
         if row["kind"] == "evaluate":

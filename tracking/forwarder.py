@@ -33,19 +33,19 @@ PARAM_LENGTH, TAG_LENGTH, DIGEST_LENGTH = 6000, 8000, 36
 TRUNCATED = " [truncated]"
 ATTEMPTS = 3
 BATCHED = ("metrics", "params", "tags")
-# SQLAlchemy's troubles (an exhausted connection pool, a locked database) arrive as HTTP 400.
+# Database errors of the server (an exhausted connection pool, a locked database) arrive as HTTP 400.
 DATABASE_TROUBLE = re.compile(r"QueuePool|sqlalche|database is locked|psycopg|OperationalError", re.IGNORECASE)
 
 
 class _Down(TrackingError):
-    """The server does not answer, or not now: worth another try later."""
+    """The server does not answer at present; try again later."""
 
 
 def forward(directory: Path, client: "MlflowClient | None" = None) -> int:
-    """Send what is unsent in one outbox; returns the number of records sent or rejected.
+    """Send the unsent records of one outbox; returns the number of records sent or rejected.
 
-    Nothing happens (0) when the outbox is not bound yet or another forwarder is at it. Raises
-    TrackingError when the server is down or does not know the run: the records stay.
+    Returns 0 if the outbox is not bound yet or another forwarder is sending it. Raises TrackingError if the server is
+    down or does not know the run; the records stay.
     """
     bound = target(directory)
     if bound is None:
@@ -64,7 +64,7 @@ def forward(directory: Path, client: "MlflowClient | None" = None) -> int:
 
 
 def unsent(directory: Path) -> int:
-    """Records in an outbox that MLflow does not have yet."""
+    """The number of records in an outbox that MLflow does not have yet."""
     path = directory / "outbox.jsonl"
     if not path.exists() or path.stat().st_size <= _offset(directory):
         return 0
@@ -72,7 +72,7 @@ def unsent(directory: Path) -> int:
 
 
 def rejected(directory: Path) -> int:
-    """Records, or single values of one, that MLflow refused for good."""
+    """The number of records, or single values of records, that MLflow rejected permanently."""
     path = directory / "rejected.jsonl"
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
@@ -81,7 +81,7 @@ def sync(root: Path) -> dict[str, Any]:
     """Forward every outbox under `root`; safe to repeat.
 
     Returns {"outboxes", "sent", "rejected", "unsent": counts, "errors": {outbox: text}}. A server
-    that is down is asked once, not once for each of its runs.
+    that is down is contacted once, not once for each of its runs.
     """
     directories = sorted(path.parent for path in Path(root).rglob("outbox/outbox.jsonl"))
     total: dict[str, Any] = {"outboxes": len(directories), "sent": 0, "errors": {}}
@@ -104,14 +104,14 @@ def sync(root: Path) -> dict[str, Any]:
 
 
 class Forwarder:
-    """A daemon thread that keeps outboxes empty while training goes on.
+    """A daemon thread that keeps outboxes empty during training.
 
-    It never blocks its caller and never raises into it; a server that is down is tried again after
-    1, 2, 4 ... 30 s. What is still unsent at `close` stays on disk for `sync`.
+    It never blocks its caller and never raises an error into it. A server that is down is retried after 1, 2, 4 ...
+    30 s. Records that are unsent at `close` stay on disk for `sync`.
     """
 
     def __init__(self, poll: float = 1.0) -> None:
-        """`poll`: seconds between two looks at the outboxes."""
+        """`poll`: seconds between two passes over the outboxes."""
         self._poll = poll
         self._directories: list[Path] = []
         self._pauses: dict[str, tuple[float, float]] = {}  # address or outbox -> (not before, pause), s
@@ -120,7 +120,7 @@ class Forwarder:
         self._thread.start()
 
     def add(self, directory: Path) -> None:
-        """Tail this outbox too; it need not exist or be bound yet."""
+        """Forward this outbox as well; it need not exist or be bound yet."""
         if directory not in self._directories:
             self._directories.append(directory)
 
@@ -131,7 +131,7 @@ class Forwarder:
         self._thread.join(timeout)
         left = sum(map(unsent, self._directories))
         if left:
-            log.warning("%d records are not in MLflow yet; they are on disk: raylab sync", left)
+            log.warning("%d records are not in MLflow yet; they are kept on disk, send them with: raylab sync", left)
         return left
 
     def _run(self) -> None:
@@ -152,12 +152,14 @@ class Forwarder:
                 forward(directory)
                 self._pauses.pop(uri, None)
                 self._pauses.pop(str(directory), None)
-            except Exception as error:  # whatever it is: training goes on, and the records are on disk
-                # Only a server that is down holds up its other runs.
+            except Exception as error:  # whatever it is: training continues, and the records are on disk
+                # Only a server that is down delays its other runs.
                 key = uri if isinstance(error, _Down) else str(directory)
                 pause = min(2 * self._pauses.get(key, (0.0, 0.5))[1], 30.0)
                 self._pauses[key] = (time.monotonic() + pause, pause)
-                log.warning("tracking waits %.0f s: %s", pause, error, exc_info=not isinstance(error, TrackingError))
+                log.warning(
+                    "tracking retries in %.0f s: %s", pause, error, exc_info=not isinstance(error, TrackingError)
+                )
 
 
 class _Sender:
@@ -165,7 +167,7 @@ class _Sender:
         self.directory, self.client, self.uri, self.run_id = directory, client, uri, run_id
 
     def send(self, records: list[Record]) -> None:
-        """Deliver the records; what is refused for good is halved until the culprit is alone."""
+        """Deliver the records. A permanently rejected list is halved until the faulty record is alone."""
         pieces = records if len(records) > 1 else _pieces(records[0])
         refusal = self._try(records, attempts=ATTEMPTS if len(pieces) == 1 else 1)
         if refusal is None:
@@ -178,7 +180,7 @@ class _Sender:
             self.send(pieces[half:])
 
     def _try(self, records: list[Record], attempts: int) -> Exception | None:
-        """None when delivered, the refusal when the server, which is well, does not want it."""
+        """None if delivered, else the error with which a healthy server rejects the records."""
         refusal: Exception | None = None
         for attempt in range(attempts):
             if attempt:
@@ -196,7 +198,7 @@ class _Sender:
         return refusal
 
     def _ask_for_run(self) -> None:
-        """Before blaming the record: a proxy or a sick server may say 400 to everything."""
+        """Check that the server knows the run, because a proxy or a faulty server may answer 400 to everything."""
         try:
             run = self.client.get_run(self.run_id)
         except Exception as error:
@@ -204,13 +206,13 @@ class _Sender:
         if run.info.lifecycle_stage != "active":
             raise TrackingError(
                 f"run {self.run_id} at {self.uri} was deleted",
-                f"{unsent(self.directory)} records wait for it in {self.directory}",
+                f"{unsent(self.directory)} of its records are waiting in {self.directory}",
                 "restore the run in the MLflow UI, or remove that directory",
             )
 
     def _reject(self, record: Record, refusal: Exception) -> None:
         why = str(refusal)[:500]
-        log.warning("MLflow refused a record (%s) of run %s for good: %s", record["kind"], self.run_id, why)
+        log.warning("MLflow permanently rejected a record (%s) of run %s: %s", record["kind"], self.run_id, why)
         path = self.directory / "rejected.jsonl"
         with path.open("a") as file:
             path.chmod(0o600)
@@ -235,7 +237,7 @@ def _deliver(client: "MlflowClient", run_id: str, records: list[Record]) -> None
             run_id, metrics, [Param(*item) for item in params.items()], [RunTag(*item) for item in tags.items()]
         )
     elif first["kind"] == "artifact":
-        # A missing file is the record's fault, not the server's.
+        # A missing file is an error of the record, not of the server.
         path = Path(first["path"])
         send = client.log_artifacts if path.is_dir() else client.log_artifact
         send(run_id, str(path), first["to"] or None)
@@ -254,9 +256,9 @@ def _deliver(client: "MlflowClient", run_id: str, records: list[Record]) -> None
 
 
 def _requests(directory: Path, end: int) -> Iterator[tuple[int, list[Record]]]:
-    """The records after offset `end` in lists that each fit one request, with the new offset after each.
+    """Lists of the records after offset `end` that each fit into one request, with the new offset after each.
 
-    A record that is cut between two requests counts as sent with the second one.
+    A record that is split between two requests counts as sent with the second one.
     """
     group: list[Record] = []
     params: set[str] = set()
@@ -288,7 +290,7 @@ def _requests(directory: Path, end: int) -> Iterator[tuple[int, list[Record]]]:
 
 
 def _parts(record: Record, limits: dict[str, int]) -> list[Record]:
-    """A record, cut where it holds more values than one request may."""
+    """A record, split if it has more values than one request may contain."""
     if record["kind"] not in BATCHED:
         return [record]
     names = list(record["values"])
@@ -298,14 +300,14 @@ def _parts(record: Record, limits: dict[str, int]) -> list[Record]:
 
 
 def _pieces(record: Record) -> list[Record]:
-    """A record, one value each."""
+    """A record, split into records of one value each."""
     if record["kind"] not in BATCHED or len(record["values"]) < 2:
         return [record]
     return [record | {"values": {name: value}} for name, value in record["values"].items()]
 
 
 def _refused(error: Exception) -> bool:
-    """Whether the fault may lie in the record; otherwise it lies in the server or the way to it."""
+    """Whether the record may be at fault, rather than the server or the connection."""
     import requests
     from mlflow.exceptions import MlflowException
 
@@ -322,12 +324,12 @@ def _down(uri: str, error: Exception) -> TrackingError:
         return TrackingError(
             f"{uri} does not know this run",
             str(error).splitlines()[0],
-            "check that the address is the one the run started with; its records are kept",
+            "check that the address is the one with which the run started; its records are kept",
         )
     if (known := login.refusal(uri, error)) is not None:
         return _Down(known.what, f"{known.why}; the records are kept on disk", f"{known.do}; then raylab sync")
     why = (str(error).splitlines() or [type(error).__name__])[0][:300]
-    return _Down(f"MLflow at {uri} does not take records now", why, "nothing is lost: raylab sync, later")
+    return _Down(f"MLflow at {uri} does not accept records now", why, "the records are kept; run raylab sync later")
 
 
 def _cut(value: str, length: int) -> str:

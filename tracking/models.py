@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Named, because MLflow would otherwise load the model in a new process to find out.
+# Listed explicitly; otherwise MLflow loads the model in a new process to find out.
 PACKAGES = ("torch", "numpy")
 BEST = "best"  # the alias of a registered model
 WEIGHTS_TAG = "raylab.weights_sha256"  # of a logged model
 SCORE_TAG, LOSS_TAG = "raylab.score", "raylab.loss"  # of a registered version
 MOST_VERSIONS = 10_000  # MLflow's limit on a page
-WEIGHTS_ONLY = """This directory holds the weights only: model.safetensors.
+WEIGHTS_ONLY = """This directory contains only the weights: model.safetensors.
 
 torch.export could not trace the model, so MLflow has no graph to run, and raylab stores no pickles:
     {reason}
@@ -43,7 +43,7 @@ To use the weights, build the model from the run's recipe and load them:
 
 
 def synthetic_example(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """Random normal float32 of this shape: an input example that came from no patient."""
+    """Random normal float32 values of this shape: an input example without patient data."""
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
@@ -51,9 +51,9 @@ def log_model(uri: str, run_id: str, model: "torch.nn.Module", example: np.ndarr
     """Log a run's model with its signature and a SYNTHETIC input example; returns its MLflow address.
 
     The format is torch.export's pt2: a graph with weights, loaded without running stored code, for
-    any batch size. A model that cannot be traced leaves its weights (safetensors) and a note instead.
-    A run has one logged model: weights that it has logged already are not logged again, and what an
-    interrupted upload has left is deleted.
+    any batch size. A model that cannot be traced is logged as weights (safetensors) and a note instead.
+    A run has one logged model: weights that are already logged are not logged again, and the remains of an interrupted
+    upload are deleted.
     """
     import mlflow.pytorch
     import torch
@@ -62,10 +62,10 @@ def log_model(uri: str, run_id: str, model: "torch.nn.Module", example: np.ndarr
     from mlflow.models.model import MLMODEL_FILE_NAME
 
     runs.refuse_outside(uri, runs.client(uri).get_run(run_id).info.artifact_uri)
-    # A copy: logging must not move a model that is being trained off its GPU or out of train mode.
+    # A copy, because logging must not move a model in training off its GPU or out of train mode.
     plain = copy.deepcopy(model).cpu().eval()
     if example.shape[0] == 1:
-        example = np.concatenate([example, example])  # export would fix a batch of one for ever
+        example = np.concatenate([example, example])  # export would fix the batch size to one
     with torch.no_grad():
         output = plain(torch.from_numpy(example))
     signature = infer_signature(example, _arrays(output))
@@ -95,8 +95,8 @@ def log_model(uri: str, run_id: str, model: "torch.nn.Module", example: np.ndarr
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
                 log.warning("logging weights only, the model cannot be exported: %s", reason)
                 return _log_weights(uri, run_id, plain, Path(scratch) / name, reason)
-            # Not by mlflow.pytorch.log_model: that puts the model of a run given by its id into MLflow's default
-            # experiment, where runs:/ID/NAME does not find it.
+            # Not mlflow.pytorch.log_model: it logs the model of a run given by id into MLflow's default experiment,
+            # where runs:/ID/NAME does not find it.
             logged = client.create_logged_model(
                 run.info.experiment_id, name, run_id, {WEIGHTS_TAG: weights}, params=run.data.params
             )
@@ -114,7 +114,7 @@ def log_model(uri: str, run_id: str, model: "torch.nn.Module", example: np.ndarr
 
 @dataclass(frozen=True)
 class Registered:
-    """A version of a registered model, and the version that the alias `best` names now."""
+    """A version of a registered model, and the version to which the alias `best` points now."""
 
     version: int
     best: int
@@ -125,7 +125,7 @@ def register(uri: str, run_id: str, registered_name: str, score: float | None, l
 
     That is the version with the highest `score`; among equal scores, the one with the lowest `loss`, then the oldest.
     Versions without a score come last. A model that is already a version does not get a second one.
-    TrackingError when the run has no model that MLflow can load.
+    Raises TrackingError if the run has no model that MLflow can load.
     """
     from mlflow.exceptions import MlflowException
 
@@ -134,7 +134,7 @@ def register(uri: str, run_id: str, registered_name: str, score: float | None, l
     if logged is None:
         raise TrackingError(
             f"run {run_id} has no model to register",
-            "it logged none, or its weights only (see its artifacts)",
+            "it logged none, or only its weights (see its artifacts)",
             "register a run whose model could be exported",
         )
     try:
@@ -187,8 +187,8 @@ def _hash_weights(model: "torch.nn.Module") -> str:
 
 def fetch_weights(uri: str, name: str, target: Path) -> None:
     """Write the weights of a registered model, `models:/NAME/VERSION` or `models:/NAME@ALIAS`, to the safetensors file
-    `target`. Nothing stored is run: the graph is read as data. TrackingError when there is no such model, or no weights
-    that can be read so.
+    `target`. No stored code is run: the graph is read as data. Raises TrackingError if there is no such model, or no
+    weights that can be read this way.
     """
     import mlflow.artifacts
     import torch
@@ -204,7 +204,7 @@ def fetch_weights(uri: str, name: str, target: Path) -> None:
             raise TrackingError(f"no registered model {name} at {uri}", why, do) from error
         graph = next(iter(sorted(found.rglob("*.pt2"))), None)
         if graph is None:
-            raise TrackingError(f"{name} holds no torch.export graph", "models that are pickles are not loaded")
+            raise TrackingError(f"{name} has no torch.export graph", "pickled models are not loaded")
         tensors = {key: value.detach().clone() for key, value in torch.export.load(graph).state_dict.items()}
         beside = target.with_name(f".{target.name}.{os.getpid()}")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -230,10 +230,10 @@ def _arrays(output: Any) -> Any:
 
 @contextlib.contextmanager
 def _here(uri: str) -> Iterator[None]:
-    """MLflow's model functions know no address but the global one: lend it ours."""
+    """Set MLflow's global address, the only one that its model functions use, to `uri` for a while."""
     import mlflow
 
-    runs.client(uri)  # its environment
+    runs.client(uri)  # sets the environment
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     named = os.environ.get("MLFLOW_TRACKING_URI")  # which MLflow sets, for child processes
     mlflow.set_tracking_uri(runs.reach(uri))

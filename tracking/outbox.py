@@ -1,11 +1,11 @@
-"""What one run wants to tell MLflow, kept on disk until it has been told.
+"""Records of one run for MLflow, kept on disk until they have been sent.
 
 An outbox is a directory:
 
-    outbox.jsonl    one record a line, append-only, fsynced, 0600
+    outbox.jsonl    one record per line, append-only, fsynced, 0600
     target.json     {"uri", "run_id"}: where the records go
-    sent.json       {"offset"}: bytes of outbox.jsonl that MLflow has (written by forward.py)
-    rejected.jsonl  records that MLflow refused for good, with the reason (forward.py)
+    sent.json       {"offset"}: bytes of outbox.jsonl that MLflow has (written by forwarder.py)
+    rejected.jsonl  records that MLflow rejected permanently, with the reason (forwarder.py)
 
 Records carry the time of the append, in ms since 1970, so a replay sends the same points again and
 MLflow's primary key drops them. The kinds of record:
@@ -54,21 +54,21 @@ class Outbox:
         self.path = self.directory / "outbox.jsonl"
 
     def bind(self, uri: str, run_id: str) -> None:
-        """Say where the records go. The address may change later, the run may not (TrackingError)."""
+        """Set where the records go. The address may change later; another run raises TrackingError."""
         bound = target(self.directory)
         if bound is not None and bound["run_id"] != run_id:
             raise TrackingError(
                 f"{self.directory} belongs to run {bound['run_id']}, not to {run_id}",
-                "records of two runs in one outbox could not be told apart",
+                "records of two runs in one outbox cannot be told apart",
                 "give the new run a directory of its own",
             )
         write_json(self.directory / "target.json", {"uri": login.split(uri)[0], "run_id": run_id})
 
     def append(self, *records: Mapping[str, Any]) -> None:
-        """Put `records` on disk in one write: when this returns, a crash cannot lose them.
+        """Write `records` to disk in one write: once this returns, a crash cannot lose them.
 
-        Raises ValueError for a record of no known kind and OSError when the disk refuses;
-        refused records leave no trace in the file.
+        Raises ValueError for a record of an unknown kind and OSError if the disk fails; failed records leave no trace
+        in the file.
         """
         line = "".join(json.dumps(_checked(record), allow_nan=False) + "\n" for record in records).encode()
         fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -76,22 +76,22 @@ class Outbox:
             flock(fd, fcntl.LOCK_EX)
             size = os.fstat(fd).st_size
             if size and os.pread(fd, 1, size - 1) != b"\n":
-                line = b"\n" + line  # a crash tore the last line: end it, readers skip it
+                line = b"\n" + line  # a crash tore the last line: end it, so that readers skip it
             try:
                 if os.write(fd, line) != len(line):
-                    raise OSError(errno.ENOSPC, "the disk took only a part of the record", str(self.path))
+                    raise OSError(errno.ENOSPC, "the disk stored only part of the record", str(self.path))
                 os.fsync(fd)
             except OSError:
                 os.ftruncate(fd, size)
                 raise
         finally:
-            os.close(fd)  # and with it the lock
+            os.close(fd)  # also releases the lock
 
 
 def read(directory: Path, offset: int = 0) -> Iterator[tuple[int, Record | None]]:
     """(offset of its end, record) of every complete line from byte `offset` on.
 
-    A torn line in the middle, from a crash, is None; a torn line at the end is not there yet.
+    A torn line in the middle, from a crash, yields None; an incomplete line at the end is not read yet.
     """
     path = Path(directory) / "outbox.jsonl"
     if not path.exists():
@@ -111,7 +111,7 @@ def read(directory: Path, offset: int = 0) -> Iterator[tuple[int, Record | None]
 
 
 def target(directory: Path) -> dict[str, str] | None:
-    """{"uri", "run_id"} of an outbox, or None while it is not bound. The address is without credentials."""
+    """{"uri", "run_id"} of an outbox, None if it is not bound yet. The address has no credentials."""
     path = Path(directory) / "target.json"
     if not path.exists():
         return None
@@ -122,7 +122,7 @@ def target(directory: Path) -> dict[str, str] | None:
 def _checked(record: Mapping[str, Any]) -> Record:
     kind = record.get("kind")
     if kind not in KINDS:
-        raise ValueError(f"a record is one of {', '.join(KINDS)}, not {kind!r}")
+        raise ValueError(f"a record must be one of {', '.join(KINDS)}, not {kind!r}")
     if missing := KINDS[kind] - record.keys():
         raise ValueError(f"a {kind} record needs {', '.join(sorted(missing))}")
     checked: Record = {"time": time.time_ns() // 1_000_000, **record}

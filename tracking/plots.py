@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from raylab.score import NetBenefit, Score
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 STYLES = ("-", "--", "-.", ":")
 GREY = "#6B7280"
@@ -37,7 +39,7 @@ def roc(labels: ArrayLike, scores: ArrayLike, title: str = "ROC", synthetic: boo
 def precision_recall(
     labels: ArrayLike, scores: ArrayLike, title: str = "Precision and recall", synthetic: bool = False
 ) -> Figure:
-    """Precision over recall, with the prevalence: what a classifier that knows nothing reaches."""
+    """Precision over recall, with the prevalence, which an uninformed classifier reaches."""
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
     truth = np.asarray(labels)
@@ -64,7 +66,7 @@ def calibration(
     title: str = "Calibration",
     synthetic: bool = False,
 ) -> Figure:
-    """Observed frequency over predicted probability in bins of equal size, with Wilson's 95 % intervals."""
+    """Observed frequency over predicted probability in bins of equal size, with Wilson's 95% CIs."""
     truth, predicted = np.asarray(labels, float), np.asarray(probabilities, float)
     order = np.argsort(predicted, kind="stable")
     groups = [group for group in np.array_split(order, bins) if len(group)]
@@ -80,27 +82,27 @@ def calibration(
         color=COLOURS[0],
         marker="o",
         capsize=3,
-        label=f"{len(groups)} bins of about {len(truth) // max(len(groups), 1)}, 95 % interval",
+        label=f"{len(groups)} bins of about {len(truth) // max(len(groups), 1)}, 95% CI",
     )
     _unit(axes, "Predicted probability", "Observed frequency")
     axes.legend(loc="upper left", frameon=False)
     return figure
 
 
-def decision(curve: Sequence[Mapping[str, Any]], title: str = "Decision curve", synthetic: bool = False) -> Figure:
-    """Net benefit over the threshold, with 95 % intervals, beside acting on everybody and on nobody. `curve`: rows of
-    threshold, model (value, low, high) and everybody."""
-    at = [row["threshold"] for row in curve]
+def decision(curve: Sequence[NetBenefit], title: str = "Decision curve", synthetic: bool = False) -> Figure:
+    """Net benefit over the threshold, with 95% CIs, next to acting on everybody and on nobody."""
+    at = [row.threshold for row in curve]
     figure, axes = _figure(title, synthetic)
-    banded = all(row["model"]["low"] is not None for row in curve)
+    banded = all(row.model.low is not None for row in curve)
     label = "model" if banded else "model (too few patients for intervals)"
-    axes.plot(at, [row["model"]["value"] for row in curve], color=COLOURS[0], linewidth=2, marker="o", label=label)
+    benefit = np.array([row.model.value for row in curve], dtype=np.float64)
+    axes.plot(at, benefit, color=COLOURS[0], linewidth=2, marker="o", label=label)
     if banded:
-        low, high = ([row["model"][end] for row in curve] for end in ("low", "high"))
+        low, high = ([getattr(row.model, end) for row in curve] for end in ("low", "high"))
         axes.fill_between(at, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
-    axes.plot(at, [row["everybody"] for row in curve], color=COLOURS[1], linestyle="--", label="act on everybody")
+    axes.plot(at, [row.everybody for row in curve], color=COLOURS[1], linestyle="--", label="act on everybody")
     axes.axhline(0, color=GREY, linewidth=1, label="act on nobody")
-    top = max(row["model"]["value"] for row in curve)
+    top = float(benefit.max())
     axes.set_ylim(-0.05, max(0.05, 1.2 * top))
     axes.set_xlabel("Threshold probability")
     axes.set_ylabel("Net benefit a row")
@@ -109,7 +111,7 @@ def decision(curve: Sequence[Mapping[str, Any]], title: str = "Decision curve", 
 
 
 def confusion(matrix: ArrayLike, classes: Sequence[str], title: str = "Confusion", synthetic: bool = False) -> Figure:
-    """Counts, and shares of each true class; `matrix[true, predicted]`."""
+    """Counts, and fractions of each true class; `matrix[true, predicted]`."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = max(4.5, 1.1 * len(classes) + 2)
@@ -152,7 +154,7 @@ def attribution(
 def error_maps(
     x: ArrayLike, y: ArrayLike, error: ArrayLike, names: Sequence[str], axes_names: tuple[str, str], title: str
 ) -> Figure:
-    """Mean of `error` [N, outputs] over a 12 x 12 grid of the plane of x and y [N], one panel an output of `names`."""
+    """Mean of `error` [N, outputs] over a 12 x 12 grid of the plane of x and y [N], one panel per output in `names`."""
     x, y, error = np.asarray(x), np.asarray(y), np.asarray(error)
     columns = min(5, len(names))
     rows = -(-len(names) // columns)
@@ -190,7 +192,7 @@ def learning(curves: Mapping[str, Curve], metric: str, title: str = "", syntheti
     axes.set_xlabel("Step")
     axes.set_ylabel(metric)
     axes.grid(alpha=0.25)
-    if len(curves) > 6 or any(len(name) > 32 for name in curves):  # no room beside the lines
+    if len(curves) > 6 or any(len(name) > 32 for name in curves):  # no room next to the lines
         figure.legend(loc="outside lower left", ncols=1 if len(curves) <= 4 else 2, frameon=False, fontsize=8)
     elif curves:
         axes.legend(frameon=False, fontsize=9)
@@ -233,12 +235,12 @@ def forest(
         if low is not None and high is not None:
             axes.plot([low, high], [row, row], color=colour, linewidth=1.8, marker="|", markersize=8)
         axes.plot(value, row, marker=marker, color=colour, markersize=6, markerfacecolor=colour if known else "white")
-        text = f"{value:.3f} [{low:.3f}, {high:.3f}]" if known else f"{value:.3f} (no interval)"
+        text = str(Score(value=value, low=low, high=high, why=None if known else "no interval"))
         axes.annotate(text, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(7, min_n_ticks=3))
-    axes.set_xlabel(f"{score}, 95 % interval")
+    axes.set_xlabel(f"{score}, 95% CI")
     axes.grid(axis="x", alpha=0.25)
     if "val" in marked:
         for label, colour, marker in (("test", COLOURS[0], "o"), ("val, used to choose", COLOURS[1], "D")):
@@ -297,7 +299,7 @@ def sheet(
     title: str,
     synthetic: bool = False,
 ) -> Figure:
-    """Grey `pictures` [N, S, S] (0 to 1) with heat `maps` [N, S, S] (0 to 1) over them, captioned, `columns` a row;
+    """Grey `pictures` [N, S, S] (0 to 1) with heat `maps` [N, S, S] (0 to 1) over them, captioned, `columns` per row;
     `box` (left, top, right, bottom; px) is drawn on each."""
     from matplotlib.patches import Rectangle
 
@@ -318,7 +320,7 @@ def sheet(
 
 
 def wilson(rate: ArrayLike, count: ArrayLike, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
-    """Wilson's interval of a proportion `rate` seen in `count` cases; good near 0 and 1, too."""
+    """Wilson's interval of a proportion `rate` seen in `count` cases; also accurate near 0 and 1."""
     p, n = np.asarray(rate, float), np.asarray(count, float)
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))

@@ -21,7 +21,7 @@ FACTS = (
     *("run_id", "status", "started", "seconds", "seed"),
     *("data_source", "data_hash", "split_hash", "cohort", "code_revision"),
 )
-HIDDEN_TAGS = ("tag/parent", "tag/parent_name", "tag/best_run", "tag/split")  # said in their own places
+HIDDEN_TAGS = ("tag/parent", "tag/parent_name", "tag/best_run", "tag/split")  # shown elsewhere
 TOP_TRIALS = 5
 
 Row = dict[str, Any]
@@ -29,9 +29,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Extras:
-    """What a run's artifacts add to its row: `plots` {path: PNG}, what attrition.json says of the data, the recipe.
+    """What a run's artifacts add to its row: `plots` {path: PNG}, the content of attrition.json, the recipe.
 
-    `data`: {"attrition": [{"step", ...}], "label": {...}, "counts": {split: {...}}}, each of them optional.
+    `data`: {"attrition": [{"step", ...}], "label": {...}, "counts": {split: {...}}}, each optional.
     """
 
     plots: Mapping[str, bytes] = field(default_factory=dict)
@@ -54,7 +54,7 @@ def write_report(
     extras: Mapping[str, Extras],
     title: str,
 ) -> Path:
-    """Write the page, 0600: `frame` from compare.collect, `curves` {metric: {run: curve}}, `extras` by run id."""
+    """Write the page with mode 0600: `frame` of compare.collect, `curves` {metric: {run: curve}}, `extras` by run."""
     shown = compare.ranked(frame)
     names = compare.labels(shown)
     runs = [_run(row, names, extras.get(row["run_id"], Extras())) for row in shown.iter_rows(named=True)]
@@ -75,11 +75,11 @@ def write_report(
 
 def _extras(uri: str, run_id: str) -> Extras:
     found = compare.artifacts(uri, run_id, suffix=".json")
-    told = json.loads(found.get("attrition.json", b"{}"))
+    data = json.loads(found.get("attrition.json", b"{}"))
     recipe = found.get("recipe.json")
     return Extras(
         compare.artifacts(uri, run_id, "plots", ".png"),
-        told if isinstance(told, dict) else {"attrition": told},
+        data if isinstance(data, dict) else {"attrition": data},
         json.dumps(json.loads(recipe), indent=2) if recipe else "",
     )
 
@@ -111,7 +111,7 @@ def _run(row: Row, names: Mapping[str, str], extras: Extras) -> Row:
             for split in splits
         ],
         "scores": {name: [compare.interval(row, f"{split}/{name}", reason=True) for split in splits] for name in every},
-        "told": extras.data,
+        "data_facts": extras.data,
         "recipe": extras.recipe,
         "plots": others or of_val,
         "more_plots": of_val if others else [],
@@ -141,9 +141,10 @@ def _group(runs: list[Row], curves: Mapping[str, Mapping[str, plots.Curve]], tri
         "runs": runs,
         "scores": shown,
         "splits": len({run["split_hash"] for run in runs}),
-        "scored": any(run["split"] for run in runs),  # work such as a sweep is not
+        "scored": any(run["split"] for run in runs),  # a sweep, for example, is not
         "cohorts": any(run["cohort"] for run in runs),
-        "told": {"attrition": [], "counts": {}, "label": {}} | next((run["told"] for run in runs if run["told"]), {}),
+        "data_facts": {"attrition": [], "counts": {}, "label": {}}
+        | next((r["data_facts"] for r in runs if r["data_facts"]), {}),
         "searches": [_search(run, trials.filter(pl.col("parent_run_id") == run["run_id"])) for run in runs],
     }
     group["forest"] = _forest(group, primary[0]) if primary else None
@@ -153,7 +154,7 @@ def _group(runs: list[Row], curves: Mapping[str, Mapping[str, plots.Curve]], tri
 
 
 def _cell(run: Row, name: str, rivals: Sequence[Row]) -> dict[str, Any]:
-    """The value, its interval, and whether it is the best on its split: one run alone is the best of nothing."""
+    """The value, its interval, and whether it is the best on its split; a single run is never marked as the best."""
     score = f"{run['split']}/{name}"
     value, _, interval = compare.interval(run, score).partition(" ")
     same = [r for r in rivals if (r["split"], r["cohort"]) == (run["split"], run["cohort"])]
@@ -164,7 +165,7 @@ def _cell(run: Row, name: str, rivals: Sequence[Row]) -> dict[str, Any]:
 def _forest(group: Mapping[str, Any], name: str) -> dict[str, str] | None:
     runs = [run for run in group["runs"] if run["split"] and run.get(f"{run['split']}/{name}") is not None]
     if len(runs) < 2:
-        return None  # the table says it
+        return None  # the table suffices
     values, lows, highs = ([r.get(f"{r['split']}/{name}{end}") for r in runs] for end in ("", "_low", "_high"))
     title = f"{name}: {group['task']} on {group['data']}"
     labels, splits = [r["label"] for r in runs], ["val" if r["used_to_choose"] else "test" for r in runs]
@@ -174,7 +175,7 @@ def _forest(group: Mapping[str, Any], name: str) -> dict[str, str] | None:
 def _learning(group: Mapping[str, Any], curves: Mapping[str, Mapping[str, plots.Curve]]) -> list[dict[str, str]]:
     images = []
     for metric, lines in curves.items():
-        same: dict[tuple[tuple[float, ...], ...], list[str]] = {}  # runs that followed the same curve share a line
+        same: dict[tuple[tuple[float, ...], ...], list[str]] = {}  # runs with identical curves share a line
         for run in group["runs"]:
             if run["label"] in lines:
                 steps, values = lines[run["label"]]
@@ -187,7 +188,7 @@ def _learning(group: Mapping[str, Any], curves: Mapping[str, Mapping[str, plots.
 
 
 def _search(run: Row, trials: pl.DataFrame) -> Row | None:
-    """The trials' validation score over the parameters that differ between them, and the best few of them."""
+    """The trials' validation score over the parameters that differ between them, and the best trials."""
     usual = [f"{split}/{name}" for split in ("best/val", "val") for name in run["primary"] or ()]
     score = next((n for n in (*usual, "val/loss") if n in trials and trials[n].is_not_null().any()), None)
     if score is None:
@@ -236,7 +237,7 @@ def _count(value: float | None) -> str:
 
 
 def _number(value: str | None) -> str:
-    """A parameter's text, with four digits where it is a fraction."""
+    """A parameter's text, with four digits if it is a number."""
     try:
         return f"{float(value or ''):.4g}"
     except ValueError:
@@ -244,7 +245,7 @@ def _number(value: str | None) -> str:
 
 
 def _template() -> Any:
-    # Escaped: a run's name is text from outside.
+    # autoescape, because a run's name is untrusted text
     loader = FileSystemLoader(Path(__file__).parent)
     return Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -1,4 +1,4 @@
-"""Where MLflow is, and the runs there."""
+"""The address of MLflow, and the runs there."""
 
 import contextlib
 import hashlib
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHECK_SECONDS = 5.0  # to connect, and again to read
-# MLflow's own defaults keep a caller of a dead server for minutes, report usage to its makers, and
-# print into a training log.
+# MLflow's own defaults block a caller of a dead server for minutes, report usage, and print into training logs.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # s
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -36,15 +35,16 @@ ENVIRONMENT = {
 }
 
 
-# database of a home -> the address that reaches its server from this machine, where it runs on another one
+# database of a home -> the address that reaches its server from this machine if it runs on another one
 _ways: dict[str, str] = {}
 
 
 def address(home: Path) -> str:
     """MLFLOW_TRACKING_URI without credentials, if set, else a SQLite database under `home`, created when missing.
 
-    A server of a home, also behind the relay, is named by that home's database: runs remember it, and ports change
-    hands. TrackingError when RAYLAB_MLFLOW_TOKEN_PATH says that MLFLOW_TRACKING_URI is such a server, and it is not.
+    A home's server, also behind the relay, is named by that home's database: runs record it, because ports change
+    owners. Raises TrackingError if RAYLAB_MLFLOW_TOKEN_PATH says that MLFLOW_TRACKING_URI is such a server, but it is
+    not.
     """
     uri = login.tracking_uri()
     if not uri:
@@ -52,7 +52,7 @@ def address(home: Path) -> str:
     if not identity.is_local(uri):
         return uri
     file = identity.token_file(uri) or secret.path(home)
-    if secret.ENVIRONMENT not in os.environ:  # any server may be meant
+    if secret.ENVIRONMENT not in os.environ:  # it may be any server
         try:
             identity.prove(uri, secret.read(file))
         except TrackingError:
@@ -70,7 +70,7 @@ def database(home: Path) -> Path:
     (directory / "artifacts").mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.chmod(0o700)
     path = directory / "mlflow.db"
-    # Two first migrations at once leave a broken database: one makes it beside and renames it.
+    # Two concurrent first migrations leave a broken database: one process creates it aside and renames it.
     with locked(directory / "init.lock"):
         if not path.exists():
             _environment()
@@ -85,9 +85,9 @@ def database(home: Path) -> Path:
 
 
 def client(uri: str) -> "MlflowClient":
-    """A client that notices a dead server within seconds. One writer a process is meant to have it.
+    """A client that notices a dead server within seconds, for the one writer of a process.
 
-    Raises TrackingError when another user listens at a loopback address.
+    Raises TrackingError if another user listens at a loopback address.
     """
     _environment()
     return _client(reach(login.split(uri)[0]))
@@ -96,8 +96,8 @@ def client(uri: str) -> "MlflowClient":
 def reach(uri: str) -> str:
     """The address at which to reach the store `uri` from this process.
 
-    An embedded store that a server serves is reached through it: SQLite takes one writer at a time. Raises
-    TrackingError when another user of this machine listens at a loopback address.
+    An embedded store with a running server is reached through that server, because SQLite allows one writer at a time.
+    Raises TrackingError if another user of this machine listens at a loopback address.
     """
     if (home := _home(uri)) is not None:
         from tracking import server
@@ -112,10 +112,10 @@ def reach(uri: str) -> str:
 def resolve(uri: str, run_id: str, directory: Path) -> str:
     """The store of a run whose record in `directory` says `uri`.
 
-    Older records name the port of a home's server. Such a run is in the database of the home in which the record
-    lies, whoever listens on that port now.
+    Older records name the port of a home's server. Such a run is in the database of the home that contains the record,
+    whoever listens on that port now.
     """
-    uri, _ = login.split(uri)  # which older versions stored as they were
+    uri, _ = login.split(uri)  # older versions stored credentials
     if identity.is_local(uri):
         for home in Path(directory).absolute().parents:
             path = home / "mlflow" / "mlflow.db"
@@ -125,7 +125,7 @@ def resolve(uri: str, run_id: str, directory: Path) -> str:
 
 
 def is_embedded(uri: str) -> bool:
-    """Whether this is the store of a home, not a server of a team."""
+    """Whether this is the store of a home rather than a team's server."""
     return _home(uri) is not None
 
 
@@ -134,11 +134,11 @@ def _has_run(path: Path, run_id: str) -> bool:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             return connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone() is not None
     except sqlite3.Error as error:
-        raise TrackingError(f"cannot read the tracking database {path}", str(error), "raylab sync, later") from error
+        raise TrackingError(f"cannot read the tracking database {path}", str(error), "run raylab sync later") from error
 
 
 def _home(uri: str) -> Path | None:
-    """The home whose embedded store this is."""
+    """The home whose embedded store this is, else None."""
     if uri.startswith("sqlite:///") and uri.endswith("/mlflow/mlflow.db"):
         return Path(uri.removeprefix("sqlite:///")).parents[1]
     return None
@@ -152,7 +152,7 @@ def _client(uri: str) -> "MlflowClient":
 
 
 def connect(home: str | Path) -> str:
-    """Point MLflow's own functions in this process, a notebook for one, at the store of `home`; returns the address."""
+    """Point MLflow's functions in this process, such as a notebook, at the store of `home`; returns the address."""
     import mlflow
 
     _environment()
@@ -162,9 +162,9 @@ def connect(home: str | Path) -> str:
 
 
 def check(uri: str) -> None:
-    """Raise TrackingError, within about 10 s, unless an MLflow that takes us answers at `uri`.
+    """Raise TrackingError, within about 10 s, unless an MLflow that accepts this login answers at `uri`.
 
-    Credentials in `uri` itself are not used: `login` knows where they are.
+    Credentials in `uri` itself are not used; `login` finds them.
     """
     uri, _ = login.split(uri)
     parts = urlsplit(uri)
@@ -173,15 +173,15 @@ def check(uri: str) -> None:
         if not uri.startswith("sqlite:////") or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise TrackingError(
                 f"cannot write the tracking database {uri}",
-                "the form is sqlite:////absolute/path/mlflow.db, in a directory of your own",
+                "the address must be sqlite:////absolute/path/mlflow.db, in a directory of your own",
                 "unset MLFLOW_TRACKING_URI to use the one under the raylab home",
             )
         return
     if parts.scheme not in ("http", "https"):
         raise TrackingError(
-            f"'{uri}' is no tracking address raylab can use",
-            "it must begin with http://, https:// or sqlite:/// (MLflow refuses directories; a team's "
-            "PostgreSQL belongs behind an MLflow server)",
+            f"'{uri}' is not a tracking address that raylab can use",
+            "it must begin with http://, https:// or sqlite:/// (MLflow refuses directories; put a team's "
+            "PostgreSQL behind an MLflow server)",
             "export MLFLOW_TRACKING_URI=http://127.0.0.1:5000, or unset it",
         )
     if not parts.hostname:
@@ -205,7 +205,9 @@ def _check_http(uri: str) -> None:
         )
     except requests.Timeout as error:
         raise TrackingError(
-            f"{uri} does not answer within {CHECK_SECONDS:.0f} s", "a firewall, or a sick server", f"curl -m 5 {uri}"
+            f"{uri} does not answer within {CHECK_SECONDS:.0f} s",
+            "a firewall blocks it, or the server hangs",
+            f"curl -m 5 {uri}",
         ) from error
     except (requests.RequestException, ValueError) as error:
         raise TrackingError(
@@ -214,17 +216,17 @@ def _check_http(uri: str) -> None:
     if answer.status_code == 403 and "host" in answer.text.lower():
         raise TrackingError(
             f"the MLflow server at {uri} refuses the host name in this address",
-            "it only answers to the names it was started with",
+            "it accepts only the names with which it was started",
             f"start it with --allowed-hosts {urlsplit(uri).netloc}",
         )
     if answer.status_code in (401, 403):
         raise TrackingError(
-            f"{uri} refuses us (HTTP {answer.status_code})",
-            "it wants a login, or a --allowed-hosts with the name in this address",
+            f"{uri} refuses the login (HTTP {answer.status_code})",
+            "it requires a login, or --allowed-hosts with the name in this address",
             login.advice(),
         )
     if answer.status_code >= 500:
-        raise TrackingError(f"{uri} answers with HTTP {answer.status_code}", "the server is sick", "look at its log")
+        raise TrackingError(f"{uri} answers with HTTP {answer.status_code}", "the server failed", "read its log")
     try:
         known = (
             answer.ok and isinstance(answer.json(), dict) and answer.json().keys() <= {"experiments", "next_page_token"}
@@ -233,8 +235,8 @@ def _check_http(uri: str) -> None:
         known = False
     if not known:
         raise TrackingError(
-            f"{uri} answers, but it is no MLflow server (HTTP {answer.status_code})",
-            "another program has this port",
+            f"{uri} answers, but it is not an MLflow server (HTTP {answer.status_code})",
+            "another program uses this port",
             "correct MLFLOW_TRACKING_URI",
         )
 
@@ -242,7 +244,7 @@ def _check_http(uri: str) -> None:
 def start_run(
     uri: str, experiment: str, name: str, parent_run_id: str | None = None, tags: Mapping[str, str] | None = None
 ) -> str:
-    """Create a run, RUNNING, and its experiment when missing; returns the run id."""
+    """Create a run in state RUNNING, and its experiment if it is missing; returns the run id."""
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     every = dict(tags or {})
@@ -254,12 +256,12 @@ def start_run(
 
 
 def resume_run(uri: str, run_id: str) -> None:
-    """Set a run RUNNING again."""
+    """Set the state of a run to RUNNING again."""
     client(uri).update_run(run_id, "RUNNING")
 
 
 def find_run(uri: str, name_or_id: str) -> str:
-    """The id of the run with this id, or of the newest with this name; TrackingError when there is none."""
+    """The id of the run with this id, or of the newest with this name. Raises TrackingError if there is none."""
     if re.fullmatch(r"[0-9a-f]{32}", name_or_id):
         from mlflow.exceptions import MlflowException
 
@@ -317,7 +319,7 @@ def standard_tags(
 
 
 def code_revision(code: Path) -> str:
-    """The git commit, with "-dirty" when tracked files differ from it; without git a hash of the Python files."""
+    """The git commit, with "-dirty" if tracked files differ from it; without git a hash of the Python files."""
     if revision := os.environ.get("RAYLAB_CODE_REVISION"):
         return revision
 
@@ -327,11 +329,11 @@ def code_revision(code: Path) -> str:
                 ["git", "-C", str(code), *words], capture_output=True, text=True, timeout=20, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
-            return None  # no git on this node, or a file system too slow to ask: the tag says "unknown"
+            return None  # no git on this node, or a file system that is too slow
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    if not commit:  # a submitted job's copy of the code, for one
+    if not commit:  # for example a submitted job's copy of the code
         digest = hashlib.sha256()
         for file in sorted(code.rglob("*.py")):
             if not any(part.startswith(".") for part in file.relative_to(code).parts):
@@ -342,7 +344,7 @@ def code_revision(code: Path) -> str:
 
 
 def _lock_hash(code: Path) -> str:
-    """SHA-256 of the lock; of what is installed, `installed-...`, where the code has come without it."""
+    """SHA-256 of the lock file; if the code has none, `installed-...`, a hash of the installed packages."""
     for directory in (code.absolute(), *code.absolute().parents):
         if (lock := directory / "requirements.lock").is_file():
             return hashlib.sha256(lock.read_bytes()).hexdigest()
@@ -367,7 +369,7 @@ def _experiment(uri: str, name: str) -> str:
                 client(uri).create_experiment(
                     name,
                     artifact_location=_artifact_location(uri, name),
-                    # Or the UI takes it for a language-model experiment and shows traces first.
+                    # Without it the UI assumes a language-model experiment and shows traces first.
                     tags={"mlflow.experimentKind": "custom_model_development"},
                 )
             )
@@ -378,15 +380,15 @@ def _experiment(uri: str, name: str) -> str:
     if found is None or found.lifecycle_stage != "active":
         raise TrackingError(
             f"the experiment '{name}' was deleted at {uri}",
-            "MLflow keeps its name taken",
-            "restore it in the MLflow UI, or give another name",
+            "MLflow does not release the name",
+            "restore it in the MLflow UI, or use another name",
         )
     refuse_outside(uri, found.artifact_location)
     return str(found.experiment_id)
 
 
 def refuse_outside(uri: str, location: str) -> None:
-    """Raise TrackingError when artifacts of the embedded store `uri` would go to a place outside of it."""
+    """Raise TrackingError if artifacts of the embedded store `uri` would be written outside of it."""
     home = _home(uri)
     if home is None:
         return
@@ -395,16 +397,16 @@ def refuse_outside(uri: str, location: str) -> None:
     if place.scheme not in ("", "file") or not path.resolve().is_relative_to(root.resolve()):
         raise TrackingError(
             f"refused to write artifacts to {location}",
-            f"it lies outside of this home's store, {root}",
-            "give another name in MLFLOW_EXPERIMENT_NAME; the MLflow pages can delete the experiment",
+            f"it is outside of this home's store, {root}",
+            "set another name in MLFLOW_EXPERIMENT_NAME; the MLflow pages can delete the experiment",
         )
 
 
 def _artifact_location(uri: str, name: str) -> str | None:
-    """Beside a SQLite database, as a file address: a direct client and a server both can read that.
+    """A file address next to a SQLite database, which a direct client and a server can both read; None for a server.
 
-    (mlflow-artifacts:/ works through a server only; MLflow's default for SQLite is ./mlruns, which
-    is wherever the process happened to start.) A server decides for itself: None.
+    (mlflow-artifacts:/ works through a server only; MLflow's default for SQLite is ./mlruns in the working directory of
+    the process.) A server decides for itself.
     """
     if not uri.startswith("sqlite:///"):
         return None
@@ -415,7 +417,9 @@ def _artifact_location(uri: str, name: str) -> str | None:
 def _environment() -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MLFLOW_TRACKING_AUTH", identity.AUTH)  # which looks at the server before each request
+    os.environ.setdefault(
+        "MLFLOW_TRACKING_AUTH", identity.AUTH
+    )  # the plugin that checks the server before each request
     os.environ.update(loopback.no_proxy(dict(os.environ)))
 
 

@@ -1,4 +1,4 @@
-"""An MLflow server of one's own: one process group on loopback over HOME/mlflow, for the owner of that home."""
+"""The embedded MLflow server: one process group on loopback that serves HOME/mlflow to the owner of that home."""
 
 import os
 import signal
@@ -18,12 +18,12 @@ from raylab.files import locked, write_json
 from tracking.access import identity, secret
 from tracking.runs import database
 
-START_SECONDS = 180.0  # of a busy machine; some 5 otherwise
+START_SECONDS = 180.0  # on a busy machine; about 5 s otherwise
 STOP_SECONDS = 10.0
 HOST = "127.0.0.1"
 APP = "raylab"  # guard.py, in MLflow's group of applications (pyproject.toml)
-# Defaults of MLflow that would lose points (a pool of 5 connections), run what a model file says,
-# send usage data out, or keep idle helper processes.
+# Replace defaults of MLflow that lose points (a pool of 5 connections), execute code of model files, send usage data,
+# or keep idle helper processes.
 ENVIRONMENT = {
     "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "64",
     "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "64",
@@ -33,15 +33,15 @@ ENVIRONMENT = {
 }
 
 
-# MLflow's default, uvicorn, also serves an "assistant" that runs shell commands, beside the Flask application and so
-# beside our check (guard.py). Under gunicorn there is the Flask application alone.
-# Threads, not processes: one process is enough for one user, and one pool of connections.
+# MLflow's default, uvicorn, also serves an "assistant" that runs shell commands, outside the Flask application and so
+# outside the check (guard.py). gunicorn serves the Flask application alone. Threads rather than processes: one process
+# with one pool of connections is enough for one user.
 GUNICORN = "--worker-class gthread --threads 16 --graceful-timeout 3 --no-control-socket"
 
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: `uri` to reach it, `pid` of its process group, `app` that MLflow was started with."""
+    """A running server: `uri` reaches it, `pid` is its process group, `app` the application that MLflow serves."""
 
     uri: str
     pid: int
@@ -49,7 +49,7 @@ class Server:
     app: str = APP
 
     def stop(self) -> None:
-        """End this process group, and only this one; harmless when it is gone already."""
+        """End this process group and no other; does nothing if it has already ended."""
         if running(self.home) != self:
             return
         processes = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
@@ -62,16 +62,16 @@ class Server:
 
 
 def serve(home: Path, port: int = 5000) -> Server:
-    """Start a server over HOME/mlflow, or return ours that is already running there.
+    """Start a server on HOME/mlflow, or return the one that is already running.
 
-    When `port` is taken the next free one is used. Raises TrackingError, with the end of
-    HOME/mlflow/server.log, when the server does not answer in time.
+    If `port` is taken, another free one is used. Raises TrackingError, with the end of HOME/mlflow/server.log, if the
+    server does not answer in time.
     """
     if not entry_points(group="mlflow.app", name=APP):
         raise TrackingError(
             "MLflow does not find raylab's check of who may use the server",
-            "this Python environment was made for an older raylab",
-            "make setup, or build the image again",
+            "this Python environment belongs to an older raylab",
+            "run make setup, or rebuild the image",
         )
     home = Path(home).absolute()
     db = database(home)
@@ -80,26 +80,26 @@ def serve(home: Path, port: int = 5000) -> Server:
         if ours := running(home):
             if ours.app == APP:
                 return ours
-            ours.stop()  # an older raylab's, which lets everybody in
+            ours.stop()  # that of an older raylab, which admits everybody
         token = secret.create(home)
         port = _free(port)
         artifacts = (directory / "artifacts").as_uri()
         command = [sys.executable, "-m", "mlflow", "server"]
         command += ["--backend-store-uri", f"sqlite:///{db}", "--workers", "1", "--host", HOST, "--port", str(port)]
-        # The root is a file address, not mlflow-artifacts:/, so that what the server creates a client
-        # on sqlite:// can read, and the other way round. Both see the same file system.
+        # The root is a file address, not mlflow-artifacts:/, so that server and sqlite:// clients can read each
+        # other's artifacts. Both see the same file system.
         command += ["--artifacts-destination", artifacts, "--default-artifact-root", artifacts]
         command += ["--gunicorn-opts", GUNICORN, "--app-name", APP]
-        # What the caller's shell says of MLflow is for clients; a server would serve other hosts or routes by it.
+        # MLflow variables of the caller's shell are for clients; with them a server could serve other hosts or routes.
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_", "GUNICORN_"))}
         environment = inherited | ENVIRONMENT | {
-            # The option --allowed-hosts is for uvicorn only; the variable behind it is not.
+            # The option --allowed-hosts is for uvicorn only; its variable also works for gunicorn.
             "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(_names(token)),
             secret.ENVIRONMENT: str(secret.path(home)),
         }  # fmt: skip
         log = os.open(directory / "server.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            # A session of its own: stop() ends it whole, and a Ctrl-C meant for another does not.
+            # A session of its own: stop() ends all of it, and a Ctrl-C for another process does not.
             process = subprocess.Popen(
                 command,
                 env=environment,
@@ -137,7 +137,7 @@ def _wait(server: Server, process: "subprocess.Popen[bytes]") -> None:
 
 
 def is_serving(server: Server) -> bool:
-    """Whether this server answers, and proves that it is the one of its home."""
+    """Whether this server answers and proves that it belongs to its home."""
     try:
         identity.prove(server.uri, secret.read(secret.path(server.home)))
     except TrackingError:
@@ -146,7 +146,7 @@ def is_serving(server: Server) -> bool:
 
 
 def running(home: Path) -> Server | None:
-    """Ours over this home, if its process is alive on this machine: the same pid, start time and user."""
+    """The server of this home, if its process is alive on this machine: the same pid, start time and user."""
     path = home / "mlflow" / "server.json"
     if not path.exists():
         return None
@@ -174,10 +174,10 @@ def _free(port: int) -> int:
             except OSError:
                 continue
             return int(probe.getsockname()[1])
-    raise TrackingError(f"no port can be opened on {HOST}", "", "raylab ui --port N, with another N")
+    raise TrackingError(f"no port can be opened on {HOST}", do="choose another port: raylab ui --port N")
 
 
 def _names(token: str) -> list[str]:
-    """The Host headers to answer: loopback at any port, because a tunnel may end at another one."""
+    """The accepted Host headers: loopback at any port, because a tunnel may end at another one."""
     hosts = ("localhost", "127.0.0.1", secret.host_name(token))
     return [name for host in hosts for name in (host, f"{host}:*")]

@@ -15,7 +15,6 @@ from typing import Any
 
 import psutil
 
-from cluster import testbed
 from cluster.node.agent import compare
 from cluster.node.ray_process import OBJECT_STORE_LEAST, Allocation, address_of, free_ports
 from cluster.sites import NodeType, Site
@@ -237,7 +236,7 @@ def gpus(node: NodeType) -> list[Finding]:
     if given != node.gpus or len(visible) != given:
         count = f"the site promises {node.gpus} GPUs, Slurm gave {given}, {len(visible)} are visible to programs"
         return [Finding(count, False, "correct `gpus` or `gpu_type` of the node type: `sinfo -o '%P %G'` lists them")]
-    if testbed.INSIDE.is_file():
+    if node.pretended_gpus:
         return [Finding(f"{given} GPU(s) given by Slurm, which Ray is told of; the test cluster's are pretended")]
     import torch
 

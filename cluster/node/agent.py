@@ -1,9 +1,9 @@
-"""The agent of one node, which a Slurm step runs: starts Ray, hears Slurm's signals, drains, ends what it started.
+"""The agent of one node, run by a Slurm step: starts Ray, handles Slurm's signals, drains, ends what it started.
 
     python -m cluster.node.agent DIRECTORY head|worker|static --generation N [--type T]
 
-USR1 comes ahead of the time limit, TERM at a preemption or a cancellation. Either way the node is drained with the
-time that it truly has, so that runs commit a checkpoint and move away, and it ends as soon as it has nothing to do.
+USR1 announces the time limit, TERM a preemption or a cancellation. Either way the node is drained within its remaining
+time, so that runs commit a checkpoint and continue elsewhere, and it ends as soon as it is idle.
 """
 
 import argparse
@@ -25,24 +25,24 @@ from raylab.loopback import no_proxy
 
 log = logging.getLogger("raylab.node")
 HEAD_SECONDS = 180.0  # a worker waits this long for its head
-MARGIN = 2.0  # seconds before the true deadline at which a node ends by itself
+MARGIN = 2.0  # seconds before the deadline at which a node ends by itself
 POLL = 0.5
-STARTS = 3  # of Ray, which gives its own helpers 15 s: on a busy node they may need another go
+STARTS = 3  # attempts to start Ray, which gives its helper processes 15 s: too little on a busy node
 
 
 class Signals:
-    """Notes Slurm's signals. `leave`: seconds that are left, once one has come."""
+    """Records Slurm's signals and the deadline that follows from them."""
 
     def __init__(self, lead_seconds: float, kill_seconds: float) -> None:
         self.seconds = {signal.SIGUSR1: lead_seconds, signal.SIGTERM: kill_seconds}
-        self.came: signal.Signals | None = None
+        self.received: signal.Signals | None = None
         self.deadline = float("inf")
         for number in self.seconds:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.came = signal.Signals(number)
-        self.deadline = min(self.deadline, time.monotonic() + self.seconds[self.came] - MARGIN)
+        self.received = signal.Signals(number)
+        self.deadline = min(self.deadline, time.monotonic() + self.seconds[self.received] - MARGIN)
 
     @property
     def left(self) -> float:
@@ -58,7 +58,7 @@ def main() -> int:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     directory = Directory(args.directory)
-    # what runs here shall find the same Python as we: `ray job submit -- python ...`
+    # `ray job submit -- python ...` must find the same Python
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     os.environ.update(no_proxy(dict(os.environ)))
     job = os.environ["SLURM_JOB_ID"]
@@ -69,7 +69,7 @@ def main() -> int:
         signals = Signals(directory.site.lead_seconds, spec.kill_seconds)
         compare(spec.versions)
         name = f"{job}.{restarts}.{os.environ['SLURM_PROCID']}"
-        # a requeued head is a new generation: the workers of the one before are not its own
+        # a requeued head is a new generation: workers of earlier generations do not belong to it
         generation = restarts if leads or args.role == "static" else args.generation
         for attempt in range(STARTS):
             try:
@@ -80,9 +80,9 @@ def main() -> int:
                     head.serve()
                 return head.requeue()
             except StartError as error:
-                if attempt == STARTS - 1 or signals.came is not None:
+                if attempt == STARTS - 1 or signals.received is not None:
                     raise
-                log.warning("%s; once more", error)
+                log.warning("%s; trying again", error)
         return 1
     except RaylabError as error:
         log.error("%s", error)
@@ -92,7 +92,7 @@ def main() -> int:
 
 
 def compare(wanted: dict[str, str]) -> None:
-    """Raise SlurmError where this node's Python or packages are not those of the cluster."""
+    """Raise SlurmError if this node's Python or packages differ from those of the cluster."""
     here = versions()
     if different := [f"{name} {here[name]} instead of {wanted[name]}" for name in wanted if here[name] != wanted[name]]:
         raise SlurmError(
@@ -103,7 +103,7 @@ def compare(wanted: dict[str, str]) -> None:
 
 
 class RayNode:
-    """Ray on this node while open; at the end its logs are in the cluster's directory and nothing of it is left."""
+    """Ray on this node while the context is open; at its end the logs are copied and everything else is removed."""
 
     def __init__(self, directory: Directory, name: str) -> None:
         self.directory, self.name = directory, name
@@ -119,7 +119,7 @@ class RayNode:
         self.ray.end()
 
     def work(self, signals: Signals, generation: int, kind: str, instance: str) -> int:
-        """Be a worker of the head of `generation` until Slurm or the head wants no more; the exit code."""
+        """Work for the head of `generation` until Slurm or the head ends this node; the exit code."""
         address = self.head(signals, generation)
         if address is None:
             return 0
@@ -132,39 +132,39 @@ class RayNode:
         self.ray.start(sys.executable, self.ip, [f"--address={address}"], environment)
         self.ray.wait_for(self.ip, self.ray.agent_port)
         log.info("worker %s of %s on %s", instance, address, self.ip)
-        while signals.came is None:
+        while signals.received is None:
             if self.ray.ended is not None:
                 log.info("Ray has ended with %s: the head is gone", self.ray.ended)
                 return 0
             time.sleep(POLL)
-        log.info("%s: %.0f s left", signals.came.name, signals.left)
-        if (self.directory.path / "down").exists():  # its head goes too: a store that is gone is waited for too long
+        log.info("%s: %.0f s left", signals.received.name, signals.left)
+        if (self.directory.path / "down").exists():  # the head ends too, and Ray would wait too long for its store
             return 0
         try:
-            gcs.drain(address, signals.left, f"Slurm: {signals.came.name}", instance)
-        except Exception as error:  # whatever Ray raises: leaving in time matters more
-            log.warning("Ray could not be told: %s", error)
+            gcs.drain(address, signals.left, f"Slurm: {signals.received.name}", instance)
+        except Exception as error:  # whatever Ray raises: ending in time matters more
+            log.warning("Ray could not drain this node: %s", error)
         while signals.left > 0 and self.ray.ended is None and self.ray.busy():
             time.sleep(POLL)
-        log.info("leaving with %.0f s left", signals.left)
+        log.info("ending with %.0f s left", signals.left)
         return 0
 
     def head(self, signals: Signals, generation: int) -> str | None:
-        """The address of the head of `generation`; None when it has been replaced or this node is to leave."""
+        """The address of the head of `generation`; None if it has been replaced or this node must end."""
         deadline = time.monotonic() + HEAD_SECONDS
-        while time.monotonic() < deadline and signals.came is None:
-            found = self.directory.read("head")
-            if found is not None and found["generation"] == generation:
-                return str(found["address"])
-            if found is not None and found["generation"] > generation:
-                log.info("head %d has been replaced by %d", generation, found["generation"])
+        while time.monotonic() < deadline and signals.received is None:
+            head = self.directory.read("head")
+            if head is not None and head["generation"] == generation:
+                return str(head["address"])
+            if head is not None and head["generation"] > generation:
+                log.info("head %d has been replaced by %d", generation, head["generation"])
                 return None
             time.sleep(POLL)
-        if signals.came is not None:
+        if signals.received is not None:
             return None
         raise SlurmError(
             f"no head within {HEAD_SECONDS:.0f} s", f"{self.directory.path}/head.json does not name it",
-            "look at the head's log; is the directory shared between nodes?",
+            "read the head's log; check that the directory is shared between nodes",
         )  # fmt: skip
 
 

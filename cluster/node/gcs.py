@@ -1,16 +1,18 @@
-"""What an agent asks Ray's control store (GCS): to drain a node, and how the cluster stands. Ray is imported late:
-what it reads from the environment must be there first, and only nodes pay for it."""
+"""Requests of an agent to Ray's control store (GCS): drain a node, read the cluster's status.
+
+Ray is imported late, because it reads the environment at import, and only nodes need it.
+"""
 
 import time
 from typing import Any
 
-DRAIN_SECONDS = 3.0  # for one request: a store that hangs must not cost the time that a node has left
+DRAIN_SECONDS = 3.0  # of one request: a hanging store must not use up the node's remaining time
 
 
 def drain(address: str, seconds: float, why: str, instance: str | None = None) -> list[str]:
-    """Tell Ray that nodes will be gone in `seconds`: the one started as `instance`, or all workers.
+    """Tell Ray that nodes will end in `seconds`: the one started as `instance`, or all workers.
 
-    Returns the ids (hex) of the nodes that drain now. Runs see it through `ray.train.get_preemption_info`.
+    Returns the ids (hex) of the draining nodes. Runs notice it through `ray.train.get_preemption_info`.
     """
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated import autoscaler_pb2, gcs_pb2
@@ -21,7 +23,7 @@ def drain(address: str, seconds: float, why: str, instance: str | None = None) -
     for node_id, node in client.get_all_node_info(timeout=DRAIN_SECONDS).items():
         wanted = not node.is_head_node if instance is None else node.instance_id == instance
         if wanted and node.state == gcs_pb2.GcsNodeInfo.ALIVE:
-            # the hexadecimal id: a binary one is accepted and drains nothing
+            # the hexadecimal id: Ray accepts a binary one but drains nothing
             accepted, _ = client.drain_node(
                 node_id.hex(), autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION, why, deadline, timeout=DRAIN_SECONDS
             )
@@ -31,13 +33,13 @@ def drain(address: str, seconds: float, why: str, instance: str | None = None) -
 
 
 def status(address: str, dashboard: str) -> dict[str, Any]:
-    """{"nodes", "demand", "jobs"}: the nodes that Ray has, what waits for resources, the jobs that run."""
+    """{"nodes", "demand", "jobs"}: Ray's nodes, the resource requests that wait, the running jobs."""
     from ray.autoscaler.v2.sdk import get_cluster_status
     from ray.job_submission import JobSubmissionClient
 
-    found = get_cluster_status(address)
+    state = get_cluster_status(address)
     nodes = []
-    for node in (*found.active_nodes, *found.idle_nodes):
+    for node in (*state.active_nodes, *state.idle_nodes):
         usage = node.resource_usage.usage if node.resource_usage else []
         nodes.append(
             {
@@ -48,9 +50,9 @@ def status(address: str, dashboard: str) -> dict[str, Any]:
                 "resources": {u.resource_name: [u.used, u.total] for u in usage if u.resource_name in ("CPU", "GPU")},
             }
         )
-    demands = found.resource_demands
+    demands = state.resource_demands
     demand = [
-        {"bundle": dict(bundle.bundle), "count": bundle.count}  # of a task it is a protobuf map
+        {"bundle": dict(bundle.bundle), "count": bundle.count}  # for a task this is a protobuf map
         for one in (
             *demands.ray_task_actor_demand,
             *demands.placement_group_demand,

@@ -1,4 +1,4 @@
-"""What the head's node does besides Ray: services, status, letting old workers go, coming back."""
+"""The head's duties next to Ray: services, status, releasing old workers, requeueing itself."""
 
 import json
 import logging
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raylab.head")
 STATUS_SECONDS = 3.0
-SERVICE_SECONDS = 10.0  # between two starts of a service that ends
-END_SECONDS = 60.0  # after asking Slurm to requeue us, to be ended by it
+SERVICE_SECONDS = 10.0  # between two starts of a service that keeps ending
+END_SECONDS = 60.0  # for Slurm to end this job after a requeue
 
-# The autoscaler gives up on nodes that queue for longer than this; Slurm may well let them wait for days.
-# Jobs that wait and that nothing needs any more are cancelled.
+# The autoscaler gives up on nodes that are queued for longer than this, but Slurm may keep them waiting for days.
+# Queued jobs that nothing needs any more are cancelled.
 AUTOSCALER = {
     "RAY_enable_autoscaler_v2": "1",
     "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": str(30 * 86400),
@@ -35,8 +35,8 @@ AUTOSCALER = {
     "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": "60",
     "AUTOSCALER_UPDATE_INTERVAL_S": "2",
 }
-PORT = "{port}"  # in a service's command: a free port, which head.json then names
-RESOURCE = "raylab_head"  # drivers of trials ask for it: the head outlives workers
+PORT = "{port}"  # in a service's command: replaced by a free port, recorded in head.json
+RESOURCE = "raylab_head"  # drivers of trials request it, because the head outlives workers
 
 
 class Head:
@@ -60,14 +60,14 @@ class Head:
         self.started: dict[str, float] = {}
 
     def serve(self) -> None:
-        """Until Ray ends or Slurm wants the node back."""
+        """Serve until Ray ends or Slurm signals the end of the job."""
         self._start()
         self._release()
         if self.generation:
             self._run("requeue", *self.spec.hooks.requeue)
         looked = 0.0
         try:
-            while self.signals.came is None and self.ray.ended is None:
+            while self.signals.received is None and self.ray.ended is None:
                 self._keep_services()
                 if time.monotonic() - looked > STATUS_SECONDS:
                     self._status()
@@ -106,7 +106,7 @@ class Head:
                 f"--autoscaling-config={path}", "--num-cpus=0", "--num-gpus=0",
                 f"--object-store-memory={OBJECT_STORE_LEAST}",
             ]  # fmt: skip
-            # what a run may ask for at the most: all or nothing would be nothing (raylab/distributed/elastic.py)
+            # the most a run may request: requests are all or nothing (raylab/distributed/elastic.py)
             capacity = jobscript.capacity(nodes, self.spec.max)
             environment |= {
                 **AUTOSCALER,
@@ -114,7 +114,7 @@ class Head:
             }
         self.environment = {**os.environ, **environment}
         self.ray.start(sys.executable, self.ip, options, environment)
-        # the agent takes jobs; it comes up last
+        # the dashboard's agent accepts jobs and starts last
         for ip, at in ((self.ip, port), ("127.0.0.1", dashboard), (self.ip, self.ray.agent_port)):
             self.ray.wait_for(ip, at)
         facts = {
@@ -125,7 +125,7 @@ class Head:
         log.info("head %d ready on %s", self.generation, self.address)
 
     def _release(self) -> None:
-        """End the workers that an earlier head of this cluster left."""
+        """Cancel the workers of earlier heads of this cluster."""
         comments = [(job, JobTag.parse(job.comment)) for job in self._jobs()]
         old = [
             job.id
@@ -134,7 +134,7 @@ class Head:
             and comment.kind == "worker" and comment.generation < self.generation
         ]  # fmt: skip
         if old:
-            log.info("releasing the workers of the head before: %s", " ".join(old))
+            log.info("releasing workers of an earlier head: %s", " ".join(old))
             self.slurm.cancel(old)
 
     def _jobs(self) -> list[Any]:
@@ -166,7 +166,7 @@ class Head:
             )
 
     def _run(self, name: str, *command: str, seconds: float | None = None) -> None:
-        """A hook: without `seconds` it goes on beside us, else it is waited for that long."""
+        """Run a hook: without `seconds` in the background, else wait that long for its end."""
         if not command:
             return
         process = self._spawn(name, list(command))
@@ -179,28 +179,28 @@ class Head:
 
     def _status(self) -> None:
         try:
-            found = gcs.status(self.address, self.dashboard)
-        except Exception as error:  # Ray's store may be busy or ending: the next look tells
+            status = gcs.status(self.address, self.dashboard)
+        except Exception as error:  # Ray's store may be busy or ending: try again next time
             log.warning("no status: %s", error)
             return
-        write_json(self.directory.path / "status.json", {**found, "generation": self.generation, "time": time.time()})
+        write_json(self.directory.path / "status.json", {**status, "generation": self.generation, "time": time.time()})
 
     def _drain(self) -> None:
-        """Have every run commit a checkpoint, in the time that there is."""
-        came = self.signals.came
-        log.info("%s: %.0f s left", came.name if came else "", self.signals.left)
+        """Let every run commit a checkpoint within the remaining time."""
+        received = self.signals.received
+        log.info("%s: %.0f s left", received.name if received else "", self.signals.left)
         try:
-            gcs.drain(self.address, self.signals.left, "the head leaves")
+            gcs.drain(self.address, self.signals.left, "the head ends")
         except Exception as error:  # as in the workers' agent
-            log.warning("Ray could not be told: %s", error)
+            log.warning("Ray could not drain the workers: %s", error)
         self._run("drain", *self.spec.hooks.drain, seconds=self.signals.left)
 
     def _down(self) -> bool:
         return (self.directory.path / "down").exists()
 
     def requeue(self) -> int:
-        """Ask Slurm to start this job again, as the next generation, unless it is to end or is being ended already (to
-        be requeued, for one). Returns the exit code."""
+        """Ask Slurm to restart this job as the next generation, unless `down` was called or Slurm already ends it (for
+        example to requeue it). Returns the exit code."""
         try:
             ours = next((job for job in self.slurm.jobs() if job.id == self.job), None)
             if self._down() or ours is None or not ours.running:

@@ -1,4 +1,4 @@
-"""One Ray node as a process group of ours: its ports, its temporary directory, its resources, its end."""
+"""One Ray node as a process group: its ports, temporary directory, resources and end."""
 
 import contextlib
 import os
@@ -19,21 +19,21 @@ from raylab.scratch import Scratch
 OBJECT_STORE_SHARE, OBJECT_STORE_MOST, OBJECT_STORE_LEAST = 0.1, 2 * 10**9, 80 * 10**6  # data is read from files
 START_SECONDS = 120.0
 
-# A node that ends is noticed after 5 s, as its port refuses; one that only does not answer, after half a minute: on a
-# busy node an answer takes seconds, and a node given up in error restarts its run. On workers, the head's absence.
+# A node that ends is noticed after 5 s, because its port refuses connections; one that does not answer, after half a
+# minute: on a busy node an answer takes seconds, and a node that is given up by mistake restarts its run. On workers
+# these settings detect the absence of the head.
 HEALTH = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "5",
     "RAY_health_check_initial_delay_ms": "15000",
 }
-WORKER = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}  # on the head this makes a good run exit 1
+WORKER = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}  # on the head this makes a successful run exit with code 1
 COMMON = {
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_worker_niceness": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_BACKEND_LOG_LEVEL": "warning",
-    # Ray's Prometheus servers ask for no token: none is started. -1 is no port, and Ray goes on without that server
+    # Ray's Prometheus servers require no token, so none is started: with port -1 Ray continues without that server
     "RAY_enable_metrics_collection": "false",
     "AUTOSCALER_METRIC_PORT": "-1",
     "DASHBOARD_METRIC_PORT": "-1",
@@ -42,7 +42,7 @@ COMMON = {
 
 @dataclass(frozen=True)
 class Allocation:
-    """What Slurm gave this job on this node."""
+    """The resources that Slurm allocated to this job on this node."""
 
     cpus: int
     gpus: int
@@ -50,7 +50,7 @@ class Allocation:
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "Allocation":
-        """From the variables of a step; Ray itself looks at the whole machine (ray#13607)."""
+        """From the variables of a step; Ray itself would count the whole machine (ray#13607)."""
         cpus = int(environment.get("SLURM_CPUS_ON_NODE") or len(os.sched_getaffinity(0)))
         per_node, per_cpu = environment.get("SLURM_MEM_PER_NODE"), environment.get("SLURM_MEM_PER_CPU")
         if per_node:
@@ -72,7 +72,7 @@ class Allocation:
 
 
 def address_of(interface: str | None) -> str:
-    """The address at which other nodes reach this one. Raises SlurmError for an interface that is not here."""
+    """The address at which other nodes reach this one. Raises SlurmError for an interface that does not exist."""
     here = {
         name: [a.address for a in addresses if a.family == socket.AF_INET]
         for name, addresses in psutil.net_if_addrs().items()
@@ -96,32 +96,32 @@ def address_of(interface: str | None) -> str:
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Ports that are free on `host` now, all different."""
+    """`count` different ports that are free on `host` now."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
             probe.bind((host, 0))
         return [int(probe.getsockname()[1]) for probe in probes]
     except OSError as error:
-        raise SlurmError(f"no free port on {host}", str(error), "the node is out of ports: try another") from error
+        raise SlurmError(f"no free port on {host}", str(error), "use another node") from error
     finally:
         for probe in probes:
             probe.close()
 
 
 class StartError(SlurmError):
-    """Ray did not come up."""
+    """Ray did not start."""
 
 
 class RayProcess:
-    """`ray start --block` in a session of its own. Ended by this process group alone, never by `ray stop`."""
+    """`ray start --block` in its own session. It is ended by killing its process group, never with `ray stop`."""
 
     def __init__(self, scratch: str, log: Path) -> None:
         try:
             self.scratch = Scratch([scratch])
         except UsageError as error:
             raise SlurmError(
-                f"no directory for Ray could be made in {scratch}", error.why, "correct `scratch` of the site"
+                f"no directory for Ray can be created in {scratch}", error.why, "correct `scratch` of the site"
             ) from error
         self.temp = self.scratch.ray
         self.log = log
@@ -130,7 +130,7 @@ class RayProcess:
         self.started: list[psutil.Process] = []
 
     def start(self, python: str, ip: str, options: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start Ray with `options`; every port that two Rays on a node would fight over is chosen here."""
+        """Start Ray with `options`, and with free ports wherever two Rays on a node would collide."""
         ports = free_ports(ip, 6)
         self.agent_port = ports[4]
         names = (
@@ -162,11 +162,11 @@ class RayProcess:
                 stderr=log,
                 start_new_session=True,
                 cwd=self.scratch.path,
-                pass_fds=[self.scratch.lock],  # held by Ray itself: no other agent removes what is in use
+                pass_fds=[self.scratch.lock],  # held by Ray itself, so that no other agent removes the directory in use
             )
 
     def wait_for(self, ip: str, port: int) -> None:
-        """Until Ray listens there. Raises StartError when it ends before, or does not within START_SECONDS."""
+        """Wait until Ray listens there. Raises StartError if it ends first, or does not listen within START_SECONDS."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.ended is None:
             with socket.socket() as probe:
@@ -183,7 +183,7 @@ class RayProcess:
         return None if self.process is None else self.process.poll()
 
     def busy(self) -> bool:
-        """Whether a Ray worker process here does something: one that waits is called ray::IDLE."""
+        """Whether a Ray worker process here is busy; the title of an idle one is ray::IDLE."""
         for process in self._family():
             try:
                 title = (process.cmdline() or [""])[0]
@@ -194,7 +194,7 @@ class RayProcess:
         return False
 
     def end(self) -> None:
-        """Kill the group and what came of it, and remove the temporary directory."""
+        """Kill the process group and its descendants, and remove the temporary directory."""
         family = self._family()
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):

@@ -17,21 +17,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from jobs.common import home, run_tracking, scores
 from jobs.common.progress import say
 from jobs.common.session import ray_session
-from raylab.config.overrides import has_field, override, parse_assignments, unknown_field
+from raylab.config.assignments import parse_assignments
+from raylab.config.overrides import has_field, override, unknown_field
 from raylab.config.recipe import IcuData, Recipe
 from raylab.data import prepared
 from raylab.data.icu.resplit import Split, resplit
+from raylab.documents import to_plain
 from raylab.errors import UsageError, unknown
-from raylab.evaluation.intervals import text
 from raylab.evaluation.leakage import VIEWS
 from raylab.evaluation.metrics import binary_scores, paired_difference
 from raylab.files import write_json
+from raylab.score import Score
 from raylab.tasks.recipes import parse_recipe, shipped_recipe, with_search_space
 from tracking.outbox import Outbox
 
@@ -99,19 +100,19 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         result["leakage"] = [
             row for landmark, folder in folders.items() for row in leaked(args, folder, landmark, views)
         ]
-    write_json(out / "table.json", result)
+    write_json(out / "table.json", to_plain(result))
     (out / "table.md").write_text(markdown(result))
     track(args, folders, result, uri)
     if not args.quiet:
         say(markdown(result))
         say(f"next: raylab compare --experiment {os.environ['MLFLOW_EXPERIMENT_NAME']}")
-    return {"out": str(out), "experiment": os.environ["MLFLOW_EXPERIMENT_NAME"], **result}
+    return {"out": str(out), "experiment": os.environ["MLFLOW_EXPERIMENT_NAME"], **to_plain(result)}
 
 
 def prepare(args: argparse.Namespace, out: Path, landmark: int) -> Path:
     """OUT/landmark-H with its data and folds; what is there already is used again."""
     from raylab.data.icu.labels import label
-    from raylab.data.icu.prepare import prepare_ards
+    from raylab.data.icu.prepare import prepare_icu
 
     folder = out / f"landmark-{landmark}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,7 @@ def prepare(args: argparse.Namespace, out: Path, landmark: int) -> Path:
             say(f"preparing landmark {landmark} h")
         rule = label(args.label)
         source = args.source or "synthetic"
-        prepare_ards(source, args.path, data, landmark, args.horizon, args.patients, args.seed, rule=rule)
+        prepare_icu("ards", source, args.path, data, landmark, args.horizon, args.patients, args.seed, rule=rule)
     for fold in range(args.folds):
         if not (folder / f"fold-{fold}" / "meta.json").is_file():
             resplit([data], folder / f"fold-{fold}", Split("patient", fold, args.folds), args.seed)
@@ -246,8 +247,8 @@ def leaked(args: argparse.Namespace, folder: Path, landmark: int, views: dict[in
             row["auroc"] = binary_scores(y, mine, group, BOOTSTRAPS, args.seed)["auroc"]
             if name != "everything":
                 row["lost"] = paired_difference(y, mine, whole, group, "auroc", BOOTSTRAPS, args.seed)
-                if row["auroc"]["low"] is not None:
-                    row["above_chance"] = row["auroc"]["low"] > 0.5
+                if row["auroc"].low is not None:
+                    row["above_chance"] = row["auroc"].low > 0.5
             rows.append(row)
     return rows
 
@@ -302,8 +303,8 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["table"]:
-        cells = [text(row["scores"][name]) for name in ("auroc", "auprc", "brier")]
-        difference = text(row["against_baseline"]) if "against_baseline" in row else ""
+        cells = [str(row["scores"][name]) for name in ("auroc", "auprc", "brier")]
+        difference = str(row["against_baseline"]) if "against_baseline" in row else ""
         lines.append(
             f"| {row['landmark_h']} h | {row['cohort']} | {row['model']} | {row['n']} | {row['positive']} | "
             f"{' | '.join(cells)} | {difference} |"
@@ -312,8 +313,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines += ["", "Leakage checks: the same gradient boosting on less.", ""]
         lines += ["| landmark | cohort | sees | AUROC | minus everything | above chance |", "|---|---|---|---|---|---|"]
         for row in result["leakage"]:
-            shown = text(row["auroc"]) if "auroc" in row else row["why"]
-            lost = text(row["lost"]) if "lost" in row else ""
+            shown = str(row["auroc"]) if "auroc" in row else row["why"]
+            lost = str(row["lost"]) if "lost" in row else ""
             above = "" if "above_chance" not in row else "yes" if row["above_chance"] else "no"
             lines.append(f"| {row['landmark_h']} h | {row['cohort']} | {row['view']} | {shown} | {lost} | {above} |")
     return "\n".join(lines) + "\n"
@@ -336,7 +337,7 @@ def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, 
                 own = recipe_of(args, model) if model in MODELS else recipe
                 assert isinstance(own.data, IcuData)  # of no other task
                 child = home.new_run(f"{top.name}-{landmark}h-{model}", "ards")
-                run_tracking.opening(child, own, meta, folder / "data", "benchmark", uri, None, parent["run_id"])
+                run_tracking.opening(child, own, meta, folder / "data", "benchmark", uri, None, parent.run_id)
                 rows = [r for r in result["table"] if (r["landmark_h"], r["model"]) == (landmark, model)]
                 with run_tracking.tracked(child, system=False):
                     outbox = Outbox(child / "outbox")
@@ -351,9 +352,9 @@ def next_name(name: str) -> str:
     return next(new for k in range(len(taken) + 1) if (new := name if k == 0 else f"{name}-{k + 1}") not in taken)
 
 
-def named_scores(rows: list[dict[str, Any]], cohort: str) -> dict[str, dict[str, Any]]:
+def named_scores(rows: list[dict[str, Any]], cohort: str) -> dict[str, Score]:
     """{SCORE: score} of the rows of `cohort`, {COHORT/SCORE: score} of the others."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Score] = {}
     for row in rows:
         difference = {"auroc_minus_baseline": row["against_baseline"]} if "against_baseline" in row else {}
         begin = "" if row["cohort"] == cohort else f"{row['cohort']}/"
@@ -365,8 +366,5 @@ def values(rows: list[dict[str, Any]], cohort: str) -> dict[str, float]:
     """The scores of a model's rows as metrics: those of `cohort` as `folds/SCORE`, with its ends and `folds/n`, those
     of the other cohorts as `folds/COHORT/SCORE`."""
     found = {f"folds/{'' if row['cohort'] == cohort else row['cohort'] + '/'}n": float(row["n"]) for row in rows}
-    for name, score in named_scores(rows, cohort).items():
-        for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
-            if score[key] is not None and np.isfinite(score[key]):
-                found[f"folds/{name}{end}"] = float(score[key])
-    return found
+    named = named_scores(rows, cohort).items()
+    return found | {f"folds/{name}{end}": value for name, score in named for end, value in score.ends()}

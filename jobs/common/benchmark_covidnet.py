@@ -15,29 +15,36 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from jobs import evaluate, prepare, train, transfer, tune
+from jobs import prepare
 from jobs.common import home
 from jobs.common.progress import say
-from jobs.demo import do
+from jobs.common.results import Run
+from jobs.evaluate import Split, evaluate
+from jobs.resume import resume
+from jobs.train import train
+from jobs.transfer import transfer
+from jobs.tune import tune
+from raylab.config.assignments import parse_assignments
 from raylab.data.images import published
 from raylab.data.images.manifest import discover
+from raylab.data.images.meta import ImageMeta
 from raylab.data.prepared import read_meta
 from raylab.errors import UsageError, unknown
-from raylab.evaluation.intervals import text
 from raylab.files import read_lines, write_json
+from raylab.score import Score
 
 EXPERIMENT = "raylab-benchmark-covidnet"
 PARTS = ("networks", "transfer", "schedulers", "scaling")
 SCHEDULERS = ("fifo", "hyperband", "asha", "pbt")
 # The published search space: rate, weights of classes 2 and 3, share of Covid in a batch (Diagnostics 13(3):391)
-SPACE = (
-    "optim.lr=loguniform(1e-5,1e-3)",
-    "optim.class_weight.1=uniform(1,10)",
-    "optim.class_weight.2=uniform(1,10)",
-    "data.class_fraction=uniform(0.05,0.5)",
-)
+SPACE = {
+    "optim.lr": "loguniform(1e-5,1e-3)",
+    "optim.class_weight.1": "uniform(1,10)",
+    "optim.class_weight.2": "uniform(1,10)",
+    "data.class_fraction": "uniform(0.05,0.5)",
+}
 # Published for COVIDx, percent: accuracy; sensitivity; PPV of normal/pneumonia/Covid-19 (arXiv 2003.09871, and models
 # CXR3-B and CXR4-A of its repository; ResNet-50 and VGG-19 were not read again). Their test set is another: these
 # figures stand beside ours and are not compared with them.
@@ -54,13 +61,13 @@ PUBLISHED_SEARCH = {
     "asha": ".930; .966/.615/.789",
     "pbt": ".832; .844/.692/.816",
 }
-SETTINGS = (
-    "loop.global_batch_size=32",
-    "loop.shards=4",
-    "schedule.kind=cosine",
-    "schedule.warmup_steps=20",
-    "optim.lr=1e-3",
-)
+SETTINGS = {
+    "loop.global_batch_size": 32,
+    "loop.shards": 4,
+    "schedule.kind": "cosine",
+    "schedule.warmup_steps": 20,
+    "optim.lr": 1e-3,
+}
 
 
 def arguments(group: Any) -> None:
@@ -108,7 +115,8 @@ class Benchmark:
 
     def __init__(self, args: argparse.Namespace, out: Path) -> None:
         self.args, self.out = args, out
-        self.settings = [*SETTINGS, f"data.size={args.size}", f"loop.epochs={args.epochs}", *args.set]
+        own = {"data.size": args.size, "loop.epochs": args.epochs}
+        self.settings: dict[str, Any] = SETTINGS | own | parse_assignments(args.set)
 
     def step(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `work` gave, when it was done first."""
@@ -130,39 +138,41 @@ class Benchmark:
             target = self.out / name
             if not (target / "meta.json").is_file():
                 options = {"source": "covidx", "size": self.args.size, "manifest": here.manifest, "domain": domain}
+                options |= {"images": here.images, **here.lists}
                 apart = [self.out / "a"] if name == "b" else []  # copies of what A holds would be known already
-                prepare.covidnet(target, here.images, here.lists, self.args.quiet, apart_from=apart, **options)
-            meta = read_meta(target, "covidnet")
-            if meta["size"] != self.args.size:
-                raise UsageError(f"{target} holds images of {meta['size']} px", do="choose another --out")
+                prepare.prepare("covidnet", target, quiet=self.args.quiet, apart_from=apart, **options)
+            meta = read_meta(target, "covidnet", ImageMeta)
+            if meta.size != self.args.size:
+                raise UsageError(f"{target} holds images of {meta.size} px", do="choose another --out")
             found[name] = {
                 "folder": folder.name if domain is None else f"{folder.name}, domain {domain}",
-                "counts": meta["counts"],
-                "attrition": meta["attrition"],
-                "duplicates": meta["duplicates"],
-                "differs": published.differences(table, meta["listed"]),
+                "counts": meta.counts,
+                "attrition": meta.attrition,
+                "duplicates": None if meta.duplicates is None else meta.duplicates.model_dump(),
+                "differs": published.differences(table, meta.listed),
             }
         return found
 
-    def run(self, name: str, verb: Any, *words: object) -> dict[str, Any]:
-        return self.step(name, partial(self.trained, name, verb, *words))
+    def run(self, name: str, begin: Callable[[str], Run]) -> dict[str, Any]:
+        """The result of a run, which `begin(its name)` begins when there is none to go on with."""
+        return self.step(name, partial(self.trained, f"{self.out.name}-{name}", begin))
 
-    def trained(self, name: str, verb: Any, *words: object) -> dict[str, Any]:
-        """A run of `verb`, begun or gone on with."""
-        run = f"{self.out.name}-{name}"
+    def trained(self, run: str, begin: Callable[[str], Run]) -> dict[str, Any]:
         directory = home.home() / "runs" / run
         if (directory / "run.json").is_file():
-            resumed: dict[str, Any] = (tune if verb is tune else train).resume(directory, self.args.quiet)
-            return resumed
+            return resume(directory, quiet=self.args.quiet).details
         if directory.exists():  # ended before it was described: nothing of it counts
             shutil.rmtree(directory)
-        return do(verb, *words, "--name", run)
+        return begin(run).details
+
+    def train(self, data: Path, settings: dict[str, Any], run: str) -> Run:
+        """A run of the task's recipe with the benchmark's settings and these."""
+        return train("covidnet", data, name=run, settings=self.settings | settings, quiet=self.args.quiet)
 
     def scored(self, name: str, run: str, data: Path) -> dict[str, Any]:
         """Scores of a run through `evaluate`, on the data's last split: val where there is no list to test."""
-        split = list(read_meta(data, "covidnet")["counts"])[-1]
-        words = ("covidnet", "--run", run, "--data", data, "--split", split)
-        return self.step(f"{name}-{split}", partial(do, evaluate, *words))
+        split = cast(Split, list(read_meta(data, "covidnet").counts)[-1])
+        return self.step(f"{name}-{split}", lambda: evaluate(run, data, split=split, quiet=self.args.quiet).details)
 
     def networks(self) -> list[dict[str, Any]]:
         """(a) Every network on A, and COVID-Net on A with the lung field blacked out."""
@@ -170,28 +180,43 @@ class Benchmark:
         a = self.out / "a"
         for name in [*self.args.networks, "covidnet-masked"]:
             network, mask = name.removesuffix("-masked"), "centre" if name.endswith("-masked") else "none"
-            words = ("covidnet", "--data", a, "--set", *self.settings, f"model.name={network}", f"data.mask={mask}")
-            run = self.run(f"a-{name}", train, *words)
+            run = self.run(f"a-{name}", partial(self.train, a, {"model.name": network, "data.mask": mask}))
             rows.append({**self.scored(f"a-{name}", run["name"], a), "name": name, "run": run["name"]})
         return rows
 
     def transfers(self) -> list[dict[str, Any]]:
         """(b) COVID-Net of (a) before and after transfer to B, beside the same network on B from scratch."""
         a, b = self.out / "a", self.out / "b"
-        words = ("covidnet", "--data", a, "--set", *self.settings, "model.name=covidnet", "data.mask=none")
-        parent = self.run("a-covidnet", train, *words)["name"]
+        covidnet = partial(self.train, a, {"model.name": "covidnet", "data.mask": "none"})
+        parent = self.run("a-covidnet", covidnet)["name"]
         rows = [{**self.scored("b-before", parent, b), "name": "before transfer", "seed": 0}]
         for seed in range(self.args.seeds):
-            own = ("--data", b, "--set", *self.settings, f"seed={seed}")
-            ways = {
-                "scratch": (train, ("covidnet", *own)),
-                "lp-ft": (transfer, ("covidnet", "--from", parent, *own)),
+            ways: dict[str, Callable[[str], Run]] = {
+                "scratch": partial(self.train, b, {"seed": seed}),
+                "lp-ft": partial(self.transfer, parent, b, {"seed": seed}),
             }
-            for way, (verb, words) in ways.items():
+            for way, begin in ways.items():
                 name = f"b-{way}-{seed}"
-                run = self.run(name, verb, *words)
+                run = self.run(name, begin)
                 rows.append({**self.scored(name, run["name"], b), "name": way, "seed": seed})
         return rows
+
+    def transfer(self, parent: str, data: Path, settings: dict[str, Any], run: str) -> Run:
+        return transfer(parent, data, name=run, settings=self.settings | settings, quiet=self.args.quiet)
+
+    def search(self, scheduler: str, data: Path, run: str) -> Run:
+        """A search of the published space."""
+        return tune(
+            "covidnet",
+            data,
+            trials=self.args.trials,
+            scheduler=scheduler,
+            search="random" if scheduler == "pbt" else "tpe",
+            space=SPACE,
+            name=run,
+            settings=self.settings,
+            quiet=self.args.quiet,
+        )
 
     def schedulers(self) -> list[dict[str, Any]]:
         """(c) Four schedulers on the published space, the same number of trials and epochs for each, on B."""
@@ -199,20 +224,7 @@ class Benchmark:
         b = self.out / "b"
         for scheduler in SCHEDULERS:
             name = f"search-{scheduler}"
-            sampler = "random" if scheduler == "pbt" else "tpe"
-            words = (
-                "covidnet",
-                "--data",
-                b,
-                "--trials",
-                self.args.trials,
-                "--scheduler",
-                scheduler,
-                "--search",
-                sampler,
-            )
-            more = ("--set", *self.settings, "--space", *SPACE)
-            run = self.run(name, tune, *words, *more)
+            run = self.run(name, partial(self.search, scheduler, b))
             rows.append(
                 {
                     "name": scheduler,
@@ -229,17 +241,14 @@ class Benchmark:
         rows, workers = [], 1
         a = self.out / "a"
         while workers <= self.args.most_workers:
-            words = ("covidnet", "--data", a, "--workers", workers, "--set", *self.settings, "loop.epochs=2")
-            name = f"scaling-{workers}"
-            run = self.run(name, train, *words)
-            ledger = read_lines(home.home() / "runs" / run["name"] / "ledger.jsonl")
+            run = self.run(f"scaling-{workers}", partial(self.train, a, {"scaling.workers": workers, "loop.epochs": 2}))
             outbox = read_lines(home.home() / "runs" / run["name"] / "outbox" / "outbox.jsonl")
             paces = [r["values"]["train/samples_per_s"] for r in outbox if "train/samples_per_s" in r.get("values", {})]
             rows.append({
                 "workers": workers,
                 "samples_per_s": paces[-1],
                 "weights_sha256": run["weights_sha256"],
-                "attempts": sum("start" in line for line in ledger),
+                "attempts": run["attempts"],
             })  # fmt: skip
             workers *= 2
         return rows
@@ -295,6 +304,11 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {r['workers']} | {r['samples_per_s']:.1f} | {r['samples_per_s'] / one:.2f} |" for r in result["scaling"]
         ]
     return "\n".join(told) + "\n"
+
+
+def text(score: dict[str, Any], digits: int = 3) -> str:
+    """A score of a verb's JSON result with its interval."""
+    return Score.model_validate(score).text(digits)
 
 
 def header(*names: str) -> list[str]:

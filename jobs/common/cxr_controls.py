@@ -10,9 +10,8 @@ from jobs.common import home
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError
 from raylab.evaluation import temperature
-from raylab.evaluation.cxr_controls import border_probe, by_stratum, within_source
-from raylab.evaluation.intervals import text
-from raylab.evaluation.metrics import multiclass_scores, paired_difference
+from raylab.evaluation.cxr_controls import border_probe, within_source
+from raylab.evaluation.metrics import confusion, confusion_by, multiclass_scores, paired_difference
 
 
 def beside(directory: Path, samples: Any, p: np.ndarray, bootstraps: int, seed: int) -> dict[str, Any]:
@@ -33,10 +32,11 @@ def beside(directory: Path, samples: Any, p: np.ndarray, bootstraps: int, seed: 
         border = None
         found["border"] = {"why": f"no border probe: {gone.what}"}
     if border is not None:
-        scores = multiclass_scores(samples.y, border, samples.group, classes, samples.source, bootstraps, seed)
+        scores = multiclass_scores(samples.y, border, samples.group, classes, bootstraps, seed)
         found["border_macro_recall"] = scores["macro_recall"]
         found["minus_border"] = paired_difference(samples.y, p, border, samples.group, "macro_recall", bootstraps, seed)
-        found["border"] = {"confusion": scores["confusion"], "confusion_by_source": scores["confusion_by_source"]}
+        by_source = confusion_by(samples.source, samples.y, border)
+        found["border"] = {"confusion": confusion(samples.y, border), "confusion_by_source": by_source}
     found["within_source"] = []
     controls = {} if border is None else {t[:3]: t[3] for t in within_source(samples, border, bootstraps, seed)}
     for source, one, other, auroc in within_source(samples, p, bootstraps, seed):
@@ -44,12 +44,12 @@ def beside(directory: Path, samples: Any, p: np.ndarray, bootstraps: int, seed: 
             {"source": source, "classes": [one, other], "auroc": auroc, "border": controls.get((source, one, other))}
         )
     if set(samples.view) != {"unknown"}:
-        found["confusion_by_view"] = by_stratum(samples, p, samples.view)
+        found["confusion_by_view"] = confusion_by(samples.view, samples.y, p)
     note = directory / "model" / "temperature.json"
     if note.is_file():
         fitted = json.loads(note.read_text())
         scaled = temperature.scaled(p, fitted["temperature"])
-        scores = multiclass_scores(samples.y, scaled, samples.group, classes, None, bootstraps, seed)
+        scores = multiclass_scores(samples.y, scaled, samples.group, classes, bootstraps, seed)
         found |= {"temperature": fitted, "ece_calibrated": scores["ece"], "brier_calibrated": scores["brier"]}
     return found
 
@@ -57,8 +57,8 @@ def beside(directory: Path, samples: Any, p: np.ndarray, bootstraps: int, seed: 
 def training_data(directory: Path) -> Path:
     """The prepared directory that a run was trained on; DataError when it is no longer there as it was."""
     described = home.note(directory)
-    path = Path(described["data"])
-    if read_meta(path, described["task"])["data_hash"] != described["data_hash"]:
+    path = Path(described.data)
+    if read_meta(path, described.task).data_hash != described.data_hash:
         raise DataError(f"{path} is no longer the data that run {directory.name} was trained on")
     return path
 
@@ -67,11 +67,11 @@ def lines(result: dict[str, Any]) -> list[str]:
     """What the screen shows of it, beside the scores."""
     told = []
     for row in result.get("within_source", []):
-        n = " and ".join(str(n) for n in row["auroc"]["n"])
-        border = f"; border probe {row['border']['value']:.3f}" if row["border"] else ""
+        n = " and ".join(str(n) for n in row["auroc"].n)
+        border = f"; border probe {row['border'].value:.3f}" if row["border"] else ""
         told.append(
             f"within {row['source']}, {row['classes'][0]} against {row['classes'][1]} (n = {n}): "
-            f"AUROC {text(row['auroc'])}{border}"
+            f"AUROC {row['auroc']}{border}"
         )
     if "why" in result.get("border", {}):
         told.append(result["border"]["why"])

@@ -5,41 +5,45 @@ from typing import Any
 
 import numpy as np
 
+from raylab.data.lung.sweep_dataset import SweepSamples
+from raylab.tasks.evaluation import Evaluation
 from raylab.tasks.outcomes import Binary, Multiclass, Outcome, Regression
 from tracking import plots
 
 MAP_AXES = (("fio2", "shunt"), ("rate_per_min", "alveolar_dead_space"), ("tidal_volume_mL", "compliance_mL_per_cmH2O"))
 
 
-def draw(scored: dict[str, Any]) -> dict[str, Any]:
-    """{name: figure} of what `scores.of_run` returns."""
-    where = f"{scored['split']} split, n = {len(scored['samples'])}"
-    return FIGURES[type(scored["job"].outcome)](scored, where)
+def draw(scored: Evaluation) -> dict[str, Any]:
+    """{name: figure}."""
+    where = f"{scored.split} split, n = {scored.n}"
+    return FIGURES[type(scored.task.outcome)](scored, where)
 
 
-def binary(scored: dict[str, Any], where: str) -> dict[str, Any]:
-    """With the figures that an evaluation has added; none where there is one class only."""
-    y, p, synthetic = scored["samples"].y, scored["p"], bool(scored["meta"]["synthetic"])
+def binary(scored: Evaluation, where: str) -> dict[str, Any]:
+    """With the decision curve of an evaluation that has one; none where there is one class only."""
+    y, p, synthetic = scored.samples.y, scored.p, scored.meta.synthetic
     if len(np.unique(y)) < 2:
         return {}
+    curve = scored.more.get("decision_curve")
     return {
         "roc": plots.roc(y, p, f"ROC, {where}", synthetic),
         "precision-recall": plots.precision_recall(y, p, f"Precision and recall, {where}", synthetic),
         "calibration": plots.calibration(y, p, title=f"Calibration, {where}", synthetic=synthetic),
-        **scored.get("figures", {}),
+        **({} if curve is None else {"decision": plots.decision(curve, f"Decision curve, {where}", synthetic)}),
     }
 
 
-def multiclass(scored: dict[str, Any], where: str) -> dict[str, Any]:
-    matrix, classes = np.array(scored["result"]["confusion"]), scored["samples"].spec["classes"]
-    title, synthetic = f"Confusion, {where}", bool(scored["meta"]["synthetic"])
+def multiclass(scored: Evaluation, where: str) -> dict[str, Any]:
+    matrix, classes = np.array(scored.tables["confusion"]), scored.samples.spec["classes"]
+    title, synthetic = f"Confusion, {where}", scored.meta.synthetic
     return {"confusion": plots.confusion(matrix, classes, title=title, synthetic=synthetic)}
 
 
-def regression(scored: dict[str, Any], where: str) -> dict[str, Any]:
+def regression(scored: Evaluation, where: str) -> dict[str, Any]:
     """For each pair of inputs, the mean absolute error of every output over their plane."""
-    samples = scored["samples"]
-    inputs, error = samples.inputs(), np.abs(scored["p"] - samples.y)
+    samples = scored.samples
+    assert isinstance(samples, SweepSamples)
+    inputs, error = samples.inputs(), np.abs(scored.p - samples.y)
     return {
         f"error-{x}-{y}": plots.error_maps(inputs[x], inputs[y], error, samples.spec["classes"], (x, y), where)
         for x, y in MAP_AXES
@@ -47,7 +51,7 @@ def regression(scored: dict[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-FIGURES: dict[type[Outcome], Callable[[dict[str, Any], str], dict[str, Any]]] = {
+FIGURES: dict[type[Outcome], Callable[[Evaluation, str], dict[str, Any]]] = {
     Binary: binary,
     Multiclass: multiclass,
     Regression: regression,

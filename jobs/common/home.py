@@ -7,18 +7,20 @@ All of it is for its owner alone. With RAYLAB_HOME_GROUP set, a Unix group may r
 """
 
 import grp
-import json
+import logging
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from raylab.errors import RunError, UsageError, unknown
+from raylab.errors import DataError, RunError, UsageError, unknown
 from raylab.files import keep_out_of_git_and_uploads, locked, write_json
+from raylab.training.run_record import FILE, RunRecord, read_run_record
 from tracking import runs as tracking_runs
+
+log = logging.getLogger(__name__)
 
 GROUP = "RAYLAB_HOME_GROUP"
 # What the home's group may read of a run. Never checkpoints, outbox, trials, logs or pictures of single patients, nor
@@ -97,34 +99,71 @@ def _open(path: Path, group: int) -> None:
 
 
 def find(run: str) -> Path:
-    """The directory of a run given by name, MLflow run id or path; UsageError with the nearest names."""
+    """The directory of a run given by name, MLflow run id or path.
+
+    Raises UsageError with the nearest names, and for a copy of a run that lies beside the original.
+    """
     runs = home() / "runs"
     for path in (runs / run, Path(run)):
         if (path / "run.json").is_file():
-            return path.absolute()
-    notes = {path.parent.name: path for path in runs.glob("*/run.json")}
-    for path in notes.values():
-        if json.loads(path.read_text()).get("run_id") == run:
-            return path.parent
-    if not notes:
+            directory = path.absolute()
+            if original := original_of(directory):
+                raise UsageError(
+                    f"'{directory.name}' is a copy of the run '{original.name}'",
+                    "its scores would go into the MLflow run of the original",
+                    f"use {original.name}, or start a run of its own from its weights: --from {original.name}",
+                )
+            return directory
+    names = {path.parent.name for path in runs.glob(f"*/{FILE}")}
+    for directory, record in records():
+        if record.run_id == run and original_of(directory) is None:
+            return directory
+    if not names:
         raise UsageError(f"there is no run '{run}'", f"no runs in {runs}", "raylab train TASK --data DIR")
-    raise unknown("run", run, notes)
+    raise unknown("run", run, names)
 
 
-def note(directory: Path) -> dict[str, Any]:
-    """The run's run.json. An address in it is without credentials, which older versions stored."""
-    found: dict[str, Any] = json.loads((directory / "run.json").read_text())
-    if {"uri", "run_id"} <= found.keys():
-        found["uri"] = tracking_runs.resolve(found["uri"], found["run_id"], directory)
-    return found
+def records(pattern: str = "*") -> Iterator[tuple[Path, RunRecord]]:
+    """(directory, record) of every run of this home, or of what `pattern` finds below HOME/runs. A record that cannot
+    be read is reported and left out, so that it does not keep the others."""
+    for path in sorted((home() / "runs").glob(f"{pattern}/{FILE}")):
+        try:
+            yield path.parent, note(path.parent)
+        except DataError as error:
+            log.warning("left out: %s", error)
 
 
-def annotate(directory: Path, **facts: Any) -> dict[str, Any]:
-    path = directory / "run.json"
-    merged = {**(note(directory) if path.is_file() else {}), **facts}
-    write_json(path, merged)
+def original_of(directory: Path) -> Path | None:
+    """The run beside `directory` that it was copied from, with its MLflow run; None for a run that is no copy.
+
+    A run that was moved or renamed, so that there is one directory of it, is no copy.
+    """
+    record = note(directory)
+    original = directory.parent / record.tags.get("raylab.name", directory.name)
+    if original == directory or not (original / FILE).is_file():
+        return None
+    return original if note(original).run_id == record.run_id else None
+
+
+def note(directory: Path) -> RunRecord:
+    """The run's record. An address in it is without credentials, which older versions stored."""
+    found = read_run_record(directory)
+    return found.model_copy(update={"uri": tracking_runs.resolve(found.uri, found.run_id, directory)})
+
+
+def describe(directory: Path, record: RunRecord) -> RunRecord:
+    """Write the record of a run and let the home's group read it."""
+    write_json(directory / FILE, record.to_json())
     share(directory)
-    return merged
+    return record
+
+
+def annotate(directory: Path, **facts: object) -> RunRecord:
+    """Change fields of the run's record; TypeError for a field that it does not have."""
+    if wrong := facts.keys() - RunRecord.model_fields.keys():
+        raise TypeError(f"a run record has no field {', '.join(sorted(wrong))}")
+    changed = note(directory).model_copy(update=facts)
+    return describe(directory, RunRecord.model_validate(changed.to_json()))
 
 
 @contextmanager

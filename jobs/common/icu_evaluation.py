@@ -13,27 +13,27 @@ from raylab.config.recipe import Recipe
 from raylab.data.icu.dataset import IcuSamples
 from raylab.errors import DataError, UsageError
 from raylab.evaluation import alarms, clinical
-from raylab.evaluation.intervals import text
 from raylab.evaluation.metrics import binary_scores
-from tracking import plots
+from raylab.tasks.evaluation import Evaluation
 
 AGES = ((0, 45), (45, 65), (65, 80), (80, 121))  # years, the upper one excluded
 UNITS = {1: "coronary", 2: "cardiac surgery", 3: "medical", 4: "surgical"}
 SHOWN = ("brier", "brier_scaled", "calibration_slope", "calibration_intercept")
 
 
-def extended(scored: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Entries for the result of `scores.of_run`; `scored` is what it returned."""
-    samples, p, meta = scored["samples"], scored["p"], scored["meta"]
+def extended(scored: Evaluation, recipe: Recipe) -> dict[str, Any]:
+    """What stands beside the scores, by name."""
+    samples, p = scored.samples, scored.p
+    assert isinstance(samples, IcuSamples)
     rows = (samples.y, p, samples.group)
     found: dict[str, Any] = {
         "ici": clinical.ici(*rows, scores.BOOTSTRAPS, recipe.seed),
         "decision_curve": clinical.decision_curve(*rows, scores.BOOTSTRAPS, recipe.seed),
         "subgroups": clinical.subgroups(*rows, members(samples.rows), scores.BOOTSTRAPS, recipe.seed),
         "ends": dict(sorted(samples.rows.group_by("outcome").len().iter_rows())),
-        "notes": meta["notes"],
+        "notes": samples.meta.notes,
     }
-    if meta["framing"] == "rolling":
+    if samples.meta.framing == "rolling":
         found["alarms"] = alarms.scores(rolling(samples, p), scores.BOOTSTRAPS, recipe.seed)
     return found
 
@@ -58,10 +58,11 @@ def rolling(samples: IcuSamples, p: NDArray[np.float64]) -> alarms.Rolling:
     onset = rows["onset_h"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
     at, group = rows["at_h"].to_numpy(), stays["group"].to_numpy()
     meta = samples.meta
-    return alarms.Rolling(place.cast(pl.Int64).to_numpy(), at, onset, p, group, meta["gap_h"], meta["horizon_h"])
+    assert meta.horizon_h is not None  # a rolling prediction has one
+    return alarms.Rolling(place.cast(pl.Int64).to_numpy(), at, onset, p, group, meta.gap_h, meta.horizon_h)
 
 
-def recalibrated(directory: Path, data: Path, scored: dict[str, Any], few: int, own: bool, seed: int) -> dict[str, Any]:
+def recalibrated(directory: Path, data: Path, scored: Evaluation, few: int, own: bool, seed: int) -> dict[str, Any]:
     """Calibration before and after fitting intercept and slope on `few` patients of this site.
 
     They are drawn from its train split (its val split where the model knows train); scored rows of theirs leave.
@@ -74,7 +75,7 @@ def recalibrated(directory: Path, data: Path, scored: dict[str, Any], few: int, 
     drawn = np.random.default_rng(seed).choice(patients, few, replace=False)
     inside = np.isin(others.group, drawn)
     p_few = scores.probabilities(job, recipe, others, network)[inside]
-    samples, p = scored["samples"], scored["p"]
+    samples, p = scored.samples, scored.p
     kept = ~np.isin(samples.group, drawn)
     if not kept.any():
         raise DataError("no row is left to score", "all patients were drawn to recalibrate on", "draw fewer")
@@ -91,33 +92,26 @@ def recalibrated(directory: Path, data: Path, scored: dict[str, Any], few: int, 
     return {"patients": few, "split": split, "n": len(y), "fit": fit, "before": told(p[kept]), "after": told(after)}
 
 
-def figures(scored: dict[str, Any]) -> dict[str, Any]:
-    curve = scored["result"]["decision_curve"]
-    where = f"{scored['split']} split, n = {len(scored['samples'])}"
-    return {"decision": plots.decision(curve, f"Decision curve, {where}", bool(scored["meta"]["synthetic"]))}
-
-
-def tell(out: dict[str, Any]) -> None:
+def tell(more: dict[str, Any]) -> None:
+    """Print what `extended` and `recalibrated` have found."""
     say("  net benefit (of acting on everybody):")
-    for row in out["decision_curve"]:
-        say(f"    at {row['threshold']:<4g} {text(row['model'])} ({row['everybody']:.3f})")
+    for row in more["decision_curve"]:
+        say(f"    at {row.threshold:<4g} {row.model} ({row.everybody:.3f})")
     say("  subgroups, AUROC:")
-    for name, of in out["subgroups"].items():
-        shown = text(of["auroc"]) if "auroc" in of else of["why"]
-        say(f"    {name:<22} {of['positive']:>5} of {of['n']:<6} {shown}")
-    say("  how the rows end: " + ", ".join(f"{how} {n:,}" for how, n in out["ends"].items()))
-    for row in out.get("alarms", ()):
-        if "why" in row:
-            say(f"  alarms, event recall {row['event_recall_at_least']:g}: {row['why']}")
+    for name, of in more["subgroups"].items():
+        say(f"    {name:<22} {of.positive:>5} of {of.n:<6} {of.why or of.scores['auroc']}")
+    say("  how the rows end: " + ", ".join(f"{how} {n:,}" for how, n in more["ends"].items()))
+    for row in more.get("alarms", ()):
+        if row.why is not None:
+            say(f"  alarms, event recall {row.event_recall_at_least:g}: {row.why}")
             continue
-        shown = {name: text(row[name]) for name in ("event_recall", "alarm_precision", "lead_h")}
         say(
-            f"  alarms: event recall {shown['event_recall']}, precision {shown['alarm_precision']}, "
-            f"{text(row['alarms_per_patient_day'])} a patient-day, lead {shown['lead_h']} h"
+            f"  alarms: event recall {row.event_recall}, precision {row.alarm_precision}, "
+            f"{row.alarms_per_patient_day} a patient-day, lead {row.lead_h} h"
         )
-    if of := out.get("recalibrated"):
+    if of := more.get("recalibrated"):
         say(f"  recalibrated on {of['patients']} patients of {of['split']}, {of['n']} rows scored:")
         for name in of["before"]:
-            say(f"    {name:<24} {text(of['before'][name])} -> {text(of['after'][name])}")
-    for note in out["notes"]:
+            say(f"    {name:<24} {of['before'][name]} -> {of['after'][name]}")
+    for note in more["notes"]:
         say(f"  note: {note}")

@@ -10,13 +10,17 @@ from typing import Any
 
 from jobs.common import home
 from raylab.data.images.dataset import LUNG_BOX
-from raylab.evaluation.intervals import text
+from raylab.data.images.meta import ImageMeta
+from raylab.data.prepared import META
+from raylab.documents import read_document
 from raylab.evaluation.overlap import in_words
+from raylab.score import Score
 from raylab.tasks.recipes import parse_recipe, update_recipe
+from raylab.training.run_record import RunRecord
 from tracking.outbox import Outbox
 
-TEMPLATE = """# Model card: {{ name }}
-{% if synthetic %}
+TEMPLATE = """# Model card: {{ run.name }}
+{% if run.synthetic %}
 **SYNTHETIC DATA: these figures say that the software works, and nothing about patients.**
 {% endif %}
 Not a medical device. Nothing here is fit for care.
@@ -28,11 +32,11 @@ was published){% endif %}, {{ "{:,}".format(parameters) }} parameters{% if recip
 - input: {{ spec.size }} x {{ spec.size }} px, top 8 % cut off, central square\
 {% if spec.mask is defined %}; the lung field is BLACKED OUT: this is a control, not a classifier{% endif %}
 - classes: {{ spec.classes | join(", ") }}
-- start: {% if parent %}weights of {{ parent }}, {{ recipe.transfer.mode }}{% elif recipe.model.weights_path %}weights \
-from a file, {{ recipe.transfer.mode }}{% else %}random weights{% endif %}
-- seed {{ recipe.seed }}, {{ steps }} steps of {{ recipe.loop.global_batch_size }}; code \
-{{ tags["raylab.code_revision"] }}; data {{ data_hash[:16] }}; split {{ split_hash[:16] }}; \
-weights {{ (weights_sha256 or "")[:16] }}
+- start: {% if run.parent %}weights of {{ run.parent }}, {{ recipe.transfer.mode }}\
+{% elif recipe.model.weights_path %}weights from a file, {{ recipe.transfer.mode }}{% else %}random weights{% endif %}
+- seed {{ recipe.seed }}, {{ run.steps or 0 }} steps of {{ recipe.loop.global_batch_size }}; code \
+{{ run.tags["raylab.code_revision"] }}; data {{ run.data_hash[:16] }}; split {{ run.split_hash[:16] }}; \
+weights {{ (run.weights_sha256 or "")[:16] }}
 
 ## Training data
 {% if meta %}| split | source | {{ spec.classes | join(" | ") }} |
@@ -61,7 +65,7 @@ weights {{ (weights_sha256 or "")[:16] }}
 {{ shown(s["ppv/" + c]) }} |
 {% endfor %}
 {% for name, by in (("source", s.confusion_by_source), ("view", s.get("confusion_by_view"))) if by -%}
-Confusion by {{ name }} (rows truth, columns prediction: {{ spec.classes | join(", ") }}):
+Confusion by {{ run.name }} (rows truth, columns prediction: {{ spec.classes | join(", ") }}):
 
 {% for key, matrix in by.items() %}- {{ key }}: {{ matrix }}
 {% endfor %}
@@ -77,7 +81,7 @@ Confusion by {{ name }} (rows truth, columns prediction: {{ spec.classes | join(
 
 ## What it cannot tell
 Labels are those of the collections and were not read again. An external set is worth its figure once: this model's \
-own test split was read {{ test_reads }} time(s).
+own test split was read {{ run.test_reads }} time(s).
 """
 
 
@@ -88,26 +92,26 @@ def write(directory: Path, parameters: int) -> Path:
     described = home.note(directory)
     note = json.loads((directory / "model" / "model.json").read_text())
     recipe = parse_recipe(update_recipe(note["recipe"]))
-    place = Path(described["data"]) / "meta.json"
-    meta = json.loads(place.read_text()) if place.is_file() else None
-    if meta is not None and meta["data_hash"] != described["data_hash"]:
+    place = Path(described.data) / META
+    meta = read_document(place, ImageMeta) if place.is_file() else None
+    if meta is not None and meta.data_hash != described.data_hash:
         meta = None
     scored = []
     for file in sorted((directory / "scores").glob("*.json")):
         s = json.loads(file.read_text())
-        where = "own data" if s["data"] == described["data_hash"] else f"data {s['data'][:12]}"
+        where = "own data" if s["data"] == described.data_hash else f"data {s['data'][:12]}"
         unchecked = "rows that picked the epoch" if s["split"] == "val" else "not checked"
         s["leakage_words"] = in_words(s["leakage"]) if s.get("leakage") else unchecked
         scored.append((f"{s['split']}, {where}", s))
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     card = environment.from_string(TEMPLATE).render(
-        {"test_reads": 0, "steps": 0, "weights_sha256": None, **described},
+        run=described,
         recipe=recipe,
         spec=note["spec"],
         parameters=parameters,
         meta=meta,
         scored=scored,
-        shown=text,
+        shown=_shown,
         box=" to ".join(("({:.2f}, {:.2f})".format(*LUNG_BOX[:2]), "({:.2f}, {:.2f})".format(*LUNG_BOX[2:]))),
         masked=_masked(described),
     )
@@ -117,17 +121,20 @@ def write(directory: Path, parameters: int) -> Path:
     return path
 
 
-def _masked(described: dict[str, Any]) -> str:
+def _shown(score: dict[str, Any]) -> str:
+    return str(Score.model_validate(score))
+
+
+def _masked(described: RunRecord) -> str:
     """What runs with the lung field blacked out, on the same data, reached on val."""
     told = []
-    for path in sorted((home.home() / "runs").glob("*/run.json")):
-        model = path.parent / "model" / "model.json"
-        other = json.loads(path.read_text())
-        if other.get("data_hash") != described["data_hash"] or not model.is_file():
+    for directory, other in home.records():
+        model = directory / "model" / "model.json"
+        if other.data_hash != described.data_hash or not model.is_file():
             continue
         if json.loads(model.read_text())["spec"].get("mask") == "centre":
-            for file in sorted((path.parent / "scores").glob("*.json")):
+            for file in sorted((directory / "scores").glob("*.json")):
                 s = json.loads(file.read_text())
-                told.append(f"{other['name']}, {s['split']}: macro recall {text(s['macro_recall'])}")
+                told.append(f"{other.name}, {s['split']}: macro recall {_shown(s['macro_recall'])}")
     again = "not trained; raylab train covidnet --data DIR --set data.mask=centre"
     return "; ".join(told) or again

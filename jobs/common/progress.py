@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from raylab.training import ledger
+
 stream: TextIO | None = None  # set while standard output is kept for Ray (session.py)
 WAIT_SECONDS = 15.0
 
@@ -31,6 +33,20 @@ def line(row: Mapping[str, float], epochs: int, objective: str, val: float | Non
     if val is not None:
         shown += f"  val {objective} {val:.3f}"
     return f"{shown}  {row['train/samples_per_s']:,.0f} samples/s  {duration(left)} left"
+
+
+def describe_group(entry: ledger.Group, before: ledger.Group | None, seconds: float) -> str:
+    """What the new group `entry` means where `before` was the group until now; `seconds` passed between the last step
+    and the new group."""
+    on = f"{entry.workers} worker{'s' if entry.workers != 1 else ''}"
+    if isinstance(entry, ledger.Start):
+        where = f" from step {entry.start}" if entry.start else ""
+        return f"{'started' if entry.attempt == 0 else 'restarted'}{where} on {on}"
+    lost = [str(pid) for pid in before.pids if pid not in entry.pids] if before is not None else []
+    if not lost:
+        return f"now on {on} from step {entry.regroup}"
+    who = f"worker{'s' if len(lost) > 1 else ''} {', '.join(lost)}"
+    return f"{who} lost at step {entry.regroup}; training went on after {seconds:.1f} s on {on}"
 
 
 class Tail:
@@ -72,7 +88,9 @@ class Display:
         self.quiet = quiet
         self.done = threading.Event()
         self.outbox = Tail(directory / "outbox" / "outbox.jsonl")
-        self.ledger = Tail(directory / "ledger.jsonl")
+        self.ledger = Tail(directory / ledger.FILE)
+        self.group: ledger.Group | None = None
+        self.stepped_at = time.time()  # when the last step was seen
         self.val: float | None = None
         self.thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
@@ -92,13 +110,7 @@ class Display:
         last = False
         while not last:
             last = self.done.wait(0.5)
-            for start in (entry for entry in self.ledger.new() if "start" in entry):
-                where = f" from step {start['start']}" if start["start"] else ""
-                again = "started" if start["attempt"] == 0 else "restarted"
-                workers = start["workers"]
-                say(f"{again}{where} on {workers} worker{'s' if workers != 1 else ''}")
-                for name in start["damaged"]:
-                    say(f"checkpoint {name} is damaged (its checksum does not match); the previous one is used")
+            self._tell_groups()
             if self.waiting is not None and not told and first is None and time.monotonic() - began > WAIT_SECONDS:
                 if text := self.waiting():
                     say(text)
@@ -117,3 +129,15 @@ class Display:
                 say(f"\r{shown:<100}", end="")
         if terminal and first is not None:
             say()
+
+    def _tell_groups(self) -> None:
+        """Say how the run's workers have changed."""
+        for entry in (ledger.parse_entry(line, self.ledger.path) for line in self.ledger.new()):
+            if isinstance(entry, ledger.Step):
+                self.stepped_at = time.time()
+            if not isinstance(entry, ledger.Group):
+                continue
+            say(describe_group(entry, self.group, max(0.0, entry.time - self.stepped_at)))
+            self.group = entry
+            for name in entry.damaged if isinstance(entry, ledger.Start) else ():
+                say(f"checkpoint {name} is damaged (its checksum does not match); the previous one is used")

@@ -12,18 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.common.home import annotate, home, note
+from jobs.common.home import annotate, describe, home, note
 from jobs.common.progress import say
 from raylab.config.overrides import override
 from raylab.config.recipe import IcuData, Recipe, flatten
-from raylab.data.prepared import sha256
+from raylab.data.prepared import Meta, sha256
 from raylab.errors import RaylabError, TrackingError
 from raylab.files import read_lines
+from raylab.training.run_record import Kind, Registration, RunRecord
 from tracking import models as tracked_model
 from tracking import runs
 from tracking.forwarder import Forwarder
 from tracking.outbox import Outbox
-from tracking.system import SystemMonitor
+from tracking.system import SystemMonitor, append_sample
 
 log = logging.getLogger(__name__)
 CODE = Path(__file__).resolve().parents[1]
@@ -55,6 +56,10 @@ class ToOutbox:
                 )
             )
 
+    def add_node_sample(self, sample: dict[str, float]) -> None:
+        """Record the load of one of the run's nodes (`NodeSampler`)."""
+        append_sample(Outbox(self.directory / "outbox"), sample)
+
     def send(self, rows: list[dict[str, Any]]) -> int:
         """The `send` of a run without Ray: what is in the outbox has arrived."""
         self(rows)
@@ -64,15 +69,15 @@ class ToOutbox:
 def opening(
     directory: Path,
     recipe: Recipe,
-    meta: dict[str, Any],
+    meta: Meta,
     data: Path,
-    kind: str,
+    kind: Kind,
     uri: str,
-    parent: dict[str, Any] | None = None,
+    parent: RunRecord | None = None,
     nested_in: str | None = None,
     more_tags: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Create the MLflow run of a new run directory and describe it there; returns its run.json.
+) -> RunRecord:
+    """Create the MLflow run of a new run directory and describe it there; returns its record.
 
     `parent` is the run whose weights this one starts from (of an evaluation, whose model it scores), `nested_in` the
     id of the run it is shown under.
@@ -81,21 +86,20 @@ def opening(
         code=CODE,
         task=recipe.task,
         seed=recipe.seed,
-        synthetic=bool(meta["synthetic"]),
-        data_hash=meta["data_hash"],
-        split_hash=meta["split_hash"],
+        synthetic=meta.synthetic,
+        data_hash=meta.data_hash,
+        split_hash=meta.split_hash,
     ) | {
         "raylab.kind": kind,
         "raylab.name": directory.name,
-        "raylab.data_source": str(meta["source"]),
+        "raylab.data_source": meta.source,
         **({"raylab.cohort": recipe.data.cohort} if isinstance(recipe.data, IcuData) else {}),
-        **({"raylab.parent": parent["run_id"], "raylab.parent_name": parent["name"]} if parent else {}),
+        **({"raylab.parent": parent.run_id, "raylab.parent_name": parent.name} if parent else {}),
         **(more_tags or {}),
     }
     experiment = experiment_name()
     run_id = runs.start_run(uri, experiment, directory.name, nested_in, tags)
-    described = annotate(
-        directory,
+    described = RunRecord(
         name=directory.name,
         run_id=run_id,
         uri=uri,
@@ -103,43 +107,54 @@ def opening(
         kind=kind,
         task=recipe.task,
         data=str(data),
-        data_hash=meta["data_hash"],
-        split_hash=meta["split_hash"],
-        synthetic=bool(meta["synthetic"]),
-        parent=parent["name"] if parent else None,
+        data_hash=meta.data_hash,
+        split_hash=meta.split_hash,
+        synthetic=meta.synthetic,
+        parent=parent.name if parent else None,
         tags=tags,
         cluster=os.environ.get("RAYLAB_CLUSTER"),
         status="RUNNING",
     )
+    describe(directory, described)
     (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
     write_attrition(directory, meta)
     outbox = Outbox(directory / "outbox")
     outbox.bind(uri, run_id)
     values = {path: str(value) for path, value in flatten(recipe).items()}
     outbox.append({"kind": "params", "values": values})
-    source = f"{meta['source']}{' (synthetic)' if meta['synthetic'] else ''}"
+    source = f"{meta.source}{' (synthetic)' if meta.synthetic else ''}"
     context = "evaluation" if kind == "evaluate" else "training"
     outbox.append(
-        {"kind": "input", "name": source, "digest": meta["data_hash"][:36], "source": source, "context": context}
+        {"kind": "input", "name": source, "digest": meta.data_hash[:36], "source": source, "context": context}
     )
     for file in ("recipe.json", "attrition.json"):
         outbox.append({"kind": "artifact", "path": str(directory / file), "to": ""})
     return described
 
 
-def open_trial(
-    directory: Path, recipe: Recipe, search: dict[str, Any], number: int, params: dict[str, Any]
-) -> dict[str, Any]:
+def open_trial(directory: Path, recipe: Recipe, search: RunRecord, number: int) -> RunRecord:
     """Create the MLflow run of a trial below its search's run."""
-    tags = {**search["tags"], "raylab.kind": "trial", "raylab.name": f"{search['name']}-{number:03d}"}
-    run_id = runs.start_run(search["uri"], search["experiment"], tags["raylab.name"], search["run_id"], tags)
-    same = {key: search[key] for key in ("uri", "experiment", "task", "data", "data_hash", "split_hash", "synthetic")}
-    described = annotate(
-        directory, name=tags["raylab.name"], run_id=run_id, kind="trial", parent=None, tags=tags, number=number, **same
+    tags = {**search.tags, "raylab.kind": "trial", "raylab.name": f"{search.name}-{number:03d}"}
+    run_id = runs.start_run(search.uri, search.experiment, tags["raylab.name"], search.run_id, tags)
+    described = RunRecord(
+        name=tags["raylab.name"],
+        run_id=run_id,
+        uri=search.uri,
+        experiment=search.experiment,
+        kind="trial",
+        task=search.task,
+        data=search.data,
+        data_hash=search.data_hash,
+        split_hash=search.split_hash,
+        synthetic=search.synthetic,
+        parent=None,
+        tags=tags,
+        number=number,
     )
+    describe(directory, described)
     (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
     outbox = Outbox(directory / "outbox")
-    outbox.bind(search["uri"], run_id)
+    outbox.bind(search.uri, run_id)
     values = {path: str(value) for path, value in flatten(recipe).items() if not path.startswith("search.")}
     outbox.append({"kind": "params", "values": values})
     outbox.append({"kind": "artifact", "path": str(directory / "recipe.json"), "to": ""})
@@ -147,9 +162,16 @@ def open_trial(
 
 
 def open_work(
-    directory: Path, kind: str, task: str, seed: int, synthetic: bool, source: str, data: Path, params: dict[str, Any]
-) -> dict[str, Any]:
-    """The MLflow run of work that trains nothing (a sweep, a fit), new or gone on with; returns its run.json.
+    directory: Path,
+    kind: Kind,
+    task: str,
+    seed: int,
+    synthetic: bool,
+    source: str,
+    data: Path,
+    params: Mapping[str, object],
+) -> RunRecord:
+    """The MLflow run of work that trains nothing (a sweep, a fit), new or gone on with; returns its record.
 
     Its data hash is a tag that comes when the work is done.
     """
@@ -163,16 +185,28 @@ def open_work(
     }
     uri, experiment = checked_address(), experiment_name()
     run_id = runs.start_run(uri, experiment, directory.name, None, tags)
-    facts = {"kind": kind, "task": task, "data": str(data), "synthetic": synthetic, "parent": None, "tags": tags}
-    described = annotate(directory, name=directory.name, run_id=run_id, uri=uri, experiment=experiment, **facts)
+    described = RunRecord(
+        name=directory.name,
+        run_id=run_id,
+        uri=uri,
+        experiment=experiment,
+        kind=kind,
+        task=task,
+        data=str(data),
+        synthetic=synthetic,
+        parent=None,
+        tags=tags,
+    )
+    describe(directory, described)
     outbox = Outbox(directory / "outbox")
     outbox.bind(uri, run_id)
     outbox.append({"kind": "params", "values": {name: str(value) for name, value in params.items()}})
     return described
 
 
-def write_attrition(directory: Path, meta: dict[str, Any]) -> None:
-    told = {key: meta[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in meta}
+def write_attrition(directory: Path, meta: Meta) -> None:
+    content = meta.to_json()
+    told = {key: content[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in content}
     (directory / "attrition.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
@@ -248,33 +282,32 @@ def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
     _, _, _, network = read_model(directory)
     example = tracked_model.synthetic_example(shape)
     try:
-        runs.check(described["uri"])
+        runs.check(described.uri)
         with warnings.catch_warnings():  # torch.export speaks of its own internals
             warnings.simplefilter("ignore")
-            tracked_model.log_model(described["uri"], described["run_id"], network, example)
-        if "register" in described:
-            register(directory, described)
+            tracked_model.log_model(described.uri, described.run_id, network, example)
+        if described.register_as is not None:
+            register(directory, described, described.register_as)
     except RaylabError as error:
         log.warning("the model waits for `raylab sync`: %s", error.what)
-        annotate(directory, model_logged=False, input_shape=list(shape))
+        annotate(directory, model_logged=False, input_shape=shape)
         return False
-    annotate(directory, model_logged=True, input_shape=list(shape))
+    annotate(directory, model_logged=True, input_shape=shape)
     return True
 
 
-def register(directory: Path, described: dict[str, Any]) -> None:
+def register(directory: Path, described: RunRecord, to: Registration) -> None:
     """Register the logged model of a search's winner as its note says, and tag the search's run with the version."""
-    name, score, loss = (described["register"][key] for key in ("name", "score", "loss"))
     try:
-        done = tracked_model.register(described["uri"], described["run_id"], name, score, loss)
+        done = tracked_model.register(described.uri, described.run_id, to.name, to.score, to.loss)
     except TrackingError as error:
         say(f"the best model is logged but not registered: {error.what}")
         return
-    annotate(directory, registered=f"{name}/{done.version}", best_version=done.best)
+    annotate(directory, registered=f"{to.name}/{done.version}", best_version=done.best)
     search = directory.parents[1]
-    Outbox(search / "outbox").append({"kind": "tags", "values": {"raylab.registered": f"{name}/{done.version}"}})
+    Outbox(search / "outbox").append({"kind": "tags", "values": {"raylab.registered": f"{to.name}/{done.version}"}})
     if done.best != done.version:
-        say(f"{name} has a better version already: the alias `best` names version {done.best}")
+        say(f"{to.name} has a better version already: the alias `best` names version {done.best}")
 
 
 def reopen(directory: Path) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -27,8 +28,6 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # else Ctrl+C ends a search as if it had finished
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it takes SIGTERM too, and aborts the process after 3 s
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # of 2: a report waits for the one before it to be fetched
     "RAY_worker_niceness": "0",  # Ray's default of 15 starves workers on a machine that does anything else
 }
 # Of a local Ray only. Off Linux, Ray keeps to loopback unless this variable asks for a cluster; at "0" it does so here
@@ -49,7 +48,18 @@ def cluster_address() -> str | None:
 
 
 def ray_environment() -> None:
-    """Set what Ray reads when it is imported: call this before anything imports it."""
+    """Set what Ray reads when it is imported: call this before anything imports it.
+
+    Raises UsageError where a local Ray could not start workers.
+    """
+    if cluster_address() is None and shutil.which("bash") is None:
+        # It starts workers with environment variables of their own, as those of a search, through bash. Without it they
+        # die at once, and Ray starts them again without end.
+        raise UsageError(
+            "there is no bash on PATH, and Ray starts workers with it",
+            f"PATH is '{os.environ.get('PATH', '')}'",
+            "install bash, or add its directory to PATH",
+        )
     for name, text in ENVIRONMENT.items():
         os.environ.setdefault(name, text)
     if cluster_address() is None:
@@ -66,7 +76,7 @@ def ray_session(cpus: float, log: Path) -> Iterator[None]:
     What Ray prints goes to the file `log`. A local Ray keeps its files in a private directory and is ended at the end;
     when that is an error, its own logs are copied to LOGS beside `log`. A cluster is left as it is. Within
     another session this one does nothing. Raises RunError where Ray cannot be started or reached, and UsageError where
-    there is no place for its files. SIGTERM keeps its handler, also while Ray starts.
+    there is no place for its files or no bash. SIGTERM keeps its handler, also while Ray starts.
     """
     ray_environment()
     remote = cluster_address()

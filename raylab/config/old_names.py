@@ -1,4 +1,4 @@
-"""Names in recipes and checkpoints of version 0.1, whose runs and searches still resume, evaluate and compare."""
+"""Field names of earlier versions, so that their runs and searches still resume, evaluate and compare."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -20,6 +20,8 @@ FIELDS = {
     "transfer.probe_rate": "transfer.probe_lr_scale",
     "transfer.probe_share": "transfer.probe_fraction",
 }
+REMOVED = ("scaling.resize_seconds",)
+"""fields that no longer have a meaning"""
 PROGRESS = {
     "cuts": "lr_reductions",
     "cut_wait": "epochs_since_lr_reduction",
@@ -28,10 +30,10 @@ PROGRESS = {
 
 
 def rename_fields(values: Mapping[str, V]) -> dict[str, V]:
-    """{dotted path: value} with today's paths."""
-    return {FIELDS.get(path, path): value for path, value in values.items()}
+    """{dotted path: value} with the present paths, without those that were removed."""
+    return {FIELDS.get(path, path): value for path, value in values.items() if path not in REMOVED}
 
 
 def rename_progress(state: Mapping[str, V]) -> dict[str, V]:
-    """A checkpoint's progress with today's names."""
+    """A checkpoint's progress with the present names."""
     return {PROGRESS.get(name, name): value for name, value in state.items()}

@@ -1,7 +1,6 @@
-"""Settings of the command line, `--set optim.lr=3e-4`, put into a recipe."""
+"""Applies settings of the command line, `--set optim.lr=3e-4`, to a recipe."""
 
-import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from raylab.config.old_names import FIELDS
@@ -9,19 +8,36 @@ from raylab.config.recipe import Recipe, list_fields, model_family, model_names,
 from raylab.errors import UsageError, unknown
 
 
+def with_enough_shards(recipe: Recipe) -> Recipe:
+    """The recipe with at least as many shards as its largest number of workers, so that each of them has work.
+
+    UsageError when a batch has fewer samples than that.
+    """
+    most = max(recipe.scaling.workers[1], recipe.search.workers_per_trial)
+    if most <= recipe.loop.shards:
+        return recipe
+    if most > recipe.loop.global_batch_size:
+        raise UsageError(
+            f"{most} workers cannot share a batch of {recipe.loop.global_batch_size} samples",
+            "each of them needs one sample at least",
+            f"--set loop.global_batch_size={most} or more, or fewer workers",
+        )
+    return override(recipe, {"loop.shards": most})
+
+
 def without_weights(recipe: Recipe) -> Recipe:
-    """The recipe with random weights at the start."""
+    """The recipe with randomly initialised weights."""
     return recipe if recipe.model.weights_path is None else override(recipe, {"model.weights": None})
 
 
 def has_field(recipe: Recipe, path: str) -> bool:
-    """Whether the recipe has this field; the weight of one class is a field too, `optim.class_weight.2`, from 0."""
+    """Whether the recipe has this field; the weight of one class (from 0) is one too: `optim.class_weight.2`."""
     parent, _, last = path.rpartition(".")
     return path in list_fields(recipe) or (parent == "optim.class_weight" and last.isdigit())
 
 
 def unknown_field(recipe: Recipe, path: str) -> UsageError:
-    """The error for a path that this recipe does not have: says which models or tasks have it, else the nearest."""
+    """The error for a path that this recipe does not have. It names the models or tasks that do, or similar fields."""
     if path in FIELDS:
         return UsageError(f"the recipe field '{path}' is now '{FIELDS[path]}'", do=f"--set {FIELDS[path]}=VALUE")
     part, _, name = path.partition(".")
@@ -47,26 +63,14 @@ def unknown_field(recipe: Recipe, path: str) -> UsageError:
     return unknown("recipe field", path, list_fields(recipe))
 
 
-def parse_value(text: str) -> Any:
-    """A command-line value as Python data: JSON or Python literals, else the text itself."""
-    if text.lower() in {"true", "false"}:
-        return text.lower() == "true"
-    if text.lower() in {"none", "null"}:
-        return None
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that literal_eval is known to raise
-        return text
-
-
 def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe with `settings` {dotted path: value} put in; class weights not given beside a given one are 1.
+    """The recipe with `settings` {dotted path: value} applied; if only some class weights are given, the others are 1.
 
     Another `model.name` keeps the fields that both models have.
     """
     if settings.get("task", recipe.task) != recipe.task:
         raise UsageError(
-            f"this recipe is of the task {recipe.task}", do=f"name the task in the command: {settings['task']}"
+            f"this recipe belongs to the task {recipe.task}", do=f"give the task as an argument: {settings['task']}"
         )
     if isinstance(name := settings.get("model.name"), str) and name != recipe.model.name:
         kept = recipe.model.model_dump(include=set(model_family(name).model_fields))
@@ -86,14 +90,3 @@ def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
             at = at[name]
         at[leaf] = new
     return validate(type(recipe), document)
-
-
-def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
-    """`["optim.lr=3e-4", ...]` as {"optim.lr": 3e-4, ...}."""
-    pairs = {}
-    for text in texts:
-        path, equals, right = text.partition("=")
-        if not equals or not path:
-            raise UsageError(f"'{text}' is not PATH=VALUE", do="write for example --set optim.lr=3e-4")
-        pairs[path.strip()] = parse_value(right.strip())
-    return pairs

@@ -1,8 +1,8 @@
-"""Recipes: what a run is made of, as checked data.
+"""Recipes: complete, checked descriptions of runs.
 
 A recipe is a tree of frozen pydantic models. One path syntax serves all: `optim.lr=3e-4` overrides a field on the
 command line (overrides.py), and `optim.lr=loguniform(1e-5,1e-3)` makes the same field a dimension of a search
-(search_space.py). Unknown paths and ill-typed values raise UsageError with the nearest right names.
+(search_space.py). Unknown paths and values of a wrong type raise UsageError with similar names.
 """
 
 import re
@@ -28,20 +28,20 @@ class Part(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """pydantic takes true as 1: `loop.epochs=true` would train one epoch."""
+    def _reject_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        """Reject true and false for numbers: pydantic takes true as 1, so `loop.epochs=true` would train one epoch."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("true and false do not fit here")
+            raise ValueError("expected a value that is not true or false")
         return value
 
 
 class Data(Part):
-    """What of a prepared directory is used, and how; each kind of data adds its own fields."""
+    """How a prepared directory is used; each kind of data adds its own fields."""
 
     class_fraction: float | None = Field(None, gt=0, lt=1)
-    """fraction of every batch that one class fills; none leaves the classes as they are"""
+    """fraction of every batch that is filled with one class; none keeps the class frequencies"""
     class_fraction_of: str | None = None
-    """the class that `class_fraction` is about; none is the last one"""
+    """the class to which `class_fraction` applies; none means the last one"""
 
     @property
     def augments(self) -> bool:
@@ -51,20 +51,20 @@ class Data(Part):
 
 class IcuData(Data):
     cohort: str = "all"
-    """patients that are trained on and scored: all, ventilated_pf, ventilated, gas, matched"""
+    """cohort for training and scoring: all, ventilated_pf, ventilated, gas, matched"""
     virtual_patient: bool = False
-    """adds the features of the lung model, which `prepare ards --virtual-patient` fits"""
+    """adds the features of the lung model fitted by `prepare ards --virtual-patient`"""
     fill: str = "mask"
-    """what stands for a value not measured: mask (last value, mask and age), forward (last value), mean (of train)"""
+    """imputation of missing values: mask (last value, mask and age), forward (last value), mean (of train)"""
 
 
 class ImageData(Data):
     size: int | None = Field(None, ge=16)
-    """pixels a side; none is the prepared size"""
+    """pixels per side; none means the prepared size"""
     augment: bool = True
-    """augments the images of train"""
+    """augments the training images"""
     mask: Literal["centre"] | None = None
-    """centre blacks the lung field out, as a control"""
+    """centre masks the lung field, as a control"""
     strength: float = Field(1.0, ge=0)
     """multiplies the ranges of the augmentation"""
 
@@ -78,29 +78,29 @@ class SweepData(Data):
 
 
 class Model(Part):
-    """The network, or the model that is fitted at once; each family adds its own fields."""
+    """A network, or a model that is fitted at once; each family adds its own fields."""
 
     name: str
     """name of the model"""
 
     @property
     def weights_path(self) -> str | None:
-        """Where the weights come from that training starts with; None where they are random."""
+        """The source of the initial weights; None if they are random."""
         return getattr(self, "weights", None)
 
 
 class NetworkModel(Model):
     members: int = Field(1, ge=1)
-    """networks that differ in their seed alone; the mean of their probabilities counts"""
+    """size of the ensemble: networks that differ only in their seed, whose probabilities are averaged"""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """probability with which a unit is left out in training"""
+    """dropout probability"""
 
 
 class RecurrentModel(NetworkModel):
     name: Literal["gru", "lstm", "grud"]
     """name of the model"""
     hidden: int = Field(64, ge=1)
-    """units a layer"""
+    """units per layer"""
     layers: int = Field(1, ge=1)
     """recurrent layers"""
 
@@ -117,14 +117,14 @@ class BoostingModel(Model):
     feature_fraction: float = Field(0.3, gt=0, le=1)
     """fraction of the features considered at each split"""
     l2: float = Field(10.0, gt=0)
-    """penalty of the leaves' values"""
+    """L2 penalty of the leaf values"""
 
 
 class LinearModel(Model):
     name: Literal["logistic", "last_pf", "last_sf"]
     """name of the model"""
     l2: float = Field(10.0, gt=0)
-    """penalty of the weights"""
+    """L2 penalty of the weights"""
 
 
 class CovidNetModel(NetworkModel):
@@ -133,9 +133,9 @@ class CovidNetModel(NetworkModel):
     width: float = Field(1.0, gt=0)
     """multiplies the published stage channels"""
     depth: float = Field(1.0, gt=0)
-    """multiplies the published blocks a stage"""
+    """multiplies the published number of blocks per stage"""
     weights: str | None = None
-    """weights to start from: a path (.safetensors, or .pt without pickle), torchvision:NAME.VERSION, or
+    """initial weights: a path (.safetensors, or .pt without pickle), torchvision:NAME.VERSION, or
     models:/NAME/VERSION"""
 
 
@@ -143,7 +143,7 @@ class VisionModel(NetworkModel):
     """A classifier of torchvision, by its name there."""
 
     weights: str | None = None
-    """weights to start from: a path (.safetensors, or .pt without pickle), torchvision:NAME.VERSION, or
+    """initial weights: a path (.safetensors, or .pt without pickle), torchvision:NAME.VERSION, or
     models:/NAME/VERSION"""
 
 
@@ -151,7 +151,7 @@ class ResidualModel(NetworkModel):
     name: Literal["residual"]
     """name of the model"""
     hidden: int = Field(64, ge=1)
-    """units a layer"""
+    """units per layer"""
     layers: int = Field(1, ge=1)
     """residual layers"""
 
@@ -162,12 +162,12 @@ FAMILIES: tuple[type[Model], ...] = (
     LinearModel,
     CovidNetModel,
     ResidualModel,
-    VisionModel,  # the last one: it takes every name that is of no other
+    VisionModel,  # last, because it accepts every name of no other family
 )
 
 
 def model_names(family: type[Model]) -> tuple[str, ...]:
-    """Names of the models of a family; none where any name will do."""
+    """Names of the models of a family; empty if it accepts any name."""
     return get_args(family.model_fields["name"].annotation)
 
 
@@ -184,54 +184,54 @@ class Optim(Part):
     weight_decay: float = Field(1e-2, ge=0)
     """decoupled weight decay"""
     beta1: float = Field(0.9, ge=0, lt=1)
-    """decay of the gradient's average"""
+    """decay rate of the first moment"""
     beta2: float = Field(0.999, ge=0, lt=1)
-    """decay of the squared gradient's average"""
+    """decay rate of the second moment"""
     max_grad_norm: float | None = Field(1.0, gt=0)
-    """largest norm of the summed gradient; none for no limit"""
+    """gradient clipping: maximum norm of the summed gradient; none for no limit"""
     class_weight: tuple[float, ...] | None = None
-    """weight of each class in the loss, each also a path of its own, optim.class_weight.2; none is 1 for all"""
+    """weight of each class in the loss, also set one by one as optim.class_weight.2; none means 1 for all"""
     logit_adjustment: float = Field(0.0, ge=0)
-    """tau: log priors times tau are added to the logits in the loss (arXiv 2007.07314); 0 is off"""
+    """tau: log priors times tau are added to the logits in the loss (arXiv 2007.07314); 0 turns it off"""
 
 
 class Schedule(Part):
     kind: Literal["constant", "cosine", "plateau"] = "cosine"
-    """course of the learning rate"""
+    """learning-rate schedule"""
     warmup_steps: int = Field(0, ge=0)
-    """steps in which the learning rate rises to its value"""
+    """steps of linear warm-up of the learning rate"""
     factor: float = Field(0.7, gt=0, lt=1)
-    """plateau: multiplies the learning rate"""
+    """plateau: factor of a learning-rate reduction"""
     patience: int = Field(5, ge=0)
-    """plateau: epochs without a better score before it does"""
+    """plateau: epochs without a better score before a reduction"""
 
 
 class Transfer(Part):
-    """How a network with a parent, or with given weights, learns; without them nothing of it holds."""
+    """How a network with a parent, or with given weights, learns; ignored without them."""
 
     mode: Literal["scratch", "probe", "full", "lp-ft"] = "lp-ft"
-    """scratch ignores the weights, probe trains the head alone, full all layers, lp-ft first the head and then all"""
+    """scratch ignores the weights; probe trains the head; full all layers; lp-ft the head first, then all layers"""
     probe_fraction: float = Field(0.3, gt=0, lt=1)
-    """lp-ft: fraction of the epochs in which only the head learns, rounded to whole ones, at least one"""
+    """lp-ft: fraction of the epochs in which only the head learns, rounded to whole epochs, at least one"""
     probe_lr_scale: float = Field(10.0, gt=0)
     """multiplies optim.lr while only the head learns"""
     first_lr_scale: float = Field(0.3, gt=0, le=1)
     """multiplies the learning rate of the first block; rises geometrically to 1 in the head"""
     reestimate: bool = True
-    """estimates batch-norm statistics of the target's training inputs before the first step"""
+    """re-estimates batch-norm statistics on the target's training inputs before the first step"""
 
 
 class Loop(Part):
-    """How long and in which portions is trained, and what is kept on the way."""
+    """Duration, batches and checkpoints of training."""
 
     epochs: int = Field(10, ge=1)
     """passes over the training data"""
     global_batch_size: int = Field(64, ge=1)
     """samples of one optimiser step, whatever the number of workers"""
-    shards: int = Field(8, ge=1)
-    """logical parts in which a batch is computed; part of the result"""
+    shards: int = Field(4, ge=1)
+    """logical shards into which a batch is cut; part of the result"""
     gradient_reduction: Literal["auto", "exact", "float"] = "auto"
-    """sum of the shards' gradients: exact, which does not depend on the workers; float; auto is exact on a CPU alone"""
+    """sum of the shards' gradients: exact (independent of the workers), float, or auto (exact on CPUs only)"""
     threads: int = Field(1, ge=1)
     """CPU threads of each rank; part of the result on a CPU"""
     ema_decay: float | None = Field(None, gt=0, lt=1)
@@ -239,15 +239,15 @@ class Loop(Part):
     early_stopping_patience: int | None = Field(None, ge=1)
     """epochs without a better validation score before training ends"""
     bf16: bool = False
-    """computes in bfloat16 where torch's autocast allows"""
+    """computes in bfloat16 where torch's autocast allows it"""
     channels_last: bool = False
-    """memory format of images and their networks"""
+    """channels-last memory format for images and their networks"""
     checkpoint_steps: int | None = Field(50, ge=1)
     """steps between checkpoints"""
     checkpoint_seconds: float | None = Field(None, gt=0)
     """seconds between checkpoints"""
     max_checkpoints: int = Field(2, ge=2)
-    """number of checkpoints kept: at least two, so that a damaged one has a predecessor"""
+    """number of checkpoints to keep: at least two, so that a corrupt one has a predecessor"""
 
     @model_validator(mode="after")
     def _shards_fit(self) -> Self:
@@ -257,14 +257,14 @@ class Loop(Part):
 
 
 class Scaling(Part):
-    """How many workers a run has and what each gets; none of it changes the result."""
+    """Number and resources of the workers; does not change the result."""
 
     workers: tuple[int, int] = (0, 0)
     """N or MIN:MAX; 0 trains in this process without Ray"""
     gpu: bool = False
-    """trains on GPUs, one for each worker"""
+    """trains on GPUs, one per worker"""
     cpus_per_worker: float = Field(1, gt=0)
-    """logical CPUs of each worker"""
+    """logical CPUs per worker"""
     max_failures: int = Field(3, ge=0)
     """deaths of workers in a row without a step between; workers that were told to leave are not counted"""
     silence_seconds: float = Field(60, gt=0)
@@ -287,7 +287,7 @@ class Scaling(Part):
     def _ordered(self) -> Self:
         low, high = self.workers
         if low > high:
-            raise ValueError(f"workers {low}:{high}: the least exceeds the most")
+            raise ValueError(f"workers {low}:{high}: the minimum exceeds the maximum")
         if low < 0 or (low == 0) != (high == 0):
             raise ValueError(f"workers {low}:{high}: write 0 (this process, no Ray), N, or MIN:MAX from 1 up")
         return self
@@ -301,17 +301,17 @@ class Search(Part):
     search: str = "tpe"
     """random or tpe"""
     concurrent: int = Field(2, ge=1)
-    """trials at a time"""
+    """number of concurrent trials"""
     workers_per_trial: int = Field(0, ge=0)
-    """0: a trial trains in its own process"""
+    """workers of each trial; 0 trains it in a single process"""
     space: dict[str, str] = {}
-    """distribution of each path that is searched"""
+    """distribution of each searched path"""
     points: tuple[dict[str, Any], ...] = ()
-    """settings that are tried first"""
+    """settings to try first"""
 
 
 class Recipe(Part):
-    """What a run is made of. A task whose data and models have fields of their own is a subclass."""
+    """The complete description of a run. Tasks whose data and models have their own fields subclass it."""
 
     families: ClassVar[tuple[type[Model], ...]] = FAMILIES
 
@@ -330,13 +330,13 @@ class Recipe(Part):
 
 
 def family_name(model: Any) -> str:
-    """The tag by which pydantic chooses the type of a model, or of the document of one."""
+    """The tag by which pydantic chooses the type of a model or of its document."""
     name = model.get("name") if isinstance(model, Mapping) else getattr(model, "name", None)
     return model_family(str(name)).__name__
 
 
 def recipe_types() -> dict[str, type[Recipe]]:
-    """The types of recipes that name a task, by that name, of the tasks that are loaded."""
+    """{task: type of its recipes} of the loaded tasks."""
     kinds: list[type[Recipe]] = [Recipe]
     for kind in kinds:
         kinds += kind.__subclasses__()
@@ -344,7 +344,7 @@ def recipe_types() -> dict[str, type[Recipe]]:
 
 
 def validate(kind: type[Recipe], document: Mapping[str, Any]) -> Recipe:
-    """The recipe of type `kind` in a parsed JSON document; UsageError names every field that does not fit."""
+    """The recipe of type `kind` in a parsed JSON document; Raises UsageError that names every invalid field."""
     try:
         return kind.model_validate(document)
     except ValidationError as error:
@@ -368,7 +368,7 @@ def list_fields(recipe: Recipe) -> dict[str, tuple[Any, str]]:
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as {dotted path: value}, for parameters of a tracked run."""
+    """The recipe as {dotted path: value}, for the parameters of a tracked run."""
     return {path: value for path, (value, _) in list_fields(recipe).items()}
 
 

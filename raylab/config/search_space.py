@@ -3,7 +3,7 @@
 import ast
 from typing import Any
 
-from raylab.config.overrides import parse_value
+from raylab.config.assignments import parse_value
 from raylab.errors import UsageError, unknown
 
 DISTRIBUTIONS = {
@@ -17,7 +17,7 @@ DISTRIBUTIONS = {
 def parse_dimension(path: str, text: str) -> tuple[str, list[Any]]:
     """A search dimension `loguniform(1e-5,1e-3)` as ("loguniform", [1e-5, 1e-3]).
 
-    uniform(low,high), loguniform(low,high), randint(low,high) with high included, choice(a,b,...).
+    uniform(low,high), loguniform(low,high), randint(low,high) including high, choice(a,b,...).
     Raises UsageError for another distribution or wrong bounds.
     """
     example = f"for example --space {path}=loguniform(1e-5,1e-3)"
@@ -31,7 +31,7 @@ def parse_dimension(path: str, text: str) -> tuple[str, list[Any]]:
         return name, arguments
     numbers = [a for a in arguments if isinstance(a, int | float) and not isinstance(a, bool)]
     if len(arguments) != count or len(numbers) != count or not numbers[0] < numbers[1]:
-        raise UsageError(f"{path}={text}: {name} takes two numbers, the lower first", do=example)
+        raise UsageError(f"{path}={text}: {name} takes two numbers, the lower one first", do=example)
     if name == "loguniform" and numbers[0] <= 0:
         raise UsageError(f"{path}={text}: loguniform needs bounds above zero", do=example)
     if name == "randint" and not all(isinstance(n, int) for n in numbers):
@@ -40,13 +40,13 @@ def parse_dimension(path: str, text: str) -> tuple[str, list[Any]]:
 
 
 def _call(path: str, text: str, example: str) -> tuple[str, list[Any]]:
-    """The name and the arguments of a call written as text. Words without quotes are text: `choice(gru,lstm)`."""
+    """The name and the arguments of a call written as text. Unquoted words are text: `choice(gru,lstm)`."""
     text = text.strip()
     known = f"known: {', '.join(DISTRIBUTIONS)}"
     try:
         call = ast.parse(text, mode="eval").body
     except SyntaxError as error:
-        quotes = "; text with signs such as : or / needs quotes, choice('a:b')"
+        quotes = "; text with characters such as : or / needs quotes, choice('a:b')"
         raise UsageError(f"{path}={text} is not a distribution", known + quotes, example) from error
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
         raise UsageError(f"{path}={text} is not a distribution", known, example)

@@ -1,4 +1,4 @@
-"""What an identifier is: text that is the same in every table, file format and column type.
+"""Identifiers: text that is the same in every table, file format and column type.
 
     7 (any integer type), 7.0 (float), "7", " 7 ", "7.0"     one identifier, "7"
     "007", "7"            two, in a column of text; one where the column is numeric by its documentation (MIMIC-III)
@@ -25,7 +25,7 @@ UNKNOWN = "unknown"  # the source of rows that name none
 MISSING = ("", "nan", "none", "null", "na", "n/a", "<na>", "nat", "#n/a")
 EXACT: dict[pl.DataType, float] = {pl.Float64(): 2.0**53, pl.Float32(): 2.0**24}
 """At and beyond this, a float stands for several whole numbers."""
-PREFIX_IDS = 5  # a prefix is shown in messages only where this many identifiers share it: a patient's own text never is
+PREFIX_IDS = 5  # messages show a prefix only if this many identifiers share it, never the text of a single patient
 SHAPE_LENGTH = 40
 FLOAT_WRITER = re.compile(r"^-?[0-9]+\.0*$")
 FRACTION = re.compile(r"^-?(?:[0-9]*\.[0-9]*[1-9][0-9]*|[0-9](?:\.[0-9]+)?[eE]\+[0-9]+)$")
@@ -38,12 +38,12 @@ class Person(NamedTuple):
     number: str
 
     def __str__(self) -> str:
-        """`source:number`, which no other person has."""
+        """`source:number`, unique to this person."""
         return f"{quote(self.source, safe=' +()/,;')}:{self.number}"
 
     @classmethod
     def of(cls, source: str, number: str) -> "Person":
-        """Sources are the same whatever their letter case and outer spaces."""
+        """Compare sources without letter case and outer spaces."""
         return cls(source.strip().casefold() or UNKNOWN, number)
 
     @classmethod
@@ -53,7 +53,7 @@ class Person(NamedTuple):
 
 
 class People:
-    """A set of persons. A person without a source may be any with that number."""
+    """A set of persons. A person without a source matches every person with that number."""
 
     def __init__(self, persons: Iterable[Person]) -> None:
         self.persons = set(persons)
@@ -67,10 +67,10 @@ class People:
 
 
 def identifier(name: str, kind: pl.DataType, numeric: bool = False) -> pl.Expr:
-    """The column `name` of type `kind` as identifiers (String); null where it holds none.
+    """The column `name` of type `kind` as identifiers (String); null where it has none.
 
-    `numeric`: the column is of whole numbers by its documentation, so that leading zeros mean nothing and other text is
-    no identifier. Raises DataError for a type that holds no identifiers.
+    `numeric`: the column is documented to contain whole numbers, so leading zeros have no meaning and other text is not
+    an identifier. Raises DataError for a type that cannot hold identifiers.
     """
     column = pl.col(name)
     if kind.is_integer():
@@ -80,7 +80,7 @@ def identifier(name: str, kind: pl.DataType, numeric: bool = False) -> pl.Expr:
         exact = column.is_finite() & (column == column.floor()) & (column.abs() < limit)
         return pl.when(exact).then(column).cast(pl.Int64, strict=False).cast(pl.String).alias(name)
     if kind.is_temporal() or kind.is_nested() or kind == pl.Boolean:
-        raise DataError(f"column {name} holds {kind}, not identifiers", do="write them as text or whole numbers")
+        raise DataError(f"column {name} contains {kind}, not identifiers", do="write them as text or whole numbers")
     text = trimmed(column)
     bare = text.str.replace(r"\.0*$", "")
     float_writer = text.str.contains(FLOAT_WRITER.pattern)
@@ -93,7 +93,7 @@ def identifier(name: str, kind: pl.DataType, numeric: bool = False) -> pl.Expr:
 
 
 def one_identifier(text: str) -> str | None:
-    """What `identifier` makes of one text."""
+    """The result of `identifier` for one text."""
     text = trim(text)
     if text.lower() in MISSING or FRACTION.match(text):
         return None
@@ -104,7 +104,7 @@ def one_identifier(text: str) -> str | None:
 
 
 def trim(text: str) -> str:
-    """What `trimmed` makes of one text."""
+    """The result of `trimmed` for one text."""
     return unicodedata.normalize("NFC", text).strip().strip("\ufeff\u200b").strip()
 
 
@@ -115,7 +115,7 @@ def trimmed(column: pl.Expr) -> pl.Expr:
 
 
 def is_missing(name: str, kind: pl.DataType) -> pl.Expr:
-    """Where the column `name` says nothing: null, NaN, empty, or a word for it."""
+    """Whether the column `name` has no value: null, NaN, empty, or a word for missing."""
     column = pl.col(name)
     if kind.is_float():
         return column.is_null() | column.is_nan()
@@ -125,10 +125,10 @@ def is_missing(name: str, kind: pl.DataType) -> pl.Expr:
 
 
 def not_among(ids: pl.Series, others: pl.Series, table: str, other: str) -> int:
-    """How many of `ids` (identifiers of `table`, once each) are not among those of `other`.
+    """The number of `ids` (distinct identifiers of `table`) that are not among those of `other`.
 
-    Raises DataError, with the form of both, when none is: then the tables are of two data sets, or their identifiers
-    are written in two ways.
+    Raises DataError, with the form of both, if none is: the tables then belong to two data sets, or write identifiers
+    differently.
     """
     ids, others = ids.drop_nulls().unique(), others.drop_nulls().unique()
     strange = int((~ids.is_in(others.implode())).sum()) if len(ids) else 0
@@ -136,13 +136,13 @@ def not_among(ids: pl.Series, others: pl.Series, table: str, other: str) -> int:
         raise DataError(
             f"no identifier of {table} is in {other}: 0 of {len(ids):,} are among its {len(others):,}",
             f"in {table} they are {form(ids)}, in {other} {form(others)}",
-            "give tables of one data set, with the same identifiers in each",
+            "use tables of one data set, with the same identifiers in each",
         )
     return strange
 
 
 def form(ids: pl.Series) -> str:
-    """How identifiers are written, in words that name no patient."""
+    """A description of the form of identifiers that reveals no patient."""
     ids = ids.drop_nulls().unique().sort()
     if ids.is_empty():
         return "none"
@@ -161,7 +161,7 @@ def form(ids: pl.Series) -> str:
 
 
 def _common(first: str, last: str) -> Iterable[str]:
-    """The characters before the first digit that two texts, the first and the last in order, share."""
+    """The common characters before the first digit of two texts, the first and the last in order."""
     for a, b in zip(first, last, strict=False):
         if a != b or a.isdigit():
             return
@@ -169,7 +169,7 @@ def _common(first: str, last: str) -> Iterable[str]:
 
 
 def look_alike(ids: Iterable[str]) -> int:
-    """How many of the identifiers differ from another one only in letter case or leading zeros."""
+    """The number of identifiers that differ from another one only in letter case or leading zeros."""
     table = pl.DataFrame({"id": pl.Series(sorted(set(ids)), dtype=pl.String)})
     key = pl.col("id").str.to_lowercase().str.replace(r"^0+(\d)", "${1}")
     return int(table.select((pl.len().over(key) > 1).sum()).item())

@@ -2,7 +2,7 @@
 
 meta.json holds what the preparer says (task, source, label, attrition, ...) and, added here, the format
 version, where patients are named (`patient_ids`, for the leakage check), SHA-256 of every file and `data_hash` over
-them. A directory whose files no longer match is refused.
+them. A directory whose files no longer match is refused. Each kind of data has a type of its own with more fields.
 """
 
 import hashlib
@@ -11,22 +11,82 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar, overload
 
 import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from raylab.documents import Document, parse_document
 from raylab.errors import DataError
 from raylab.files import IGNORE_FILES, keep_out_of_git_and_uploads
 
 FORMAT = 2
 META = "meta.json"
 PATIENT_COLUMNS = ("subject_id", "patient", "patient_id")
-MAKERS = {  # the command that makes data of a task
-    "ards": "raylab prepare ards ... --out",
-    "mortality": "raylab prepare mortality ... --out",
-    "covidnet": "raylab prepare covidnet ... --out",
-    "surrogate": "raylab simulate living --out",
-}
+
+
+class PatientIds(BaseModel):
+    """Where a prepared directory names the patient of each row: column `column` of the parquet file `table`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    table: str
+    column: str
+    unit: str = "patient"
+    """what the column tells apart, where rows are of no patients"""
+
+
+class NoPatientIds(BaseModel):
+    """A directory that does not name its patients."""
+
+    model_config = ConfigDict(frozen=True)
+
+    none: str
+    """why"""
+
+
+class Contents(Document):
+    """What every version wrote: enough to know whose the directory is and which files are its own."""
+
+    format: int
+    task: str
+    files: dict[str, str]
+    """SHA-256 by path in the directory"""
+    data_hash: str
+
+
+class Meta(Document):
+    """What is known of prepared data of every kind."""
+
+    made_by: ClassVar[str] = "raylab prepare {task} ... --out"
+    """the command that makes it"""
+
+    format: int = FORMAT
+    patient_ids: PatientIds | NoPatientIds | None = None
+    """none: written before it was there"""
+    task: str
+    source: str
+    numbering: list[str] = Field([])
+    """within what the identifiers mean one person each; empty: written before it was there"""
+    synthetic: bool
+    domain: str | None = None
+    """of drawn images: which of two hospitals"""
+    raylab: str = ""
+    """version that prepared it"""
+    seed: int
+    split_hash: str
+    counts: dict[str, dict[str, int]]
+    """by split"""
+    attrition: list[dict[str, int | str]]
+    """what is left after each exclusion: `step`, and counts"""
+    warnings: list[str] = Field([])
+    files: dict[str, str] = Field({})
+    """SHA-256 by path; it and the next one are added by `publish`"""
+    data_hash: str = ""
+    """over the files"""
+
+
+M = TypeVar("M", bound=Meta)
 
 
 def sha256(path: Path) -> str:
@@ -54,7 +114,7 @@ def split_hash(pairs: list[tuple[str, str]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def publish(out: Path, write: Callable[[Path], dict[str, Any]], task: str, replace: bool = False) -> dict[str, Any]:
+def publish(out: Path, write: Callable[[Path], M], task: str, replace: bool = False) -> M:
     """Let `write` fill a directory beside `out` and return its meta, add the hashes, and rename it to `out`.
 
     When `write` raises, nothing is left behind. An `out` that holds prepared data of `task` is replaced with `replace`
@@ -73,8 +133,13 @@ def publish(out: Path, write: Callable[[Path], dict[str, Any]], task: str, repla
         meta = write(work)
         files = {str(p.relative_to(work)): sha256(p) for p in sorted(work.rglob("*")) if p.is_file()}
         digest = hashlib.sha256("\n".join(f"{name}\t{files[name]}" for name in sorted(files)).encode()).hexdigest()
-        meta = {"format": FORMAT, "patient_ids": patient_ids(work), **meta, "files": files, "data_hash": digest}
-        (work / META).write_text(json.dumps(meta, indent=1) + "\n")
+        where = meta.patient_ids or find_patient_ids(work)
+        added = {"format": FORMAT, "patient_ids": where, "files": files, "data_hash": digest}
+        meta = meta.model_copy(update=added)
+        content = meta.to_json()
+        meta = type(meta).model_validate(content)  # nothing is published that `read_meta` would refuse
+        content |= {name: content.pop(name) for name in ("files", "data_hash")}  # long: at the end
+        (work / META).write_text(json.dumps(content, indent=1) + "\n")
         keep_out_of_git_and_uploads(work)
         for path in [*work.rglob("*"), work]:  # patient data: readable by its owner alone
             path.chmod(0o700 if path.is_dir() else 0o600)
@@ -108,12 +173,12 @@ def check_vacant(out: Path, task: str, replace: bool) -> None:
     present = {str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir() or path.is_symlink()}
     if not present and not any(out.iterdir()):
         return
-    meta = _meta(out)
+    meta = _contents(out)
     if meta is None:
         raise DataError(f"{out} is not empty and holds no prepared data", do="give --out a new or empty directory")
-    if meta["task"] != task:
+    if meta.task != task:
         raise DataError(
-            f"{out} holds data prepared for '{meta['task']}', not for '{task}'",
+            f"{out} holds data prepared for '{meta.task}', not for '{task}'",
             "--replace replaces data of the same task only",
             "give --out another directory, or remove this one yourself",
         )
@@ -123,7 +188,7 @@ def check_vacant(out: Path, task: str, replace: bool) -> None:
             "runs that were trained on it need it as it is",
             "give --out another directory, or add --replace",
         )
-    if foreign := sorted(present - meta["files"].keys() - {META, *IGNORE_FILES}):
+    if foreign := sorted(present - meta.files.keys() - {META, *IGNORE_FILES}):
         raise DataError(
             f"{out} has files that are not of its prepared data: {', '.join(foreign[:5])}",
             "--replace would remove them",
@@ -131,8 +196,8 @@ def check_vacant(out: Path, task: str, replace: bool) -> None:
         )
 
 
-def patient_ids(directory: Path) -> dict[str, str]:
-    """Where a prepared directory names the patient of each row: {"table", "column"}, or {"none": why it does not}.
+def find_patient_ids(directory: Path) -> PatientIds | NoPatientIds:
+    """Where a prepared directory names the patient of each row, or why it does not.
 
     That is a column of PATIENT_COLUMNS in a parquet file that also has the column `split`.
     """
@@ -140,34 +205,36 @@ def patient_ids(directory: Path) -> dict[str, str]:
         columns = pl.read_parquet_schema(path)
         for name in PATIENT_COLUMNS:
             if name in columns and "split" in columns:
-                return {"table": path.name, "column": name}
-    return {"none": f"no table there has the columns split and {' or '.join(PATIENT_COLUMNS)}"}
+                return PatientIds(table=path.name, column=name)
+    return NoPatientIds(none=f"no table there has the columns split and {' or '.join(PATIENT_COLUMNS)}")
 
 
-def _meta(directory: Path) -> dict[str, Any] | None:
-    """What `publish` wrote as meta.json, of whatever format version; None where the directory is not prepared data."""
+def _contents(directory: Path) -> Contents | None:
+    """What meta.json says of the directory, in whatever format version; None where it is not prepared data."""
     try:
-        meta = json.loads((directory / META).read_text())
-    except (OSError, ValueError):
+        return Contents.model_validate_json((directory / META).read_text())
+    except (OSError, ValidationError):
         return None
-    ours = isinstance(meta, dict) and {"format", "task", "files", "data_hash"} <= meta.keys()
-    return meta if ours and isinstance(meta["files"], dict) else None
 
 
 def task_of(directory: Path) -> str | None:
     """The task that a directory was prepared for; None where it is not prepared data. Its files are not checked."""
-    meta = _meta(directory)
-    return None if meta is None else str(meta["task"])
+    contents = _contents(directory)
+    return None if contents is None else contents.task
 
 
-def read_meta(directory: Path, task: str) -> dict[str, Any]:
-    """The checked meta.json of a prepared directory.
+@overload
+def read_meta(directory: Path, task: str | None) -> Meta: ...
+@overload
+def read_meta(directory: Path, task: str | None, kind: type[M]) -> M: ...
+def read_meta(directory: Path, task: str | None, kind: type[Meta] = Meta) -> Meta:
+    """The checked meta.json of a prepared directory, as of its `kind`; of any task where `task` is None.
 
-    Raises DataError when the directory or a file is missing, was prepared for another task or by another format
-    version, or when a file no longer has its recorded hash.
+    Raises DataError when the directory, a file or a field is missing, when the directory was prepared for another task
+    or by another format version, or when a file no longer has its recorded hash.
     """
     directory = Path(directory)
-    make = MAKERS.get(task, f"prepare data of the task '{task}' in")
+    make = kind.made_by.format(task=task or "TASK")
     again, elsewhere = f"{make} {directory}", f"{make} OTHER_DIR"
     if not directory.is_dir():
         raise DataError(f"no data directory at {directory}", do=again)
@@ -176,21 +243,23 @@ def read_meta(directory: Path, task: str) -> dict[str, Any]:
         do = elsewhere if any(directory.iterdir()) else again
         raise DataError(f"{directory} holds no prepared data (no meta.json)", do=do)
     try:
-        meta = json.loads(path.read_text())
+        content: Any = json.loads(path.read_text())
     except ValueError as error:
         raise DataError(f"{path} is not readable as JSON", str(error), elsewhere) from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = meta.get("format") if isinstance(meta, dict) else None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
         raise DataError(
             f"{directory} was prepared by another version", f"format {found}, this raylab reads {FORMAT}", elsewhere
         )
-    if meta.get("task") != task:
+    if task is not None and content.get("task") != task:
         raise DataError(
-            f"{directory} was prepared for '{meta.get('task')}', not for '{task}'",
+            f"{directory} was prepared for '{content.get('task')}', not for '{task}'",
             "a model runs only on data of its own task",
             elsewhere,
         )
-    for name, recorded in meta["files"].items():
+    parse_document(content, Contents, path, elsewhere)
+    meta = parse_document(content, kind, path, elsewhere)
+    for name, recorded in meta.files.items():
         file = directory / name
         if not file.is_file():
             raise DataError(f"{file} is missing", "meta.json lists it", elsewhere)
@@ -201,11 +270,11 @@ def read_meta(directory: Path, task: str) -> dict[str, Any]:
     return meta
 
 
-def numberings(meta: dict[str, Any]) -> list[str]:
+def numberings(meta: Meta) -> list[str]:
     """Within what the identifiers of a prepared directory mean one person each; of drawn patients, one draw. Several
     where directories were pooled. Data that does not say it has the numbering of its source."""
-    if "numbering" in meta:
-        return meta["numbering"]  # type: ignore[no-any-return]
-    if meta["synthetic"]:
-        return [" ".join(word for word in ("synthetic", meta.get("domain"), f"seed {meta['seed']}") if word)]
-    return meta["source"].split("+")  # type: ignore[no-any-return]
+    if meta.numbering:
+        return meta.numbering
+    if meta.synthetic:
+        return [" ".join(word for word in ("synthetic", meta.domain, f"seed {meta.seed}") if word)]
+    return meta.source.split("+")

@@ -1,4 +1,4 @@
-"""Which samples belong to which step and shard: a pure function of (seed, step), never of the workers.
+"""Assigns samples to steps and shards: a pure function of (seed, step), independent of the workers.
 
 The position of a run in its data is its step number, so a resumed run needs no sampler state, and a run on any
 number of workers sees the same shards (DESIGN: elastic does not change the mathematics).
@@ -10,14 +10,14 @@ import numpy as np
 
 
 def steps_per_epoch(samples: int, batch: int) -> int:
-    """The last batch of an epoch is smaller when `batch` does not divide `samples`; none is dropped."""
+    """Steps per epoch. The last batch is smaller if `batch` does not divide `samples`; no sample is dropped."""
     return -(-samples // batch)
 
 
 def shards_of(step: int, samples: int, batch: int, shards: int, seed: int) -> tuple[int, list[np.ndarray]]:
     """Epoch of `step`, and the sample indices of its logical shards, `shards` arrays of int64.
 
-    A batch is cut into contiguous shards whose sizes differ by one at most; in a small last batch some are empty.
+    A batch is cut into contiguous shards whose sizes differ by at most one; in a small last batch some are empty.
     """
     epoch, position = divmod(step, steps_per_epoch(samples, batch))
     order = _permutation(samples, seed, epoch)
@@ -27,18 +27,18 @@ def shards_of(step: int, samples: int, batch: int, shards: int, seed: int) -> tu
 def balanced_shards_of(
     step: int, chosen: np.ndarray, batch: int, shards: int, seed: int, share: float
 ) -> tuple[int, list[np.ndarray]]:
-    """The same where the rows with `chosen` bool [samples] are to fill `share` of every batch.
+    """The same with rows `chosen` bool [samples] filling the fraction `share` of every batch.
 
-    Epochs have the batches of `shards_of`. Chosen rows and others are two endless streams, each one permutation of its
-    rows after another, and a batch takes its part of both from where the batch before it ended: rows of a class that
-    is asked for more often than it occurs come back within an epoch, and of the others some wait for the next.
+    Epochs have the batches of `shards_of`. Chosen and other rows form two endless streams, each a sequence of
+    permutations of its rows, and a batch continues both where the previous batch ended: an oversampled class repeats
+    rows within an epoch, and some rows of the others wait for the next epoch.
     """
     samples = len(chosen)
     per_epoch = steps_per_epoch(samples, batch)
     epoch, position = divmod(step, per_epoch)
     before = epoch * samples + position * batch
     after = min(before + batch, (epoch + 1) * samples)
-    start, stop = round(before * share), round(after * share)  # of chosen rows, so that shares add up over batches
+    start, stop = round(before * share), round(after * share)  # of chosen rows, so that fractions add up over batches
     rows = np.concatenate(
         [
             _stream(np.flatnonzero(chosen), start, stop, seed, 1),
@@ -50,7 +50,7 @@ def balanced_shards_of(
 
 
 def _stream(rows: np.ndarray, start: int, stop: int, seed: int, kind: int) -> np.ndarray:
-    """Items start to stop of the endless stream of permutations of `rows`."""
+    """Items `start` to `stop` of the endless stream of permutations of `rows`."""
     cycles = range(start // len(rows), -(-stop // len(rows)))
     orders = [rows[_permutation(len(rows), seed, (kind << 48) + cycle)] for cycle in cycles]
     first = cycles.start * len(rows)

@@ -1,4 +1,4 @@
-"""Patient-level splits, the same on every machine and for every order of the rows."""
+"""Patient-level splits, identical on every machine and for every order of the rows."""
 
 import hashlib
 import math
@@ -7,11 +7,11 @@ from raylab.errors import UsageError
 
 
 def assign(groups: list[str], strata: list[int], fractions: dict[str, float], seed: int) -> list[str]:
-    """The split of every row: all rows of a group (patient) in one split, class shares alike in each.
+    """The split of every row: all rows of a group (patient) in one split, with similar class fractions in each.
 
-    groups [N] and strata [N] (the label) belong to rows; a group's stratum is the largest label of its rows.
-    Within a stratum the groups stand in the order of SHA-256(seed, group) and are cut at the cumulated
-    `fractions` {split: share, sum 1}: nothing depends on the order of the input or on a random generator.
+    groups [N] and strata [N] (the labels) are given per row; a group's stratum is the largest label of its rows.
+    Within a stratum the groups are sorted by SHA-256(seed, group) and cut at the cumulative `fractions`
+    {split: fraction, sum 1}, so nothing depends on the order of the input or on a random generator.
     """
     if not fractions or min(fractions.values()) < 0 or not math.isclose(sum(fractions.values()), 1):
         raise UsageError(
@@ -39,7 +39,7 @@ def folds(groups: list[str], strata: list[int], count: int, seed: int) -> list[i
     """The fold, 0 to count - 1, of every row: `assign` with equal parts."""
     if count < 2:
         raise UsageError(
-            f"{count} folds cannot be made", "each fold is tested by models of the others", "use 2 or more"
+            f"{count} folds are not possible", "each fold is tested by models trained on the others", "use 2 or more"
         )
     parts = assign(groups, strata, {str(k): 1 / count for k in range(count)}, seed)
     return [int(part) for part in parts]

@@ -1,4 +1,4 @@
-"""Text as other programs write it: encodings, separators, decimal commas. Read where the meaning is certain."""
+"""Reads text of other programs: encodings, separators, decimal commas. Only unambiguous forms are read."""
 
 import codecs
 from pathlib import Path
@@ -21,7 +21,7 @@ def decode(data: bytes, place: str) -> tuple[str, int]:
     if data.startswith(UTF16):
         raise DataError(f"{place} is UTF-16 text", do="save it as UTF-8")
     if b"\0" in data:
-        raise DataError(f"{place} is not text: it holds zero bytes", do="save it as UTF-8 text")
+        raise DataError(f"{place} is not text: it contains zero bytes", do="save it as UTF-8 text")
     data = data.removeprefix(codecs.BOM_UTF8)
     if data.isascii():
         return data.decode("ascii"), 0
@@ -44,8 +44,16 @@ def decode(data: bytes, place: str) -> tuple[str, int]:
         return "".join(lines), other
 
 
+def utf8(data: bytes, place: str) -> tuple[bytes, int]:
+    """`decode`, with the text as UTF-8; most tables are ASCII and stay as they are."""
+    if data.isascii() and b"\0" not in data:
+        return data, 0
+    text, other = decode(data, place)
+    return text.encode(), other
+
+
 def read_text(path: Path) -> tuple[str, int]:
-    """`decode` of a file; DataError when it cannot be opened."""
+    """`decode` of a file. Raises DataError if it cannot be opened."""
     try:
         return decode(path.read_bytes(), str(path))
     except OSError as error:
@@ -57,15 +65,15 @@ def not_utf8(place: str, lines: int) -> str:
 
 
 def separator(header: str) -> str:
-    """What separates the names of a header: comma, semicolon or tab, whichever stands there most often."""
+    """The separator of a header: comma, semicolon or tab, whichever is most frequent."""
     return max(SEPARATORS, key=header.count)
 
 
 def as_number(name: str, kind: pl.DataType, comma_is_decimal: bool = False) -> pl.Expr:
-    """The column `name` as Float64; null where it says nothing or its meaning is not certain.
+    """The column `name` as Float64; null where it is empty or ambiguous.
 
-    `36,6` is 36.6 and `1.234,5` is 1234.5. `1,234` may be either number, and is read as 1.234 only with
-    `comma_is_decimal`, in tables that are separated by something else.
+    `36,6` is 36.6 and `1.234,5` is 1234.5. `1,234` is ambiguous, and is read as 1.234 only with
+    `comma_is_decimal`, in tables with another separator.
     """
     column = pl.col(name)
     if kind.is_numeric():
@@ -95,7 +103,7 @@ _ZONE = r"(?:\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?)\s*(Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2
 
 
 def as_date(name: str, kind: pl.DataType) -> pl.Expr:
-    """The column `name` as Datetime("us"), in UTC where it has a zone; null where it is no date.
+    """The column `name` as Datetime("us"), in UTC where it has a zone; null where it is not a date.
 
     `2150-01-01 10:00:00`, `2150-01-01T10:00`, `2150/01/01`, `2150-01-01T10:00:00.5Z` and `...+01:00` are dates.
     `01/02/2150` is not: it may be January or February.
@@ -126,8 +134,13 @@ def as_date(name: str, kind: pl.DataType) -> pl.Expr:
     return (moment - pl.duration(minutes=sign * (60 * hours + minutes))).alias(name)
 
 
+def usual_date(name: str) -> pl.Expr:
+    """Text of the form `2150-01-01 10:00:00` as `as_date` reads it, in a fraction of its time; null of any other."""
+    return pl.col(name).str.to_datetime(DATE_FORMS[0], strict=False, time_unit="us")
+
+
 def has_zone(name: str, kind: pl.DataType) -> pl.Expr:
-    """Whether the moments of column `name` have a zone: a Boolean; null where there is no time of day."""
+    """Whether the times of column `name` have a zone, Boolean; null where there is no time of day."""
     column = pl.col(name)
     if isinstance(kind, pl.Datetime):
         return pl.when(column.is_not_null()).then(pl.lit(kind.time_zone is not None))

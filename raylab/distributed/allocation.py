@@ -1,7 +1,7 @@
 """How many workers each run of a cluster may have, and on which nodes.
 
-- A minimum comes before anybody's growth: every run's minimum is placed first, in the order in which the runs came, then
-  what each could use beyond it. So no run is kept from starting by another's wish for more.
+- A minimum comes before anybody's growth: every run's minimum is placed first, in the order in which the runs came,
+  then what each could use beyond it. So no run is kept from starting by another's wish for more.
 - Nobody asks for more than the cluster can be: such a request launches nothing at all (ray/autoscaler/v2/scheduler.py,
   `_enforce_resource_constraints`), so it is cut to the largest cluster.
 - Nodes that are about to leave have no place.

@@ -1,4 +1,4 @@
-"""Chunks of independent work over the connected Ray cluster, or in this process when there is none.
+"""Runs chunks of independent work on the connected Ray cluster, or in this process without one.
 
 A chunk is a file: it is done when its file is there. So a map that was interrupted goes on by being called again, on
 as many workers as there are then, and a worker or node that dies costs its own chunk only.
@@ -11,8 +11,8 @@ from typing import Any
 
 from raylab.errors import RaylabError, RunError
 
-RETRIES = 5  # of a chunk whose worker or node died; that it was preempted with a warning is not counted by Ray
-LEAST_IN_FLIGHT = 16  # tasks that wait are what an autoscaler sees
+RETRIES = 5  # retries of a chunk whose worker or node died; Ray does not count announced preemptions
+LEAST_IN_FLIGHT = 16  # the autoscaler reacts to waiting tasks
 
 Work = Callable[[Any, Path], None]
 
@@ -29,8 +29,8 @@ def run_chunks(
     it may run twice. It and the arguments must pickle. `tell(done, total)` is called at the start and after each chunk.
 
     Raises the RaylabError that `work` raised, with the chunk's name, or RunError for any other exception, for a chunk
-    that left no file, and for one whose workers died more than RETRIES times. Then, and at an interrupt, what is in
-    flight is cancelled; the files of finished chunks stay.
+    without a file, and for one whose workers died more than RETRIES times. Then, and at an interrupt, running chunks
+    are cancelled; the files of finished chunks stay.
     """
     left = {path: argument for path, argument in chunks.items() if not path.exists()}
     done = len(chunks) - len(left)
@@ -54,7 +54,7 @@ def run_chunks(
 
 
 def _failure(work: Work, argument: Any, path: Path) -> RaylabError | None:
-    """Do one chunk; what went wrong as a value, because a value looks the same after a way over the network."""
+    """Run one chunk; return its error as a value, because values survive the transport unchanged."""
     again = "fix the error and rerun the same command; finished chunks are kept"
     try:
         work(argument, path)
@@ -76,7 +76,7 @@ def _over_the_cluster(
     flying: dict[Any, Path] = {}
     try:
         while waiting or flying:
-            # Twice what runs at a time, so that no worker waits for us; looked up anew as nodes come and go
+            # Twice the number of running tasks, so that no worker waits; updated as nodes come and go
             most = max(LEAST_IN_FLIGHT, int(2 * ray.cluster_resources().get("CPU", 0) / cpus))
             while waiting and len(flying) < most:
                 path = waiting.pop()
@@ -86,9 +86,9 @@ def _over_the_cluster(
                 path = flying.pop(reference)
                 try:
                     failure = ray.get(reference)
-                except ray.exceptions.RayTaskError as error:  # before `work` was reached: it could not be unpickled
+                except ray.exceptions.RayTaskError as error:  # before `work` started: it could not be unpickled
                     why = str(error).strip().splitlines()[-1]
-                    failure = RunError(f"chunk {path.name} could not begin", why, "give every node the same code")
+                    failure = RunError(f"chunk {path.name} could not start", why, "give every node the same code")
                 except ray.exceptions.RayError as error:
                     failure = RunError(
                         f"the worker of chunk {path.name} died {RETRIES + 1} times",
@@ -96,6 +96,6 @@ def _over_the_cluster(
                         "look for workers out of memory, make chunks smaller; finished chunks are kept",
                     )
                 one_more(failure)
-    finally:  # nothing is left in flight but after an error or an interrupt
+    finally:  # tasks are still running only after an error or an interrupt
         for reference in flying:
             ray.cancel(reference)

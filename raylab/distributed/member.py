@@ -86,7 +86,8 @@ class Member:
     def _join(self) -> None:
         why = self.call("join", self.name, self.identity)
         if why is not None:
-            raise RunError("a worker differs from the others of its run", why, "make code and data the same on all nodes")
+            do = "make code and data the same on all nodes"
+            raise RunError("a worker differs from the others of its run", why, do)
         self.watcher.start()
 
     def _connect(self, roster: Roster) -> ProcessGroup:
@@ -95,7 +96,8 @@ class Member:
 
         def is_broken() -> bool:
             is_cut_off = time.monotonic() - self.answered_at > self.silence_seconds
-            return is_cut_off or self.generation != generation or self.signal.is_broken or self.signal.expelled is not None
+            is_expelled = self.signal.expelled is not None
+            return is_cut_off or is_expelled or self.signal.is_broken or self.generation != generation
 
         if size == 1:
             return ProcessGroup(None, is_broken)

@@ -1,9 +1,9 @@
 """Who trains: the one place that decides which workers form the process group of a run, and when it forms anew.
 
-A group lasts for one generation. It is broken when a member dies, falls silent, or sees a collective fail; it changes at
-a step boundary when a worker has come or must go. Either way everyone who is left says how far its state is, the next
-roster is closed as soon as all of them have, and whoever is behind takes the state of whoever is ahead. A worker that
-was expelled, because it fell silent, belongs to no later generation, whatever it does when it wakes up.
+A group lasts for one generation. It is broken when a member dies, falls silent, or sees a collective fail; it changes
+at a step boundary when a worker has come or must go. Either way everyone who is left says how far its state is, the
+next roster is closed as soon as all of them have, and whoever is behind takes the state of whoever is ahead. A worker
+that was expelled, because it fell silent, belongs to no later generation, whatever it does when it wakes up.
 
 Like the rendezvous below it, this is an actor of the run's driver: it outlives every worker, and the side of a
 partitioned network that cannot reach it forms no group.
@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from raylab.distributed.rendezvous import Rendezvous
 
@@ -49,6 +49,15 @@ class Signal:
     expelled: str | None = None
 
 
+class Delivery(NamedTuple):
+    """What the driver takes at a time: `rows` of metrics, by member the load of its node, and why each worker that is
+    gone is gone."""
+
+    rows: list[dict[str, Any]]
+    node_samples: list[tuple[str, dict[str, float]]]
+    gone: dict[str, str]
+
+
 class Membership(Rendezvous):
     """Workers `join` when they could train, `form` a group, train and `watch` meanwhile, and `form` again when told to.
 
@@ -56,9 +65,7 @@ class Membership(Rendezvous):
     keeps all others waiting for as long.
     """
 
-    def __init__(
-        self, minimum: int, silence_seconds: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, minimum: int, silence_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self.minimum, self.silence_seconds, self.clock = minimum, silence_seconds, clock
         self.identity: Mapping[str, str] | None = None
@@ -71,6 +78,7 @@ class Membership(Rendezvous):
         self.waiting_since: float | None = None  # since when a member of the group waits for the others to come
         self.rows: list[dict[str, Any]] = []  # of metrics, on their way to the driver
         self.delivered = 0  # the last step whose row the driver has
+        self.node_samples: list[tuple[str, dict[str, float]]] = []  # member and the load of its node, on their way
 
     async def join(self, member: str, identity: Mapping[str, str]) -> str | None:
         """Count on `member`; returns why not, where what it runs or trains on differs from what the others do."""
@@ -103,7 +111,7 @@ class Membership(Rendezvous):
         return self.expelled.get(member, self.roster)
 
     async def watch(self, member: str, generation: int, known: Signal, seconds: float = WATCH_SECONDS) -> Signal:
-        """What `member` of `generation` must know: at once where it differs from what it knows, else after `seconds`."""
+        """What `member` of `generation` must know: at once where that differs from `known`, else after `seconds`."""
         if member in self.heard:
             self.heard[member] = self.clock()
         await self.expel_silent()
@@ -127,7 +135,7 @@ class Membership(Rendezvous):
             await self._notify()
 
     async def remove(self, member: str, why: str, was_needed: bool = True) -> None:
-        """`member` has died, has left or is expelled; the others go on without it, in a new group if it `was_needed`."""
+        """`member` has died, has left or is expelled; the others go on, in a new group if it `was_needed`."""
         if self.heard.pop(member, None) is None:
             return
         self.expelled[member] = why
@@ -152,13 +160,17 @@ class Membership(Rendezvous):
         self.rows += rows
         return self.delivered
 
-    async def receive(self, delivered: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """The driver, which has the rows up to step `delivered`, takes those that have come since; also returns why
-        each worker that is gone is gone."""
+    async def send_node_sample(self, member: str, sample: dict[str, float]) -> None:
+        """Take the load of the node of `member` for the driver."""
+        self.node_samples.append((member, sample))
+
+    async def receive(self, delivered: int) -> Delivery:
+        """The driver, which has the rows up to step `delivered`, takes what has come since."""
         await self.expel_silent()
         self.delivered = max(self.delivered, delivered)
         rows, self.rows = self.rows, []
-        return rows, self.expelled
+        samples, self.node_samples = self.node_samples, []
+        return Delivery(rows, samples, self.expelled)
 
     def _signal(self, member: str, generation: int) -> Signal:
         if member in self.expelled:

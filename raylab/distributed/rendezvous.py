@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 class Rendezvous:
-    """What torch.distributed.Store promises, as coroutines; `ray_store.RayStore` is its face in each member."""
+    """The interface of torch.distributed.Store, as coroutines; `store.CallStore` is its client in each member."""
 
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
@@ -17,7 +17,7 @@ class Rendezvous:
         await self._put(key, value)
 
     async def get(self, keys: Sequence[str], seconds: float) -> list[bytes] | None:
-        """The values of `keys` as soon as all are there; None when they are not within `seconds`."""
+        """The values of `keys` as soon as all exist; None if they do not within `seconds`."""
         try:
             async with asyncio.timeout(seconds), self.changed:
                 await self.changed.wait_for(lambda: self._has(keys))
@@ -29,7 +29,7 @@ class Rendezvous:
         return self._has(keys)
 
     async def add(self, key: str, amount: int) -> int:
-        """The number at `key`, at first 0, plus `amount`; written there in decimal digits."""
+        """Add `amount` to the number at `key`, initially 0, and return it; it is stored in decimal digits."""
         total = int(self.values.get(key, b"0")) + amount
         await self._put(key, str(total).encode())
         return total

@@ -8,38 +8,52 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raylab.errors
 from raylab.config.recipe import Recipe
-from raylab.data.prepared import read_meta
 from raylab.distributed.allocation import Allocator, Bundle
-from raylab.distributed.membership import Membership
+from raylab.distributed.membership import Delivery, Membership
 from raylab.distributed.worker import Worker
 from raylab.errors import IncompleteError, RunError
-from raylab.training.progress import Metrics
+from raylab.tasks import find_task
 
-OnRows = Callable[[list[Metrics]], None]
+if TYPE_CHECKING:  # it loads torch, which the actors beside the workers do without
+    from raylab.training.progress import Metrics
+
+OnRows = Callable[[list["Metrics"]], None]
+SampleNode = Callable[[], dict[str, float]]
+"""What a node's load is now, or {} where nothing is due; sent to the workers, so it can be pickled."""
+OnNodeSample = Callable[[dict[str, float]], None]
 
 POLL_SECONDS = 0.1  # between two looks at the workers
 PLACE_SECONDS = 1.0  # between two looks at the cluster
 RENEW_SECONDS = 10.0  # between two looks at claims that nobody renews
 
 
-def train(recipe: Recipe, data: Path, directory: Path, on_rows: OnRows, parent: Path | None = None) -> dict[str, Any]:
+def train(
+    recipe: Recipe,
+    data: Path,
+    directory: Path,
+    on_rows: OnRows,
+    parent: Path | None = None,
+    sample_node: SampleNode = dict,
+    on_node_sample: OnNodeSample = lambda sample: None,
+) -> dict[str, Any]:
     """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; the result of `execute`.
 
-    `on_rows` gets each bundle of metrics, in this thread. Raises the run's own error, RunError when workers died more
-    often than recipe.scaling.max_failures without getting further, and IncompleteError when they end without a result.
+    `on_rows` gets each bundle of metrics, and `on_node_sample` what `sample_node` returns on each node, in this thread.
+    Raises the run's own error, RunError when workers died more often than recipe.scaling.max_failures without getting
+    further, and IncompleteError when they end without a result.
     """
     (directory / "failure.json").unlink(missing_ok=True)
-    supervisor = Supervisor(recipe, data, directory, on_rows, parent)
+    supervisor = Supervisor(recipe, data, directory, on_rows, parent, sample_node, on_node_sample)
     try:
         supervisor.run()
     finally:
@@ -60,16 +74,26 @@ class Running:
 class Supervisor:
     """Keeps a run supplied with workers until it is over. It lives in the driver."""
 
-    def __init__(self, recipe: Recipe, data: Path, directory: Path, on_rows: OnRows, parent: Path | None) -> None:
-        self.recipe, self.directory, self.on_rows = recipe, directory, on_rows
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Path,
+        directory: Path,
+        on_rows: OnRows,
+        parent: Path | None,
+        sample_node: SampleNode,
+        on_node_sample: OnNodeSample,
+    ) -> None:
+        self.recipe, self.directory, self.on_rows, self.on_node_sample = recipe, directory, on_rows, on_node_sample
         low, _ = recipe.scaling.workers
         self.bundle = {"CPU": recipe.scaling.cpus_per_worker} | ({"GPU": 1.0} if recipe.scaling.gpu else {})
         self.arguments = {
             "recipe": recipe.model_dump(mode="json"),
             "data": str(data),
-            "data_hash": read_meta(data, recipe.task)["data_hash"],
+            "data_hash": find_task(recipe.task).read_meta(data).data_hash,
             "directory": str(directory),
             "parent": None if parent is None else str(parent),
+            "sample_node": sample_node,
         }
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         members = ray.remote(num_cpus=0)(Membership)
@@ -146,12 +170,19 @@ class Supervisor:
             )
 
     def receive(self) -> None:
-        """Pass on the metrics that have come, and end the workers that were expelled."""
-        rows, gone = ray.get(self.membership.receive.remote(self.step))
-        new = [row for row in rows if row["step"] > self.step]  # rank 0 sends again what the one before it has sent
+        """Pass on the metrics and loads that have come, and end the workers that were expelled."""
+        delivery: Delivery = ray.get(self.membership.receive.remote(self.step))
+        first = first_on_node({name: running.node for name, running in self.workers.items()})
+        for name, sample in delivery.node_samples:
+            if name in first:
+                self.on_node_sample(sample)
+        new = [
+            row for row in delivery.rows if row["step"] > self.step
+        ]  # rank 0 sends again what the one before it has sent
         if new:
             self.on_rows(new)
             self.step = new[-1]["step"]
+        gone = delivery.gone
         for name in [name for name in self.workers if name in gone and gone[name] != "it has left"]:
             self.end_worker(name, gone[name])
             self.note_failure(f"a worker was expelled: {gone[name]}")
@@ -166,6 +197,11 @@ class Supervisor:
             ray.kill(running.actor)
         ray.get(self.allocator.release.remote(str(self.directory)))
         ray.kill(self.membership)
+
+
+def first_on_node(nodes: Mapping[str, str]) -> set[str]:
+    """Of the workers {name: node} the first of each node: all of a node send the same load."""
+    return set({node: name for name, node in reversed(nodes.items())}.values())
 
 
 class ClusterAllocator(Allocator):

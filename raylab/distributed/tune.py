@@ -71,12 +71,12 @@ SCHEDULERS: dict[str, Callable[[Recipe, dict[str, BaseDistribution]], Any]] = {
         },
     ),
 }
-OF_ONE_STEP = ("train/loss", "train/grad_norm")  # trials are told of epochs, of which these are the last batch's
+OF_ONE_STEP = ("train/loss", "train/grad_norm")  # trials log epochs, and these values are those of the last batch
 WITH_CHECKPOINTS = {"hyperband", "pbt"}  # these pause trials or move their checkpoints
 
 
 class TrialListener(Protocol):
-    """What the search tells its caller, in the driver's process."""
+    """Callbacks of a search to its caller, in the driver's process."""
 
     def started(self, number: int, params: dict[str, Any]) -> None: ...
     def row(self, number: int, metrics: Metrics) -> None: ...
@@ -84,7 +84,7 @@ class TrialListener(Protocol):
 
 
 def check(recipe: Recipe) -> None:
-    """Raise UsageError for a scheduler, search or space that cannot be run."""
+    """Raise UsageError for a scheduler, search or space that is not possible."""
     search = recipe.search
     if search.scheduler not in SCHEDULERS:
         raise unknown("scheduler", search.scheduler, SCHEDULERS)
@@ -95,17 +95,17 @@ def check(recipe: Recipe) -> None:
         raise UsageError("the search space is empty", do="add --space optim.lr=loguniform(1e-5,1e-3)")
     if search.scheduler == "pbt" and search.search != "random":
         raise UsageError(
-            "pbt changes parameters itself, so it goes with random starts only", do="--scheduler pbt --search random"
+            "pbt changes parameters itself, so it requires random starts", do="--scheduler pbt --search random"
         )
     if search.scheduler == "pbt" and not any(path.startswith("optim.") for path in space):
         raise UsageError(
             "pbt needs a parameter that may change during training",
-            "the space holds no optim.* path",
+            "the search space has no optim.* path",
             "add --space optim.lr=loguniform(1e-5,1e-3)",
         )
     if search.scheduler in WITH_CHECKPOINTS and search.workers_per_trial:
         raise UsageError(
-            f"{search.scheduler} moves checkpoints between trials, which distributed trials do not hand over",
+            f"{search.scheduler} moves checkpoints between trials, which distributed trials do not support",
             do="--workers-per-trial 0, or --scheduler asha",
         )
     for point in search.points:
@@ -129,9 +129,9 @@ def distributions(recipe: Recipe) -> dict[str, BaseDistribution]:
 
 
 def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener) -> None:
-    """Run or go on with the search in `directory` until recipe.search.trials trials have ended.
+    """Run or resume the search in `directory` until recipe.search.trials trials have ended.
 
-    Raises RunError when no trial reached its end.
+    Raises RunError if no trial ran to its end.
     """
     check(recipe)
     space = distributions(recipe)
@@ -139,7 +139,7 @@ def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener)
     left = recipe.search.trials - len(known.ended)
     if left > 0:
         options = recipe.search
-        random = options.scheduler == "pbt"  # the only one that takes no searcher: its starts are drawn beforehand
+        random = options.scheduler == "pbt"  # the only scheduler without a searcher: its starts are drawn beforehand
         seed = recipe.seed + 7919 * len(known.params)  # a resumed sampler must not draw the same points again
         sampler = SEARCHES[options.search](seed)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -161,7 +161,7 @@ def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener)
             run_config=RunConfig(
                 name=f"attempt-{sum(1 for _ in (directory / 'ray').glob('*'))}",
                 storage_path=str(directory / "ray"),
-                # a trial whose node goes starts again elsewhere, from its own checkpoint
+                # a trial whose node leaves restarts elsewhere from its own checkpoint
                 failure_config=FailureConfig(max_failures=recipe.scaling.max_failures),
                 callbacks=[TrialCallback(known, listener)],
                 verbose=0,
@@ -170,14 +170,14 @@ def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener)
         tuner.fit()
     if best(directory) is None:
         raise RunError(
-            f"none of the {recipe.search.trials} trials of {directory.name} reached its end",
+            f"none of the {recipe.search.trials} trials of {directory.name} ran to its end",
             "; ".join(sorted({end.get("error", end["how"]) for end in known.ended.values()}))[:500],
-            "look at the trials' errors, narrow --space",
+            "read the trials' errors, or narrow --space",
         )
 
 
 def driver() -> dict[str, float]:
-    """What the driver of a distributed trial asks for: a place on a Slurm cluster's head, which outlives workers."""
+    """Resources of the driver of a distributed trial: a place on a Slurm cluster's head, which outlives workers."""
     return {"raylab_head": 1} if "raylab_head" in ray.cluster_resources() else {"CPU": 0.1}
 
 
@@ -188,7 +188,7 @@ def best(directory: Path) -> tuple[int, dict[str, Any]] | None:
 
 
 class Trials:
-    """The trials of a search as its directory tells them. `planned`: how many numbers there are to be."""
+    """The trials of a search, read from its directory. `planned`: the total number of trials."""
 
     def __init__(self, directory: Path, planned: int) -> None:
         self.directory, self.planned = directory, planned
@@ -206,7 +206,7 @@ class Trials:
     def new(self, params: dict[str, Any]) -> int:
         number = max(self.params, default=-1) + 1
         self.params[number] = params
-        self.path(number).mkdir(exist_ok=True)  # a kill may have left it empty: it counts from params.json on
+        self.path(number).mkdir(exist_ok=True)  # a kill may have left it empty: a trial exists once it has params.json
         write_json(self.path(number) / "params.json", params)
         return number
 
@@ -216,7 +216,7 @@ class Trials:
 
 
 class PersistentOptunaSearch(OptunaSearch):
-    """Optuna, with each suggestion written to the search's directory before it is handed out."""
+    """Optuna, with each suggestion written to the search's directory before it is returned."""
 
     def __init__(
         self, trials: Trials, space: dict[str, BaseDistribution], sampler: optuna.samplers.BaseSampler, recipe: Recipe
@@ -243,7 +243,7 @@ class PersistentOptunaSearch(OptunaSearch):
 def pbt_param_space(
     trials: Trials, space: dict[str, BaseDistribution], sampler: optuna.samplers.BaseSampler, recipe: Recipe
 ) -> dict[str, Any]:
-    """The grid of a search without a searcher: begun trials first, then new random ones."""
+    """The grid of a search without a searcher: unfinished trials first, then new random ones."""
     study = optuna.create_study(sampler=sampler)
     points = [] if trials.params else [dict(p) for p in recipe.search.points if p.keys() == space.keys()]
     while len(trials.params) < trials.planned:
@@ -253,15 +253,15 @@ def pbt_param_space(
 
 
 class TrialCallback(tune.Callback):
-    """Runs in the driver: takes down how trials end and passes everything on to the caller's listener."""
+    """Runs in the driver: records how trials end and forwards everything to the caller's listener."""
 
     def __init__(self, trials: Trials, listener: TrialListener) -> None:
         self.trials, self.listener = trials, listener
         self.last: dict[int, dict[str, Any]] = {}
-        self.numbers: dict[str, int] = {}  # PBT gives a trial its donor's settings, number included: go by id
+        self.numbers: dict[str, int] = {}  # PBT gives a trial its donor's settings, including the number, so use the id
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks for a restore of its own, which is not used
+        return {}  # Tune pickles its callbacks for its own restore, which is not used
 
     def number(self, trial: Any) -> int:
         return self.numbers.setdefault(trial.trial_id, trial.config["trial"]["number"])
@@ -303,14 +303,14 @@ class TrialCallback(tune.Callback):
 
 
 def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) -> None:
-    """One trial: a run like any other, whose rows go to Tune, one an epoch."""
-    # The first number that this trial had is its own; after an exploit by PBT the settings name the donor's
+    """One trial: a run like any other, whose rows go to Tune, one per epoch."""
+    # The trial's first number is its own; after an exploit by PBT the settings contain the donor's
     mine = Path(at) / "ids" / tune.get_context().get_trial_id()
     if not mine.exists():
         mine.parent.mkdir(exist_ok=True)
         write_json(mine, settings["trial"]["number"])
     directory = Path(at) / "trials" / f"{json.loads(mine.read_text()):03d}"
-    train.raise_failure(directory)  # Tune starts a failed trial again, as if its node had gone
+    train.raise_failure(directory)  # Tune restarts a failed trial as if its node had left
     base = parse_recipe(recipe)
     options = base.search
     assigned = settings["trial"]["assigned"]
@@ -365,7 +365,7 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
 
 
 def _mutation(distribution: BaseDistribution) -> Any:
-    """The same range in Tune's words, for PBT."""
+    """The same range as a Tune distribution, for PBT."""
     if isinstance(distribution, FloatDistribution):
         draw = tune.loguniform if distribution.log else tune.uniform
         return draw(distribution.low, distribution.high)

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import ray
 from raylab.errors import RaylabError, RunError
 from raylab.files import write_json
 
+SAMPLE_SECONDS = 1.0  # between two questions whether a sample of the node's load is due
 PACKAGES = ("torch", "numpy", "polars")  # what decides the bits of a step
 ROOT = Path(__file__).parents[1]
 
@@ -38,6 +41,8 @@ class Worker:
         interface = interface_of(ray.util.get_node_ip_address())
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # = is exact; else eth1 means eth10 as well
+        sampling = threading.Thread(target=_sample_node, args=(name, call, arguments["sample_node"]), daemon=True)
+        sampling.start()
         identity = identify(arguments["data_hash"])
         member = Member(name, call, recipe.scaling.silence_seconds, identity, recipe.scaling.gpu)
         try:
@@ -58,6 +63,14 @@ class Worker:
             write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
             return "failed"
         return "finished"
+
+
+def _sample_node(name: str, call: Callable[..., Any], sample_node: Callable[[], dict[str, float]]) -> None:
+    """Send the load of this node whenever a sample is due, until the process ends."""
+    while True:
+        if sample := sample_node():
+            call("send_node_sample", name, sample)
+        time.sleep(SAMPLE_SECONDS)
 
 
 def identify(data_hash: str) -> dict[str, str]:

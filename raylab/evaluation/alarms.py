@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raylab.documents import Document
 from raylab.evaluation.intervals import Floats, clustered, proportion
+from raylab.score import Score
 
 SILENCE_H = 4.0
 RECALLS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -58,7 +60,19 @@ def counts(rows: Rolling, threshold: float) -> dict[str, Floats]:
     return found
 
 
-def scores(rows: Rolling, bootstraps: int = 1000, seed: int = 0) -> list[dict[str, Any]]:
+class Alarms(Document):
+    """What alarms at a threshold are worth; `why` there is none that recalls so many events."""
+
+    event_recall_at_least: float
+    why: str | None = None
+    threshold: float | None = None
+    event_recall: Score | None = None
+    alarm_precision: Score | None = None
+    alarms_per_patient_day: Score | None = None
+    lead_h: Score | None = None
+
+
+def scores(rows: Rolling, bootstraps: int = 1000, seed: int = 0) -> list[Alarms]:
     """For each of RECALLS the highest threshold that reaches it: event recall, alarm precision, alarms a patient-day
     and mean lead time (h), each with its interval over patients at that threshold (recall and precision: Wilson's)."""
     found = [(float(t), counts(rows, float(t))) for t in np.unique(np.quantile(rows.p, np.linspace(0, 1, STEPS)))[::-1]]
@@ -68,7 +82,7 @@ def scores(rows: Rolling, bootstraps: int = 1000, seed: int = 0) -> list[dict[st
             (t, c) for t, c in found if c["event"].sum() and c["recalled"].sum() >= recall * c["event"].sum() - 1e-9
         ]
         if not reached:
-            table.append({"event_recall_at_least": recall, "why": "no threshold recalls so many events"})
+            table.append(Alarms(event_recall_at_least=recall, why="no threshold recalls so many events"))
             continue
         threshold, of = reached[0]
 
@@ -88,5 +102,5 @@ def scores(rows: Rolling, bootstraps: int = 1000, seed: int = 0) -> list[dict[st
                 lead, rows.group[recalled], bootstraps, seed, {}, {"with a recalled event": recalled[recalled]}
             ),
         }
-        table.append({"event_recall_at_least": recall, "threshold": threshold, **intervals})
+        table.append(Alarms(event_recall_at_least=recall, threshold=threshold, **intervals))
     return table

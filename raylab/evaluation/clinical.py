@@ -4,21 +4,38 @@ Weighted over rows like metrics.py, and so with the same bootstraps over patient
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from raylab.documents import to_plain
 from raylab.errors import DataError
 from raylab.evaluation.intervals import Floats, clustered
 from raylab.evaluation.metrics import LOGIT_CLIP, ONE_CLASS, binary_scores, calibration_fit, outcomes
+from raylab.score import NetBenefit, Score
 
 BINS = 50
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 FEW = 20  # rows under which a subgroup is counted and not scored
 
 
-def ici(y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Subgroup:
+    """Rows, positive rows and scores of a part of the data; `why` it has no scores."""
+
+    n: int
+    positive: int
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    why: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        counts = {"n": self.n, "positive": self.positive}
+        return {**counts, **to_plain(dict(self.scores))} if self.why is None else {**counts, "why": self.why}
+
+
+def ici(y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0) -> Score:
     """Integrated calibration index: mean |observed - predicted| over the rows (Austin & Steyerberg 2019, Stat Med
     38:4051), with its interval.
 
@@ -29,17 +46,19 @@ def ici(y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, se
     logit_N = np.log(np.clip(p_N, LOGIT_CLIP, 1 - LOGIT_CLIP))
     logit_N = logit_N - np.log1p(-np.clip(p_N, LOGIT_CLIP, 1 - LOGIT_CLIP))
     order = np.argsort(logit_N, kind="stable")
-    bin_N = np.empty(len(y_N), dtype=np.int64)
-    bin_N[order] = np.arange(len(y_N)) * min(BINS, len(y_N)) // len(y_N)
-    cells_NB = np.eye(bin_N.max() + 1)[bin_N]
-    centre_B = (logit_N @ cells_NB) / cells_NB.sum(0)
+    y_N, p_N, logit_N, group_N = y_N[order], p_N[order], logit_N[order], group_N[order]
+    bins = min(BINS, len(y_N))
+    first_B = -(np.arange(bins) * -len(y_N) // bins)  # the first row of each bin
+    rows_B = np.diff(first_B, append=len(y_N))
+    centre_B = np.add.reduceat(logit_N, first_B) / rows_B
     width = max(1.06 * float(logit_N.std()) * len(y_N) ** -0.2, 1e-3)
     kernel_BB = np.exp(-0.5 * ((centre_B[:, None] - centre_B) / width) ** 2)
+    gap_N = y_N - p_N
 
     def score(w: Floats) -> dict[str, Floats]:
-        rows_RB = w @ cells_NB
+        rows_RB = np.add.reduceat(w, first_B, axis=1)
         near_RB = np.maximum(rows_RB @ kernel_BB, 1e-12)
-        gap_RB = np.abs((w * (y_N - p_N)) @ cells_NB @ kernel_BB) / near_RB
+        gap_RB = np.abs(np.add.reduceat(w * gap_N, first_B, axis=1) @ kernel_BB) / near_RB
         return {"ici": (rows_RB * gap_RB).sum(1) / rows_RB.sum(1)}
 
     return clustered(score, group_N, bootstraps, seed, {}, outcomes(y_N))["ici"]
@@ -47,22 +66,23 @@ def ici(y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, se
 
 def decision_curve(
     y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0
-) -> list[dict[str, Any]]:
+) -> list[NetBenefit]:
     """Net benefit at THRESHOLDS t: true positives - false positives * t / (1 - t), a row, of acting where p >= t, and
     of acting on everybody; acting on nobody has 0 (Vickers & Elkin 2006, Med Decis Making 26:565)."""
     y_N, p_N, group_N = _rows(y, p, group)
     odds = np.array(THRESHOLDS) / (1 - np.array(THRESHOLDS))
     act_NT = p_N[:, None] >= np.array(THRESHOLDS)
     gain_NT = np.where(y_N[:, None] == 1, 1.0, -odds)
+    acted_NT = act_NT * gain_NT
 
     def score(w: Floats) -> dict[str, Floats]:
-        benefit_RT = (w @ (act_NT * gain_NT)) / w.sum(1, keepdims=True)
+        benefit_RT = (w @ acted_NT) / w.sum(1, keepdims=True)
         return {str(k): benefit_RT[:, k] for k in range(len(THRESHOLDS))}
 
     model = clustered(score, group_N, bootstraps, seed, {}, outcomes(y_N))
     everybody = gain_NT.mean(0)
     return [
-        {"threshold": t, "model": model[str(k)], "everybody": float(everybody[k])} for k, t in enumerate(THRESHOLDS)
+        NetBenefit(threshold=t, model=model[str(k)], everybody=float(everybody[k])) for k, t in enumerate(THRESHOLDS)
     ]
 
 
@@ -74,18 +94,18 @@ def subgroups(
     bootstraps: int = 1000,
     seed: int = 0,
     names: Sequence[str] = ("auroc", "auprc", "prevalence", "calibration_intercept"),
-) -> dict[str, dict[str, Any]]:
-    """{subgroup: {"n", "positive", and the scores `names` with intervals}}; few rows or one class are only counted."""
+) -> dict[str, Subgroup]:
+    """The rows of each subgroup with the scores `names`; few rows or one class are only counted."""
     y_N, p_N, group_N = _rows(y, p, group)
-    found: dict[str, dict[str, Any]] = {}
+    found = {}
     for name, inside in members.items():
         n, positive = int(inside.sum()), int(y_N[inside].sum())
-        found[name] = {"n": n, "positive": positive}
         if n < FEW or positive in (0, n):
-            found[name]["why"] = ONE_CLASS if n >= FEW else f"fewer than {FEW} rows"
+            why = ONE_CLASS if n >= FEW else f"fewer than {FEW} rows"
+            found[name] = Subgroup(n=n, positive=positive, why=why)
             continue
         scores = binary_scores(y_N[inside], p_N[inside], group_N[inside], bootstraps, seed)
-        found[name] |= {score: scores[score] for score in names}
+        found[name] = Subgroup(n=n, positive=positive, scores={score: scores[score] for score in names})
     return found
 
 

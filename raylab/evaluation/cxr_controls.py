@@ -14,16 +14,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from raylab.data.images.dataset import ImageSamples, load_images
+from raylab.data.images.meta import ImageMeta
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError
 from raylab.evaluation.metrics import binary_scores, multiclass_point
+from raylab.score import Score
 
 RINGED, RING = 64, 10  # px: the image is averaged to 64 x 64, of which the outer 10 on each side are seen
 STRENGTHS = (1e-5, 1e-4, 1e-3)  # of the regression (sklearn's C); val chooses
@@ -62,7 +63,7 @@ def border_probe(directory: Path, kept: Path) -> BorderProbe:
 
     `kept` is a folder for fitted probes, which are found again there by the directory's data hash.
     """
-    file = kept / f"border-{read_meta(directory, 'covidnet')['data_hash'][:16]}.npz"
+    file = kept / f"border-{read_meta(directory, None, ImageMeta).data_hash[:16]}.npz"
     if not file.is_file():
         kept.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f".{os.getpid()}-{file.name}")
@@ -114,7 +115,7 @@ def _ring(samples: ImageSamples) -> Floats:
 
 def within_source(
     samples: ImageSamples, p: Floats, bootstraps: int = 1000, seed: int = 0
-) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+) -> Iterator[tuple[str, str, str, Score]]:
     """(source, class, other class, AUROC with its interval) of every pair of classes with at least FEWEST rows each in
     one source: how well p of one, of both, tells them apart. Chance is .5."""
     classes = samples.spec["classes"]
@@ -128,11 +129,5 @@ def within_source(
             both = p[rows][:, a] + p[rows][:, b]
             of_b = np.divide(p[rows][:, b], both, out=np.full(len(both), 0.5), where=both > 0)
             scores = binary_scores(samples.y[rows] == b, of_b, samples.group[rows], bootstraps, seed)
-            yield source, classes[b], classes[a], {**scores["auroc"], "n": [int(counts[b]), int(counts[a])]}
-
-
-def by_stratum(samples: ImageSamples, p: Floats, strata: NDArray[Any]) -> dict[str, list[list[int]]]:
-    """Confusion [K, K], truth in rows, of each value of `strata` [N]."""
-    K = p.shape[1]
-    cell = samples.y * K + p.argmax(axis=1)
-    return {str(s): np.bincount(cell[strata == s], minlength=K * K).reshape(K, K).tolist() for s in np.unique(strata)}
+            auroc = scores["auroc"].model_copy(update={"n": [int(counts[b]), int(counts[a])]})
+            yield source, classes[b], classes[a], auroc

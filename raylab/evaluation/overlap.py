@@ -2,7 +2,7 @@
 model was fitted on?
 
 It asks the two prepared directories alone, so every task has it: meta.json says where patients are named
-(prepared.patient_ids), or why they are not, and within what their identifiers mean one person (`numbering`).
+(prepared.find_patient_ids), or why they are not, and within what their identifiers mean one person (`numbering`).
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ import polars as pl
 from raylab.data import prepared
 from raylab.data.identifiers import UNKNOWN, People, Person, identifier
 from raylab.data.images import duplicates
-from raylab.data.prepared import numberings, read_meta
+from raylab.data.prepared import Meta, NoPatientIds, PatientIds, numberings, read_meta
 from raylab.errors import DataError
 
 HOSPITALS = dict.fromkeys(("physionet2012", "mimic3", "meds"), "Beth Israel Deaconess Medical Center")
@@ -43,26 +43,28 @@ def leakage(task: str, fitted_on: Path, scored_on: Path, split: str, fitted_hash
         trained = read_meta(fitted_on, task)
     except DataError as error:
         return {"checked": False, "why": f"the training data cannot be read: {error.what}"}
-    if fitted_hash not in (None, trained["data_hash"]):
+    if fitted_hash not in (None, trained.data_hash):
         return {"checked": False, "why": f"the data at {fitted_on} is no longer what the model was trained on"}
     metas = [trained, read_meta(scored_on, task)]
     alike = {}
-    if all(_has_images(directory) for directory in (fitted_on, scored_on)) and not any(m["synthetic"] for m in metas):
+    if all(_has_images(directory) for directory in (fitted_on, scored_on)) and not any(
+        meta.synthetic for meta in metas
+    ):
         pairs = duplicates.pairs(_thumbnails(scored_on, scored), _thumbnails(fitted_on, fitted))
         alike = {"copies": len({row for row, _, _ in pairs})}
-    names = []
+    names: list[PatientIds] = []
     for directory, meta in zip((fitted_on, scored_on), metas, strict=True):
-        where = meta.get("patient_ids") or prepared.patient_ids(directory)
-        if "none" in where:
-            why = f"{directory} does not name its patients: {where['none']}"
+        where = meta.patient_ids or prepared.find_patient_ids(directory)
+        if isinstance(where, NoPatientIds):
+            why = f"{directory} does not name its patients: {where.none}"
             return {"checked": False, "why": why, **alike}
         names.append(where)
-    unit = {"unit": names[1]["unit"]} if "unit" in names[1] else {}
+    unit = {"unit": names[1].unit} if "unit" in names[1].model_fields_set else {}
     trained_on = people(fitted_on, metas[0], names[0], fitted)
     mine = people(scored_on, metas[1], names[1], scored)
     for directory, found, splits in ((scored_on, mine, scored), (fitted_on, trained_on, fitted)):
         if not found:
-            why = f"no row of {directory} in {' and '.join(splits)} names its {names[1].get('unit', 'patient')}"
+            why = f"no row of {directory} in {' and '.join(splits)} names its {names[1].unit}"
             return {"checked": False, "why": why, **alike, **unit}
     sources = {person.source for person in trained_on}, {person.source for person in mine}
     unnamed = UNKNOWN in sources[0] | sources[1]
@@ -89,17 +91,17 @@ def in_words(found: dict[str, Any]) -> str:
     return f"none, no {unit} here was in train or val"
 
 
-def people(directory: Path, meta: dict[str, Any], where: dict[str, str], splits: tuple[str, ...]) -> set[Person]:
+def people(directory: Path, meta: Meta, where: PatientIds, splits: tuple[str, ...]) -> set[Person]:
     """Who is in these splits of a prepared directory; `where` its rows name them. They stay in this process."""
-    columns = pl.read_parquet_schema(directory / where["table"])
-    if missing := {where["column"], "split"} - columns.keys():
+    columns = pl.read_parquet_schema(directory / where.table)
+    if missing := {where.column, "split"} - columns.keys():
         raise DataError(
-            f"{directory / where['table']} has no column {' and '.join(sorted(missing))}",
+            f"{directory / where.table} has no column {' and '.join(sorted(missing))}",
             "meta.json says that patients are named there (patient_ids)",
             "correct what prepares this data",
         )
-    rows = pl.scan_parquet(directory / where["table"]).filter(pl.col("split").is_in(splits))
-    number = identifier(where["column"], columns[where["column"]]).alias("number")
+    rows = pl.scan_parquet(directory / where.table).filter(pl.col("split").is_in(splits))
+    number = identifier(where.column, columns[where.column]).alias("number")
     if "source" in columns and _rows_name_source(meta):
         source = pl.col("source").cast(pl.String).fill_null(UNKNOWN)
         found = rows.select(source, number).drop_nulls().unique().collect()
@@ -111,16 +113,16 @@ def people(directory: Path, meta: dict[str, Any], where: dict[str, str], splits:
     return {Person.of(valid_in[0], number) for number in numbers}
 
 
-def _rows_name_source(meta: dict[str, Any]) -> bool:
+def _rows_name_source(meta: Meta) -> bool:
     """Whether identifiers mean one person within the column `source` of their rows, if there is one, as of images."""
-    own = meta["source"] in BY_DIRECTORY or "+" in meta["source"]  # a pool names the source in each identifier
-    return not ("numbering" in meta or meta["synthetic"] or own)
+    own = meta.source in BY_DIRECTORY or "+" in meta.source  # a pool names the source in each identifier
+    return not (meta.numbering or meta.synthetic or own)
 
 
-def elsewhere(metas: Iterable[dict[str, Any]], numbered: Iterable[set[str]]) -> str:
+def elsewhere(metas: Iterable[Meta], numbered: Iterable[set[str]]) -> str:
     """What can be said of patients of two data sets whose identifiers mean nothing to each other."""
     mine, theirs = (" and ".join(sorted(names)) for names in numbered)
-    known = [{HOSPITALS[name] for name in meta["source"].split("+") if name in HOSPITALS} for meta in metas]
+    known = [{HOSPITALS[name] for name in meta.source.split("+") if name in HOSPITALS} for meta in metas]
     if shared := known[0] & known[1]:
         return (
             f"cannot be checked by identifier ({mine}; {theirs}), and WARNING: both hold patients of "

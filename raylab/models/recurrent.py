@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from raylab.config.recipe import RecurrentModel
 from raylab.models.baselines import PER_SERIES, Summary
+from raylab.models.dropout import Dropout
+from raylab.models.gru import Gru
 
 CLIP = 4.0  # deviations: of standardised values the few far out would else rule the gradients
 
@@ -39,7 +41,7 @@ class Pooled(nn.Module):
         inputs = (len(KNOTS) - 1) * values + (len(SHARE_KNOTS) - 1) * 2 * features
         self.layer = nn.Linear(inputs, POOLED)
         self.norm = nn.LayerNorm(POOLED)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         f = self.features
@@ -97,7 +99,7 @@ class Recurrent(nn.Module):
         between = config.dropout if config.layers > 1 else 0.0
         self.cell = cell(config.hidden, config.hidden, config.layers, batch_first=True, dropout=between)  # type: ignore[arg-type]
         self.pooled = Pooled(features, static, config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(2 * config.hidden + POOLED, outputs)
 
     @staticmethod
@@ -130,7 +132,7 @@ class GruD(nn.Module):
         more = config.layers - 1
         self.above = nn.GRU(config.hidden, config.hidden, more, batch_first=True) if more else None
         self.pooled = Pooled(features, static, config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.head = nn.Linear(2 * config.hidden + POOLED, outputs)
 
     @staticmethod
@@ -163,7 +165,7 @@ class GruD(nn.Module):
 
 
 def gru(config: RecurrentModel, spec: dict[str, Any], outputs: int) -> nn.Module:
-    return Recurrent(nn.GRU, len(spec["features"]), len(spec["static"]), outputs, config)
+    return Recurrent(Gru, len(spec["features"]), len(spec["static"]), outputs, config)
 
 
 def lstm(config: RecurrentModel, spec: dict[str, Any], outputs: int) -> nn.Module:

@@ -1,9 +1,9 @@
-"""Gases in blood: O2 saturation and content, CO2 content and pH from tensions, and the way back.
+"""Gases in blood: O2 saturation and content, CO2 content and pH from tensions, and the inverse.
 
 All functions are elementwise over float64 tensors: mmHg, g/dL, mmol/L, mL(STPD)/dL, degC. `state` returns values and
-derivatives, which the solvers need; the derivatives are those of the formulae beside them.
+derivatives, which the solvers need; each derivative stands next to its formula.
 
-Sources (abstracts and coefficients looked up, papers not read in full unless said):
+Sources (abstracts and coefficients looked up, papers not read in full unless stated):
   O2 saturation, its Bohr and temperature shifts: Severinghaus, J Appl Physiol 1979;46:599, Eq. 1, 3, 4
   O2 content: 1.34 mL/g (Huefner) and 0.003 mL/dL/mmHg dissolved
   pH at a base excess: Van Slyke equation as in Lang and Zander, Clin Chem Lab Med 2002;40:404
@@ -22,21 +22,21 @@ HUEFNER_mL_per_g = 1.34
 O2_SOLUBILITY_mL_per_dL_mmHg = 0.003
 LN10 = math.log(10)
 LN_26_6, LN_0_00243 = math.log(26.6), math.log(0.00243)
-STEPS = 80  # Newton steps of `tensions` at most; 6 to 12 are usual
-LARGEST = 0.6  # of a step, in ln(mmHg)
-TOLERANCE = 1e-11  # relative, of the last step
+STEPS = 80  # maximum number of Newton steps of `tensions`; 6 to 12 are usual
+LARGEST = 0.6  # maximum length of a step, in ln(mmHg)
+TOLERANCE = 1e-11  # relative length of the last step
 
 
 class State(NamedTuple):
     """Blood at a given PO2, PCO2 and pH, with partial derivatives with respect to ln PO2 (x), ln PCO2 (y) and pH (h):
-    `o2_h` is d o2 / d pH. That with respect to ln PCO2 of CO2 content is the content itself."""
+    `o2_h` is d o2 / d pH. The derivative of CO2 content with respect to ln PCO2 is the content itself."""
 
     po2_mmHg: Tensor
     pco2_mmHg: Tensor
     s: Tensor
     o2: Tensor
     co2: Tensor
-    excess: Tensor  # base excess at this point less the blood's own: 0 where the pH is right
+    excess: Tensor  # base excess at this point minus that of the blood: 0 at the right pH
     o2_x: Tensor
     o2_h: Tensor
     co2_x: Tensor
@@ -47,10 +47,10 @@ class State(NamedTuple):
 
 
 def saturation(po2_mmHg: Tensor, ph: Tensor | float = 7.4, temperature_C: Tensor | float = 37.0) -> Tensor:
-    """Fraction (0 to 1) of haemoglobin that holds O2. Severinghaus 1979, Eq. 1, at PO2 moved to pH 7.4 and 37 degC.
+    """Fraction (0 to 1) of haemoglobin that holds O2. Severinghaus 1979, Eq. 1, at PO2 converted to pH 7.4 and 37 degC.
 
-    Eq. 3 and 4 give d ln PO2 / dT and d ln PO2 / dpH at constant saturation as functions of PO2; they are taken at
-    the PO2 given and as constant over the shift, which is exact at the standard point.
+    Eq. 3 and 4 give d ln PO2 / dT and d ln PO2 / dpH at constant saturation as functions of PO2; they are
+    evaluated at the given PO2 and kept constant over the shift, which is exact at the standard point.
     """
     virtual, _, _ = _virtual(po2_mmHg.log(), torch.as_tensor(ph) - 7.4, torch.as_tensor(temperature_C) - 37)
     return 1 / (23400 / (virtual**3 + 150 * virtual) + 1)
@@ -79,8 +79,8 @@ def state(x: Tensor, y: Tensor, h: Tensor, hb: Tensor, base_excess: Tensor, t: T
     plasma = 2.226 s PCO2 (1 + 10^(pH - pK')), s = .0307 + .00057 (37 - T) + .00002 (37 - T)^2,
     pK' = 6.086 + .042 (7.4 - pH) + (38 - T)(.00472 + .00139 (7.4 - pH)).
     """
-    # The solvers spend their time here. What belongs to a patient (hb, base_excess, t) is narrower than the rest and
-    # is put together first; products and sums are shared; a reciprocal costs less than a division.
+    # The solvers spend their time here. Values of a patient (hb, base_excess, t) are narrower than the rest and are
+    # combined first; products and sums are shared; a reciprocal costs less than a division.
     acid = h - 7.4
     po2, pco2 = torch.exp(x), torch.exp(y)
     virtual, slope_x, slope_h = _virtual(x, acid, t - 37)
@@ -105,10 +105,10 @@ def state(x: Tensor, y: Tensor, h: Tensor, hb: Tensor, base_excess: Tensor, t: T
     dissolved_co2 = solubility * pco2
     ionised = dissolved_co2 * torch.exp(LN10 * ph_pk * h - LN10 * pk)
     plasma = dissolved_co2 + ionised
-    # Douglas's factor has a pole at pH 8.142: beyond 7.842, of no living blood, it stays as it is
+    # Douglas's factor has a pole at pH 8.142: beyond 7.842, which no living blood has, it is held constant
     far = 8.142 - h
     high = 1 / far.clamp(min=0.3)
-    high_h = 1 / threshold(far, 0.3, torch.inf)  # as `high`, and 0 where that stays as it is
+    high_h = 1 / threshold(far, 0.3, torch.inf)  # as `high`, and 0 where that is constant
     low = 1 / (3.352 - 0.456 * s)
     cells = 0.0289 * hb * (low * high)
     whole = 1 - cells
@@ -132,7 +132,7 @@ def state(x: Tensor, y: Tensor, h: Tensor, hb: Tensor, base_excess: Tensor, t: T
 
 
 def ph_of(po2_mmHg: Tensor, pco2_mmHg: Tensor, hb: Tensor, base_excess: Tensor, temperature_C: Tensor) -> Tensor:
-    """pH of blood at these tensions and base excess, by Newton's method on a function that only rises with pH."""
+    """pH of blood at these tensions and base excess, by Newton's method on a function that increases with pH."""
     x, y = po2_mmHg.log(), pco2_mmHg.log()
     h = torch.full_like(x, 7.4)
     for _ in range(12):
@@ -150,7 +150,7 @@ class Tensions(NamedTuple):
 
 
 def tensions(o2: Tensor, co2: Tensor, hb: Tensor, base_excess: Tensor, temperature_C: Tensor) -> Tensions:
-    """PO2, PCO2, pH and saturation of blood with these contents (mL/dL), the way back from `state`.
+    """PO2, PCO2, pH and saturation of blood with these contents (mL/dL): the inverse of `state`.
 
     Where no blood has such contents (a negative one, for instance) `converged` is False. The last step
     is taken with the graph, so that gradients are those of the implicit function.

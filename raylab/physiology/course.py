@@ -1,4 +1,4 @@
-"""The course of gases and pressures through changes of settings, step by step (implicit Euler).
+"""The time course of gases and pressures through changes of settings (implicit Euler).
 
 What changes slowly, and how:
   alveolar gas   each compartment holds a share of the end-expiratory volume in proportion to its blood flow
@@ -31,11 +31,12 @@ OPENING_min = 20.0  # time constants of the open fraction
 CLOSING_min = 1.5
 TISSUES = ((0.75, 10.0, 3.0), (0.25, 13.0, 1.0))
 """(share of flow and metabolism, CO2 volume, O2 volume) of each; volumes in L of blood with the same content."""
-CO2, O2 = 1, 2  # places in a tissue
+CO2, O2 = 1, 2  # indices in a tissue
 
 
 class Stores(NamedTuple):
-    """What a moment hands to the next: gas of compartments [N, K], contents of tissues [N] each, open fraction [N]."""
+    """The state that one step passes to the next: gas of compartments [N, K], contents of tissues [N] each, open
+    fraction [N]."""
 
     gas: Gas
     o2: list[Tensor]
@@ -44,7 +45,7 @@ class Stores(NamedTuple):
 
 
 def begin(given: Inputs) -> tuple[Stores, Steady]:
-    """The steady state as the start of a course; rows without one stay without values."""
+    """The steady state as the start of a course; rows without one have no values."""
     with torch.no_grad():
         steady = steady_state(given)
         o2_a, co2_a = steady.arterial
@@ -53,7 +54,7 @@ def begin(given: Inputs) -> tuple[Stores, Steady]:
 
 
 def advance(given: Inputs, before: Stores, minutes: float) -> tuple[Stores, Steady]:
-    """The state `minutes` later under `given`. Rows that fail to converge are said in `status`, and stay failed."""
+    """The state `minutes` later under `given`. `status` marks rows that fail to converge; they stay marked."""
     with torch.no_grad():
         goal = mechanics.equilibrium(given)
         tau = torch.where(goal > before.opened, OPENING_min, CLOSING_min)
@@ -78,7 +79,7 @@ def tissue(
 
 
 def unsteady(given: Inputs, before: Stores, opened: Tensor, minutes: float) -> System:
-    """The equations of one step of `minutes`: `exchange.system` with what is stored."""
+    """The equations of one step of `minutes`: `exchange.system` with stored gases."""
     of = exchange.system(given, total_shunt(given, opened), (given.gas_volume_mL / 1000 / minutes, before.gas))
     made = given.vo2_mL_per_min * given.rq
     zero = torch.zeros_like(given.fio2)
@@ -109,8 +110,8 @@ def course(
     for minute, settings in changes:
         if not 0 <= minute < minutes or not set(settings) <= set(SETTINGS):
             raise UsageError(
-                f"the change at minute {minute:g} cannot be made: {settings}",
-                do=f"give a minute from 0 to {minutes:g} and settings among: {', '.join(SETTINGS)}",
+                f"the change at minute {minute:g} is not possible: {settings}",
+                do=f"use a minute from 0 to {minutes:g} and settings among: {', '.join(SETTINGS)}",
             )
     check(given)
     stores, found = begin(given)

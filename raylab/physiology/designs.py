@@ -1,4 +1,5 @@
-"""Points of a sweep: a design over the unit cube, and distributions that bend it. Any part of it can be made alone.
+"""Points of a sweep: a design over the unit cube, mapped through distributions. Any range of rows can be computed
+alone.
 
     uniform(low,high)  loguniform(low,high)  normal(mean,sd,low,high)  lognormal(median,log_sd,low,high)
 
@@ -25,7 +26,8 @@ GRID_POINTS = 10**9
 
 
 def distribution(name: str, text: str) -> tuple[str, tuple[float, ...]]:
-    """`normal(.2,.1,0,.5)` as ("normal", (.2, .1, 0, .5)), a number as ("fixed", (number,)). UsageError when neither.
+    """`normal(.2,.1,0,.5)` as ("normal", (.2, .1, 0, .5)), a number as ("fixed", (number,)). Raises UsageError for
+    anything else.
 
     `name` is the input that it is for; only the messages need it.
     """
@@ -37,7 +39,7 @@ def distribution(name: str, text: str) -> tuple[str, tuple[float, ...]]:
     try:
         values = tuple(float(part) for part in (alone if kind is None else inside).split(","))
     except ValueError as error:
-        raise UsageError(f"{name}={text} holds something that is no number", do=example) from error
+        raise UsageError(f"{name}={text} contains something that is not a number", do=example) from error
     if kind is None:
         kind = "fixed"
     elif kind not in ARGUMENTS:
@@ -46,9 +48,9 @@ def distribution(name: str, text: str) -> tuple[str, tuple[float, ...]]:
         raise UsageError(f"{name}={text}: {kind} takes {ARGUMENTS.get(kind, 1)} finite numbers", do=example)
     low, high = values[-2:] if kind != "fixed" else (values[0], values[0])
     if low > high or (kind != "fixed" and low == high):
-        raise UsageError(f"{name}={text}: the lower bound comes first", do=example)
+        raise UsageError(f"{name}={text}: the lower bound must come first", do=example)
     if kind in {"normal", "lognormal"} and not values[1] > 0:
-        raise UsageError(f"{name}={text}: the standard deviation is above 0", do=example)
+        raise UsageError(f"{name}={text}: the standard deviation must be above 0", do=example)
     if (kind == "loguniform" and low <= 0) or (kind == "lognormal" and (low <= 0 or values[0] <= 0)):
         raise UsageError(f"{name}={text}: {kind} needs values above 0", do=example)
     return kind, values
@@ -59,7 +61,7 @@ def bounds(kind: str, values: tuple[float, ...]) -> tuple[float, float]:
 
 
 def bend(unit: Floats, kind: str, values: tuple[float, ...]) -> Floats:
-    """Quantiles `unit` (0 to 1) of the distribution."""
+    """Quantiles of the distribution at `unit` (0 to 1)."""
     if kind == "uniform":
         low, high = values
         return low + unit * (high - low)
@@ -74,7 +76,7 @@ def bend(unit: Floats, kind: str, values: tuple[float, ...]) -> Floats:
 
 
 def count(design: str, size: int, varied: int) -> int:
-    """Rows of a design: `size`, of a grid `size` levels of each of the `varied` inputs."""
+    """Number of rows of a design: `size`; for a grid, `size` levels of each of the `varied` inputs."""
     if design not in DESIGNS:
         raise unknown("design", design, DESIGNS)
     rows = size**varied if design == "grid" else size
@@ -86,7 +88,7 @@ def count(design: str, size: int, varied: int) -> int:
 
 
 def unit_points(design: str, size: int, dimensions: int, seed: int, start: int, stop: int) -> Floats:
-    """Rows start to stop of the design in the unit cube, [stop - start, dimensions]: the same whatever the portions.
+    """Rows start to stop of the design in the unit cube, [stop - start, dimensions]: independent of the range.
 
     sobol  scrambled by `seed` (balanced when the size is a power of 2)
     lhs    Latin hypercube: every input has one point in each of `size` slices
@@ -98,7 +100,7 @@ def unit_points(design: str, size: int, dimensions: int, seed: int, start: int, 
         sobol = qmc.Sobol(dimensions, scramble=True, rng=np.random.default_rng([seed, 1]))
         if start:  # fast_forward(0) overflows
             sobol.fast_forward(start)
-        with warnings.catch_warnings():  # of sizes that are no power of 2: said above
+        with warnings.catch_warnings():  # about sizes that are not a power of 2, see above
             warnings.simplefilter("ignore", UserWarning)
             return np.asarray(sobol.random(stop - start), dtype=np.float64)
     if design == "lhs":
@@ -114,7 +116,7 @@ def unit_points(design: str, size: int, dimensions: int, seed: int, start: int, 
 
 
 def points(inputs: Mapping[str, str], design: str, size: int, seed: int, start: int, stop: int) -> dict[str, Any]:
-    """{input: value, or float64 [stop - start] where it varies} of rows start to stop."""
+    """{input: value, or float64 [stop - start] if it varies} of rows start to stop."""
     known = {name: distribution(name, text) for name, text in inputs.items()}
     varied = [name for name, (kind, _) in known.items() if kind != "fixed"]
     unit = unit_points(design, size, len(varied), seed, start, stop)

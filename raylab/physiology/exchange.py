@@ -1,4 +1,4 @@
-"""Gas exchange of K compartments, a shunt and the body behind them, as one system of equations, and its solver.
+"""Gas exchange of K compartments, a shunt and the body, as one system of equations, and its solver.
 
 A compartment i has expired ventilation V_i (L/min BTPS), blood flow q_i (L/min), gas tensions x_i, y_i (PO2, PCO2,
 mmHg) and end-capillary blood in equilibrium with them. ln(V/Q) is normally distributed over perfusion (West, Respir
@@ -33,15 +33,15 @@ from raylab.physiology import blood
 from raylab.physiology.parameters import Inputs
 
 COMPARTMENTS = 20
-SPREAD = 3.0  # compartments lie evenly over so many standard deviations to each side
-# Newton steps: 5 to 12 are usual, and a row that needs more than some 40 has no solution. The first need no more than
-# single precision, which is half the work; the rows that have not settled go on together.
+SPREAD = 3.0  # compartments are spaced evenly over this many standard deviations to each side
+# Newton steps: 5 to 12 are usual, and a row that needs more than about 40 has no solution. Single precision suffices
+# for the first steps and halves the work; rows that have not converged continue together.
 ROUGH_STEPS, FINE_STEPS, NEARBY_STEPS, MORE_STEPS = 7, 2, 4, (8, 29)
-NEAR = 0.1  # length of the last rough step from which the others go on
-BLOCK = 2048  # rows solved at a time: their arrays stay in the cache
-SMALL_BLOCK = 256  # of the rest, where steps are compiled
-LARGEST = 0.7  # of a step, in ln(mmHg)
-TOLERANCE = 1e-10  # relative, of the last step
+NEAR = 0.1  # length of the last single-precision step below which double precision continues from it
+BLOCK = 2048  # rows solved at a time, so that their arrays stay in the cache
+SMALL_BLOCK = 256  # the same for the remaining rows, if steps are compiled
+LARGEST = 0.7  # maximum length of a step, in ln(mmHg)
+TOLERANCE = 1e-10  # relative length of the last step
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class System:
 
 
 class Gas(NamedTuple):
-    """Where the equations stand: [N, K] ln PO2, ln PCO2 and h (pH) of compartments, [N] venous contents in mL/dL."""
+    """A point of the iteration: [N, K] ln PO2, ln PCO2 and h (pH) of compartments, [N] venous contents in mL/dL."""
 
     ln_x: Tensor
     ln_y: Tensor
@@ -111,19 +111,19 @@ def conversion(temperature_C: Tensor) -> Tensor:
 
 
 def _deviations(like: Tensor) -> Tensor:
-    """Of the compartments' ln(V/Q) from its mean, in standard deviations, [K]."""
+    """Deviations of the compartments' ln(V/Q) from its mean, in standard deviations, [K]."""
     return torch.linspace(-SPREAD, SPREAD, COMPARTMENTS, dtype=like.dtype, device=like.device)
 
 
 def shares(like: Tensor) -> Tensor:
-    """Shares of the blood flow that the compartments get, [K]: the same in every lung."""
+    """Fractions of the blood flow through the compartments, [K]: the same in every lung."""
     weight = torch.exp(-(_deviations(like) ** 2) / 2)
     return weight / weight.sum()
 
 
 def system(given: Inputs, shunt: Tensor, stored: "tuple[Tensor, Gas] | None" = None) -> System:
-    """The equations of the steady state; of a step in time with what is `stored`: gas volume of the lung / time step
-    [N] in L/min (the sum of g_i), and the gas at its start."""
+    """The equations of the steady state, or of a time step if gas is `stored`: gas volume of the lung / time step [N]
+    in L/min (the sum of g_i), and the gas at the start of the step."""
     z, share = _deviations(given.fio2), shares(given.fio2)
     flow = given.cardiac_output_L_per_min * (1 - shunt)
     spread = share * torch.exp(given.vq_log_sd[:, None] * z)
@@ -160,7 +160,7 @@ def system(given: Inputs, shunt: Tensor, stored: "tuple[Tensor, Gas] | None" = N
 
 @torch.no_grad()
 def guess(of: System) -> Gas:
-    """A start from which Newton's method finds the solution: the ideal lung's gas in every compartment."""
+    """The start of Newton's method: the gas of the ideal lung in every compartment."""
     total = of.ventilation.sum(1)
     produced = of.co2_a * of.flow / (1 - of.shunt)
     y = (of.k * produced / total).clamp(10, 150)
@@ -171,7 +171,7 @@ def guess(of: System) -> Gas:
 
 
 def blood_of(of: System) -> tuple[Tensor, Tensor, Tensor]:
-    """What `blood.state` asks of a patient, each [N, 1]."""
+    """The arguments of `blood.state` that belong to a patient, each [N, 1]."""
     return of.hb[:, None], of.base_excess[:, None], of.temperature_C[:, None]
 
 
@@ -180,7 +180,7 @@ def step(of: System, at: Gas) -> tuple[Gas, Tensor]:
     now = blood.state(at.ln_x, at.ln_y, at.h, *blood_of(of))
     inverse = 1 / now.excess_h
     lag, up_x, up_y = now.excess * inverse, now.excess_x * inverse, now.excess_y * inverse
-    # contents and slopes (with respect to ln x, ln y) with the pH moved to where it belongs
+    # contents and slopes (with respect to ln x, ln y) at the pH of these tensions
     o2, o2_x, o2_y = now.o2 - now.o2_h * lag, now.o2_x - now.o2_h * up_x, -now.o2_h * up_y
     co2, co2_x, co2_y = now.co2 - now.co2_h * lag, now.co2_x - now.co2_h * up_x, now.co2 - now.co2_h * up_y
 
@@ -231,7 +231,7 @@ def step(of: System, at: Gas) -> tuple[Gas, Tensor]:
 
 
 def solve(of: System, start: Gas | None = None, compiled: bool = False) -> tuple[Gas, Tensor]:
-    """The solution and which rows converged, bool [N]. Rows without a solution do not disturb the others.
+    """The solution and which rows converged, bool [N]. Rows without a solution do not affect the others.
 
     `start` is a near solution, where one is known. `compiled`: by torch.compile, which needs a C++ compiler and, the
     first time, some ten seconds; the last bits differ. Gradients flow through the coefficients of `of`.
@@ -253,17 +253,17 @@ def solve(of: System, start: Gas | None = None, compiled: bool = False) -> tuple
 
 
 def begun(of: System, at: Gas, rough: bool, compiled: bool) -> tuple[Gas, Tensor]:
-    """The first steps of a block, of which most rows need no more."""
+    """The first steps of a block, which suffice for most rows."""
     if not rough:
         return newton(of, at, NEARBY_STEPS, compiled)
     gas, moved = newton(of.to(torch.float32), at.to(torch.float32), ROUGH_STEPS, compiled)
-    near = moved < NEAR  # where they led nowhere, the others begin at the start
+    near = moved < NEAR  # rows whose steps did not approach a solution restart
     kept = (torch.where(near[:, None] if a.dim() > 1 else near, g.to(a.dtype), a) for g, a in zip(gas, at, strict=True))
     return newton(of, Gas(*kept), FINE_STEPS, compiled)
 
 
 def newton(of: System, at: Gas, steps: int, compiled: bool) -> tuple[Gas, Tensor]:
-    """At most so many Newton steps from `at`, until all rows have settled, and the length [N] of the last."""
+    """At most `steps` Newton steps from `at`, until all rows have converged, and the length [N] of the last."""
     one_step = compiled_step() if compiled else step
     moved = torch.full_like(of.fio2, torch.inf)
     for _ in range(steps):
@@ -294,7 +294,7 @@ def by_block(
         rows: Tensor | slice = slice(start, start + size)
         if start + size > n:
             rows = torch.arange(start, start + size, device=of.fio2.device).clamp(max=n - 1)
-        with torch.no_grad():  # holds for a thread
+        with torch.no_grad():  # per thread
             gas, moved = work(of.take(rows), at.take(rows))
         return gas.take(slice(0, n - start)), moved[: n - start]
 

@@ -1,9 +1,9 @@
-"""The patients behind measured gases: parameters of each stay that explain its gases and pressures, with their widths.
+"""Fits the lung model to measured gases: parameters of each stay that explain them, with intervals.
 
-Maximum a posteriori: the misfit of all gases of a stay (one set of parameters a stay) and the distance from the prior,
-minimised for all stays at once by Levenberg and Marquardt's method, with derivatives by autograd through the model.
-Widths are of the posterior's quadratic approximation there (Laplace), cardiac output and O2 uptake included, which
-nobody measured: they are free within their prior, so what they could explain widens the others.
+Maximum a posteriori: the misfit of all gases of a stay (one set of parameters per stay) and the distance from the
+prior, minimised for all stays at once by the Levenberg-Marquardt method, with derivatives by autograd through the
+model. Widths are of the posterior's quadratic approximation there (Laplace), cardiac output and O2 uptake included,
+which nobody measured: they are free within their prior, so what they could explain widens the others.
 
 A parameter counts as identified when the data shrank its prior's standard deviation to half or less.
 """
@@ -21,7 +21,7 @@ from raylab.physiology.steady import steady_state
 
 @dataclass(frozen=True)
 class Free:
-    """A fitted parameter lives on its range through the logistic function: z has the prior N(of `median`, `sd`)."""
+    """A fitted parameter, mapped to its range by the logistic function: z has the prior N(z of `median`, `sd`)."""
 
     median: float
     sd: float
@@ -32,8 +32,8 @@ FREE = {
     "shunt": Free(0.15, 1.2, "all shunt: what PEEP could open is counted in"),
     "vq_log_sd": Free(0.9, 0.6, ""),
     "alveolar_dead_space": Free(0.25, 1.0, ""),
-    "compliance_mL_per_cmH2O": Free(40, 0.5, "at the PEEP of the reading"),
-    "cardiac_output_L_per_min": Free(6, 0.35, "not measured: it widens the others"),
+    "compliance_mL_per_cmH2O": Free(40, 0.5, "at the PEEP of the measurement"),
+    "cardiac_output_L_per_min": Free(6, 0.35, "not measured; widens the other intervals"),
     "vo2_mL_per_min": Free(250, 0.25, "not measured; the median may be given for each stay"),
 }
 ERROR = {
@@ -42,17 +42,18 @@ ERROR = {
     "etco2_mmHg": ("relative", 0.12),
     "plateau_cmH2O": ("absolute", 1.5),
 }
-"""Standard deviation of a reading about the model: analyser, time between reading and settings, and the model's own."""
+"""Standard deviation of a measurement around the model: analyser, time between gas and settings, and model error."""
 
 STEPS = 80
-SETTLED = 1e-5  # of the cost, relative: what a step still promises
+SETTLED = 1e-5  # relative decrease of the cost that a step still predicts
 IDENTIFIED = 0.5
 Z95 = 1.959964
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Of N stays. `low` and `high` are the 95 % interval, `shrink` posterior over prior sd in z, all by parameter name.
+    """Fits of N stays. `low` and `high` are the 95% interval, `shrink` the posterior over the prior SD in z, all by
+    parameter name.
 
     `rms` [N] is the root mean square of standardised residuals (about 1 where the model explains the readings, less
     where parameters are as many as readings), `residual` {output: [R]} the standardised ones of each reading (not a
@@ -101,7 +102,7 @@ def fit(
 
     def misfit(z: Tensor, rows: Tensor, slopes: bool) -> tuple[Tensor, Tensor]:
         """Standardised residuals [r, outputs] of `rows` (0 where not measured, inf without a steady state), and their
-        derivatives to z [r, outputs, P]."""
+        derivatives with respect to z [r, outputs, P]."""
         at = z[stay[rows]].requires_grad_(slopes)
         x = values(at)
         patient = readings.take(rows).but(**{name: x[:, i] for i, name in enumerate(free)})
@@ -129,7 +130,7 @@ def fit(
     every = torch.arange(len(stay))
     z = prior.clone()
     now = cost(misfit(z, every, False)[0], every, z)
-    # A patient near the edge may have no steady state at the prior's median: try a lung and a heart that give one
+    # An extreme patient may have no steady state at the median of the prior: try parameters that give one
     kind = {"shunt": 0.03, "alveolar_dead_space": 0.1, "cardiac_output_L_per_min": 9.0}
     easier = torch.stack(
         [torch.logit((kind[k] - low[i]) / width[i]) if k in kind else z[0, i] for i, k in enumerate(free)]
@@ -159,7 +160,7 @@ def fit(
         lower = active & (after <= now)
         z = torch.where(lower[:, None], tried, z)
         now = torch.where(lower, after, now)
-        # a step that falls, but by little of what it promised, has leapt to the valley's other side: shorter ones next
+        # a decrease far below the prediction means that the step crossed the valley: shorten the next steps
         damping = torch.where(gain > 0.75, damping / 5, torch.where(gain > 0.25, damping, damping * 5)).clamp(1e-4, 1e8)
         settled = settled | (active & (promised < SETTLED * (1 + now)))
     residual, jacobian = misfit(z, every, True)

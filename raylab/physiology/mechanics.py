@@ -1,4 +1,5 @@
-"""Pressures of a passive, constant-flow breath, and the lung that they hold open. cmH2O, mL, L, s; tensors [N].
+"""Pressures of a passive, constant-flow breath, and the fraction of the lung that they open. cmH2O, mL, L, s; tensors
+[N].
 
 Opening: units of the collapsed part have normally distributed threshold opening pressures, mean 20 in ARDS, and closing
 pressures some 15 lower (Crotti, Am J Respir Crit Care Med 2001;164:131: modes 20 and 5, both normal). A unit is open
@@ -29,13 +30,13 @@ def closed_part(given: Inputs, opened: Tensor) -> Tensor:
 
 
 def plateau_pressure(given: Inputs, opened: Tensor) -> Tensor:
-    """PEEP + VT / compliance of the open lung; compliance is in proportion to what is open ("baby lung")."""
+    """PEEP + VT / compliance of the open lung; compliance is proportional to the open lung ("baby lung")."""
     compliance = given.compliance_mL_per_cmH2O * (1 - closed_part(given, opened))
     return given.peep_cmH2O + given.tidal_volume_mL / compliance
 
 
 def equilibrium(given: Inputs) -> Tensor:
-    """Open fraction of the recruitable part [N] that fits the plateau pressure which it leads to.
+    """Open fraction of the recruitable part [N] that is consistent with the resulting plateau pressure.
 
     More open lung lowers the plateau, a lower plateau opens less: there is exactly one such fraction. Bisection, then
     one Newton step with the graph.

@@ -1,4 +1,4 @@
-"""Every input of the lung model: unit, the range outside which it is refused, and a usual value.
+"""Every input of the lung model: its unit, accepted range and usual value.
 
 Ranges are wide: they keep out what no living adult shows (and what the equations were not made for), not what is rare.
 The usual values describe a ventilated adult with moderate ARDS. Ranges of the ARDS literature named in `about`.
@@ -33,9 +33,9 @@ SETTINGS = {
     "inspired_fraction": Quantity("fraction", 0.15, 0.75, 1 / 3, "inspiratory part of the cycle; 1/3 is I:E 1:2"),
 }
 PATIENT = {
-    "shunt": Quantity("fraction", 0, 0.7, 0.15, "of cardiac output past lung that no pressure opens"),
-    "vq_log_sd": Quantity("", 0, 2.5, 0.8, "standard deviation of ln(V/Q) over perfusion; .3 to .6 in health"),
-    "alveolar_dead_space": Quantity("fraction", 0, 0.8, 0.2, "of alveolar ventilation that meets no blood"),
+    "shunt": Quantity("fraction", 0, 0.7, 0.15, "of cardiac output through lung that no pressure opens"),
+    "vq_log_sd": Quantity("", 0, 2.5, 0.8, "standard deviation of ln(V/Q) over perfusion; 0.3 to 0.6 in health"),
+    "alveolar_dead_space": Quantity("fraction", 0, 0.8, 0.2, "of alveolar ventilation that reaches no blood"),
     "compliance_mL_per_cmH2O": Quantity("mL/cmH2O", 8, 150, 40, "respiratory system, all recruitable lung open"),
     "resistance_cmH2O_s_per_L": Quantity("cmH2O s/L", 1, 50, 12, "airways and tube"),
     "collapsed": Quantity("fraction", 0, 0.7, 0.15, "of the lung: closed, and opened by enough pressure"),
@@ -76,16 +76,18 @@ LIVING = {
     "barometric_mmHg": (690.0, 780.0),
     "predicted_weight_kg": (45.0, 85.0),
 }
-"""Ranges that ventilated patients cover; sweeps and the surrogate use them. Corners of this box are beyond survival."""
+"""Ranges that ventilated patients cover; sweeps and the surrogate use them. The corners of this box are not
+survivable."""
 
 AIRWAY_DEAD_SPACE_mL_per_kg = 2.2
-"""Radford's rule of 1 mL a pound (J Appl Physiol 1955;7:451), of predicted weight; from memory, and weak for one person
-(measured against estimated r2 near 0 in ventilated adults), hence `alveolar_dead_space` takes up the difference."""
+"""Radford's rule of 1 mL a pound (J Appl Physiol 1955;7:451), of predicted weight; from memory, and imprecise for
+one person (r2 of measured against estimated near 0 in ventilated adults), so `alveolar_dead_space` accounts for the
+difference."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Settings and patients, one row each: every field a float64 tensor [N], named and ranged as in QUANTITIES."""
+    """Settings and patients, one per row: every field is a float64 tensor [N], with names and ranges of QUANTITIES."""
 
     fio2: Tensor
     peep_cmH2O: Tensor
@@ -117,7 +119,7 @@ class Inputs:
         return AIRWAY_DEAD_SPACE_mL_per_kg * self.predicted_weight_kg
 
     def alveolar_ventilation_L_per_min(self) -> Tensor:
-        """Expired, of alveoli that meet blood, BTPS: rate (VT - airway dead space)(1 - alveolar dead space)."""
+        """Expired ventilation of perfused alveoli, BTPS: rate (VT - airway dead space)(1 - alveolar dead space)."""
         each = (self.tidal_volume_mL - self.airway_dead_space_mL()) * (1 - self.alveolar_dead_space)
         return self.rate_per_min * each / 1000
 
@@ -130,7 +132,7 @@ class Inputs:
 
 
 def inputs(values: Mapping[str, Any], rows: int | None = None, device: str | torch.device = "cpu") -> Inputs:
-    """Inputs of `values` {name: number or array [N]}; a name that is not given has its usual value.
+    """Inputs from `values` {name: number or array [N]}; other inputs have their usual values.
 
     Raises UsageError for a name that is no input, DataError for lengths that differ.
     """
@@ -141,17 +143,17 @@ def inputs(values: Mapping[str, Any], rows: int | None = None, device: str | tor
     if rows is None:
         rows = max(lengths.values(), default=1)
     if any(length != rows for length in lengths.values()):
-        raise DataError("the inputs have different lengths", f"{lengths}", "give each one number, or N")
+        raise DataError("the inputs have different lengths", f"{lengths}", "give each input one number, or N numbers")
     known = {name: quantity.usual for name, quantity in QUANTITIES.items()} | dict(values)
     return Inputs(**{name: _column(known[name], rows, device) for name in QUANTITIES})
 
 
 def impossible(given: Inputs) -> dict[str, Tensor]:
-    """{what is wrong: rows bool [N]} of values that are not numbers, out of range, or do not go together."""
+    """{what is wrong: rows bool [N]} of values that are not numbers, out of range, or inconsistent."""
     wrong = {}
     for name, q in QUANTITIES.items():
         value = getattr(given, name)
-        outside = ~((value >= q.low) & (value <= q.high))  # not a number is neither
+        outside = ~((value >= q.low) & (value <= q.high))  # also true for NaN
         if bool(outside.any()):
             wrong[f"{name} is not within {q.low:g} to {q.high:g} {q.unit}".rstrip()] = outside
     shallow = given.tidal_volume_mL <= given.airway_dead_space_mL()
@@ -162,15 +164,15 @@ def impossible(given: Inputs) -> dict[str, Tensor]:
 
 
 def check(given: Inputs) -> None:
-    """Raise DataError that names every input out of its range, with the first row and how many there are."""
+    """Raise DataError that names every input out of its range, with the first row and the number of rows."""
     wrong = impossible(given)
     if wrong:
-        told = []
+        problems = []
         for what, rows in wrong.items():
             at = int(rows.nonzero()[0])
             got = getattr(given, what.split()[0])[at].item()
-            told.append(f"{what} (row {at}: {got:g}; {int(rows.sum())} of {len(given)} rows)")
-        raise DataError("inputs that no patient or ventilator has", "; ".join(told), "correct or leave out these rows")
+            problems.append(f"{what} (row {at}: {got:g}; {int(rows.sum())} of {len(given)} rows)")
+        raise DataError("inputs that no patient or ventilator has", "; ".join(problems), "correct or remove these rows")
 
 
 def _column(value: Any, rows: int, device: str | torch.device) -> Tensor:

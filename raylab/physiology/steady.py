@@ -1,4 +1,4 @@
-"""Settings and patients -> steady-state blood gases, pressures and whether there is such a state at all."""
+"""Settings and patients -> steady-state blood gases and pressures, and whether a steady state exists."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -30,12 +30,12 @@ OUTPUTS = {
 STATUS = {
     0: "ok",
     1: "the equations did not converge",
-    2: "no steady state: the tissues ask for more oxygen than arrives",
+    2: "no steady state: the tissues need more oxygen than they receive",
 }
 
 
 class Steady(NamedTuple):
-    """`values` {name of OUTPUTS: [N]}, not a number where `status` [N] is not 0; and what they were made from.
+    """`values` {name of OUTPUTS: [N]}, NaN where `status` [N] is not 0; and their inputs.
     `arterial`: see there."""
 
     values: dict[str, Tensor]
@@ -46,7 +46,7 @@ class Steady(NamedTuple):
 
 
 def steady_state(given: Inputs, compiled: bool = False) -> Steady:
-    """The steady state of each row. Inputs are taken as they are: `parameters.check` refuses impossible ones.
+    """The steady state of each row. Inputs are not checked: `parameters.check` refuses impossible ones.
 
     `compiled`: see `exchange.solve`. Gradients with respect to `given` are exact (implicit function theorem) where
     autograd is on.
@@ -59,7 +59,7 @@ def steady_state(given: Inputs, compiled: bool = False) -> Steady:
 
 @torch.no_grad()
 def starved(of: System, converged: Tensor, compiled: bool = False) -> Tensor:
-    """Which of the rows without a solution have none, bool [N].
+    """Which of the unsolved rows provably have no solution, bool [N].
 
     Either the gas of all alveoli together would hold no O2: by the balance of the whole lung its PCO2 is
     k VCO2 / VA and its PO2 F P - PCO2 (F + (1 - F) / R). Or even venous blood without O2 leaves the tissues short:
@@ -80,8 +80,8 @@ def starved(of: System, converged: Tensor, compiled: bool = False) -> Tensor:
 
 
 def total_shunt(given: Inputs, opened: Tensor) -> Tensor:
-    """Shunt of the patient and of what is collapsed; blood flow to collapsed lung is not reduced (no hypoxic
-    vasoconstriction: in ARDS shunt is about what the non-aerated tissue's share is)."""
+    """Shunt of the patient and of collapsed lung. Blood flow to collapsed lung is not reduced (no hypoxic
+    vasoconstriction: in ARDS, shunt is about the fraction of non-aerated tissue)."""
     return given.shunt + (1 - given.shunt) * mechanics.closed_part(given, opened)
 
 
@@ -93,7 +93,7 @@ def outputs(given: Inputs, opened: Tensor, of: System, gas: Gas, converged: Tens
     o2_a, co2_a = arterial(of, gas)
     sound = converged & (gas.o2_v > 0)
     twice = torch.cat([sound, sound])
-    # any blood where there is no solution: the search for tensions goes on until all rows have settled
+    # arbitrary blood where there is no solution, because the search for tensions continues until all rows converge
     both = (
         torch.where(twice, torch.cat([o2_a, gas.o2_v]), 15.0),
         torch.where(twice, torch.cat([co2_a, gas.co2_v]), 50.0),
@@ -112,7 +112,7 @@ def outputs(given: Inputs, opened: Tensor, of: System, gas: Gas, converged: Tens
         "svo2": found.s[n:],
         "pvo2_mmHg": found.po2_mmHg[n:],
         "pf_mmHg": pao2 / given.fio2,
-        # end-tidal gas is taken to be the mixed gas of all alveoli, those without blood flow included
+        # end-tidal gas is approximated by the mixed gas of all alveoli, including those without blood flow
         "etco2_mmHg": expired / of.ventilation.sum(1) * (1 - given.alveolar_dead_space),
         # Enghoff's modification of Bohr's equation (1938; from memory), so it counts shunt and V/Q scatter too
         "dead_space_fraction": 1 - expired / total / paco2,
@@ -130,7 +130,7 @@ def arterial(of: System, gas: Gas) -> tuple[Tensor, Tensor]:
     """O2 and CO2 content of arterial blood [N], mL/dL: end-capillary blood mixed with the shunt's."""
     mix = exchange.shares(gas.h)
     o2, co2 = [], []
-    for start in range(0, max(1, len(of.fio2)), exchange.BLOCK):  # as there, arrays that stay in the cache
+    for start in range(0, max(1, len(of.fio2)), exchange.BLOCK):  # so that arrays stay in the cache
         rows = slice(start, start + exchange.BLOCK)
         patient = (value[rows] for value in exchange.blood_of(of))
         c = blood.state(gas.ln_x[rows], gas.ln_y[rows], gas.h[rows], *patient)

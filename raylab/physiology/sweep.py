@@ -1,4 +1,4 @@
-"""Sweeps: many virtual patients to a directory of parquet files, chunk by chunk.
+"""Sweeps: writes many virtual patients to a directory of parquet files, chunk by chunk.
 
 DIRECTORY/sweep.json         the recipe, from the start
 DIRECTORY/rows/00000.parquet a chunk: row, status, inputs, outputs (see `compute`)
@@ -26,21 +26,21 @@ from raylab.physiology.parameters import LIVING, QUANTITIES, impossible, inputs
 from raylab.physiology.steady import OUTPUTS, STATUS, steady_state
 
 REFUSED = 3
-STATUSES = STATUS | {REFUSED: "inputs that do not go together, such as a breath below the dead space"}
+STATUSES = STATUS | {REFUSED: "inconsistent inputs, such as a breath below the dead space"}
 BYTES_A_ROW = 9 + 4 * (len(QUANTITIES) + len(OUTPUTS))  # uncompressed; measured files are smaller
 RECIPES: dict[str, dict[str, str]] = {
     "living": {name: f"uniform({low:g},{high:g})" for name, (low, high) in LIVING.items()},
     "patient": {},
 }
-"""What varies: everything over the ranges of ventilated patients, or nothing but what --set says."""
+"""What varies: everything over the ranges of ventilated patients, or only what --set names."""
 
 
 class Sweep(Part):
-    """A sweep's recipe. `inputs` {name: distribution or number}; inputs that it does not name have usual values."""
+    """A sweep's recipe. `inputs` {name: distribution or number}; other inputs have their usual values."""
 
     inputs: dict[str, str]
     design: Literal["sobol", "lhs", "grid"] = "sobol"
-    size: int = Field(16384, ge=1)  # rows; of a grid, levels of each input
+    size: int = Field(16384, ge=1)  # rows; for a grid, levels of each input
     seed: int = Field(0, ge=0, lt=2**31)
     chunk: int = Field(16384, ge=1)
     compiled: bool = False  # see `exchange.solve`; a part of the recipe, because the last bits differ
@@ -54,7 +54,7 @@ class Sweep(Part):
 
 
 def recipe(name: str, changes: dict[str, str], **options: Any) -> Sweep:
-    """The named recipe with `changes` {input: distribution}; checked, with the right names in every message."""
+    """The named recipe with `changes` {input: distribution}; checked; errors list the right names."""
     if name not in RECIPES:
         raise unknown("sweep", name, RECIPES)
     try:
@@ -69,7 +69,7 @@ def recipe(name: str, changes: dict[str, str], **options: Any) -> Sweep:
         quantity = QUANTITIES[key]
         if low < quantity.low or high > quantity.high:
             raise DataError(
-                f"{key}={text} leaves what the lung model takes",
+                f"{key}={text} exceeds the range of the lung model",
                 f"{quantity.low:g} to {quantity.high:g} {quantity.unit}".rstrip(),
                 "narrow it",
             )
@@ -78,7 +78,7 @@ def recipe(name: str, changes: dict[str, str], **options: Any) -> Sweep:
 
 
 def begin(made: Sweep, directory: Path) -> dict[Path, Any]:
-    """Make `directory` for the sweep, or find it begun; {path: argument} of all its chunks, for `write_chunk`.
+    """Create `directory` for the sweep, or continue in it; {path: argument} of all its chunks, for `write_chunk`.
 
     Raises DataError when the disk has too little room, or when the directory holds something else.
     """
@@ -87,10 +87,12 @@ def begin(made: Sweep, directory: Path) -> dict[Path, Any]:
     if note.is_file():
         if Sweep.model_validate_json(note.read_text()) != made:
             raise DataError(
-                f"{directory} holds another sweep", f"see {note}", "give the same options, or another --out"
+                f"{directory} contains another sweep", f"see {note}", "use the same options, or another --out"
             )
     elif directory.exists() and any(directory.iterdir()):
-        raise DataError(f"{directory} is not empty and holds no sweep", do="give --out a new or empty directory")
+        raise DataError(
+            f"{directory} is not empty and contains no sweep", do="choose a new or empty directory for --out"
+        )
     else:
         near = next(path for path in (directory, *directory.absolute().parents) if path.exists())
         free, need = shutil.disk_usage(near).free, made.rows() * BYTES_A_ROW
@@ -109,13 +111,13 @@ def begin(made: Sweep, directory: Path) -> dict[Path, Any]:
 def write_chunk(argument: tuple[dict[str, Any], int], path: Path) -> None:
     """Compute chunk `number` of the recipe and write it; the work of one Ray task."""
     recipe, number = argument
-    torch.set_num_threads(1)  # more would cut the arrays elsewhere, and round otherwise
+    torch.set_num_threads(1)  # more threads split arrays differently, which changes the rounding
     made = Sweep.model_validate(recipe)
     compiler = os.environ.get("CXX", "g++")
     if made.compiled and shutil.which(compiler) is None:
         raise RunError(
             "the sweep cannot be compiled",
-            f"there is no {compiler} on {os.uname().nodename}",
+            f"{compiler} was not found on {os.uname().nodename}",
             "load a C++ compiler on every node, or start a sweep without --compiled",
         )
     table = compute(made, number)
@@ -133,7 +135,7 @@ def compute(made: Sweep, number: int) -> pl.DataFrame:
     n = stop - start
     drawn = designs.points(made.inputs, made.design, made.size, made.seed, start, stop)
     rounded = {name: np.float32(value) for name, value in drawn.items()}
-    # rounding must not carry a bound of the range over it
+    # rounding must not move a value beyond a bound of its range
     inside = {k: np.clip(np.float64(v), QUANTITIES[k].low, QUANTITIES[k].high) for k, v in rounded.items()}
     given = inputs(inside, rows=n)
     refused = torch.zeros(n, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""One patient looked at: what each parameter does to the gases and pressures (a tornado), and the time course."""
+"""Views of one patient: the effect of each parameter on gases and pressures (a tornado plot), and the time course."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,8 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6B7280"
 
 
 def one_at_a_time(patient: Inputs) -> list[dict[str, Any]]:
-    """For each input: its value down and up by STEP of its range in LIVING, and each output of SHOWN there and here.
+    """For each input: its value down and up by STEP of its range in LIVING, and each output of SHOWN at these values
+    and at the patient's.
 
     `patient` has one row. A step that leaves what the model takes is cut at the limit; an output is None where there is
     no steady state. `why` then says so.
@@ -42,7 +43,7 @@ def one_at_a_time(patient: Inputs) -> list[dict[str, Any]]:
         refused |= wrong
     with torch.no_grad():
         found = steady_state(every)
-    told = []
+    effects = []
     for i in range(0, len(steps), 2):
         name = steps[i][0]
         row: dict[str, Any] = {"input": name, "unit": QUANTITIES[name].unit, "down": steps[i][1], "up": steps[i + 1][1]}
@@ -52,8 +53,8 @@ def one_at_a_time(patient: Inputs) -> list[dict[str, Any]]:
                 fine = not refused[at] and found.status[at] == 0
                 row[f"{output}/{side}"] = value[at].item() if fine else None
         lost = [STATUS[int(found.status[at])] for at in (i + 1, i + 2) if found.status[at] != 0]
-        told.append(row | {"why": lost[0] if lost else ""})
-    return told
+        effects.append(row | {"why": lost[0] if lost else ""})
+    return effects
 
 
 def tornado(table: list[dict[str, Any]], title: str) -> Figure:
@@ -98,7 +99,7 @@ def traces(patient: Inputs, changes: Sequence[tuple[float, dict[str, Any]]], min
         axes.set_title(label, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         low, high = np.nanmin(values[output]), np.nanmax(values[output])
-        if high - low < 0.004 * abs(high):  # a flat line is drawn as one
+        if high - low < 0.004 * abs(high):  # draw a nearly constant line as flat
             axes.set_ylim(low - 0.01 * abs(high), high + 0.01 * abs(high))
     if bool((status > 0).any()):
         figure.text(0.01, 0.01, STATUS[int(status.max())], color=ORANGE)

@@ -1,41 +1,24 @@
 """ARDS: whether hypoxaemic respiratory failure begins within hours after a landmark, from the hours before it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import Discriminator, Tag
+from typing import TYPE_CHECKING, Any, Literal
 
 from raylab.config.recipe import (
-    BoostingModel,
     IcuData,
-    LinearModel,
     Loop,
     Optim,
-    Recipe,
     RecurrentModel,
     Schedule,
     Search,
-    family_name,
 )
+from raylab.data.icu.labels import LABELS
+from raylab.data.icu.meta import IcuMeta
 from raylab.tasks.base import Task
+from raylab.tasks.icu import IcuRecipe, icu_preparation
 from raylab.tasks.outcomes import Binary
 
 if TYPE_CHECKING:  # as in base.py
     from raylab.data.samples import Samples
-
-
-class IcuRecipe(Recipe):
-    """Of the tasks on intensive-care data."""
-
-    families = (RecurrentModel, BoostingModel, LinearModel)
-
-    data: IcuData = IcuData()
-    model: Annotated[
-        Annotated[RecurrentModel, Tag("RecurrentModel")]
-        | Annotated[BoostingModel, Tag("BoostingModel")]
-        | Annotated[LinearModel, Tag("LinearModel")],
-        Discriminator(family_name),
-    ]
 
 
 class ArdsRecipe(IcuRecipe):
@@ -48,7 +31,7 @@ FULL = ArdsRecipe(
     model=RecurrentModel(name="gru", hidden=16, dropout=0.5),
     optim=Optim(lr=1e-3, weight_decay=0.1),
     schedule=Schedule(kind="cosine", warmup_steps=20),
-    loop=Loop(epochs=20, global_batch_size=128, shards=8, ema_decay=0.98, checkpoint_steps=50),
+    loop=Loop(epochs=20, global_batch_size=128, shards=4, ema_decay=0.98, checkpoint_steps=50),
     search=Search(
         space={
             "optim.lr": "loguniform(3e-4,3e-3)",
@@ -85,7 +68,7 @@ SEARCHES = {
 def load(directory: Path, split: str, data: IcuData, spec: dict[str, Any] | None) -> "Samples":
     from raylab.data.icu.dataset import load_icu
 
-    return load_icu(directory, split, data.cohort, spec, data.fill, data.virtual_patient)
+    return load_icu(directory, split, data.cohort, spec, data.fill, data.virtual_patient, "ards")
 
 
 TASK = Task(
@@ -94,6 +77,8 @@ TASK = Task(
     outcome=Binary(),
     objective="auroc",
     load=load,
+    meta=IcuMeta,
+    preparation=icu_preparation(LABELS),
     full=FULL,
     smoke=SMOKE,
     searches=SEARCHES,

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raylab.config.recipe import NetworkModel, Recipe, Search
+from raylab.data.prepared import Meta, read_meta
 from raylab.tasks.outcomes import Outcome
+from raylab.tasks.preparation import Preparation
 
 if TYPE_CHECKING:  # `raylab recipe` and `compare` read tasks, and need no torch, which takes seconds to load
     from torch import nn
@@ -26,6 +28,8 @@ class Task:
     """the validation score that picks epochs and trials; higher is better"""
     load: Callable[[Path, str, Any, dict[str, Any] | None], "Samples"]
     """(prepared directory, split, recipe.data, spec of a trained model or None) -> samples"""
+    meta: type[Meta]
+    """of its prepared directories"""
     full: Recipe
     smoke: Recipe
     """the recipes that ship"""
@@ -33,8 +37,14 @@ class Task:
     """scores that tables show, the one that ranks first"""
     secondary: tuple[str, ...] = ()
     """scores that reports show beside them; `sensitivity/` stands for that of every class"""
+    preparation: Preparation[Any, Any] | None = None
+    """what `raylab prepare` does for it; None where another verb makes its data"""
     searches: Mapping[str, Search] = field(default_factory=dict)
     """what `tune` searches for models other than that of the recipe, by the model's name"""
+
+    def read_meta(self, directory: Path) -> Meta:
+        """The checked meta.json of a directory prepared for this task."""
+        return read_meta(directory, self.name, self.meta)
 
     def model(self, recipe: Recipe, spec: dict[str, Any]) -> "nn.Module":
         """A freshly initialised network: the same weights for the same seed."""

@@ -16,7 +16,9 @@ from raylab.config.recipe import (
     VisionModel,
     family_name,
 )
+from raylab.data.images.meta import ImageMeta
 from raylab.tasks.base import Task
+from raylab.tasks.images import PREPARATION
 from raylab.tasks.outcomes import Multiclass
 
 if TYPE_CHECKING:  # as in base.py
@@ -42,7 +44,7 @@ FULL = CovidnetRecipe(
     # the published recipe is Adam at 2e-5 with batch 8 and a factor of .7 on plateau (facts of COVID-Net's repository)
     optim=Optim(lr=2e-4, weight_decay=1e-2),
     schedule=Schedule(kind="plateau", warmup_steps=50, factor=0.7, patience=5),
-    loop=Loop(epochs=22, global_batch_size=64, shards=8, ema_decay=0.99, checkpoint_steps=50),
+    loop=Loop(epochs=22, global_batch_size=64, shards=4, ema_decay=0.99, checkpoint_steps=50),
     search=Search(
         space={
             "optim.lr": "loguniform(1e-5,1e-3)",
@@ -68,7 +70,7 @@ def load(directory: Path, split: str, data: ImageData, spec: dict[str, Any] | No
     from raylab.data.images.dataset import load_images
 
     augment = {name: value * data.strength for name, value in AUGMENT.items() if name != "flip"}
-    return load_images(directory, split, size=data.size, spec=spec, augment=augment, mask=data.mask)
+    return load_images(directory, split, size=data.size, spec=spec, augment=augment, mask=data.mask, task="covidnet")
 
 
 TASK = Task(
@@ -77,6 +79,8 @@ TASK = Task(
     outcome=Multiclass(),
     objective="macro_recall",
     load=load,
+    meta=ImageMeta,
+    preparation=PREPARATION,
     full=FULL,
     smoke=SMOKE,
     primary=("macro_recall", "accuracy"),

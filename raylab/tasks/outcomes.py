@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylab.evaluation import metrics
+from raylab.score import Score
 
 if TYPE_CHECKING:  # as in base.py
     from torch import Tensor
@@ -57,8 +58,12 @@ class Outcome(ABC):
         """Scores without intervals, for validation during training."""
 
     @abstractmethod
-    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
+    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
         """Every score with its 95% interval, clustered by patient."""
+
+    def tables(self, samples: "Samples", p: NDArray[Any]) -> dict[str, Any]:
+        """Counts beside the scores, by name."""
+        return {}
 
     def class_counts(self, samples: "Samples") -> dict[str, int]:
         """Rows of each class; none of a regression."""
@@ -90,7 +95,7 @@ class Binary(Outcome):
     def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
         return metrics.binary_point(y, p)
 
-    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
+    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
         return metrics.binary_scores(samples.y, p, samples.group, bootstraps, seed)
 
     def columns(self, samples: "Samples", p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -115,9 +120,13 @@ class Multiclass(Outcome):
     def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
         return metrics.multiclass_point(y, p)
 
-    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
+    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
         classes = samples.spec["classes"]
-        return metrics.multiclass_scores(samples.y, p, samples.group, classes, samples.source, bootstraps, seed)
+        return metrics.multiclass_scores(samples.y, p, samples.group, classes, bootstraps, seed)
+
+    def tables(self, samples: "Samples", p: NDArray[Any]) -> dict[str, Any]:
+        by_source = metrics.confusion_by(samples.source, samples.y, p)
+        return {"confusion": metrics.confusion(samples.y, p), "confusion_by_source": by_source}
 
     def columns(self, samples: "Samples", p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         return {"label": samples.y}, {f"p_{name}": p[:, k] for k, name in enumerate(samples.spec["classes"])}
@@ -138,7 +147,7 @@ class Regression(Outcome):
     def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
         return metrics.regression_point(y, p)
 
-    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Any]:
+    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
         from raylab.data.lung.sweep_dataset import outputs
 
         truth, values = outputs(samples.y, samples.spec), outputs(p, samples.spec)

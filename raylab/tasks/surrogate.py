@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from raylab.config.recipe import Data, Loop, Optim, Recipe, ResidualModel, Schedule, Search, SweepData
+from raylab.data.lung.meta import SweepMeta
 from raylab.tasks.base import Task
 from raylab.tasks.outcomes import Regression
 
@@ -47,7 +48,7 @@ SMOKE = FULL.model_copy(
 def load(directory: Path, split: str, data: Data, spec: dict[str, Any] | None) -> "Samples":
     from raylab.data.lung.sweep_dataset import load_sweep
 
-    return load_sweep(directory, split, spec)
+    return load_sweep(directory, split, spec, "surrogate")
 
 
 TASK = Task(
@@ -56,6 +57,7 @@ TASK = Task(
     outcome=Regression(),
     objective="r2_min",
     load=load,
+    meta=SweepMeta,
     full=FULL,
     smoke=SMOKE,
     primary=("r2_min", "r2_mean"),

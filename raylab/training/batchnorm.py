@@ -48,9 +48,8 @@ class ShardStatistics:
         the shard just computed."""
         return [t.detach().double() for m in self.layers for t in (m.running_mean, m.running_var)]  # type: ignore[union-attr]
 
-    def fold(self, rows: Tensor, shards: list[int]) -> None:
-        """Update the running averages with `shards` of rows [all shards, S], in that order. Layers in eval mode stay
-        as they are."""
+    def fold(self, rows: Tensor) -> None:
+        """Update the running averages with rows [shards, S], in that order. Layers in eval mode stay as they are."""
         at = 0
         for layer in self.layers:
             n = layer.num_features
@@ -59,11 +58,11 @@ class ShardStatistics:
             if not layer.training:
                 continue
             momentum = 0.1 if layer.momentum is None else layer.momentum
-            for shard in shards:
+            for shard in range(len(rows)):
                 layer.running_mean.lerp_(mean[shard].to(layer.running_mean), momentum)  # type: ignore[union-attr]
                 layer.running_var.lerp_(var[shard].to(layer.running_var), momentum)  # type: ignore[union-attr]
             if layer.num_batches_tracked is not None:
-                layer.num_batches_tracked += len(shards)
+                layer.num_batches_tracked += len(rows)
 
 
 @torch.no_grad()
@@ -72,7 +71,7 @@ def reestimate(model: nn.Module, samples: Samples, group: ProcessGroup, seed: in
 
     Up to REESTIMATE rows, drawn by `seed`, go through the network in chunks; batch norm alone is in train mode. A
     layer's mean and variance are those over all rows: mean of the chunks' means, and mean of their variances plus
-    variance of their means. Collective: rank c mod size computes chunk c, and all ranks end with the same bits.
+    variance of their means. Collective: each rank computes some of the chunks, and all ranks end with the same bits.
     """
     statistics = ShardStatistics(model)
     if not statistics.layers:

@@ -7,13 +7,21 @@ NORM_PART = 2**16  # elements
 
 
 def flatten_gradients(weights: list[nn.Parameter]) -> Tensor:
-    """One vector [P] of which every parameter's gradient is a view, so that a shard's gradient is one copy."""
+    """One vector [P] of which every parameter's gradient is a view."""
     flat = torch.zeros(sum(w.numel() for w in weights), device=weights[0].device)
     at = 0
     for w in weights:
         w.grad = flat[at : at + w.numel()].view_as(w)
         at += w.numel()
     return flat
+
+
+def shard_gradient(loss: Tensor, weights: list[nn.Parameter]) -> Tensor:
+    """The gradient [P] of `loss`, in a vector of its own; zero where a weight does not learn or has no part in it."""
+    learning = [w for w in weights if w.requires_grad]
+    found = torch.autograd.grad(loss, learning, allow_unused=True)
+    of = {id(w): g for w, g in zip(learning, found, strict=True) if g is not None}
+    return torch.cat([of[id(w)].reshape(-1) if id(w) in of else w.new_zeros(w.numel()) for w in weights])
 
 
 def norm_of(flat: Tensor) -> Tensor:

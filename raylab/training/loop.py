@@ -7,14 +7,15 @@ the device until they are fetched together (deferred_metrics.py). The loop's onl
 `report(metrics, checkpoint)` and the peers with which it trains.
 
 A step changes nothing that lasts before its last collective has completed, and what is due next follows from the state
-alone (`next_action`). So when a peer is lost in the middle, those who are left form a group, whoever is behind takes the
-state of whoever is ahead, and the loop goes on: at most the step in flight is computed again, to the same bits.
+alone (`next_action`). So when a peer is lost in the middle, those who are left form a group, whoever is behind takes
+the state of whoever is ahead, and the loop goes on: at most the step in flight is computed again, to the same bits.
 """
 
 import copy
 import hashlib
 import io
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,20 +26,24 @@ from torch import Tensor, nn
 
 from raylab.config.old_names import rename_progress
 from raylab.config.recipe import Recipe
+from raylab.data.prefetch import Prefetcher
 from raylab.data.samples import Samples
-from raylab.errors import CheckpointError, NonFiniteError, UsageError
+from raylab.errors import CheckpointError, UsageError
 from raylab.models.baselines import Fitted
 from raylab.tasks.base import Task
 from raylab.training.adamw import AdamW
 from raylab.training.batchnorm import ShardStatistics, reestimate
 from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.finetune import FinetuneSchedule
-from raylab.training.gradients import clip_norm, flatten_gradients
+from raylab.training.gradients import clip_norm, flatten_gradients, shard_gradient
 from raylab.training.imbalance import offsets, sampler
+from raylab.training.loading import loader_threads, pin, to_device
 from raylab.training.peers import FixedPeers, Peers
-from raylab.training.predict import forward, name_metrics, predict, to_device, validate
+from raylab.training.predict import forward, name_metrics, predict, validate
 from raylab.training.process_group import PeerLost, ProcessGroup
 from raylab.training.progress import Metrics, Progress
+from raylab.training.shard_tree import Node, add_node
+
 
 class Report:
     """What the loop tells the outside. All ranks call it alike; this one listens to nothing."""
@@ -102,15 +107,18 @@ def fit(
     Raises NonFiniteError for an infinite or NaN loss or gradient, before the weights are scored or saved again,
     AttemptHandedOver where this process leaves, and PeerLost where it is on a GPU, whose queue may hold a spoilt step.
     """
-    training = Training(recipe, task, model, train, val, report, load, device, transferred, peers or FixedPeers())
-    training.regroup()
-    while (action := training.next_action()) is not None:
-        try:
-            action()
-        except PeerLost:
-            if device != "cpu":
-                raise
-            training.regroup()
+    training = Training(recipe, task, model, train, val, report, device, transferred, load, peers)
+    try:
+        training.regroup()
+        while (action := training.next_action()) is not None:
+            try:
+                action()
+            except PeerLost:
+                if device != "cpu":
+                    raise
+                training.regroup()
+    finally:
+        training.inputs.close()
     return training.result()
 
 
@@ -125,29 +133,33 @@ class Training:
         train: Samples,
         val: Samples,
         report: Report,
-        load: Callable[[], dict[str, Any] | None],
         device: str,
         transferred: bool,
-        peers: Peers,
+        load: Callable[[], dict[str, Any] | None] = lambda: None,
+        peers: Peers | None = None,
     ) -> None:
         loop = recipe.loop
         torch.set_num_threads(loop.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else a GPU's products may differ between runs
+        # the same flags as use_deterministic_algorithms(True, warn_only=True), which first imports torch's compiler
+        torch.set_deterministic_debug_mode("warn")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
         self.recipe, self.task, self.model, self.train, self.val = recipe, task, model, train, val
         self.report, self.load, self.device = report, load, device
-        self.peers, self.group = peers, ProcessGroup()
+        self.peers, self.group = peers or FixedPeers(), ProcessGroup()
         self.is_exact = loop.gradient_reduction == "exact" or (loop.gradient_reduction == "auto" and device == "cpu")
         self.batches = sampler(recipe, train)
+        self.augmentation = train.augmentation if recipe.data.augments else None
         self.planned = loop.epochs * self.batches.per_epoch
+        self.inputs = self.create_prefetcher()
         model.to(device)
         if loop.channels_last:
             model.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(model).requires_grad_(False) if loop.ema_decay else None
         self.phases = FinetuneSchedule(recipe, model, self.batches.per_epoch, transferred)
-        weights = [weight for _, weight in self.phases.learning]
-        self.gradient = flatten_gradients(weights)
-        self.optimizer = AdamW(weights)
+        self.weights = [weight for _, weight in self.phases.learning]
+        self.gradient = flatten_gradients(self.weights)
+        self.optimizer = AdamW(self.weights)
         self.offset = offsets(recipe, train, device)
         self.class_weight = _class_weight(recipe, device)
         self.progress = Progress()
@@ -166,7 +178,14 @@ class Training:
         return self.average or self.model
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from the state of a checkpoint; CheckpointError when it lies beyond the planned end."""
+        """Go on from the state of a checkpoint; CheckpointError when it lies beyond the planned end, or the run started
+        with another version of the augmentation."""
+        if self.augmentation is not None and state.get("augmentation", 1) != self.augmentation:
+            raise CheckpointError(
+                "this run was started by an earlier version of raylab, which augments images in another way",
+                "with two augmentations in one run, nobody could repeat it",
+                "resume it with the version that started it, or train it again under another name",
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optim"])
         if self.average is not None:
@@ -183,6 +202,7 @@ class Training:
 
     def regroup(self) -> None:
         """Form a group with all who may train, and go on from the state of whoever is farthest, or begin."""
+        self.inputs.close()  # another group has other shards
         while True:
             self.group, leader = self.peers.form_group(self.position())
             is_attempt = leader is None and not self.has_begun
@@ -195,7 +215,12 @@ class Training:
             except PeerLost:
                 continue
             self.has_begun = True
+            self.inputs = self.create_prefetcher()
             return
+
+    def create_prefetcher(self) -> Prefetcher[dict[int, tuple[Tensor, Tensor]]]:
+        """What loads the inputs of this rank in the present group ahead."""
+        return Prefetcher(self.load_inputs, self.planned, loader_threads(self.recipe, self.group, self.device))
 
     def position(self) -> int:
         """How far the state is: -1 for none yet; it changes with each action that lasts."""
@@ -291,10 +316,10 @@ class Training:
         recipe, step = self.recipe, self.progress.step
         if self.phases.starts_finetuning(step):
             self.progress.reset_patience()
-        epoch, shards = self.batches.shards_of(step)
+        epoch, shards = self.shards_of(step)
         count = sum(len(rows) for rows in shards)
         lr_scales = self.phases.prepare_step(self.model, step)
-        loss_sum = self.compute_gradient(step, epoch, shards, count)  # the last collective: what follows lasts
+        loss_sum = self.compute_gradient(step, shards, count)  # the last collective: what follows lasts
         norm = clip_norm(self.gradient, recipe.optim.max_grad_norm)
         lr = self.phases.lr(step, self.progress.lr_reductions)
         self.optimizer.step(lr, recipe.optim, lr_scales)
@@ -307,42 +332,52 @@ class Training:
         row = {"step": self.progress.step, "epoch": epoch, "train/lr": lr}
         self.metrics.add(row, loss_sum / count, norm)
 
-    def compute_gradient(self, step: int, epoch: int, shards: list[np.ndarray], count: int) -> Tensor:
+    def shards_of(self, step: int) -> tuple[int, list[np.ndarray]]:
+        """Epoch of `step`, and the row indices of its shards; without the empty ones at the end of a small batch."""
+        epoch, shards = self.batches.shards_of(step)
+        return epoch, [rows for rows in shards if len(rows) > 0]
+
+    def compute_gradient(self, step: int, shards: list[np.ndarray], count: int) -> Tensor:
         """Put the mean gradient over all `shards` (row indices, `count` in all) into `self.gradient`, fold their
         batch-norm statistics, and return the sum of the samples' losses."""
         own: dict[int, Tensor] = {}  # per shard of this rank: loss sum, then batch-norm statistics
-        gradients: list[Tensor] = []
+        nodes: dict[Node, Tensor] = {}  # sums of this rank's shards
         with self.statistics.per_shard():
-            for shard in self.group.own_shards(len(shards)):
-                if len(shards[shard]) == 0:
-                    continue
+            for shard, (x, y) in self.inputs.get(step).items():
                 _seed(self.recipe.seed, step, shard, self.device)
-                loss = self.shard_loss(shards[shard], step, epoch)
-                self.gradient.zero_()
-                (loss / count).backward()  # type: ignore[no-untyped-call]
-                gradients.append(self.gradient.clone())
+                loss = self.shard_loss(x, y, step)
+                gradient = shard_gradient(loss / count, self.weights)
+                add_node(nodes, (0, shard), gradient, len(shards), Tensor.add_)
                 own[shard] = torch.cat([loss.detach().double().reshape(1), *self.statistics.row()])
         table = self.group.gather(own, len(shards), 1 + self.statistics.width, self.device)  # [shards, 1 + S]
         if self.is_exact:
-            total = self.group.sum_exact(gradients, len(shards), self.gradient)
+            self.group.sum_in_order(nodes, len(shards), self.gradient)
         else:
-            total = self.group.sum_float(gradients, self.gradient)
-        self.gradient.copy_(total)
-        self.statistics.fold(table[:, 1:], [shard for shard, rows in enumerate(shards) if len(rows) > 0])
+            self.group.sum_in_any_order(nodes, self.gradient)
+        self.statistics.fold(table[:, 1:])  # after the last collective, because it lasts
         return table[:, 0].sum()
 
-    def shard_loss(self, index: np.ndarray, step: int, epoch: int) -> Tensor:
-        """The sum of the losses of the rows `index`, with the graph to differentiate it."""
+    def load_inputs(self, step: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """x and y of each shard of this rank, in host memory; in one group a function of `step` alone."""
+        epoch, shards = self.shards_of(step)
+        augment = (self.recipe.seed, epoch) if self.recipe.data.augments else None
+        inputs = {}
+        for shard in self.group.own_shards(len(shards)):
+            x, y = self.train.batch(shards[shard], augment), torch.from_numpy(self.train.y[shards[shard]])
+            inputs[shard] = pin(x, self.device), pin(y, self.device)
+        return inputs
+
+    def shard_loss(self, x: Tensor, y: Tensor, step: int) -> Tensor:
+        """The sum of the losses of a shard's samples, with the graph to differentiate it."""
         recipe = self.recipe
-        x = self.train.batch(index, augment=(recipe.seed, epoch) if recipe.data.augments else None)
-        y = to_device(torch.from_numpy(self.train.y[index]), self.device)
+        y = to_device(y, self.device)
         try:
             logits = forward(self.model, x, recipe.loop.bf16, recipe.loop.channels_last, self.device)
         except ValueError as error:  # batch norm's, of one sample whose feature map is one pixel
             if "more than 1 value per channel" not in str(error):
                 raise
             raise UsageError(
-                f"a shard of {len(index)} sample at step {step} is too small for batch norm",
+                f"a shard of {len(x)} sample at step {step} is too small for batch norm",
                 str(error),
                 "choose fewer loop.shards, larger images, or a loop.global_batch_size that fills the last batch more",
             ) from error
@@ -411,6 +446,7 @@ class Training:
             "average": self.average.state_dict() if self.average is not None else None,
             "progress": self.progress.state(),
             "epoch_loss": self.epoch_loss,
+            "augmentation": self.augmentation,
         }
 
     def result(self) -> dict[str, Any]:

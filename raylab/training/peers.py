@@ -1,4 +1,4 @@
-"""How the processes of a run find one another: a fixed group here, one whose members come and go in raylab.distributed."""
+"""How the processes of a run find one another: a fixed group here; in raylab.distributed one whose members change."""
 
 from typing import Protocol
 

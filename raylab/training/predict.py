@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from raylab.config.recipe import Recipe
+from raylab.data.prefetch import Prefetcher
 from raylab.data.samples import Samples
 from raylab.tasks.base import Task
+from raylab.training.loading import loader_threads, pin, to_device
 from raylab.training.process_group import ProcessGroup
 
 EVAL_BATCH = 256  # rows scored at a time; fixed, so that scores do not depend on the workers
@@ -18,19 +20,23 @@ EVAL_BATCH = 256  # rows scored at a time; fixed, so that scores do not depend o
 def predict(
     task: Task, model: nn.Module, samples: Samples, group: ProcessGroup, recipe: Recipe, device: str
 ) -> np.ndarray:
-    """Probabilities, float64 [N] (binary) or [N, classes], on every rank alike; rank c mod size scores chunk c."""
+    """Probabilities, float64 [N] (binary) or [N, classes], on every rank alike; each scores some of the chunks."""
     model.eval()
     chunks = [np.arange(a, min(a + EVAL_BATCH, len(samples))) for a in range(0, len(samples), EVAL_BATCH)]
     width = task.outcome.count(samples.spec)
-    rows = {}
-    for chunk in group.own_shards(len(chunks)):
-        x = samples.batch(chunks[chunk])
-        p = task.outcome.probabilities(
-            forward(model, x, recipe.loop.bf16, recipe.loop.channels_last, device).float().double()
-        )
-        padded = torch.zeros(EVAL_BATCH, width, dtype=torch.float64)
-        padded[: len(p)] = p.cpu().reshape(len(p), width)
-        rows[chunk] = padded.reshape(-1)
+    own, rows = list(group.own_shards(len(chunks))), {}
+
+    def load(number: int) -> Tensor:
+        return pin(samples.batch(chunks[own[number]]), device)
+
+    with Prefetcher(load, len(own), loader_threads(recipe, group, device)) as inputs:
+        for number, chunk in enumerate(own):
+            p = task.outcome.probabilities(
+                forward(model, inputs.get(number), recipe.loop.bf16, recipe.loop.channels_last, device).float().double()
+            )
+            padded = torch.zeros(EVAL_BATCH, width, dtype=torch.float64)
+            padded[: len(p)] = p.cpu().reshape(len(p), width)
+            rows[chunk] = padded.reshape(-1)
     table = group.gather(rows, len(chunks), EVAL_BATCH * width).reshape(-1, width)[: len(samples)]
     return table.numpy()[:, 0] if width == 1 else table.numpy()
 
@@ -56,10 +62,3 @@ def forward(model: nn.Module, x: Tensor, bf16: bool, channels_last: bool, device
     with torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else contextlib.nullcontext():
         out: Tensor = model(x)
     return out.float()
-
-
-def to_device(x: Tensor, device: str) -> Tensor:
-    """x on `device`. From pinned memory, because a GPU's host waits for any other copy to end."""
-    if torch.device(device).type == "cuda":
-        x = x.pin_memory()
-    return x.to(device, non_blocking=True)

@@ -1,6 +1,5 @@
 """The processes that share one run, and sums over shards that do not depend on how many there are."""
 
-import math
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -10,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-CHUNK = 1 << 18  # elements converted at a time: the float64 copy of one chunk stays in cache
+from raylab.training.shard_tree import Node, add_node, nodes_of, root
+
 LOOK = timedelta(milliseconds=20)  # how long a wait for the others lasts before it looks whether the group still stands
 
 
@@ -21,9 +21,9 @@ class PeerLost(Exception):
 class ProcessGroup:
     """This process alone, all ranks of the initialised torch.distributed group, or those of `backend`.
 
-    Shard i is computed by rank i mod size. Every method is a collective: all ranks call it in the same order. Raises
-    PeerLost when one of them is gone; `is_broken` says that it is where this process cannot see it: of five ranks only
-    the neighbours of one that was killed get an error.
+    Every method that takes values is a collective: all ranks call it in the same order. Raises PeerLost when one of
+    them is gone; `is_broken` says that it is where this process cannot see it: of five ranks only the neighbours of one
+    that was killed get an error.
     """
 
     def __init__(self, backend: Any = None, is_broken: Callable[[], bool] = lambda: False) -> None:
@@ -33,8 +33,10 @@ class ProcessGroup:
         self.rank: int = 0 if backend is None else backend.rank()
         self.size: int = 1 if backend is None else backend.size()
 
-    def own_shards(self, shards: int) -> range:
-        return range(self.rank, shards, self.size)
+    def own_shards(self, count: int, rank: int | None = None) -> range:
+        """The shards of `rank`, else of this rank, out of `count`: neighbours, as even as possible."""
+        rank = self.rank if rank is None else rank
+        return range(rank * count // self.size, (rank + 1) * count // self.size)
 
     def gather(self, rows: dict[int, Tensor], count: int, width: int, device: str = "cpu") -> Tensor:
         """Rows of all shards in shard order, float64 [count, width] on `device`; a shard that nobody has is zero.
@@ -69,6 +71,16 @@ class ProcessGroup:
             options.rootRank, options.rootTensor = source, 0
             self._complete(lambda: self.backend.broadcast([tensor], options), tensor)
 
+    def all_to_all(self, out: Tensor, out_parts: list[int], sent: Tensor, sent_part: int) -> None:
+        """Put what every rank sends to this one into `out`, `out_parts[r]` elements of rank r; `sent` has `sent_part`
+        elements for each rank."""
+        parts, options = [sent_part] * self.size, dist.AllToAllOptions()
+        self._complete(lambda: self.backend.alltoall_base(out, sent, out_parts, parts, options), out)
+
+    def all_gather(self, out: Tensor, part: Tensor) -> None:
+        """Put the `part` of every rank, all of one length, into `out`, rank by rank."""
+        self._complete(lambda: self.backend._allgather_base(out, part), out)
+
     def _complete(self, start: Callable[[], Any], tensor: Tensor) -> None:
         """Start a collective on `tensor` and wait for it; on a GPU, whose queue it joins, the host does not wait.
 
@@ -86,41 +98,34 @@ class ProcessGroup:
         except RuntimeError as error:
             raise PeerLost(str(error)) from error
 
-    def sum_exact(self, shards: list[Tensor], count: int, like: Tensor) -> Tensor:
-        """Sum of all `count` shards' float32 [P] vectors, the same to the bit for any placement of the shards.
+    def sum_in_order(self, nodes: dict[Node, Tensor], count: int, out: Tensor) -> None:
+        """Put the sum of all `count` shards' vectors [P] into `out`: for any placement of the shards the same bits.
 
-        `shards` are those of this rank, `like` any vector [P] on their device. Each is multiplied by one power of two
-        (exact), rounded to int64 and added as integers, whose addition does not depend on order. The exponent comes
-        from the largest magnitude of all, so that the sum of `count` shards stays under 2^62: the resolution is
-        2^-60 of the largest element times the number of shards, far below float32's own. Fixed-point summation as
-        in Demmel and Nguyen, "Parallel reproducible summation", IEEE Trans. Computers 64 (2015), with one bin.
-
-        All is done on that device, the host reads nothing. When any element of any shard is infinite or not a number,
-        every element of the sum is not a number.
+        `nodes` are the sums of this rank's shards (shard_tree.py). Each rank adds up one part of the vectors, for which
+        it gets that part of every node, and hands it to all.
         """
-        # by tensor, because Python's max() overlooks a NaN that is not first
-        top = torch.stack([torch.zeros((), device=like.device), *(g.abs().max().float() for g in shards)])
-        # MAX over ranks drops NaN on some backends: make it infinite, which wins everywhere
-        largest = top.max().double().nan_to_num_(nan=math.inf, posinf=math.inf)
-        self.all_reduce(largest, dist.ReduceOp.MAX)
-        exponent = 62 - torch.frexp(largest).exponent.long() - math.ceil(math.log2(max(count, 2)))
-        scale, back = _power_of_two(exponent), _power_of_two(-exponent)
-        total = torch.zeros(like.numel(), dtype=torch.int64, device=like.device)
-        for vector in shards:
-            for at in range(0, vector.numel(), CHUNK):
-                total[at : at + CHUNK] += vector[at : at + CHUNK].double().mul_(scale).round_().long()
-        self.all_reduce(total)
-        return total.double().mul_(torch.where(largest.isfinite(), back, math.nan)).to(like)
+        held = [nodes_of(self.own_shards(count, rank), count) for rank in range(self.size)]
+        if sum(map(len, held)) <= 2:  # a + b, in whatever order
+            self.sum_in_any_order(nodes, out)
+            return
+        part = -(-out.numel() // self.size)
+        padded = [torch.nn.functional.pad(node, (0, part * self.size - len(node))) for node in nodes.values()]
+        sent = torch.stack([node.view(self.size, part) for node in padded], 1) if padded else out.new_empty(0)
+        got = out.new_empty(sum(map(len, held)), part)
+        self.all_to_all(got.view(-1), [len(each) * part for each in held], sent.reshape(-1), len(nodes) * part)
+        parts: dict[Node, Tensor] = {}
+        for node, values in zip([node for each in held for node in each], got, strict=True):
+            add_node(parts, node, values, count, Tensor.add_)
+        total = out.new_empty(self.size * part)
+        self.all_gather(total, parts[root(count)])
+        out.copy_(total[: len(out)])
 
-    def sum_float(self, shards: list[Tensor], like: Tensor) -> Tensor:
-        """Sum of all shards' vectors in their own type: fast on a GPU, equal to rounding error only."""
-        total = torch.zeros_like(like)
-        for vector in shards:
-            total += vector
-        self.all_reduce(total)
-        return total
-
-
-def _power_of_two(exponent: Tensor) -> Tensor:
-    """2 to an int64 scalar of -1022 to 1023, float64, made of its bits: `pow` of a GPU need not be exact."""
-    return ((exponent + 1023) << 52).view(torch.float64)
+    def sum_in_any_order(self, nodes: dict[Node, Tensor], out: Tensor) -> None:
+        """The same, equal to rounding error only where there are more than two workers."""
+        # not in `out`: after PeerLost a thread of gloo may still write to what it adds up
+        total = out.zero_() if self.size == 1 else torch.zeros_like(out)
+        for values in nodes.values():
+            total += values
+        if self.size > 1:
+            self.all_reduce(total)
+            out.copy_(total)

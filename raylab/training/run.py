@@ -1,8 +1,8 @@
-"""A run and its directory: what `--workers 0`, a Ray Train worker and a trial of a search all execute.
+"""A run and its directory: what `--workers 0`, a worker on Ray and a trial of a search all execute.
 
-run.json       name, run ids, data, parent (written by jobs)
+run.json       name, run ids, data, parent (run_record.py; written by jobs)
 recipe.json    the resolved recipe
-ledger.jsonl   one line a step: which attempt computed it; and every start, change of workers and checkpoint
+ledger.jsonl   one line a step: which attempt computed it; and each change of workers (ledger.py)
 checkpoints/   see checkpoint.py
 model/         the trained network: model.safetensors, and model.json with its recipe and input spec
 result.json    or failure.json: how it ended
@@ -22,9 +22,8 @@ from torch import nn
 
 from raylab.config.overrides import without_weights
 from raylab.config.recipe import Recipe
-from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, DataError
-from raylab.files import read_lines, write_json
+from raylab.files import write_json
 from raylab.models.baselines import Fitted
 from raylab.models.ensemble import Ensemble
 from raylab.models.recurrent import GruD, Recurrent
@@ -32,7 +31,7 @@ from raylab.models.weights import by_name, fill
 from raylab.tasks import find_task
 from raylab.tasks.base import Task
 from raylab.tasks.recipes import parse_recipe, update_recipe
-from raylab.training import checkpoint
+from raylab.training import checkpoint, ledger
 from raylab.training.loop import Report, fit, fit_at_once
 from raylab.training.peers import Peers
 from raylab.training.process_group import PeerLost, ProcessGroup
@@ -77,7 +76,7 @@ def execute(
 
     while True:
         model = job.model(recipe, train.spec)
-        if parent is not None and not scratch:
+        if parent is not None and not scratch and not checkpoint.listed(directory / "checkpoints"):
             inherit(model, parent, train.spec)
         try:
             if isinstance(model, Fitted):
@@ -90,7 +89,7 @@ def execute(
     if recorder.is_writer:
         recorder.flush()
         write_model(directory / "model", model, recipe, train.spec)
-        result |= ledger_facts(directory / "ledger.jsonl")
+        result |= ledger.summarise_ledger(directory / ledger.FILE)
         write_json(directory / "result.json", result)
     return result
 
@@ -112,7 +111,7 @@ class Recorder(Report):
     ) -> None:
         self.directory, self.recipe, self.send, self.saved = directory, recipe, send, saved
         self.flush_seconds = flush_seconds
-        self.ledger = directory / "ledger.jsonl"
+        self.ledger = directory / ledger.FILE
         self.damaged: list[str] = []
         self.is_writer = False
         self.rows: list[Metrics] = []  # that may not have arrived
@@ -135,8 +134,11 @@ class Recorder(Report):
             return
         if is_attempt or not was_writer:
             self._take_over(step, is_attempt)
-        facts = {"workers": group.size, "pids": pids, "time": time.time()}
-        self._write({"start": step, **facts, "damaged": self.damaged} if is_attempt else {"regroup": step, **facts})
+        facts = {"attempt": self.attempt, "workers": group.size, "pids": tuple(pids), "time": time.time()}
+        if is_attempt:
+            self._write(ledger.Start(start=step, damaged=tuple(self.damaged), **facts))
+        else:
+            self._write(ledger.Regroup(regroup=step, **facts))
 
     def __call__(self, metrics: Metrics, state: dict[str, Any] | None) -> bool:
         if state is None:
@@ -151,7 +153,7 @@ class Recorder(Report):
             path = checkpoint.save(self.directory / "checkpoints", step, complete, keep, self._check_group)
             if self.saved is not None:
                 self.saved(path)
-            self._write({"checkpoint": step})
+            self._write(ledger.Checkpoint(attempt=self.attempt, checkpoint=step))
         return False
 
     def carried(self) -> list[Metrics]:
@@ -167,7 +169,7 @@ class Recorder(Report):
         self.rows = [row for row in self.rows if row["step"] > step]
 
     def hand_over(self, step: int) -> None:
-        self._write({"moved": step})
+        self._write(ledger.HandOver(attempt=self.attempt, moved=step, why="every worker was told to leave"))
 
     def flush(self) -> None:
         """Send the rows that were not sent yet, or not by this rank."""
@@ -178,30 +180,30 @@ class Recorder(Report):
 
     def _take_over(self, step: int, is_attempt: bool) -> None:
         """Be the writer from now on: the ledger gets what the one before has not noted, and rows are sent again."""
-        lines = read_lines(self.ledger)
+        entries = ledger.read_ledger(self.ledger)
         if self.ledger.is_file() and not self.ledger.read_bytes().endswith(b"\n"):
             with self.ledger.open("a") as file:
                 file.write("\n")  # ends the line that a crash has torn: readers leave it out
         self.sent = 0
-        self.attempt = max((line["attempt"] for line in lines), default=-1) + is_attempt
+        self.attempt = max((entry.attempt for entry in entries), default=-1) + is_attempt
         if is_attempt:
             self.noted = step
             return
-        self.noted = max((line["step"] for line in lines if "step" in line), default=0)
+        self.noted = max(ledger.steps(entries), default=0)
         for row in self.rows:
             self._note(row)
 
     def _note(self, row: Metrics) -> None:
         if row["step"] > self.noted:
-            self._write({"step": row["step"], "loss": row["train/loss"]})
+            self._write(ledger.Step(attempt=self.attempt, step=row["step"], loss=row["train/loss"]))
             self.noted = row["step"]
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, entry: ledger.Entry) -> None:
         if self.is_writer:
             self._check_group()
             try:
                 with self.ledger.open("a") as file:
-                    file.write(json.dumps({"attempt": self.attempt, **line}) + "\n")
+                    file.write(json.dumps(entry.to_json()) + "\n")
             except OSError as error:
                 do = f"free space, then: raylab resume {self.directory.name}"
                 raise CheckpointError(f"{self.ledger} could not be written", str(error), do) from error
@@ -210,33 +212,6 @@ class Recorder(Report):
         """Raise PeerLost in a writer that others have gone on without, as after a long stop of its process."""
         if self.group.is_broken():
             raise PeerLost("this group has ended")
-
-
-def ledger_facts(ledger: Path) -> dict[str, Any]:
-    """{"attempts", "workers": of each group, "regroups", "steps_repeated", "gaps", ...} of a ledger.
-
-    A gap is a step that no attempt computed: there must be none.
-    """
-    lines = read_lines(ledger)
-    starts = [line for line in lines if "start" in line]
-    repeated, reached = 0, 0
-    seen: set[int] = set()
-    for line in lines:
-        if "start" in line:
-            repeated += max(0, reached - line["start"])
-            reached = line["start"]
-        elif "step" in line:
-            repeated += line["step"] <= reached
-            reached = line["step"]
-            seen.add(reached)
-    return {
-        "attempts": len(starts),
-        "regroups": sum("regroup" in line for line in lines),
-        "workers": [line["workers"] for line in lines if "workers" in line],
-        "steps_repeated": repeated,
-        "gaps": len(set(range(1, max(seen, default=0) + 1)) - seen),
-        "damaged_checkpoints": sum(len(line["damaged"]) for line in starts),
-    }
 
 
 def write_model(directory: Path, model: nn.Module, recipe: Recipe, spec: dict[str, Any]) -> None:

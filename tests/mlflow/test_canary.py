@@ -72,6 +72,7 @@ STEPS: dict[str, list[str]] = {
     "doctor": ["--site local"],
 }
 EXEMPT = {
+    "completion": "prints what a shell needs and reads nothing",
     "demo": "it calls prepare, train, transfer, tune, evaluate and compare, each of which is here",
     "models": "it reads no data and no run",
     "recipe": "it reads no data and no run",
@@ -251,21 +252,22 @@ def contents(path: Path) -> Iterator[bytes]:
                 yield name.encode() + packed.read(name)
 
 
-def found(mark: str, root: Path) -> set[Path]:
-    files = [path for path in root.rglob("*") if path.is_file()]
-    return {path for path in files if any(mark.encode() in text for text in contents(path))}
+def found(root: Path) -> dict[str, set[Path]]:
+    """mark -> files that have it, of all below `root`."""
+    files = {path: b"\n".join(contents(path)) for path in root.rglob("*") if path.is_file()}
+    return {mark: {path for path, text in files.items() if mark.encode() in text} for mark in (PATIENT, TAG, PASSWORD)}
 
 
 def look(story: Story) -> None:
     """Fail where a mark is in a place that the page does not name."""
     home, out = story.root / "home", story.places["out"]
-    for root in (home, out, story.team):
+    for root in (home, out, story.team, *(story.places[name] for name in PLACES)):
         assert any(root.rglob("*"))
-        strays = {path for path in found(PATIENT, root) if home / "prepared" not in path.parents}
-        assert strays <= {out / "errors.txt"}, "errors about raw data name the file, and nothing else does"
-    for mark in (TAG, PASSWORD):
-        for root in (home, out, story.team, *(story.places[name] for name in PLACES)):
-            assert not found(mark, root), mark
+        files = found(root)
+        assert not files[TAG] and not files[PASSWORD], root
+        if root in (home, out, story.team):
+            strays = {path for path in files[PATIENT] if home / "prepared" not in path.parents}
+            assert strays <= {out / "errors.txt"}, "errors about raw data name the file, and nothing else does"
 
 
 def test_every_verb_is_here_or_exempt() -> None:
@@ -281,9 +283,9 @@ def test_every_verb_was_run(story: Story) -> None:
 
 def test_the_search_finds_patients_where_they_belong(story: Story) -> None:
     for name in PLACES:
-        assert found(PATIENT, story.places[name]), name
-    assert found(PATIENT, story.root / "home" / "prepared")
-    assert found(TAG, story.places["xrays"])
+        assert found(story.places[name])[PATIENT], name
+    assert found(story.root / "home" / "prepared")[PATIENT]
+    assert found(story.places["xrays"])[TAG]
 
 
 def test_marks_are_only_where_the_page_says(story: Story) -> None:

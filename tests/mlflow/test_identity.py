@@ -99,7 +99,8 @@ def old_run(home: Path, uri: str, run_id: str, name: str) -> Outbox:
     directory = home / "runs" / name
     outbox = Outbox(directory / "outbox")
     outbox.bind(uri, run_id)
-    (directory / "run.json").write_text(json.dumps({"uri": uri, "run_id": run_id, "name": name}))
+    described = {"name": name, "run_id": run_id, "uri": uri, "experiment": "old", "kind": "train", "task": "ards"}
+    (directory / "run.json").write_text(json.dumps(described | {"data": "prepared", "synthetic": True}))
     (directory / "plot.png").write_bytes(b"a plot")
     outbox.append({"kind": "metrics", "step": 1, "values": {"test/auroc": 0.7}})
     outbox.append({"kind": "artifact", "path": directory / "plot.png", "to": "plots"})
@@ -113,7 +114,7 @@ def test_older_runs_of_the_home_go_to_the_home(
     run_id = runs.start_run(direct, "old", "old")
     with impostor(who) as other:
         outbox = old_run(home, other.uri, run_id, f"old-{who.split()[0]}")
-        assert jobs_home.note(outbox.directory.parent)["uri"] == direct
+        assert jobs_home.note(outbox.directory.parent).uri == direct
         assert forward(outbox.directory) == 2
         assert other.received() == []
     assert runs.client(direct).get_run(run_id).data.metrics == {"test/auroc": 0.7}

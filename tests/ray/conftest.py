@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from cluster.node.ray_process import COMMON
 from raylab.files import read_lines
+from tests.verbs import MODULES, Verb, Verbs
 from tests.wait import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -41,20 +43,22 @@ class Cluster:
         self.address = f"127.0.0.1:{self.port}"
         self.environment = {
             **os.environ,
+            **COMMON,
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_ADDRESS": self.address,
-            "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-            "RAY_worker_niceness": "0",
         }
         self.groups: list[subprocess.Popen[bytes]] = []
         head = f"--head --port {self.port} --dashboard-port {self.dashboard_port} --include-dashboard true --num-cpus 3"
+        # Ray's fixed ports may be another Ray's: without its agent, jobs are refused
+        head += f" --dashboard-agent-listen-port {free_port()} --ray-client-server-port {free_port()}"
         self.start(f"{head} --temp-dir {temp}/ray --object-store-memory 150000000")
         wait_for(self.ready, 90, "Ray's dashboard")
 
     def start(self, options: str) -> "subprocess.Popen[bytes]":
-        command = f"{BIN}/ray start {options} --node-ip-address 127.0.0.1 --disable-usage-stats --block"
+        always = "--node-ip-address 127.0.0.1 --include-log-monitor false --disable-usage-stats --block"
+        command = f"{BIN}/ray start {options} {always}"
         with (self.temp / f"start-{len(self.groups)}.log").open("wb") as log:
             group = subprocess.Popen(
                 command.split(), env=self.environment, stdout=log, stderr=log, start_new_session=True
@@ -66,6 +70,7 @@ class Cluster:
         return self.start(f"--address {self.address} --num-cpus {cpus} --object-store-memory 100000000")
 
     def ready(self) -> bool:
+        assert self.groups[0].poll() is None, (self.temp / "start-0.log").read_text()[-3000:]
         with socket.socket() as probe:
             probe.settimeout(1)
             return probe.connect_ex(("127.0.0.1", self.dashboard_port)) == 0
@@ -94,25 +99,32 @@ class Lab:
     def __init__(self, cluster: Cluster, home: Path) -> None:
         self.cluster, self.home = cluster, home
         self.environment = {**cluster.environment, "RAYLAB_HOME": str(home)}
+        self.verbs = Verbs(self.environment, (*MODULES, "raylab.distributed.train", "raylab.distributed.tune"))
 
-    def start(self, *words: object, **environment: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "jobs.cli", *map(str, words)]
+    def start(self, *words: object) -> Verb:
+        return self.verbs.start(words, self.environment, self.home / f"output-{secrets.token_hex(4)}.txt")
+
+    def run(self, *words: object, expect: int = 0) -> dict[str, Any]:
+        """The verb's JSON result; {"output": text} when it failed as expected."""
+        file = self.home / f"result-{secrets.token_hex(4)}.json"
+        verb = self.start(*words, "--json", file)
+        output = verb.communicate(280)
+        assert verb.returncode == expect, output
+        return {"output": output} if expect else {**json.loads(file.read_text()), "output": output}
+
+    def submit(self, *words: object, **environment: str) -> "subprocess.Popen[str]":
+        """Ray's own command, which ends with the job."""
+        command = [f"{BIN}/ray", "job", "submit", "--address", f"http://127.0.0.1:{self.cluster.dashboard_port}"]
+        variables = json.dumps({"env_vars": {"RAYLAB_HOME": str(self.home)}})
+        command += ["--working-dir", ".", "--runtime-env-json", variables, "--", *map(str, words)]
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env=self.environment | environment,
+            env={**self.environment, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-
-    def run(self, *words: object, expect: int = 0, **environment: str) -> dict[str, Any]:
-        """The verb's JSON result; {"output": text} when it failed as expected."""
-        file = self.home / f"result-{secrets.token_hex(4)}.json"
-        process = self.start(*words, "--json", file, **environment)
-        output, _ = process.communicate(timeout=280)
-        assert process.returncode == expect, output
-        return {"output": output} if expect else {**json.loads(file.read_text()), "output": output}
 
     def ledger(self, name: str) -> list[dict[str, Any]]:
         return read_lines(self.home / "runs" / name / "ledger.jsonl")
@@ -124,7 +136,7 @@ class Lab:
             lines = self.ledger(name)
             return lines if any(line.get("step", 0) >= step for line in lines) else None
 
-        found: list[dict[str, Any]] = wait_for(there, 150, f"step {step} of {name}")
+        found: list[dict[str, Any]] = wait_for(there, 250, f"step {step} of {name}")
         return found
 
     def mlflow_runs(self) -> list[Any]:
@@ -136,5 +148,7 @@ class Lab:
 
 
 @pytest.fixture(scope="session")
-def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return Lab(cluster, tmp_path_factory.mktemp("ray-home"))
+def lab(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    made = Lab(cluster, tmp_path_factory.mktemp("ray-home"))
+    yield made
+    made.verbs.stop()

@@ -13,13 +13,19 @@ from typing import Any
 
 import psutil
 import pytest
+from torch.distributed import TCPStore
 
 from raylab.files import read_lines
 from tests.others import NOBODY, as_other_user, skip_unless_root
 from tests.ray.conftest import ROOT
 from tests.wait import wait_for
+from tracking.forwarder import sync
 
 LONG = ("--smoke", "--set", "loop.epochs=4000")
+
+
+# Root writes where only others may: without these it is a user like any other
+AS_USER = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search,-fowner")
 
 
 class Local:
@@ -33,7 +39,7 @@ class Local:
 
     def start(self, *words: object) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.cli", *map(str, words)],
+            [*(AS_USER if os.geteuid() == 0 else ()), sys.executable, "-m", "jobs.cli", *map(str, words)],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -50,9 +56,7 @@ class Local:
         """Name -> status of all runs in MLflow; what a busy machine had no time to send at the end is sent first."""
         from mlflow import MlflowClient
 
-        output, _ = self.start("sync").communicate(timeout=200)
-        assert self.processes[-1].returncode == 0, output
-
+        assert sync(self.home)["unsent"] == 0
         client = MlflowClient(f"sqlite:///{self.home}/mlflow/mlflow.db")
         experiment = client.get_experiment_by_name("raylab")
         return {run.info.run_name: run.info.status for run in client.search_runs([experiment.experiment_id])}
@@ -107,7 +111,7 @@ from torch.distributed import TCPStore
 
 def keys(port):
     try:
-        store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=3), wait_for_workers=False)
+        store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=20), wait_for_workers=False)
         store.set("planted", "by a stranger")
         return store.list_keys()
     except Exception:
@@ -126,7 +130,7 @@ os.setgroups([]), os.setgid(user), os.setuid(user)
 pool = ThreadPoolExecutor(2 * len(ports))
 stores = {port: pool.submit(keys, port) for port in ports}
 calls = {port: pool.submit(refusal, port) for port in ports}
-wait([*stores.values(), *calls.values()], timeout=30)  # gloo's own sockets never answer
+wait([*stores.values(), *calls.values()], timeout=60)  # gloo's own sockets never answer
 for port in ports:
     store = stores[port].done() and stores[port].result() is not None
     print(port, "STORE" if store else "-", calls[port].result() if calls[port].done() else "-", flush=True)
@@ -149,30 +153,25 @@ def test_another_user_gets_nothing_and_stops_nothing(local: Local, ards_data: Pa
 
         # Files: nothing of the session is reached, though Ray has made it writable for everybody
         (session,) = local.scratch.glob("*/r/session_2*")
-        job = session / "runtime_resources" / "working_dir_files" / "job"
-        job.mkdir(parents=True, exist_ok=True)
-        job.chmod(0o777)
-        private = local.home / "private"
-        private.write_text("of the owner")
         attempts = (
             f"ls {session.parent}",
             f"cat {session}/logs/gcs_server.out",
-            f"echo evil > {job}/main.py",
-            f"ln -sfn {private} {session}/logs/debug_state.txt",
+            f"mkdir -p {session}/runtime_resources/working_dir_files/job",
+            # what Ray writes there every few seconds would go through the link into the owner's file
+            f"ln -sfn {local.home}/private {session}/logs/debug_state.txt",
             f"mv {session.parents[1]} {local.scratch}/mine",
         )
         for attempt in attempts:
             outcome = as_other_user(attempt)
             assert outcome.denied, f"{attempt}: {outcome}"
-        assert not (job / "main.py").exists()
-        assert private.read_text() == "of the owner"
 
         # Ports: loopback only, no metrics, no store, and no call without the token
         ports = listening(run)
+        unguarded = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the attack does work
         assert {address for address, _ in ports} == {"127.0.0.1"}, ports
         assert "ray::Rendezvous" in {name.split(".")[0] for name in ports.values()}, ports
         attack = subprocess.run(
-            [sys.executable, "-c", STORE_ATTACK, str(NOBODY), *(str(port) for _, port in ports)],
+            [sys.executable, "-c", STORE_ATTACK, *map(str, (NOBODY, unguarded.port, *(port for _, port in ports)))],
             env={"PATH": os.environ["PATH"]},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -180,8 +179,10 @@ def test_another_user_gets_nothing_and_stops_nothing(local: Local, ards_data: Pa
             timeout=300,
         )
         assert attack.returncode == 0, attack.stdout
-        assert "STORE" not in attack.stdout
-        codes = {int(line.split()[0]): line.split()[2] for line in attack.stdout.splitlines() if line[:1].isdigit()}
+        answers = [line.split() for line in attack.stdout.splitlines() if line[:1].isdigit()]
+        assert [int(port) for port, store, _ in answers if store == "STORE"] == [unguarded.port]
+        assert unguarded.get("planted") == b"by a stranger"
+        codes = {int(port): code for port, _, code in answers}
         assert "OK" not in codes.values(), codes
         rendezvous = [port for (_, port), name in ports.items() if name.startswith("ray::Rendezvous")]
         assert {codes[port] for port in rendezvous} == {"UNAUTHENTICATED"}, codes

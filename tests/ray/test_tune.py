@@ -13,19 +13,19 @@ SMALL = ("--smoke", "--set", "loop.epochs=4")
 
 def test_a_killed_search_resumes_without_losing_or_doubling_a_trial(lab: Lab, ards_data: Path) -> None:
     trials = lab.home / "runs" / "search" / "trials"
-    search = lab.start("tune", "ards", "--data", ards_data, "--trials", 10, "--name", "search", *SMALL)
-    wait_for(lambda: len(list(trials.glob("*/end.json"))) >= 4, 200, "four ended trials")
+    search = lab.start("tune", "ards", "--data", ards_data, "--trials", 6, "--name", "search", *SMALL)
+    wait_for(lambda: len(list(trials.glob("*/end.json"))) >= 2, 200, "two ended trials")
     search.kill()
-    search.communicate()
+    search.wait(20)
     before = {path.parent.name: path.read_text() for path in trials.glob("*/params.json")}
     ended = len(list(trials.glob("*/end.json")))
-    assert ended < 10
+    assert ended < 6
     result = lab.run("resume", "search")
     after = {path.parent.name: path.read_text() for path in trials.glob("*/params.json")}
     assert before.items() <= after.items()
-    assert len(after) == len(set(after.values())) == result["trials"] == 10
+    assert len(after) == len(set(after.values())) == result["trials"] == 6
     runs = [run for run in lab.mlflow_runs() if run.info.run_name.startswith("search")]
-    assert len({run.info.run_name for run in runs}) == len(runs) == 11
+    assert len({run.info.run_name for run in runs}) == len(runs) == 7
     assert {run.info.status for run in runs} == {"FINISHED"}
     best = max(json.loads(path.read_text())["objective"] for path in trials.glob("*/end.json"))
     assert result["best_objective"] <= best

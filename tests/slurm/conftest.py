@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.testbed import control
+from tests.verbs import MODULES, Verbs
 from tests.wait import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +105,14 @@ def make_testbed() -> Iterator[Bed]:
     finally:
         watcher.communicate(timeout=60)
         assert watcher.returncode == 0 and not directory.exists()
+
+
+@pytest.fixture(scope="session")
+def verbs() -> Iterator[Verbs]:
+    """raylab outside of the cluster. Without Ray, which reads a cluster's token when it is imported."""
+    made = Verbs(os.environ, (*MODULES, "jobs.cluster", "jobs.sync"))
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import json
 import secrets
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import torch
 
 from raylab.files import read_lines
 from raylab.training import checkpoint
-from raylab.training.run import ledger_facts
-from tests.slurm.conftest import ROOT, Bed
+from raylab.training.ledger import summarise_ledger
+from tests.slurm.conftest import Bed
+from tests.verbs import Verbs
 from tests.wait import wait_for
 
 SITES = """
@@ -36,8 +36,8 @@ ENDLESS = ("schedule.kind=constant", "loop.epochs=100000")
 class Lab:
     """A RAYLAB_HOME on the testbed's shared storage, with prepared data, and raylab's verbs over it."""
 
-    def __init__(self, bed: Bed, data: Path, name: str = "raylab") -> None:
-        self.bed, self.home = bed, bed.shared / name
+    def __init__(self, bed: Bed, data: Path, verbs: Verbs, name: str = "raylab") -> None:
+        self.bed, self.home, self.verbs = bed, bed.shared / name, verbs
         self.data = self.home / "ards"
         self.jobs: dict[str, str] = {}  # run -> its Ray job
         self.home.mkdir()
@@ -50,11 +50,10 @@ class Lab:
         }
 
     def call(self, *words: object, seconds: float = 600) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "jobs.cli", *map(str, words)],
-            cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds,
-            start_new_session=True,  # Linux shares a machine between sessions: the nodes' processes have their own
-        )  # fmt: skip
+        output, errors = (self.home / f"said-{number}.txt" for number in (1, 2))
+        # a session of its own: Linux shares a machine between sessions, and the nodes' processes have their own
+        code = self.verbs.start(words, self.environment, output, errors).wait(seconds)
+        return subprocess.CompletedProcess(words, code, output.read_text(), errors.read_text())
 
     def run(self, *words: object, seconds: float = 600) -> dict[str, Any]:
         """The verb's JSON result; it must succeed."""
@@ -85,7 +84,7 @@ class Lab:
 
     def facts(self, run: str) -> dict[str, Any]:
         """Attempts and repeated steps up to now."""
-        return ledger_facts(self.home / "runs" / run / "ledger.jsonl")
+        return summarise_ledger(self.home / "runs" / run / "ledger.jsonl")
 
     def starts(self, run: str) -> list[dict[str, Any]]:
         return [line for line in self.ledger(run) if "start" in line]

@@ -15,6 +15,7 @@ import requests
 
 from tests.slurm.conftest import ROOT, Bed
 from tests.slurm.lab import Lab
+from tests.verbs import Verbs
 from tests.wait import wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(400)]
@@ -28,8 +29,8 @@ END_OF_FOREIGN = "cd /proc; for p in $(grep -l '/tmp/foreig[n]' [0-9]*/cmdline);
 
 
 @pytest.fixture(scope="module")
-def lab(testbed: Bed, ards_data: Path) -> Iterator[Lab]:
-    lab = Lab(testbed, ards_data, "strangers")
+def lab(testbed: Bed, ards_data: Path, verbs: Verbs) -> Iterator[Lab]:
+    lab = Lab(testbed, ards_data, verbs, "strangers")
     yield lab
     for name in ("one", "two"):
         lab.call("cluster", "down", "--name", name)
@@ -55,7 +56,7 @@ def test_two_clusters_and_a_stranger_on_one_node(lab: Lab, foreign: None) -> Non
     sites.write_text(sites.read_text() + head)
     up(lab, "one")
     refused = lab.call("cluster", "up", "--site", "testbed", "--name", "one")
-    assert refused.returncode == 2 and "is there already" in refused.stderr
+    assert refused.returncode == 2 and "already exists" in refused.stderr
     up(lab, "two")
     assert lab.status("one")["head"]["node"] == lab.status("two")["head"]["node"] == "n1"
     for name in ("one", "two"):
@@ -134,8 +135,8 @@ def test_a_node_with_another_python_is_said(lab: Lab) -> None:
     path = lab.home / "clusters" / "two" / "cluster.json"
     asked = json.loads(path.read_text())
     path.write_text(json.dumps({**asked, "versions": {**asked["versions"], "torch": "0.1"}}))
-    words = ("train", "ards", "--data", lab.data, "--smoke", "--workers", 1, "--name", "nowhere")
-    lab.run("cluster", "submit", "--name", "two", "--detach", "--", "python", "-m", "jobs.cli", *words)
+    code = "import ray; ray.init(); ray.get(ray.remote(print).remote())"  # the head has no CPU of its own
+    lab.run("cluster", "submit", "--name", "two", "--detach", "--", "python", "-c", code)
     problems = wait_for(lambda: lab.status("two")["problems"], 90, "a problem")
     assert "instead of 0.1" in problems[0]["text"]
     lab.run("cluster", "down", "--name", "two")

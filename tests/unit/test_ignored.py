@@ -52,10 +52,11 @@ def packed(clone: Path, include_gitignore: bool) -> set[str]:
 
 
 def publish(out: Path) -> None:
-    def write(work: Path) -> dict[str, object]:
+    def write(work: Path) -> prepared.Meta:
         pl.DataFrame({"split": ["train"], "subject_id": ["1"]}).write_parquet(work / "samples.parquet")
         (work / "IM000001").write_text("a file without a kind")
-        return {"task": "new"}
+        facts = {"task": "new", "source": "drawn", "synthetic": True, "seed": 0, "split_hash": ""}
+        return prepared.Meta.model_validate({**facts, "counts": {}, "attrition": []})
 
     prepared.publish(out, write, "new")
 

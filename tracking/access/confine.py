@@ -1,8 +1,8 @@
-"""MLflow's server opens no file outside the home's store, whatever its database or a request says.
+"""Keeps MLflow's server from opening files outside the home's store, whatever its database or a request says.
 
-MLflow takes any address as the place of an experiment's artifacts, also a directory of another user with links in it,
-and then reads and writes there as the server's owner. Here, new addresses outside the store are refused, and the one
-class that touches files refuses to leave the store, so that an address that is in the database already opens nothing.
+MLflow accepts any address for an experiment's artifacts, including another user's directory with links in it, and reads
+and writes there as the server's owner. Here, new addresses outside the store are refused, and the only class that opens
+files refuses to leave the store, so an address that is already in the database opens nothing.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Regi
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as TrackingStore
 from mlflow.utils.file_utils import local_file_uri_to_path
 
-# Schemes of addresses that lead, in the end, to files of the store.
+# Schemes of addresses that resolve to files of the store.
 INDIRECT = ("runs", "models", "mlflow-artifacts")
 
 
@@ -28,19 +28,19 @@ def confine(root: Path) -> None:
 
     def check(path: str | Path) -> None:
         if not Path(path).resolve().is_relative_to(store):
-            raise MlflowException(f"refused: {path} lies outside of the store {store}", PERMISSION_DENIED)
+            raise MlflowException(f"refused: {path} is outside of the store {store}", PERMISSION_DENIED)
 
     def check_uri(uri: str | None) -> None:
-        """`uri` names a file of the store, or nothing that the server opens."""
+        """Refuse a `uri` that the server would open outside of the store."""
         scheme = urlsplit(uri or "").scheme.lower()
         if scheme in INDIRECT or not uri:
             return
         if scheme not in ("", "file"):
-            raise MlflowException(f"refused: {uri} lies outside of the store {store}", PERMISSION_DENIED)
+            raise MlflowException(f"refused: {uri} is outside of the store {store}", PERMISSION_DENIED)
         check(local_file_uri_to_path(uri))
 
     class Files(LocalArtifactRepository):
-        """MLflow checks paths against the artifact directory; this class checks that directory, and what it forgot."""
+        """MLflow checks paths against the artifact directory; this class checks the directory too."""
 
         def __init__(self, *words: Any, **options: Any) -> None:
             super().__init__(*words, **options)
@@ -67,7 +67,7 @@ def confine(root: Path) -> None:
 
     class Registry(RegistryStore):
         def create_model_version(self, name: str, source: str, *rest: Any, **more: Any) -> Any:
-            if "/" in source or urlsplit(source).scheme:  # a prompt's is a word
+            if "/" in source or urlsplit(source).scheme:  # the source of a prompt is a word
                 check_uri(source)
             return super().create_model_version(name, source, *rest, **more)
 

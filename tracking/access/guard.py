@@ -1,12 +1,12 @@
-"""The home's MLflow server lets in who holds the home's token, and opens no file outside the home's store.
+"""Admits holders of the home's token to the home's MLflow server, which opens no file outside the home's store.
 
 `server.py` starts MLflow with `--app-name raylab`, which finds `create_app` by the entry point `mlflow.app`. The check
-stands before the whole of Flask: no route, page, file or method is reached around it.
+is in front of the whole Flask application: no route, page, file or method bypasses it.
 
     client    Authorization: Bearer TOKEN
     browser   /?ticket=... (secret.py), once -> a cookie -> the pages
 
-Everything else gets 401, with the proof that answers a challenge (identity.py) and nothing else.
+Every other request gets 401, with the proof that answers a challenge (identity.py) and nothing else.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from tracking.access.identity import CHALLENGE, PROOF
 COOKIE = "raylab"
 TICKET = "ticket"
 CHALLENGE_LENGTH = 128
-OWN_REQUEST = ("none", "same-origin")  # of Sec-Fetch-Site: by the person at the browser, by our page
+OWN_REQUEST = ("none", "same-origin")  # values of Sec-Fetch-Site: requested by the user, by a page of this server
 HEADERS = (
     ("Cache-Control", "no-store"),
     ("Referrer-Policy", "no-referrer"),
@@ -33,10 +33,10 @@ HEADERS = (
 )
 REFUSAL = (
     "401: this MLflow server belongs to one user of this machine.\n"
-    "Its owner opens it with the link that `raylab ui --detach` prints, which is good once.\n"
+    "Its owner opens it with the link that `raylab ui --detach` prints, which works once.\n"
 )
-FOREIGN = "403: another page asks in the name of this one.\n"
-# After a link that another page held, the browser sends a SameSite=Strict cookie only when this page makes the request.
+FOREIGN = "403: this request comes from another page.\n"
+# After a link on another page, the browser sends a SameSite=Strict cookie only if this page makes the request.
 ENTRANCE = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=/"><title>MLflow</title>\n'
 
 Environ = dict[str, Any]
@@ -48,9 +48,9 @@ class Guard:
     """A WSGI application in front of `app`, for holders of `token`."""
 
     def __init__(self, app: Application, token: str, spent: Path) -> None:
-        """`spent`: a directory that remembers spent tickets, also when the server starts again."""
+        """`spent`: a directory that records used tickets across restarts of the server."""
         self.app, self.token, self.host = app, token, secret.host_name(token)
-        # In memory: cookies end with the server, so one that leaks to a later listener on this port opens nothing.
+        # In memory: cookies expire with the server, so a later listener on this port cannot use them.
         self.sessions: set[str] = set()
         self.spent = spent
         self.spent.mkdir(mode=0o700, exist_ok=True)
@@ -91,7 +91,7 @@ class Guard:
         return any(name == COOKIE and _digest(value) in self.sessions for name, _, value in cookies)
 
     def _spend_ticket(self, environ: Environ) -> bool:
-        """Whether the request holds a ticket that is good; it is good once."""
+        """Whether the request has a valid ticket, which this call uses up."""
         tickets = parse_qs(environ.get("QUERY_STRING", "")).get(TICKET, [])
         entrance = environ["REQUEST_METHOD"] == "GET" and environ.get("PATH_INFO") == "/"
         if len(tickets) != 1 or not entrance or _host(environ) != self.host:
@@ -111,7 +111,7 @@ class Guard:
 
 
 def create_app() -> Guard:
-    """MLflow's Flask application behind the check, over the store in which the token lies."""
+    """MLflow's Flask application behind the check, confined to the store that contains the token."""
     token = Path(os.environ[secret.ENVIRONMENT])
     from mlflow.server import app
 
@@ -122,9 +122,9 @@ def create_app() -> Guard:
 
 
 def _is_same_origin(environ: Environ) -> bool:
-    """Whether our own page, or the person at the browser, makes this request.
+    """Whether a page of this server or the user makes this request.
 
-    SameSite=Strict keeps other sites out, but a page on another port of our host name is the same site.
+    SameSite=Strict excludes other sites, but a page on another port of the same host name is the same site.
     """
     origin = environ.get("HTTP_ORIGIN")
     if origin is not None and origin != f"{environ['wsgi.url_scheme']}://{environ.get('HTTP_HOST', '')}":
@@ -133,7 +133,7 @@ def _is_same_origin(environ: Environ) -> bool:
 
 
 def _without_credentials(environ: Environ) -> Environ:
-    """What MLflow has to know of a request that was let in. Without an origin it makes no exceptions for others."""
+    """The request for MLflow, without credentials, and without the origin, for which MLflow makes exceptions."""
     return {key: value for key, value in environ.items() if key not in ("HTTP_AUTHORIZATION", "HTTP_ORIGIN")}
 
 

@@ -1,13 +1,13 @@
-"""Who answers at an address: before a client sends anything to a loopback port, it makes sure of the other end.
+"""Checks who answers at an address before a client sends anything to a loopback port.
 
-An address is no identity. When a server has ended, anybody on the machine can listen on its port, receive what runs
-send, and tell them where to write artifacts. So
+An address is not an identity. When a server has ended, anybody on the machine can listen on its port, receive what runs
+send, and tell them where to write artifacts. Therefore
 
-- a loopback port that another user listens on gets nothing (the kernel tells, `raylab/loopback.py`);
-- the server of a home, also behind `ssh -L` or the relay, proves first that it holds the home's token; only then is
+- nothing is sent to a loopback port on which another user listens (`raylab/loopback.py` asks the kernel);
+- the server of a home, also behind `ssh -L` or the relay, must first prove that it has the home's token; only then is
   the token sent.
 
-MLflow's client asks `auth.py` before each request, in every process that has MLFLOW_TRACKING_AUTH=raylab.
+MLflow's client calls `plugin.py` before each request, in every process that has MLFLOW_TRACKING_AUTH=raylab.
 """
 
 import http.client
@@ -20,25 +20,25 @@ from raylab.errors import TrackingError
 from raylab.loopback import is_loopback, is_own_listener, listener_uids
 from tracking.access import secret
 
-AUTH = "raylab"  # the name of our entry in MLflow's group of auth providers
+AUTH = "raylab"  # the name of raylab's entry in MLflow's group of auth providers
 CHALLENGE, PROOF = "Raylab-Challenge", "Raylab-Proof"
-SECONDS = 20.0  # a busy machine: where nothing listens, the answer comes at once
+SECONDS = 20.0  # for a busy machine; a port on which nothing listens fails at once
 
-# host:port of servers that this process knows to be a home's -> the home's token file
+# host:port of servers known to belong to a home -> the home's token file
 trusted: dict[str, Path] = {}
 
 
 def is_local(uri: str) -> bool:
-    """Whether this is an HTTP address on loopback. (With HTTPS a certificate says who answers.)"""
+    """Whether this is an HTTP address on loopback. (With HTTPS a certificate identifies the server.)"""
     parts = urlsplit(uri)
     try:
         return parts.scheme == "http" and is_loopback(parts.hostname or "") and parts.port != 0
-    except ValueError:  # a port that is no number
+    except ValueError:  # the port is not a number
         return False
 
 
 def trust(uri: str, token: Path) -> None:
-    """From now on, requests to `uri` want the proof that it is the server of the home with this token file."""
+    """From now on, require of `uri` the proof that it is the server of the home with this token file."""
     os.environ["MLFLOW_TRACKING_AUTH"] = AUTH
     trusted[_place(uri)] = token
 
@@ -50,7 +50,7 @@ def token_file(uri: str) -> Path | None:
 
 
 def prove(uri: str, token: str) -> None:
-    """Raise TrackingError unless the server at `uri` holds `token`. The token itself is not sent."""
+    """Raise TrackingError unless the server at `uri` has `token`. The token itself is not sent."""
     refuse_stranger(uri)
     parts = urlsplit(uri)
     challenge = secrets.token_hex(32)
@@ -69,20 +69,20 @@ def prove(uri: str, token: str) -> None:
     if not secret.is_equal(answer, secret.proof(token, challenge)):
         raise TrackingError(
             f"the server at {uri} does not prove that it is this home's MLflow server; nothing was sent to it",
-            "it ended, or moved, and something else listens there now",
+            "it ended or moved, and something else listens there now",
             'raylab ui --detach, or on a cluster: eval "$(raylab cluster env)"; else unset MLFLOW_TRACKING_URI and '
             f"{secret.ENVIRONMENT}",
         )
 
 
 def refuse_stranger(uri: str) -> None:
-    """Raise TrackingError when another user of this machine listens at the loopback address `uri`."""
+    """Raise TrackingError if another user of this machine listens at the loopback address `uri`."""
     port = urlsplit(uri).port or 80
     if not is_own_listener(port) and (uids := listener_uids(port)):
         raise TrackingError(
             f"another user listens at {uri} (user id {', '.join(map(str, sorted(uids)))}); nothing was sent there",
-            "a port of this machine belongs to whoever opens it first, and the server that you mean has ended",
-            "start your server again (raylab ui --detach); a server of another user is taken with its login in "
+            "anybody may open a port of this machine, and the intended server has ended",
+            "start your server again (raylab ui --detach); to use a server of another user, set its login in "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
         )
 

@@ -1,4 +1,4 @@
-"""Who we are to an MLflow server. An address that is printed, stored or handed on never holds credentials.
+"""Logins for MLflow servers. An address that is printed, stored or passed on never contains credentials.
 
 Credentials come from the environment (MLFLOW_TRACKING_USERNAME and _PASSWORD, or _TOKEN; those in MLFLOW_TRACKING_URI
 move there) or from a file of mode 0600: RAYLAB_MLFLOW_LOGIN, else raylab/mlflow-login.json in the user's configuration
@@ -32,12 +32,12 @@ VARIABLES = {
     "token": "MLFLOW_TRACKING_TOKEN",
 }
 ADVICE = f"export {VARIABLES['username']} and {VARIABLES['password']}, or write them into %s (mode 0600)"
-NO_HOST = ("sqlite", "file")  # schemes of paths, in which @ is a letter like others
+NO_HOST = ("sqlite", "file")  # schemes of paths, in which @ is an ordinary character
 
 
 @dataclass(frozen=True)
 class Login:
-    """What a server wants to see: a user name and password, or a token. Its repr shows the name only."""
+    """The login that a server requires: a user name and password, or a token. Its repr shows the name only."""
 
     username: str = ""
     password: str = field(default="", repr=False)
@@ -58,19 +58,19 @@ class Login:
 def split(text: str) -> tuple[str, Login]:
     """(the address without credentials, the credentials in it).
 
-    Raises TrackingError, without a word of what may be secret, for an address with a query, and where the end of the
-    credentials is not certain.
+    Raises TrackingError, without quoting what may be secret, for an address with a query and for credentials whose end
+    is ambiguous.
     """
     scheme, separator, rest = text.strip().partition("://")
     if not separator:
-        return text.strip().rpartition("@")[2].rstrip("/"), Login()  # no address; whoever checks it says so
+        return text.strip().rpartition("@")[2].rstrip("/"), Login()  # not an address; `runs.check` reports it
     shown = f"{scheme}://..."
     path, mark, _ = re.sub("[?#]", "?", rest).partition("?")
     if mark and "@" not in rest[len(path) :]:
         raise TrackingError(
             f"the tracking address {shown} has a query (?) or a fragment (#)",
-            "MLflow takes none, and what stands there would be printed and stored",
-            f"leave it out; credentials: {advice()}",
+            "MLflow accepts neither, and its content would be printed and stored",
+            f"remove it; for credentials: {advice()}",
         )
     if scheme.lower() in NO_HOST or "@" not in rest:
         return text.strip().rstrip("/"), Login()
@@ -78,16 +78,16 @@ def split(text: str) -> tuple[str, Login]:
     credentials, _, host = authority.rpartition("@")
     if mark or "@" in below or not credentials:
         raise TrackingError(
-            f"the credentials in the tracking address {shown} cannot be told from its host",
-            "one of / ? # @ stands in them as it is",
-            f"leave them out: {advice()}",
+            f"the credentials in the tracking address {shown} cannot be separated from its host",
+            "they contain an unquoted / ? # or @",
+            f"remove them: {advice()}",
         )
     username, _, password = credentials.partition(":")
     return f"{scheme}://{host}{slash}{below}".rstrip("/"), Login(unquote(username), unquote(password))
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI without credentials, "" while it is not set.
+    """MLFLOW_TRACKING_URI without credentials, "" if it is not set.
 
     Credentials in it move to MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of this process.
     """
@@ -100,7 +100,7 @@ def tracking_uri() -> str:
 
 
 def find(uri: str) -> Login | None:
-    """The login for the server at `uri`: of the environment, where that names this server or none, else of the file."""
+    """The login for the server at `uri`: of the environment, if that names this server or none, else of the file."""
     if urlsplit(uri).scheme not in ("http", "https"):
         return None
     named, given = tracking_uri(), _of_environment()
@@ -125,12 +125,12 @@ def file() -> Path:
 
 
 def advice() -> str:
-    """What to do about a login that is missing."""
+    """How to provide a missing login."""
     return ADVICE % file()
 
 
 def refusal(uri: str, error: Exception) -> TrackingError | None:
-    """What to tell the user when `error` is MLflow's word that the server at `uri` does not take us; None otherwise."""
+    """The error for the user if `error` says that the server at `uri` refuses the login or the action; else None."""
     import requests
     from mlflow.exceptions import MlflowException
 
@@ -138,10 +138,10 @@ def refusal(uri: str, error: Exception) -> TrackingError | None:
     if isinstance(error, requests.HTTPError) and error.response is not None:  # of an artifact
         status = error.response.status_code
     if status == 401:
-        return TrackingError(f"{uri} refuses us (HTTP 401)", "it wants a login, or another one", advice())
+        return TrackingError(f"{uri} refuses the login (HTTP 401)", "it requires a login, or a different one", advice())
     if status == 403:
         login = find(uri)
-        who = f"'{login.username}' has" if login and login.username else "we have"
+        who = f"'{login.username}' has" if login and login.username else "this login has"
         return TrackingError(
             f"{uri} does not permit this (HTTP 403)",
             f"{who} no such permission on the experiment, run or model",
@@ -152,7 +152,7 @@ def refusal(uri: str, error: Exception) -> TrackingError | None:
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """Within it, MLflow's refusal of our login or of what we ask for is a TrackingError, and so is its failure."""
+    """Turns MLflow's refusals and failures within the context into TrackingErrors."""
     try:
         yield
     except Exception as error:
@@ -162,16 +162,16 @@ def explained(uri: str) -> Iterator[None]:
 
         if isinstance(error, MlflowException):
             why = str(error).partition("\n")[0][:300]
-            do = "look at the server's log, then run the same command again"
-            raise TrackingError(f"the MLflow server at {uri} did not do what it was asked", why, do) from error
+            do = "read the server's log, then run the same command again"
+            raise TrackingError(f"the MLflow server at {uri} failed to handle a request", why, do) from error
         raise
 
 
 def authorize(request: "requests.PreparedRequest") -> "requests.PreparedRequest":
-    """`request` with the login for its own server, and without one that is for another. auth.py calls it for each."""
+    """`request` with the login for its server, and without one for another server. plugin.py calls it for each."""
     if login := find(str(request.url)):
         request.headers["Authorization"] = login.header
-    elif _of_environment():  # MLflow put it there: it is for another server
+    elif _of_environment():  # added by MLflow, but for another server
         request.headers.pop("Authorization", None)
     return request
 
@@ -184,7 +184,7 @@ def _origin(uri: str) -> tuple[str, str, int | None]:
     parts = urlsplit(uri)
     try:
         port = parts.port
-    except ValueError:  # no number: nothing answers there
+    except ValueError:  # not a number: nothing answers there
         port = None
     return parts.scheme, parts.hostname or "", port or {"http": 80, "https": 443}.get(parts.scheme)
 

@@ -1,5 +1,5 @@
-"""What MLflow's client asks before each request, where MLFLOW_TRACKING_AUTH is `raylab`: the plugin that proves and
-signs.
+"""The plugin that MLflow's client calls before each request if MLFLOW_TRACKING_AUTH is `raylab`: it verifies the server
+and adds the token.
 
 MLflow finds it by the entry point `mlflow.request_auth_provider` in pyproject.toml.
 """
@@ -14,11 +14,11 @@ from tracking.access import identity, login, secret
 
 
 class Auth(AuthBase):
-    """Sends the home's token to the home's server, and nothing at all to a stranger on a loopback port."""
+    """Sends the home's token to the home's server only, and nothing to a stranger on a loopback port."""
 
     def __call__(self, request: PreparedRequest) -> PreparedRequest:
         """`request` with the token, or with the login for another server. Raises TrackingError before
-        anything is sent to a server that does not prove itself."""
+        anything is sent to a server that does not prove its identity."""
         parts = urlsplit(str(request.url))
         uri = f"{parts.scheme}://{parts.netloc}"
         if not identity.is_local(uri):
@@ -35,7 +35,7 @@ class Auth(AuthBase):
 
 
 class AuthProvider(RequestAuthProvider):
-    """Our entry in MLflow's list."""
+    """raylab's entry in MLflow's list of auth providers."""
 
     def get_name(self) -> str:
         return identity.AUTH

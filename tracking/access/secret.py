@@ -1,12 +1,13 @@
 """The secret of a home's MLflow server: HOME/mlflow/token, which only the home's owner can read.
 
-Who holds it gets in (`guard.py`), and a server that holds it is the home's (`identity.py`):
+Its holders are admitted (`guard.py`), and a server that has it belongs to the home (`identity.py`):
 
     token    HOME/mlflow/token, 256 random bits in hexadecimal, 0600; a client sends it as a Bearer token
-    proof    HMAC(token, challenge): the server's answer to a client that wants to know who it is before it says more
-    ticket   for a browser: good once and for TICKET_SECONDS, made from the token by whoever can read it
+    proof    HMAC(token, challenge): the answer by which a server proves its identity to a client
+    ticket   for a browser: works once, within TICKET_SECONDS; derived from the token by anyone who can read it
 
-Passed on is the path of the file, never its content: Ray shows the environment of jobs, and `ps` shows arguments.
+Processes receive the path of the file, never its content, because Ray shows the environment of jobs and `ps` shows
+arguments.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ def path(home: Path) -> Path:
 
 
 def create(home: Path) -> str:
-    """The token of this home, made when it has none. Of several processes that make one, all get the same."""
+    """The token of this home, created if it has none; processes that create it at the same time get the same one."""
     file = path(home)
     if not file.exists():
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -40,7 +41,7 @@ def create(home: Path) -> str:
             os.fsync(fd)
             os.link(beside, file)
         except FileExistsError:
-            pass  # another process was faster: its token counts
+            pass  # another process was faster; its token is used
         finally:
             os.close(fd)
             beside.unlink()
@@ -48,7 +49,7 @@ def create(home: Path) -> str:
 
 
 def read(file: Path) -> str:
-    """The token in `file`. TrackingError when it is missing, or when others own it or may read it."""
+    """The token in `file`. Raises TrackingError if it is missing, or if others own it or may read it."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -63,29 +64,31 @@ def read(file: Path) -> str:
             raise TrackingError(
                 f"the token of the MLflow server is not private: {file}",
                 f"it belongs to user {facts.st_uid} with mode {stat.S_IMODE(facts.st_mode):04o}",
-                f"rm {file}, and restart the server: it makes a new one",
+                f"rm {file}, and restart the server, which creates a new one",
             )
         token = opened.read().strip()
     if len(token) < 32:
-        raise TrackingError(f"{file} holds no token", do=f"rm {file}, and restart the server: it makes a new one")
+        raise TrackingError(
+            f"{file} does not contain a token", do=f"rm {file}, and restart the server, which creates a new one"
+        )
     return token
 
 
 def host_name(token: str) -> str:
     """The host name of this home's pages. Browsers share cookies between all ports of a name, so each home has its own.
 
-    Chrome, Edge and Firefox take every name under `localhost` for loopback.
+    Chrome, Edge and Firefox resolve every name under `localhost` to loopback.
     """
     return f"h-{_mac(token, 'host')[:8]}.localhost"
 
 
 def proof(token: str, challenge: str) -> str:
-    """What only a holder of the token can answer to `challenge`."""
+    """The answer to `challenge` that only a holder of the token can give."""
     return _mac(token, f"proof:{challenge}")
 
 
 def ticket(token: str) -> str:
-    """A new ticket for a browser, to be spent within TICKET_SECONDS."""
+    """A new ticket for a browser, valid for TICKET_SECONDS."""
     made, nonce = int(time.time()), secrets.token_hex(16)
     return f"{made}-{nonce}-{_mac(token, f'ticket:{made}:{nonce}')}"
 

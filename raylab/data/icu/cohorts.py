@@ -1,39 +1,16 @@
-"""Who is scored, when, and how it ended: rows at risk, competing ends, cohorts, and the attrition of each."""
+"""Who is scored: stays at risk, cohorts, and the attrition of each."""
 
 import hashlib
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from raylab.data.icu.labels import Death, Label
+from raylab.data.icu.labels import Framing, Label
 from raylab.errors import DataError
 
 COHORTS = ("all", "ventilated_pf", "ventilated", "gas", "matched")
 CONTROLS = 4  # matched controls a case, at most
 AGE_BAND = 10  # years
-SLACK_H = 2.0  # a stay whose last record lies so near the end of the horizon was seen to its end
-
-
-@dataclass(frozen=True)
-class Framing:
-    """When is predicted, and what counts.
-
-    `landmark`  h: prediction at it (framing "landmark"), or from it on every hour until onset or the last record, at
-                most until `until` ("rolling"). The model looks back `landmark` hours in both.
-    `gap`       h after the prediction that no onset may fall into: the row is then left out
-    `horizon`   h after the gap in which onset counts
-    """
-
-    landmark: int = 12
-    horizon: float = 24.0
-    gap: float = 0.0
-    kind: str = "landmark"
-    until: int = 48
-
-    def hours(self) -> int:
-        """How many hours of features the rows together see."""
-        return self.landmark if self.kind == "landmark" else self.until
 
 
 def attrition(stays: pl.DataFrame, framing: Framing, rule: Label) -> tuple[pl.DataFrame, list[tuple[str, int, int]]]:
@@ -55,20 +32,9 @@ def attrition(stays: pl.DataFrame, framing: Framing, rule: Label) -> tuple[pl.Da
     note("at least one record")
     stays = stays.filter(pl.col("last") > landmark)
     note(f"at least one record beyond {landmark:g} h")
-    if isinstance(rule, Death):
-        stays = stays.filter(pl.col("end_h").is_null() | (pl.col("end_h") > landmark))
-        note(f"in hospital at {landmark:g} h")
-        stays = stays.filter(pl.col("died").is_not_null())
-        note("outcome in hospital known")
-        return stays, steps
-    if rule.prevalent_h:
-        stays = stays.filter(pl.col("onset_h").is_null() | (pl.col("onset_h") >= rule.prevalent_h))
-        note(f"no onset before {rule.prevalent_h:g} h, there at admission")
-    stays = stays.filter(pl.col("onset_h").is_null() | (pl.col("onset_h") > landmark))
-    note(f"no onset at or before {landmark:g} h")
-    if framing.gap and framing.kind == "landmark":
-        stays = stays.filter(pl.col("onset_h").is_null() | (pl.col("onset_h") > landmark + framing.gap))
-        note(f"no onset in the gap of {framing.gap:g} h")
+    for step, left in rule.exclude(stays, framing):
+        stays = left
+        note(step)
     return stays, steps
 
 
@@ -86,37 +52,6 @@ def summed(steps: list[list[tuple[str, int, int]]]) -> list[dict[str, Any]]:
                 "check that the raw data is complete, or choose another --landmark",
             )
     return table
-
-
-def rows_at(stays: pl.DataFrame, framing: Framing, rule: Label) -> pl.DataFrame:
-    """One row a stay at risk and time of prediction: `at_h`, `label`, `outcome`."""
-    if isinstance(rule, Death):
-        outcome = pl.when("died").then(pl.lit("death in hospital")).otherwise(pl.lit("discharge alive"))
-        at = pl.lit(float(framing.landmark))
-        return stays.with_columns(at_h=at, label=pl.col("died").cast(pl.Int8), outcome=outcome)
-    if framing.kind == "landmark":
-        rows = stays.with_columns(at_h=pl.lit(float(framing.landmark)))
-    else:
-        last = pl.min_horizontal(pl.col("last"), pl.col("onset_h"), pl.lit(float(framing.until) + 1e-9))
-        count = (last - framing.landmark).ceil().clip(0).cast(pl.Int64)  # times strictly before `last`
-        rows = stays.with_columns(at_h=pl.int_ranges(framing.landmark, framing.landmark + count)).explode("at_h")
-        rows = rows.drop_nulls("at_h").with_columns(pl.col("at_h").cast(pl.Float64))
-    begin, end = pl.col("at_h") + framing.gap, pl.col("at_h") + framing.gap + framing.horizon
-    onset = pl.col("onset_h")
-    rows = rows.filter(onset.is_null() | (onset > begin))
-    ended = pl.col("end_h") <= end
-    outcome = (
-        pl.when((onset <= end).fill_null(False))
-        .then(pl.lit("onset"))
-        .when((ended & (pl.col("end") == "death")).fill_null(False))
-        .then(pl.lit("death before onset"))
-        .when((ended & (pl.col("end") == "discharge")).fill_null(False))
-        .then(pl.lit("discharge before onset"))
-        .when(onset.is_null() & (pl.col("last") < end - SLACK_H))
-        .then(pl.lit("records end before the horizon does"))
-        .otherwise(pl.lit("no onset within the horizon"))
-    )
-    return rows.with_columns(outcome=outcome, label=(outcome == "onset").cast(pl.Int8))
 
 
 def flags(rows: pl.DataFrame, measured: pl.LazyFrame, gases: pl.LazyFrame, rule: Label) -> pl.DataFrame:

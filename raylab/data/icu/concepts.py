@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from raylab.data.icu.units import NO_UNIT, conversion, parse, spelled
+from raylab.data.text import as_number
 
 _DATA: dict[str, Any] = tomllib.loads(Path(__file__).with_name("concepts.toml").read_text())
 ID_SOURCES = ("physionet2012", "mimic3", "mimic4", "yaib")
@@ -190,6 +191,38 @@ def stated_unit(concept: Concept, of_id: str | None, recorded: str) -> str:
         return recorded
     contradicts = parse(recorded) is not None and factor(concept, recorded) != factor(concept, of_id)
     return f"{recorded} where all is {of_id}" if contradicts and not names_no_unit(recorded) else of_id
+
+
+QUANTITY = r"^\s*([+-]?(?:\d[\d.,]*|\.\d+)(?:[eE][+-]?\d+)?)\s*([%°\pL].*?)?\s*$"
+"""A number in text, and the unit behind it, if there is one."""
+
+
+def read_quantities(texts: pl.DataFrame) -> pl.DataFrame:
+    """`texts` (concept, unit as in EVENTS, text) with `number` and `unit_read`: `50%` is 50, and `%` where the row
+    names no unit itself. Both are null where the meaning is not certain: `<0.5`, `1,234`, a unit that the concept is
+    not measured in, or another one than the row names."""
+    parts = texts.with_columns(
+        number=pl.col("text").str.extract(QUANTITY, 1), in_text=pl.col("text").str.extract(QUANTITY, 2)
+    ).with_columns(as_number("number", pl.String()))
+    pairs = parts.select("concept", UNIT, "in_text").unique()
+    read = [(*pair, unit) for pair in pairs.iter_rows() if (unit := _unit_with_text(*pair)) is not None]
+    units = pl.DataFrame(read, schema={**pairs.schema, "unit_read": pl.String}, orient="row")
+    parts = parts.join(units, ["concept", UNIT, "in_text"], "left", nulls_equal=True, maintain_order="left")
+    number = pl.when(pl.col("unit_read").is_not_null()).then("number")
+    return parts.select(*texts.columns, number=number, unit_read="unit_read")
+
+
+def _unit_with_text(name: str, stated: str, in_text: str | None) -> str | None:
+    """The unit of a value whose row names the unit `stated` and whose text the unit `in_text`; None where they differ,
+    or the concept is not measured in it."""
+    if in_text is None:
+        return stated
+    found = factor(CONCEPTS[name], in_text)
+    if found is None:
+        return None
+    if names_no_unit(stated):
+        return in_text
+    return stated if factor(CONCEPTS[name], stated) == found else None
 
 
 def to_own_units(events: pl.LazyFrame) -> pl.LazyFrame:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from raylab.data.icu.cohorts import COHORTS
+from raylab.data.icu.meta import IcuMeta
 from raylab.data.icu.prepare import FRACTIONS
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError, unknown
@@ -33,8 +34,10 @@ class IcuSamples:
     rows of samples.parquet. Hours are kept once a stay, [stays, hours, C]; a batch cuts the windows out.
     """
 
+    augmentation = 0
+
     def __init__(
-        self, x: NDArray[np.float32], rows: pl.DataFrame, spec: dict[str, Any], meta: dict[str, Any], absent: list[str]
+        self, x: NDArray[np.float32], rows: pl.DataFrame, spec: dict[str, Any], meta: IcuMeta, absent: list[str]
     ) -> None:
         """x [stays, hours, C], the stays in the order in which they first stand in `rows`."""
         self.x = torch.from_numpy(x)
@@ -73,9 +76,9 @@ def load_icu(
     spec: dict[str, Any] | None = None,
     fill: str = "mask",
     virtual: bool = False,
-    task: str = "ards",
+    task: str | None = None,
 ) -> IcuSamples:
-    """One split (train, val, test, or "all" for every row) of a directory made by `prepare_ards`.
+    """One split (train, val, test, or "all" for every row) of a directory made by `prepare_icu`.
 
     With `spec` (of a trained model) the inputs are made as that model expects them: its features, its statistics, its
     hours, nothing of this directory's. `fill` says what stands for a value that was not measured in an hour: "mask",
@@ -84,7 +87,7 @@ def load_icu(
     DataError when the landmarks differ or no row is left.
     """
     directory = Path(directory)
-    meta = read_meta(directory, task)
+    meta = read_meta(directory, task, IcuMeta)
     if split not in (*FRACTIONS, "all"):
         raise unknown("split", split, (*FRACTIONS, "all"))
     if cohort not in COHORTS:
@@ -102,7 +105,7 @@ def load_icu(
     if rows.is_empty():
         raise DataError(
             f"{directory} has no row in split '{split}', cohort '{cohort}'",
-            f"counts: {meta['counts']}, cohorts: {meta['cohorts']}",
+            f"counts: {meta.counts}, cohorts: {meta.cohorts}",
             "choose another split or cohort, or prepare more data",
         )
     stays = rows.unique("stay_id", keep="first", maintain_order=True).with_columns(place=pl.int_range(pl.len()))
@@ -121,28 +124,28 @@ def filled(x: NDArray[np.float32], features: int, fill: str) -> None:
         x[..., features : 3 * features] = 0
 
 
-def own_spec(meta: dict[str, Any], virtual: bool, directory: Path) -> dict[str, Any]:
+def own_spec(meta: IcuMeta, virtual: bool, directory: Path) -> dict[str, Any]:
     """The spec of a model trained on this directory."""
-    features, static, stats = meta["features"], meta["static"], meta["statistics"]
+    features, static, stats = meta.features, meta.static, meta.statistics
     if virtual:
-        if not meta.get("virtual_patient"):
+        if not meta.virtual_patient:
             raise DataError(
                 f"{directory} has no features of virtual patients",
                 "data.virtual_patient=true asks for them",
-                f"raylab prepare ards ... --virtual-patient --out {directory}",
+                f"raylab prepare {meta.task} ... --virtual-patient --out {directory}",
             )
-        static = [*static, *meta["virtual_patient"]]
+        static = [*static, *meta.virtual_patient]
     return {
         "kind": KIND,
-        "classes": meta.get("classes", ["no onset", "onset"]),
-        "label": meta["label"],
-        "framing": meta["framing"],
-        "gap_h": meta["gap_h"],
+        "classes": meta.classes,
+        "label": meta.label,
+        "framing": meta.framing,
+        "gap_h": meta.gap_h,
         "features": features,
         "static": static,
-        "hours": int(meta["landmark_h"]),
-        "landmark_h": meta["landmark_h"],
-        "horizon_h": meta["horizon_h"],
+        "hours": int(meta.landmark_h),
+        "landmark_h": meta.landmark_h,
+        "horizon_h": meta.horizon_h,
         "mean": [stats[name]["mean"] for name in features],
         "std": [stats[name]["std"] or 1.0 for name in features],
         "static_mean": [stats[name]["mean"] for name in static],
@@ -150,15 +153,15 @@ def own_spec(meta: dict[str, Any], virtual: bool, directory: Path) -> dict[str, 
     }
 
 
-def check_spec(spec: dict[str, Any], meta: dict[str, Any], directory: Path) -> None:
+def check_spec(spec: dict[str, Any], meta: IcuMeta, directory: Path) -> None:
     if spec.get("kind") != KIND:
         raise DataError(
             f"the model expects inputs of kind '{spec.get('kind')}', {directory} holds '{KIND}'",
             do="use a model of a task on intensive-care data",
         )
-    if spec["landmark_h"] != meta["landmark_h"]:
+    if spec["landmark_h"] != meta.landmark_h:
         raise DataError(
-            f"{directory} was prepared for landmark {meta['landmark_h']:g} h, the model for {spec['landmark_h']:g} h",
+            f"{directory} was prepared for landmark {meta.landmark_h:g} h, the model for {spec['landmark_h']:g} h",
             "a model sees exactly the hours before its landmark",
             f"prepare the data with --landmark {spec['landmark_h']:g}",
         )

@@ -11,6 +11,7 @@ PhysioNet 2012 set a, `ahrf`: 741 / 390 / 189 onsets within 24 h after landmark 
 persist (tests/unit/data/icu/test_prepare_icu.py).
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -20,8 +21,31 @@ from raylab.data.icu.concepts import charted, charted_ratio
 from raylab.errors import UsageError, unknown
 
 TITLE = "AHRF / oxygenation criteria of ARDS (not adjudicated ARDS: no imaging, no notes)"
+SLACK_H = 2.0  # a stay whose last record lies so near the end of the horizon was seen to its end
 WITHIN = 16.0  # h: a persisting gas lies in (t0 + persist_h, t0 + persist_h + WITHIN]
-SEVERITY = {"pf": (300.0, 200.0, 100.0), "sf": (315.0, 235.0, 148.0)}  # mild, moderate, severe: at or below
+GRADES = ("mild", "moderate", "severe")
+SEVERITY = {"pf": (300.0, 200.0, 100.0), "sf": (315.0, 235.0, 148.0)}  # of GRADES: at or below
+
+
+@dataclass(frozen=True)
+class Framing:
+    """When is predicted, and what counts.
+
+    `landmark`  h: prediction at it (framing "landmark"), or from it on every hour until onset or the last record, at
+                most until `until` ("rolling"). The model looks back `landmark` hours in both.
+    `gap`       h after the prediction that no onset may fall into: the row is then left out
+    `horizon`   h after the gap in which onset counts
+    """
+
+    landmark: int = 12
+    horizon: float = 24.0
+    gap: float = 0.0
+    kind: str = "landmark"
+    until: int = 48
+
+    def hours(self) -> int:
+        """How many hours of features the rows together see."""
+        return self.landmark if self.kind == "landmark" else self.until
 
 
 @dataclass(frozen=True)
@@ -35,8 +59,9 @@ class Label:
     is defined for patients of `min_age` years and older, and for those of unknown age.
     """
 
-    task: ClassVar[str] = "ards"
     classes: ClassVar[tuple[str, str]] = ("no onset", "onset")
+    has_onset: ClassVar[bool] = True
+    """whether it begins at a time, within a horizon; else it is known at the end and is predicted once"""
 
     name: str
     version: int = 2  # 2: values compared as charted; what cannot be used ends the carry of the value before it
@@ -76,6 +101,44 @@ class Label:
             *(("o2_flow",) if self.flow is not None else ()),
         )
 
+    def exclude(self, stays: pl.DataFrame, framing: Framing) -> Iterator[tuple[str, pl.DataFrame]]:
+        """(step, stays left) after each exclusion of those who are not at risk at the (first) prediction."""
+        onset, landmark = pl.col("onset_h"), framing.landmark
+        if self.prevalent_h:
+            stays = stays.filter(onset.is_null() | (onset >= self.prevalent_h))
+            yield f"no onset before {self.prevalent_h:g} h, there at admission", stays
+        stays = stays.filter(onset.is_null() | (onset > landmark))
+        yield f"no onset at or before {landmark:g} h", stays
+        if framing.gap and framing.kind == "landmark":
+            stays = stays.filter(onset.is_null() | (onset > landmark + framing.gap))
+            yield f"no onset in the gap of {framing.gap:g} h", stays
+
+    def rows(self, stays: pl.DataFrame, framing: Framing) -> pl.DataFrame:
+        """One row a stay at risk and time of prediction: `at_h`, `label`, `outcome`."""
+        if framing.kind == "landmark":
+            rows = stays.with_columns(at_h=pl.lit(float(framing.landmark)))
+        else:
+            last = pl.min_horizontal(pl.col("last"), pl.col("onset_h"), pl.lit(float(framing.until) + 1e-9))
+            count = (last - framing.landmark).ceil().clip(0).cast(pl.Int64)  # times strictly before `last`
+            rows = stays.with_columns(at_h=pl.int_ranges(framing.landmark, framing.landmark + count)).explode("at_h")
+            rows = rows.drop_nulls("at_h").with_columns(pl.col("at_h").cast(pl.Float64))
+        begin, end = pl.col("at_h") + framing.gap, pl.col("at_h") + framing.gap + framing.horizon
+        onset = pl.col("onset_h")
+        rows = rows.filter(onset.is_null() | (onset > begin))
+        ended = pl.col("end_h") <= end
+        outcome = (
+            pl.when((onset <= end).fill_null(False))
+            .then(pl.lit("onset"))
+            .when((ended & (pl.col("end") == "death")).fill_null(False))
+            .then(pl.lit("death before onset"))
+            .when((ended & (pl.col("end") == "discharge")).fill_null(False))
+            .then(pl.lit("discharge before onset"))
+            .when(onset.is_null() & (pl.col("last") < end - SLACK_H))
+            .then(pl.lit("records end before the horizon does"))
+            .otherwise(pl.lit("no onset within the horizon"))
+        )
+        return rows.with_columns(outcome=outcome, label=(outcome == "onset").cast(pl.Int8))
+
     def without_ventilation(self) -> "Label":
         """The same for a source that records ventilation of nobody."""
         return replace(self, ventilation=None)
@@ -114,58 +177,23 @@ class Label:
         }
 
 
-@dataclass(frozen=True)
-class Death(Label):
-    """Death in hospital, at any time after the prediction. Ratios and windows serve the cohorts alone."""
-
-    task: ClassVar[str] = "mortality"
-    classes: ClassVar[tuple[str, str]] = ("discharge alive", "death in hospital")
-
-    def needs(self) -> tuple[str, ...]:
-        return ()
-
-    def reads(self) -> tuple[str, ...]:
-        return ()
-
-    def describe(self, landmark: float, horizon: float, gap: float = 0) -> dict[str, Any]:
-        return {
-            "title": "death in hospital",
-            "onset": "death in hospital, as the source says at discharge",
-            "population": f"{self.min_age:g} years and older, or of unknown age" if self.min_age else "every age",
-            "at_risk": f"a record beyond {landmark:g} h, in hospital then, and an outcome that is known",
-            "positive": "death in hospital",
-            "persistence": False,
-            "name": self.name,
-            "version": self.version,
-            "min_age": self.min_age,
-        }
-
-
 LABELS = {
     label.name: label
     for label in (
         Label("ahrf"),
         Label("berlin-oxygenation", vent_back_h=8.0, peep=5.0, persist_h=8.0, prevalent_h=6.0),
         Label("global-2023", sf=315.0, ventilation="any", vent_back_h=8.0, peep=5.0, flow=30.0),
-        Death("in-hospital-death", version=1),
     )
 }
-TASKS = tuple(dict.fromkeys(label.task for label in LABELS.values()))
-"""The tasks that have labels here."""
 GRID_FIO2 = (2.0, 4.0, 8.0)  # h
 GRID_PERSIST = (0.0, 8.0, 24.0)  # h
 
 
-def default_label(task: str) -> Label:
-    """The first label of a task."""
-    return next(label for label in LABELS.values() if label.task == task)
-
-
-def label(name: str, settings: dict[str, Any] | None = None) -> Label:
-    """The label `name` with some of its windows set; UsageError for a wrong name or value."""
-    if name not in LABELS:
-        raise unknown("label", name, LABELS)
-    known = {field: kind for field, kind in asdict(LABELS[name]).items() if field not in {"name", "version"}}
+def label(name: str, settings: Mapping[str, Any] | None = None, among: Mapping[str, Label] = LABELS) -> Label:
+    """The label `name` of those there are, with some of its windows set; UsageError for a wrong name or value."""
+    if name not in among:
+        raise unknown("label", name, among)
+    known = {field: kind for field, kind in asdict(among[name]).items() if field not in {"name", "version"}}
     for field, value in (settings or {}).items():
         if field not in known:
             raise unknown("label parameter", field, known)
@@ -181,7 +209,7 @@ def label(name: str, settings: dict[str, Any] | None = None) -> Label:
             raise UsageError(
                 f"label parameter {field} cannot be {value!r}", do="hours and thresholds are numbers from 0"
             )
-    return replace(LABELS[name], **(settings or {}))
+    return replace(among[name], **(settings or {}))
 
 
 def pf_ratios(events: pl.LazyFrame, rule: Label | None = None) -> pl.LazyFrame:
@@ -272,7 +300,7 @@ def severity(found: pl.LazyFrame, onsets: pl.LazyFrame) -> pl.LazyFrame:
     worst = at.group_by("stay_id").agg(grade=pl.coalesce(grade("pf"), grade("sf")).max())
     return worst.select(
         "stay_id",
-        severity=pl.col("grade").replace_strict({0: "mild", 1: "moderate", 2: "severe"}, return_dtype=pl.String),
+        severity=pl.col("grade").replace_strict(dict(enumerate(GRADES)), return_dtype=pl.String),
     )
 
 

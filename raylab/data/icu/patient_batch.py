@@ -9,15 +9,17 @@ from typing import Any
 import polars as pl
 
 from raylab.data.icu import cohorts
-from raylab.data.icu.cohorts import Framing
 from raylab.data.icu.concepts import CONCEPTS, EVENTS, SERIES, UNIT, charted_steps, exact, to_own_units
 from raylab.data.icu.derive import derived
-from raylab.data.icu.labels import Label, first_onset, pf_ratios, ratios, sensitivity, severity
+from raylab.data.icu.labels import GRADES, Framing, Label, first_onset, pf_ratios, ratios, sensitivity, severity
 from raylab.data.icu.timegrid import first_values, grid, hourly_cells
 from raylab.errors import DataError
 
 FEW = 20  # values, under which nothing is said about their unit
 MOST_UNKNOWN = 0.05  # of the values of a concept that the label reads may be in a unit that is not understood
+# mmHg: in arterial blood hardly anybody is as low (0.1% of PaO2, 0.02% of PaCO2 of PhysioNet 2012), while in kPa most
+# values are
+AS_LOW_AS_KPA = {"pao2": 30.0, "paco2": 12.0}
 ROOM_AIR, ROOM_AIR_STEPS = 0.21, (200, 210)  # FiO2 is charted in steps of .001
 PERCENT = 19.95  # FiO2 from here on, 20 as it is charted, is a percentage
 PROBLEMS = ("out_of_range", "unreadable", "percent", "room_air")
@@ -36,7 +38,8 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
     precision of its concept, lies outside its range is null: among FiO2 that removes what lies between 1 and 20, which
     are litres a minute. So is what is no number, or in a unit that is not understood. `problem` says which it was. A
     null is still a record of the stay, and ends the carry of the value before it (`onset.ratios`, `grid`). `strange`
-    marks what lies outside and is not 0, which is how a missing value is often written. `unit` and `unit_is` are those
+    marks what lies outside and is not 0, which is how a missing value is often written; `like_kpa` a tension that is as
+    low as in kPa. `unit` and `unit_is` are those
     of `to_own_units`; `percent` and `room_air` mark FiO2 that was read as that.
     """
     ranges = pl.LazyFrame(
@@ -49,6 +52,7 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
         orient="row",
     )
     value, steps, fio2 = pl.col("value"), pl.col("steps"), pl.col("concept") == "fio2"
+    kpa = pl.col("concept").replace_strict(AS_LOW_AS_KPA, default=None, return_dtype=pl.Float64)
     present = events.drop_nulls(["time", "value", "concept"])
     unique = (
         to_own_units(present)
@@ -80,6 +84,7 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
             # what is inside by rounding alone is at the bound
             value=pl.when(pl.col("problem").is_null()).then(value.clip("low", "high")),
             strange=(pl.col("problem") == OUTSIDE).fill_null(False) & (value != 0),
+            like_kpa=(value > 0) & (value <= kpa) & ~pl.col("unknown"),
         )
         .drop("per", "low", "high", "low_steps", "high_steps", "exact", "steps", "room", "unknown")
     )
@@ -133,6 +138,7 @@ def summarise_patients(
                 unreadable=(problem == UNREADABLE).sum(),
                 unknown_unit=(problem == UNKNOWN_UNIT).sum(),
                 strange=pl.col("strange").sum(),
+                like_kpa=pl.col("like_kpa").sum(),
                 percent=(pl.col("percent") & problem.is_null()).sum(),
                 room_air=pl.col("room_air").sum(),
                 stays=pl.col("stay_id").filter(problem.is_null()).n_unique(),
@@ -148,15 +154,15 @@ def summarise_patients(
     )
     here = stays.join(last, "stay_id").join(onsets, "stay_id", "left").join(ages, "stay_id", "left")
     at_risk, steps = cohorts.attrition(here, framing, rule)
-    rows = cohorts.flags(cohorts.rows_at(at_risk.drop("age"), framing, rule), values, all_gases.lazy(), rule)
+    rows = cohorts.flags(rule.rows(at_risk.drop("age"), framing), values, all_gases.lazy(), rule)
     rows = rows.join(static, "stay_id", "left").sort("stay_id", "at_h")
     table = grid(cells, rows["stay_id"].unique(maintain_order=True), framing.hours())
-    grades = severity(all_ratios.lazy(), onsets.lazy()).collect()["severity"].value_counts()
+    grades = dict(severity(all_ratios.lazy(), onsets.lazy()).collect()["severity"].value_counts().iter_rows())
     all_onsets = {
         "stays": onsets.height,
         "after_6_h": onsets.filter(pl.col("onset_h") > 6).height,
         "after_12_h": onsets.filter(pl.col("onset_h") > 12).height,
-        **dict(grades.iter_rows()),
+        **{grade: grades[grade] for grade in GRADES if grade in grades},
     }
     moved = [moves(values, other) for other in sensitivity(rule)] if windows else []
     return PatientBatch(
@@ -287,25 +293,29 @@ def check_units(totals: Totals, rule: Label) -> None:
         )
 
 
-def implausible(by_concept: pl.DataFrame, rule: Label) -> list[str]:
-    """Concepts of whose values (FEW at least, zeros aside) more than half lie outside the plausible range: they are
-    recorded in another unit. They are left out; DataError where the label needs one."""
-    strange = [
-        name
-        for name, rows, n in by_concept.select("concept", "rows", "strange").iter_rows()
-        if rows >= FEW and 2 * n > rows
-    ]
-    needed = [name for name in strange if name in {*rule.needs(), *(("spo2",) if rule.sf else ())}]
+def implausible(by_concept: pl.DataFrame, rule: Label) -> dict[str, str]:
+    """{concept: why} of concepts whose values (FEW at least) are in another unit than is said: more than half of them,
+    zeros aside, lie outside the plausible range, or more than MOST_UNKNOWN of a tension are as low as in kPa.
+
+    They are left out; DataError where the label needs one.
+    """
+    found = {}
+    for name, rows, strange, low in by_concept.select("concept", "rows", "strange", "like_kpa").iter_rows():
+        concept = CONCEPTS[name]
+        if rows >= FEW and low > MOST_UNKNOWN * rows:
+            bound = f"{AS_LOW_AS_KPA[name]:g} {concept.unit}"
+            found[name] = f"{low:,} of {rows:,} values are {bound} or less, as values in kPa are"
+        elif rows >= FEW and 2 * strange > rows:
+            plausible = f"{concept.low:g} to {concept.high:g} {concept.unit}"
+            found[name] = f"{strange:,} of {rows:,} values are outside {plausible}"
+    needed = [name for name in found if name in {*rule.needs(), *(("spo2",) if rule.sf else ())}]
     if needed:
-        ranges = "; ".join(
-            f"{CONCEPTS[name].low:g} to {CONCEPTS[name].high:g} {CONCEPTS[name].unit} for {name}" for name in needed
-        )
         raise DataError(
-            f"most values of {', '.join(needed)} cannot be in the concept's unit",
-            f"the label needs them; plausible are {ranges}",
-            "convert the values to these units",
+            f"values of {', '.join(needed)} cannot be in the concept's unit, which the label needs",
+            "; ".join(f"{name}: {found[name]}" for name in needed),
+            "convert the values (1 kPa is 7.50062 mmHg), or name their unit in the data: see docs/data.md, Units",
         )
-    return strange
+    return found
 
 
 def check_needed(by_concept: pl.DataFrame, source: str, rule: Label) -> None:

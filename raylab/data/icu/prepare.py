@@ -1,11 +1,11 @@
-"""Preparation of the ARDS task: events of any source -> cohort, label, splits, hourly grid, statistics.
+"""Preparation of intensive-care data: events of any source -> cohort, label, splits, hourly grid, statistics.
 
     SOURCES[source]      raw files -> events, by patient   (one file a source, raylab/data/icu/sources/)
     summarise_patients   one piece of the patients:
       screen             units; what cannot be used to null -> counted in meta
       derived            P/F, S/F, driving pressure, compliance
       ratios, first_onset                                  -> the label (raylab/data/icu/labels.py)
-      attrition, rows_at all stays -> rows at risk         -> counted after every exclusion (raylab/data/icu/cohorts.py)
+      attrition, rows    all stays -> rows at risk         -> counted after every exclusion (raylab/data/icu/cohorts.py)
       hourly_cells, grid events before the prediction -> hours.parquet (raylab/data/icu/timegrid.py)
     splits.assign        patients -> train, val, test
     statistics           mean and deviation of train rows
@@ -25,9 +25,10 @@ import polars as pl
 import raylab
 from raylab.data import prepared, splits
 from raylab.data.icu import cohorts
-from raylab.data.icu.cohorts import COHORTS, Framing
+from raylab.data.icu.cohorts import COHORTS
 from raylab.data.icu.concepts import CONCEPTS, SERIES, STATIC, SourceData, whole_stays
-from raylab.data.icu.labels import Death, Label, label
+from raylab.data.icu.labels import Framing, Label, label
+from raylab.data.icu.meta import IcuMeta
 from raylab.data.icu.patient_batch import Totals, check_needed, check_units, implausible, summarise_patients, unrecorded
 from raylab.data.icu.sources import meds, mimic3, physionet2012, yaib
 from raylab.data.icu.timegrid import joined, statistics
@@ -65,7 +66,8 @@ VIRTUAL = "vp_"  # how the columns of raylab/data/icu/virtual_patient.py begin
 FRACTIONS = {"train": 0.65, "val": 0.15, "test": 0.20}
 
 
-def prepare_ards(
+def prepare_icu(
+    task: str,
     source: str,
     path: Path | None,
     out: Path,
@@ -81,8 +83,8 @@ def prepare_ards(
     grid_of_windows: bool = False,
     virtual: bool = False,
     replace: bool = False,
-) -> dict[str, Any]:
-    """Publish samples.parquet, hours.parquet and meta.json at `out` and return the meta.
+) -> IcuMeta:
+    """Publish samples.parquet, hours.parquet and meta.json of `task` at `out` and return the meta.
 
     A row is a stay at risk at `landmark` (whole hours since its start), or with framing "rolling" at every hour from
     there until onset, the last record or `until`; its label says whether onset by `rule` (`ahrf` unless given) falls
@@ -95,15 +97,14 @@ def prepare_ards(
         raise unknown("source", source, SOURCES)
     chosen = checked(landmark, horizon, gap, framing, until)
     asked = rule or label("ahrf")
-    of_death = isinstance(asked, Death)
-    if of_death and (framing != "landmark" or gap or grid_of_windows):
+    if not asked.has_onset and (framing != "landmark" or gap or grid_of_windows):
         raise UsageError(f"the label '{asked.name}' is predicted once, at the landmark", do="--landmark alone")
     if path is None and source != "synthetic":
         raise UsageError(f"source '{source}' needs the directory of its raw data", do="give --path")
     if mapping is not None and source != "meds":
         raise UsageError(f"source '{source}' takes no mapping of codes", do="leave --mapping out, or use --source meds")
 
-    def write(work: Path) -> dict[str, Any]:
+    def write(work: Path) -> IcuMeta:
         raw = work / "raw"
         raw.mkdir()
         try:
@@ -178,37 +179,37 @@ def prepare_ards(
         stats = train_statistics(train, table)
         samples.write_parquet(work / "samples.parquet")
         table.write_parquet(work / "hours.parquet")
-        return {
-            "task": asked.task,
-            "source": source,
-            "numbering": [f"synthetic seed {seed}" if source == "synthetic" else source_data.numbering or source],
-            "synthetic": source == "synthetic",
-            "raylab": raylab.__version__,
-            "label": used.describe(chosen.landmark, chosen.horizon, chosen.gap),
-            "framing": chosen.kind,
-            "landmark_h": chosen.landmark,
-            "horizon_h": None if of_death else chosen.horizon,
-            "gap_h": chosen.gap,
-            "until_h": chosen.until if chosen.kind == "rolling" else None,
-            "notes": notes,
-            "warnings": list(source_data.warnings),
+        return IcuMeta(
+            task=task,
+            source=source,
+            numbering=[f"synthetic seed {seed}" if source == "synthetic" else source_data.numbering or source],
+            synthetic=source == "synthetic",
+            raylab=raylab.__version__,
+            label=used.describe(chosen.landmark, chosen.horizon, chosen.gap),
+            framing=chosen.kind,
+            landmark_h=chosen.landmark,
+            horizon_h=chosen.horizon if asked.has_onset else None,
+            gap_h=chosen.gap,
+            until_h=chosen.until if chosen.kind == "rolling" else None,
+            notes=notes,
+            warnings=[*source_data.warnings, *(f"{name} is left out: {why}" for name, why in unfit.items())],
             **described(samples, stats),
-            "classes": list(asked.classes),
-            "attrition": steps,
-            **({} if of_death else {"onsets": totals.onsets}),
+            classes=list(asked.classes),
+            attrition=steps,
+            **({"onsets": totals.onsets} if asked.has_onset else {}),
             **({"sensitivity": totals.sensitivity} if grid_of_windows else {}),
-            "outcomes": {"known": len(outcomes) - outcomes.null_count(), "in_hospital_death": int(outcomes.sum() or 0)},
+            outcomes={"known": len(outcomes) - outcomes.null_count(), "in_hospital_death": int(outcomes.sum() or 0)},
             **totals.by_problem(),
             **totals.units(),
-            "left_out": unfit,
-            "coverage": {name: int(totals.covered.get(name, 0)) for name in CONCEPTS},
-            "stays": stays.height,
-            "dropped": {**totals.dropped(), **source_data.counts},
-            "split_hash": prepared.split_hash(list(samples.select("subject_id", "split").iter_rows())),
-            "seed": seed,
-        }
+            left_out=list(unfit),
+            coverage={name: int(totals.covered.get(name, 0)) for name in CONCEPTS},
+            stays=stays.height,
+            dropped={**totals.dropped(), **source_data.counts},
+            split_hash=prepared.split_hash(list(samples.select("subject_id", "split").iter_rows())),
+            seed=seed,
+        )
 
-    return prepared.publish(Path(out), write, asked.task, replace)
+    return prepared.publish(Path(out), write, task, replace)
 
 
 def checked(landmark: float, horizon: float, gap: float, framing: str, until: float) -> Framing:

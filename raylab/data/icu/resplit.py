@@ -1,4 +1,5 @@
-"""A prepared ARDS directory, or several as one, with another split: folds, a later period, or a hospital held out.
+"""Prepared intensive-care data, of one directory or several, with another split: folds, a later period, or a hospital
+held out.
 
 The rows are those that were prepared; split, statistics and counts are made anew, statistics from the new train only.
 """
@@ -12,6 +13,7 @@ import polars as pl
 
 from raylab.data import prepared, splits
 from raylab.data.icu.concepts import SERIES
+from raylab.data.icu.meta import IcuMeta
 from raylab.data.icu.patient_batch import COUNTS
 from raylab.data.icu.prepare import described, train_statistics
 from raylab.data.icu.timegrid import joined
@@ -53,14 +55,17 @@ def parse(text: str) -> Split:
     )
 
 
-def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0, replace: bool = False) -> dict[str, Any]:
+def resplit(
+    directories: list[Path], out: Path, split: Split, seed: int = 0, replace: bool = False, task: str | None = None
+) -> IcuMeta:
     """Publish at `out` the rows of `directories` with `split`; returns the meta.
 
     Several directories are pooled: they must have one label and framing. Identifiers are told apart by their numbering
     (identifiers.py): patient 7 of one hospital is another one than patient 7 of the next.
     """
-    prepared.check_vacant(Path(out), "ards", replace)
-    metas = [prepared.read_meta(Path(directory), "ards") for directory in directories]
+    metas = [prepared.read_meta(Path(directory), task, IcuMeta) for directory in directories]
+    task = metas[0].task
+    prepared.check_vacant(Path(out), task, replace)
     check_alike(metas, directories)
     several = len(directories) > 1
     named = sorted({name for meta in metas for name in prepared.numberings(meta)})
@@ -89,24 +94,22 @@ def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0, rep
         raise DataError(f"the train split of {split.words()} holds one class only", do="hold out something else")
     stats = train_statistics(train, table)
 
-    def write(work: Path) -> dict[str, Any]:
+    def write(work: Path) -> IcuMeta:
         rows.write_parquet(work / "samples.parquet")
         if several:
             table.write_parquet(work / "hours.parquet")
         else:
             shutil.copyfile(Path(directories[0]) / "hours.parquet", work / "hours.parquet")
-        first = {key: value for key, value in metas[0].items() if key not in {"format", "files", "data_hash"}}
         both = rows.group_by("subject_id").agg(pl.col("source").n_unique())
-        return {
-            **first,
-            "source": "+".join(sorted({meta["source"] for meta in metas})),
+        changed = {
+            "source": "+".join(sorted({meta.source for meta in metas})),
             "numbering": named,
-            "synthetic": any(meta["synthetic"] for meta in metas),
-            "notes": sorted({note for meta in metas for note in meta["notes"]}),
-            "warnings": sorted({text for meta in metas for text in meta.get("warnings", ())}),
+            "synthetic": any(meta.synthetic for meta in metas),
+            "notes": sorted({note for meta in metas for note in meta.notes}),
+            "warnings": sorted({text for meta in metas for text in meta.warnings}),
             **described(rows, stats),
             "attrition": [
-                *pooled([meta["attrition"] for meta in metas]),
+                *pooled([meta.attrition for meta in metas]),
                 {
                     "step": f"not of a patient who is in {split.words()} too",
                     "patients": rows["subject_id"].n_unique(),
@@ -115,14 +118,15 @@ def resplit(directories: list[Path], out: Path, split: Split, seed: int = 0, rep
             ],
             "split": {"kind": split.kind, "held_out": split.words(), "rows_left_out": left},
             "patients_in_two_hospitals": both.filter(pl.col("source") > 1).height,
-            **{name: added(metas, name) for name in COUNTS if name in first},
-            "stays": sum(meta["stays"] for meta in metas),
-            "coverage": {name: sum(meta["coverage"][name] for meta in metas) for name in metas[0]["coverage"]},
+            **{name: added(metas, name) for name in COUNTS if name in metas[0].model_fields_set},
+            "stays": sum(meta.stays for meta in metas),
+            "coverage": {name: sum(meta.coverage[name] for meta in metas) for name in metas[0].coverage},
             "split_hash": prepared.split_hash(list(rows.select("subject_id", "split").iter_rows())),
             "seed": seed,
         }
+        return metas[0].model_copy(update=changed)
 
-    return prepared.publish(Path(out), write, "ards", replace)
+    return prepared.publish(Path(out), write, task, replace)
 
 
 def qualified(name: str, numbering: list[str]) -> pl.Expr:
@@ -133,26 +137,26 @@ def qualified(name: str, numbering: list[str]) -> pl.Expr:
     return (pl.lit(start) + pl.col(name)).alias(name)
 
 
-def check_alike(metas: list[dict[str, Any]], directories: list[Path]) -> None:
-    for name in ("framing", "landmark_h", "horizon_h", "gap_h"):
-        values = [meta[name] for meta in metas]
+def check_alike(metas: list[IcuMeta], directories: list[Path]) -> None:
+    for name in ("task", "framing", "landmark_h", "horizon_h", "gap_h"):
+        values = [getattr(meta, name) for meta in metas]
         if len(set(values)) > 1:
             raise DataError(
                 f"{' and '.join(map(str, directories))} differ in {name}: {', '.join(map(str, values))}",
                 "rows of one data set answer one question",
                 "prepare them alike",
             )
-    labels = {f"{meta['label']['name']} version {meta['label']['version']}" for meta in metas}
+    labels = {f"{meta.label['name']} version {meta.label['version']}" for meta in metas}
     if len(labels) > 1:
         raise DataError(
             f"the labels differ: {', '.join(sorted(labels))}", do="prepare them with one --label and this raylab"
         )
 
 
-def added(metas: list[dict[str, Any]], name: str) -> dict[str, Any]:
+def added(metas: list[IcuMeta], name: str) -> dict[str, Any]:
     """The counts by concept, or by concept and unit, of all directories together."""
     total: dict[str, Any] = {}
-    for concept, n in (pair for meta in metas for pair in meta.get(name, {}).items()):
+    for concept, n in (pair for meta in metas for pair in getattr(meta, name).items()):
         if isinstance(n, dict):
             units = total.setdefault(concept, {})
             units |= {unit: units.get(unit, 0) + count for unit, count in n.items()}
@@ -161,7 +165,7 @@ def added(metas: list[dict[str, Any]], name: str) -> dict[str, Any]:
     return dict(sorted(total.items()))
 
 
-def pooled(attritions: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def pooled(attritions: list[list[dict[str, int | str]]]) -> list[dict[str, int | str]]:
     return [
         {key: value if key == "step" else sum(row[key] for row in rows) for key, value in rows[0].items()}
         for rows in zip(*attritions, strict=False)

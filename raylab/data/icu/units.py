@@ -1,8 +1,7 @@
 """Units as hospitals write them, UCUM or the usual spellings in any letter case.
 
 `parse` reads a spelling; `conversion` says how values in one unit become values in another. What cannot be read, or
-measures something else, has no conversion: nothing is guessed. pint does the arithmetic; it is imported only where two
-units differ.
+measures something else, has no conversion: nothing is guessed.
 """
 
 import re
@@ -10,20 +9,18 @@ import unicodedata
 from collections import Counter
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pint import Quantity, UnitRegistry
 
 Parsed = tuple[float, tuple[tuple[str, int], ...]]
-"""A number and powers of pint's units: `10*3/uL` is (1000.0, (("microliter", -1),))."""
+"""A number and powers of units: `10*3/uL` is (1000.0, (("microliter", -1),))."""
 
 NO_UNIT = {"", "unk", "unknown", "none", "null", "nan", "na", "n/a", "-", "--", ".", "?", "no unit", "unitless"}
 """What a row says, in lower case, that names no unit."""
 
+_POWERS = {"hecto": 1e2, "kilo": 1e3, "deci": 1e-1, "centi": 1e-2, "milli": 1e-3, "micro": 1e-6, "nano": 1e-9,
+           "pico": 1e-12, "femto": 1e-15}  # fmt: skip
 _PREFIXES = {
     "": "",
-    **{name: name for name in ("hecto", "kilo", "deci", "centi", "milli", "micro", "nano", "pico", "femto")},
+    **{name: name for name in _POWERS},
     **{"h": "hecto", "k": "kilo", "d": "deci", "c": "centi", "m": "milli", "u": "micro", "mc": "micro"},
     **{"n": "nano", "p": "pico", "f": "femto"},
 }
@@ -136,23 +133,55 @@ def _parse_factor(part: str) -> Parsed | None:
     return float(found["number"] or 1), ((name, int(found["power"] or 1)),) if name else ()
 
 
-@cache
-def _registry() -> "UnitRegistry[Any]":
-    import pint  # a third of a second that most data never needs
+_METRE, _KILOGRAM, _SECOND, _KELVIN = ("m", 1), ("kg", 1), ("s", 1), ("K", 1)
+_PRESSURE = (("kg", 1), ("m", -1), ("s", -2))
+_SIZES: dict[str, tuple[float, tuple[tuple[str, int], ...]]] = {  # of each unit, in SI's base units
+    "gram": (1e-3, (_KILOGRAM,)),
+    "liter": (1e-3, (("m", 3),)),
+    "mole": (1.0, (("mol", 1),)),
+    "meter": (1.0, (_METRE,)),
+    "pascal": (1.0, _PRESSURE),
+    "bar": (1e5, _PRESSURE),
+    "equivalent": (1.0, (("eq", 1),)),
+    "enzyme_unit": (1e-6 / 60, (("mol", 1), ("s", -1))),
+    "katal": (1.0, (("mol", 1), ("s", -1))),
+    "mmHg": (133.322387415, _PRESSURE),
+    "cmH2O": (98.0665, _PRESSURE),
+    "psi": (0.45359237 * 9.80665 / 0.0254**2, _PRESSURE),
+    "pound": (0.45359237, (_KILOGRAM,)),
+    "ounce": (0.45359237 / 16, (_KILOGRAM,)),
+    "stone": (0.45359237 * 14, (_KILOGRAM,)),
+    "inch": (0.0254, (_METRE,)),
+    "foot": (0.3048, (_METRE,)),
+    "kelvin": (1.0, (_KELVIN,)),
+    "degC": (1.0, (_KELVIN,)),
+    "degF": (5 / 9, (_KELVIN,)),
+    "second": (1.0, (_SECOND,)),
+    "minute": (60.0, (_SECOND,)),
+    "hour": (3600.0, (_SECOND,)),
+    "day": (86400.0, (_SECOND,)),
+    "week": (7 * 86400.0, (_SECOND,)),
+    "month": (365.25 / 12 * 86400, (_SECOND,)),
+    "year": (365.25 * 86400, (_SECOND,)),
+    "percent": (0.01, ()),
+}
+_ZEROS = {"degC": 273.15, "degF": 459.67 * 5 / 9}  # kelvin at 0
 
-    registry: UnitRegistry[Any] = pint.UnitRegistry(autoconvert_offset_to_baseunit=True)
-    registry.define("equivalent = [equivalent]")
-    return registry
 
-
-def _quantity(number: float, of: Parsed) -> "Quantity[Any]":
-    registry = _registry()
-    if len(of[1]) == 1 and of[1][0][1] == 1:  # also a temperature, which no product can hold
-        return registry.Quantity(number * of[0], of[1][0][0])
-    quantity = registry.Quantity(number * of[0])
+def _measure(of: Parsed) -> tuple[float, Counter[str]]:
+    """(how many of SI's base units one of these units is, the powers of those)."""
+    size, dimension = of[0], Counter[str]()
     for name, power in of[1]:
-        quantity = quantity * registry.Quantity(1.0, name) ** power
-    return quantity
+        prefix = "" if name in _SIZES else next(p for p in _POWERS if name.startswith(p))
+        one, powers = _SIZES[name.removeprefix(prefix)]
+        size *= (_POWERS.get(prefix, 1.0) * one) ** power
+        dimension.update({base: power * n for base, n in powers})
+    return size, dimension
+
+
+def _zero(of: Parsed) -> float:
+    """Where the scale of a temperature begins, in kelvin."""
+    return _ZEROS.get(of[1][0][0], 0.0) if of[1] else 0.0
 
 
 @cache
@@ -168,19 +197,19 @@ def conversion(
         return None
     if source == target:
         return 1.0, 0.0
-    unit, many = _quantity(1, target).units, 1e6  # of a small number, a scale loses digits to the offset
-    zero = _quantity(0, source)
-    if zero.is_compatible_with(unit):
-        offset = zero.to(unit).magnitude
-        return _exact((_quantity(many, source).to(unit).magnitude - offset) / many / target[0]), offset / target[0]
-    known = {"gram / mole": molar_mass, "equivalent / mole": charge}
-    bridges = [_registry().Quantity(float(size), name) for name, size in known.items() if size is not None]
+    (size, dimension), (own_size, own_dimension) = _measure(source), _measure(target)
+    if dimension == own_dimension:
+        return _exact(size / own_size), (_zero(source) - _zero(target)) / own_size
+    bridges = [(molar_mass and molar_mass / 1000, "kg"), (charge, "eq")]  # of one mole
     for powers in product((-1, 0, 1), repeat=len(bridges)):
-        bridged = _quantity(1, source)
-        for bridge, power in zip(bridges, powers, strict=True):
-            bridged = bridged * bridge**power
-        if bridged.is_compatible_with(unit):
-            return _exact(bridged.to(unit).magnitude / target[0]), 0.0
+        bridged, bridged_dimension = size, Counter(dimension)
+        for (per_mole, base), power in zip(bridges, powers, strict=True):
+            if per_mole is None:
+                continue
+            bridged *= per_mole**power
+            bridged_dimension.update({base: power, "mol": -power})
+        if bridged_dimension == own_dimension:
+            return _exact(bridged / own_size), 0.0
     return None
 
 

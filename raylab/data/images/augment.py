@@ -1,50 +1,71 @@
-"""COVID-Net's augmentation as torchvision v2 transforms: a function of (seed, epoch, row of the directory) alone.
+"""COVID-Net's augmentation, of a whole batch in uint8: a function of (seed, epoch, row of the directory) alone.
 
-Every image gets its own random numbers, from a counter-based generator keyed by those three, and is transformed by
-itself: so it never depends on its batch, its shard or the worker that loads it.
+Every image gets its own random numbers, from a counter-based generator keyed by those three, and no pixel of another
+image enters into it: so it never depends on its batch, its shard or the worker that loads it.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-# The ranges of its public repository; one zoom for both axes, so that hearts keep their shape.
+# The ranges of its public repository, with one zoom for both axes so that hearts keep their shape.
 AUGMENT: Mapping[str, float] = {
-    "rotation": 10.0,  # degrees, up to so many either way
-    "shift": 0.1,  # share of the side, each axis, either way
+    "rotation": 10.0,  # maximum degrees in either direction
+    "shift": 0.1,  # maximum fraction of the side, per axis, in either direction
     "flip": 0.5,  # probability of a horizontal flip
-    "brightness": 0.1,  # factor 1 - .1 to 1 + .1
-    "zoom": 0.15,  # factor 1 - .15 to 1 + .15
+    "brightness": 0.1,  # factor 0.9 to 1.1
+    "zoom": 0.15,  # factor 0.85 to 1.15
 }
+VERSION = 2
+"""Version of the values that `augment_batch` returns; 1 was torchvision's transforms, an image at a time in float32. A
+run keeps to the version that it started with, so a change of any value here needs the next number."""
+BLOCK_PIXELS = 1 << 16  # transformed at a time: its float32 copies then stay in a core's cache
 
 
-def augmented(x_B1SS: Tensor, seed: int, epoch: int, rows: NDArray[np.int64], by: Mapping[str, float]) -> Tensor:
-    """Flip, rotate, zoom and shift (one bilinear sampling, black outside), brighten; pixels in [0, 1] both ways."""
-    # Imported here: it takes seconds, which a process that augments nothing need not pay.
-    from torchvision.transforms.v2 import InterpolationMode, functional
-
+def augment_batch(x_B1SS: Tensor, seed: int, epoch: int, rows: NDArray[np.int64], by: Mapping[str, float]) -> Tensor:
+    """Flip, rotate, zoom and shift (one bilinear sampling, black outside), then brighten: uint8 [B, 1, S, S] both ways,
+    rounded once."""
     side = x_B1SS.shape[-1]
-    out = torch.empty_like(x_B1SS)
-    for at, row in enumerate(rows):
-        draws = _draws(seed, epoch, int(row))
-        either = 2 * draws - 1  # [-1, 1)
-        image = functional.horizontal_flip(x_B1SS[at]) if draws[4] < by["flip"] else x_B1SS[at]
-        image = functional.affine(
-            image,
-            angle=float(either[0] * by["rotation"]),
-            translate=[float(either[2] * by["shift"] * side), float(either[3] * by["shift"] * side)],
-            scale=float(1 + either[1] * by["zoom"]),
-            shear=[0.0, 0.0],
-            interpolation=InterpolationMode.BILINEAR,
-        )
-        out[at] = functional.adjust_brightness(image, float(1 + either[5] * by["brightness"]))
+    theta_B23, brightness_B = _draw(seed, epoch, rows, by)
+    centres = (2 * torch.arange(side, dtype=torch.float32) + 1) / side - 1  # of pixels, on [-1, 1]
+    out = torch.empty(x_B1SS.shape, dtype=torch.uint8)
+    size = max(1, BLOCK_PIXELS // side**2)
+    source, grid = torch.empty(size, 1, side, side), torch.empty(size, 2, side, side)
+    for at in range(0, len(rows), size):
+        block = slice(at, min(at + size, len(rows)))
+        n = block.stop - at
+        for axis in range(2):  # where in the source each pixel lies: x = a*X + b*Y + c, and y alike
+            a, b, c = theta_B23[block, axis].T[..., None]
+            torch.add((a * centres)[:, None, :], (b * centres + c)[:, :, None], out=grid[:n, axis])
+        moved = F.grid_sample(source[:n].copy_(x_B1SS[block]), grid[:n].permute(0, 2, 3, 1), align_corners=False)
+        out[block] = moved.mul_(brightness_B[block, None, None, None]).round_().clamp_(0, 255)
     return out
 
 
-def _draws(seed: int, epoch: int, row: int) -> NDArray[np.float64]:
+def _draw(seed: int, epoch: int, rows: NDArray[np.int64], by: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+    """theta float32 [B, 2, 3], which maps a pixel of the result to its place in the source, both on [-1, 1] and each
+    (x, y); and the factor of brightness, float32 [B]."""
+    unit = np.stack([_uniform(seed, epoch, int(row)) for row in rows])  # [B, 6]
+    rotation, zoom, shift_x, shift_y, _, brightness = (2 * unit - 1).T  # [-1, 1)
+    angle, scale = np.deg2rad(rotation * by["rotation"]), 1 + zoom * by["zoom"]
+    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
+    dx, dy = 2 * by["shift"] * shift_x, 2 * by["shift"] * shift_y
+    mirror = np.where(unit[:, 4] < by["flip"], -1.0, 1.0)  # the source is mirrored before it is moved
+    theta = np.stack(
+        [
+            np.stack([cos, sin, -cos * dx - sin * dy], axis=1) * mirror[:, None],
+            np.stack([-sin, cos, sin * dx - cos * dy], axis=1),
+        ],
+        axis=1,
+    )
+    return torch.from_numpy(theta).float(), torch.from_numpy(1 + brightness * by["brightness"]).float()
+
+
+def _uniform(seed: int, epoch: int, row: int) -> NDArray[np.float64]:
     """Six numbers, uniform in [0, 1)."""
     key = np.array([seed % 2**64, (epoch << 32 | row) % 2**64], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random(6)

@@ -1,4 +1,4 @@
-"""COVIDx label lists: `patientid filename class [source]`, one image a line, separated by spaces.
+"""COVIDx label lists: `patientid filename class [source]`, one image per line, separated by spaces.
 
 The source column exists from COVIDx v3 on, and some ids and file names contain spaces, so a line is read from the
 right:
@@ -18,7 +18,7 @@ from raylab.data.text import decode
 from raylab.errors import DataError
 
 CLASSES = ("normal", "pneumonia", "COVID-19")
-BINARY = ("positive", "negative")  # the words of COVIDx v6 and of the B lists
+BINARY = ("positive", "negative")  # the classes of COVIDx v6 and of the B lists
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,19 @@ class Line:
     patient: str
     file: str  # relative to the images folder
     label: str  # one of CLASSES
-    source: str  # "unknown" where the list has no source column
+    source: str  # "unknown" if the list has no source column
     number: int  # line in the list, from 1
-    view: str = ""  # of a manifest: PA, AP, ...; empty where nothing says
-    group: str = ""  # of a manifest: rows that must stay together beyond their patient
+    view: str = ""  # from a manifest: PA, AP, ...; empty if unknown
+    group: str = ""  # from a manifest: rows that must stay together in addition to those of a patient
 
     @property
     def person(self) -> Person:
-        """Who it is: a patient's number says so within its source only."""
+        """The person: a patient number identifies one within its source only."""
         return Person.of(self.source, self.patient)
 
 
 def read_list(path: Path, images: Path) -> list[Line]:
-    """The lines of one list in their order; blank lines do not count."""
+    """The lines of one list in their order, without blank lines."""
     try:
         text, _ = decode(path.read_bytes(), str(path))
     except OSError as error:
@@ -48,7 +48,7 @@ def read_list(path: Path, images: Path) -> list[Line]:
         _line(path, number, words, images) for number, row in enumerate(text.splitlines(), 1) if (words := row.split())
     ]
     if not lines:
-        raise DataError(f"the label list {path} is empty", do="leave it out, or give a list with lines in it")
+        raise DataError(f"the label list {path} is empty", do="remove it, or give a list with lines")
     return lines
 
 
@@ -63,7 +63,7 @@ def _line(path: Path, number: int, words: list[str], images: Path) -> Line:
         raise DataError(f"{path}, line {number}: {len(words)} word(s)", form, "correct the line")
     else:
         found = next((word for word in words[:-3:-1] if word in BINARY), None)
-        why = "binary lists (v6, B) do not tell the three classes apart" if found else form
+        why = "binary lists (v6, B) do not distinguish the three classes" if found else form
         what = f"class '{found}'" if found else f"no class in '... {' '.join(words[-2:])}'"
         raise DataError(f"{path}, line {number}: {what}", why, f"use a list with the classes {', '.join(CLASSES)}")
     if len(front) < 2:
@@ -73,7 +73,7 @@ def _line(path: Path, number: int, words: list[str], images: Path) -> Line:
     patient, file = _cut(front, images)
     if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
         raise DataError(
-            f"{path}, line {number}: the file {file} leaves the images folder",
+            f"{path}, line {number}: the file {file} is outside of the images folder",
             "file names are relative to --images",
             "correct the line",
         )
@@ -81,15 +81,15 @@ def _line(path: Path, number: int, words: list[str], images: Path) -> Line:
 
 
 def patient_of(text: str, file: str, place: str) -> str:
-    """The identifier of a patient; the file's name where none is given, so that the image is its own patient.
+    """The identifier of a patient; without one the file's name, so that the image is its own patient.
 
-    Raises DataError for a number that cannot be told exactly; `place` is its file and line.
+    Raises DataError for an ambiguous number; `place` is its file and line.
     """
     name = one_identifier(text)
     if name is None and trim(text).lower() not in MISSING:
         raise DataError(
             f"{place}: the patient is a number with decimals or an exponent",
-            "which patient is meant is not certain",
+            "it is ambiguous which patient is meant",
             "write patients as text or whole numbers",
         )
     return name or file

@@ -1,4 +1,4 @@
-"""Prepared chest X-rays as Samples: float32 [B, 1, S, S] from the memory-mapped cache, augmented by batch."""
+"""Prepared chest X-rays as Samples: float32 [B, 1, S, S] from the images on disk, augmented by batch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,29 +11,34 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raylab.data.images.augment import AUGMENT, augmented
+from raylab.data.images.augment import AUGMENT, VERSION, augment_batch
+from raylab.data.images.meta import ImageMeta
 from raylab.data.images.prepare import SPLITS
 from raylab.data.prepared import read_meta
+from raylab.data.row_file import RowFile
 from raylab.errors import DataError, unknown
 
-# The central lung field as a fixed box, the same for all images: left, top, right, bottom as shares of the view
-# (decode.frame). Lungs of a frontal radiograph lie within it, but not only lungs do.
+# The central lung field as a fixed box, the same for all images: left, top, right, bottom as fractions of the
+# view (decode.frame). It contains the lungs of a frontal radiograph, and other tissue.
 LUNG_BOX = (0.12, 0.10, 0.88, 0.85)
 
 
 class ImageSamples:
-    """One split. `size` and statistics come from `spec`, so that another directory gives a model the same inputs."""
+    """One split. `size` and statistics come from `spec`, so that another directory yields the same inputs for a
+    model."""
+
+    augmentation = VERSION
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: RowFile | NDArray[np.uint8],
         table: pl.DataFrame,
-        meta: dict[str, Any],
+        meta: ImageMeta,
         spec: dict[str, Any],
         augment: Mapping[str, float],
     ) -> None:
         self.images = images  # uint8 [all rows, cache size, cache size]
-        self.rows = table["row"].to_numpy().astype(np.int64)  # row in the directory: what augmentation is keyed by
+        self.rows = table["row"].to_numpy().astype(np.int64)  # row in the directory: the key of augmentation
         self.y = table["label"].to_numpy().astype(np.int64)
         self.group = table["group"].to_numpy().astype(np.int64)
         self.source = np.array(table["source"].to_list(), dtype=str)
@@ -41,7 +46,7 @@ class ImageSamples:
         self.ids = np.array(table["id"].to_list(), dtype=str)
         self.meta = meta
         self.spec = spec
-        self.absent: list[str] = []  # inputs a model wants and this directory lacks: never any among images
+        self.absent: list[str] = []  # inputs that a model needs and this directory lacks: none for images
         self.augment = augment
 
     def __len__(self) -> int:
@@ -49,21 +54,25 @@ class ImageSamples:
 
     def batch(self, index: NDArray[Any], augment: tuple[int, int] | None = None) -> Tensor:
         """x float32 [B, 1, S, S] = (pixel / 255 - mean) / std; `augment` = (seed, epoch), see Samples."""
-        rows, x_B1SS = self.rows[index], self.pixels(index)
-        if self.spec.get("mask") == "centre":  # before augmentation, which would carry lungs out of the box
+        x_B1SS = self.views(index)
+        if self.spec.get("mask") == "centre":  # before augmentation, which would move lungs out of the box
             left, top, right, bottom = box_px(x_B1SS.shape[-1])
             x_B1SS[:, :, top:bottom, left:right] = 0
         if augment is not None:
-            x_B1SS = augmented(x_B1SS, *augment, rows, self.augment)
+            x_B1SS = augment_batch(x_B1SS, *augment, self.rows[index], self.augment)
         mean, std = float(self.spec["mean"]), float(self.spec["std"])
-        return (x_B1SS - mean) / std
+        return x_B1SS.float().div_(255).sub_(mean).div_(std)
 
     def pixels(self, index: NDArray[Any]) -> Tensor:
-        """float32 [B, 1, S, S] in 0 (black) to 1, unmasked and as they are."""
+        """float32 [B, 1, S, S] in 0 (black) to 1, unmasked and not standardised."""
+        return self.views(index).float() / 255
+
+    def views(self, index: NDArray[Any]) -> Tensor:
+        """uint8 [B, 1, S, S] in the size of the spec, unmasked and not standardised."""
         x_B1SS = torch.from_numpy(self.images[self.rows[index]]).unsqueeze(1)
         if self.spec["size"] != x_B1SS.shape[-1]:
             x_B1SS = F.interpolate(x_B1SS, (self.spec["size"],) * 2, mode="bilinear", antialias=True)
-        return x_B1SS.float() / 255
+        return x_B1SS
 
 
 def box_px(side: int) -> tuple[int, int, int, int]:
@@ -79,13 +88,14 @@ def load_images(
     augment: Mapping[str, float] | None = None,
     spec: Mapping[str, Any] | None = None,
     mask: str | None = None,
+    task: str | None = None,
 ) -> ImageSamples:
     """The rows of `split` ("train", "val", "test", or "all").
 
-    `spec`: of the model that will see the images; its statistics, and its size unless `size` is given, replace the
-    directory's own. `augment`: changes to AUGMENT, {} or None for AUGMENT itself; zeros switch it off. `mask` "centre":
-    LUNG_BOX is black, as it is for a model whose spec says so.
-    Raises DataError when the images are not of the kind, classes or size that the model needs.
+    `spec`: that of the model that will use the images; its statistics, and its size unless `size` is given, replace
+    those of the directory. `augment`: changes to AUGMENT, {} or None for AUGMENT itself; zeros switch it off. `mask`
+    "centre": LUNG_BOX is black, as for a model whose spec says so. Raises DataError if the images do not have the kind,
+    classes or size that the model needs.
     """
     directory = Path(directory)
     if split not in (*SPLITS, "all"):
@@ -93,10 +103,13 @@ def load_images(
     for name in augment or {}:
         if name not in AUGMENT:
             raise unknown("augmentation", name, AUGMENT)
-    meta = read_meta(directory, "covidnet")
+    meta = read_meta(directory, task, ImageMeta)
     table = pl.read_parquet(directory / "index.parquet")
     if "group" not in table.columns:
-        raise DataError(f"{directory} was prepared before copies were looked for", do="raylab prepare covidnet again")
+        raise DataError(
+            f"{directory} was prepared by a version that did not search for copies",
+            do=f"run raylab prepare {meta.task} again",
+        )
     groups = {name: number for number, name in enumerate(sorted(set(table["group"])))}
     table = table.with_columns(group=pl.col("group").replace_strict(groups, return_dtype=pl.Int64))
     if split != "all":
@@ -104,38 +117,38 @@ def load_images(
     if table.is_empty():
         raise DataError(
             f"{directory} has no {split} split",
-            f"it was prepared with {', '.join(meta['counts'])} alone",
-            f"raylab prepare covidnet with a {split} list",
+            f"it was prepared with {', '.join(meta.counts)} only",
+            f"raylab prepare {meta.task} with a {split} list",
         )
-    images = np.load(directory / "images.npy", mmap_mode="r")
+    images = RowFile(directory / "images.npy")
     return ImageSamples(images, table, meta, _spec(directory, meta, size, spec, mask), {**AUGMENT, **(augment or {})})
 
 
 def _spec(
-    directory: Path, meta: dict[str, Any], size: int | None, spec: Mapping[str, Any] | None, mask: str | None
+    directory: Path, meta: ImageMeta, size: int | None, spec: Mapping[str, Any] | None, mask: str | None
 ) -> dict[str, Any]:
-    """What the model's inputs are made by: `spec` checked against the directory, or the directory's own."""
+    """How the model's inputs are computed: `spec` checked against the directory, or the directory's own spec."""
     if spec is None:
-        if meta["statistics"] is None:
+        if meta.statistics is None:
             raise DataError(
                 f"{directory} has no train split to take pixel statistics from",
                 "statistics are fitted on train only",
-                "prepare it with a train list, or use it with a trained model, which brings its own",
+                "prepare it with a train list, or use it with a trained model, which has its own statistics",
             )
-        spec = {"kind": meta["kind"], "classes": meta["classes"], "size": meta["size"], **meta["statistics"]}
+        spec = {"kind": meta.kind, "classes": meta.classes, "size": meta.size, **meta.statistics}
         spec |= {"mask": mask} if mask is not None else {}
     for key in ("kind", "classes"):
-        if spec.get(key) != meta[key]:
+        if spec.get(key) != getattr(meta, key):
             raise DataError(
-                f"a model asked to run on images of another kind: {directory}",
-                f"its {key}: the model's {spec.get(key)}, the directory's {meta[key]}",
+                f"the model does not fit images of another kind: {directory}",
+                f"its {key}: the model's {spec.get(key)}, the directory's {getattr(meta, key)}",
                 "use a directory prepared for the model's task",
             )
     side = size or spec["size"]
-    if side > meta["size"]:
+    if side > meta.size:
         raise DataError(
-            f"{directory} holds images of {meta['size']} px, {side} px are asked for",
+            f"{directory} has images of {meta.size} px, but {side} px are requested",
             "enlarging adds no information",
-            f"raylab prepare covidnet with --size {side}, or ask for at most {meta['size']}",
+            f"raylab prepare {meta.task} with --size {side}, or use at most {meta.size}",
         )
     return {**spec, "size": side}

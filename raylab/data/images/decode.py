@@ -21,30 +21,30 @@ from PIL.PngImagePlugin import PngImageFile
 from raylab.data.images.grey import KEPT, STRETCHED, Grey, Picture, luminance, stretch, to_grey
 from raylab.errors import DataError
 
-PIXELS = 100_000_000  # largest radiographs have about 20 million
+PIXELS = 100_000_000  # the largest radiographs have about 20 million
 REDUCED = 16
-SMALLEST = 32  # px; below this it is an icon, not a radiograph
+SMALLEST = 32  # px; smaller images are icons, not radiographs
 ARCHIVES = {b"\x1f\x8b": "a gzip archive", b"PK\x03\x04": "a zip archive", b"%PDF": "a PDF document"}
-LEVELS = {"L;2": 85, "L;4": 17}  # of a PNG's 2 and 4 bits: by how much Pillow multiplies them
-TOP = 0.08  # share of the height that COVID-Net cuts off: burned-in text stands there
+LEVELS = {"L;2": 85, "L;4": 17}  # Pillow's factors for PNG of 2 and 4 bits
+TOP = 0.08  # fraction of the height that COVID-Net cuts off, because it contains burned-in text
 
 
 def decode(path: Path, least: int = 224) -> Grey:
-    """The radiograph of a PNG, JPEG or DICOM file, uint8 [H, W]; `read_picture` says more of it."""
+    """The radiograph of a PNG, JPEG or DICOM file, uint8 [H, W]; see `read_picture`."""
     return read_picture(path, least).grey
 
 
 def read_picture(path: Path, least: int = 224) -> Picture:
-    """The radiograph of a PNG, JPEG or DICOM file, told apart by content, not by name. It has no opacity any more.
+    """The radiograph of a PNG, JPEG or DICOM file, recognised by content, not by name, with opacity already applied.
 
-    `least`: the side in px that will be made of it; a JPEG several times larger may come back reduced.
-    Raises DataError, with the file and the reason, for everything that cannot be used.
+    `least`: the side in px to which it will be resized; a JPEG several times larger may be returned at reduced size.
+    Raises DataError, with the file and the reason, for every file that cannot be used.
     """
     try:
         with path.open("rb") as file:
             head = file.read(132)
         if _is_dicom(head):
-            # Imported here: most data sets have no DICOM, and pydicom takes a while to load.
+            # Imported here because most data sets have no DICOM and pydicom is slow to import.
             from raylab.data.images.dicom import read_dicom
 
             picture = read_dicom(path, PIXELS)
@@ -56,7 +56,7 @@ def read_picture(path: Path, least: int = 224) -> Picture:
             raise DataError(f"{path} is not a PNG, JPEG or DICOM image", _kind(path, head), "convert it to one of them")
     except DataError:
         raise
-    except Exception as error:  # decoders fail in many ways on damaged files, and all of them mean the same here
+    except Exception as error:  # decoders raise many types of errors for damaged files
         raise DataError(f"{path} cannot be decoded", f"{type(error).__name__}: {error}") from error
     height, width = picture.grey.shape
     if min(height, width) < SMALLEST:
@@ -65,19 +65,19 @@ def read_picture(path: Path, least: int = 224) -> Picture:
 
 
 def frame(grey: Grey, size: int) -> Grey:
-    """COVID-Net's view, uint8 [size, size]: the top 8 % cut off, the central square, resized with antialiasing."""
+    """COVID-Net's view, uint8 [size, size]: without the top 8%, the central square, resized with antialiasing."""
     below = grey[round(TOP * grey.shape[0]) :]
     height, width = below.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = Image.fromarray(below[top : top + side, left : left + side])
-    # Bilinear: Pillow widens the kernel when it shrinks (no aliasing), and it never overshoots 0..255.
+    # Bilinear: Pillow widens the kernel when shrinking (no aliasing), and values never leave 0..255.
     return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _is_dicom(head: bytes) -> bool:
-    """Whether a file begins as DICOM does: with `DICM` at byte 128, or, without preamble, with an element of its header
-    or of the first group of a data set (group 2 or 8): tag, then a VR or a short length."""
+    """Whether a file starts like DICOM: with `DICM` at byte 128 or, without preamble, with an element of its header or
+    of the first group of a data set (group 2 or 8): a tag, then a VR or a short length."""
     if head[128:] == b"DICM":
         return True
     has_vr = head[4:6].isalpha() and head[4:6].isupper()
@@ -96,7 +96,7 @@ def _kind(path: Path, head: bytes) -> str:
 
 
 def _compose(path: Path, picture: Picture) -> Picture:
-    """The picture over black. Refuses one that shows nothing."""
+    """The picture composited over black. Refuses one in which nothing is visible."""
     grey, opacity = picture.grey, picture.opacity
     visible = grey if opacity is None else grey[opacity > 0]
     if visible.size == 0:
@@ -120,24 +120,24 @@ def _read_jpeg(path: Path, least: int) -> Picture:
             f"{path} cannot be decoded", why, "convert it to PNG, with 16 bits if it has more than 8"
         ) from error
     with opened as image:
-        # A progressive file keeps all its coefficients in memory, so that reducing does not bound it.
+        # A progressive file keeps all coefficients in memory, so reducing it does not bound the memory.
         _bound(path, image.width * image.height, PIXELS * (1 if image.info.get("progressive") else REDUCED))
         if image.mode == "CMYK" and "adobe" not in image.info:
-            raise DataError(f"{path} is refused", "a CMYK JPEG without Adobe's marker: black may be 0 or 255 in it")
+            raise DataError(f"{path} is refused", "a CMYK JPEG without Adobe's marker: black may be 0 or 255")
         if min(image.size) > 4 * least:
-            image.draft("L", (2 * least, 2 * least))  # 1/2, 1/4 or 1/8, never below what was asked
+            image.draft("L", (2 * least, 2 * least))  # 1/2, 1/4 or 1/8, never below the requested size
         _bound(path, image.width * image.height, PIXELS)
         return Picture(np.asarray(ImageOps.exif_transpose(image).convert("L")), KEPT)
 
 
 def _read_png(path: Path) -> Picture:
-    # The plug-in itself, not Image.open, whose process-wide pixel limit is not ours.
+    # The plug-in itself, because Image.open has its own process-wide pixel limit.
     with PngImageFile(path) as image:
         _bound(path, image.width * image.height, PIXELS)
         if (frames := getattr(image, "n_frames", 1)) > 1:
             raise DataError(f"{path} is not one radiograph", f"animated PNG with {frames} frames", "export one of them")
-        stored = str(image.tile[0].args)  # channels and bits of the file, as Pillow calls them: L;4, RGB;16B
-        clear = image.info.get("transparency")  # tRNS: the one colour that is transparent; of a palette, its opacities
+        stored = str(image.tile[0].args)  # channels and bits of the file in Pillow's notation: L;4, RGB;16B
+        clear = image.info.get("transparency")  # tRNS: the transparent colour, or the opacities of a palette
         if stored.endswith(";16B") and image.mode != "I;16":
             values = _read_deep_channels(path, stored.removesuffix(";16B"))
         elif image.mode == "P" and clear is not None:
@@ -152,14 +152,14 @@ def _read_png(path: Path) -> Picture:
 
 
 def _read_deep_channels(path: Path, channels: str) -> NDArray[Any]:
-    """[H, W, C] of a PNG of 16 bits in several channels. Pillow keeps one byte of each sample: it is asked for both."""
+    """[H, W, C] of a PNG of 16 bits in several channels. Pillow keeps one byte of each sample, so both are read."""
 
     def read(stored: str) -> NDArray[Any]:
         with PngImageFile(path) as image:
             image.tile = [tile._replace(args=stored) for tile in image.tile]
             return np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
 
-    if channels == "LA":  # as if it had four channels of 8 bits
+    if channels == "LA":  # read as four channels of 8 bits
         pairs = read("RGBA")
         upper, lower = pairs[..., ::2], pairs[..., 1::2]
     else:

@@ -50,14 +50,14 @@ TAGS = (
     *(f"{colour}{part}" for colour in COLOURS for part in ("Descriptor", "Data")),
     *("Modality", "ViewPosition"),
 )
-RESCALE = (("RescaleSlope", 1), ("RescaleIntercept", 0))  # with what holds where a file says nothing
-LEVELS = 255 / 4  # a window that shows the pixels in fewer grey levels is of another bit depth
-INSIDE = 0.1  # the share of the pixels that a window must not clip
-LOSS = 0.01  # the share of the range of stored values by which lossy compression may have changed padding
-CONVERT = "convert it to Explicit VR Little Endian, for example `gdcmconv --raw OLD NEW`, or leave it out"
-EXPORT = "export the frame that counts, or leave it out"
+RESCALE = (("RescaleSlope", 1), ("RescaleIntercept", 0))  # with defaults
+LEVELS = 255 / 4  # a window that shows the pixels in fewer grey levels belongs to another bit depth
+INSIDE = 0.1  # fraction of the pixels that a window must not clip
+LOSS = 0.01  # fraction of the range of stored values by which lossy compression may change padding
+CONVERT = "convert it to Explicit VR Little Endian, for example `gdcmconv --raw OLD NEW`, or remove it"
+EXPORT = "export the relevant frame, or remove the file"
 
-# What pydicom warns of either is an error here or does not matter, and would be printed for every file.
+# pydicom's warnings are errors here or irrelevant, and would be printed for every file.
 logging.getLogger("pydicom").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="pydicom")
 
@@ -65,15 +65,15 @@ warnings.filterwarnings("ignore", module="pydicom")
 def read_dicom(path: Path, most: int) -> Picture:
     """The picture of a DICOM file of at most `most` samples, with or without preamble and file meta information.
 
-    Raises DataError, which names the photometric interpretation or the transfer syntax, for what is not one image or
-    cannot be read.
+    Raises DataError, which names the photometric interpretation or the transfer syntax, for a file that is not one
+    image or cannot be read.
     """
     data = _dataset(path, most)
     syntax = data.file_meta.TransferSyntaxUID
     photometric, bits = data.PhotometricInterpretation, int(data.BitsStored)
     try:
         values, said = get_decoder(syntax).as_array(data)
-    except Exception as error:  # the codecs raise all kinds of errors for what they cannot read
+    except Exception as error:  # codecs raise many types of errors
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise DataError(f"{path} cannot be decoded", f"{photometric}, {syntax.name}: {why}", CONVERT) from error
     shown: Mask | None = None
@@ -93,13 +93,13 @@ def read_dicom(path: Path, most: int) -> Picture:
 
 
 def _dataset(path: Path, most: int) -> pydicom.FileDataset:
-    """The elements TAGS of a file that holds one image of a form that can be decoded, its transfer syntax named."""
+    """The elements TAGS of a file with one decodable image; its transfer syntax is set."""
     with path.open("rb") as file:
         has_header = file.read(132)[128:] == b"DICM"
         _check_deflated(path, file, has_header, 4 * most)
     data = pydicom.dcmread(path, force=not has_header, specific_tags=list(TAGS))
     if "PixelData" not in data:
-        raise DataError(f"{path} is not an image", "DICOM without pixels, or cut off before them")
+        raise DataError(f"{path} is not an image", "DICOM without pixels, or truncated before them")
     if missing := [name for name in NEEDED if data.get(name) is None]:
         raise DataError(f"{path} cannot be decoded", f"DICOM without {', '.join(missing)}")
     photometric, samples = str(data.PhotometricInterpretation), int(data.SamplesPerPixel)
@@ -107,13 +107,13 @@ def _dataset(path: Path, most: int) -> pydicom.FileDataset:
         known = f"raylab reads {', '.join((*GREY, PALETTE, *COLOUR))}"
         raise DataError(f"{path} is refused", f"photometric interpretation {photometric}; {known}", CONVERT)
     if samples != (3 if photometric in COLOUR else 1):
-        raise DataError(f"{path} is refused", f"{photometric} with {samples} samples a pixel contradict each other")
+        raise DataError(f"{path} is refused", f"{photometric} contradicts {samples} samples per pixel")
     if (frames := int(data.get("NumberOfFrames") or 1)) > 1:
         raise DataError(f"{path} is not one radiograph", f"DICOM with {frames} frames", EXPORT)
     allocated, stored = int(data.BitsAllocated), int(data.BitsStored)
     high = stored - 1 if data.get("HighBit") is None else int(data.HighBit)
     if not stored <= allocated or high != stored - 1:
-        why = f"{stored} bits stored of {allocated}, the highest of them bit {high}: which bits count is not certain"
+        why = f"{stored} bits stored of {allocated}, the highest of them bit {high}: it is ambiguous which bits count"
         raise DataError(f"{path} is refused", why, CONVERT)
     if samples == 3 and stored > 16:
         raise DataError(f"{path} is refused", f"{photometric} of {stored} bits; colour has at most 16", CONVERT)
@@ -127,12 +127,12 @@ def _dataset(path: Path, most: int) -> pydicom.FileDataset:
 
 
 def _check_deflated(path: Path, file: BinaryIO, has_header: bool, most: int) -> None:
-    """Refuse a deflated data set of more than `most` bytes; it is inflated piece by piece to see."""
+    """Refuse a deflated data set of more than `most` bytes, measured by inflating it piece by piece."""
     file.seek(132 if has_header else 0)
     head = file.read(1024)
     if uid.DeflatedExplicitVRLittleEndian.encode() not in head:
         return
-    # The header says its own length first: (0002,0000), UL of 4 bytes
+    # The header starts with its own length: (0002,0000), UL of 4 bytes
     if not has_header or head[:8] != b"\x02\0\0\0UL\x04\0":
         raise DataError(f"{path} is refused", "deflated DICOM without the length of its header", CONVERT)
     file.seek(132 + 12 + int.from_bytes(head[8:12], "little"))
@@ -144,7 +144,7 @@ def _check_deflated(path: Path, file: BinaryIO, has_header: bool, most: int) -> 
 
 
 def _check_pixels(path: Path, data: pydicom.FileDataset, expected: int) -> None:
-    """Refuse pixels that do not fit what the header says of them. Names the transfer syntax where nothing does."""
+    """Refuse pixels that contradict the header. Sets the transfer syntax if the file does not name it."""
     element = data["PixelData"]
     length, is_encapsulated = len(element.value), bool(element.is_undefined_length)
     syntax = data.file_meta.get("TransferSyntaxUID")
@@ -152,7 +152,7 @@ def _check_pixels(path: Path, data: pydicom.FileDataset, expected: int) -> None:
         implicit, little = data.original_encoding
         if is_encapsulated or length not in (expected, expected + expected % 2):
             why = f"it names no transfer syntax, and its pixels are {length:,} bytes; {expected:,} would be certain"
-            raise DataError(f"{path} is refused", why, "write it again with its meta header, or leave it out")
+            raise DataError(f"{path} is refused", why, "rewrite it with its meta header, or remove it")
         explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
         data.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
         return
@@ -167,7 +167,7 @@ def _check_pixels(path: Path, data: pydicom.FileDataset, expected: int) -> None:
         raise DataError(f"{path} is refused", f"{syntax.name} of {data.BitsStored} bits", CONVERT)
     if not is_encapsulated:
         if length < expected:
-            raise DataError(f"{path} is cut off", f"{length:,} bytes of pixels, {expected:,} are needed")
+            raise DataError(f"{path} is truncated", f"{length:,} bytes of pixels, {expected:,} are needed")
         if length >= 2 * expected:
             why = f"{length:,} bytes of pixels, {expected:,} for one frame"
             raise DataError(f"{path} is not one radiograph", why, EXPORT)
@@ -177,13 +177,12 @@ def _check_pixels(path: Path, data: pydicom.FileDataset, expected: int) -> None:
         why = f"{syntax.name} of {size[1]}x{size[0]} px in a DICOM of {data.Columns}x{data.Rows} px"
         raise DataError(f"{path} is refused", why)
     if is_ycc is not None and data.PhotometricInterpretation in COLOUR:
-        # Some writers say RGB of every colour JPEG. The stream says how it was written (pydicom reads JFIF markers).
+        # Some writers declare every colour JPEG as RGB; the stream is authoritative (pydicom reads JFIF markers).
         data.PhotometricInterpretation = "YBR_FULL" if is_ycc else "RGB"
 
 
 def _stream_header(stream: bytes) -> tuple[tuple[int, int] | None, bool | None]:
-    """What a JPEG, JPEG-LS or JPEG 2000 stream says of itself: (height, width), and whether it is YCbCr.
-    None where it says nothing."""
+    """The header of a JPEG, JPEG-LS or JPEG 2000 stream: (height, width), and whether it is YCbCr; None if unknown."""
     is_jpeg = stream[:2] == b"\xff\xd8"
     if not is_jpeg and (at := stream.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0:  # JPEG 2000: SOC, SIZ
         right, bottom, left, top = (int.from_bytes(stream[at + n : at + n + 4]) for n in (8, 12, 16, 20))
@@ -205,7 +204,7 @@ def _stream_header(stream: bytes) -> tuple[tuple[int, int] | None, bool | None]:
 
 
 def _shown(values: Values, data: pydicom.FileDataset) -> Mask | None:
-    """[H, W], False where a pixel is padding; None where the file declares none.
+    """[H, W], False where a pixel is padding; None if the file declares no padding.
 
     Writers disagree on the sign of the padding value, so it is taken modulo the range of the stored values.
     """
@@ -251,7 +250,7 @@ def _modality(values: Values, data: pydicom.FileDataset) -> Values:
 
 
 def _views(data: pydicom.FileDataset) -> Iterator[tuple[str, Callable[[Values], Grey]]]:
-    """The VOI LUTs of a file and then its windows, each as a function of values after the modality LUT."""
+    """The VOI LUTs of a file, then its windows, each as a function of values after the modality LUT."""
     for item in data.get("VOILUTSequence") or ():
         first, table = _table(item.LUTDescriptor, item.LUTData, data)
         shades = to_grey(table * (255 / ((1 << int(item.LUTDescriptor[2])) - 1)))
@@ -264,7 +263,7 @@ def _views(data: pydicom.FileDataset) -> Iterator[tuple[str, Callable[[Values], 
 
 
 def _window(values: Values, centre: float, width: float, function: str) -> Grey:
-    """PS3.3 C.11.2.1.2 and C.11.2.1.3, on 0..255."""
+    """Apply a window (PS3.3 C.11.2.1.2 and C.11.2.1.3), scaled to 0..255."""
     if function == "LINEAR":
         centre, width = centre - 0.5, width - 1
     scaled = (values.astype(np.float32) - np.float32(centre)) / np.float32(max(width, 1e-6))
@@ -281,10 +280,10 @@ def _suits(sample: Grey) -> bool:
 
 
 def _palette(values: Values, data: pydicom.FileDataset) -> Grey:
-    """The luminance of the colours that the numbers `values` stand for."""
+    """The luminance of the palette colours of `values`."""
     parts = [_table(data[f"{name}Descriptor"].value, data[f"{name}Data"].value, data) for name in COLOURS]
     shades = luminance(np.stack([table for _, table in parts], axis=-1))
-    # Entries of 8 bits are also written in words of 16, and called entries of 16
+    # Some writers store entries of 8 bits in words of 16 and declare 16 bits
     is_deep = max(int(table.max()) for _, table in parts) > 255
     return _look_up(values, parts[0][0], to_grey(shades / 257) if is_deep else shades.astype(np.uint8))
 
@@ -297,7 +296,7 @@ def _table(descriptor: Any, entries: Any, data: pydicom.FileDataset) -> tuple[in
         words = np.frombuffer(entries + b"\0" * (len(entries) % 2), "<u2" if little else ">u2").astype("<u2")
     else:
         words = np.atleast_1d(np.asarray(entries)).astype("<u2")
-    is_packed = len(words) < count and int(descriptor[2]) <= 8  # two entries a word
+    is_packed = len(words) < count and int(descriptor[2]) <= 8  # two entries per word
     table = words.view(np.uint8) if is_packed else words
     if len(table) < count:
         raise ValueError(f"lookup table of {len(table)} entries, {count} are needed")

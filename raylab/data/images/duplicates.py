@@ -1,4 +1,4 @@
-"""Copies of one radiograph under different names: found, and merged with the patients into groups.
+"""Finds copies of one radiograph under different names and merges them with the patients into groups.
 
 A copy is often cropped, rescaled, recompressed and brightened, so neither file hashes nor perceptual hashes of whole
 images find it. Compared are high-pass images, divided by their local contrast (bright frames would correlate
@@ -23,9 +23,9 @@ from PIL import Image
 COARSE, FINE = 0.7, 0.82
 COARSE_SIDE, COARSE_BLUR, COARSE_VIEW = 24, 2.25, 0.85
 THUMB = 96  # px
-SIDE, BLUR, VIEW = 48, 3.0, 0.8  # px, px, share of the side
+SIDE, BLUR, VIEW = 48, 3.0, 0.8  # px, px, fraction of the side
 SCALES, SHIFTS = (0.72, 0.76, 0.8, 0.84, 0.88), (-0.03, 0.0, 0.03)
-FLOOR = 4.0  # grey values: local contrast below this is noise and is not blown up
+FLOOR = 4.0  # grey values: local contrast below this is noise and is not amplified
 ROWS = 1024  # images compared at a time
 PAIRS = 1 << 14  # pairs compared at a time
 
@@ -33,7 +33,7 @@ Floats = NDArray[np.float32]
 
 
 def thumbnails(images: NDArray[np.uint8], rows: Sequence[int] | None = None) -> NDArray[np.uint8]:
-    """The images of `rows` (all without) at THUMB px a side at most: what is compared, small enough for memory."""
+    """The images of `rows` (all by default) with at most THUMB px per side, small enough to be compared in memory."""
     chosen = range(len(images)) if rows is None else rows
     side = min(THUMB, images.shape[1])
     out = np.empty((len(chosen), side, side), dtype=np.uint8)
@@ -43,9 +43,9 @@ def thumbnails(images: NDArray[np.uint8], rows: Sequence[int] | None = None) -> 
 
 
 def pairs(images: NDArray[np.uint8], others: NDArray[np.uint8] | None = None) -> list[tuple[int, int, float]]:
-    """(i, j, NCC) of every copy: i < j within thumbnails `images` uint8 [N, S, S], or i there and j in `others`.
+    """(i, j, NCC) of every copy: i < j within thumbnails `images` uint8 [N, S, S], or i in `images` and j in `others`.
 
-    What is returned is what pixels say: two exposures of one patient on one day may be alike enough, too.
+    The result depends on pixels alone: two exposures of one patient on one day may be similar enough.
     """
     found: list[tuple[int, int, float]] = []
     i_P, j_P = _candidates(images, others)
@@ -68,10 +68,10 @@ def pairs(images: NDArray[np.uint8], others: NDArray[np.uint8] | None = None) ->
 
 
 def merged(names: Sequence[Iterable[str]]) -> list[str]:
-    """The group of every row: rows that share a name, directly or through others, share a group.
+    """The group of every row: rows that share a name, directly or through other rows, share a group.
 
-    `names` [N]: for each row its patient, its copies' group and whatever else ties it to other rows. A group is called
-    by the first in the alphabet of its names, so that a patient without copies is a group of the same name.
+    `names` [N]: for each row its patient, its copies' group and whatever else ties it to other rows. A group is named
+    after the alphabetically first of its names, so a patient without copies is a group of the same name.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -103,7 +103,8 @@ def _candidates(
 
 
 def _prints(images: NDArray[np.uint8], side: int, blur: float, view: tuple[float, float, float]) -> Floats:
-    """[N, side * side] of length 1: the square `view` (centre x, centre y, side; shares of the image), high-passed."""
+    """[N, side * side] of length 1: the square `view` (centre x, centre y, side; fractions of the image),
+    high-passed."""
     from scipy.ndimage import gaussian_filter
 
     x, y, share = view

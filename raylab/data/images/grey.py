@@ -1,4 +1,4 @@
-"""How the numbers of an image file become brightness: uint8, 0 = black .. 255 = white."""
+"""Converts the numbers of an image file to brightness: uint8, 0 = black .. 255 = white."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,29 +11,29 @@ Mask = NDArray[np.bool_]
 
 KEPT = "values kept"  # 8 bits, as they are in the file
 STRETCHED = "stretched"
-UNFIT = ", window does not suit"  # appended where a file has windows, none of which was applied
+UNFIT = ", window does not suit"  # appended if a file has windows and none was applied
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One radiograph as a file shows it."""
+    """One radiograph as displayed."""
 
     grey: Grey  # [H, W]
-    contrast: str  # how its brightness came about: KEPT, STRETCHED, or by what of the file
-    opacity: NDArray[np.float32] | None = None  # [H, W], 0 (not part of the picture) .. 1; None: all of it is shown
-    view: str = ""  # PA, AP, LL, ...; the modality (CT, MR, ...) of what is no radiograph; empty where nothing is said
+    contrast: str  # how the brightness was obtained: KEPT, STRETCHED, or from a VOI LUT or window
+    opacity: NDArray[np.float32] | None = None  # [H, W], 0 (not part of the picture) .. 1; None: all visible
+    view: str = ""  # PA, AP, LL, ...; the modality (CT, MR, ...) if it is not a radiograph; empty if unknown
 
 
 def stretch(values: NDArray[Any], shown: Mask | None = None) -> Grey:
-    """The .5 to 99.5 percentile of `values` [H, W] -> 0..255. Only pixels that are `shown` count."""
-    step = max(1, min(values.shape) // 1024)  # a million pixels tell the percentiles well enough
+    """Map the 0.5 to 99.5 percentiles of `values` [H, W] to 0..255. Only pixels that are `shown` count."""
+    step = max(1, min(values.shape) // 1024)  # a million pixels suffice for the percentiles
     sample = values[::step, ::step]
     if shown is not None:
         sample = sample[shown[::step, ::step]]
         if sample.size == 0:
             sample = values[shown]
     low, high = np.percentile(sample, (0.5, 99.5))
-    if low == high:  # more than 99 % of one value: fall back on the full range
+    if low == high:  # more than 99% have one value: fall back to the full range
         part = values if shown is None else values[shown]
         low, high = part.min(), part.max()
     scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(255 / max(high - low, 1e-6))
@@ -48,6 +48,6 @@ def luminance(colour: NDArray[Any]) -> NDArray[Any]:
 
 
 def to_grey(values: NDArray[Any]) -> Grey:
-    """`values`, in 0..255 where they are not beyond, rounded and clipped."""
+    """`values`, rounded and clipped to 0..255."""
     grey: Grey = np.rint(values.clip(0, 255)).astype(np.uint8)
     return grey

@@ -1,4 +1,4 @@
-"""A manifest of images, one CSV row each, and folders that hold images with a manifest or COVIDx lists.
+"""Manifests of images, one CSV row per image, and folders that contain images with a manifest or COVIDx lists.
 
 UTF-8 or Windows-1252 text, separated by commas, semicolons or tabs. Columns, by any of these names: the image (path,
 file, filename), its class (label, class); optional: patient (patient, patientid, patient_id), source (the hospital or
@@ -32,10 +32,10 @@ SPLITS = ("train", "val", "test")
 
 
 def read_manifest(path: Path, images: Path, domain: str | None = None) -> dict[str, list[Line]]:
-    """{split: lines}, files relative to `images`; of `domain` alone where given.
+    """{split: lines}, files relative to `images`; only of `domain` if given.
 
     A manifest without a split column is an external set: all its rows are test. Raises DataError for missing columns,
-    unknown classes or splits, and paths that leave the folder, with the line.
+    unknown classes or splits, and paths outside of the folder, with the line.
     """
     try:
         text, _ = decode(path.read_bytes(), str(path))
@@ -50,7 +50,7 @@ def read_manifest(path: Path, images: Path, domain: str | None = None) -> dict[s
         raise DataError(f"{path} has no column {', '.join(missing)}", f"it has {', '.join(table.columns)}")
     get = {name: table[column].to_list() for name, column in found.items() if column is not None}
     if domain is not None and "domain" not in get:
-        raise DataError(f"{path} has no column domain", f"domain '{domain}' was asked for", "leave --domain out")
+        raise DataError(f"{path} has no column domain", f"domain '{domain}' was requested", "remove --domain")
     rows: dict[str, list[Line]] = {}
     for at in range(table.height):
         row = {name: (values[at] or "").strip() for name, values in get.items()}
@@ -68,7 +68,9 @@ def read_manifest(path: Path, images: Path, domain: str | None = None) -> dict[s
             raise DataError(f"{path}, line {at + 2}: no file name", do="correct the line")
         file = _relative(row["file"], path, images)
         if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
-            raise DataError(f"{path}, line {at + 2}: the file {file} leaves the images folder", do="correct the line")
+            raise DataError(
+                f"{path}, line {at + 2}: the file {file} is outside of the images folder", do="correct the line"
+            )
         patient = patient_of(row.get("patient", ""), file, f"{path}, line {at + 2}")
         group = one_identifier(row.get("group", "")) or ""
         line = Line(patient, file, label, row.get("source") or UNKNOWN, at + 2, row.get("view", ""), group)
@@ -83,18 +85,17 @@ def read_manifest(path: Path, images: Path, domain: str | None = None) -> dict[s
 
 
 def _relative(file: str, manifest: Path, images: Path) -> str:
-    """`file` as a path below `images`: manifests also write it from their own folder (`images/a.png`)."""
+    """`file` as a path below `images`; some manifests start it from their own folder (`images/a.png`)."""
     file = file.replace("\\", "/")
-    whole = (manifest.absolute().parent / file).absolute()
-    if whole.is_relative_to(images.absolute()) and not (images / file).exists():
-        return whole.relative_to(images.absolute()).as_posix()
+    absolute = (manifest.absolute().parent / file).absolute()
+    if absolute.is_relative_to(images.absolute()) and not (images / file).exists():
+        return absolute.relative_to(images.absolute()).as_posix()
     return file
 
 
 def enriched(rows: Mapping[str, list[Line]], manifest: Mapping[str, list[Line]]) -> tuple[dict[str, list[Line]], int]:
-    """The lines of lists with the view and group that a manifest has for their files, and its source where the list
-    has none; and how many lines it calls by another class: there the list holds, as it is what the published experiment
-    reads."""
+    """The lines of lists with view and group from a manifest, and its source if the list has none; and the number of
+    lines with another class in the manifest, where the list counts because the published experiment reads it."""
     known = {line.file: line for lines in manifest.values() for line in lines}
     out: dict[str, list[Line]] = {}
     differ = 0
@@ -111,7 +112,7 @@ def enriched(rows: Mapping[str, list[Line]], manifest: Mapping[str, list[Line]])
 
 @dataclass(frozen=True)
 class Folder:
-    """A data set as it is handed over: where its images, label lists and manifest are."""
+    """The location of images, label lists and manifest of a delivered data set."""
 
     images: Path
     lists: dict[str, Path]
@@ -119,14 +120,14 @@ class Folder:
 
 
 def discover(folder: Path, domain: str | None = None, splits: Sequence[str] = SPLITS) -> Folder:
-    """What of a data set is in `folder`: `images/` (else the folder itself), label lists `train*.txt`, `val*.txt`,
+    """Find the data set in `folder`: `images/` (else the folder itself), label lists `train*.txt`, `val*.txt`,
     `test*.txt` in it or in `labels/`, and `manifest.csv`. With `domain`, lists end in `_DOMAIN.txt`. Lists of other
-    splits than `splits` are left alone.
+    splits than `splits` are ignored.
 
-    Raises DataError when there is neither list nor manifest, or more than one list for a split.
+    Raises DataError if there is neither list nor manifest, or more than one list for a split.
     """
     if not folder.is_dir():
-        raise DataError(f"no folder at {folder}")
+        raise DataError(f"there is no folder {folder}")
     images = folder / "images" if (folder / "images").is_dir() else folder
     manifest = folder / "manifest.csv"
     lists: dict[str, Path] = {}
@@ -136,8 +137,8 @@ def discover(folder: Path, domain: str | None = None, splits: Sequence[str] = SP
         if len(here) > 1:
             raise DataError(
                 f"{folder} has {len(here)} {split} lists: {', '.join(p.name for p in here)}",
-                "one of them is meant",
-                f"raylab prepare covidnet --path {folder} --domain {here[0].stem.rpartition('_')[2]} --out DIR "
+                "it is ambiguous which one is meant",
+                f"raylab prepare TASK --path {folder} --domain {here[0].stem.rpartition('_')[2]} --out DIR "
                 f"(the ending of the list), or --images DIR --{split} LIST",
             )
         if here:

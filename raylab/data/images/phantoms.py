@@ -17,7 +17,7 @@ from raylab.errors import unknown
 
 DOMAINS = ("A", "B")
 PREVALENCE = {"A": (0.45, 0.35, 0.20), "B": (0.35, 0.40, 0.25)}  # normal, pneumonia, COVID-19
-CHUNK = 64  # images drawn at a time: bounds the memory to about 20 layers of 64 images
+CHUNK = 64  # images drawn at a time, which bounds the memory to about 20 layers of 64 images
 
 F32 = NDArray[np.float32]
 
@@ -30,7 +30,7 @@ def draw(patients: int, size: int, seed: int, domain: str = "A") -> tuple[NDArra
     if domain not in DOMAINS:
         raise unknown("domain of phantoms", domain, DOMAINS)
     rng = np.random.default_rng([seed, DOMAINS.index(domain)])
-    # At least one patient of every class, whatever the draw.
+    # At least one patient of every class.
     label_P = np.concatenate([np.arange(3), rng.choice(3, size=max(0, patients - 3), p=PREVALENCE[domain])])[:patients]
     body_PK = rng.standard_normal((patients, 6)).astype(np.float32)
     patient_N = np.repeat(np.arange(patients), rng.integers(1, 4, size=patients))
@@ -84,7 +84,7 @@ def _images(rng: np.random.Generator, label: NDArray[Any], body: F32, size: int,
             at_y, at_x = uniform(-0.45, 0.40), cx + outwards * wide * uniform(0.45, 0.85)
             patch = blob(at_y + dy, at_x, uniform(0.10, 0.24), uniform(0.07, 0.15), 1.2)
             opacity += inside * patch * covid * strength * 0.8
-        # A vague shadow that means nothing stands in every lung, sick or not.
+        # A faint meaningless shadow is in every lung, sick or not.
         opacity += inside * blob(uniform(-0.5, 0.5) + dy, cx, 0.25, 0.18, 1.5) * uniform(0.0, 0.07)
     film = film + opacity
 

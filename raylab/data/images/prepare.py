@@ -1,6 +1,6 @@
 """`prepare covidnet`: label lists and image files, or drawn phantoms -> `images.npy` + `index.parquet` + meta.json.
 
-images.npy     uint8 [N, size, size], decoded once, read as a memory map; see `decode` for the pixel range and the view
+images.npy     uint8 [N, size, size], decoded once, read as a memory map; see `decode` for pixel range and view
 index.parquet  row, id, patient, group, file, source, view, class, label, split; row i of it is image i
 
 Rows of one `group` never cross splits: those of a patient, of its copies under other names (duplicates.py), and what a
@@ -28,25 +28,28 @@ from raylab.data.images.covidx import CLASSES, Line, read_list
 from raylab.data.images.decode import frame, read_picture
 from raylab.data.images.grey import UNFIT
 from raylab.data.images.manifest import enriched, read_manifest
+from raylab.data.images.meta import Duplicates, ImageMeta, Published
 from raylab.data.text import not_utf8, read_text
 from raylab.errors import DataError, UsageError, unknown
 
 KIND = "cxr-frontal-u8"
 CROP = "top 8 % cut off, central square, resized with antialiasing; uint8 0 (black, air) to 255"
 SPLITS = ("train", "val", "test")
-CARVED = 0.15  # share of the train patients that becomes val when no val list is given
-CHUNK = 256  # images decoded, and held in memory, at a time
-APART = (("train", "test"), ("val", "test"), ("train", "val"))  # where lists overlap, the first of each pair yields
-FRONTAL = ("PA", "AP", "FRONTAL")  # views begin so: AP Supine, PA erect
-DULL = 24  # grey levels; the middle 90 % of pixels span at least 39 in 2,146 X-rays of four collections
-ASPECT = (0.75, 1.9)  # width / height; 2,146 frontal images of four collections lie within .78 to 1.87
+CARVED = 0.15  # fraction of the train patients that becomes val if no val list is given
+CHUNK = 256  # images decoded and held in memory at a time
+# where lists overlap, the row leaves the first split of the pair
+APART = (("train", "test"), ("val", "test"), ("train", "val"))
+FRONTAL = ("PA", "AP", "FRONTAL")  # prefixes of frontal views: AP Supine, PA erect
+DULL = 24  # grey levels; the middle 90% of pixels span at least 39 in 2,146 X-rays of four collections
+ASPECT = (0.75, 1.9)  # width / height; 2,146 frontal images of four collections are within 0.78 to 1.87
 
 Progress = Callable[[int, int], None]
 Spread = Callable[[Callable[[Any, Path], None], Mapping[Path, Any], float, Progress | None], None]
-"""ray_map.run_chunks: (work, {path: argument}, cpus, tell)."""
+"""raylab.distributed.map.run_chunks: (work, {path: argument}, cpus, tell)."""
 
 
-def prepare_covidnet(
+def prepare_images(
+    task: str,
     out: Path,
     images: Path | None,
     train: Path | None,
@@ -63,15 +66,15 @@ def prepare_covidnet(
     apart_from: Sequence[Path] = (),
     spread: Spread | None = None,
     replace: bool = False,
-) -> dict[str, Any]:
-    """Prepare the directory `out` and return its meta. Prepared X-rays that are there already are replaced with
-    `replace` only.
+) -> ImageMeta:
+    """Prepare the directory `out` for `task` and return its meta. Existing prepared X-rays are replaced only with
+    `replace`.
 
-    source "covidx" reads the lists given, or the rows of `manifest` (of its `domain` alone where given), and the files
+    source "covidx" reads the given lists, or the rows of `manifest` (only of its `domain` if given), and the files
     under `images`; "synthetic" draws `patients` phantoms of site `domain`, A by default. Rows that are copies of an
     image in one of the prepared directories `apart_from` are left out. `progress(done, all)` is called as images are
     decoded. With `skip_bad`, unreadable images are listed in meta["skipped"] instead of failing. `spread` decodes
-    chunks elsewhere (ray_map.run_chunks); without it this process does.
+    chunks elsewhere (raylab.distributed.map.run_chunks), by default this process does.
     """
     if size < 16:
         raise UsageError(f"--size {size} is too small", "the networks need at least 16 px", "use --size 224")
@@ -79,24 +82,24 @@ def prepare_covidnet(
         lists = {name: path for name, path in zip(SPLITS, (train, val, test), strict=True) if path is not None}
         what = _input(images, lists, manifest, domain, apart_from)
 
-        def write(work: Path) -> dict[str, Any]:
-            return _covidx(work, what, size, seed, skip_bad, progress, spread)
+        def write(work: Path) -> ImageMeta:
+            return _covidx(task, work, what, size, seed, skip_bad, progress, spread)
 
-        return prepared.publish(out, write, "covidnet", replace)
+        return prepared.publish(out, write, task, replace)
     if source == "synthetic":
         if patients < 30:
             raise UsageError(f"--patients {patients} is too few", "every split needs every class", "use at least 30")
 
-        def draw(work: Path) -> dict[str, Any]:
-            return _synthetic(work, patients, size, seed, domain or "A", progress)
+        def draw(work: Path) -> ImageMeta:
+            return _synthetic(task, work, patients, size, seed, domain or "A", progress)
 
-        return prepared.publish(out, draw, "covidnet", replace)
+        return prepared.publish(out, draw, task, replace)
     raise unknown("source of chest X-rays", source, ("covidx", "synthetic"))
 
 
 @dataclass(frozen=True)
 class Input:
-    """Where images and what is said of them come from."""
+    """The sources of images and labels."""
 
     images: Path
     lists: dict[str, Path]
@@ -114,15 +117,18 @@ def _input(
 ) -> Input:
     if not lists and manifest is None:
         do = "give --train, --val or --test, or --manifest"
-        raise UsageError("no label list given", "the lists say which images there are", do)
+        raise UsageError("no label list given", "the lists name the images", do)
     if images is None:
         raise UsageError("no images folder given", "the lists name files in it", "give --images")
     if not images.is_dir():
-        raise DataError(f"no images folder at {images}", do="give --images the folder that the lists' names start from")
+        raise DataError(
+            f"no images folder at {images}", do="set --images to the folder to which the lists' names are relative"
+        )
     return Input(images, lists, manifest, domain, tuple(apart_from))
 
 
 def _covidx(
+    task: str,
     work: Path,
     what: Input,
     size: int,
@@ -130,11 +136,11 @@ def _covidx(
     skip_bad: bool,
     progress: Progress | None,
     spread: Spread | None,
-) -> dict[str, Any]:
+) -> ImageMeta:
     others = {path: _others(path) for path in what.apart_from}  # before anything is decoded
     rows, warnings = _rows(what)
     listed = {name: dict(Counter(line.label for line in lines)) for name, lines in rows.items()}
-    attrition: list[dict[str, Any]] = []
+    attrition: list[dict[str, int | str]] = []
 
     def tell(step: str, rows: dict[str, list[Line]]) -> None:
         kept = [line for lines in rows.values() for line in lines]
@@ -158,7 +164,7 @@ def _covidx(
     if bad and not skip_bad:
         raise DataError(
             f"{len(bad)} of {len(flat)} images cannot be used:\n" + _some(bad[row] for row in sorted(bad)),
-            do="repair them or take them out of the lists; --skip-bad leaves them out and says so in meta.json",
+            do="repair them or remove them from the lists; --skip-bad skips them and lists them in meta.json",
         )
     if len(bad) == len(flat):
         raise DataError(f"none of the {len(flat)} images can be used:\n" + _some(bad.values()), do="check --images")
@@ -176,7 +182,7 @@ def _covidx(
         stay = [at for at in range(len(keep)) if at not in copies]
         keep, small = [keep[at] for at in stay], small[stay]
         if not keep:
-            raise DataError(f"every image is a copy of one in {path}", "--apart-from leaves copies out")
+            raise DataError(f"every image is a copy of one in {path}", "--apart-from leaves out copies")
         tell(f"without copies of images in {path.name}", of_splits(keep))
     copies_found = [(keep[i], keep[j], ncc) for i, j, ncc in duplicates.pairs(small)]
     group = _groups(flat, paths, keep, copies_found)
@@ -211,7 +217,7 @@ def _covidx(
         }
         for row in keep
     ]
-    meta = _describe(work, index, size, seed, attrition)
+    meta = _describe(task, work, index, size, seed, attrition, synthetic=False)
     warnings += _unidentified([line for _, line in flat], what)
     warnings += _unusual(index, [shapes[row] for row in keep])
     contrast = Counter(contrasts[row] for row in keep)
@@ -219,38 +225,36 @@ def _covidx(
         warnings.append(f"{unfit} DICOM files have a window that does not suit their pixels; it was not applied")
     if faint := [flat[row][1].file for row in keep if row in dull]:
         warnings.append(
-            f"{len(faint)} images show nine tenths of their pixels in less than {DULL} of 256 grey levels: does "
-            f"something very bright or dark decide their contrast?\n{_some(faint)}"
+            f"{len(faint)} images show 90% of their pixels in less than {DULL} of 256 grey levels: check "
+            f"whether a very bright or dark object determines their contrast\n{_some(faint)}"
         )
-    warnings += [f"no {name} in train" for name, n in meta["counts"].get("train", {}).items() if n == 0]
+    warnings += [f"no {name} in train" for name, n in meta.counts.get("train", {}).items() if n == 0]
     conflicts = [(i, j) for i, j, _ in copies_found if flat[i][1].label != flat[j][1].label]
     if conflicts:
         pairs = _some(f"{flat[i][1].file} and {flat[j][1].file}" for i, j in conflicts)
         warnings.append(f"{len(conflicts)} pairs of copies carry different classes:\n{pairs}")
     table = published.table_of([path.name for path in what.lists.values()])
-    return {
-        **meta,
-        "source": "covidx",
-        "synthetic": False,
+    facts = {
         "lists": {name: {"file": path.name, "sha256": prepared.sha256(path)} for name, path in what.lists.items()},
         "manifest": None if what.manifest is None else prepared.sha256(what.manifest),
         "listed": listed,
-        "published": None if table is None else {"table": table, "differs": published.differences(table, listed)},
+        "published": None if table is None else Published(table=table, differs=published.differences(table, listed)),
         "val_carved_from_train": carved,
         "skipped": skipped,
         "contrast": dict(contrast),
-        "duplicates": {
-            "pairs": len(copies_found),
-            "of_different_patients": sum(flat[i][1].person != flat[j][1].person for i, j, _ in copies_found),
-            "of_different_classes": len(conflicts),
-            "most_alike": sorted((round(ncc, 3) for _, _, ncc in copies_found), reverse=True)[:10],
-        },
+        "duplicates": Duplicates(
+            pairs=len(copies_found),
+            of_different_patients=sum(flat[i][1].person != flat[j][1].person for i, j, _ in copies_found),
+            of_different_classes=len(conflicts),
+            most_alike=sorted((round(ncc, 3) for _, _, ncc in copies_found), reverse=True)[:10],
+        ),
         "warnings": warnings,
     }
+    return meta.model_copy(update=facts)
 
 
 def _rows(what: Input) -> tuple[dict[str, list[Line]], list[str]]:
-    """{split: lines} of the lists, or else of the manifest, and what is odd about them."""
+    """{split: lines} of the lists, else of the manifest, and warnings about them."""
     texts = [*what.lists.values(), *([what.manifest] if what.manifest else [])]
     told = [not_utf8(path.name, lines) for path in texts if (lines := read_text(path)[1])]
     names: dict[Any, Any] = {}
@@ -266,21 +270,21 @@ def _rows(what: Input) -> tuple[dict[str, list[Line]], list[str]]:
         if absent == len(listed):
             raise DataError(
                 f"none of the {absent} files of the lists is among the {len(described)} of {what.manifest}",
-                "beside lists, a manifest gives views, groups and sources by file",
+                "next to lists, a manifest provides views, groups and sources by file name",
                 "leave --manifest out, or write its paths as the lists do",
             )
         told.append(f"{absent} of {len(listed)} files of the lists are not in the manifest: no view and no group")
     rows, differ = enriched(rows, manifest)
     if differ:
-        told.append(f"{differ} lines have another class in the manifest; the lists hold")
+        told.append(f"{differ} lines have another class in the manifest; the class of the lists is used")
     return rows, told
 
 
 def _name_once(rows: Mapping[str, list[Line]], images: Path, names: dict[Any, Any]) -> dict[str, list[Line]]:
     """The lines with one name for each file, and one file for each name.
 
-    The first name that was read of a file stays: `./a.png` and a link to it are `a.png`, too. Where folders of splits
-    hold other files of the same name, these are `test/a.png`. `names` holds names by device and inode, and back.
+    The first name read for a file stays: `./a.png` and a link to it are `a.png` as well. Different files of the same
+    name in the folders of splits become `test/a.png`. `names` maps device and inode to names, and back.
     """
 
     def name(split: str, file: str) -> str:
@@ -300,9 +304,9 @@ def _name_once(rows: Mapping[str, list[Line]], images: Path, names: dict[Any, An
 
 
 def _place(images: Path, split: str, file: str) -> Path | None:
-    """The path of a list's file below `images`, or below its folder of the split as COVIDx is unpacked; None where it
-    is missing."""
-    # A val that was carved from train lies in train/.
+    """The path of a list's file below `images`, or below the folder of the split as in COVIDx; None if it is
+    missing."""
+    # Files of a val split that was cut from train are in train/.
     places = (images / file, images / split / file, images / "train" / file)
     return next((path for path in places if path.is_file()), None)
 
@@ -316,14 +320,14 @@ def _left(what: Input, leaves: str, stays: str, kept: list[Line]) -> list[Line]:
         raise DataError(
             f"every {leaves} row of {_origin(what, leaves)} has a patient, file or copy that is also in "
             f"{stays} of {_origin(what, stays)}",
-            "patients never cross splits, so nothing is left of it",
+            "patients never cross splits, so no row is left",
             "give lists of different patients",
         )
     return kept
 
 
 def _others(directory: Path) -> NDArray[np.uint8]:
-    prepared.read_meta(directory, "covidnet")
+    prepared.read_meta(directory, None, ImageMeta)
     return duplicates.thumbnails(np.load(directory / "images.npy", mmap_mode="r"))
 
 
@@ -333,8 +337,8 @@ def _groups(
     keep: Sequence[int],
     copies: Iterable[tuple[int, int, float]],
 ) -> dict[int, str]:
-    """The group of every row kept: its patient, merged with those of its copies and with what a manifest groups."""
-    # `~` sorts behind what names begin with, so that groups are called by a patient
+    """The group of every kept row: its patient, merged with those of its copies and with the groups of a manifest."""
+    # `~` sorts after other names, so that groups are named after a patient
     names = {
         row: [str(line.person), f"~file {paths[row]}", *([f"~group {line.group}"] if line.group else [])]
         for row, (_, line) in ((row, flat[row]) for row in keep)
@@ -345,12 +349,12 @@ def _groups(
 
 
 def _unidentified(lines: Sequence[Line], what: Input) -> list[str]:
-    """Warnings of lines whose patient is not certain."""
+    """Warnings about lines whose patient is uncertain."""
     told = []
     if without := sum(line.person.source == UNKNOWN for line in lines):
         told.append(
-            f"{without} of {len(lines)} images name no source: there, a patient's number is taken for the same person "
-            "as that number anywhere else. Add the hospital or collection of each image in a column source"
+            f"{without} of {len(lines)} images name no source: a patient number is assumed to mean the same "
+            "person as the same number elsewhere. Add the hospital or collection of each image in a column source"
         )
     if without := sum(line.patient == line.file for line in lines):
         told.append(f"{without} of {len(lines)} images name no patient: each counts as a patient of its own")
@@ -359,32 +363,32 @@ def _unidentified(lines: Sequence[Line], what: Input) -> list[str]:
         numbers.setdefault(line.person.source, set()).add(line.patient)
     if alike := sum(look_alike(of) for of in numbers.values()):
         told.append(
-            f"{alike} patients have a number that differs from another one of their source only in letter case or "
+            f"{alike} patient numbers differ from another one of their source only in letter case or "
             "leading zeros: they count as different people"
         )
     return told
 
 
 def _unusual(index: list[dict[str, Any]], shapes: list[tuple[int, int]]) -> list[str]:
-    """Warnings of images that may be no frontal radiographs: by what is said of their view, and by aspect."""
+    """Warnings about images that may not be frontal radiographs, by their stated view and by aspect ratio."""
     told = []
     views = Counter(row["view"] for row in index if row["view"] and not row["view"].upper().startswith(FRONTAL))
     if views:
         files = _some(row["file"] for row in index if row["view"] in views)
         listed = ", ".join(f"{n} {name}" for name, n in sorted(views.items()))
-        told.append(f"{views.total()} images are not of a frontal view ({listed}):\n{files}")
+        told.append(f"{views.total()} images do not have a frontal view ({listed}):\n{files}")
     odd = [row["file"] for row, (h, w) in zip(index, shapes, strict=True) if not ASPECT[0] <= w / h <= ASPECT[1]]
     if odd:
         told.append(
-            f"{len(odd)} images are narrower or wider than chest radiographs are (width / height outside "
+            f"{len(odd)} images are narrower or wider than chest radiographs (width / height outside "
             f"{ASPECT[0]} to {ASPECT[1]}): lateral views, CT slices or figures?\n{_some(odd)}"
         )
     return told
 
 
 def _synthetic(
-    work: Path, patients: int, size: int, seed: int, domain: str, progress: Progress | None
-) -> dict[str, Any]:
+    task: str, work: Path, patients: int, size: int, seed: int, domain: str, progress: Progress | None
+) -> ImageMeta:
     pixels, labels, numbers = phantoms.draw(patients, size, seed, domain)
     np.save(work / "images.npy", pixels)
     if progress:
@@ -404,19 +408,13 @@ def _synthetic(
         }
         for row, (name, label, part) in enumerate(zip(names, labels, split, strict=True))
     ]
-    attrition = [{"step": "drawn", "images": len(index), "patients": patients}]
-    return {
-        **_describe(work, index, size, seed, attrition),
-        "source": "synthetic",
-        "synthetic": True,
-        "domain": domain,
-        "skipped": [],
-        "warnings": [],
-    }
+    attrition: list[dict[str, int | str]] = [{"step": "drawn", "images": len(index), "patients": patients}]
+    meta = _describe(task, work, index, size, seed, attrition, synthetic=True)
+    return meta.model_copy(update={"domain": domain, "skipped": [], "warnings": []})
 
 
 def _unique(path: Path, lines: Sequence[Line]) -> list[Line]:
-    """The first line of every file; two classes for one file are an error, because neither can be believed."""
+    """The first line of every file. Two classes for one file are an error, because neither can be trusted."""
     first: dict[str, Line] = {}
     for line in lines:
         known = first.setdefault(line.file, line)
@@ -457,9 +455,9 @@ def _decode_all(
 ) -> tuple[dict[int, str], list[tuple[int, int]], dict[int, str], dict[int, str], set[int]]:
     """Decode every file into row i of `work`/images.npy, chunk by chunk.
 
-    Returns the problems {row: what and why} of those that could not be, (height, width) of every file, what DICOM
-    files say of their view {row: view}, how the brightness of the others was made {row: contrast}, and the rows of
-    images that use few grey levels.
+    Returns the problems {row: what and why} of unusable files, (height, width) of every file, the views stated in
+    DICOM files {row: view}, how the brightness of the others was obtained {row: contrast}, and the rows of images that
+    use few grey levels.
     """
     parts = work / "parts"
     parts.mkdir()
@@ -498,7 +496,7 @@ def _decode_all(
 
 
 def decode_chunk(argument: tuple[list[str], int], path: Path) -> None:
-    """Decode files (paths, size) into the archive `path`: images uint8 [n, size, size], and JSON of what was found."""
+    """Decode files (paths, size) into the archive `path`: images uint8 [n, size, size], and JSON with the findings."""
     files, size = argument
     images = np.zeros((len(files), size, size), dtype=np.uint8)
     said: dict[str, Any] = {"bad": {}, "views": {}, "contrasts": {}, "dull": [], "shapes": [(1, 1)] * len(files)}
@@ -517,7 +515,7 @@ def decode_chunk(argument: tuple[list[str], int], path: Path) -> None:
             what = f"{error.what}: {error.why}" if error.why else error.what
             said["bad"][row] = f"{what}; {error.do}" if error.do else what
 
-    # Threads: the decoders release the interpreter lock, and each writes its own rows.
+    # Threads, because the decoders release the interpreter lock and each writes its own rows.
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for _ in pool.map(one, range(len(files))):
             pass
@@ -527,7 +525,7 @@ def decode_chunk(argument: tuple[list[str], int], path: Path) -> None:
 
 
 def _compact(path: Path, keep: Sequence[int]) -> None:
-    """Rewrite the cache with the rows `keep` alone."""
+    """Rewrite the cache with only the rows `keep`."""
     old = np.load(path, mmap_mode="r")
     part = path.with_suffix(".part")
     new = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(keep), *old.shape[1:]))
@@ -538,8 +536,14 @@ def _compact(path: Path, keep: Sequence[int]) -> None:
 
 
 def _describe(
-    work: Path, index: list[dict[str, Any]], size: int, seed: int, attrition: list[dict[str, Any]]
-) -> dict[str, Any]:
+    task: str,
+    work: Path,
+    index: list[dict[str, Any]],
+    size: int,
+    seed: int,
+    attrition: list[dict[str, int | str]],
+    synthetic: bool,
+) -> ImageMeta:
     """Write index.parquet and return the part of meta that both sources share."""
     table = pl.DataFrame(index, schema_overrides={"file": pl.String, "view": pl.String}).with_row_index("row")
     table = table.with_columns(
@@ -551,27 +555,27 @@ def _describe(
     def classes(part: pl.DataFrame) -> dict[str, int]:
         return {name: part.filter(pl.col("class") == name).height for name in CLASSES}
 
-    return {
-        "task": "covidnet",
-        "raylab": version("raylab"),
-        "kind": KIND,
-        "classes": list(CLASSES),
-        "size": size,
-        "crop": CROP,
-        "counts": {name: classes(part) for name, part in here.items()},
-        "patients": {
-            name: part.select(pl.struct("source", "patient").n_unique()).item() for name, part in here.items()
-        },
-        # Source x class in every split: where one source has one class only, a network may learn the source.
-        "sources": {
+    return ImageMeta(
+        source="synthetic" if synthetic else "covidx",
+        synthetic=synthetic,
+        task=task,
+        raylab=version("raylab"),
+        kind=KIND,
+        classes=list(CLASSES),
+        size=size,
+        crop=CROP,
+        counts={name: classes(part) for name, part in here.items()},
+        patients={name: part.select(pl.struct("source", "patient").n_unique()).item() for name, part in here.items()},
+        # Source x class in every split: if a source has one class only, a network may learn the source.
+        sources={
             name: {s: classes(part.filter(pl.col("source") == s)) for s in sorted(set(part["source"]))}
             for name, part in here.items()
         },
-        "attrition": attrition,
-        "split_hash": prepared.split_hash(list(table.select("group", "split").iter_rows())),
-        "seed": seed,
-        "statistics": _statistics(work / "images.npy", here["train"]["row"].to_numpy()) if "train" in here else None,
-    }
+        attrition=attrition,
+        split_hash=prepared.split_hash(list(table.select("group", "split").iter_rows())),
+        seed=seed,
+        statistics=_statistics(work / "images.npy", here["train"]["row"].to_numpy()) if "train" in here else None,
+    )
 
 
 def _statistics(path: Path, rows: NDArray[Any]) -> dict[str, float]:

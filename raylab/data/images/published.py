@@ -1,4 +1,4 @@
-"""What the published experiment counts in its data sets, to say where a folder differs.
+"""Counts of the published experiment's data sets, to report where a folder differs.
 
 Source: the two tables of data sets in the lecture of Barakat and Riedel on COVID-Net. It states 13,975 images of
 COVIDx; its classes add up to 13,962.
@@ -17,19 +17,20 @@ WORDS = {"covidx": "COVIDx", "ehl": "E*HealthLine", "healthline": "E*HealthLine"
 
 
 def table_of(list_names: list[str]) -> str | None:
-    """The published data set that label lists of these names belong to; None when nothing says so."""
+    """The published data set that label lists of these names belong to; None if no name says so."""
     found = {table for name in list_names for word, table in WORDS.items() if word in name.lower()}
     return found.pop() if len(found) == 1 else None
 
 
 def differences(table: str, counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Where `counts` {split: {class: lines in its list}} is not what the lecture's `table` says, in words."""
-    told = []
+    """Descriptions of the differences between `counts` {split: {class: lines in its list}} and the lecture's
+    `table`."""
+    texts = []
     for part, published in TABLES[table].items():
         for name, expected in published.items():
             here = sum(c.get(name, 0) for s, c in counts.items() if part in ("all", s))
             if here != expected:
-                told.append(
+                texts.append(
                     f"{'all lists' if part == 'all' else part}: {here:,} {name}, the lecture counts {expected:,}"
                 )
-    return told
+    return texts

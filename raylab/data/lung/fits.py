@@ -1,10 +1,10 @@
-"""Fits of the lung model to patients: gases of any source -> one row a stay and window of hours, chunk by chunk.
+"""Fits of the lung model to patients: gases of any source -> one row per stay and window of hours, chunk by chunk.
 
 A patient changes within days, so one set of parameters explains the gases of one window only; window w of a stay holds
 the gases of hours [w WINDOW, (w + 1) WINDOW).
 Columns: stay_id, window, readings, first_h, last_h, rms, settled, status; for each of PARAMETERS its value, `/low` and
-`/high` (95 %), `/shrink` (posterior over prior sd: 1 is the prior, near 0 known), `/missing` (what was never measured)
-and `/identified` (nothing missing, and shrunk to half or less).
+`/high` (95% interval), `/shrink` (posterior over prior SD: 1 is the prior, near 0 is well identified), `/missing` (what
+was never measured) and `/identified` (nothing missing, and shrunk to half or less).
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from raylab.physiology.fit import FREE, IDENTIFIED, fit
 
 PARAMETERS = tuple(gases.NEEDS)
 WINDOW_h = 12.0
-STAYS = 200  # of one chunk
+STAYS = 200  # stays per chunk
 
 
 def fit_stays(table: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -49,15 +49,15 @@ def fit_stays(table: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         fits = fits.with_columns(
             missing, ((pl.col(f"{name}/shrink") <= IDENTIFIED) & (missing == "")).alias(f"{name}/identified")
         )
-    told = [
+    parts = [
         pl.DataFrame({"output": [output] * len(values), "residual": values.numpy()})
         for output, values in found.residual.items()
     ]
-    return fits, pl.concat(told).filter(pl.col("residual").is_finite())
+    return fits, pl.concat(parts).filter(pl.col("residual").is_finite())
 
 
 def chunks(table: pl.DataFrame, directory: Path) -> dict[Path, Any]:
-    """{path: argument} for `write_chunk`, with the readings beside; `directory` is made."""
+    """{path: argument} for `write_chunk`, with the measurements next to it; creates `directory`."""
     (directory / "parts").mkdir(parents=True, exist_ok=True)
     with atomic_write(directory / "gases.parquet") as beside:
         table.write_parquet(beside)
@@ -80,8 +80,8 @@ def write_chunk(argument: tuple[str, list[str]], path: Path) -> None:
 
 
 def summary(fits: pl.DataFrame, residuals: pl.DataFrame) -> dict[str, Any]:
-    """What a report says: counts, medians of the identified, residuals of each output."""
-    told: dict[str, Any] = {
+    """A summary: counts, medians of identified parameters, residuals of each output."""
+    summary: dict[str, Any] = {
         "stays": fits["stay_id"].n_unique(),
         "fits": fits.height,
         "one_reading": int((fits["readings"] == 1).sum()),
@@ -94,7 +94,7 @@ def summary(fits: pl.DataFrame, residuals: pl.DataFrame) -> dict[str, Any]:
     for name in PARAMETERS:
         known = fits.filter(pl.col(f"{name}/identified"))
         why = fits[f"{name}/missing"].replace("", None).drop_nulls()
-        told["parameters"][name] = {
+        summary["parameters"][name] = {
             "identified": known.height,
             "never_measured": len(why),
             "median": known[name].median(),
@@ -111,5 +111,5 @@ def summary(fits: pl.DataFrame, residuals: pl.DataFrame) -> dict[str, Any]:
             "median_abs": values.abs().median(),
             "within_2_sd": within,
         }
-        told["residuals"][str(output[0])] = facts
-    return told
+        summary["residuals"][str(output[0])] = facts
+    return summary

@@ -1,8 +1,8 @@
-"""Arterial gases with the ventilator settings they were drawn under, from the events of any source, for the lung model.
+"""Arterial gases with their ventilator settings, from the events of any source, as data for the lung model.
 
-A reading is an arterial PaO2 of a ventilated patient with its FiO2. Beside it: PaCO2 and pH of the same sample;
-settings and pressures as last charted before it, at most so long back as BACK_h says. What a source lacks
-(PhysioNet 2012 has no tidal volume, PEEP or plateau) is null here; `readings` puts in usual values, `flags` says which.
+A measurement is an arterial PaO2 of a ventilated patient with its FiO2, the PaCO2 and pH of the same sample, and the
+settings and pressures last charted before it, at most BACK_h hours back. Values that a source lacks (PhysioNet 2012 has
+no tidal volume, PEEP or plateau) are null here; `readings` inserts usual values, and `flags` says which.
 """
 
 import polars as pl
@@ -13,7 +13,7 @@ from raylab.physiology import blood
 from raylab.physiology.fit import ERROR
 from raylab.physiology.parameters import QUANTITIES, Inputs, inputs
 
-# as the label's windows (onset.py) where it has them
+# the windows of the label (labels.py), if it has them
 BACK_h = {
     "fio2": 8.0,
     "peep": 8.0,
@@ -27,7 +27,7 @@ BACK_h = {
     "hct": 48.0,
     "mech_vent": 6.0,
 }
-SAMPLE = ("paco2", "ph")  # measured in the same blood
+SAMPLE = ("paco2", "ph")  # measured in the same sample
 STATIC = ("height", "sex", "weight_admission")
 LEAST_BREATH_mL = 200.0
 VO2_mL_per_min_kg = 3.5  # resting oxygen uptake, per kg of body weight up to 100 kg; a metabolic equivalent
@@ -37,14 +37,14 @@ NEEDS = {
     "alveolar_dead_space": ("paco2", "tidal_volume", "resp_rate"),
     "compliance_mL_per_cmH2O": ("plateau", "peep", "tidal_volume"),
 }
-"""What must have been measured for a parameter to be more than its prior."""
+"""Measurements without which a parameter is not more than its prior."""
 
 
 def gases(events: pl.LazyFrame) -> pl.DataFrame:
-    """One row a reading, by stay and time: stay_id, time (h), pao2, and the columns of BACK_h, SAMPLE and STATIC.
+    """One row per measurement, by stay and time: stay_id, time (h), pao2, and the columns of BACK_h, SAMPLE and STATIC.
 
-    `events` are plausible values in the units of `concepts`; a null was recorded and cannot be used, and ends the carry
-    of the value before it. Of several values at one time the largest counts.
+    `events` are plausible values in the units of `concepts`; a null was recorded but cannot be used, and ends the carry
+    of the previous value. Of several values at one time the largest is used.
     """
     wanted = ["pao2", *BACK_h, *SAMPLE, *STATIC]
     rows = (
@@ -71,7 +71,7 @@ def gases(events: pl.LazyFrame) -> pl.DataFrame:
         first = of(name).drop_nulls().group_by("stay_id", maintain_order=True).agg(pl.col(name).first())
         table = table.join(first, "stay_id", "left")
     ventilated = table.filter((pl.col("mech_vent") == 1) & pl.col("fio2").is_not_null())
-    # 52 or 64 mL are charted, which is no adult's breath: the set volume serves, or none
+    # 52 or 64 mL are charted, which no adult breathes: use the set volume, or none
     volume = pl.coalesce(*(pl.when(pl.col(n) >= LEAST_BREATH_mL).then(n) for n in ("tidal_volume", "tidal_volume_set")))
     return (
         ventilated.with_columns(tidal_volume=volume, time=pl.col("s") / 3600)
@@ -89,9 +89,10 @@ def predicted_weight(table: pl.DataFrame) -> pl.Series:
 
 
 def readings(table: pl.DataFrame) -> tuple[Inputs, dict[str, Tensor]]:
-    """(inputs, measured outputs) of `gases` for `fit`: what is not known has its usual value, or is not a number.
+    """(inputs, measured outputs) of `gases` for `fit`: unknown inputs have their usual value, unknown outputs are
+    NaN.
 
-    Base excess is that of the reading's own pH, PaCO2 and haemoglobin. Collapsed lung is counted as shunt.
+    Base excess is computed from the pH, PaCO2 and haemoglobin of the measurement. Collapsed lung is counted as shunt.
     """
 
     def column(name: str, usual: str) -> Tensor:
@@ -109,14 +110,14 @@ def readings(table: pl.DataFrame) -> tuple[Inputs, dict[str, Tensor]]:
         "predicted_weight_kg": torch.tensor(predicted_weight(table).fill_null(66.0).to_numpy().copy()),
     }
     given = inputs(known, rows=table.height)
-    # a volume that only just clears the airway would leave alveoli next to nothing
+    # a volume barely above the airway dead space would leave almost nothing for the alveoli
     shallow = given.tidal_volume_mL < 1.3 * given.airway_dead_space_mL()
     given = given.but(predicted_weight_kg=torch.where(shallow, given.tidal_volume_mL / 2.86, given.predicted_weight_kg))
     measured = {
         output: torch.tensor(table[name].cast(pl.Float64).fill_null(float("nan")).to_numpy().copy())
         for output, name in zip(ERROR, ("pao2", "paco2", "etco2", "plateau"), strict=True)
     }
-    # a plateau at or below PEEP, or an end-tidal value above the arterial one, is a wrong entry
+    # a plateau at or below PEEP, or an end-tidal value above the arterial one, is an entry error
     measured["plateau_cmH2O"][measured["plateau_cmH2O"] <= given.peep_cmH2O + 1] = torch.nan
     measured["etco2_mmHg"][measured["etco2_mmHg"] > 1.1 * measured["paco2_mmHg"]] = torch.nan
     ph = torch.tensor(table["ph"].cast(pl.Float64).fill_null(float("nan")).to_numpy().copy())
@@ -128,12 +129,13 @@ def readings(table: pl.DataFrame) -> tuple[Inputs, dict[str, Tensor]]:
 
 
 def vo2_median(table: pl.DataFrame) -> pl.Series:
-    """mL/min of each reading's patient, from body weight; null without it."""
+    """O2 uptake in mL/min of the patient of each measurement, from body weight; null without it."""
     return table.select(v=VO2_mL_per_min_kg * pl.col("weight_admission").clip(40, 100))["v"]
 
 
 def flags(table: pl.DataFrame) -> pl.DataFrame:
-    """`patient`, readings, and for each parameter of NEEDS `PARAMETER/missing`: what no reading of the patient has."""
+    """`patient`, readings, and for each parameter of NEEDS `PARAMETER/missing`: what was never measured in the
+    patient."""
     present = table.group_by("patient", maintain_order=True).agg(
         pl.len().alias("readings"),
         *(pl.col(name).count().alias(name) for name in dict.fromkeys(sum(NEEDS.values(), ()))),

@@ -6,7 +6,7 @@ Rows are virtual and each is a patient of its own: splits are of rows, so a test
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
@@ -16,6 +16,7 @@ from torch import Tensor
 
 import raylab
 from raylab.data import prepared
+from raylab.data.lung.meta import SweepMeta
 from raylab.errors import DataError, unknown
 from raylab.files import atomic_write, write_json
 from raylab.physiology import designs
@@ -28,8 +29,8 @@ POINTS = "points.parquet"
 FRACTIONS = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
-def finish(made: Sweep, directory: Path) -> dict[str, Any]:
-    """Write and return meta.json of a sweep whose chunks are all there; it is then data of the task `surrogate`."""
+def finish(made: Sweep, directory: Path, task: str) -> SweepMeta:
+    """Write and return meta.json of a complete sweep, which makes it data of `task`."""
     paths = sorted((directory / "rows").glob("[0-9]*.parquet"))
     if len(paths) != made.chunks():
         raise DataError(f"{directory} has {len(paths)} of {made.chunks()} chunks", do="run the same command again")
@@ -38,39 +39,39 @@ def finish(made: Sweep, directory: Path) -> dict[str, Any]:
     digest = hashlib.sha256("\n".join(f"{name}\t{files[name]}" for name in sorted(files)).encode()).hexdigest()
     split = splits(made.seed, made.rows())
     status, named = write_points(directory, split)
-    files[POINTS] = prepared.sha256(directory / POINTS)  # not in the digest: it follows from the rows
+    files[POINTS] = prepared.sha256(directory / POINTS)  # not in the hash, because it follows from the rows
     by_status = {int(s): int(n) for s, n in status.value_counts().sort("status").rows()}
-    meta = {
-        "format": prepared.FORMAT,
-        "task": "surrogate",
-        "source": "lung model sweep",
-        "synthetic": True,
-        "raylab": raylab.__version__,
-        "sweep": made.model_dump(mode="json"),
-        "rows": made.rows(),
-        "status": {STATUSES[s]: n for s, n in by_status.items()},
-        "attrition": [
+    meta = SweepMeta(
+        format=prepared.FORMAT,
+        task=task,
+        source="lung model sweep",
+        synthetic=True,
+        raylab=raylab.__version__,
+        sweep=made.model_dump(mode="json"),
+        rows=made.rows(),
+        status={STATUSES[s]: n for s, n in by_status.items()},
+        attrition=[
             {"step": "all rows", "rows": made.rows()},
             {"step": "a steady state was found", "rows": by_status.get(0, 0)},
         ],
-        "counts": {name: {"n": int(((split == name) & (status == 0)).sum())} for name in FRACTIONS},
-        "split_hash": hashlib.sha256("\n".join(split).encode()).hexdigest(),
-        "seed": made.seed,
-        "patient_ids": named,
-        "numbering": ["lung model"],  # a point is its inputs: the same one in every sweep
-        "files": files,
-        "data_hash": digest,
-    }
-    write_json(directory / "meta.json", meta)
+        counts={name: {"n": int(((split == name) & (status == 0)).sum())} for name in FRACTIONS},
+        split_hash=hashlib.sha256("\n".join(split).encode()).hexdigest(),
+        seed=made.seed,
+        patient_ids=named,
+        numbering=["lung model"],  # a point is its inputs: the same one in every sweep
+        files=files,
+        data_hash=digest,
+    )
+    write_json(directory / prepared.META, meta.to_json())
     return meta
 
 
-def write_points(directory: Path, split: pl.Series) -> tuple[pl.Series, dict[str, str]]:
+def write_points(directory: Path, split: pl.Series) -> tuple[pl.Series, prepared.PatientIds]:
     """The status of every row, and what meta.json says of points.parquet, which is written here for the leakage check:
     `split` and `point` of the rows with a steady state.
 
-    A row is no patient; what two sweeps may share are points of their designs, those of one seed for one. `point` is
-    the first 8 bytes of the SHA-256 of the row's inputs (float32), so it means the same everywhere.
+    Rows are not patients, but two sweeps may share points of their designs, for example with the same seed. `point` is
+    the first 8 bytes of the SHA-256 of the row's inputs (float32), so it is comparable between sweeps.
     """
     rows = pl.scan_parquet(directory / "rows" / "*.parquet").select("row", "status", *QUANTITIES).collect().sort("row")
     ok = rows["status"] == 0
@@ -78,7 +79,7 @@ def write_points(directory: Path, split: pl.Series) -> tuple[pl.Series, dict[str
     points = [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8], "little", signed=True) for row in inputs]
     with atomic_write(directory / POINTS) as beside:
         pl.DataFrame({"split": split.filter(ok), "point": pl.Series(points, dtype=pl.Int64)}).write_parquet(beside)
-    return rows["status"], {"table": POINTS, "column": "point", "unit": "point of the design"}
+    return rows["status"], prepared.PatientIds(table=POINTS, column="point", unit="point of the design")
 
 
 def splits(seed: int, rows: int) -> pl.Series:
@@ -90,7 +91,7 @@ def splits(seed: int, rows: int) -> pl.Series:
 
 LOGARITHMIC = ("pao2_mmHg", "paco2_mmHg", "pvo2_mmHg", "pf_mmHg", "etco2_mmHg", "plateau_cmH2O", "driving_cmH2O",
                "peak_cmH2O", "mean_airway_cmH2O", "power_J_per_min")  # fmt: skip
-"""Outputs that a surrogate learns as logarithms: they range over more than a factor of ten."""
+"""Outputs that a surrogate learns as logarithms, because they vary by more than a factor of ten."""
 
 
 @dataclass
@@ -100,6 +101,8 @@ class SweepSamples:
     x float32 [N, inputs] and y float32 [N, outputs] are standardised by the training rows of the model's own sweep;
     outputs of LOGARITHMIC as logarithms. `outputs` turns y back into units. Every row is a group of its own.
     """
+
+    augmentation: ClassVar[int] = 0
 
     x: NDArray[np.float32]
     y: np.ndarray
@@ -137,17 +140,18 @@ def outputs(y: NDArray[Any], spec: dict[str, Any]) -> NDArray[np.float64]:
     return table
 
 
-def load_sweep(directory: Path, split: str, spec: dict[str, Any] | None = None) -> SweepSamples:
+def load_sweep(
+    directory: Path, split: str, spec: dict[str, Any] | None = None, task: str | None = None
+) -> SweepSamples:
     """One split (train, val, test, or "all") of a finished sweep, rows with a steady state only.
 
-    With `spec` (of a trained surrogate) DataError when a row lies outside the inputs that it learnt from, or varies an
-    input that was constant there: a surrogate knows nothing beyond its sweep.
+    With `spec` (of a trained surrogate), raises DataError if a row is outside of the training inputs, or varies an
+    input that was constant there: a surrogate is not valid beyond its sweep.
     """
     directory = Path(directory)
-    meta = prepared.read_meta(directory, "surrogate")
+    made = Sweep.model_validate(prepared.read_meta(directory, task, SweepMeta).sweep)
     if split not in (*FRACTIONS, "all"):
         raise unknown("split", split, (*FRACTIONS, "all"))
-    made = Sweep.model_validate(meta["sweep"])
     table = pl.read_parquet(directory / "rows" / "*.parquet").sort("row")
     part = splits(made.seed, made.rows())
     ok = table["status"] == 0
@@ -164,18 +168,20 @@ def load_sweep(directory: Path, split: str, spec: dict[str, Any] | None = None) 
 
 
 def transformed(table: pl.DataFrame, names: list[str]) -> NDArray[np.float64]:
-    """The outputs as they are learnt: those of LOGARITHMIC as logarithms."""
+    """The outputs as they are learned: those of LOGARITHMIC as logarithms."""
     columns = [table[name].cast(pl.Float64).to_numpy() for name in names]
     each = [np.log(c) if n in LOGARITHMIC else c for n, c in zip(names, columns, strict=True)]
     return np.stack(each, axis=1).astype(np.float64)
 
 
 def own_spec(train: pl.DataFrame, made: Sweep, directory: Path) -> dict[str, Any]:
-    """What a surrogate of this sweep carries along: its inputs with the sweep's ranges and the statistics of `train`,
-    its outputs."""
+    """The spec of a surrogate of this sweep: its inputs with the sweep's ranges and the statistics of `train`, and its
+    outputs."""
     varied = [name for name in QUANTITIES if train[name].n_unique() > 1]
     if not varied or train.height < 2:
-        raise DataError(f"{directory} varies no input", "there is nothing to learn", "sweep over something")
+        raise DataError(
+            f"{directory} varies no input", "there is nothing to learn", "vary at least one input in the sweep"
+        )
     x = train.select(varied).cast(pl.Float64)
     names = [name for name in OUTPUTS if train[name].n_unique() > 1]
     y = transformed(train, names)
@@ -195,7 +201,7 @@ def own_spec(train: pl.DataFrame, made: Sweep, directory: Path) -> dict[str, Any
 
 
 def check_inside(table: pl.DataFrame, spec: dict[str, Any], directory: Path) -> None:
-    """DataError when a row of `table` lies outside the ranges of `spec`, by more than a thousandth of each."""
+    """Raise DataError if a row of `table` is outside of the ranges of `spec` by more than a thousandth of a range."""
     beyond = []
     for name, low, high in zip(spec["features"], spec["low"], spec["high"], strict=True):
         slack = 1e-3 * (high - low)
@@ -208,5 +214,5 @@ def check_inside(table: pl.DataFrame, spec: dict[str, Any], directory: Path) -> 
             beyond.append(f"{name} {value:.4g} only: {n} of {table.height} rows differ")
     if beyond:
         raise DataError(
-            f"{directory} leaves what the surrogate has learnt", "; ".join(beyond), "train one on a wider sweep"
+            f"{directory} exceeds the training range of the surrogate", "; ".join(beyond), "train one on a wider sweep"
         )

@@ -47,7 +47,7 @@ def test_up_submits_the_head_and_notes_what_was_asked(up, slurm, tmp_path):
 def test_a_second_up_of_one_name_is_refused_and_changes_nothing(up, make_spec, slurm, tmp_path):
     directory, head = up
     token = directory.token.read_text()
-    with pytest.raises(UsageError, match=f"'ray' is there already .job {head.id}, pending"):
+    with pytest.raises(UsageError, match=f"'ray' already exists .job {head.id}, pending"):
         client.up(make_spec(), tmp_path, slurm)
     assert len(slurm.table) == 1
     assert directory.token.read_text() == token and directory.spec.job == head.id
@@ -76,8 +76,8 @@ def test_a_job_that_slurm_refuses_leaves_nothing(make_spec, slurm, tmp_path):
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"name": "a/b"}, "'a/b' cannot name"),
-        ({"name": ""}, "cannot name"),
+        ({"name": "a/b"}, "'a/b' is not a valid cluster name"),
+        ({"name": ""}, "is not a valid cluster name"),
         ({"low": 3, "high": 2}, "--min 3 --max 2"),
         ({"high": 0}, "--max 0"),
         ({"types": ["gpus"]}, "unknown node type of site 'here': 'gpus'"),
@@ -102,7 +102,7 @@ def test_status_while_the_head_waits(up, slurm):
     assert found["jobs"] == [
         {
             "job": head.id, "kind": "head", "type": "", "state": "pending", "node": "", "seconds_left": None,
-            "why": "other jobs come first",
+            "why": "other jobs have a higher priority",
         }
     ]  # fmt: skip
 
@@ -184,7 +184,7 @@ def test_down_says_which_jobs_stay(up, slurm, monkeypatch):
     directory, head = up
     monkeypatch.setattr(client, "DOWN_SECONDS", 0.0)
     monkeypatch.setattr(slurm, "cancel", lambda ids: None)
-    with pytest.raises(SlurmError, match=f"jobs {head.id} are still there"):
+    with pytest.raises(SlurmError, match=f"jobs {head.id} are still running"):
         client.down(directory, slurm)
     assert directory.token.exists(), "it is not down: `status` and a second `down` still work"
 
@@ -201,7 +201,7 @@ def test_wait_tells_what_it_waits_for_and_ends_when_the_head_is_ready(up, slurm,
 
     monkeypatch.setattr(client.time, "sleep", tick)
     assert client.wait(directory, slurm, 60, told.append)["state"] == "ready"
-    assert told == ["the head waits in the queue: other jobs come first", "the head starts"]
+    assert told == ["the head waits in the queue: other jobs have a higher priority", "the head is starting"]
 
 
 def test_wait_ends_with_the_reason_when_the_head_has_ended(up, slurm, monkeypatch):
@@ -255,13 +255,6 @@ def test_a_static_cluster_is_one_allocation(make_spec, slurm, tmp_path):
     assert "#SBATCH --nodes=3" in text and "#SBATCH --gres=gpu:2" in text and " static " in text
 
 
-def test_the_test_clusters_commands_are_missing_with_a_reason(monkeypatch, tmp_path):
-    monkeypatch.setenv("RAYLAB_TESTBED", str(tmp_path / "none"))
-    with pytest.raises(SlurmError, match="make slurm-up"):
-        client.commands("testbed")
-    assert client.commands("local").directory is None
-
-
 def test_a_directory_of_nothing_is_no_cluster(tmp_path, slurm):
     with pytest.raises(SlurmError):
         client.status(Directory(tmp_path / "none"), slurm)
@@ -284,7 +277,7 @@ def test_an_images_digest_is_taken_once_and_reaches_every_node(make_spec, site, 
 
 
 def test_an_image_that_is_not_there_is_refused(make_spec, site, tmp_path):
-    with pytest.raises(UsageError, match=r"(?s)image of site 'here' is not there.*apptainer build"):
+    with pytest.raises(UsageError, match=r"(?s)image of site 'here' does not exist.*apptainer build"):
         make_spec(site=site.model_copy(update={"image": str(tmp_path / "none.sif")}))
 
 

@@ -96,7 +96,7 @@ def test_what_the_step_asks_of_slurm_is_what_a_job_of_the_site_would(local, tmp_
 
 def test_a_machine_without_slurm_is_said_and_nothing_else_is_tried(local, tmp_path):
     found = examine(local, tmp_path, Slurm(tmp_path))
-    assert [one.what.split(" (")[0] for one in bad(found)] == ["scontrol is not there"]
+    assert [one.what.split(" (")[0] for one in bad(found)] == ["scontrol was not found"]
     assert "login node" in bad(found)[0].do
 
 
@@ -108,7 +108,7 @@ def test_a_queue_that_does_not_start_is_said_with_slurms_reason_and_the_job_is_c
     found = examine(local, tmp_path, slurm, wait=0.5)
     assert time.monotonic() - began < 30
     (late,) = bad(found)
-    assert late.what == "no node of type cpu within 0 s: other jobs come first" and "--wait" in late.do
+    assert late.what == "no node of type cpu within 0 s: other jobs have a higher priority" and "--wait" in late.do
     assert (slurm.directory / "scancel.calls").read_text().split() == ["77"]
     assert "Slurm takes jobs of type cpu" in texts(found), "the login node's part stands"
 
@@ -281,6 +281,8 @@ def test_gpus_promised_given_and_visible(monkeypatch, tmp_path, given, visible, 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     (found,) = node_checks.gpus(NodeType(cpus=1, memory_mb=1000, gpus=2))
     assert not found.ok
+    (found,) = node_checks.gpus(NodeType(cpus=1, memory_mb=1000, gpus=2, pretended_gpus=True))
+    assert found.ok == well == ("pretended" in found.what)
     assert node_checks.gpus(NodeType(cpus=1, memory_mb=1000)) == []
 
 

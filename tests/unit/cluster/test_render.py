@@ -261,7 +261,7 @@ def test_the_largest_that_a_cluster_can_be():
 
 # --- in an image ---
 
-# as apptainer: none of the caller's environment but APPTAINERENV_*, and the door at the place that is mounted
+# as apptainer: none of the caller's environment but APPTAINERENV_*, and the proxy's socket at its mounted path
 APPTAINER = r"""#!/usr/bin/env python3
 import csv, json, os, sys
 words = sys.argv[1:]
@@ -269,8 +269,8 @@ mounts = [next(csv.reader([words[at + 1]])) for at, word in enumerate(words) if 
 binds = {m[2][len("destination="):]: m[1][len("source="):] for m in mounts}
 kept = {n[len("APPTAINERENV_"):]: v for n, v in os.environ.items() if n.startswith("APPTAINERENV_")}
 inside = {**kept, "PATH": os.environ["PATH"]}
-if "RAYLAB_DOOR" in inside:
-    inside["RAYLAB_DOOR"] = binds["/tmp/door"] + "/door"
+if "RAYLAB_SLURM_PROXY" in inside:
+    inside["RAYLAB_SLURM_PROXY"] = binds["/tmp/slurm-proxy"] + "/socket"
 private = os.stat(binds["/tmp"])
 note = {"words": words, "binds": binds, "inside": kept, "private": private.st_mode & 0o777, "pid": os.getpid()}
 with open(NOTE, "w") as file:
@@ -328,20 +328,20 @@ def test_a_node_type_without_gpus_needs_no_driver(imaged, tmp_path):
     assert "--nv" not in json.loads((tmp_path / "note.json").read_text())["words"]
 
 
-def test_the_head_in_an_image_reaches_slurm_through_the_door_and_a_worker_has_none(imaged, tmp_path):
+def test_the_head_in_an_image_reaches_slurm_through_the_proxy_and_a_worker_has_none(imaged, tmp_path):
     asks = (
         f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); from cluster import slurm_proxy; "
-        "print(slurm_proxy.ask(os.environ['RAYLAB_DOOR'], ['squeue'], 10))"
+        "print(slurm_proxy.ask(os.environ['RAYLAB_SLURM_PROXY'], ['squeue'], 10))"
     )
     command = [sys.executable, "-c", asks]
-    done = imaged_job(imaged, tmp_path, command, door=ROOT / "cluster" / "slurm_proxy.py")
+    done = imaged_job(imaged, tmp_path, command, proxy=ROOT / "cluster" / "slurm_proxy.py")
     assert done.stdout == "(0, 'outside\\n', '')\n", done.stderr
-    assert list(Path(imaged.scratch).iterdir()) == [], "the door is shut and its directory gone"
-    assert "KeyError: 'RAYLAB_DOOR'" in imaged_job(imaged, tmp_path, command).stderr
+    assert list(Path(imaged.scratch).iterdir()) == [], "the proxy has ended and its directory is gone"
+    assert "KeyError: 'RAYLAB_SLURM_PROXY'" in imaged_job(imaged, tmp_path, command).stderr
 
 
-def test_without_an_image_there_is_no_door_and_nothing_around_the_command():
-    assert "door" not in text(door=ROOT / "cluster" / "slurm_proxy.py") and "apptainer" not in text()
+def test_without_an_image_there_is_no_proxy_and_nothing_around_the_command():
+    assert "slurm_proxy" not in text(proxy=ROOT / "cluster" / "slurm_proxy.py") and "apptainer" not in text()
 
 
 def test_slurms_signals_reach_the_command_in_an_image_and_its_exit_code_comes_back(imaged, tmp_path):
@@ -355,7 +355,7 @@ def test_slurms_signals_reach_the_command_in_an_image_and_its_exit_code_comes_ba
         "told.write_text('ready')\n"
         "while True: signal.pause()\n"
     )
-    step = jobscript._inside(imaged, NODE, {}, [sys.executable, "-c", code])
+    step = jobscript._in_image(imaged, NODE, {}, [sys.executable, "-c", code])
     with subprocess.Popen(step, env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}) as process:
         for number, said in ((None, "ready"), (signal.SIGUSR1, "USR1"), (signal.SIGTERM, "TERM")):
             if number:

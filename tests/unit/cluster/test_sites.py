@@ -42,7 +42,7 @@ def test_the_users_values_stand_before_the_shipped_ones_and_the_rest_stays(own_s
     )
     site = sites.site("testbed")
     assert (site.idle_seconds, site.partition) == (7, "batch")
-    assert site.nodes["gpu"] == NodeType(cpus=1, memory_mb=2000, gpus=1, max=2)
+    assert site.nodes["gpu"] == NodeType(cpus=1, memory_mb=2000, gpus=1, pretended_gpus=True, max=2)
     assert list(site.nodes) == ["cpu", "gpu", "big"], "the first type is the shipped one"
 
 
@@ -159,7 +159,7 @@ def test_the_longest_form_is_days_hours_minutes_seconds(d, h, m, s):
 
 @pytest.mark.parametrize("text", ["", "two hours", "1:2:3:4", "-5", "UNLIMITED", "1.5", "02:00:00; rm"])
 def test_what_is_no_time_limit(text):
-    with pytest.raises(UsageError, match="no time limit"):
+    with pytest.raises(UsageError, match="not a time limit"):
         sites.seconds(text)
 
 
@@ -179,7 +179,7 @@ def test_a_path_over_the_socket_limit_is_said_before_submitting(site, tmp_path):
 
 
 def test_a_home_that_is_not_below_the_shared_directory_is_refused(site, tmp_path):
-    with pytest.raises(UsageError, match=r"(?s)does not lie on the shared storage.*export RAYLAB_HOME"):
+    with pytest.raises(UsageError, match=r"(?s)is not on the shared storage.*export RAYLAB_HOME"):
         sites.check(site, Path("/tmp"), "02:00:00")
     sites.check(site.model_copy(update={"shared": None}), Path("/tmp"), "02:00:00")
 

@@ -159,7 +159,7 @@ def test_a_job_that_cannot_have_been_taken_is_submitted_again(commands, tmp_path
 
 
 def test_a_machine_without_slurm_says_so(tmp_path):
-    with pytest.raises(SlurmError, match=r"(?s)squeue is not there.*login node"):
+    with pytest.raises(SlurmError, match=r"(?s)squeue was not found.*login node"):
         Slurm(tmp_path).jobs()
 
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raylab.config.assignments import parse_assignments, parse_value
 from raylab.config.old_names import FIELDS
-from raylab.config.overrides import has_field, override, parse_assignments, parse_value
+from raylab.config.overrides import has_field, override, with_enough_shards
 from raylab.config.recipe import (
     Recipe,
     Search,
@@ -17,7 +18,7 @@ from raylab.config.recipe import (
 )
 from raylab.config.search_space import DISTRIBUTIONS, parse_dimension
 from raylab.errors import UsageError
-from raylab.tasks.recipes import parse_recipe, read_recipe, update_recipe
+from raylab.tasks.recipes import parse_recipe, read_recipe, shipped_recipe, update_recipe
 from tests.recipes import RECIPES
 
 ARDS, COVIDNET = RECIPES["ards"], RECIPES["covidnet"]
@@ -179,7 +180,7 @@ def test_an_unknown_field_in_a_document_is_refused():
         ("schedule.factor", 1),
         ("loop.epochs", 0),
         ("loop.epochs", True),
-        ("loop.global_batch_size", 4),  # fewer than the shards
+        ("loop.global_batch_size", 3),  # fewer than the shards
         ("loop.shards", 129),  # more than the batch
         ("loop.gradient_reduction", "kahan"),
         ("loop.ema_decay", 1),
@@ -273,8 +274,8 @@ def test_dimensions(text, parsed):
         ("uniform(1)", "takes two numbers"),
         ("uniform(1,2,3)", "takes two numbers"),
         ("uniform()", "takes two numbers"),
-        ("uniform(2,1)", "the lower first"),
-        ("uniform(1,1)", "the lower first"),
+        ("uniform(2,1)", "the lower one first"),
+        ("uniform(1,1)", "the lower one first"),
         ("uniform(a,b)", "takes two numbers"),
         ("uniform(false,true)", "takes two numbers"),
         ("loguniform(0,1)", "above zero"),
@@ -319,7 +320,7 @@ def test_another_model_keeps_the_fields_that_both_have():
 
 
 def test_the_task_is_not_overridden():
-    assert "this recipe is of the task ards" in refused({"task": "covidnet"})
+    assert "this recipe belongs to the task ards" in refused({"task": "covidnet"})
     assert override(ARDS, {"task": "ards"}) == ARDS
 
 
@@ -375,3 +376,12 @@ def test_one_weight_of_a_class_is_a_path_of_its_own():
     for wrong in ("optim.lr.1", "optim.class_weight.x", "data.1"):
         with pytest.raises(UsageError, match="unknown recipe field"):
             override(ARDS, {wrong: 1})
+
+
+def test_each_worker_gets_a_shard():
+    recipe = override(shipped_recipe("ards"), {"scaling.workers": "1:4"})
+    assert with_enough_shards(recipe) == recipe and recipe.loop.shards == 4
+    assert with_enough_shards(override(recipe, {"scaling.workers": "1:9"})).loop.shards == 9
+    assert with_enough_shards(override(recipe, {"search.workers_per_trial": 6})).loop.shards == 6
+    with pytest.raises(UsageError, match="129 workers cannot share a batch of 128"):
+        with_enough_shards(override(recipe, {"scaling.workers": 129}))

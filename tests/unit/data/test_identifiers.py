@@ -66,7 +66,7 @@ def test_leading_zeros_mean_nothing_where_identifiers_are_numbers():
 
 @pytest.mark.parametrize("values", [[True], [[7]]])
 def test_types_that_hold_no_identifiers(values):
-    with pytest.raises(DataError, match="column id holds"):
+    with pytest.raises(DataError, match="column id contains"):
         read(values)
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from raylab.distributed.membership import Membership, Roster, Signal
+from raylab.distributed.membership import Delivery, Membership, Roster, Signal
 
 SAME = {"raylab code": "abc"}
 
@@ -184,9 +184,19 @@ def test_rows_wait_until_the_driver_has_them():
     async def story() -> None:
         membership = await joined("a")
         assert await membership.send([{"step": 1}, {"step": 2}]) == 0, "on their way, not arrived"
-        rows, _ = await membership.receive(0)
-        assert [row["step"] for row in rows] == [1, 2]
-        assert await membership.receive(2) == ([], {})
+        assert [row["step"] for row in (await membership.receive(0)).rows] == [1, 2]
+        assert await membership.receive(2) == Delivery([], [], {})
         assert await membership.send([]) == 2
+
+    run(story())
+
+
+def test_the_load_of_every_node_reaches_the_driver_once():
+    async def story() -> None:
+        membership = await joined("a", "b")
+        for member in ("a", "b"):
+            await membership.send_node_sample(member, {f"{member}/power": 80.0})
+        assert (await membership.receive(0)).node_samples == [("a", {"a/power": 80.0}), ("b", {"b/power": 80.0})]
+        assert (await membership.receive(0)).node_samples == []
 
     run(story())

@@ -44,11 +44,11 @@ def test_the_order_of_rows_does_not_matter():
 def test_scores_at_each_recall():
     events = [(20.0, {15: 0.9 - k / 20, 16: 0.9 - k / 20}) for k in range(10)]
     others = [(None, {15: 0.6, 16: 0.6}) for _ in range(10)]
-    table = {row["event_recall_at_least"]: row for row in scores(rolling(*events, *others), bootstraps=50)}
-    assert table[0.5]["event_recall"]["value"] >= 0.5 and table[0.5]["alarm_precision"]["value"] == 1
-    assert table[0.9]["event_recall"]["value"] >= 0.9 and table[0.9]["alarm_precision"]["value"] < 0.6
-    assert table[0.9]["threshold"] < table[0.5]["threshold"]
-    assert table[0.5]["lead_h"]["value"] == pytest.approx(5)
-    assert table[0.9]["alarm_precision"]["low"] <= table[0.9]["alarm_precision"]["value"]
+    table = {row.event_recall_at_least: row for row in scores(rolling(*events, *others), bootstraps=50)}
+    assert table[0.5].event_recall.value >= 0.5 and table[0.5].alarm_precision.value == 1
+    assert table[0.9].event_recall.value >= 0.9 and table[0.9].alarm_precision.value < 0.6
+    assert table[0.9].threshold < table[0.5].threshold
+    assert table[0.5].lead_h.value == pytest.approx(5)
+    assert table[0.9].alarm_precision.low <= table[0.9].alarm_precision.value
     none = scores(rolling((None, {12: 0.5}), (None, {12: 0.2})), bootstraps=5)
-    assert all("no threshold" in row["why"] for row in none)
+    assert all("no threshold" in row.why for row in none)

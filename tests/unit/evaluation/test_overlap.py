@@ -12,10 +12,10 @@ from PIL import Image
 from raylab.data import prepared
 from raylab.data.icu import prepare
 from raylab.data.icu.concepts import SourceData
-from raylab.data.icu.prepare import prepare_ards
+from raylab.data.icu.prepare import prepare_icu
 from raylab.data.icu.resplit import Split, resplit
 from raylab.data.icu.sources import synthetic
-from raylab.data.images.prepare import prepare_covidnet
+from raylab.data.images.prepare import prepare_images
 from raylab.data.lung import sweep_dataset
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError
@@ -34,7 +34,7 @@ def test_the_runs_own_splits_share_nobody(ards_data, covidnet_data):
 def test_data_prepared_anew_with_other_splits_is_noticed(real_data, tmp_path):
     path = real_data / "icu" / "physionet-2012"
     for seed in (0, 1):
-        prepare_ards("physionet2012", path, tmp_path / str(seed), seed=seed)
+        prepare_icu("ards", "physionet2012", path, tmp_path / str(seed), seed=seed)
     found = leakage("ards", tmp_path / "0", tmp_path / "1", "test")
     assert 0.7 * found["patients"] < found["shared"] < 0.9 * found["patients"]  # train and val hold .8 of all
     # Data of an earlier raylab does not say its numbering, and its rows name the set that a record is from.
@@ -44,7 +44,7 @@ def test_data_prepared_anew_with_other_splits_is_noticed(real_data, tmp_path):
 
 
 def test_another_draw_is_other_patients_and_absent_data_is_said(ards_data, tmp_path):
-    prepare_ards("synthetic", None, tmp_path / "other", patients=200, seed=9)
+    prepare_icu("ards", "synthetic", None, tmp_path / "other", patients=200, seed=9)
     assert leakage("ards", ards_data, tmp_path / "other", "all")["shared"] == 0
     assert leakage("ards", tmp_path / "gone", ards_data, "test") == {
         "checked": False,
@@ -61,11 +61,15 @@ def test_copies_of_images_are_noticed_across_sources(tmp_path):
     for name, numbers in (("a", range(6)), ("b", range(5, 8))):  # image 5 stands in both, under two patients
         rows = [f"{name}{n} {n}.png {('normal', 'pneumonia', 'COVID-19')[n % 3]} {name}" for n in numbers]
         (tmp_path / f"{name}.txt").write_text("\n".join(rows))
-    prepare_covidnet(tmp_path / "A", tmp_path / "images", tmp_path / "a.txt", tmp_path / "b.txt", None, size=64)
-    prepare_covidnet(tmp_path / "B", tmp_path / "images", None, None, tmp_path / "b.txt", size=64)
+    prepare_images(
+        "covidnet", tmp_path / "A", tmp_path / "images", tmp_path / "a.txt", tmp_path / "b.txt", None, size=64
+    )
+    prepare_images("covidnet", tmp_path / "B", tmp_path / "images", None, None, tmp_path / "b.txt", size=64)
     found = leakage("covidnet", tmp_path / "A", tmp_path / "B", "test")
     assert (found["shared"], found["copies"]) == (3, 3)  # the val list of A is B's test list
-    prepare_covidnet(tmp_path / "A", tmp_path / "images", tmp_path / "a.txt", None, None, size=64, replace=True)
+    prepare_images(
+        "covidnet", tmp_path / "A", tmp_path / "images", tmp_path / "a.txt", None, None, size=64, replace=True
+    )
     found = leakage("covidnet", tmp_path / "A", tmp_path / "B", "test")
     assert (found["shared"], found["copies"]) == (0, 1)
 
@@ -126,7 +130,7 @@ def test_points_that_two_sweeps_share_are_found(surrogate_data, tmp_path):
         made = sweep.recipe("patient", ranges, size=256, seed=seed)
         for path, argument in sweep.begin(made, tmp_path / str(seed)).items():
             sweep.write_chunk(argument, path)
-        sweep_dataset.finish(made, tmp_path / str(seed))
+        sweep_dataset.finish(made, tmp_path / str(seed), "surrogate")
     first = leakage("surrogate", surrogate_data, tmp_path / "0", "all")  # the first half of the same Sobol sequence
     assert first["unit"] == "point of the design" and 0.8 < first["shared"] / first["patients"] < 1
     other = leakage("surrogate", surrogate_data, tmp_path / "1", "all")
@@ -135,7 +139,7 @@ def test_points_that_two_sweeps_share_are_found(surrogate_data, tmp_path):
 
 def test_another_split_or_pool_of_the_same_patients_is_noticed(ards_data, tmp_path, monkeypatch):
     monkeypatch.setitem(prepare.SOURCES, "yaib", lambda raw: synthetic.read(100, 3))
-    prepare_ards("yaib", tmp_path, tmp_path / "yaib")
+    prepare_icu("ards", "yaib", tmp_path, tmp_path / "yaib")
     resplit([ards_data], tmp_path / "fold", Split("patient", 0, 3), seed=7)
     resplit([ards_data, tmp_path / "yaib"], tmp_path / "pool", Split("patient", 0, 3), seed=7)
     everybody = {name: len(pl.read_parquet(path / "samples.parquet")["subject_id"].unique())
@@ -164,7 +168,7 @@ def x_rays(folder, seed, rows):
         split, label = "train" if seed == 0 else "test", ("normal", "pneumonia", "COVID-19")[n % 3]
         lines.append(f"{n}.png,{label},{patient},{source},{split}")
     (folder / "m.csv").write_text("\n".join(lines))
-    prepare_covidnet(folder / "out", folder / "images", None, None, None, size=64, manifest=folder / "m.csv")
+    prepare_images("covidnet", folder / "out", folder / "images", None, None, None, size=64, manifest=folder / "m.csv")
     return folder / "out"
 
 
@@ -191,20 +195,20 @@ def test_stays_of_two_hospitals_pooled_and_apart(tmp_path, monkeypatch):
     sets = ("eicu", "eicu", 0), ("hirid", "hirid", 0), ("later", "eicu", 100), ("last", "eicu", 900)
     for name, of, numbers in sets:
         monkeypatch.setitem(prepare.SOURCES, "yaib", lambda raw, n=of, at=numbers: extract(f"yaib {n}", at))
-        prepare_ards("yaib", tmp_path, tmp_path / name)
+        prepare_icu("ards", "yaib", tmp_path, tmp_path / name)
     eicu, hirid, later, last = (tmp_path / name for name in ("eicu", "hirid", "later", "last"))
     found = leakage("ards", eicu, hirid, "all")
     assert found["shared"] == 0 and "another source (yaib eicu; yaib hirid)" in found["why"]
     assert 0 < leakage("ards", eicu, later, "all")["shared"] < leakage("ards", eicu, eicu, "all")["shared"]
     pool = resplit([eicu, hirid], tmp_path / "pool", Split("patient"))
-    assert pool["numbering"] == ["yaib eicu", "yaib hirid"]
-    assert pool["counts"]["test"]["n"] + pool["counts"]["val"]["n"] + pool["counts"]["train"]["n"] == sum(
-        read_meta(path, "ards")["cohorts"]["all"]["n"] for path in (eicu, hirid)
+    assert pool.numbering == ["yaib eicu", "yaib hirid"]
+    assert pool.counts["test"]["n"] + pool.counts["val"]["n"] + pool.counts["train"]["n"] == sum(
+        read_meta(path, "ards").cohorts["all"]["n"] for path in (eicu, hirid)
     )
     found = leakage("ards", tmp_path / "pool", hirid, "all")
     assert 0.7 * found["patients"] < found["shared"] < 0.9 * found["patients"]
     with pytest.raises(DataError, match="their identifiers have one numbering: yaib eicu"):
         resplit([eicu, later], tmp_path / "twice", Split("patient"))
-    assert resplit([eicu, last], tmp_path / "one", Split("patient"))["numbering"] == ["yaib eicu"]
+    assert resplit([eicu, last], tmp_path / "one", Split("patient")).numbering == ["yaib eicu"]
     found = leakage("ards", tmp_path / "one", last, "all")  # parts of one numbering keep their identifiers
     assert 0.7 * found["patients"] < found["shared"] < 0.9 * found["patients"]

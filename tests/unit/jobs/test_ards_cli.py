@@ -1,6 +1,8 @@
 """Sources, labels and splits through the command line: what it prints, and exit code 2 with nothing left behind."""
 
 import json
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from jobs import cli
 from jobs.common import scores
+from raylab.data.icu.meta import IcuMeta
 from raylab.files import read_lines
 
 SHARE = ("--share-individuals",)
@@ -26,6 +29,12 @@ def raylab(*words: object) -> int:
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert raylab(*words) == 2
     return capsys.readouterr().err
+
+
+def test_start_up_loads_only_what_tables_need():
+    heavy = "{'torch', 'pyarrow', 'pandas', 'sqlalchemy', 'mlflow', 'ray'}"
+    code = f"import sys, jobs.prepare, raylab.data.icu.prepare; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def yaib(folder: Path, stays: int = 60, hours: int = 40) -> Path:
@@ -94,7 +103,8 @@ def test_a_label_of_an_earlier_version_is_compared():
     """A directory that was prepared before labels had a least age does not say one."""
     mine = {"name": "ahrf", "min_age": 18.0, "onset": "in words", "population": "in words"}
     framing = {"framing": "landmark", "horizon_h": 24, "gap_h": 0}
-    found = scores.differences({"label": mine, **framing}, {"label": {"name": "ahrf", "onset": "others"}, **framing})
+    meta = IcuMeta.model_construct(label={"name": "ahrf", "onset": "others"}, **framing)
+    found = scores.differences({"label": mine, **framing}, meta)
     assert found == ["min_age: the model's 18.0, this data's not said"]
 
 
@@ -117,7 +127,7 @@ def test_rolling_predictions_are_scored_by_events(tmp_path, capsys):
     ("change", "words", "text"),
     [
         (lambda d: d.drop("po2"), [], "no plausible value of pao2"),
-        (lambda d: d.with_columns(pl.col("po2") / 30), [], "most values of pao2 cannot be in the concept's unit"),
+        (lambda d: d.with_columns(pl.col("po2") / 30), [], "values of pao2 cannot be in the concept's unit"),
         (lambda d: d.filter(pl.col("time") < timedelta(hours=10)), [], "empty after 'at least one record beyond 12 h'"),
         (lambda d: d.with_columns(po2=pl.lit(300.0)), [], "one class only"),
         (lambda d: d.with_columns(po2=pl.lit(90.0)), [], "empty after 'no onset at or before 12 h'"),
@@ -156,4 +166,13 @@ def test_disorder_is_put_right(tmp_path, capsys):
 def test_a_label_belongs_to_its_task(task, label, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["prepare", task, "--source", "synthetic", "--label", label, "--out", str(out)]) == 2
-    assert f"the label '{label}' is not of the task {task}" in capsys.readouterr().err and not out.exists()
+    assert f"unknown label '{label}'" in capsys.readouterr().err and not out.exists()
+
+
+def test_an_option_of_another_kind_of_data_is_refused(tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--source", "synthetic", "--domain", "B", "--skip-bad", "--out", str(out)]
+    assert cli.main(["prepare", "ards", *words]) == 2
+    assert "unknown option of prepare ards 'domain'" in capsys.readouterr().err and not out.exists()
+    assert cli.main(["prepare", "ards", "--source", "synthetic", "--patients", "0", "--out", str(out)]) == 2
+    assert "prepare ards: patients: " in capsys.readouterr().err and not out.exists()

@@ -13,6 +13,7 @@ from jobs.common.scores import without_interval
 from raylab.config.overrides import override
 from raylab.distributed import benchmark_fits
 from raylab.errors import UsageError
+from raylab.score import Score
 from raylab.tasks.recipes import shipped_recipe
 
 WORDS = [
@@ -74,8 +75,8 @@ def test_the_winner_is_the_best_by_val_alone(done):
 
 
 def test_metrics_of_a_cohort_and_scores_without_an_interval():
-    known = {"value": 0.8, "low": 0.7, "high": 0.9}
-    few = {"value": 0.6, "low": None, "high": None, "why": "too few"}
+    known = Score(value=0.8, low=0.7, high=0.9)
+    few = Score(value=0.6, low=None, high=None, why="too few")
     rows = [
         {"cohort": "all", "n": 90, "scores": {"auroc": known}, "against_baseline": few},
         {"cohort": "gas", "n": 4, "scores": {"auroc": few}},

@@ -28,7 +28,9 @@ from raylab.tasks import TASKS, find_task
 from raylab.tasks.ards import ArdsRecipe
 from raylab.tasks.recipes import read_recipe, shipped_recipe
 from raylab.training.run import write_model
+from raylab.training.run_record import RunRecord
 from tracking import runs
+from tracking.outbox import Outbox
 
 Said = tuple[int, str, str]
 
@@ -110,7 +112,7 @@ def test_help_shows_an_example_that_parses(verb):
     parser.add_argument("--json")
     commands = [text for text in re.split(r"\s{2,}", module.EXAMPLE) if text.startswith("raylab ")]
     for command in commands:
-        parser.parse_args(shlex.split(command)[2:])
+        parser.parse_args(shlex.split(command.partition(" > ")[0])[2:])
 
 
 def test_an_unknown_verb_prints_the_nearest():
@@ -126,7 +128,7 @@ def test_options_are_not_abbreviated():
     [
         (["ads"], "use one of: ards"),
         (["ards-smoke"], "unknown task"),
-        (["ards", "--workers", "3:1"], "the least exceeds the most"),
+        (["ards", "--workers", "3:1"], "the minimum exceeds the maximum"),
         (["ards", "--workers", "two"], "write N or MIN:MAX"),
         (["ards", "--set", "optim.lrr=1"], "optim.lr"),
         (["ards", "--set", "optim.lr"], "is not PATH=VALUE"),
@@ -216,15 +218,15 @@ def test_train_leaves_a_run_its_json_and_its_mlflow_run(trained, own_home, ards_
     directory = own_home / "runs" / "first"
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     described = home.note(directory)
-    run = runs.client(described["uri"]).get_run(described["run_id"])
-    assert run.info.status == "FINISHED" == described["status"]
+    run = runs.client(described.uri).get_run(described.run_id)
+    assert run.info.status == "FINISHED" == described.status
     assert run.data.params["loop.global_batch_size"] == "64" and run.data.params["optim.lr"] == str(
         shipped_recipe("ards", smoke=True).optim.lr
     )
     assert run.data.metrics["best/val/auroc"] == pytest.approx(result["auroc"]["value"])
-    history = runs.client(described["uri"]).get_metric_history(described["run_id"], "train/loss")
+    history = runs.client(described.uri).get_metric_history(described.run_id, "train/loss")
     assert sorted(point.step for point in history) == [1, 2, 3, 4, 5, 6]
-    assert described["data"] == str(ards_data)
+    assert described.data == str(ards_data)
 
 
 def test_a_name_is_given_once(trained, ards_data):
@@ -243,7 +245,7 @@ def test_evaluate_and_the_count_of_test_reads(trained, ards_data, tmp_path):
     assert scored["auroc"]["low"] is None and scored["auroc"]["value"] is not None
     assert scored["auroc"]["why"] == "too few: 9 patients with the outcome; an interval needs 10 of each"
     assert "(too few: 9 patients with the outcome" in out
-    kept = runs.client(home.note(home.find("first"))["uri"]).get_run(scored["run_id"]).data
+    kept = runs.client(home.note(home.find("first")).uri).get_run(scored["run_id"]).data
     assert "test/auroc" in kept.metrics and not {"test/auroc_low", "test/auroc_high"} & kept.metrics.keys()
     assert "test/prevalence_low" in kept.metrics
     assert "auroc" in json.loads(kept.tags["raylab.no_interval.test"])[scored["auroc"]["why"]]
@@ -279,18 +281,51 @@ def test_scores_on_other_data_are_one_row_however_often_they_are_computed(traine
         shown = f"{scored['auroc']['value']:.3f}"
         assert shown in line and ("all (2 reads)" in line) == (times == 2)
         assert (tmp_path / "report.html").read_text().split('<h2 id="runs">')[0].count(">first-on-other") == 1
-    assert home.note(own_home / "runs" / "first").get("test_reads", 0) <= 2
+    assert home.note(own_home / "runs" / "first").test_reads <= 2
+
+
+def test_a_search_without_bash_is_refused_before_there_is_a_run(own_home, ards_data, monkeypatch, tmp_path):
+    """Ray would start its workers by bash again and again, and the search would wait for ever."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    before = outline(own_home)
+    words = ("tune", "ards", "--data", ards_data, "--trials", 1, "--space", "optim.lr=loguniform(1e-4,1e-2)")
+    assert "there is no bash on PATH" in refused(*words)
+    assert outline(own_home) == before
+
+
+def test_scores_of_a_copied_directory_do_not_go_into_the_run_of_the_original(trained, own_home, ards_data, tmp_path):
+    first, copy = own_home / "runs" / "first", own_home / "runs" / "copy"
+    shutil.copytree(first, copy)
+    noted = home.note(first)
+
+    def metrics() -> dict[str, float]:
+        return dict(runs.client(noted.uri).get_run(noted.run_id).data.metrics)
+
+    before = metrics()
+    for words in (("evaluate", "ards", "--run", "copy", "--data", ards_data, "--split", "val"), ("resume", "copy")):
+        assert "'copy' is a copy of the run 'first'" in refused(*words)
+    assert metrics() == before
+    assert home.find(noted.run_id) == first
+    moved = tmp_path / "runs" / "moved"  # where there is no original it is the run itself
+    shutil.move(copy, moved)
+    assert home.find(str(moved)) == moved
 
 
 @pytest.fixture
 def copied(own_home: Path, trained: Any) -> Iterator[Any]:
-    """Makes runs that are the run `first` with other notes, and another task in their recipe."""
+    """Makes runs that are the run `first` with an MLflow run of their own, other notes, and another task in their
+    recipe."""
     made = []
 
     def copy(name: str, task_name: str, **notes: Any) -> str:
-        directory = own_home / "runs" / name
-        made.append(shutil.copytree(own_home / "runs" / "first", directory))
-        home.annotate(directory, name=name, task=task_name, **notes)
+        first, directory = own_home / "runs" / "first", own_home / "runs" / name
+        made.append(shutil.copytree(first, directory, ignore=shutil.ignore_patterns("outbox")))
+        noted = home.note(first)
+        tags = {**noted.tags, "raylab.name": name}
+        run_id = runs.start_run(noted.uri, noted.experiment, name, None, tags)
+        Outbox(directory / "outbox").bind(noted.uri, run_id)
+        home.annotate(directory, name=name, run_id=run_id, tags=tags, task=task_name, **notes)
         for file in (directory / "recipe.json", directory / "model" / "model.json"):
             found = json.loads(file.read_text())
             found.get("recipe", found)["task"] = task_name
@@ -309,8 +344,7 @@ def test_a_new_task_has_the_leakage_check_without_a_line(copied, ards_data, tmp_
     load = TASKS["ards"].load
     kind = create_model("NewRecipe", __base__=ArdsRecipe, task=(Literal["new"], ...))
     full = kind.model_validate({**TASKS["ards"].full.model_dump(), "task": "new"})
-    # of a kind without further scores, which would go to the MLflow run that the copy shares with the first
-    new = replace(TASKS["ards"], name="new", kind="sweep", full=full, load=lambda data, *rest: load(ards_data, *rest))
+    new = replace(TASKS["ards"], name="new", full=full, load=lambda data, *rest: load(ards_data, *rest))
     monkeypatch.setitem(TASKS, "new", new)
     name = copied("new-run", "new", data=str(data))
     code, out, err = raylab("evaluate", "new", "--run", name, "--data", data, "--split", "val")
@@ -352,7 +386,8 @@ def test_a_run_of_another_task_is_refused(trained, ards_data, covidnet_data):
     spec = job.load(covidnet_data, "train", recipe.data, None).spec
     directory = home.new_run("lungs", "covidnet")
     write_model(directory / "model", job.model(recipe, spec), recipe, spec)
-    home.annotate(directory, name="lungs", run_id="0", task="covidnet")
+    facts = {"kind": "train", "task": "covidnet", "data": str(covidnet_data), "synthetic": True}
+    home.describe(directory, RunRecord(name="lungs", run_id="0", uri="none", experiment="none", **facts))
     assert "was prepared for 'ards'" in refused("evaluate", "covidnet", "--run", "lungs", "--data", ards_data)
     assert "cxr-frontal-u8" in refused("predict", "covidnet", "--run", "lungs", "--data", ards_data, "--out", "p") or (
         "was prepared for 'ards'" in refused("predict", "covidnet", "--run", "lungs", "--data", ards_data, "--out", "p")
@@ -403,7 +438,7 @@ def test_resuming_a_finished_run_changes_nothing(trained, tmp_path):
 def test_a_run_s_scores_have_one_point_a_step_and_its_model_is_logged_once(trained, own_home, ards_data, tmp_path):
     """Also after a resume of the finished run, an evaluation of val and a sync that believes the model is missing."""
     described = home.note(own_home / "runs" / "first")
-    client, run_id = runs.client(described["uri"]), described["run_id"]
+    client, run_id = runs.client(described.uri), described.run_id
     assert raylab("resume", "first", "--quiet")[0] == 0
     assert raylab("evaluate", "ards", "--run", "first", "--data", ards_data, "--split", "val", "--quiet")[0] == 0
     home.annotate(own_home / "runs" / "first", model_logged=False)
@@ -429,14 +464,14 @@ def test_a_search_registers_its_winner_once_and_best_stays_with_the_better_one(t
     and a sync of models that have waited for the server."""
     first, registered = own_home / "runs" / "first", []
     recipe, meta = read_recipe(first / "recipe.json"), read_meta(ards_data, "ards")
-    uri, shape = home.note(first)["uri"], tuple(home.note(first)["input_shape"])
+    uri, shape = home.note(first).uri, home.note(first).input_shape
     winners = []
     for name, auroc in (("better", 0.9), ("worse", 0.2)):
         search = home.new_run(name, "ards")
         run_tracking.opening(search, recipe, meta, ards_data, "tune", uri)
         winner = search / "trials" / "000"
         winner.mkdir(parents=True)
-        run_tracking.open_trial(winner, recipe, home.note(search), 0, {})
+        run_tracking.open_trial(winner, recipe, home.note(search), 0)
         shutil.copytree(first / "model", winner / "model")
         result = json.loads((first / "result.json").read_text())
         result["best"]["auroc"] = auroc
@@ -453,10 +488,10 @@ def test_a_search_registers_its_winner_once_and_best_stays_with_the_better_one(t
     assert int(client.get_model_version_by_alias("raylab-ards-synthetic", "best").version) == 1
     assert len(client.search_model_versions("name = 'raylab-ards-synthetic'")) == 2
     for winner, search in winners:
-        run = client.get_run(home.note(winner)["run_id"])
+        run = client.get_run(home.note(winner).run_id)
         logged = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
         assert len(logged) == 1 and len(run.outputs.model_outputs) == 1
-        of_search = client.get_run(home.note(search)["run_id"]).data.tags
+        of_search = client.get_run(home.note(search).run_id).data.tags
         assert of_search["raylab.best_run"] == run.info.run_id and of_search["raylab.registered"] in registered
         shutil.rmtree(search)
 
@@ -466,19 +501,16 @@ def last_epoch(directory: Path) -> dict[str, float]:
     return scores
 
 
-def test_resuming_with_other_data_is_refused(trained, own_home):
-    shutil.copytree(own_home / "runs" / "first", own_home / "runs" / "altered")
-    home.annotate(own_home / "runs" / "altered", data_hash="0" * 64)
-    said = refused("resume", "altered")
+def test_resuming_with_other_data_is_refused(copied):
+    said = refused("resume", copied("altered", "ards", data_hash="0" * 64))
     assert "no longer the data that altered began with" in said
-    shutil.rmtree(own_home / "runs" / "altered")
 
 
 def test_logging_a_model_leaves_the_tracking_address_as_it_was(trained, own_home, monkeypatch):
     """Else the next verb in this process would write to ./mlflow.db instead of its home."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     before = runs.address(own_home)
-    run_tracking.log_model(own_home / "runs" / "first", tuple(home.note(own_home / "runs" / "first")["input_shape"]))
+    run_tracking.log_model(own_home / "runs" / "first", home.note(own_home / "runs" / "first").input_shape)
     assert runs.address(own_home) == before
 
 
@@ -508,7 +540,7 @@ def test_a_sweep_goes_on_and_is_one_run(tmp_path):
     assert code == 0, err
     assert "2 of 3 chunks are there already" in out
     assert json.loads((tmp_path / "again.json").read_text()) == first
-    assert "holds another sweep" in refused(*words, "--seed", 5)
+    assert "contains another sweep" in refused(*words, "--seed", 5)
     assert "peep_cmH2O" in refused("simulate", "patient", "--set", "peep=3", "--out", tmp_path / "x")
 
 
@@ -553,7 +585,7 @@ def test_a_surrogate_is_a_task_like_the_others(tmp_path):
     )
     assert code == 0, err
     far = ("--run", "net", "--data", tmp_path / "far")
-    assert "leaves what the surrogate has learnt" in refused("evaluate", "surrogate", *far, "--split", "all")
+    assert "exceeds the training range of the surrogate" in refused("evaluate", "surrogate", *far, "--split", "all")
 
 
 def test_stays_are_fitted(tmp_path):

@@ -146,7 +146,7 @@ def test_transfer_modes(mode, trained, covidnet_data, own_home, tmp_path):  # no
         "transfer", "covidnet", "--from", trained, "--data", covidnet_data, "--name", name, *words, tmp_path=tmp_path
     )
     assert done["parent"] == trained
-    tags = home.note(own_home / "runs" / name)["tags"]
+    tags = home.note(own_home / "runs" / name).tags
     assert tags["raylab.kind"] == "transfer" and tags["raylab.parent_name"] == trained
     before, after = (load_file(own_home / "runs" / n / "model" / "model.safetensors") for n in (trained, name))
     same = [n for n in before if (before[n] == after[n]).all() and "num_batches" not in n]
@@ -159,7 +159,7 @@ def test_transfer_modes(mode, trained, covidnet_data, own_home, tmp_path):  # no
 
 def test_weights_of_a_registered_model(trained, covidnet_data, own_home, tmp_path):  # noqa: F811
     described = home.note(own_home / "runs" / trained)
-    version = models.register(described["uri"], described["run_id"], "lung-net", 0.5, 0.5).version
+    version = models.register(described.uri, described.run_id, "lung-net", 0.5, 0.5).version
     words = ["--smoke", "--set", "loop.epochs=1", "transfer.mode=probe", "transfer.reestimate=false"]
     for given in (f"models:/lung-net/{version}", "models:/lung-net@best"):
         done = result("train", "covidnet", "--data", covidnet_data, *words, f"model.weights={given}", tmp_path=tmp_path)
@@ -197,7 +197,7 @@ def test_the_model_card_tells_of_controls_and_of_other_data(trained, folder, own
     for said in ("SYNTHETIC DATA", "reconstruction", "minus the border probe", "val, own data", "test, data", "Wilson"):
         assert said in card, said
     assert "undefined: no row of class COVID-19" in card and "{{" not in card
-    artifacts = runs.client(runs.address(own_home)).list_artifacts(home.note(own_home / "runs" / trained)["run_id"])
+    artifacts = runs.client(runs.address(own_home)).list_artifacts(home.note(own_home / "runs" / trained).run_id)
     assert "model_card.md" in {a.path for a in artifacts}
 
 

@@ -173,7 +173,7 @@ def test_a_ratio_of_exactly_300_is_an_onset_in_every_source(tmp_path, form):
 def test_litres_are_no_fio2_and_end_the_one_before(tmp_path, litres, capsys):
     folder = meds(tmp_path / "raw", room_air(litres))
     assert raylab("prepare", "ards", "--source", "meds", "--path", folder, "--out", tmp_path / "out") == 0
-    assert prepared.read_meta(tmp_path / "out", "ards")["onsets"]["stays"] == SICK
+    assert prepared.read_meta(tmp_path / "out", "ards").onsets["stays"] == SICK
     assert "outside plausible range, set missing: fio2 50" in capsys.readouterr().out
 
 
@@ -184,7 +184,7 @@ def test_room_air_of_float32_through_the_command(tmp_path, capsys):
     assert "onsets at any time: stays 10," in said and "20 to 21 %, read as room air: fio2 50" in said
     assert "no unit given, the usual one taken: fio2 240" in said and "outside plausible range" not in said
     meta = prepared.read_meta(tmp_path / "out", "ards")
-    assert meta["room_air"] == {"fio2": 50} and meta["out_of_range"] == {} and meta["percent"] == {"fio2": 50}
+    assert meta.room_air == {"fio2": 50} and meta.out_of_range == {} and meta.percent == {"fio2": 50}
 
 
 SI = {
@@ -232,8 +232,8 @@ def test_a_unit_that_is_not_understood_is_set_missing_and_counted(tmp_path, caps
         "unit not understood, set missing: creatinine 'mmHg' 30, fio2 'L/min' 1, hemoglobin 'foo' 30, pao2 'foo' 2"
     ) in said
     meta = prepared.read_meta(tmp_path / "out", "ards")
-    assert meta["unknown_units"]["pao2"] == {"foo": 2} and meta["onsets"]["stays"] == SICK
-    assert {"creatinine", "hemoglobin"} <= set(meta["unmeasured"])
+    assert meta.unknown_units["pao2"] == {"foo": 2} and meta.onsets["stays"] == SICK
+    assert {"creatinine", "hemoglobin"} <= set(meta.unmeasured)
 
 
 @pytest.mark.parametrize(("concept", "code"), [("pao2", "LAB//220224//foo"), ("fio2", "LAB//223835//L/min")])
@@ -280,11 +280,11 @@ def test_the_given_cases(tmp_path, real_data):
         source, out = ("mimic3" if "mimic3" in name else "meds"), tmp_path / name.replace("/", "-")
         assert raylab("prepare", "ards", "--source", source, "--path", cases / name, "--out", out, "--quiet") == 0
         meta = prepared.read_meta(out, "ards")
-        assert meta["onsets"]["stays"] == n and meta["onsets"].get("mild", 0) == (5 if "pf-300" in name else 0), name
+        assert meta.onsets["stays"] == n and meta.onsets.get("mild", 0) == (5 if "pf-300" in name else 0), name
         if name == "units-unknown/meds":
             hours = pl.read_parquet(out / "hours.parquet").drop_nulls("bilirubin")
             values = hours.row(0, named=True)
             assert [round(values[x], 3) for x in ("bilirubin", "creatinine", "weight", "troponin_t")] == [
                 0.994, 0.396, 81.647, 0.014
             ]  # fmt: skip
-            assert meta["left_out"] == ["hemoglobin"] and meta["out_of_range"]["hemoglobin"] == 90
+            assert meta.left_out == ["hemoglobin"] and meta.out_of_range["hemoglobin"] == 90

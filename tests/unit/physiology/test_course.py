@@ -73,23 +73,23 @@ def test_oxygen_washes_in_within_minutes():
 def test_co2_takes_longer_than_oxygen():
     """Farhi and Rahn, J Appl Physiol 1955;7:472, in dogs: half-times after a change of ventilation .5 min for O2 stores
     and 4 min for CO2. In an adult half the rise of PaCO2 after halving the rate takes some 5 to 30 min."""
-    _, values, _ = course.course(inputs({}), [(0, {"rate_per_min": 10})], 240, step_min=0.5)
+    _, values, _ = course.course(inputs({}), [(0, {"rate_per_min": 10})], 240, step_min=1)
     paco2 = values["paco2_mmHg"][0]
-    half = 0.5 * int((paco2 > (paco2[0] + paco2[-1]) / 2).nonzero()[0])
+    half = int((paco2 > (paco2[0] + paco2[-1]) / 2).nonzero()[0])
     assert 5 < half < 30
 
 
 def test_lung_closes_faster_than_it_opens():
     """Chiumello, Intensive Care Med 2013;39:1377: settled within 5 min of a fall of PEEP, not at 60 min of a rise."""
-    patient = inputs({"collapsed": 0.3})
-    _, rise, _ = course.course(patient, [(0, {"peep_cmH2O": 15})], 300, step_min=1)
-    _, fall, _ = course.course(patient, [(0, {"peep_cmH2O": 3})], 300, step_min=1)
+    patients = inputs({"collapsed": 0.3}, rows=2)
+    _, values, _ = course.course(patients, [(0, {"peep_cmH2O": torch.tensor([15.0, 3.0])})], 300, step_min=1)
+    rise, fall = values["pf_mmHg"]
 
     def progress(pf):
         return (pf - pf[0]) / (pf[-1] - pf[0])
 
-    assert progress(fall["pf_mmHg"][0])[5] > 0.9
-    assert progress(rise["pf_mmHg"][0])[30] < 0.9
+    assert progress(fall)[5] > 0.9
+    assert progress(rise)[30] < 0.9
 
 
 def test_a_patient_who_fails_stays_failed():

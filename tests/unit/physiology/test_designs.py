@@ -55,7 +55,7 @@ def test_truncated_distributions_keep_their_bounds_and_shape():
         ("beta(1,2)", "unknown distribution"),
         ("normal(1,0,0,2)", "above 0"),
         ("loguniform(0,1)", "above 0"),
-        ("uniform(a,b)", "no number"),
+        ("uniform(a,b)", "not a number"),
         ("uniform(1,2", "neither a number"),
         ("nan", "finite"),
     ],

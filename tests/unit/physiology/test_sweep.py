@@ -15,7 +15,7 @@ from raylab.physiology.steady import OUTPUTS, steady_state
 
 def run(made, directory):
     run_chunks(sweep.write_chunk, sweep.begin(made, directory))
-    return finish(made, directory)
+    return finish(made, directory, "surrogate")
 
 
 def small(**options):
@@ -29,9 +29,9 @@ def test_an_interrupted_sweep_ends_with_the_same_hash(tmp_path, design):
     chunks = sweep.begin(made, tmp_path / "torn")
     for path in list(chunks)[2:0:-1]:  # backwards, and then no further
         sweep.write_chunk(chunks[path], path)
-    assert run(made, tmp_path / "torn")["data_hash"] == calm["data_hash"]
-    assert run(small(design=design, seed=1), tmp_path / "other")["data_hash"] != calm["data_hash"]
-    assert read_meta(tmp_path / "calm", "surrogate")["data_hash"] == calm["data_hash"]
+    assert run(made, tmp_path / "torn").data_hash == calm.data_hash
+    assert run(small(design=design, seed=1), tmp_path / "other").data_hash != calm.data_hash
+    assert read_meta(tmp_path / "calm", "surrogate").data_hash == calm.data_hash
 
 
 def test_rows_can_be_computed_again_from_themselves(tmp_path):
@@ -39,16 +39,16 @@ def test_rows_can_be_computed_again_from_themselves(tmp_path):
     meta = run(made, tmp_path)
     table = pl.read_parquet(tmp_path / "rows" / "*.parquet")
     assert table["row"].to_list() == list(range(300))
-    assert sum(meta["status"].values()) == 300
+    assert sum(meta.status.values()) == 300
     ok = table.filter(pl.col("status") == 0)
-    assert len(ok) == meta["status"]["ok"] > 200
+    assert len(ok) == meta.status["ok"] > 200
     assert ok.select(pl.col(list(OUTPUTS)).null_count()).row(0) == (0,) * len(OUTPUTS)
     lost = table.filter(pl.col("status") != 0)
     assert lost.select(pl.col(list(OUTPUTS)).count()).row(0) == (0,) * len(OUTPUTS)
     again = steady_state(inputs({name: ok[name].to_numpy() for name in QUANTITIES})).values["pao2_mmHg"]
     assert again.numpy() == pytest.approx(ok["pao2_mmHg"].to_numpy(), rel=1e-6)
-    assert meta["counts"]["train"]["n"] == pytest.approx(0.8 * len(ok), abs=25)
-    assert sum(part["n"] for part in meta["counts"].values()) == len(ok)
+    assert meta.counts["train"]["n"] == pytest.approx(0.8 * len(ok), abs=25)
+    assert sum(part["n"] for part in meta.counts.values()) == len(ok)
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_rows_can_be_computed_again_from_themselves(tmp_path):
 def test_a_compiled_sweep_is_another_recipe_with_the_same_patients(tmp_path):
     run(small(), tmp_path / "plain")
     first = run(small(compiled=True), tmp_path / "first")
-    assert run(small(compiled=True), tmp_path / "again")["data_hash"] == first["data_hash"]
+    assert run(small(compiled=True), tmp_path / "again").data_hash == first.data_hash
     plain, compiled = (pl.read_parquet(tmp_path / name / "rows" / "*.parquet") for name in ("plain", "first"))
     assert compiled["status"].to_list() == plain["status"].to_list()
     for name in OUTPUTS:
@@ -78,12 +78,12 @@ def test_breaths_below_the_dead_space_are_counted_not_computed(tmp_path):
     refused = pl.read_parquet(tmp_path / "rows" / "*.parquet").filter(pl.col("status") == sweep.REFUSED)
     assert 0 < len(refused) < 50
     assert refused["tidal_volume_mL"].max() < 2.2 * 66 + 1
-    assert meta["status"][sweep.STATUSES[sweep.REFUSED]] == len(refused)
+    assert meta.status[sweep.STATUSES[sweep.REFUSED]] == len(refused)
 
 
 def test_another_recipe_in_the_same_directory_is_refused(tmp_path):
     sweep.begin(small(), tmp_path / "s")
-    with pytest.raises(DataError, match="holds another sweep"):
+    with pytest.raises(DataError, match="contains another sweep"):
         sweep.begin(small(seed=3), tmp_path / "s")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("")
@@ -103,7 +103,7 @@ def test_wrong_recipes_are_refused():
         sweep.recipe("livin", {})
     with pytest.raises(UsageError, match="peep_cmH2O"):
         sweep.recipe("patient", {"peep_cmH20": "5"})
-    with pytest.raises(DataError, match=r"fio2=uniform\(.1,1\) leaves"):
+    with pytest.raises(DataError, match=r"fio2=uniform\(.1,1\) exceeds"):
         sweep.recipe("patient", {"fio2": "uniform(.1,1)"})
     with pytest.raises(UsageError, match="size"):
         sweep.recipe("patient", {}, size=0)
@@ -115,4 +115,4 @@ def test_an_unfinished_sweep_has_no_meta(tmp_path):
     path = next(iter(chunks))
     sweep.write_chunk(chunks[path], path)
     with pytest.raises(DataError, match="1 of 3 chunks"):
-        finish(made, tmp_path)
+        finish(made, tmp_path, "surrogate")

@@ -95,7 +95,7 @@ def test_the_order_is_kept_around_a_status(outbox: Outbox, fake: FakeClient) -> 
 def test_an_outage_keeps_every_record(outbox: Outbox, fake: FakeClient, error: Exception) -> None:
     points(outbox, *range(5))
     fake.fails = lambda name, payload: error
-    with pytest.raises(TrackingError, match="does not take records now"):
+    with pytest.raises(TrackingError, match="does not accept records now"):
         forward(outbox.directory)
     assert unsent(outbox.directory) == 5 and rejected(outbox.directory) == 0
     fake.fails = lambda name, payload: None

@@ -129,9 +129,11 @@ def test_credentials_of_the_address_move_to_the_environment_and_reach_no_file(
 
 def test_addresses_that_older_versions_stored_are_read_without_credentials(tmp_path: Path) -> None:
     old = {"uri": f"http://me:{SECRET}@host", "run_id": "0" * 32}
-    for name in ("run.json", "target.json"):
-        (tmp_path / name).write_text(json.dumps(old))
-    assert target(tmp_path) == home.note(tmp_path) == {"uri": "http://host", "run_id": "0" * 32}
+    described = {"name": "old", "experiment": "old", "kind": "train", "task": "ards", "data": "d", "synthetic": True}
+    (tmp_path / "target.json").write_text(json.dumps(old))
+    (tmp_path / "run.json").write_text(json.dumps(old | described))
+    assert target(tmp_path) == {"uri": "http://host", "run_id": "0" * 32}
+    assert home.note(tmp_path).uri == "http://host"
     home.annotate(tmp_path, status="RUNNING")
     assert SECRET not in (tmp_path / "run.json").read_text()
 

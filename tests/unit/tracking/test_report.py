@@ -1,7 +1,9 @@
 """Figures, the table and the page, from frames made here."""
 
 import json
+import pickle
 import re
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,10 +12,11 @@ import polars as pl
 import pytest
 
 from raylab.tasks import TASKS
+from tests.wait import wait_for
 from tracking import compare, plots
 from tracking.outbox import Outbox, read
 from tracking.report import Extras, write_report
-from tracking.system import SystemMonitor, sample
+from tracking.system import NodeSampler, SystemMonitor, append_sample, open_gpus, sample
 
 
 def row(name: str, task: str = "ards", **more: object) -> dict:
@@ -63,7 +66,7 @@ run  kind      status    split  macro_recall  accuracy           n  seed  run id
 covidx aaaaaaaa:
 x    transfer  finished  test   0.500         0.700 [.680,.720]  -  -     00000000
 
-* val: these scores were used to choose; expect lower ones on the test split
+* val: these scores were used to choose the model; expect lower ones on the test split
 
 (1 trials not shown)"""
 
@@ -140,7 +143,7 @@ def test_the_page_shows_scores_elsewhere_with_their_cohort_and_reads(tmp_path: P
     assert "<td>all (3 reads)</td>" in summary and "0.700<small>[0.680, 0.720]</small>" in summary
     assert "<td>all</td>" in summary and "<td>gas</td>" in summary and "<td>folds</td>" in summary
     assert "<td>val</td>" in summary  # of other data: it has chosen nothing
-    assert '<td class="val" title="used to choose">val</td>' in summary
+    assert '<td class="val" title="used to choose the model">val</td>' in summary
     assert "0.100" not in details and "0.800 [0.780, 0.820]" in details  # the kept epoch's, not the last one's
 
 
@@ -233,7 +236,7 @@ def test_the_page_stands_alone_and_is_honest(tmp_path: Path) -> None:
     summary, details = page.split('<h2 id="runs">')
     assert "0.800<small>[0.780, 0.820]</small>" in summary and "<th>brier</th>" in summary
     assert "prevalence" not in summary and "<td>prevalence</td>" in details and "0.800 [0.780, 0.820]" in details
-    assert '<td class="val" title="used to choose">val</td>' in summary and "<td>1,000</td>" in summary
+    assert '<td class="val" title="used to choose the model">val</td>' in summary and "<td>1,000</td>" in summary
     assert "5,000</td>" in summary and "1,677</td>" in summary and "a &lt;label&gt;" in summary and "300.0" not in page
     assert summary.count("stopped by asha") == 3 and "t3 (kept)" in summary and "t1<" not in summary  # the top 5
     assert f'started from</dt><dd><a href="#{"real":0>32}">real</a>' in details
@@ -292,9 +295,28 @@ def test_wilson_agrees_with_the_book() -> None:
 
 def test_the_system_is_sampled_under_mlflows_names(tmp_path: Path) -> None:
     assert sample()["system_memory_usage_megabytes"] > 0
-    monitor = SystemMonitor(Outbox(tmp_path), interval=0.02, node="n1")
-    while not list(read(tmp_path)):
-        pass
+    monitor = SystemMonitor(Outbox(tmp_path), interval=0.02)
+    wait_for(lambda: list(read(tmp_path)), 60, "a sample")
     monitor.stop()
     first = next(record for _, record in read(tmp_path) if record)
-    assert "system/n1/cpu_utilization_percentage" in first["values"]
+    assert "system/cpu_utilization_percentage" in first["values"]
+
+
+def test_other_nodes_are_sampled_under_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = NodeSampler(interval=0)
+    assert sampler() == sampler() == {}, "SystemMonitor samples the node of the verb"
+    monkeypatch.setattr(socket, "gethostname", lambda: "n7")
+    there = pickle.loads(pickle.dumps(sampler))
+    assert there() == {}, "utilisation is of a time between two calls"
+    values = there()
+    assert values["n7/system_memory_usage_megabytes"] > 0 and "n7/cpu_utilization_percentage" in values
+    append_sample(Outbox(tmp_path), values)
+    record = next(record for _, record in read(tmp_path) if record)
+    assert "system/n7/system_memory_usage_megabytes" in record["values"] and record["step"] == 0
+    there.interval = 3600
+    assert there() == {}, "the interval has not passed"
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="this machine has an NVIDIA driver")
+def test_without_a_gpu_its_metrics_are_absent() -> None:
+    assert open_gpus()() == {}

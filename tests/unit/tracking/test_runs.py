@@ -40,10 +40,10 @@ def other() -> Iterator[http.server.HTTPServer]:
 @pytest.mark.parametrize(
     ("uri", "says"),
     [
-        ("127.0.0.1:5000", "no tracking address"),
-        ("./mlruns", "no tracking address"),
-        ("file:///tmp/mlruns", "no tracking address"),
-        ("postgresql://db/mlflow", "no tracking address"),
+        ("127.0.0.1:5000", "not a tracking address"),
+        ("./mlruns", "not a tracking address"),
+        ("file:///tmp/mlruns", "not a tracking address"),
+        ("postgresql://db/mlflow", "not a tracking address"),
         ("http://", "names no host"),
         ("http://127.0.0.1:1", "nothing answers"),
         ("http://127.0.0.1:notaport", "nothing answers"),
@@ -61,9 +61,9 @@ def test_wrong_addresses_are_named_at_once(uri: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        ((200, b"<html>hello</html>"), "no MLflow"),
-        ((200, b'{"ok": true}'), "no MLflow"),
-        ((404, b"{}"), "no MLflow"),
+        ((200, b"<html>hello</html>"), "not an MLflow"),
+        ((200, b'{"ok": true}'), "not an MLflow"),
+        ((404, b"{}"), "not an MLflow"),
         ((403, b"Invalid Host header - possible DNS rebinding attack detected"), "--allowed-hosts"),
         ((401, b"login"), "MLFLOW_TRACKING_USERNAME"),
         ((503, b"busy"), "HTTP 503"),

@@ -40,7 +40,7 @@ def test_a_token_that_others_may_know_is_not_used(tmp_path: Path) -> None:
             secret.read(file)
         os.chown(file, 0, 0)
     file.write_text("")
-    with pytest.raises(TrackingError, match="holds no token"):
+    with pytest.raises(TrackingError, match="does not contain a token"):
         secret.read(file)
 
 

@@ -6,8 +6,13 @@ Real fits of real networks on small synthetic data; worlds of several processes 
 import copy
 import io
 import math
+import os
+import signal
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,15 +24,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe, Transfer
+from raylab.data.images import augment
 from raylab.data.sampler import shards_of, steps_per_epoch
 from raylab.data.samples import Samples
-from raylab.errors import CheckpointError, NonFiniteError
+from raylab.errors import CheckpointError, DataError, NonFiniteError
 from raylab.tasks import find_task
 from raylab.tasks.base import Task
 from raylab.tasks.outcomes import Binary
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.gradients import norm_of
+from raylab.training.loading import MAX_THREADS, loader_threads
 from raylab.training.loop import Report, fit, weights_sha256
 from raylab.training.predict import predict
 from raylab.training.process_group import ProcessGroup
@@ -178,6 +185,16 @@ def test_any_number_of_workers_gives_the_same_curve_and_weights(size, data, alon
             assert rank[name] == alone[name], name
 
 
+def compilers_after_a_fit(data: dict[str, Path]) -> list[str]:
+    run(CASES["ards"], data)
+    return [name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules]
+
+
+def test_training_does_not_import_torchs_compiler(data, tmp_path):
+    """It takes a worker 5 s of processor time."""
+    assert in_world(1, tmp_path / "world", compilers_after_a_fit, data) == [[]]
+
+
 def test_the_cases_are_not_trivial(alone):
     """Else the equalities of this file would say little."""
     rates = {row["train/lr"] for row in alone["ards-early"]["curve"][2:]}
@@ -291,6 +308,97 @@ def test_a_state_beyond_the_last_step_is_refused(data):
     _, log, _ = run(override(ARDS, {"loop.epochs": 2}), data)
     with pytest.raises(CheckpointError, match="step 6, the recipe ends at 3"):
         run(override(ARDS, {"loop.epochs": 1}), data, resume=log.state(6))
+
+
+def test_a_run_keeps_to_the_augmentation_that_it_started_with(data):
+    """Earlier versions left no note of theirs."""
+    log = Log()
+    run(override(COVIDNET, {"loop.checkpoint_steps": 2, "loop.epochs": 1}), data, log)
+    saved = log.state(2)
+    assert saved["augmentation"] == augment.VERSION
+    del saved["augmentation"]
+    with pytest.raises(CheckpointError, match="augments images in another way"):
+        run(COVIDNET, data, resume=saved)
+    run(override(COVIDNET, {"data.augment": False, "loop.epochs": 1}), data, resume=saved)
+
+
+# inputs prepared ahead
+
+
+def with_threads(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    for module in ("loop", "predict"):
+        monkeypatch.setattr(f"raylab.training.{module}.loader_threads", lambda *_: count)
+
+
+def prefetch_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+@pytest.mark.parametrize("name", ["ards", "covidnet", "transfer-probe"])
+def test_inputs_prepared_ahead_change_no_bit(count, name, data, alone, monkeypatch):
+    with_threads(monkeypatch, count)
+    assert facts(CASES[name], data) == alone[name]
+    assert prefetch_threads() == []
+
+
+def test_inputs_are_prepared_ahead_on_each_of_several_workers(data, alone, tmp_path):
+    recipe = override(CASES["covidnet-plain"], {"scaling.cpus_per_worker": 2})
+    for rank in in_world(2, tmp_path / "world", facts, recipe, data):
+        assert rank == alone["covidnet-plain"]
+
+
+def test_threads_are_the_cores_that_computing_leaves_free(monkeypatch):
+    cores = set(range(6))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    one, two = SimpleNamespace(size=1), SimpleNamespace(size=2)
+    of_worker = override(ARDS, {"scaling.workers": (1, 2), "scaling.cpus_per_worker": 3})
+    assert loader_threads(override(ARDS, {"loop.threads": 2}), one, "cpu") == 4
+    assert loader_threads(override(ARDS, {"loop.threads": 6}), one, "cpu") == 0
+    assert loader_threads(of_worker, one, "cpu") == loader_threads(of_worker, two, "cpu") == 2
+    assert loader_threads(ARDS, two, "cpu") == 0, "one core a worker is all that computing takes"
+    assert loader_threads(ARDS, two, "cuda") == 1, "a GPU never waits for its host to prepare inputs"
+    assert loader_threads(override(of_worker, {"loop.threads": 3}), one, "cuda") == 2
+    cores.update(range(100))
+    assert loader_threads(ARDS, one, "cpu") == MAX_THREADS
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_an_input_that_cannot_be_read_stops_the_run_at_its_step(count, data, monkeypatch):
+    with_threads(monkeypatch, count)
+    job, train, val, model = loaded(ARDS, data)
+    batch, log, bad = train.batch, Log(), 2
+    rows = shards_of(bad, len(train), 50, 6, ARDS.seed)[1][-1]
+
+    def failing(index: np.ndarray, augment: tuple[int, int] | None = None) -> torch.Tensor:
+        if np.array_equal(index, rows):
+            raise DataError("a row cannot be read")
+        return batch(index, augment)
+
+    monkeypatch.setattr(train, "batch", failing)
+    with pytest.raises(DataError, match="a row cannot be read"):
+        fit(ARDS, job, model, train, val, log)
+    assert [row["step"] for row in log.rows] == list(range(1, bad + 1)), "the steps before it are complete"
+    assert prefetch_threads() == []
+
+
+def test_a_signal_ends_the_run_and_its_threads(data, monkeypatch):
+    with_threads(monkeypatch, 2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it
+    job, train, val, model = loaded(COVIDNET, data)
+
+    class Interrupt(Report):
+        def __call__(self, row: dict[str, Any], state: dict[str, Any] | None) -> bool:
+            assert len(prefetch_threads()) > 0
+            signal.raise_signal(signal.SIGINT)
+            return False
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(COVIDNET, job, model, train, val, Interrupt())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert prefetch_threads() == []
 
 
 # what one step computes
@@ -585,12 +693,13 @@ def calls(recipe: Recipe, data: dict[str, Path], asks: Callable[[int], bool]) ->
     """(step, with a state) of every call of report."""
     seen = []
 
-    def report(row: dict[str, Any], state: dict[str, Any] | None) -> bool:
-        seen.append((row["step"], state is not None))
-        return state is None and asks(row["step"])
+    class Calls(Report):
+        def __call__(self, row: dict[str, Any], state: dict[str, Any] | None) -> bool:
+            seen.append((row["step"], state is not None))
+            return state is None and asks(row["step"])
 
     job, train, val, model = loaded(recipe, data)
-    fit(recipe, job, model, train, val, report)
+    fit(recipe, job, model, train, val, Calls())
     return seen
 
 

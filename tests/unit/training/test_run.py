@@ -1,7 +1,6 @@
 """A run in its directory, end to end without Ray: resumed, damaged, inherited from; and its ledger."""
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +14,16 @@ from test_process_group import in_world
 from raylab.config.old_names import PROGRESS
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
-from raylab.errors import DataError, NonFiniteError, RunError
+from raylab.errors import DataError
 from raylab.files import read_lines
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training import checkpoint
 from raylab.training import run as runs
-from raylab.training.loop import weights_sha256
-from raylab.training.process_group import ProcessGroup
-from raylab.training.run import Recorder, execute, inherit, ledger_facts, read_model, run_on_all_ranks, write_model
+from raylab.training.ledger import summarise_ledger
+from raylab.training.loop import AttemptHandedOver, weights_sha256
+from raylab.training.peers import FixedPeers
+from raylab.training.run import Recorder, execute, inherit, read_model, write_model
 
 # 124 samples: 2 steps an epoch, 6 in all; checkpoints after 3 and 6
 RECIPE = override(shipped_recipe("ards", smoke=True), {"loop.checkpoint_steps": 3, "loop.ema_decay": 0.9})
@@ -39,8 +39,9 @@ class Rows:
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
 
-    def __call__(self, rows: list[dict[str, Any]]) -> None:
+    def __call__(self, rows: list[dict[str, Any]]) -> int:
         self.rows += rows
+        return 0  # on their way
 
 
 def killed(recipe: Recipe, data: Path, directory: Path, step: int) -> None:
@@ -130,7 +131,7 @@ def test_a_finished_run_has_nothing_left_to_do(undisturbed, ards_data, tmp_path)
     assert again == first | {"attempts": 2, "workers": [1, 1]}
 
 
-def world_of(recipe: Recipe, data: Path, directory: Path, send: Callable[[Any], None]) -> dict[str, Any]:
+def world_of(recipe: Recipe, data: Path, directory: Path, send: Callable[[Any], int]) -> dict[str, Any]:
     return execute(recipe, data, directory, send)
 
 
@@ -145,51 +146,30 @@ def test_two_workers_write_one_run(undisturbed, ards_data, tmp_path):
     assert len([line for line in rest if "step" in line]) == 6  # one line a step, not one a worker
 
 
-# agreeing
+# leaving
 
 
-def failing_rank() -> str:
-    group = ProcessGroup()
+class Leaving(FixedPeers):
+    """The only worker, which is told to leave before its third step."""
 
-    def action() -> int:
-        if group.rank == 1:
-            raise DataError("a file is missing")
-        return group.rank
+    def __init__(self) -> None:
+        super().__init__()
+        self.boundaries = 0
 
-    try:
-        run_on_all_ranks(group, action)
-    except RunError as error:
-        return f"RunError: {error.what}"
-    except DataError as error:
-        return f"DataError: {error.what}"
-    return "nothing"
+    def is_leaving(self) -> bool:
+        self.boundaries += 1
+        return self.boundaries > 2
 
 
-def test_when_one_worker_fails_all_do(tmp_path):
-    seen = in_world(3, tmp_path / "world", failing_rank)
-    assert seen[1] == "DataError: a file is missing"
-    assert seen[0] == seen[2] == "RunError: another worker of this run failed"
-
-
-def test_alone_the_error_is_the_action_s_own():
-    assert run_on_all_ranks(ProcessGroup(), lambda: 3) == 3
-
-    def fail() -> None:
-        raise NonFiniteError("no number")
-
-    with pytest.raises(NonFiniteError):
-        run_on_all_ranks(ProcessGroup(), fail)
-
-
-def test_a_group_that_makes_way_saves_at_the_next_step_and_ends(tmp_path):
-    recorder = Recorder(tmp_path, RECIPE, ProcessGroup(), lambda rows: "a node leaves")
-    recorder.start(None, [])
-    recorder.sent_at = -math.inf  # long ago: the next row is sent on, and the answer says that the node will go
-    assert recorder({"step": 1, "train/loss": 0.5}, None) is True  # asks for a checkpoint
-    with pytest.raises(runs.AttemptHandedOver, match="a node leaves"):
-        recorder({"step": 1}, {"progress": {"step": 1}})
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
-    assert read_lines(tmp_path / "ledger.jsonl")[-1] == {"attempt": 0, "moved": 1, "why": "a node leaves"}
+def test_when_every_worker_leaves_the_run_is_saved_and_handed_over(undisturbed, ards_data, tmp_path):
+    with pytest.raises(AttemptHandedOver):
+        execute(RECIPE, ards_data, tmp_path, Rows(), peers=Leaving())
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+    last = read_lines(tmp_path / "ledger.jsonl")[-1]
+    assert last == {"attempt": 0, "moved": 2, "why": "every worker was told to leave"}
+    result = execute(RECIPE, ards_data, tmp_path, Rows())
+    assert (result["attempts"], result["steps_repeated"]) == (2, 0)
+    assert result["weights_sha256"] == undisturbed[1]["weights_sha256"]
 
 
 # the ledger
@@ -197,7 +177,7 @@ def test_a_group_that_makes_way_saves_at_the_next_step_and_ends(tmp_path):
 
 def ledger(path: Path, *lines: dict[str, Any]) -> dict[str, Any]:
     path.write_text("".join(json.dumps({"attempt": 0, **line}) + "\n" for line in lines))
-    return ledger_facts(path)
+    return summarise_ledger(path)
 
 
 def start(step: int, workers: int = 1, damaged: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -212,6 +192,7 @@ def test_facts_of_a_ledger(tmp_path):
     path = tmp_path / "ledger.jsonl"
     assert ledger(path, start(0), *computed(1, 2, 3)) == {
         "attempts": 1,
+        "regroups": 0,
         "workers": [1],
         "steps_repeated": 0,
         "gaps": 0,
@@ -221,8 +202,12 @@ def test_facts_of_a_ledger(tmp_path):
     assert (facts["attempts"], facts["workers"], facts["steps_repeated"], facts["gaps"]) == (2, [2, 3], 1, 0)
     assert facts["damaged_checkpoints"] == 1
     assert ledger(path, start(0), *computed(1, 2), start(4), *computed(5))["gaps"] == 2
-    assert ledger(path, start(0), *computed(1, 2), start(0), start(1), *computed(2))["steps_repeated"] == 3
-    assert ledger_facts(tmp_path / "none.jsonl")["attempts"] == 0
+    assert ledger(path, start(0), *computed(1, 2), start(0), start(1), *computed(2))["steps_repeated"] == 2
+    regroup = {"regroup": 2, "workers": 1, "pids": [7], "time": 1.5}
+    facts = ledger(path, start(0, 2), *computed(1, 2), regroup, *computed(3))
+    assert (facts["attempts"], facts["regroups"], facts["workers"], facts["steps_repeated"]) == (1, 1, [2, 1], 0)
+    assert ledger(path, start(0, 2), *computed(1, 2), regroup, *computed(2, 3))["steps_repeated"] == 1
+    assert summarise_ledger(tmp_path / "none.jsonl")["attempts"] == 0
 
 
 def test_lines_cut_short_by_a_crash_are_left_out(tmp_path):

@@ -7,16 +7,26 @@ it. Files are read in portions and written by patient, so that a full MIMIC-IV d
 """
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import dataframely as dy
 import polars as pl
 
-from raylab.data.icu.concepts import CONCEPTS, EVENTS, STATIC, UNIT, SourceData, by_id, stated_unit, whole_stays
+from raylab.data.icu.concepts import (
+    CONCEPTS,
+    EVENTS,
+    STATIC,
+    UNIT,
+    SourceData,
+    by_id,
+    read_quantities,
+    stated_unit,
+    whole_stays,
+)
 from raylab.data.icu.demographics import age, sex
 from raylab.data.icu.sources.episodes import charted
+from raylab.data.icu.sources.schema import DATE, NUMBER, TEXT, Column
 from raylab.data.icu.sources.tables import PIECE, Conversions, Findings, Pieces, rows_of
 from raylab.errors import DataError, UsageError
 
@@ -24,13 +34,13 @@ SHIPPED = Path(__file__).with_name("meds_mimic4.toml")
 PARTS = ("begin", "end", "left", "died", "death", "birth")
 
 
-class Events(dy.Schema):
-    """Other names are those of older MEDS schemas and of writers near it."""
-
-    subject_id = dy.String(nullable=False, metadata={"identifier": "text", "names": ("patient_id",)})
-    time = dy.Datetime(nullable=True, metadata={"names": ("timestamp",)})  # null of what has no time, such as sex
-    code = dy.String(nullable=True)
-    numeric_value = dy.Float64(nullable=True, allow_inf=True, metadata={"names": ("value",)})
+EVENT_COLUMNS = {  # other names are those of older MEDS schemas and of writers near it
+    "subject_id": Column(pl.String(), nullable=False, identifier="text", names=("patient_id",)),
+    "time": replace(DATE, names=("timestamp",)),  # null of what has no time, such as sex
+    "code": TEXT,
+    "numeric_value": replace(NUMBER, names=("value",)),
+    "text_value": replace(TEXT, is_optional=True),
+}
 
 
 @dataclass(frozen=True)
@@ -100,25 +110,27 @@ def read(path: Path, work: Path, mapping: Path | None = None) -> SourceData:
     files = event_files(path)
     pieces = Pieces(work, "meds", max(1, -(-sum(file.stat().st_size for file in files) * 10 // PIECE)))
     codes, conversions = Codes(by), Conversions()
-    edges, last = [], []
+    edges, last, from_text = [], [], 0
     for number, file in enumerate(files):
         findings = Findings(flat(file, work / f"flat-{number:05d}.parquet"), conversions)
-        for part, lines in rows_of(findings, Events, "MEDS events"):
-            rows = findings.check(part, Events, lines, asked=codes.mean_something(part["code"]))
+        for part, lines in rows_of(findings, EVENT_COLUMNS, "MEDS events"):
+            rows = findings.check(part, EVENT_COLUMNS, lines, asked=codes.mean_something(part["code"]))
             last.append(rows.group_by("subject_id").agg(pl.col("time").max()))
             rows = codes.known(rows)
+            from_text += int(rows["from_text"].sum())
+            rows = rows.drop("from_text")
             about = pl.col("role").is_in([*PARTS, "sex"])
             edges.append(rows.filter(about))
             pieces.add(rows.filter(~about))
         findings.close()
+    conversions.note("values read from text_value, such as 50%, where numeric_value is empty", from_text)
     ends = pl.concat(last).drop_nulls("subject_id").group_by("subject_id").agg(last=pl.col("time").max())
     stays, cut = find_stays(pl.concat(edges), ends, by, path, conversions)
     first = descriptors(stays).lazy()
     window = stays.lazy().select("subject_id", "stay_id", "start", "stop", "end_h")
     parts, elsewhere = [], 0
-    for k, file in enumerate(pieces.close(ROWS)):
-        here = pl.col("subject_id").hash(seed=0) % len(pieces.files) == k
-        piece = pl.scan_parquet(file)
+    for k, piece in enumerate(pieces.close(ROWS)):
+        here = pl.col("subject_id").hash(seed=0) % pieces.count == k
         elsewhere += int(piece.join(window, "subject_id", "anti").select(pl.len()).collect().item())
         parts.append(pl.concat([events_of(piece, window, by), first.filter(here)], how="diagonal"))
     counts = {"stays cut where they overlap": cut, "rows of patients without an ICU stay": elsewhere}
@@ -206,12 +218,24 @@ class Codes:
         return codes.is_in(asked.implode()).fill_null(False)
 
     def known(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """ROWS of the rows whose code means something; `mean_something` has seen all of their codes."""
-        found = rows.join(self.table.filter(pl.col("role").is_not_null()), "code")
-        # a code of a concept without a number: the result was text
-        value = pl.when(pl.col("role") == "value").then(pl.col("numeric_value").fill_null(float("nan")))
+        """ROWS of the rows whose code means something, and `from_text`: whether the value was read from text_value;
+        `mean_something` has seen all of their codes. A code of a concept without a number is NaN."""
+        of_concept = pl.col("role") == "value"
+        found = rows.join(self.table.filter(pl.col("role").is_not_null()), "code").with_columns(
+            text=pl.when(of_concept & pl.col("numeric_value").is_null()).then("text_value")
+        )
+        texts = found.select("concept", UNIT, "text").drop_nulls("text").unique()
+        found = found.join(read_quantities(texts), ["concept", UNIT, "text"], "left", maintain_order="left")
+        value = pl.when(of_concept).then(pl.coalesce("numeric_value", "number").fill_null(float("nan")))
         return found.select(
-            "subject_id", "time", "code", "concept", value=value.otherwise("numeric_value"), role="role", unit=UNIT
+            "subject_id",
+            "time",
+            "code",
+            "concept",
+            value=value.otherwise("numeric_value"),
+            role="role",
+            unit=pl.coalesce("unit_read", UNIT),
+            from_text=pl.col("number").is_not_null(),
         )
 
     def meaning(self, code: str) -> tuple[str, str | None, str | None, str | None]:

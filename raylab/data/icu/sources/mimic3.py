@@ -20,15 +20,24 @@ Ventilation. MetaVision has procedures: 225792 invasive, 225794 non-invasive. Ca
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
-import dataframely as dy
 import polars as pl
 
-from raylab.data.icu.concepts import CONCEPTS, EVENTS, UNIT, SourceData, stated_units, whole_stays
+from raylab.data.icu.concepts import (
+    CONCEPTS,
+    EVENTS,
+    UNIT,
+    SourceData,
+    read_quantities,
+    stated_units,
+    whole_stays,
+)
 from raylab.data.icu.demographics import age, count_unread, sex
 from raylab.data.icu.sources.episodes import charted
-from raylab.data.icu.sources.tables import Conversions, Findings, Pieces, by_value, needed, piece_count, rows_of, whole
+from raylab.data.icu.sources.schema import DATE, INTEGER, NUMBER, TEXT, Column, Schema
+from raylab.data.icu.sources.tables import Conversions, Findings, Pieces, needed, piece_count, rows_of, whole
 from raylab.data.identifiers import identifier, is_missing
 from raylab.errors import DataError
 
@@ -49,61 +58,39 @@ GASES = (50821, 50818, 50820, 50817, 50802)
 VENTILATION = {225792: "mech_vent", 225794: "niv"}
 
 
-def id_number(nullable: bool = False) -> dy.String:
-    """A column of identifiers, which are whole numbers by MIMIC-III's documentation."""
-    return dy.String(nullable=nullable, metadata={"identifier": "number"})
+ID = Column(pl.String(), nullable=False, identifier="number")
+"""Identifiers are whole numbers by MIMIC-III's documentation."""
+OPTIONAL_ID = replace(ID, nullable=True)
+ITEM, TIME = replace(INTEGER, nullable=False), replace(DATE, nullable=False)
 
-
-class IcuStays(dy.Schema):
-    subject_id = id_number()
-    hadm_id = id_number()
-    icustay_id = id_number()
-    dbsource = dy.String(nullable=True)
-    first_careunit = dy.String(nullable=True)
-    intime = dy.Datetime(nullable=False)
-    outtime = dy.Datetime(nullable=True)
-
-
-class Patients(dy.Schema):
-    subject_id = id_number()
-    gender = dy.String(nullable=True)
-    dob = dy.Datetime(nullable=True)
-
-
-class Admissions(dy.Schema):
-    hadm_id = id_number()
-    deathtime = dy.Datetime(nullable=True)
-    hospital_expire_flag = dy.Int64(nullable=True, is_in=[0, 1])
-
-
-class ChartEvents(dy.Schema):
-    subject_id = id_number()
-    icustay_id = id_number(nullable=True)
-    itemid = dy.Int64(nullable=False)
-    charttime = dy.Datetime(nullable=False)
-    value = dy.String(nullable=True)
-    valuenum = dy.Float64(nullable=True, allow_inf=True)  # outside every range: counted there
-    valueuom = dy.String(nullable=True)
-    error = dy.Int64(nullable=True)
-
-
-class LabEvents(dy.Schema):
-    subject_id = id_number()
-    itemid = dy.Int64(nullable=False)
-    charttime = dy.Datetime(nullable=False)
-    value = dy.String(nullable=True)
-    valuenum = dy.Float64(nullable=True, allow_inf=True)  # outside every range: counted there
-    valueuom = dy.String(nullable=True)
-
-
-class Procedures(dy.Schema):
-    subject_id = id_number()
-    icustay_id = id_number(nullable=True)
-    itemid = dy.Int64(nullable=False)
-    starttime = dy.Datetime(nullable=False)
-    endtime = dy.Datetime(nullable=True)
-    statusdescription = dy.String(nullable=True)
-
+ICU_STAYS = {
+    "subject_id": ID,
+    "hadm_id": ID,
+    "icustay_id": ID,
+    "dbsource": TEXT,
+    "first_careunit": TEXT,
+    "intime": TIME,
+    "outtime": DATE,
+}
+PATIENTS = {"subject_id": ID, "gender": TEXT, "dob": DATE}
+ADMISSIONS = {"hadm_id": ID, "deathtime": DATE, "hospital_expire_flag": replace(INTEGER, is_in=(0, 1))}
+LAB_EVENTS = {
+    "subject_id": ID,
+    "itemid": ITEM,
+    "charttime": TIME,
+    "value": TEXT,
+    "valuenum": NUMBER,
+    "valueuom": TEXT,
+}
+CHART_EVENTS = {"subject_id": ID, "icustay_id": OPTIONAL_ID, **LAB_EVENTS, "error": INTEGER}
+PROCEDURES = {
+    "subject_id": ID,
+    "icustay_id": OPTIONAL_ID,
+    "itemid": ITEM,
+    "starttime": TIME,
+    "endtime": DATE,
+    "statusdescription": TEXT,
+}
 
 ROWS = pl.Schema(
     {
@@ -129,13 +116,10 @@ def read(path: Path, work: Path) -> SourceData:
     known = {int(item): concept.name for concept in CONCEPTS.values() for item in concept.ids["mimic3"]}
     rule = (MODE, DEVICE, *COMA_SCALE)
     tell = (conversions, counts)
-    charts = narrow(files["CHARTEVENTS"], ChartEvents, {*known, *rule}, Pieces(work, "charts", pieces), stays, *tell)
-    labs = narrow(files["LABEVENTS"], LabEvents, {*known, SPECIMEN}, Pieces(work, "labs", pieces), stays, *tell)
+    charts = narrow(files["CHARTEVENTS"], CHART_EVENTS, {*known, *rule}, Pieces(work, "charts", pieces), stays, *tell)
+    labs = narrow(files["LABEVENTS"], LAB_EVENTS, {*known, SPECIMEN}, Pieces(work, "labs", pieces), stays, *tell)
     episodes = procedures(path, stays, *tell)
-    parts = tuple(
-        events_of(pl.scan_parquet(chart), pl.scan_parquet(lab), episodes.lazy(), stays.lazy())
-        for chart, lab in zip(charts, labs, strict=True)
-    )
+    parts = tuple(events_of(chart, lab, episodes.lazy(), stays.lazy()) for chart, lab in zip(charts, labs, strict=True))
     first = descriptors(stays)
     together = pl.concat([parts[0], first.lazy()], how="diagonal")
     parts = (together,) if len(parts) == 1 else _spread(parts, first)
@@ -156,14 +140,14 @@ def _spread(parts: tuple[pl.LazyFrame, ...], first: pl.DataFrame) -> tuple[pl.La
 def find_stays(path: Path, conversions: Conversions, counts: Counter[str]) -> pl.DataFrame:
     """One row a stay: STAYS, start and end (dates), age, sex, icu_type. Counted are stays that were cut where two
     overlap, and what PATIENTS and ADMISSIONS do not say."""
-    table = whole(path, "ICUSTAYS", IcuStays, WHAT, conversions).drop_nulls("intime").sort("subject_id", "intime")
+    table = whole(path, "ICUSTAYS", ICU_STAYS, WHAT, conversions).drop_nulls("intime").sort("subject_id", "intime")
     if table.is_empty():
         raise DataError(f"{path}: ICUSTAYS has no rows", do="copy it again")
     if table["icustay_id"].is_duplicated().any():
         n = int(table["icustay_id"].is_duplicated().sum())
         raise DataError(f"{path}: {n} rows of ICUSTAYS share their icustay_id", do="keep one row a stay")
-    patients = whole(path, "PATIENTS", Patients, WHAT, conversions)
-    admissions = whole(path, "ADMISSIONS", Admissions, WHAT, conversions)
+    patients = whole(path, "PATIENTS", PATIENTS, WHAT, conversions)
+    admissions = whole(path, "ADMISSIONS", ADMISSIONS, WHAT, conversions)
     for name, other, lost in (("PATIENTS", patients, "age and sex"), ("ADMISSIONS", admissions, "outcome")):
         key = other.columns[0]
         conversions.match(table[key], other[key], "ICUSTAYS", name)
@@ -204,26 +188,21 @@ def find_stays(path: Path, conversions: Conversions, counts: Counter[str]) -> pl
 
 def narrow(
     file: Path,
-    schema: type[dy.Schema],
+    schema: Schema,
     items: set[int],
     out: Pieces,
     stays: pl.DataFrame,
     conversions: Conversions,
     counts: Counter[str],
-) -> list[Path]:
+) -> list[pl.LazyFrame]:
     """Rows with one of `items` of the patients of `stays`, with their unit, written by patient. Memory holds one
     portion of the table."""
-    findings, table = Findings(file, conversions), file.name.partition(".")[0].upper()
+    findings, table, from_text = Findings(file, conversions), file.name.partition(".")[0].upper(), 0
     wanted = [str(item) for item in sorted(items)]
     named: list[pl.DataFrame] = []
     keys = {"subject_id": "subject_id", "icustay_id": "stay_id"}  # here -> in `stays`
     for part, lines in rows_of(findings, schema, table):
-        kind = part.schema["itemid"]
-        items_read = by_value(
-            part, "itemid", item=identifier("itemid", kind, numeric=True), silent=is_missing("itemid", kind)
-        )
-        item, broken = items_read["item"], items_read["item"].is_null() & ~items_read["silent"]
-        asked = item.is_in(wanted).fill_null(False) | broken  # the check below refuses what is no item
+        asked = part["itemid"].is_in(asked_items(part, wanted).implode()).fill_null(False)
         findings.rows += part.height - int(asked.sum())
         if not asked.any():
             continue
@@ -236,11 +215,22 @@ def narrow(
         rows = of_stays(rows, stays, table, counts).with_columns(pl.col("valuenum").fill_nan(None))
         nothing = pl.col("valuenum").is_null() & (pl.col("value").fill_null("").str.strip_chars() == "")
         counts["without a value"] += int(rows.select(nothing.sum()).item())
-        out.add(with_units(rows.filter(~nothing)))
+        rows = with_units(rows.filter(~nothing))
+        from_text += int(rows["from_text"].sum())
+        out.add(rows.drop("from_text"))
     findings.close()
+    conversions.note("{}: values read from text such as 50% or 7,4, where VALUENUM is empty", from_text, table)
     for key in named[0].columns if named else ():
         conversions.match(pl.concat(named)[key], stays[keys[key]], table, "ICUSTAYS")
     return out.close(ROWS)
+
+
+def asked_items(part: pl.DataFrame, wanted: list[str]) -> pl.Series:
+    """The values of itemid that are one of `wanted`, and those that are no item, which the check of their rows refuses.
+    Of the many rows of a portion, each value is looked at once."""
+    values, kind = part.select(pl.col("itemid").unique()), part.schema["itemid"]
+    item = identifier("itemid", kind, numeric=True)
+    return values.filter(item.is_in(wanted) | (item.is_null() & ~is_missing("itemid", kind)))["itemid"]
 
 
 def of_stays(rows: pl.DataFrame, stays: pl.DataFrame, table: str, counts: Counter[str]) -> pl.DataFrame:
@@ -259,26 +249,28 @@ def of_stays(rows: pl.DataFrame, stays: pl.DataFrame, table: str, counts: Counte
 
 
 def with_units(rows: pl.DataFrame) -> pl.DataFrame:
-    """ROWS of charted or laboratory rows that hold something; what is no number is NaN."""
+    """ROWS of charted or laboratory rows that hold something; what is no number is NaN. `from_text`: VALUENUM is empty,
+    and VALUE has a number that is written with a unit or a decimal comma."""
     item = pl.col("itemid").cast(pl.String)
-    pairs = rows.select(item.alias("item"), recorded="valueuom").unique()
+    rows = rows.with_columns(item=item, recorded="valueuom", text=pl.when(pl.col("valuenum").is_null()).then("value"))
+    pairs = rows.select("item", "recorded").unique()
+    rows = rows.join(stated_units("mimic3", pairs.iter_rows()), ["item", "recorded"], "left", nulls_equal=True)
+    texts = rows.filter(pl.col("concept").is_not_null()).select("concept", UNIT, "text").drop_nulls("text").unique()
+    rows = rows.join(read_quantities(texts), ["concept", UNIT, "text"], "left")
     stay = pl.col("icustay_id") if "icustay_id" in rows.columns else pl.lit(None, pl.String)
-    number = pl.coalesce("valuenum", pl.col("value").cast(pl.Float64, strict=False))
-    return (
-        rows.with_columns(item=item, recorded="valueuom")
-        .join(stated_units("mimic3", pairs.iter_rows()), ["item", "recorded"], "left", nulls_equal=True)
-        .select(
-            subject_id="subject_id",
-            stay_id=stay,
-            at="charttime",
-            item=pl.col("itemid"),
-            concept="concept",
-            value=pl.when(pl.col("concept").is_not_null()).then(number.fill_null(float("nan"))).otherwise(number),
-            text=pl.when(pl.col("itemid").is_in([MODE, DEVICE, SPECIMEN])).then("value"),
-            unit=UNIT,
-        )
-        .cast(ROWS)
-    )
+    plain = pl.col("value").cast(pl.Float64, strict=False)
+    of_concept = pl.coalesce("valuenum", "number").fill_null(float("nan"))
+    return rows.select(
+        subject_id="subject_id",
+        stay_id=stay,
+        at="charttime",
+        item=pl.col("itemid"),
+        concept="concept",
+        value=pl.when(pl.col("concept").is_not_null()).then(of_concept).otherwise(pl.coalesce("valuenum", plain)),
+        text=pl.when(pl.col("itemid").is_in([MODE, DEVICE, SPECIMEN])).then("value"),
+        unit=pl.coalesce("unit_read", UNIT),
+        from_text=pl.col("number").is_not_null() & plain.is_null(),
+    ).cast(ROWS)
 
 
 def events_of(charts: pl.LazyFrame, labs: pl.LazyFrame, episodes: pl.LazyFrame, stays: pl.LazyFrame) -> pl.LazyFrame:
@@ -361,7 +353,7 @@ def carevue_ventilation(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 def procedures(path: Path, stays: pl.DataFrame, conversions: Conversions, counts: Counter[str]) -> pl.DataFrame:
     """subject_id, stay_id, concept, starttime, endtime of MetaVision's ventilation; rewritten orders are left out."""
-    table = whole(path, "PROCEDUREEVENTS_MV", Procedures, WHAT, conversions).filter(
+    table = whole(path, "PROCEDUREEVENTS_MV", PROCEDURES, WHAT, conversions).filter(
         pl.col("itemid").is_in(list(VENTILATION)) & (pl.col("statusdescription").fill_null("") != "Rewritten")
     )
     conversions.match(table["icustay_id"], stays["stay_id"], "PROCEDUREEVENTS_MV", "ICUSTAYS")

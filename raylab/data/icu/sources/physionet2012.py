@@ -13,12 +13,11 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import dataframely as dy
-import numpy as np
 import polars as pl
 
 from raylab.data.icu.concepts import EVENTS, SourceData, by_id, whole_stays
 from raylab.data.icu.demographics import age, count_unread, sex
+from raylab.data.icu.sources.schema import Column
 from raylab.data.icu.sources.tables import Conversions, Findings, find
 from raylab.data.identifiers import form, identifier
 from raylab.data.text import as_number, decode, read_text, separator
@@ -64,11 +63,10 @@ def read(path: Path) -> SourceData:
     )
 
 
-class Outcomes(dy.Schema):
-    """Beside these, Survival (days from admission to death) and Length_of_stay (days) where the table has them."""
-
-    recordid = dy.String(nullable=False, primary_key=True, metadata={"identifier": "number"})
-    hospital_death = dy.Int64(nullable=False, is_in=[0, 1])
+OUTCOMES = {  # beside these, survival (days from admission to death) and length_of_stay (days) where it has them
+    "recordid": Column(pl.String(), nullable=False, identifier="number", unique=True),
+    "hospital_death": Column(pl.Int64(), nullable=False, is_in=(0, 1)),
+}
 
 
 def find_sets(path: Path) -> dict[str, Path]:
@@ -107,12 +105,12 @@ def read_outcomes(path: Path, letter: str, conversions: Conversions) -> pl.DataF
         raise DataError(f"{file} is not an outcome table", str(error).splitlines()[0], "download it again") from error
     lower = {name: name.strip().lower().replace("in-hospital_", "hospital_") for name in table.columns}
     table = table.rename(lower).filter(~pl.all_horizontal(pl.all().is_null()))
-    if missing := [name for name in Outcomes.column_names() if name not in table.columns]:
+    if missing := [name for name in OUTCOMES if name not in table.columns]:
         shown = ", ".join(missing).replace("hospital_", "In-hospital_").replace("recordid", "RecordID")
         raise DataError(f"{file} is not an outcome table", f"no column {shown}", "download it again")
     findings = Findings(file, conversions)
     findings.not_utf8 = other
-    checked = findings.check(table, Outcomes, pl.int_range(2, table.height + 2, eager=True))
+    checked = findings.check(table, OUTCOMES, pl.int_range(2, table.height + 2, eager=True))
     findings.close()
 
     for name in ("survival", "length_of_stay"):
@@ -184,7 +182,8 @@ def parse(place: Path, conversions: Conversions) -> tuple[pl.DataFrame, list[str
             f"they are {form(names['id'].filter(stay_ids.is_null()))}",
             "keep only the patients' files, RecordID.txt",
         )
-    rows = pl.DataFrame({"file": np.repeat(np.arange(len(files)), counts), "line": pl.Series(lines, dtype=pl.String)})
+    of_file = pl.int_range(len(files), eager=True).repeat_by(pl.Series(counts)).explode().drop_nulls()
+    rows = pl.DataFrame({"file": of_file, "line": pl.Series(lines, dtype=pl.String)})
     table = rows.select(
         stay_id=pl.lit(stay_ids).gather(pl.col("file")),
         # "-00:30" must stay negative

@@ -1,31 +1,30 @@
 """Raw tables as they lie in a directory: found whatever the letter case, read in bounded portions, checked by schema.
 
-A schema is a dataframely class whose columns carry the names in lower case. Violations are collected over the
-whole table and refused once, by table, column and number of rows.
+Violations of a schema are collected over the whole table and refused once, by table, column and number of rows.
 """
 
 import gzip
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-import dataframely as dy
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from raylab.data.icu.sources.schema import Column, Schema, empty_table
 from raylab.data.identifiers import identifier, is_missing, not_among
-from raylab.data.text import as_date, as_number, decode, has_zone, not_utf8, separator
+from raylab.data.text import as_date, as_number, decode, has_zone, not_utf8, separator, usual_date, utf8
 from raylab.errors import DataError
 
-CHUNK = 32 << 20  # bytes of text parsed at a time
+if TYPE_CHECKING:  # loaded where it is needed: a small table of text takes less time than that
+    import pyarrow.parquet as pq
+
+CHUNK = 16 << 20  # bytes of text parsed at a time
 PIECE = 256 << 20  # bytes of text whose patients make up one piece
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 MANY_STRANGE = 0.1  # of the identifiers of a table may be missing from another before that is a warning
 SHOWN = 40  # characters of a value in a message
-NAMES = {pl.Datetime: "a date", pl.Float64: "a number", pl.Int64: "a whole number"}
 
 
 def find(path: Path, name: str, endings: Sequence[str] = ENDINGS) -> Path | None:
@@ -90,10 +89,7 @@ class Conversions:
 
 
 class Findings:
-    """What is wrong with a table, counted over all its portions.
-
-    Columns of a schema may say in their metadata: `identifier` ("text" or "number"), `names` (other names they go by).
-    """
+    """What is wrong with a table, counted over all its portions."""
 
     def __init__(self, file: Path, conversions: Conversions | None = None) -> None:
         self.file, self.rows = file, 0
@@ -107,7 +103,7 @@ class Findings:
     def check(
         self,
         rows: pl.DataFrame,
-        schema: type[dy.Schema],
+        schema: Schema,
         lines: pl.Series | None = None,
         asked: pl.Series | None = None,
     ) -> pl.DataFrame:
@@ -115,46 +111,59 @@ class Findings:
 
         `lines`: where each row stands in the file, for the message. `asked`: the rows in which anything must hold.
         """
-        columns, kinds = schema.columns(), rows.schema
-        read = {name: self.read(rows, name, column) for name, column in columns.items()}
+        absent = [name for name, column in schema.items() if column.is_optional and name not in rows.columns]
+        rows = rows.with_columns(pl.lit(None, pl.String).alias(name) for name in absent)
+        kinds = rows.schema
+        read = {name: self.read(rows, name, column) for name, column in schema.items()}
         whole = rows.with_columns(of["typed"].alias(name) for name, of in read.items())
-        typed, self.rows = whole, self.rows + rows.height
+        self.rows += rows.height
         if asked is not None:
-            typed, rows = whole.filter(asked), rows.filter(asked)
+            rows = rows.filter(asked)
             read = {name: of.filter(asked) for name, of in read.items()}
             lines = None if lines is None else lines.filter(asked)
-        for name, column in columns.items():
-            lost = read[name]["typed"].is_null() & ~read[name]["silent"]
+        for name, column in schema.items():
+            typed, silent = read[name]["typed"], read[name]["silent"]
+            lost = typed.is_null() & ~silent
             if lost.any():
-                what = f"{name} is not {kind_of(column)}"
+                what = f"{name} is not {column.describe()}"
                 self.wrong[what] += int(lost.sum())
-                self.first.setdefault(what, example(rows, name, lost, lines, "identifier" not in said(column)))
+                self.first.setdefault(what, example(rows, name, lost, lines, column.identifier is None))
+            if not column.nullable:
+                self.count(f"{name} is empty", typed.is_null() & silent)
+            if column.is_in:
+                self.count(f"{name} is none of {', '.join(map(str, column.is_in))}", ~typed.is_in(column.is_in))
+            if column.unique:
+                self.count(f"{name} is not unique", typed.is_duplicated() & typed.is_not_null())
             if isinstance(column.dtype, pl.Datetime):
                 self.conversions.add_zones(f"{self.file.name}, column {name}", read[name]["zone"].unique().to_list())
             if column.dtype.is_float() and kinds[name] == pl.String:
                 for mark in (",", "."):
                     if rows[name].str.contains(rf"[{mark}]\d+\s*$").any():
                         self.marks.setdefault(name, set()).add(mark)
-        for rule, n in schema.filter(typed.select(schema.column_names())).failure.counts().items():
-            name, _, kind = rule.partition("|")
-            of = read[name] if kind == "nullability" else None
-            unread = 0 if of is None else int((of["typed"].is_null() & ~of["silent"]).sum())
-            if n > unread:
-                self.wrong[f"{name} is empty" if kind == "nullability" else f"{rule.replace('|', ': ')}"] += n - unread
         return whole
 
-    def read(self, rows: pl.DataFrame, name: str, column: dy.Column) -> pl.DataFrame:
+    def count(self, what: str, wrong: pl.Series) -> None:
+        if n := int(wrong.sum()):
+            self.wrong[what] += n
+
+    def read(self, rows: pl.DataFrame, name: str, column: Column) -> pl.DataFrame:
         """typed, silent (nothing is said), zone (of dates) of the column `name`."""
         kind = rows.schema[name]
-        zone = {"zone": has_zone(name, kind)} if isinstance(column.dtype, pl.Datetime) else {}
-        return by_value(rows, name, typed=self.as_type(name, kind, column), silent=is_missing(name, kind), **zone)
+        if kind == pl.String == column.dtype and not column.identifier:
+            return rows.select(typed=name, silent=pl.col(name).is_null())
+        if not isinstance(column.dtype, pl.Datetime):
+            return by_value(rows, name, typed=self.as_type(name, kind, column), silent=is_missing(name, kind))
+        if kind == pl.String:
+            usual = rows.select(typed=usual_date(name), silent=pl.col(name).is_null())
+            if (usual["typed"].is_null() == usual["silent"]).all():
+                return usual.with_columns(zone=pl.when(~pl.col("silent")).then(False))
+        zone = has_zone(name, kind)
+        return by_value(rows, name, typed=as_date(name, kind), silent=is_missing(name, kind), zone=zone)
 
-    def as_type(self, name: str, kind: pl.DataType, column: dy.Column) -> pl.Expr:
+    def as_type(self, name: str, kind: pl.DataType, column: Column) -> pl.Expr:
         """The column `name`, of type `kind` in the file, as the schema's type; null where that is not possible."""
-        if of := said(column).get("identifier"):
-            return identifier(name, kind, numeric=of == "number")
-        if isinstance(column.dtype, pl.Datetime):
-            return as_date(name, kind)
+        if column.identifier:
+            return identifier(name, kind, numeric=column.identifier == "number")
         if column.dtype.is_float():
             return as_number(name, kind, comma_is_decimal=self.separator != ",")
         if column.dtype.is_integer():
@@ -191,19 +200,6 @@ def by_value(rows: pl.DataFrame, name: str, **made: pl.Expr) -> pl.DataFrame:
     return column.join(values, name, "left", nulls_equal=True, maintain_order="left").drop(name)
 
 
-def said(column: dy.Column) -> dict[str, Any]:
-    """What a column of a schema says of itself beyond its type."""
-    return column.metadata or {}
-
-
-def kind_of(column: dy.Column) -> str:
-    """What a column holds, in words."""
-    names = {"number": "a whole number", "text": "an identifier that can be matched exactly"}
-    if of := said(column).get("identifier"):
-        return names[of]
-    return NAMES.get(type(column.dtype), str(column.dtype))
-
-
 def example(rows: pl.DataFrame, name: str, lost: pl.Series, lines: pl.Series | None, show: bool) -> str:
     """The first value that is lost and its line; the value of an identifier is not shown."""
     at = lost.arg_max() or 0
@@ -212,7 +208,7 @@ def example(rows: pl.DataFrame, name: str, lost: pl.Series, lines: pl.Series | N
     return f" (first:{value}{place})" if value or place else ""
 
 
-def rows_of(findings: Findings, schema: type[dy.Schema], table: str) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
+def rows_of(findings: Findings, schema: Schema, table: str) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
     """The table's columns of `schema` in portions, names in lower case, all text where the file is text; and the line
     (of parquet: the row) of each.
 
@@ -226,7 +222,7 @@ def rows_of(findings: Findings, schema: type[dy.Schema], table: str) -> Iterator
         line += height
 
 
-def _text(findings: Findings, schema: type[dy.Schema], table: str) -> Iterator[tuple[pl.DataFrame, int]]:
+def _text(findings: Findings, schema: Schema, table: str) -> Iterator[tuple[pl.DataFrame, int]]:
     """(portion, how many lines it takes) of a text file."""
     file = findings.file
     with _opened(file) as stream:
@@ -235,11 +231,16 @@ def _text(findings: Findings, schema: type[dy.Schema], table: str) -> Iterator[t
             mark = findings.separator = separator(header)
             names = [name.strip().strip('"') for name in header.strip().split(mark)]
             columns = _columns(file, names, schema, table)
-            clean = mark.join(names) + "\n"
+            clean = (mark.join(names) + "\n").encode()
+            numbers = {here: pl.Int64 for here, name in columns.items() if schema[name].holds_whole_numbers()}
             for body in _portions(stream):
-                text, other = decode(body, str(file))
+                text, other = utf8(body, str(file))
                 findings.not_utf8 += other
-                part = pl.read_csv((clean + text).encode(), columns=list(columns), infer_schema=False, separator=mark)
+                try:
+                    part = _parse(clean + text, columns, mark, numbers)
+                except pl.exceptions.PolarsError:
+                    numbers = {}  # 7.0, NA, ...: from here on all is text, which Findings.check reads
+                    part = _parse(clean + text, columns, mark, numbers)
                 yield part.rename(columns), body.count(b"\n")
         except (EOFError, zlib.error, OSError) as error:
             raise DataError(f"{file} is damaged or truncated", str(error), "copy it again") from error
@@ -249,12 +250,18 @@ def _text(findings: Findings, schema: type[dy.Schema], table: str) -> Iterator[t
             raise DataError(what, str(error).splitlines()[0], "copy it again") from error
 
 
-def whole(path: Path, table: str, schema: type[dy.Schema], what: str, conversions: Conversions) -> pl.DataFrame:
+def _parse(
+    text: bytes, columns: Mapping[str, str], mark: str, numbers: Mapping[str, type[pl.DataType]]
+) -> pl.DataFrame:
+    return pl.read_csv(text, columns=list(columns), infer_schema=False, separator=mark, schema_overrides=numbers)
+
+
+def whole(path: Path, table: str, schema: Schema, what: str, conversions: Conversions) -> pl.DataFrame:
     """A small table as a whole, checked, with exact duplicates gone."""
     findings = Findings(needed(path, table, what), conversions)
     parts = [findings.check(part, schema, lines) for part, lines in rows_of(findings, schema, table)]
     findings.close()
-    return pl.concat([schema.create_empty(), *parts]).unique(maintain_order=True)
+    return pl.concat([empty_table(schema), *parts]).unique(maintain_order=True)
 
 
 def _opened(file: Path) -> BinaryIO:
@@ -263,25 +270,23 @@ def _opened(file: Path) -> BinaryIO:
 
 def _portions(stream: BinaryIO) -> Iterator[bytes]:
     """Whole lines, about CHUNK bytes at a time; a line break within quotes ends no line."""
-    rest = b""
     while block := stream.read(CHUNK):
-        data = rest + block
-        end = data.rfind(b"\n")
-        while end >= 0 and data.count(b'"', 0, end) % 2:
-            end = data.rfind(b"\n", 0, end)
-        rest = data[end + 1 :]
-        if end >= 0:
-            yield data[: end + 1]
-    if rest.strip():
-        yield rest
+        parts, quotes, line = [block], block.count(b'"'), block[-1:]
+        while line and not (line.endswith(b"\n") and quotes % 2 == 0):
+            line = stream.readline()
+            parts.append(line)
+            quotes += line.count(b'"')
+        body = b"".join(parts)
+        if not body.isspace():
+            yield body
 
 
-def _columns(file: Path, names: Sequence[str], schema: type[dy.Schema], table: str) -> dict[str, str]:
+def _columns(file: Path, names: Sequence[str], schema: Schema, table: str) -> dict[str, str]:
     """Name in the file -> name in the schema."""
     by_lower = {name.lower(): name for name in names}
-    known = {name: (name, *said(column).get("names", ())) for name, column in schema.columns().items()}
+    known = {name: (name, *column.names) for name, column in schema.items()}
     found = {name: next((by_lower[n] for n in others if n in by_lower), None) for name, others in known.items()}
-    missing = [name for name, here in found.items() if here is None]
+    missing = [name for name, here in found.items() if here is None and not schema[name].is_optional]
     if missing:
         raise DataError(
             f"{file} is not the table {table}: no column {', '.join(missing)}",
@@ -291,7 +296,10 @@ def _columns(file: Path, names: Sequence[str], schema: type[dy.Schema], table: s
     return {here: name for name, here in found.items() if here is not None}
 
 
-def _parquet(file: Path, schema: type[dy.Schema], table: str) -> Iterator[tuple[pl.DataFrame, int]]:
+def _parquet(file: Path, schema: Schema, table: str) -> Iterator[tuple[pl.DataFrame, int]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         columns = _columns(file, list(pl.read_parquet_schema(file)), schema, table)
         for batch in pq.ParquetFile(file).iter_batches(batch_size=500_000, columns=list(columns)):
@@ -303,30 +311,40 @@ def _parquet(file: Path, schema: type[dy.Schema], table: str) -> Iterator[tuple[
 
 
 class Pieces:
-    """Rows of many patients, written to disk by patient, so that one piece with all of its patients fits in memory."""
+    """Rows of many patients in `count` pieces by patient, each with all of its patients: on disk, so that memory holds
+    one at a time, or, where there is one alone, in memory."""
 
     def __init__(self, folder: Path, name: str, count: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.files = [folder / f"{name}-{k:03d}.parquet" for k in range(count)]
+        self.count, self.folder, self.name = count, folder, name
         self.writers: dict[int, pq.ParquetWriter] = {}
+        self.alone: list[pl.DataFrame] = []
 
     def add(self, rows: pl.DataFrame) -> None:
         """Rows with a column subject_id; every call with the same columns."""
-        part = pl.col("subject_id").cast(pl.String).hash(seed=0) % len(self.files)
+        if self.count == 1:
+            self.alone.append(rows)
+            return
+        import pyarrow.parquet as pq
+
+        part = pl.col("subject_id").cast(pl.String).hash(seed=0) % self.count
         for (k,), group in rows.with_columns(part=part.cast(pl.Int64)).partition_by("part", as_dict=True).items():
             table = group.drop("part").to_arrow()
             if k not in self.writers:
-                self.writers[k] = pq.ParquetWriter(self.files[k], table.schema)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.writers[k] = pq.ParquetWriter(self.file(k), table.schema)
             self.writers[k].write_table(table)
 
-    def close(self, schema: pl.Schema) -> list[Path]:
-        """The files, one a piece; a piece without rows is there too."""
+    def close(self, schema: pl.Schema) -> list[pl.LazyFrame]:
+        """The pieces; one without rows is there too."""
+        nothing = pl.DataFrame(schema=schema)
+        if self.count == 1:
+            return [pl.concat([nothing, *self.alone]).lazy()]
         for writer in self.writers.values():
             writer.close()
-        for k, file in enumerate(self.files):
-            if k not in self.writers:
-                pl.DataFrame(schema=schema).write_parquet(file)
-        return self.files
+        return [pl.scan_parquet(self.file(k)) if k in self.writers else nothing.lazy() for k in range(self.count)]
+
+    def file(self, k: int) -> Path:
+        return self.folder / f"{self.name}-{k:03d}.parquet"
 
 
 def piece_count(*files: Path) -> int:

@@ -8,11 +8,11 @@ labels do not ask for ventilation there, and those that need PEEP are refused. B
 
 from pathlib import Path
 
-import dataframely as dy
 import polars as pl
 
 from raylab.data.icu.concepts import EVENTS, STATIC, SourceData, by_id, whole_stays
 from raylab.data.icu.demographics import age, count_unread, sex
+from raylab.data.icu.sources.schema import Column
 from raylab.data.icu.sources.tables import SHOWN, Conversions, Findings, find
 from raylab.data.identifiers import identifier, is_missing
 from raylab.data.text import as_number
@@ -26,23 +26,15 @@ VENTILATION = ("mech_vent", "niv")
 PARQUET = (".parquet",)
 
 
-class Dyn(dy.Schema):
-    """Beside these, a number a column."""
-
-    stay_id = dy.String(nullable=False)
-    time = dy.Float64(nullable=False)
-
-
-class Sta(dy.Schema):
-    """Beside this, what the source has of age, sex, height, weight."""
-
-    stay_id = dy.String(nullable=False, primary_key=True, metadata={"identifier": "text"})
+DYN = ("stay_id", "time")  # beside these, a number a column
+STA = {"stay_id": Column(pl.String(), nullable=False, identifier="text", unique=True)}
+"""Beside this, what the source has of age, sex, height, weight."""
 
 
 def read(path: Path) -> SourceData:
     dyn_file, sta_file = place(path)
     names = by_id("yaib")
-    dyn = opened(dyn_file, ("stay_id", "time"))
+    dyn = opened(dyn_file, DYN)
     kinds = dyn.collect_schema()
     known = [name for name in kinds.names() if name in names and names[name] not in STATIC]
     if not known:
@@ -152,12 +144,11 @@ def first_value(table: pl.LazyFrame, column: str) -> str | None:
 
 
 def complete(file: Path, dyn: pl.LazyFrame) -> None:
-    """DataError when rows lack what Dyn asks of them: an identifier that can be matched exactly, and a time."""
-    columns = list(Dyn.column_names())
-    rows, *lost = dyn.select(pl.len(), *(pl.col(name).null_count() for name in columns)).collect().row(0)
+    """DataError when rows lack what DYN asks of them: an identifier that can be matched exactly, and a time."""
+    rows, *lost = dyn.select(pl.len(), *(pl.col(name).null_count() for name in DYN)).collect().row(0)
     wrong = [
         f"column {name} is empty or cannot be read in {n:,} of {rows:,} rows"
-        for name, n in zip(columns, lost, strict=True)
+        for name, n in zip(DYN, lost, strict=True)
         if n
     ]
     if wrong or not rows:
@@ -170,7 +161,7 @@ def statics(file: Path, conversions: Conversions) -> pl.DataFrame:
     table = opened(file, ("stay_id",)).with_row_index("row of the file", offset=1).collect()
     table = table.unique(pl.exclude("row of the file"), keep="first", maintain_order=True)
     findings = Findings(file, conversions)
-    read = findings.check(table.select("stay_id"), Sta, table["row of the file"])
+    read = findings.check(table.select("stay_id"), STA, table["row of the file"])
     table = table.with_columns(stay_id=read["stay_id"])
     findings.close()
     known = [name for name in table.columns if names.get(name) in STATIC]

@@ -1,7 +1,7 @@
 import polars as pl
 import pytest
 
-from raylab.data.icu.cohorts import CONTROLS, Framing, attrition, matched, rows_at, summed
+from raylab.data.icu.cohorts import CONTROLS, Framing, attrition, matched, summed
 from raylab.data.icu.labels import label
 from raylab.errors import DataError
 
@@ -22,7 +22,7 @@ def test_a_landmark_with_a_gap():
     kept, steps = attrition(STAYS, Framing(12, 24, gap=4), label("ahrf"))
     assert kept["stay_id"].to_list() == list("bcdef")  # a's onset lies in the gap
     assert steps[-1] == ("no onset in the gap of 4 h", 5, 5)
-    rows = rows_at(kept, Framing(12, 24, gap=4), label("ahrf"))
+    rows = label("ahrf").rows(kept, Framing(12, 24, gap=4))
     assert rows.select("stay_id", "label", "outcome").rows() == [
         ("b", 1, "onset"),
         ("c", 1, "onset"),  # 40 h is the last that counts
@@ -30,12 +30,12 @@ def test_a_landmark_with_a_gap():
         ("e", 0, "discharge before onset"),
         ("f", 0, "no onset within the horizon"),
     ]
-    rows = rows_at(STAYS, Framing(12, 24, gap=8), label("ahrf"))
+    rows = label("ahrf").rows(STAYS, Framing(12, 24, gap=8))
     assert rows["stay_id"].to_list() == list("cdef")  # 20 h lies in it too
 
 
 def test_rolling_goes_on_until_onset_or_the_last_record():
-    rows = rows_at(STAYS, Framing(12, 6, kind="rolling", until=24), label("ahrf"))
+    rows = label("ahrf").rows(STAYS, Framing(12, 6, kind="rolling", until=24))
     times = {stay: group["at_h"].to_list() for (stay,), group in rows.group_by("stay_id", maintain_order=True)}
     assert times == {
         "a": [12, 13],

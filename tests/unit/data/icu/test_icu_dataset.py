@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from raylab.data.icu.dataset import load_icu, tensorise
-from raylab.data.icu.prepare import prepare_ards
+from raylab.data.icu.prepare import prepare_icu
 from raylab.errors import DataError, UsageError
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     out = tmp_path_factory.mktemp("ards") / "out"
-    prepare_ards("synthetic", None, out, patients=200)
+    prepare_icu("ards", "synthetic", None, out, patients=200)
     return out
 
 
@@ -61,7 +61,7 @@ def test_samples_protocol(directory):
     assert samples.y.dtype == np.int64 and samples.group.dtype == np.int64
     assert {len(a) for a in (samples.y, samples.group, samples.source, samples.ids)} == {n}
     assert spec["kind"] == "icu-hourly" and json.loads(json.dumps(spec)) == spec
-    assert set(samples.source) == {"synthetic"} and samples.absent == [] and samples.meta["task"] == "ards"
+    assert set(samples.source) == {"synthetic"} and samples.absent == [] and samples.meta.task == "ards"
 
 
 def test_train_values_are_standardised(directory):
@@ -83,7 +83,7 @@ def test_splits_and_cohorts(directory):
     assert len({int(g) for p in parts.values() for g in np.unique(p.group)}) == len(everything)
     subset = load_icu(directory, "all", cohort="ventilated_pf")
     assert 0 < len(subset) < len(everything)
-    assert len(subset) == everything.meta["cohorts"]["ventilated_pf"]["n"]
+    assert len(subset) == everything.meta.cohorts["ventilated_pf"]["n"]
 
 
 def test_a_models_spec_rules(directory):
@@ -142,8 +142,8 @@ def test_fills_show_less_and_less(directory):
 
 
 def test_rolling_rows_see_the_hours_before_their_prediction(tmp_path):
-    prepare_ards("synthetic", None, tmp_path / "landmark", patients=100, landmark=6)
-    prepare_ards("synthetic", None, tmp_path / "rolling", patients=100, landmark=6, framing="rolling", until=30)
+    prepare_icu("ards", "synthetic", None, tmp_path / "landmark", patients=100, landmark=6)
+    prepare_icu("ards", "synthetic", None, tmp_path / "rolling", patients=100, landmark=6, framing="rolling", until=30)
     fixed, rolling = (load_icu(tmp_path / name, "all") for name in ("landmark", "rolling"))
     assert rolling.rows["at_h"].min() == 6 and rolling.rows["at_h"].max() == 30
     assert rolling.rows.filter(pl.col("onset_h") <= pl.col("at_h")).is_empty()  # until onset

@@ -75,6 +75,19 @@ def test_codes_units_and_stay_window(tmp_path):
     ]
 
 
+def test_a_number_in_text_value_is_read_where_there_is_no_numeric_value(tmp_path):
+    read(tmp_path, *((at(hour), "LAB//223835//UNK", None if hour < 4 else 70.0) for hour in (1, 2, 3, 4)))
+    file = tmp_path / "data" / "0.parquet"
+    texts = {1: "50%", 2: "<50", 3: None, 4: "90%"}
+    table = pl.read_parquet(file)
+    hours = ((pl.col("time") - ADMITTED).dt.total_hours()).replace_strict(texts, default=None, return_dtype=pl.String)
+    table.with_columns(text_value=hours).write_parquet(file)
+    extract = meds.read(tmp_path, tmp_path / "again")
+    fio2 = values(extract.events.collect(), "fio2")
+    assert [value for *_, value in fio2][::3] == [50, 70] and all(isnan(value) for *_, value in fio2[1:3])
+    assert "values read from text_value, such as 50%, where numeric_value is empty: 1" in extract.notes
+
+
 def test_coma_score_needs_all_three_parts(tmp_path):
     _, events = read(
         tmp_path,

@@ -1,4 +1,5 @@
 import gzip
+from math import isnan
 from pathlib import Path
 
 import polars as pl
@@ -7,7 +8,7 @@ import pytest
 from raylab.data.icu.concepts import to_own_units
 from raylab.data.icu.labels import label
 from raylab.data.icu.patient_batch import screen
-from raylab.data.icu.prepare import prepare_ards
+from raylab.data.icu.prepare import prepare_icu
 from raylab.data.icu.sources import mimic3, tables
 from raylab.errors import DataError
 
@@ -96,6 +97,28 @@ def test_units_errors_and_windows(tmp_path):
     assert values(events, "hr") == [("100", 5, 70)]
     assert values(events, "gcs") == [("200", 4, 15)]
     assert extract.counts == {"marked as an error": 1}
+
+
+def test_a_number_in_the_text_is_read_where_valuenum_is_empty(tmp_path):
+    extract, events = read(
+        tmp_path,
+        CHARTEVENTS=[
+            chart(190, 1, "50%"), chart(190, 2, "60 %", "%"), chart(190, 3, "<50"), chart(190, 4, "4 L"),
+            chart(190, 5, "0,7"), chart(190, 6, "0.8"),
+            chart(779, 1, "12.5 kPa"), chart(779, 2, ">200"), chart(646, 1, "97%"), chart(646, 2, "97 mmHg"),
+        ],
+        LABEVENTS=[lab(50816, 7, "100%")],
+    )  # fmt: skip
+    fio2 = values(events, "fio2")
+    assert [time for _, time, value in fio2 if isnan(value)] == [3, 4]
+    assert [value for _, _, value in fio2 if not isnan(value)] == [50, 60, 0.7, 0.8, 100]
+    _, screened = screen(events.lazy())
+    usable = screened.drop_nulls("value").collect()
+    assert [value for *_, value in values(usable, "fio2")] == [0.5, 0.6, 0.7, 0.8, 1]
+    assert values(usable, "pao2") == [("100", 1, pytest.approx(93.757773))]
+    assert values(usable, "spo2") == [("100", 1, 97)]
+    said = "{}: values read from text such as 50% or 7,4, where VALUENUM is empty: {}".format
+    assert [note for note in extract.notes if "text" in note] == [said("CHARTEVENTS", 5), said("LABEVENTS", 1)]
 
 
 def test_laboratory_gases_are_arterial(tmp_path):
@@ -371,11 +394,11 @@ def test_counts_on_the_mimic_iii_demo(real_data, tmp_path):
     if not folder.is_dir():
         pytest.skip("no mimic-iii-demo in the real data")
     rule = label("berlin-oxygenation")
-    meta = prepare_ards("mimic3", folder, tmp_path / "out", horizon=10_000, rule=rule, grid_of_windows=True)
-    assert meta["attrition"][0] == {"step": "all stays", "patients": 100, "stays": 136}
-    assert meta["attrition"][1]["stays"] == 135  # one patient is younger than 18
-    assert meta["onsets"]["stays"] == 15 and meta["onsets"]["after_6_h"] == 10
-    cells = {(cell["fio2_back_h"], cell["persist_h"]): cell["stays"] for cell in meta["sensitivity"]}
+    meta = prepare_icu("ards", "mimic3", folder, tmp_path / "out", horizon=10_000, rule=rule, grid_of_windows=True)
+    assert meta.attrition[0] == {"step": "all stays", "patients": 100, "stays": 136}
+    assert meta.attrition[1]["stays"] == 135  # one patient is younger than 18
+    assert meta.onsets["stays"] == 15 and meta.onsets["after_6_h"] == 10
+    cells = {(cell["fio2_back_h"], cell["persist_h"]): cell["stays"] for cell in meta.sensitivity}
     assert cells[8, 0] == 29 and cells[8, 8] == 15 and cells[2, 24] == 12
     assert all(cells[f, 0] >= cells[f, 8] for f in (2, 4, 8)) and cells[2, 0] <= cells[8, 0]
-    assert {"peep", "plateau", "tidal_volume", "driving_pressure", "compliance"} <= set(meta["features"])
+    assert {"peep", "plateau", "tidal_volume", "driving_pressure", "compliance"} <= set(meta.features)

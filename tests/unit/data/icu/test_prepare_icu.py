@@ -1,7 +1,6 @@
 """The steps of preparation on small tables, whole preparations of virtual patients, and the published counts on real
 data where it is there (RAYLAB_DATA, or ../shared/data beside the repository)."""
 
-import json
 import os
 from datetime import datetime
 from pathlib import Path
@@ -15,12 +14,14 @@ from raylab.data.icu.cohorts import Framing, attrition
 from raylab.data.icu.concepts import CONCEPTS, EVENTS, ID_SOURCES, SERIES, STATIC, STAYS, SourceData, by_id
 from raylab.data.icu.derive import derived
 from raylab.data.icu.labels import label
+from raylab.data.icu.meta import IcuMeta
 from raylab.data.icu.patient_batch import screen
-from raylab.data.icu.prepare import prepare_ards
+from raylab.data.icu.prepare import prepare_icu
 from raylab.data.icu.sources import synthetic
 from raylab.data.icu.timegrid import first_values, grid, hourly_cells, statistics
 from raylab.errors import DataError, UsageError
 from raylab.files import IGNORE_FILES
+from raylab.tasks import mortality
 
 DATA = Path(os.environ.get("RAYLAB_DATA") or Path(__file__).parents[5] / "shared" / "data") / "icu"
 
@@ -189,45 +190,45 @@ def test_attrition_counts_stays_and_patients():
 
 
 def test_prepare_publishes_checked_files(tmp_path):
-    meta = prepare_ards("synthetic", None, tmp_path / "out")
-    assert prepared.read_meta(tmp_path / "out", "ards") == json.loads(json.dumps(meta))
+    meta = prepare_icu("ards", "synthetic", None, tmp_path / "out")
+    assert prepared.read_meta(tmp_path / "out", "ards", IcuMeta) == meta
     written = {p.name for p in (tmp_path / "out").iterdir()} - set(IGNORE_FILES)
     assert written == {"meta.json", "samples.parquet", "hours.parquet"}
-    assert meta["synthetic"] is True and meta["source"] == "synthetic"
+    assert meta.synthetic is True and meta.source == "synthetic"
     rows = pl.read_parquet(tmp_path / "out" / "samples.parquet")
     hours = pl.read_parquet(tmp_path / "out" / "hours.parquet")
-    assert hours.height == 12 * rows.height == 12 * meta["attrition"][-1]["stays"]
+    assert hours.height == 12 * rows.height == 12 * meta.attrition[-1]["stays"]
     assert 0.15 <= rows["label"].mean() <= 0.25
-    assert meta["split_hash"] == prepared.split_hash(list(rows.select("subject_id", "split").iter_rows()))
-    assert meta["counts"]["train"]["positive"] == rows.filter(pl.col("split") == "train")["label"].sum()
+    assert meta.split_hash == prepared.split_hash(list(rows.select("subject_id", "split").iter_rows()))
+    assert meta.counts["train"]["positive"] == rows.filter(pl.col("split") == "train")["label"].sum()
     onset = rows["onset_h"]
     assert (rows["label"] == ((onset > 12) & (onset <= 36)).fill_null(False).cast(pl.Int8)).all()
-    assert meta["statistics"]["hr"]["n"] == (
+    assert meta.statistics["hr"]["n"] == (
         hours.join(rows.filter(pl.col("split") == "train"), "stay_id", "semi")["hr__mask"].sum()
     )
 
 
 def test_same_input_gives_the_same_files(tmp_path):
-    first = prepare_ards("synthetic", None, tmp_path / "a", patients=150)
-    again = prepare_ards("synthetic", None, tmp_path / "b", patients=150)
-    assert first["data_hash"] == again["data_hash"]
+    first = prepare_icu("ards", "synthetic", None, tmp_path / "a", patients=150)
+    again = prepare_icu("ards", "synthetic", None, tmp_path / "b", patients=150)
+    assert first.data_hash == again.data_hash
 
 
 def test_row_order_and_duplicates_do_not_matter(tmp_path, monkeypatch):
     events = virtual().collect()
     use(monkeypatch, events.lazy())
-    first = prepare_ards("synthetic", None, tmp_path / "a")
+    first = prepare_icu("ards", "synthetic", None, tmp_path / "a")
     messy = pl.concat([events, events.head(7)]).sample(fraction=1, shuffle=True, seed=1)
     use(monkeypatch, messy.lazy())
-    again = prepare_ards("synthetic", None, tmp_path / "b")
-    assert first["data_hash"] == again["data_hash"]
-    assert again["dropped"]["exact duplicate"] == 7
+    again = prepare_icu("ards", "synthetic", None, tmp_path / "b")
+    assert first.data_hash == again.data_hash
+    assert again.dropped["exact duplicate"] == 7
 
 
 def test_nothing_at_or_after_the_landmark_becomes_a_feature(tmp_path, monkeypatch):
     events = virtual().collect()
     use(monkeypatch, events.lazy())
-    prepare_ards("synthetic", None, tmp_path / "a")
+    prepare_icu("ards", "synthetic", None, tmp_path / "a")
     # from the landmark on: everything but what makes the label reads otherwise, and new statics appear
     later = (pl.col("time") >= 12) & ~pl.col("concept").is_in(["pao2", "fio2", "mech_vent"])
     other = events.with_columns(value=pl.when(later).then(pl.col("value") * 0.9).otherwise("value"))
@@ -237,7 +238,7 @@ def test_nothing_at_or_after_the_landmark_becomes_a_feature(tmp_path, monkeypatc
         for time, name, value in ((12.0, "hr", 200.0), (12.0, "height", 220.0), (30.0, "lactate", 30.0))
     ]
     use(monkeypatch, pl.concat([other, *extra]).lazy())
-    prepare_ards("synthetic", None, tmp_path / "b")
+    prepare_icu("ards", "synthetic", None, tmp_path / "b")
     for name in ("hours.parquet", "samples.parquet"):
         assert pl.read_parquet(tmp_path / "a" / name).equals(pl.read_parquet(tmp_path / "b" / name))
 
@@ -245,9 +246,9 @@ def test_nothing_at_or_after_the_landmark_becomes_a_feature(tmp_path, monkeypatc
 def test_features_of_kept_stays_do_not_change_when_their_future_is_cut(tmp_path, monkeypatch):
     events = virtual().collect()
     use(monkeypatch, events.lazy())
-    prepare_ards("synthetic", None, tmp_path / "a")
+    prepare_icu("ards", "synthetic", None, tmp_path / "a")
     use(monkeypatch, events.filter(pl.col("time") < 37).lazy())
-    prepare_ards("synthetic", None, tmp_path / "b")
+    prepare_icu("ards", "synthetic", None, tmp_path / "b")
     for name in ("hours.parquet", "samples.parquet"):
         a, b = (pl.read_parquet(tmp_path / d / name).drop("onset_h", strict=False) for d in "ab")
         assert a.equals(b)
@@ -258,7 +259,7 @@ def test_features_of_kept_stays_do_not_change_when_their_future_is_cut(tmp_path,
 
 def refuses(tmp_path: Path, text: str, **options: object) -> str:
     with pytest.raises(DataError, match=text) as caught:
-        prepare_ards("synthetic", None, tmp_path / "out", **options)  # type: ignore[arg-type]
+        prepare_icu("ards", "synthetic", None, tmp_path / "out", **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
     return str(caught.value)
 
@@ -267,6 +268,26 @@ def refuses(tmp_path: Path, text: str, **options: object) -> str:
 def test_a_label_that_cannot_be_made(tmp_path, monkeypatch, name):
     use(monkeypatch, virtual().filter(pl.col("concept") != name))
     refuses(tmp_path, f"no plausible value of {name}")
+
+
+def in_kpa(concept: str, share: float) -> pl.LazyFrame:
+    """Virtual patients, of whom a share has this tension in kPa, though no row says so."""
+    some = (pl.col("concept") == concept) & (pl.col("stay_id").hash(seed=0) % 100 < 100 * share)
+    return virtual().with_columns(value=pl.when(some).then(pl.col("value") / 7.50062).otherwise("value"))
+
+
+@pytest.mark.parametrize("share", [1, 0.15])
+def test_a_pao2_in_kpa_that_no_unit_names_is_refused(tmp_path, monkeypatch, share):
+    use(monkeypatch, in_kpa("pao2", share))
+    assert "values are 30 mmHg or less, as values in kPa are" in refuses(tmp_path, "values of pao2 cannot be in")
+
+
+def test_a_paco2_in_kpa_that_no_unit_names_is_left_out_and_said(tmp_path, monkeypatch):
+    use(monkeypatch, in_kpa("paco2", 1))
+    meta = prepare_icu("ards", "synthetic", None, tmp_path / "out")
+    assert meta.left_out == ["paco2"] and "paco2" not in meta.features
+    (warning,) = meta.warnings
+    assert warning.startswith("paco2 is left out: ") and "as values in kPa are" in warning
 
 
 def test_only_implausible_values_are_no_values(tmp_path, monkeypatch):
@@ -306,18 +327,18 @@ def test_raw_data_damaged_inside_is_explained(tmp_path):
     data[100 : len(data) // 2] = bytes(len(data) // 2 - 100)  # the footer stays whole
     (raw / "0.parquet").write_bytes(data)
     with pytest.raises(DataError, match=r"0\.parquet is damaged"):
-        prepare_ards("meds", raw, out)
+        prepare_icu("ards", "meds", raw, out)
     assert list(tmp_path.iterdir()) == [raw]
 
 
 def test_wrong_options(tmp_path):
     with pytest.raises(UsageError, match="unknown source 'physionet'"):
-        prepare_ards("physionet", None, tmp_path / "out")
+        prepare_icu("ards", "physionet", None, tmp_path / "out")
     with pytest.raises(UsageError, match="needs the directory"):
-        prepare_ards("meds", None, tmp_path / "out")
+        prepare_icu("ards", "meds", None, tmp_path / "out")
     for landmark, horizon in ((0, 24), (6.5, 24), (12, 0)):
         with pytest.raises(UsageError, match="cannot be used"):
-            prepare_ards("synthetic", None, tmp_path / "out", landmark=landmark, horizon=horizon)
+            prepare_icu("ards", "synthetic", None, tmp_path / "out", landmark=landmark, horizon=horizon)
 
 
 @pytest.mark.parametrize(
@@ -332,12 +353,12 @@ def test_events_of_stays_that_are_not_listed(tmp_path, monkeypatch, change, note
     drawn = synthetic.read(200, 0)
     stays = change(drawn.stays)
     monkeypatch.setitem(prepare.SOURCES, "synthetic", lambda raw: SourceData(drawn.events, stays))
-    meta = prepare_ards("synthetic", None, tmp_path / "out")
-    assert [n.rpartition(":")[0] for n in meta["notes"]] == ([note + ", left out"] if note else [])
+    meta = prepare_icu("ards", "synthetic", None, tmp_path / "out")
+    assert [n.rpartition(":")[0] for n in meta.notes] == ([note + ", left out"] if note else [])
     floats = stays.with_columns(stay_id=pl.col("stay_id") + ".0")
     monkeypatch.setitem(prepare.SOURCES, "synthetic", lambda raw: SourceData(drawn.events, floats))
     with pytest.raises(DataError, match="no identifier of the events is in the stays: 0 of 200"):
-        prepare_ards("synthetic", None, tmp_path / "none")
+        prepare_icu("ards", "synthetic", None, tmp_path / "none")
 
 
 # real data
@@ -349,38 +370,38 @@ def test_events_of_stays_that_are_not_listed(tmp_path, monkeypatch, change, note
     [(6, 2980, 741, 0.249), (12, 2574, 390, 0.152), (24, 2307, 189, 0.082)],
 )
 def test_onsets_of_physionet_2012_set_a(tmp_path, landmark, stays, onsets, prevalence):
-    meta = prepare_ards("physionet2012", DATA / "physionet-2012", tmp_path / "out", landmark=landmark)
-    assert meta["cohorts"]["all"] == {"n": stays, "positive": onsets}
+    meta = prepare_icu("ards", "physionet2012", DATA / "physionet-2012", tmp_path / "out", landmark=landmark)
+    assert meta.cohorts["all"] == {"n": stays, "positive": onsets}
     assert onsets / stays == pytest.approx(prevalence, abs=5e-4)
-    assert meta["attrition"][0]["stays"] == 4000
+    assert meta.attrition[0]["stays"] == 4000
 
 
 @pytest.mark.skipif(not (DATA / "physionet-2012").is_dir(), reason="no physionet-2012 in RAYLAB_DATA or ../shared/data")
 def test_onsets_that_persist(tmp_path):
     raw = DATA / "physionet-2012"
-    meta = prepare_ards("physionet2012", raw, tmp_path / "out", rule=label("ahrf", {"persist_h": 8}))
-    assert meta["cohorts"]["all"]["positive"] == 189
+    meta = prepare_icu("ards", "physionet2012", raw, tmp_path / "out", rule=label("ahrf", {"persist_h": 8}))
+    assert meta.cohorts["all"]["positive"] == 189
 
 
 @pytest.mark.skipif(
     not (DATA / "mimic-iv-demo-meds").is_dir(), reason="no mimic-iv-demo-meds in RAYLAB_DATA or ../shared/data"
 )
 def test_the_mimic_iv_demo_can_be_prepared(tmp_path):
-    meta = prepare_ards("meds", DATA / "mimic-iv-demo-meds", tmp_path / "out", horizon=10_000)
-    assert meta["attrition"][0] == {"step": "all stays", "patients": 100, "stays": 140}
-    assert meta["cohorts"]["all"]["positive"] == 10  # onsets at any time after 12 h
-    assert {"peep", "tidal_volume", "plateau"} <= set(meta["features"])
-    assert meta["out_of_range"]["fio2"] == 4 and meta["out_of_range"]["tidal_volume"] == 8
+    meta = prepare_icu("ards", "meds", DATA / "mimic-iv-demo-meds", tmp_path / "out", horizon=10_000)
+    assert meta.attrition[0] == {"step": "all stays", "patients": 100, "stays": 140}
+    assert meta.cohorts["all"]["positive"] == 10  # onsets at any time after 12 h
+    assert {"peep", "tidal_volume", "plateau"} <= set(meta.features)
+    assert meta.out_of_range["fio2"] == 4 and meta.out_of_range["tidal_volume"] == 8
     rows = pl.read_parquet(tmp_path / "out" / "samples.parquet")
     assert rows.group_by("subject_id").agg(pl.col("split").n_unique())["split"].max() == 1
 
 
 def test_deaths_in_hospital_of_those_whose_outcome_is_known(mortality_data):
-    meta = json.loads((mortality_data / "meta.json").read_text())
+    meta = prepared.read_meta(mortality_data, "mortality", IcuMeta)
     rows = pl.read_parquet(mortality_data / "samples.parquet")
-    assert meta["task"] == "mortality" and meta["classes"] == ["discharge alive", "death in hospital"]
-    assert meta["label"]["name"] == "in-hospital-death" and meta["horizon_h"] is None and "onsets" not in meta
-    assert [step["step"] for step in meta["attrition"]][-2:] == ["in hospital at 12 h", "outcome in hospital known"]
+    assert meta.task == "mortality" and meta.classes == ["discharge alive", "death in hospital"]
+    assert meta.label["name"] == "in-hospital-death" and meta.horizon_h is None and meta.onsets is None
+    assert [step["step"] for step in meta.attrition][-2:] == ["in hospital at 12 h", "outcome in hospital known"]
     assert set(rows["outcome"]) == {"death in hospital", "discharge alive"} and set(rows["at_h"]) == {12.0}
     assert rows.filter(pl.col("label") == 1)["outcome"].unique().to_list() == ["death in hospital"]
     assert 0.1 < rows["label"].mean() < 0.3
@@ -396,5 +417,6 @@ def test_deaths_in_hospital_of_those_whose_outcome_is_known(mortality_data):
 )
 def test_what_mortality_refuses(tmp_path, options, said):
     with pytest.raises((DataError, UsageError), match=said):
-        prepare_ards("synthetic", None, tmp_path / "out", patients=60, rule=label("in-hospital-death"), **options)
+        rule = mortality.LABELS["in-hospital-death"]
+        prepare_icu("mortality", "synthetic", None, tmp_path / "out", patients=60, rule=rule, **options)
     assert not (tmp_path / "out").exists()

@@ -6,7 +6,8 @@ import pytest
 from raylab.data.icu import prepare
 from raylab.data.icu.concepts import SourceData
 from raylab.data.icu.dataset import load_icu
-from raylab.data.icu.prepare import prepare_ards
+from raylab.data.icu.meta import IcuMeta
+from raylab.data.icu.prepare import prepare_icu
 from raylab.data.icu.resplit import Split, added, parse, resplit
 from raylab.data.icu.sources import synthetic
 from raylab.errors import DataError, UsageError
@@ -28,7 +29,7 @@ def directory(tmp_path_factory):
     out = tmp_path_factory.mktemp("ards") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(prepare.SOURCES, "synthetic", lambda raw: SourceData(events, stays))
-        prepare_ards("synthetic", None, out)
+        prepare_icu("ards", "synthetic", None, out)
     return out
 
 
@@ -42,7 +43,7 @@ def test_folds_test_every_patient_once(directory, tmp_path):
         meta = resplit([directory], tmp_path / str(fold), Split("patient", fold, 3), seed=1)
         table = rows(tmp_path / str(fold))
         assert table.group_by("subject_id").agg(pl.col("split").n_unique())["split"].max() == 1
-        assert set(table["split"]) == {"train", "val", "test"} and meta["split"]["rows_left_out"] == 0
+        assert set(table["split"]) == {"train", "val", "test"} and meta.split["rows_left_out"] == 0
         tested += table.filter(pl.col("split") == "test")["stay_id"].to_list()
         train = load_icu(tmp_path / str(fold), "train")
         f, hr = len(train.spec["features"]), train.spec["features"].index("hr")
@@ -56,7 +57,7 @@ def test_a_later_period_is_held_out(directory, tmp_path):
     table = rows(tmp_path / "out")
     assert set(table.filter(pl.col("split") == "test")["period"]) == {"2011"}
     assert set(table.filter(pl.col("split") != "test")["period"]) == {"2010"}
-    assert meta["split"]["held_out"] == "period 2011"
+    assert meta.split["held_out"] == "period 2011"
 
 
 def test_a_patient_in_two_hospitals_leaves_train(directory, tmp_path):
@@ -64,16 +65,16 @@ def test_a_patient_in_two_hospitals_leaves_train(directory, tmp_path):
     table = rows(tmp_path / "out")
     test, rest = (table.filter((pl.col("split") == "test") == flag) for flag in (True, False))
     assert set(test["source"]) == {"south"} and not set(test["subject_id"]) & set(rest["subject_id"])
-    assert meta["split"]["rows_left_out"] >= 1
-    assert len(table) == len(rows(directory)) - meta["split"]["rows_left_out"]
-    assert meta["attrition"][-1]["stays"] == len(table)
+    assert meta.split["rows_left_out"] >= 1
+    assert len(table) == len(rows(directory)) - meta.split["rows_left_out"]
+    assert meta.attrition[-1]["stays"] == len(table)
 
 
 def test_counts_of_values_add_up():
     metas = [
-        {"out_of_range": {"fio2": 2, "hr": 1}, "converted": {"temp": {"degF": 3}}},
-        {"out_of_range": {"fio2": 3}, "converted": {"temp": {"degF": 4, "K": 1}, "k": {"mg/dL": 1}}},
-        {},  # prepared before they were counted
+        IcuMeta.model_construct(out_of_range={"fio2": 2, "hr": 1}, converted={"temp": {"degF": 3}}),
+        IcuMeta.model_construct(out_of_range={"fio2": 3}, converted={"temp": {"degF": 4, "K": 1}, "k": {"mg/dL": 1}}),
+        IcuMeta.model_construct(),  # prepared before they were counted
     ]
     assert added(metas, "out_of_range") == {"fio2": 5, "hr": 1}
     assert added(metas, "converted") == {"k": {"mg/dL": 1}, "temp": {"degF": 7, "K": 1}}
@@ -81,7 +82,7 @@ def test_counts_of_values_add_up():
 
 def test_several_directories_are_pooled(directory, tmp_path, monkeypatch):
     monkeypatch.setitem(prepare.SOURCES, "yaib", lambda raw: synthetic.read(100, 3))
-    prepare_ards("yaib", tmp_path, tmp_path / "other")
+    prepare_icu("ards", "yaib", tmp_path, tmp_path / "other")
     with pytest.raises(DataError, match="in two of the directories"):
         resplit([directory, directory], tmp_path / "out", Split("patient"))
     with pytest.raises(DataError, match="cannot be held out"):
@@ -89,12 +90,12 @@ def test_several_directories_are_pooled(directory, tmp_path, monkeypatch):
     meta = resplit([directory, tmp_path / "other"], tmp_path / "out", parse("site:synthetic"))
     table = rows(tmp_path / "out")
     assert len(table) == len(rows(directory)) + len(rows(tmp_path / "other")) and table["row"].is_unique().all()
-    assert meta["counts"]["test"]["n"] == len(rows(tmp_path / "other"))
-    assert len(load_icu(tmp_path / "out", "test")) == meta["counts"]["test"]["n"]
+    assert meta.counts["test"]["n"] == len(rows(tmp_path / "other"))
+    assert len(load_icu(tmp_path / "out", "test")) == meta.counts["test"]["n"]
 
 
 def test_what_cannot_be_split_is_refused(directory, tmp_path):
-    prepare_ards("synthetic", None, tmp_path / "six", patients=100, landmark=6)
+    prepare_icu("ards", "synthetic", None, tmp_path / "six", patients=100, landmark=6)
     with pytest.raises(DataError, match="differ in landmark_h: 12, 6"):
         resplit([directory, tmp_path / "six"], tmp_path / "out", Split("patient"))
     with pytest.raises(DataError, match="have no period"):

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from raylab.data.icu.dataset import load_icu
-from raylab.data.icu.prepare import prepare_ards
+from raylab.data.icu.prepare import prepare_icu
 from raylab.data.icu.virtual_patient import VIRTUAL, events, virtual_patients
 from raylab.errors import DataError
 
@@ -12,7 +12,7 @@ from raylab.errors import DataError
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     out = tmp_path_factory.mktemp("virtual") / "ards"
-    prepare_ards("synthetic", None, out, patients=70, virtual=True)
+    prepare_icu("ards", "synthetic", None, out, patients=70, virtual=True)
     return out
 
 

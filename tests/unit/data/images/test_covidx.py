@@ -48,8 +48,8 @@ def test_line_forms(tmp_path: Path, row: str, want: tuple[str, str, str, str]) -
         ("1 a.png normal\n\nb.png normal\n", "line 3: no file name"),
         ("normal\n", "line 1: no id and file name"),
         ("word\n", "line 1: 1 word"),
-        ("1 ../a.png normal\n", "leaves the images folder"),
-        ("1 /a.png normal nih\n", "leaves the images folder"),
+        ("1 ../a.png normal\n", "is outside of the images folder"),
+        ("1 /a.png normal nih\n", "is outside of the images folder"),
         ("\n \n", "is empty"),
     ],
 )

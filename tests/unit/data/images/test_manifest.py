@@ -41,7 +41,7 @@ def test_the_least_that_a_manifest_says(tmp_path: Path) -> None:
         ("a.png\n", "file\n", "no column label or class"),
         ("a.png,sick\n", "file,class\n", "line 2: class 'sick'"),
         ("a.png,normal,holdout\n", "file,class,split\n", "line 2: split 'holdout'"),
-        ("../a.png,normal\n", "file,class\n", "leaves the images folder"),
+        ("../a.png,normal\n", "file,class\n", "is outside of the images folder"),
         (",normal\n", "file,class\n", "line 2: no file name"),
         ("", "", "cannot read the manifest"),
         ('"a.png,normal\n', "file,class\n", "manifest"),
@@ -62,7 +62,7 @@ def test_lists_get_views_and_keep_their_classes() -> None:
 
 
 def test_folders(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no folder"):
+    with pytest.raises(DataError, match="there is no folder"):
         discover(tmp_path / "none")
     with pytest.raises(DataError, match=r"no label list and no manifest\.csv"):
         discover(tmp_path)

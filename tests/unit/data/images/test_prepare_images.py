@@ -10,7 +10,7 @@ from PIL import Image
 from raylab.data import splits
 from raylab.data.images.augment import AUGMENT
 from raylab.data.images.dataset import load_images
-from raylab.data.images.prepare import prepare_covidnet
+from raylab.data.images.prepare import prepare_images
 from raylab.errors import DataError, UsageError
 from raylab.files import IGNORE_FILES
 
@@ -38,7 +38,7 @@ def write(path: Path, numbers: range | list[int], extra: str = "") -> Path:
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("drawn") / "out"
-    prepare_covidnet(out, None, None, None, None, source="synthetic", size=64, patients=60)
+    prepare_images("covidnet", out, None, None, None, None, source="synthetic", size=64, patients=60)
     return out
 
 
@@ -48,37 +48,39 @@ def test_three_lists(images: Path, tmp_path: Path) -> None:
         for name, numbers in {"a": range(24), "b": range(24, 32), "c": range(32, 40)}.items()
     ]
     seen: list[tuple[int, int]] = []
-    meta = prepare_covidnet(tmp_path / "out", images, *lists, size=32, progress=lambda *done: seen.append(done))
-    assert meta["task"] == "covidnet" and meta["kind"] == "cxr-frontal-u8" and meta["synthetic"] is False
-    assert meta["counts"]["train"] == {"normal": 8, "pneumonia": 8, "COVID-19": 8}
-    assert meta["patients"] == {"train": 12, "val": 4, "test": 4}
-    assert meta["sources"]["train"]["site0"] == {"normal": 4, "pneumonia": 4, "COVID-19": 4}
+    meta = prepare_images(
+        "covidnet", tmp_path / "out", images, *lists, size=32, progress=lambda *done: seen.append(done)
+    )
+    assert meta.task == "covidnet" and meta.kind == "cxr-frontal-u8" and meta.synthetic is False
+    assert meta.counts["train"] == {"normal": 8, "pneumonia": 8, "COVID-19": 8}
+    assert meta.patients == {"train": 12, "val": 4, "test": 4}
+    assert meta.sources["train"]["site0"] == {"normal": 4, "pneumonia": 4, "COVID-19": 4}
     assert seen == [(40, 40)]  # one chunk
     table = pl.read_parquet(tmp_path / "out" / "index.parquet")
     assert table["row"].to_list() == list(range(40)) and table["file"][33] == "33.png"
     pixels = np.load(tmp_path / "out" / "images.npy")
     assert pixels.shape == (40, 32, 32) and pixels.dtype == np.uint8
-    assert meta["statistics"]["mean"] == pytest.approx(pixels[:24].mean() / 255)  # train only
-    assert meta["statistics"]["std"] == pytest.approx(pixels[:24].std() / 255)
+    assert meta.statistics["mean"] == pytest.approx(pixels[:24].mean() / 255)  # train only
+    assert meta.statistics["std"] == pytest.approx(pixels[:24].std() / 255)
 
 
 def test_val_is_carved_from_train_by_patient(images: Path, tmp_path: Path) -> None:
     train = write(tmp_path / "train.txt", range(40))
-    meta = prepare_covidnet(tmp_path / "out", images, train, None, None, size=32)
-    assert meta["val_carved_from_train"] is True and "carved" in meta["attrition"][-1]["step"]
+    meta = prepare_images("covidnet", tmp_path / "out", images, train, None, None, size=32)
+    assert meta.val_carved_from_train is True and "carved" in meta.attrition[-1]["step"]
     table = pl.read_parquet(tmp_path / "out" / "index.parquet")
     parts = table.group_by("patient").agg(pl.col("split").n_unique())
     assert parts["split"].max() == 1 and set(table["split"]) == {"train", "val"}
-    again = prepare_covidnet(tmp_path / "again", images, train, None, None, size=32)
-    assert (again["split_hash"], again["data_hash"]) == (meta["split_hash"], meta["data_hash"])
+    again = prepare_images("covidnet", tmp_path / "again", images, train, None, None, size=32)
+    assert (again.split_hash, again.data_hash) == (meta.split_hash, meta.data_hash)
 
 
 def test_rows_that_overlap_leave_train_then_val(images: Path, tmp_path: Path) -> None:
     train = write(tmp_path / "train.txt", range(20), "other 39.png normal x\n" + "p0 0.png normal site0\n")
     val = write(tmp_path / "val.txt", [18, *range(20, 32)])
     test = write(tmp_path / "test.txt", [31, *range(32, 40)])
-    meta = prepare_covidnet(tmp_path / "out", images, train, val, test, size=32)
-    assert [(row["images"], row["patients"]) for row in meta["attrition"]] == [
+    meta = prepare_images("covidnet", tmp_path / "out", images, train, val, test, size=32)
+    assert [(row["images"], row["patients"]) for row in meta.attrition] == [
         (44, 21),  # as listed
         (43, 21),  # p0's line stood twice
         (42, 20),  # 39.png stands in test under another id
@@ -100,13 +102,13 @@ def test_one_file_named_twice_counts_once(images: Path, tmp_path: Path) -> None:
     again += [("p4", "hard.png"), ("p5", "sub/up.png"), ("p5", "./sub//up.png")]
     lines = "".join(f"{patient} {file} {LABELS[(5 if '5' in patient else 4) % 3]} x\n" for patient, file in again)
     train = write(tmp_path / "train.txt", range(8, 24), lines)
-    meta = prepare_covidnet(tmp_path / "out", images, train, None, None, size=32)
-    assert [row["images"] for row in meta["attrition"]][:2] == [16 + len(again), 16]
+    meta = prepare_images("covidnet", tmp_path / "out", images, train, None, None, size=32)
+    assert [row["images"] for row in meta.attrition][:2] == [16 + len(again), 16]
     table = pl.read_parquet(tmp_path / "out" / "index.parquet")
     assert sorted(table["file"]) == sorted(f"{n}.png" for n in range(8, 24))
 
     test = write(tmp_path / "test.txt", [30, 31], f"other ./sub/up.png {LABELS[2]} x\n")
-    meta = prepare_covidnet(tmp_path / "both", images, train, None, test, size=32)
+    meta = prepare_images("covidnet", tmp_path / "both", images, train, None, test, size=32)
     table = pl.read_parquet(tmp_path / "both" / "index.parquet")
     assert table["file"].n_unique() == table.height and set(table.filter(pl.col("split") == "test")["file"]) == {
         "30.png",
@@ -114,16 +116,16 @@ def test_one_file_named_twice_counts_once(images: Path, tmp_path: Path) -> None:
         "10.png",
     }
     (tmp_path / "m.csv").write_text("path,label,view\n./8.png,pneumonia,LL\nsoft.png,pneumonia,LL\n9.png,pneumonia,\n")
-    meta = prepare_covidnet(tmp_path / "m", images, None, None, None, size=32, manifest=tmp_path / "m.csv")
-    assert [row["images"] for row in meta["attrition"]] == [3, 2]
-    meta = prepare_covidnet(tmp_path / "l", images, None, None, train, size=32, manifest=tmp_path / "m.csv")
+    meta = prepare_images("covidnet", tmp_path / "m", images, None, None, None, size=32, manifest=tmp_path / "m.csv")
+    assert [row["images"] for row in meta.attrition] == [3, 2]
+    meta = prepare_images("covidnet", tmp_path / "l", images, None, None, train, size=32, manifest=tmp_path / "m.csv")
     assert pl.read_parquet(tmp_path / "l" / "index.parquet").filter(pl.col("view") == "LL")["file"].to_list() == [
         "8.png"
     ]
 
     wrong = write(tmp_path / "wrong.txt", [8], "p4 soft.png normal x\n")
     with pytest.raises(DataError, match=r"line 2: 8\.png is normal, but pneumonia in line 1"):
-        prepare_covidnet(tmp_path / "wrong", images, wrong, None, None, size=32)
+        prepare_images("covidnet", tmp_path / "wrong", images, wrong, None, None, size=32)
 
 
 def test_two_files_of_one_name_in_folders_of_their_splits(images: Path, tmp_path: Path) -> None:
@@ -133,9 +135,9 @@ def test_two_files_of_one_name_in_folders_of_their_splits(images: Path, tmp_path
     line = "{} same.png normal x\n"
     train = write(tmp_path / "train.txt", range(8), line.format("a"))
     test = write(tmp_path / "test.txt", range(8, 16), line.format("b"))
-    meta = prepare_covidnet(tmp_path / "out", images, train, None, test, size=32)
+    meta = prepare_images("covidnet", tmp_path / "out", images, train, None, test, size=32)
     table = pl.read_parquet(tmp_path / "out" / "index.parquet")
-    assert meta["attrition"][-1]["images"] == 18
+    assert meta.attrition[-1]["images"] == 18
     assert set(table.filter(pl.col("patient").is_in(["a", "b"]))["file"]) == {"same.png", "test/same.png"}
 
 
@@ -151,38 +153,38 @@ def test_how_brightness_came_about_is_counted(images: Path, tmp_path: Path) -> N
     deep[:20, :20] = 65535
     dicom(images / "4.png", deep[::-1, ::-1].copy())
     (images / "5.png").write_bytes(b"II*\0")
-    meta = prepare_covidnet(
-        tmp_path / "out", images, None, None, write(tmp_path / "t.txt", range(6)), size=32, skip_bad=True
+    meta = prepare_images(
+        "covidnet", tmp_path / "out", images, None, None, write(tmp_path / "t.txt", range(6)), size=32, skip_bad=True
     )
-    assert meta["contrast"] == {
+    assert meta.contrast == {
         "values kept, window does not suit": 1,
         "window": 1,
         "stretched": 2,
         "stretched, window does not suit": 1,
     }
-    assert any("1 images show nine tenths" in warning and "  4.png" in warning for warning in meta["warnings"])
-    assert any(warning.startswith("2 DICOM files have a window that does not suit") for warning in meta["warnings"])
-    assert any("1 images are not of a frontal view (1 LL)" in warning for warning in meta["warnings"])
-    assert meta["skipped"][0]["reason"].endswith("; convert it to one of them")
+    assert any("1 images show 90%" in warning and "  4.png" in warning for warning in meta.warnings)
+    assert any(warning.startswith("2 DICOM files have a window that does not suit") for warning in meta.warnings)
+    assert any("1 images do not have a frontal view (1 LL)" in warning for warning in meta.warnings)
+    assert meta.skipped[0]["reason"].endswith("; convert it to one of them")
 
 
 def test_nothing_left_of_a_list(images: Path, tmp_path: Path) -> None:
     same = write(tmp_path / "same.txt", range(6))
     with pytest.raises(DataError, match=r"every train row of .*same\.txt"):
-        prepare_covidnet(tmp_path / "out", images, same, None, same, size=32)
+        prepare_images("covidnet", tmp_path / "out", images, same, None, same, size=32)
     assert not (tmp_path / "out").exists()
 
 
 def test_two_classes_for_one_file(images: Path, tmp_path: Path) -> None:
     train = write(tmp_path / "train.txt", range(4), "p0 0.png COVID-19 site0\n")
     with pytest.raises(DataError, match=r"line 5: 0\.png is COVID-19, but normal in line 1"):
-        prepare_covidnet(tmp_path / "out", images, train, None, None, size=32)
+        prepare_images("covidnet", tmp_path / "out", images, train, None, None, size=32)
 
 
 def test_missing_images_are_named(images: Path, tmp_path: Path) -> None:
     test = write(tmp_path / "test.txt", range(30, 55))
     with pytest.raises(DataError, match=r"15 of 25 images are missing") as caught:
-        prepare_covidnet(tmp_path / "out", images, None, None, test, size=32)
+        prepare_images("covidnet", tmp_path / "out", images, None, None, test, size=32)
     assert "49.png" in str(caught.value) and "50.png" not in str(caught.value) and "5 more" in str(caught.value)
 
 
@@ -191,48 +193,50 @@ def test_images_in_a_folder_of_their_split(images: Path, tmp_path: Path) -> None
     (images / "train").mkdir()
     for number in range(40):
         (images / f"{number}.png").rename(images / "train" / f"{number}.png")
-    meta = prepare_covidnet(tmp_path / "out", images, write(tmp_path / "t.txt", range(40)), None, None, size=32)
-    assert sum(meta["patients"].values()) == 20
+    meta = prepare_images(
+        "covidnet", tmp_path / "out", images, write(tmp_path / "t.txt", range(40)), None, None, size=32
+    )
+    assert sum(meta.patients.values()) == 20
 
 
 def test_unreadable_images(images: Path, tmp_path: Path) -> None:
     train = write(tmp_path / "train.txt", range(40))
-    whole = prepare_covidnet(tmp_path / "whole", images, train, None, None, size=32)
+    whole = prepare_images("covidnet", tmp_path / "whole", images, train, None, None, size=32)
     (images / "3.png").write_text("not an image")
     (images / "7.png").write_bytes((images / "7.png").read_bytes()[:200])
     with pytest.raises(DataError, match="2 of 40 images cannot be used") as caught:
-        prepare_covidnet(tmp_path / "out", images, train, None, None, size=32)
+        prepare_images("covidnet", tmp_path / "out", images, train, None, None, size=32)
     assert "3.png" in str(caught.value) and "7.png" in str(caught.value) and "--skip-bad" in str(caught.value)
     assert not (tmp_path / "out").exists()
-    meta = prepare_covidnet(tmp_path / "out", images, train, None, None, size=32, skip_bad=True)
-    assert {row["file"] for row in meta["skipped"]} == {"3.png", "7.png"}
-    assert meta["attrition"][-1]["images"] == 38
+    meta = prepare_images("covidnet", tmp_path / "out", images, train, None, None, size=32, skip_bad=True)
+    assert {row["file"] for row in meta.skipped} == {"3.png", "7.png"}
+    assert meta.attrition[-1]["images"] == 38
     old = {f: i for i, f in enumerate(pl.read_parquet(tmp_path / "whole" / "index.parquet")["file"])}
     new = pl.read_parquet(tmp_path / "out" / "index.parquet")["file"].to_list()
     before, after = np.load(tmp_path / "whole" / "images.npy"), np.load(tmp_path / "out" / "images.npy")
-    assert np.array_equal(after, before[[old[f] for f in new]]) and whole["skipped"] == []
+    assert np.array_equal(after, before[[old[f] for f in new]]) and whole.skipped == []
 
 
 def test_wrong_use(images: Path, tmp_path: Path) -> None:
     out, train = tmp_path / "out", write(tmp_path / "train.txt", range(4))
     with pytest.raises(UsageError, match="no label list"):
-        prepare_covidnet(out, images, None, None, None)
+        prepare_images("covidnet", out, images, None, None, None)
     with pytest.raises(UsageError, match="no images folder given"):
-        prepare_covidnet(out, None, train, None, None)
+        prepare_images("covidnet", out, None, train, None, None)
     with pytest.raises(DataError, match="no images folder at"):
-        prepare_covidnet(out, tmp_path / "nowhere", train, None, None)
+        prepare_images("covidnet", out, tmp_path / "nowhere", train, None, None)
     with pytest.raises(UsageError, match="unknown source"):
-        prepare_covidnet(out, images, train, None, None, source="covidnet")
+        prepare_images("covidnet", out, images, train, None, None, source="covidnet")
     with pytest.raises(UsageError, match="--patients"):
-        prepare_covidnet(out, None, None, None, None, source="synthetic", patients=3)
+        prepare_images("covidnet", out, None, None, None, None, source="synthetic", patients=3)
 
 
 def test_synthetic_says_so(drawn: Path) -> None:
     samples = load_images(drawn, "all")
-    assert samples.meta["synthetic"] is True and samples.meta["source"] == "synthetic"
+    assert samples.meta.synthetic is True and samples.meta.source == "synthetic"
     assert all(name.startswith("synthetic-A") for name in samples.ids)
     assert set(samples.source) == {"synthetic-A"}
-    assert set(samples.meta["counts"]) == {"train", "val", "test"}
+    assert set(samples.meta.counts) == {"train", "val", "test"}
 
 
 def test_loader_normalises_with_train_statistics(drawn: Path) -> None:
@@ -258,7 +262,7 @@ def test_smaller_images_are_averaged(drawn: Path) -> None:
 
 def test_model_brings_its_statistics(drawn: Path, images: Path, tmp_path: Path) -> None:
     spec = {**load_images(drawn, "train", size=32).spec, "mean": 0.25, "std": 0.5}
-    prepare_covidnet(tmp_path / "out", images, None, None, write(tmp_path / "test.txt", range(8)), size=32)
+    prepare_images("covidnet", tmp_path / "out", images, None, None, write(tmp_path / "test.txt", range(8)), size=32)
     samples = load_images(tmp_path / "out", "test", spec=spec)
     raw = torch.from_numpy(np.load(tmp_path / "out" / "images.npy")[:, None]).float() / 255
     assert torch.equal(samples.batch(np.arange(8)), (raw - 0.25) / 0.5) and samples.spec == spec
@@ -313,9 +317,9 @@ def test_augmentation_moves_as_stated(drawn: Path) -> None:
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real images at {REAL}")
 def test_real_images(tmp_path: Path) -> None:
     labels = REAL / "labels"
-    meta = prepare_covidnet(tmp_path / "b", REAL / "images", None, labels / "val_B.txt", None, size=64)
-    assert meta["counts"] == {"val": {"normal": 52, "pneumonia": 97, "COVID-19": 25}}
-    assert meta["statistics"] is None and meta["skipped"] == []
+    meta = prepare_images("covidnet", tmp_path / "b", REAL / "images", None, labels / "val_B.txt", None, size=64)
+    assert meta.counts == {"val": {"normal": 52, "pneumonia": 97, "COVID-19": 25}}
+    assert meta.statistics is None and meta.skipped == []
 
 
 def test_carving_uses_the_shared_splitter() -> None:
@@ -342,13 +346,13 @@ def test_copies_under_other_names_never_cross_splits(tmp_path: Path) -> None:
     train.write_text("\n".join([*rows, "q25 copy25.png pneumonia there", "q3 copy3.png normal there"]))
     test = tmp_path / "test.txt"
     test.write_text("\n".join(f"p{n} {n}.png {LABELS[n % 3]} here" for n in range(20, 30)))
-    meta = prepare_covidnet(tmp_path / "out", folder, train, None, test, size=64)
+    meta = prepare_images("covidnet", tmp_path / "out", folder, train, None, test, size=64)
     table = pl.read_parquet(tmp_path / "out" / "index.parquet")
     assert "copy25.png" not in table["file"].to_list() and "25.png" in table["file"].to_list()
-    assert any("copies of" in row["step"] and row["images"] == 31 for row in meta["attrition"])
+    assert any("copies of" in row["step"] and row["images"] == 31 for row in meta.attrition)
     pair = table.filter(pl.col("file").is_in(["3.png", "copy3.png"]))
     assert set(pair["group"]) == {"here:p3"} and pair["split"].n_unique() == 1 and pair["patient"].n_unique() == 2
-    assert meta["duplicates"]["pairs"] == meta["duplicates"]["of_different_patients"] == 2
+    assert meta.duplicates.pairs == meta.duplicates.of_different_patients == 2
     samples = load_images(tmp_path / "out", "all")
     assert len(samples) == 31 and len(set(samples.group)) == 30
 
@@ -358,13 +362,13 @@ def test_apart_from_another_set(tmp_path: Path) -> None:
     first, second = tmp_path / "first.txt", tmp_path / "second.txt"
     first.write_text("\n".join(f"a{n} {n}.png {LABELS[n % 3]} one" for n in range(6)))
     second.write_text("\n".join(f"b{n} {n}.png {LABELS[n % 3]} two" for n in range(4, 12)))
-    prepare_covidnet(tmp_path / "a", folder, None, None, first, size=64)
-    meta = prepare_covidnet(tmp_path / "b", folder, None, None, second, size=64, apart_from=[tmp_path / "a"])
+    prepare_images("covidnet", tmp_path / "a", folder, None, None, first, size=64)
+    meta = prepare_images("covidnet", tmp_path / "b", folder, None, None, second, size=64, apart_from=[tmp_path / "a"])
     assert pl.read_parquet(tmp_path / "b" / "index.parquet")["file"].to_list() == [f"{n}.png" for n in range(6, 12)]
     assert np.load(tmp_path / "b" / "images.npy").shape[0] == 6
-    assert meta["attrition"][-1] == {"step": "without copies of images in a", "images": 6, "patients": 6}
+    assert meta.attrition[-1] == {"step": "without copies of images in a", "images": 6, "patients": 6}
     with pytest.raises(DataError, match="every image is a copy"):
-        prepare_covidnet(tmp_path / "c", folder, None, None, first, size=64, apart_from=[tmp_path / "a"])
+        prepare_images("covidnet", tmp_path / "c", folder, None, None, first, size=64, apart_from=[tmp_path / "a"])
 
 
 def test_what_is_odd_is_said(tmp_path: Path) -> None:
@@ -378,12 +382,14 @@ def test_what_is_odd_is_said(tmp_path: Path) -> None:
     train = tmp_path / "train_COVIDx.txt"
     lines = [f"p{n} {n}.png normal here" for n in range(6)]
     train.write_text("\n".join([*lines, "p9 side.png pneumonia here"]))
-    meta = prepare_covidnet(tmp_path / "out", folder, train, None, None, size=64, manifest=tmp_path / "manifest.csv")
-    said = "\n".join(meta["warnings"])
-    assert "1 images are not of a frontal view (1 LL)" in said and "2.png" in said
+    meta = prepare_images(
+        "covidnet", tmp_path / "out", folder, train, None, None, size=64, manifest=tmp_path / "manifest.csv"
+    )
+    said = "\n".join(meta.warnings)
+    assert "1 images do not have a frontal view (1 LL)" in said and "2.png" in said
     assert "1 images are narrower or wider" in said and "side.png" in said
     assert "no COVID-19 in train" in said
-    assert meta["published"]["table"] == "COVIDx" and len(meta["published"]["differs"]) == 3
+    assert meta.published.table == "COVIDx" and len(meta.published.differs) == 3
     views = pl.read_parquet(tmp_path / "out" / "index.parquet")["view"].to_list()
     assert views.count("LL") == 1 and views.count(None) == 1
 
@@ -393,9 +399,11 @@ def test_a_manifest_alone(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text(
         "path,label,patient\n" + "".join(f"images/{n}.png,{('covid', 'normal')[n % 2]},p{n // 2}\n" for n in range(6))
     )
-    meta = prepare_covidnet(tmp_path / "out", folder, None, None, None, size=64, manifest=tmp_path / "manifest.csv")
-    assert meta["counts"] == {"test": {"normal": 3, "pneumonia": 0, "COVID-19": 3}}
-    assert meta["patients"] == {"test": 3} and meta["lists"] == {}
+    meta = prepare_images(
+        "covidnet", tmp_path / "out", folder, None, None, None, size=64, manifest=tmp_path / "manifest.csv"
+    )
+    assert meta.counts == {"test": {"normal": 3, "pneumonia": 0, "COVID-19": 3}}
+    assert meta.patients == {"test": 3} and meta.lists == {}
 
 
 def test_decoding_elsewhere_gives_the_same_cache(images: Path, tmp_path: Path) -> None:
@@ -408,9 +416,9 @@ def test_decoding_elsewhere_gives_the_same_cache(images: Path, tmp_path: Path) -
             seen.append(path)
             work(argument, path)
 
-    here = prepare_covidnet(tmp_path / "a", images, train, None, None, size=32, skip_bad=True)
-    there = prepare_covidnet(tmp_path / "b", images, train, None, None, size=32, skip_bad=True, spread=spread)
-    assert seen and here["data_hash"] == there["data_hash"] and here["skipped"] == there["skipped"]
+    here = prepare_images("covidnet", tmp_path / "a", images, train, None, None, size=32, skip_bad=True)
+    there = prepare_images("covidnet", tmp_path / "b", images, train, None, None, size=32, skip_bad=True, spread=spread)
+    assert seen and here.data_hash == there.data_hash and here.skipped == there.skipped
     written = {p.name for p in (tmp_path / "b").iterdir()} - set(IGNORE_FILES)
     assert written == {"images.npy", "index.parquet", "meta.json"}
 
@@ -422,7 +430,7 @@ def test_bad_images_leave_nothing_behind(tmp_path: Path) -> None:
     (folder / "2.png").write_bytes(b"GIF89a, which is no PNG")
     train = write(tmp_path / "train.txt", range(3))
     with pytest.raises(DataError, match="3 of 3 images cannot be used") as caught:
-        prepare_covidnet(tmp_path / "out", folder, train, None, None, size=32)
+        prepare_images("covidnet", tmp_path / "out", folder, train, None, None, size=32)
     for why in ("1x1 px", "400 million pixels", "not a PNG, JPEG or DICOM"):
         assert why in str(caught.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "train.txt"]
@@ -436,7 +444,7 @@ def test_a_masked_centre_shows_nothing_of_the_lung_field(drawn: Path) -> None:
     assert torch.allclose(x[:, :, 7:54, 8:56], torch.full((6, 1, 47, 48), black))
     assert torch.equal(x[:, :, :6], plain.batch(index)[:, :, :6])
     changed = load_images(drawn, "train", mask="centre")
-    changed.images = changed.images.copy()
+    changed.images = np.load(drawn / "images.npy")
     changed.images[:, 7:54, 8:56] = 200  # whatever is in the box, the network sees the same, augmented or not
     assert torch.equal(changed.batch(index, (0, 3)), masked.batch(index, (0, 3)))
     again = load_images(drawn, "val", spec=masked.spec)  # the model's spec, not the caller, says what it sees
@@ -451,10 +459,10 @@ def test_one_number_in_two_hospitals(tmp_path: Path, manifest: str, train: int) 
     case = CASE / "patient-numbers-of-two-hospitals"
     if not case.is_dir():
         pytest.skip(f"no case at {case}")
-    meta = prepare_covidnet(
-        tmp_path / "out", case / "images", None, None, None, size=64, manifest=case / f"{manifest}.csv"
+    meta = prepare_images(
+        "covidnet", tmp_path / "out", case / "images", None, None, None, size=64, manifest=case / f"{manifest}.csv"
     )
-    kept = {split: sum(counts.values()) for split, counts in meta["counts"].items()}
+    kept = {split: sum(counts.values()) for split, counts in meta.counts.items()}
     assert (kept["train"] + kept["val"], kept["test"]) == (train, 10)
 
 
@@ -465,8 +473,8 @@ def manifest(folder: Path, *rows: str, head: str = "path,label,patient,source,sp
 
 
 def prepared_from(images: Path, tmp_path: Path, *rows: str, **more: str) -> tuple[dict, pl.DataFrame]:
-    meta = prepare_covidnet(
-        tmp_path / "out", images, None, None, None, size=32, manifest=manifest(tmp_path, *rows, **more)
+    meta = prepare_images(
+        "covidnet", tmp_path / "out", images, None, None, None, size=32, manifest=manifest(tmp_path, *rows, **more)
     )
     return meta, pl.read_parquet(tmp_path / "out" / "index.parquet")
 
@@ -476,15 +484,15 @@ def test_groups_are_of_a_source(images: Path, tmp_path: Path) -> None:
     rows = [f"{n}.png,{LABELS[n % 3]},{'7' if n < 4 else n},h{n % 2},train" for n in range(20)]
     meta, table = prepared_from(images, tmp_path, *rows)
     assert table.filter(pl.col("patient") == "7")["group"].unique().sort().to_list() == ["h0:7", "h1:7"]
-    assert meta["attrition"][0] == {"step": "rows of the manifest", "images": 20, "patients": 17}
-    assert sum(meta["patients"].values()) == 17
+    assert meta.attrition[0] == {"step": "rows of the manifest", "images": 20, "patients": 17}
+    assert sum(meta.patients.values()) == 17
 
 
 @pytest.mark.parametrize("other", ["7", "7.0", " 7 ", "\u00a07"])
 def test_one_patient_in_two_spellings_does_not_cross_splits(images: Path, tmp_path: Path, other: str) -> None:
     train = [f"{n}.png,{LABELS[n % 3]},{n},h1,train" for n in range(12)]
     meta, table = prepared_from(images, tmp_path, *train, f'20.png,normal,"{other}", H1 ,test')
-    assert [row["images"] for row in meta["attrition"]][1:3] == [13, 12]
+    assert [row["images"] for row in meta.attrition][1:3] == [13, 12]
     assert "7.png" not in table["file"].to_list() and table.filter(pl.col("split") == "test")["patient"].item() == "7"
 
 
@@ -492,17 +500,19 @@ def test_who_cannot_be_told_apart_is_said(images: Path, tmp_path: Path) -> None:
     rows = [f"{n}.png,{LABELS[n % 3]},{n},train" for n in range(12)]
     more = ["20.png,normal,007,train", "21.png,normal,P1,train", "22.png,normal,p1,train", "23.png,normal,NA,train"]
     meta, table = prepared_from(images, tmp_path, *rows, *more, "24.png,normal,8,test", head="path,label,patient,split")
-    said = "\n".join(meta["warnings"])
+    said = "\n".join(meta.warnings)
     assert "16 of 16 images name no source" in said  # 8.png left train: without sources it is the patient of 24.png
-    assert "4 patients have a number that differs from another one of their source only in letter case" in said
+    assert "4 patient numbers differ from another one of their source only in letter case" in said
     assert "1 of 16 images name no patient" in said and "8.png" not in table["file"].to_list()
 
 
 def test_a_list_without_sources_is_compared_by_number(images: Path, tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("".join(f"{n} {n}.png {LABELS[n % 3]} h1\n" for n in range(12)))
     (tmp_path / "test.txt").write_text("7 20.png normal\n50 21.png normal\n")
-    meta = prepare_covidnet(tmp_path / "out", images, tmp_path / "train.txt", None, tmp_path / "test.txt", size=32)
-    assert [row["images"] for row in meta["attrition"]][1:3] == [14, 13]
+    meta = prepare_images(
+        "covidnet", tmp_path / "out", images, tmp_path / "train.txt", None, tmp_path / "test.txt", size=32
+    )
+    assert [row["images"] for row in meta.attrition][1:3] == [14, 13]
 
 
 def test_one_file_name_in_the_folders_of_two_splits_is_two_images(images: Path, tmp_path: Path) -> None:
@@ -512,7 +522,7 @@ def test_one_file_name_in_the_folders_of_two_splits_is_two_images(images: Path, 
             (images / f"{n}.png").rename(images / split / f"{at}.png")
     rows = [f"{n}.png,{LABELS[n % 3]},{n},h1,train" for n in range(12)]
     meta, _ = prepared_from(images, tmp_path, *rows, *(f"{n}.png,normal,{n},h2,test" for n in range(3)))
-    assert meta["attrition"][2]["images"] == 15
+    assert meta.attrition[2]["images"] == 15
 
 
 def test_a_number_that_is_not_whole_is_refused_without_showing_it(images: Path, tmp_path: Path) -> None:
@@ -526,11 +536,11 @@ def test_a_manifest_of_other_files_beside_lists(images: Path, tmp_path: Path) ->
 
     def prepare(*files: str) -> dict:
         beside = manifest(tmp_path, *(f"{file},normal,g" for file in files), head="path,label,group")
-        return prepare_covidnet(tmp_path / "out", images, train, None, None, size=32, manifest=beside)
+        return prepare_images("covidnet", tmp_path / "out", images, train, None, None, size=32, manifest=beside)
 
     with pytest.raises(DataError, match="none of the 12 files of the lists is among the 1 of"):
         prepare("30.png")
     assert (
         "10 of 12 files of the lists are not in the manifest: no view and no group"
-        in prepare("0.png", "1.png")["warnings"]
+        in prepare("0.png", "1.png").warnings
     )

@@ -13,7 +13,7 @@ from raylab.physiology import sweep
 def made(directory, changes, size=400):
     recipe = sweep.recipe("patient", changes, size=size, chunk=250)
     run_chunks(sweep.write_chunk, sweep.begin(recipe, directory))
-    finish(recipe, directory)
+    finish(recipe, directory, "surrogate")
     return directory
 
 

@@ -1,4 +1,4 @@
-"""The door with real processes on both sides; the commands behind it are small fakes."""
+"""The Slurm proxy with real processes on both sides; the commands behind it are small fakes."""
 
 import ast
 import json
@@ -27,7 +27,7 @@ def opened(commands, tmp_path):
     """Start the server as a job script does; the path of its socket."""
     started = []
     # not below pytest's own directory, which is closed to other users, as one test is not
-    directory = Path(tempfile.mkdtemp(prefix="rl-door-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="rl-proxy-", dir="/tmp"))
 
     def start(**scripts: str) -> str:
         where = commands(**scripts)
@@ -37,8 +37,8 @@ def opened(commands, tmp_path):
             stdin=subprocess.DEVNULL,
         )
         started.append(process)
-        wait_for((directory / "door").exists, 10, "the door")
-        return str(directory / "door")
+        wait_for((directory / "socket").exists, 10, "the proxy")
+        return str(directory / "socket")
 
     yield start
     for process in started:
@@ -77,7 +77,7 @@ def test_only_slurms_four_commands_run(opened, tmp_path):
         b'{"words": ["squeue", "' + b"x" * slurm_proxy.LONGEST + b'"], "seconds": 1}\n',
     ],
 )
-def test_what_is_no_request_is_refused_and_the_door_stays_open(opened, line):
+def test_invalid_requests_are_refused_and_the_proxy_keeps_serving(opened, line):
     path = opened(squeue="echo yes")
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
@@ -98,7 +98,7 @@ def test_the_socket_is_the_owners_alone(opened):
 def test_a_directory_that_others_may_enter_is_refused(tmp_path):
     tmp_path.chmod(0o755)
     done = subprocess.run([sys.executable, str(SOURCE), str(tmp_path)], capture_output=True, text=True, timeout=20)
-    assert done.returncode == 1 and "0700" in done.stderr and not (tmp_path / "door").exists()
+    assert done.returncode == 1 and "0700" in done.stderr and not (tmp_path / "socket").exists()
 
 
 def test_another_user_is_refused(opened, tmp_path):
@@ -131,13 +131,13 @@ def test_a_command_that_hangs_is_ended_and_others_are_answered_meanwhile(opened)
         slurm_proxy.ask(path, ["squeue"], 0.2)
 
 
-def test_slurm_goes_through_the_door_where_the_environment_names_it(opened, monkeypatch, tmp_path):
+def test_slurm_uses_the_proxy_named_in_the_environment(opened, monkeypatch, tmp_path):
     path = opened(
         sbatch='[ "$1" = --parsable ] && cat "$2"; [ -s "$2" ] || { echo "sbatch: error: invalid qos" >&2; exit 1; }',
         squeue="true",
         scontrol="echo 'KillWait = 30 sec'",
     )
-    monkeypatch.setenv(slurm.DOOR, path)
+    monkeypatch.setenv(slurm.PROXY, path)
     monkeypatch.setenv("PATH", "/nowhere")
     assert Slurm().jobs() == []
     assert Slurm().config() == {"KillWait": "30 sec"}
@@ -150,23 +150,23 @@ def test_slurm_goes_through_the_door_where_the_environment_names_it(opened, monk
 
 def test_a_command_that_is_not_there_outside_is_said_so(monkeypatch):
     assert slurm_proxy.run(["no-such-command-anywhere"], 5)["code"] == slurm_proxy.ABSENT
-    monkeypatch.setenv(slurm.DOOR, "/somewhere")
-    monkeypatch.setattr(slurm_proxy, "ask", lambda *asked: (slurm_proxy.ABSENT, "", "door: no such file"))
-    with pytest.raises(SlurmError, match="scancel is not there"):
+    monkeypatch.setenv(slurm.PROXY, "/somewhere")
+    monkeypatch.setattr(slurm_proxy, "ask", lambda *asked: (slurm_proxy.ABSENT, "", "slurm_proxy: no such file"))
+    with pytest.raises(SlurmError, match="scancel was not found"):
         Slurm().cancel(["5"])
 
 
-def test_a_silent_slurm_is_silent_through_the_door_too(opened, monkeypatch):
-    monkeypatch.setenv(slurm.DOOR, opened(squeue="exec sleep 60"))
+def test_a_silent_slurm_is_silent_through_the_proxy_too(opened, monkeypatch):
+    monkeypatch.setenv(slurm.PROXY, opened(squeue="exec sleep 60"))
     monkeypatch.setattr(slurm, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(slurm, "sleep", lambda seconds: None)
     with pytest.raises(SlurmError, match="does not answer"):
         Slurm().jobs()
 
 
-def test_a_door_that_is_shut_is_an_error_and_never_no_jobs(monkeypatch, tmp_path):
-    monkeypatch.setenv(slurm.DOOR, str(tmp_path / "door"))
-    with pytest.raises(SlurmError, match=r"the door to Slurm's commands at .* is shut"):
+def test_a_proxy_that_does_not_answer_is_an_error_and_never_no_jobs(monkeypatch, tmp_path):
+    monkeypatch.setenv(slurm.PROXY, str(tmp_path / "socket"))
+    with pytest.raises(SlurmError, match=r"the Slurm proxy at .* does not answer"):
         Slurm().jobs()
 
 
@@ -177,11 +177,11 @@ def test_it_outlives_the_signals_that_its_job_script_ignores(commands, tmp_path)
     line = f"trap '' TERM USR1; exec {sys.executable} -I {SOURCE} {directory}"
     with subprocess.Popen(["bash", "-c", line], env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"}) as process:
         try:
-            wait_for((directory / "door").exists, 10, "the door")
+            wait_for((directory / "socket").exists, 10, "the proxy")
             for number in (signal.SIGTERM, signal.SIGUSR1):
                 process.send_signal(number)
             time.sleep(0.2)
-            assert slurm_proxy.ask(str(directory / "door"), ["squeue"], 10)[1] == "yes\n"
+            assert slurm_proxy.ask(str(directory / "socket"), ["squeue"], 10)[1] == "yes\n"
         finally:
             process.kill()
 

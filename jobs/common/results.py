@@ -1,0 +1,112 @@
+"""What the verbs return when they are called from Python. `details` is what `--json` writes."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.common import home
+from raylab.score import Score
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, or a finished search, which stands for its best trial.
+
+    Other functions take it, or its name, MLflow run id or directory, as `run`.
+    """
+
+    name: str
+    run_id: str
+    """of its MLflow run"""
+    task: str
+    directory: Path
+    data: Path
+    """the prepared directory that it was trained on"""
+    details: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, details: dict[str, Any]) -> "Run":
+        """The run that a verb's result is about."""
+        places = {name: Path(details[name]) for name in ("directory", "data")}
+        return cls(details["name"], details["run_id"], details["task"], **places, details=details)
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """The scores by name, on the validation split; those of other cohorts are COHORT/NAME."""
+        return _scores_of(self.details)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a run on a split of a prepared directory."""
+
+    run: str
+    """name of the run whose model was scored"""
+    run_id: str
+    """of the MLflow run that has the scores: the run's own on its own data, else a new one"""
+    data: Path
+    split: str
+    test_reads: int
+    """how often the run was scored on the test rows of this data, this time included"""
+    details: dict[str, Any] = field(repr=False)
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """The scores by name; those of other cohorts are COHORT/NAME."""
+        return _scores_of(self.details)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A parquet file with a row for each stay or image: `id`, `source`, the label, and probabilities `p_CLASS`."""
+
+    path: Path
+    rows: int
+    columns: tuple[str, ...]
+    details: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The tracked runs of an MLflow experiment, and the HTML report on them."""
+
+    experiment: str
+    report: Path
+    runs: list[dict[str, Any]] = field(repr=False)
+    """a dictionary for each run: its name, task, data, scores"""
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"experiment": self.experiment, "report": str(self.report), "runs": self.runs}
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A prepared directory."""
+
+    directory: Path
+    task: str
+    details: dict[str, Any] = field(repr=False)
+    """its counts, attrition, label and hashes"""
+
+
+RunReference = Run | str | Path
+"""A run: what a verb returned, or its name, MLflow run id or directory."""
+
+
+def find_run(run: RunReference) -> Path:
+    """The directory of a run; UsageError with the nearest names when there is none."""
+    return run.directory if isinstance(run, Run) else home.find(str(run))
+
+
+def _scores_of(details: dict[str, Any]) -> dict[str, Score]:
+    """The scores among the entries of a verb's result."""
+    scores = {
+        name: Score.model_validate(entry)
+        for name, entry in details.items()
+        if isinstance(entry, dict) and {"value", "low", "high"} <= entry.keys()
+    }
+    for cohort, entries in details.get("cohorts", {}).items():
+        if cohort != details.get("cohort"):
+            scores |= {f"{cohort}/{name}": score for name, score in _scores_of(entries).items()}
+    return scores

@@ -1,0 +1,13 @@
+"""Dropout that draws faster on a CPU."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Dropout(nn.Dropout):
+    """torch.nn.Dropout; its mask comes from uniform numbers, for which torch takes a quarter of the time on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda or not self.training or self.p == 0:
+            return super().forward(x)
+        return x * torch.rand_like(x).ge_(self.p).mul_(1 / (1 - self.p))

@@ -1,0 +1,149 @@
+"""What tasks on intensive-care data share: their recipes, and their preparation from labels of their own."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Discriminator, Field, Tag
+
+from raylab.config.assignments import parse_assignments
+from raylab.config.recipe import BoostingModel, IcuData, LinearModel, Recipe, RecurrentModel, family_name
+from raylab.data.icu.meta import IcuMeta
+from raylab.errors import UsageError
+from raylab.tasks.preparation import Preparation, PrepareOptions, Resources, attrition_lines
+
+if TYPE_CHECKING:  # as in base.py
+    from raylab.data.icu.labels import Label
+
+
+class IcuRecipe(Recipe):
+    """Of the tasks on intensive-care data."""
+
+    families = (RecurrentModel, BoostingModel, LinearModel)
+
+    data: IcuData = IcuData()
+    model: Annotated[
+        Annotated[RecurrentModel, Tag("RecurrentModel")]
+        | Annotated[BoostingModel, Tag("BoostingModel")]
+        | Annotated[LinearModel, Tag("LinearModel")],
+        Discriminator(family_name),
+    ]
+
+
+class IcuOptions(PrepareOptions):
+    """Options of `prepare` for intensive-care data."""
+
+    source: str | None = None
+    """physionet2012, meds, mimic3, yaib or synthetic"""
+    landmark: int | float = 12
+    """hours after admission at which is predicted"""
+    horizon: int | float = 24
+    """hours after landmark and gap in which onset counts"""
+    gap: int | float = 0
+    """hours after the landmark that no onset may fall into"""
+    label: str | None = None
+    """definition of the outcome; the task's first one unless given"""
+    label_set: tuple[str, ...] = ()
+    """NAME=VALUE: windows of the label, for example persist_h=8 fio2_back_h=4"""
+    rolling: bool = False
+    """predict every hour from the landmark until onset"""
+    until: int | float = 48
+    """rolling: the last hour at which is predicted"""
+    mapping: Path | None = None
+    """meds: TOML file with what the codes mean; MIMIC-IV's otherwise"""
+    sensitivity: bool = False
+    """count onsets over windows of FiO2 and persistence"""
+    virtual_patient: bool = False
+    """fit the lung model to the gases before the landmark: features for --set data.virtual_patient=true"""
+    origin: tuple[Path, ...] = Field((), alias="from")
+    """prepared directories, pooled and split anew"""
+    split_by: str = "patient:0/5"
+    """with --from: patient:K/N, temporal, temporal:PERIOD or site:SOURCE"""
+
+
+def icu_preparation(labels: Mapping[str, "Label"]) -> Preparation[IcuOptions, IcuMeta]:
+    """The preparation of a task with these labels, the first of which is the usual one."""
+    return Preparation("intensive care", IcuOptions, partial(prepare, labels), describe)
+
+
+def prepare(
+    labels: Mapping[str, "Label"], task: str, out: Path, options: IcuOptions, replace: bool, resources: Resources
+) -> IcuMeta:
+    """Prepare raw tables, or pool prepared directories, for `task` at `out`."""
+    from raylab.data.icu.labels import label
+    from raylab.data.icu.prepare import prepare_icu
+    from raylab.data.icu.resplit import parse, resplit
+
+    if options.origin:
+        if options.source is not None or options.path is not None:
+            raise UsageError("--from takes prepared directories, and so no --source and no --path")
+        directories = [directory.absolute() for directory in options.origin]
+        return resplit(directories, out, parse(options.split_by), options.seed, replace, task)
+    source = options.source or ("physionet2012" if options.path else None)
+    if source is None:
+        raise UsageError(f"prepare {task} needs --source", do="add --source physionet2012 --path DIR, or synthetic")
+    if source != "synthetic" and options.path is None:
+        raise UsageError(f"source {source} needs --path DIR", do=f"raylab prepare {task} --source {source} --path DIR")
+    return prepare_icu(
+        task,
+        source,
+        options.path,
+        out,
+        options.landmark,
+        options.horizon,
+        options.patients,
+        options.seed,
+        rule=label(options.label or next(iter(labels)), parse_assignments(list(options.label_set)), labels),
+        gap=options.gap,
+        framing="rolling" if options.rolling else "landmark",
+        until=options.until,
+        mapping=options.mapping,
+        grid_of_windows=options.sensitivity,
+        virtual=options.virtual_patient,
+        replace=replace,
+    )
+
+
+def describe(meta: IcuMeta) -> list[str]:
+    """What is said of a prepared directory, beside what is said of every one."""
+    lines = []
+    for cohort, steps in meta.cohort_attrition.items():
+        if cohort != "all":
+            lines += [f"  cohort {cohort}", *attrition_lines(steps[1:], "    ")]
+    lines.append(f"  label {meta.label['name']} version {meta.label['version']}: {meta.label['onset']}")
+    if meta.onsets is not None:
+        onsets = ", ".join(f"{what.replace('_', ' ')} {n:,}" for what, n in meta.onsets.items())
+        lines.append(f"  onsets at any time: {onsets}")
+    lines.append("  how the rows end: " + ", ".join(f"{how} {n:,}" for how, n in meta.ends.items()))
+    for cell in meta.sensitivity:
+        lines.append(
+            f"  FiO2 {cell['fio2_back_h']:g} h back, persistence {cell['persist_h']:>2g} h: {cell['stays']:>6,} onsets"
+            f", {cell['after_6_h']:,} after 6 h, {cell['after_12_h']:,} after 12 h"
+        )
+    if dropped := {what: n for what, n in meta.dropped.items() if n}:
+        lines.append("  rows not used: " + ", ".join(f"{what} {n:,}" for what, n in dropped.items()))
+    lines += _values(meta)
+    return lines + [f"  note: {note}" for note in meta.notes]
+
+
+def _values(meta: IcuMeta) -> list[str]:
+    """What was set missing, converted or guessed, by concept. Directories prepared before some of it was counted have
+    no such line."""
+    lines = []
+    for counts, words in (
+        (meta.out_of_range, "outside plausible range, set missing"),
+        (meta.unreadable, "not a number, set missing"),
+        (meta.unknown_units, "unit not understood, set missing"),
+        (meta.converted, "units converted"),
+        (meta.no_unit, "no unit given, the usual one taken"),
+        (meta.percent, "read as percent"),
+        (meta.room_air, "20 to 21 %, read as room air"),
+    ):
+        if counts:
+            lines.append(f"  {words}: " + ", ".join(f"{name} {_by_unit(n)}" for name, n in counts.items()))
+    return lines
+
+
+def _by_unit(n: int | dict[str, int]) -> str:
+    return f"{n:,}" if isinstance(n, int) else ", ".join(f"'{unit}' {count:,}" for unit, count in n.items())

@@ -1,0 +1,30 @@
+"""Images that are larger than the memory a run may use."""
+
+import numpy as np
+import polars as pl
+
+from raylab.data.images.augment import AUGMENT
+from raylab.data.images.dataset import ImageSamples
+from raylab.data.prefetch import Prefetcher
+from raylab.data.row_file import RowFile
+from tests.memory import resident_bytes
+
+ROWS, SIDE, BATCH, THREADS = 6000, 224, 40, 2
+
+
+def test_a_pass_over_more_images_than_the_budget_stays_within_it(tmp_path):
+    """n threads hold n + 2 batches in float32, and half a batch each while they work (docs/architecture.md)."""
+    path = tmp_path / "images.npy"
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(ROWS, SIDE, SIDE)).flush()  # sparse
+    columns = {"row": range(ROWS), "label": 0, "group": range(ROWS), "source": "none", "view": None, "id": "none"}
+    spec = {"size": SIDE, "mean": 0.5, "std": 0.25}
+    samples = ImageSamples(RowFile(path), pl.DataFrame(columns), {}, spec, AUGMENT)
+    order = np.random.default_rng(0).permutation(ROWS).reshape(-1, BATCH)
+    samples.batch(order[0])  # whatever torch sets up once
+    before, most = resident_bytes(), 0
+    with Prefetcher(lambda number: samples.batch(order[number]), len(order), THREADS) as batches:
+        for number in range(len(order)):
+            assert batches.get(number).shape == (BATCH, 1, SIDE, SIDE)
+            most = max(most, resident_bytes())
+    budget = BATCH * SIDE * SIDE * 4 * (THREADS + 2 + THREADS / 2)  # 40 MB, of 300 MB on disk
+    assert most - before < 2.5 * budget, f"{(most - before) / 1e6:.0f} MB: more than the allocator keeps"

@@ -1,0 +1,22 @@
+"""What the supervisor of a run does without Ray; Ray itself is in tests/ray and tests/slurm."""
+
+import subprocess
+import sys
+
+from raylab.distributed.train import first_on_node
+
+
+def test_a_runs_supervisor_and_its_helpers_load_neither_torch_nor_ray_train():
+    """What Ray's actors beside the workers import: torch is 500 MB and half of a start."""
+    code = (
+        "import sys; from raylab.distributed import allocation, membership, train, worker; "
+        "print([name for name in ('torch', 'ray.train') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_one_worker_of_each_node_speaks_for_its_load():
+    nodes = {"worker-0": "n1", "worker-1": "n1", "worker-2": "n2"}
+    assert first_on_node(nodes) == {"worker-0", "worker-2"}
+    del nodes["worker-0"]
+    assert first_on_node(nodes) == {"worker-1", "worker-2"}, "another takes over from one that died"
