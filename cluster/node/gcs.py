@@ -12,7 +12,7 @@ DRAIN_SECONDS = 3.0  # of one request: a hanging store must not use up the node'
 def drain(address: str, seconds: float, why: str, instance: str | None = None) -> list[str]:
     """Tell Ray that nodes will end in `seconds`: the one started as `instance`, or all workers.
 
-    Returns the ids (hex) of the draining nodes. Runs notice it through `ray.train.get_preemption_info`.
+    Returns the ids (hex) of the draining nodes. Runs notice it, because Ray lists them as draining.
     """
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated import autoscaler_pb2, gcs_pb2

@@ -120,5 +120,6 @@ def fresh(path: Path) -> Path:
     return directory
 
 
-def quiet(rows: list[dict[str, Any]]) -> None:
+def quiet(rows: list[dict[str, Any]]) -> int:
     """The `send` of a fit that nobody watches."""
+    return int(rows[-1]["step"]) if rows else 0

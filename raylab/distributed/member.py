@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroupGloo
 from torch.distributed.distributed_c10d import PrefixStore, Store
@@ -142,5 +143,5 @@ def _with_nccl(gloo: ProcessGroupGloo, store: Store, rank: int, size: int, timeo
         ("cuda", dist.ProcessGroup.BackendType.NCCL, ProcessGroupNCCL(store, rank, size, options)),
     ):
         backend._set_sequence_number_for_group()
-        group._register_backend(dist.torch.device(device), kind, backend)
+        group._register_backend(torch.device(device), kind, backend)
     return group

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,7 +199,7 @@ class Supervisor:
         ray.kill(self.membership)
 
 
-def first_on_node(nodes: Mapping[str, str]) -> set[str]:
+def first_on_node(nodes: dict[str, str]) -> set[str]:
     """Of the workers {name: node} the first of each node: all of a node send the same load."""
     return set({node: name for name, node in reversed(nodes.items())}.values())
 

@@ -334,7 +334,7 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
                     report(row)
         return int(rows[-1]["step"]) if rows else 0
 
-    def pass_on(rows: list[Metrics]) -> None:
+    def report_epochs(rows: list[Metrics]) -> None:
         for row in rows:
             if "val/loss" in row:
                 report(row)
@@ -352,7 +352,7 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
         chosen = override(chosen, {"loop.checkpoint_steps": steps_per_epoch(rows, chosen.loop.global_batch_size)})
     try:
         if options.workers_per_trial:
-            result = train.train(chosen, Path(data), directory, pass_on)
+            result = train.train(chosen, Path(data), directory, report_epochs)
         else:
             result = execute(chosen, Path(data), directory, send, saved=saved, flush_seconds=0)
     except RaylabError as error:

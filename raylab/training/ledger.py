@@ -97,6 +97,11 @@ def starts(entries: Iterable[Entry]) -> list[Start]:
     return [entry for entry in entries if isinstance(entry, Start)]
 
 
+def groups(entries: Iterable[Entry]) -> list[Group]:
+    """The beginnings of the groups of workers, of new attempts or not."""
+    return [entry for entry in entries if isinstance(entry, Group)]
+
+
 def is_handed_over(entries: list[Entry]) -> bool:
     """Whether the last attempt made way for another, which has not begun."""
     return bool(entries) and isinstance(entries[-1], HandOver)
@@ -120,7 +125,7 @@ def summarise_ledger(path: Path) -> dict[str, Any]:
     return {
         "attempts": len(begun),
         "regroups": sum(isinstance(entry, Regroup) for entry in entries),
-        "workers": [entry.workers for entry in entries if isinstance(entry, Group)],
+        "workers": [group.workers for group in groups(entries)],
         "steps_repeated": repeated,
         "gaps": len(set(range(1, max(seen, default=0) + 1)) - seen),
         "damaged_checkpoints": sum(len(start.damaged) for start in begun),

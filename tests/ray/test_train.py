@@ -24,22 +24,20 @@ def calm(lab: Lab, ards_data: Path) -> dict[str, Any]:
 
 @pytest.mark.timeout(600)
 def test_a_killed_worker_changes_nothing(lab: Lab, ards_data: Path, calm: dict[str, Any]) -> None:
-    """Three workers, which do not divide the four shards, and after the kill the number that is left. The run is a
+    """Up to three workers, which do not divide the four shards; after the kill the others go on in place. The run is a
     job submitted with Ray's own command, to a cluster that asks for a token."""
     words = ("python", "-m", "jobs.train", "ards", "--data", ards_data, "--workers", "1:3", "--name", "killed")
     job = lab.submit(*words, *RECIPE)
-    ledger = lab.at_step("killed", 25)
-    assert ledger[0]["workers"] == 3
-    os.kill(ledger[0]["pids"][-1], signal.SIGKILL)
+    groups = [line for line in lab.at_step("killed", 25) if "workers" in line]
+    os.kill(groups[-1]["pids"][-1], signal.SIGKILL)
     output, _ = job.communicate(timeout=250)
     assert job.returncode == 0 and "finished killed" in output, output
     result = lab.run("resume", "killed")
     assert result["weights_sha256"] == calm["weights_sha256"]
     assert result["val_loss"] == calm["val_loss"]
     assert result["steps"] == calm["steps"] == result["planned_steps"]
-    assert result["attempts"] >= 2
-    assert result["gaps"] == 0
-    assert result["steps_repeated"] <= 10 + 1  # one interval; a step may have been computed but not yet noted
+    assert result["attempts"] == 1 and result["regroups"] >= 1
+    assert result["gaps"] == result["steps_repeated"] == 0
     runs = [run for run in lab.mlflow_runs() if run.info.run_name == "killed"]
     assert [run.info.status for run in runs] == ["FINISHED"]
     history = {point.step for point in history_of(lab, runs[0].info.run_id, "train/loss")}
@@ -47,22 +45,25 @@ def test_a_killed_worker_changes_nothing(lab: Lab, ards_data: Path, calm: dict[s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # Ray Train first waits a minute for the group's old size
+@pytest.mark.timeout(600)
 def test_a_preempted_node_repeats_nothing(lab: Lab, ards_data: Path) -> None:
-    """SIGTERM to a node's `ray start --block`: warned ahead, a checkpoint is committed before the node goes."""
+    """SIGTERM to a node's `ray start --block`: warned ahead, its worker hands over before the node goes."""
     node = lab.cluster.add_node(cpus=2)
     # The head's 3 CPUs hold one worker; 400 epochs last until the drain is noticed
     recipe = (*RECIPE, "loop.epochs=400", "loop.checkpoint_steps=10000", "scaling.cpus_per_worker=2")
     undisturbed = lab.run("train", "ards", "--data", ards_data, "--workers", 0, *recipe)
+
+    def size() -> int:
+        return int([line["workers"] for line in lab.ledger("preempted") if "workers" in line][-1])
+
     run = lab.start("train", "ards", "--data", ards_data, "--workers", "1:2", "--name", "preempted", *recipe)
-    ledger = lab.at_step("preempted", 5)
-    assert ledger[0]["workers"] == 2
+    wait_for(lambda: lab.ledger("preempted") and size() == 2, 120, "both workers")
     node.send_signal(signal.SIGTERM)
     output = run.communicate(400)
     assert run.returncode == 0, output
     result = lab.run("resume", "preempted")
-    assert result["workers"] == [2, 1]
-    assert result["steps_repeated"] == 0
+    assert result["workers"][-2:] == [2, 1]
+    assert result["attempts"] == 1 and result["steps_repeated"] == 0
     assert result["gaps"] == 0
     assert result["weights_sha256"] == undisturbed["weights_sha256"]
     wait_for(lambda: node.poll() is not None, 60, "the node's end")

@@ -27,7 +27,6 @@ partition = "preempt"
 INTERVAL = 50
 RECIPE = (
     "--smoke", "--set", f"loop.checkpoint_steps={INTERVAL}", "loop.ema_decay=0.9", "model.dropout=0.2",
-    "scaling.resize_seconds=15",
 )  # fmt: skip
 # Until it is stopped. Under a constant rate the state after a step does not depend on how many are planned
 ENDLESS = ("schedule.kind=constant", "loop.epochs=100000")
@@ -86,18 +85,19 @@ class Lab:
         """Attempts and repeated steps up to now."""
         return summarise_ledger(self.home / "runs" / run / "ledger.jsonl")
 
-    def starts(self, run: str) -> list[dict[str, Any]]:
-        return [line for line in self.ledger(run) if "start" in line]
+    def groups(self, run: str) -> list[dict[str, Any]]:
+        """The ledger's lines of a start or a change of workers."""
+        return [line for line in self.ledger(run) if "workers" in line]
 
     def step(self, run: str) -> int:
         return max((line["step"] for line in self.ledger(run) if "step" in line), default=0)
 
     def on_workers(self, run: str, workers: int, steps: int = 15, seconds: float = 300) -> None:
-        """Wait until the run is `steps` into an attempt on so many workers."""
+        """Wait until the run is `steps` into a group of so many workers."""
 
         def there() -> bool:
             lines = self.ledger(run)
-            at = max((number for number, line in enumerate(lines) if "start" in line), default=None)
+            at = max((number for number, line in enumerate(lines) if "workers" in line), default=None)
             return at is not None and lines[at]["workers"] == workers and len(lines) - at > steps
 
         wait_for(there, seconds, f"{run} on {workers} workers")
@@ -141,10 +141,10 @@ class Lab:
         return [job for job in self.status()["jobs"] if job["kind"] == "worker" and job["state"] == "running"]
 
     def is_training(self, run: str, job: dict[str, Any]) -> bool:
-        """Whether a worker of the run's newest attempt computes in this job. A node that drains may still have one of
-        the attempt before, and a node may hold two jobs."""
-        pids = " ".join(map(str, self.starts(run)[-1]["pids"]))
+        """Whether a worker of the run's newest group computes in this job. A node that drains may still have one of
+        the group before, and a node may hold two jobs."""
+        pids = " ".join(map(str, self.groups(run)[-1]["pids"]))
         parent = "/proc/$(sed -n 's/^PPid:\\t//p' /proc/$pid/status)"  # Ray's agent: a worker has lost its environment
         tell = f"tr '\\0' '\\n' <{parent}/environ | grep -x SLURM_JOB_ID={job['job']}"
-        found = f"for pid in {pids}; do grep -q RayTrainWorker /proc/$pid/cmdline && {tell}; done; true"
+        found = f"for pid in {pids}; do grep -q ray::Worker /proc/$pid/cmdline && {tell}; done; true"
         return bool(self.bed.run(f"{{ {found}; }} 2>/dev/null", job["node"]).strip())

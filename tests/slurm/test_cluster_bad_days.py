@@ -172,7 +172,7 @@ def test_one_allocation_that_stays(lab: Lab) -> None:
     lab.run("cluster", "up", "--site", "testbed", "--name", "one", "--static", 2, "--node-type", "whole", "--wait")
     words = ("train", "ards", "--data", lab.data, "--smoke", "--workers", 2, "--name", "static")
     lab.run("cluster", "submit", "--name", "one", "--", "python", "-m", "jobs.cli", *words)
-    assert lab.starts("static")[0]["workers"] == 2
+    assert lab.groups("static")[-1]["workers"] == 2
     assert len(lab.status("one")["jobs"]) == 1
     lab.run("cluster", "down", "--name", "one")
     assert not lab.bed.run("squeue --noheader")

@@ -79,7 +79,7 @@ SETTABLE: dict[str, tuple[str, Any]] = {
     "scaling.gpu": ("true", True),
     "scaling.cpus_per_worker": ("0.5", 0.5),
     "scaling.max_failures": ("0", 0),
-    "scaling.resize_seconds": ("5", 5.0),
+    "scaling.silence_seconds": ("5", 5.0),
     "search.trials": ("2", 2),
     "search.scheduler": ("pbt", "pbt"),
     "search.search": ("random", "random"),
@@ -342,6 +342,8 @@ def test_fields_of_version_0_1_have_their_new_names(tmp_path):
         for words in ((old.partition(".")[2], new.partition(".")[2]), (old, new)):
             text = text.replace(f'"{words[1]}"', f'"{words[0]}"')
     document = json.loads(text)
+    document["scaling"]["resize_seconds"] = 60.0
+    text = json.dumps(document)
     assert {"batch", "early_stop", "ema", "keep", "sum"} <= document["loop"].keys()
     assert document["model"]["rate"] == 0.2 and document["search"]["space"] == {"model.share": "uniform(0.1,0.9)"}
     (tmp_path / "recipe.json").write_text(text)
