@@ -134,6 +134,8 @@ class Recorder(Report):
             return
         if is_attempt or not was_writer:
             self._take_over(step, is_attempt)
+        for row in self.rows:  # of steps that this rank has taken over from one that was ahead
+            self._note(row)
         facts = {"attempt": self.attempt, "workers": group.size, "pids": tuple(pids), "time": time.time()}
         if is_attempt:
             self._write(ledger.Start(start=step, damaged=tuple(self.damaged), **facts))
@@ -179,19 +181,16 @@ class Recorder(Report):
         self.sent_at = time.monotonic()
 
     def _take_over(self, step: int, is_attempt: bool) -> None:
-        """Be the writer from now on: the ledger gets what the one before has not noted, and rows are sent again."""
+        """Be the writer from now on, of an attempt that begins at `step` or that goes on; rows are sent again."""
         entries = ledger.read_ledger(self.ledger)
         if self.ledger.is_file() and not self.ledger.read_bytes().endswith(b"\n"):
             with self.ledger.open("a") as file:
                 file.write("\n")  # ends the line that a crash has torn: readers leave it out
         self.sent = 0
         self.attempt = max((entry.attempt for entry in entries), default=-1) + is_attempt
-        if is_attempt:
-            self.noted = step
-            return
-        self.noted = max(ledger.steps(entries), default=0)
-        for row in self.rows:
-            self._note(row)
+        own = [entry for entry in entries if entry.attempt == self.attempt]
+        begun = step if is_attempt else max((start.start for start in ledger.starts(own)), default=0)
+        self.noted = max(ledger.steps(own), default=begun)
 
     def _note(self, row: Metrics) -> None:
         if row["step"] > self.noted:

@@ -23,6 +23,7 @@ from raylab.training import run as runs
 from raylab.training.ledger import summarise_ledger
 from raylab.training.loop import AttemptHandedOver, weights_sha256
 from raylab.training.peers import FixedPeers
+from raylab.training.process_group import ProcessGroup
 from raylab.training.run import Recorder, execute, inherit, read_model, write_model
 
 # 124 samples: 2 steps an epoch, 6 in all; checkpoints after 3 and 6
@@ -144,6 +145,29 @@ def test_two_workers_write_one_run(undisturbed, ards_data, tmp_path):
     start, *rest = read_lines(directory / "ledger.jsonl")
     assert len(set(start["pids"])) == 2
     assert len([line for line in rest if "step" in line]) == 6  # one line a step, not one a worker
+
+
+# changes of workers
+
+
+def test_the_steps_that_a_writer_takes_over_are_in_its_ledger_once(tmp_path):
+    """Of rank 0, which stays so and gets the state of a rank that was a step ahead."""
+    recorder, group = Recorder(tmp_path, RECIPE, Rows()), ProcessGroup()
+    recorder.start_group(group, 0, is_attempt=True)
+    rows = [{"step": step, "train/loss": 0.5} for step in (1, 2, 3)]
+    for row in rows[:2]:
+        recorder(row, None)
+    recorder.carry(rows)
+    recorder.start_group(group, 3, is_attempt=False)
+    other = Recorder(tmp_path, RECIPE, Rows())  # the next rank 0
+    other.carry(rows)
+    other.start_group(group, 3, is_attempt=False)
+    lines = read_lines(tmp_path / "ledger.jsonl")
+    assert [next(name for name in ("start", "step", "regroup") if name in line) for line in lines] == (
+        ["start", "step", "step", "step", "regroup", "regroup"]
+    )
+    facts = summarise_ledger(tmp_path / "ledger.jsonl")
+    assert (facts["attempts"], facts["regroups"], facts["steps_repeated"], facts["gaps"]) == (1, 2, 0, 0)
 
 
 # leaving
