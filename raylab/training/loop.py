@@ -203,9 +203,11 @@ class Training:
     def regroup(self) -> None:
         """Form a group with all who may train, and go on from the state of whoever is farthest, or begin."""
         self.inputs.close()  # another group has other shards
+        was_writer = self.has_begun and self.group.rank == 0
         while True:
             self.group, leader = self.peers.form_group(self.position())
             is_attempt = leader is None and not self.has_begun
+            was_writer &= self.group.rank == 0 and leader in (None, 0)
             try:
                 if is_attempt and self.group.rank == 0 and (state := self.load()) is not None:
                     self.restore(state)
@@ -214,6 +216,8 @@ class Training:
                 self.report.start_group(self.group, self.progress.step, is_attempt)
             except PeerLost:
                 continue
+            if not (is_attempt or was_writer):
+                self.saved_step = 0  # whether its checkpoint was written only the rank 0 before knew: write it again
             self.has_begun = True
             self.inputs = self.create_prefetcher()
             return
