@@ -20,12 +20,11 @@ ROOT = Path(__file__).parents[1]
 
 
 class Worker:
-    """`run` returns how it ended for this worker: "finished", "left" or "failed", of which failure.json says why.
-
-    Whatever else is raised in it is a crash of this worker, not the end of the run.
-    """
+    """The actor of one worker."""
 
     def run(self, name: str, membership: Any, arguments: Mapping[str, Any]) -> str:
+        """Train until the run is over, and return how it ended for this worker: "finished", "left", or "failed", of
+        which failure.json says why. Whatever else is raised is a crash of this worker, not the end of the run."""
         # In the method, so that the process that starts it is quick to answer
         from raylab.distributed.member import Expelled, Member
         from raylab.distributed.store import interface_of

@@ -70,31 +70,23 @@ def test_the_interface_of_an_address():
         interface_of("192.0.2.99")
 
 
-def test_a_store_waits_no_longer_than_its_timeout(monkeypatch):
-    from raylab.distributed import store
+def test_a_store_waits_no_longer_than_its_timeout_or_its_group():
+    from raylab.distributed.store import CallStore
 
-    class Remote:
-        """An actor's method, called in this process."""
+    rendezvous, is_broken = Rendezvous(), False
 
-        def __init__(self, method: Any) -> None:
-            self.method = method
+    def call(method: str, *values: Any) -> Any:
+        return run(getattr(rendezvous, method)(*values))
 
-        def remote(self, *arguments: Any) -> Any:
-            return run(self.method(*arguments))
-
-    class Handle:
-        def __init__(self) -> None:
-            self.rendezvous = Rendezvous()
-
-        def __getattr__(self, name: str) -> Remote:
-            return Remote(getattr(self.rendezvous, name))
-
-    monkeypatch.setattr(store.ray, "get", lambda value: value)
-    store = store.RayStore(Handle())
+    store = CallStore(call, lambda: is_broken)
     prefixed = dist.PrefixStore("group", store)
     prefixed.set("k", "v")
     assert prefixed.get("k") == b"v"
     assert store.list_keys() == ["group/k"]
     store.set_timeout(timedelta(seconds=0.02))
     with pytest.raises(dist.DistStoreError, match=r"waited 0\.02 s for absent"):
+        store.wait(["absent"])
+    store.set_timeout(timedelta(seconds=60))
+    is_broken = True
+    with pytest.raises(dist.DistStoreError, match="waited 0 s for absent"):
         store.wait(["absent"])
