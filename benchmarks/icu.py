@@ -59,7 +59,7 @@ class Run(NamedTuple):
         return f"{self.wall:.1f} s ({self.cpu:.1f} s of CPU), {self.peak:.2f} GiB"
 
 
-def measured(words: list[str]) -> Run:
+def measure_process(words: list[str]) -> Run:
     """What a process took; what it prints is not shown."""
     began = time.perf_counter()
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -74,7 +74,7 @@ def alternate(rounds: int, **programs: list[list[str]]) -> None:
     runs: dict[str, list[Run]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, commands in programs.items():
-            parts = [measured(words) for words in commands]
+            parts = [measure_process(words) for words in commands]
             runs[name].append(Run(sum(p.wall for p in parts), sum(p.cpu for p in parts), max(p.peak for p in parts)))
     medians = {name: Run(*map(statistics.median, zip(*of, strict=True))) for name, of in runs.items()}
     first = medians[next(iter(programs))]

@@ -125,7 +125,7 @@ def row(of: System | Gas, i: int) -> dict[str, Any]:
     return {name: value[i].numpy() if value.dim() > 1 else value[i].item() for name, value in values.items()}
 
 
-def solved(given: Inputs, compiled: bool) -> tuple[float, System, Tensor]:
+def time_model(given: Inputs, compiled: bool) -> tuple[float, System, Tensor]:
     """Seconds for the steady states of all patients, their equations and the PO2 of their compartments."""
     torch.set_num_threads(1)
     of = exchange.system(given, total_shunt(given, equilibrium(given)))
@@ -138,7 +138,7 @@ def solved(given: Inputs, compiled: bool) -> tuple[float, System, Tensor]:
     return seconds, of, gas.x
 
 
-def looped(of: System) -> tuple[float, Any]:
+def time_loop(of: System) -> tuple[float, Any]:
     """The same in NumPy, one patient after the other."""
     start, share = exchange.guess(of), exchange.shares(of.ratio).numpy()
     rows = [(row(of, i), row(start, i)) for i in range(len(of.fio2))]
@@ -148,8 +148,8 @@ def looped(of: System) -> tuple[float, Any]:
 
 
 def seconds_alone(given: Inputs, compiled: bool) -> float:
-    """`solved` for another process."""
-    return solved(given, compiled)[0]
+    """`time_model` for another process."""
+    return time_model(given, compiled)[0]
 
 
 def sweeps(cores: int) -> None:
@@ -178,13 +178,13 @@ def main() -> None:
     many = patients(PATIENTS)
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
         for r in range(-1, ROUNDS):  # the first imports, compiles and warms
-            _, of, x = solved(many, False)
-            slow, check = looped(of.take(slice(0, FEW)))
+            _, of, x = time_model(many, False)
+            slow, check = time_loop(of.take(slice(0, FEW)))
             if not np.allclose(check, x[:FEW].numpy(), rtol=1e-8):
                 raise RuntimeError("the loop solves something else")
             loop = FEW / slow
             for compiled in (False, True):
-                one = PATIENTS / solved(many, compiled)[0]
+                one = PATIENTS / time_model(many, compiled)[0]
                 together = cores * PATIENTS / max(pool.map(seconds_alone, [many] * cores, [compiled] * cores))
                 if r >= 0:
                     print(

@@ -31,7 +31,7 @@ def run(name: str, data: Path, settings: dict[str, Any], parent: str | None = No
     return name
 
 
-def tested(name: str, data: Path) -> pl.DataFrame:
+def predict_test_rows(name: str, data: Path) -> pl.DataFrame:
     """stay_id, label and p of the test rows."""
     out = home.home() / "benchmarks" / f"{name}.parquet"
     if not out.is_file():
@@ -47,7 +47,8 @@ def main() -> None:
     for way, more in WAYS.items():
         origin = parent if way == "with" else None
         parts = [
-            tested(run(f"pretrained-{way}-{k}", fold, settings | more, origin), fold) for k, fold in enumerate(folds)
+            predict_test_rows(run(f"pretrained-{way}-{k}", fold, settings | more, origin), fold)
+            for k, fold in enumerate(folds)
         ]
         both[way] = pl.concat(parts)
     rows = pl.read_parquet(folds[0] / "samples.parquet").select("stay_id", "subject_id", *COHORTS[1:])

@@ -34,7 +34,7 @@ def first_step(home: Path, run: str, since: float) -> float:
     raise TimeoutError(f"no step of {run} within 300 s")
 
 
-def ended(home: Path, run: str) -> None:
+def wait_for_end(home: Path, run: str) -> None:
     path = home / "runs" / run / "run.json"
     while json.loads(path.read_text())["status"] == "RUNNING":
         time.sleep(0.5)
@@ -57,7 +57,7 @@ def symmetric(bed: Path, home: Path, data: Path, run: str) -> float:
     since = time.time()
     job = subprocess.run([bed / "sbatch", "--parsable", script], check=True, capture_output=True, text=True).stdout
     took = first_step(home, run, since)
-    ended(home, run)
+    wait_for_end(home, run)
     subprocess.run([bed / "scancel", job.strip()], check=True)
     time.sleep(10)  # its nodes are free again, and quiet
     return took
@@ -90,7 +90,7 @@ def main() -> None:
             since = time.time()
             raylab("cluster", "submit", "--detach", "--", *train, "--name", run)
             took[name].append(first_step(home, run, since))
-            ended(home, run)
+            wait_for_end(home, run)
         raylab("cluster", "down")
         took["symmetric-run"].append(symmetric(bed, home, data, f"symmetric-{turn}"))
     base = statistics.median(took["symmetric-run"])

@@ -149,30 +149,30 @@ def hooks(name: str, tracking: str, python: str) -> Hooks:
 
 def do_status(args: argparse.Namespace) -> dict[str, Any]:
     directory = find(home.home(), args.name)
-    found = client.status(directory, Slurm())
+    status = client.status(directory, Slurm())
     if not args.quiet and args.json is None:
-        tell(found)
-    return found
+        tell(status)
+    return status
 
 
-def tell(found: dict[str, Any]) -> None:
+def tell(status: dict[str, Any]) -> None:
     """`status` for a person."""
-    head = found["head"]
+    head = status["head"]
     where = f", head on {head['node']} (start {head['generation'] + 1})" if head else ""
-    say(f"cluster {found['name']} at {found['site']}: {found['state']}{where}")
-    for job in found["jobs"]:
+    say(f"cluster {status['name']} at {status['site']}: {status['state']}{where}")
+    for job in status["jobs"]:
         left = "" if job["seconds_left"] is None else f"{duration(job['seconds_left'])} left"
         what = f"{job['type'] or job['kind']:8} {job['state']:10} {job['node']:12}"
         say(f"  job {job['job']:>8}  {what} {left}{job['why']}")
-    for node in found["nodes"]:
+    for node in status["nodes"]:
         used = "  ".join(f"{name} {a:g}/{b:g}" for name, (a, b) in node["resources"].items())
         say(f"  node {node['ip']:>15}  {node['type']:8} {node['state']:10} {used}")
-    for wait in found["demand"]:
+    for wait in status["demand"]:
         bundle = " + ".join(f"{amount:g} {name}" for name, amount in wait["bundle"].items())
         say(f"  demand: {wait['count']} x ({bundle})")
-    for job in found["ray_jobs"]:
+    for job in status["ray_jobs"]:
         say(f"  ray job {job['id']}: {job['status'].lower()}  {job['entrypoint']}")
-    for problem in found["problems"]:
+    for problem in status["problems"]:
         say(f"  a node did not come up (job {problem['job']}): {problem['text']}")
 
 
@@ -202,8 +202,8 @@ def do_tunnel(args: argparse.Namespace) -> dict[str, Any]:
             over_ssh["mlflow"] = secret.link(token, here["ports"]["mlflow"])
             say(f"MLflow, once that runs: {over_ssh['mlflow']}\n{LINK}")
         return over_ssh
-    found = relay.start(directory)
-    ports = found["ports"]
+    running = relay.start(directory)
+    ports = running["ports"]
     say(f"dashboard and job API: http://127.0.0.1:{ports['dashboard']}   (they ask for the token)")
     link = "" if spec.tracking else secret.link(token, ports["mlflow"])
     if link:
@@ -239,10 +239,10 @@ def reach(directory: Directory) -> dict[str, str]:
 
 
 def do_env(args: argparse.Namespace) -> dict[str, Any]:
-    found = reach(find(home.home(), args.name))
-    for name, value in found.items():
+    environment = reach(find(home.home(), args.name))
+    for name, value in environment.items():
         say(f"export {name}={shlex.quote(value)}")
-    return found
+    return environment
 
 
 def do_submit(args: argparse.Namespace) -> dict[str, Any]:
@@ -305,9 +305,9 @@ def _workers(run: Path) -> int:
 
 def do_hold(args: argparse.Namespace) -> dict[str, Any]:
     """Runs on workers of their own save and end when their nodes are drained; a trial's process is not told."""
-    found = interrupted(find(home.home(), args.name).spec.name)
+    runs = interrupted(find(home.home(), args.name).spec.name)
     deadline = time.monotonic() + args.seconds
-    waiting = [path for path, run in found if run.kind != "tune" and _workers(path)]
+    waiting = [path for path, run in runs if run.kind != "tune" and _workers(path)]
     while waiting and time.monotonic() < deadline:
         ledgers = [(path, ledger.read_ledger(path / ledger.FILE)) for path in waiting]
         waiting = [path for path, entries in ledgers if entries and not ledger.is_handed_over(entries)]

@@ -25,13 +25,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     covered = None if args.data is None else coverage(args.data)
-    rows = [described(concept, covered) for concept in CONCEPTS.values()]
+    rows = [describe_concept(concept, covered) for concept in CONCEPTS.values()]
     if not args.quiet:
         table(rows, covered is not None)
     return {"data": None if args.data is None else str(args.data.absolute()), "concepts": rows}
 
 
-def described(concept: Concept, covered: dict[str, dict[str, Any]] | None) -> dict[str, Any]:
+def describe_concept(concept: Concept, covered: dict[str, dict[str, Any]] | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": concept.name,
         "unit": concept.unit,
@@ -55,15 +55,15 @@ def coverage(directory: Path) -> dict[str, dict[str, Any]]:
     first = hours.group_by("stay_id").agg(pl.col("hour").filter(pl.col(name)).min().alias(name) for name in masks)
     seen = samples.lazy().select("stay_id", "at_h").join(first, "stay_id")
     shares = seen.select((pl.col(name) < pl.col("at_h")).fill_null(False).mean() for name in masks).collect()
-    found = {}
+    result = {}
     for name, concept in CONCEPTS.items():
         if concept.static:
             rows = 1 - samples[name].null_count() / samples.height if name in samples.columns else 0.0
         else:
             rows = shares[f"{name}__mask"].item() if f"{name}__mask" in masks else 0.0
         stays = rows if concept.derived else meta.coverage[name] / meta.stays
-        found[name] = {"stays": stays, "rows": rows}
-    return found
+        result[name] = {"stays": stays, "rows": rows}
+    return result
 
 
 def table(rows: list[dict[str, Any]], covered: bool) -> None:

@@ -89,7 +89,7 @@ def story(data: Path | None, root: Path, stamp: str, part: Any) -> dict[str, Any
         say(f"worker {killer.killed} was killed at step {killer.at_step}; {repeated} steps were repeated;")
         say(f"both runs end with the same weights: SHA-256 {weights}")
         part("tune ARDS: 8 trials, ASHA + Optuna TPE")
-        found = tune("ards", ards, trials=8, name=f"ards-search-{stamp}", settings=ARDS)
+        search = tune("ards", ards, trials=8, name=f"ards-search-{stamp}", settings=ARDS)
     part("pretrain a small COVID-Net on domain A")
     a = train("covidnet", domain_a, workers=0, name=f"cxr-a-{stamp}", settings=SMALL, smoke=True)
     part("transfer it to domain B")
@@ -101,7 +101,7 @@ def story(data: Path | None, root: Path, stamp: str, part: Any) -> dict[str, Any
     splits: list[tuple[Run, Path, Split]] = [
         (calm, ards, "test"),
         (hit, ards, "test"),
-        (found, ards, "test"),
+        (search, ards, "test"),
         (a, domain_a, "test"),
         (b, domain_b, split_b),
         (c, domain_b, split_b),
@@ -115,7 +115,7 @@ def story(data: Path | None, root: Path, stamp: str, part: Any) -> dict[str, Any
     return {
         "undisturbed": calm.details,
         "killed": hit.details,
-        "search": found.details,
+        "search": search.details,
         "scores": scores,
         "report": str(compared.report),
         "same_weights": hit.details["weights_sha256"] == weights,

@@ -71,13 +71,13 @@ def evaluate(
     """
     check_split(split, get_args(Split))
     directory = run_of_task(run, task)
-    described = home.note(directory)
-    data, task = Path(data).absolute(), described.task
+    run_record = home.note(directory)
+    data, task = Path(data).absolute(), run_record.task
     kind = find_task(task).kind
     if kind == "images" and not (data / "meta.json").is_file():
-        data = of_folder(task, directory, data, split, quiet)
+        data = prepare_folder(task, directory, data, split, quiet)
     meta = read_meta(data, task)
-    own = meta.data_hash == described.data_hash
+    own = meta.data_hash == run_record.data_hash
     if own and split == "all":
         raise DataError(
             f"run {directory.name} was trained on a part of {data}",
@@ -88,27 +88,31 @@ def evaluate(
     uri = run_tracking.checked_address()
     if recalibrate is not None and (kind != "icu" or recalibrate < 1):
         raise UsageError("--recalibrate takes a number of patients, and is for tasks on intensive-care data")
-    scored = replace(scores.of_run(directory, data, split), leakage=leaked)
+    scored = replace(scores.score_run(directory, data, split), leakage=leaked)
     if kind == "icu":
         recipe = read_recipe(directory / "recipe.json")
-        more = icu_evaluation.extended(scored, recipe)
+        more = icu_evaluation.compute_clinical_scores(scored, recipe)
         if recalibrate:
-            more["recalibrated"] = icu_evaluation.recalibrated(directory, data, scored, recalibrate, own, recipe.seed)
+            more["recalibrated"] = icu_evaluation.compare_recalibration(
+                directory, data, scored, recalibrate, own, recipe.seed
+            )
         scored = replace(scored, more=more)
     reads = count_reads(directory, meta.data_hash, split)
     read_tag = {"raylab.test_reads": str(reads)} if split in READS_TEST else {}
     if own:
-        run_id = described.run_id
-        with home.held(directory):
+        run_id = run_record.run_id
+        with home.lock_run(directory):
             record(directory, scored, read_tag)
     else:
         recipe = read_recipe(directory / "recipe.json")
         target = home.new_run(None, f"{directory.name}-on-{data.name}")
         tags = {"raylab.split": split, **read_tag}
-        opened = run_tracking.opening(target, recipe, meta, data, "evaluate", uri, described, described.run_id, tags)
+        opened = run_tracking.create_run(
+            target, recipe, meta, data, "evaluate", uri, run_record, run_record.run_id, tags
+        )
         run_id = opened.run_id
-        home.annotate(target, best_step=described.best_step)
-        with run_tracking.tracked(target, system=False):
+        home.annotate(target, best_step=run_record.best_step)
+        with run_tracking.track_run(target, system=False):
             scores.record(target, scored)
     if kind == "images":
         scores.keep(directory, scored)  # the model's own card speaks of other data, too
@@ -116,7 +120,7 @@ def evaluate(
         home.share(directory)
         run_tracking.forward_now(directory)
     out = {
-        "run_id": described.run_id,
+        "run_id": run_record.run_id,
         "evaluation_run_id": run_id,
         "name": directory.name,
         "task": task,
@@ -134,8 +138,8 @@ def evaluate(
         if kind == "icu":
             icu_evaluation.tell(scored.more)
         say(f"  leakage: {in_words(leaked)}")
-        for name, found in leaked.get("parents", {}).items():
-            say(f"  leakage from {name}, whose weights were the start: {in_words(found)}")
+        for name, report in leaked.get("parents", {}).items():
+            say(f"  leakage from {name}, whose weights were the start: {in_words(report)}")
         if reads > 1:
             say(f"note: the test split of this data has now been read {reads} times for this run; if anything was")
             say("  chosen after the first reading, this score is too good")
@@ -143,20 +147,20 @@ def evaluate(
     return Evaluation(directory.name, run_id, data, split, reads, out)
 
 
-def of_folder(task: str, directory: Path, folder: Path, split: str, quiet: bool) -> Path:
+def prepare_folder(task: str, directory: Path, folder: Path, split: str, quiet: bool) -> Path:
     """The prepared directory, in the raylab home, of a data set as it was handed over: `folder` with images and label
     lists or a manifest. It has the lists of `split` and the size of the run's images."""
-    found = discover(folder, splits=SPLITS if split == "all" else (split,))
+    files = discover(folder, splits=SPLITS if split == "all" else (split,))
     size = read_model(directory)[2]["size"]
-    read = [folder.absolute(), *found.lists.values(), *([found.manifest] if found.manifest else [])]
+    read = [folder.absolute(), *files.lists.values(), *([files.manifest] if files.manifest else [])]
     text = "\n".join([str(size), *(f"{p}\t{sha256(p) if p.is_file() else ''}" for p in read)])
     out = home.home() / "prepared" / f"{folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     prepare.prepare_images(
         task,
         out,
-        images=found.images,
-        lists=found.lists,
-        manifest=found.manifest,
+        images=files.images,
+        lists=files.lists,
+        manifest=files.manifest,
         size=size,
         replace=True,  # a file of the same name may have changed
         quiet=quiet,
@@ -167,24 +171,24 @@ def of_folder(task: str, directory: Path, folder: Path, split: str, quiet: bool)
 def leakage_of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
     """overlap.leakage of the run's own training data; "parents": the same of every run, or file, that its weights
     started from."""
-    described = home.note(directory)
+    run_record = home.note(directory)
 
     def check(run: RunRecord) -> dict[str, Any]:
-        return leakage(described.task, Path(run.data), data, split, run.data_hash)
+        return leakage(run_record.task, Path(run.data), data, split, run.data_hash)
 
-    found, parents = check(described), {}
-    run = described
+    own, parents = check(run_record), {}
+    run = run_record
     while True:
         weights = read_recipe(directory / "recipe.json").model.weights_path
         if run.parent is None:
             if weights is not None:
                 parents[weights] = {"checked": False, "why": "a file of weights does not say what it was trained on"}
-            return found | ({"parents": parents} if parents else {})
+            return own | ({"parents": parents} if parents else {})
         try:
             directory = home.find(run.parent)
         except UsageError:
             parents[run.parent] = {"checked": False, "why": "the run is no longer in this home"}
-            return found | {"parents": parents}
+            return own | {"parents": parents}
         run = home.note(directory)
         parents[run.name] = check(run)
 
@@ -198,18 +202,18 @@ def check_split(split: str, splits: Sequence[str]) -> None:
 def run_of_task(run: RunReference, task: str | None) -> Path:
     """The directory of a run; DataError when it is of another task than the one given."""
     directory = find_run(run)
-    described = home.note(directory)
-    if task not in (None, described.task):
-        raise DataError(f"run {directory.name} is of task '{described.task}', not '{task}'")
+    run_record = home.note(directory)
+    if task not in (None, run_record.task):
+        raise DataError(f"run {directory.name} is of task '{run_record.task}', not '{task}'")
     return directory
 
 
 def count_reads(directory: Path, data_hash: str, split: str) -> int:
     """How often run `directory` has been scored on the test rows of this data, this time included if it reads them."""
-    described = home.note(directory)
-    own = data_hash == described.data_hash
-    elsewhere = described.test_reads_elsewhere
-    reads = described.test_reads if own else elsewhere.get(data_hash, 0)
+    run_record = home.note(directory)
+    own = data_hash == run_record.data_hash
+    elsewhere = run_record.test_reads_elsewhere
+    reads = run_record.test_reads if own else elsewhere.get(data_hash, 0)
     if split in READS_TEST:
         reads += 1
         if own:

@@ -42,28 +42,28 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         one = int(np.flatnonzero(samples.ids == args.stay)[-1])
     else:
         raise UsageError(f"no row of that stay in split '{args.split}'", do="take an id from raylab predict")
-    drawn = np.random.default_rng(recipe.seed).permutation(len(samples))[: args.rows]
+    rows = np.random.default_rng(recipe.seed).permutation(len(samples))[: args.rows]
     features = len(samples.spec["features"])
-    found = attributions(network, samples.batch(np.append(drawn, one)), features)
-    names, matrices = by_feature(found, samples.spec)
+    gradients = attributions(network, samples.batch(np.append(rows, one)), features)
+    names, matrices = by_feature(gradients, samples.spec)
     average = np.abs(matrices[:-1]).mean(0)
     synthetic = read_meta(data, args.task).synthetic
     figures = {
         "average": plots.attribution(
-            average, names, f"Integrated gradients, mean of {len(drawn)} rows", False, synthetic
+            average, names, f"Integrated gradients, mean of {len(rows)} rows", False, synthetic
         ),
         "one": plots.attribution(
             matrices[-1], names, f"Integrated gradients, one patient, p = {p[one]:.2f}", True, synthetic
         ),
     }
-    few = len(np.unique(samples.group[drawn])) < individuals.FEW
+    few = len(np.unique(samples.group[rows])) < individuals.FEW
     private = set() if synthetic or args.share_individuals else {"one", *(["average"] if few else [])}
     files = {name: write(directory, name, figure, name in private) for name, figure in figures.items()}
     hidden = [path for name, path in files.items() if name in private]
     send(directory, [path for path in files.values() if path not in hidden])
     ranked = sorted(zip(names, average.sum(1).tolist(), strict=True), key=lambda pair: -pair[1])
     if not args.quiet:
-        say(f"mean absolute share of the logit over {len(drawn)} rows of {args.split}:")
+        say(f"mean absolute share of the logit over {len(rows)} rows of {args.split}:")
         for name, share in ranked[:15]:
             say(f"  {name:<22} {share:.3f}")
         if shown := [path for path in files.values() if path not in hidden]:
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             individuals.tell(hidden)
     return {
         "run_id": home.note(directory).run_id,
-        "rows": len(drawn),
+        "rows": len(rows),
         "features": dict(ranked),
         "plots": list(files.values()),
         "private": hidden,

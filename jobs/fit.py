@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     table = source_gases(args.source, args.path or Path(), args.patients, args.seed, args.hours, args.window)
     directory = home.new_run(args.name, "fit")
     synthetic = args.source == "synthetic"
-    with home.held(directory):
+    with home.lock_run(directory):
         params = {
             "source": args.source,
             "hours": args.hours,
@@ -57,20 +57,20 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "gases": len(table),
         }
         run_tracking.open_work(directory, "fit", "fit", args.seed, synthetic, args.source, out, params)
-        with run_tracking.tracked(directory):
+        with run_tracking.track_run(directory):
             if not args.quiet:
                 say(f"{len(table):,} gases of {params['stays']:,} ventilated stays{', SYNTHETIC' if synthetic else ''}")
-            told = fitted(table, out, directory, args)
-            write_json(out / "summary.json", {**params, "synthetic": synthetic, **told})
-            numbers = {f"fit/{name}/median": facts["median"] for name, facts in told["parameters"].items()}
+            summary = fit_chunks(table, out, directory, args)
+            write_json(out / "summary.json", {**params, "synthetic": synthetic, **summary})
+            numbers = {f"fit/{name}/median": facts["median"] for name, facts in summary["parameters"].items()}
             Outbox(directory / "outbox").append(
                 {"kind": "metrics", "step": 0, "values": {k: v for k, v in numbers.items() if v is not None}},
                 {"kind": "artifact", "path": str(out / "summary.json"), "to": ""},
             )
     if not args.quiet:
-        tell(told)
+        tell(summary)
         say(f"wrote {out / 'fits.parquet'}: one row a stay and window, for its owner alone")
-    return {"run_id": home.note(directory).run_id, "name": directory.name, "out": str(out), **params, **told}
+    return {"run_id": home.note(directory).run_id, "name": directory.name, "out": str(out), **params, **summary}
 
 
 def source_gases(source: str, path: Path, patients: int, seed: int, hours: float, window_h: float) -> pl.DataFrame:
@@ -89,7 +89,7 @@ def source_gases(source: str, path: Path, patients: int, seed: int, hours: float
     return table.with_columns(window=(pl.col("time") / window_h).floor().cast(pl.Int32))
 
 
-def fitted(table: pl.DataFrame, out: Path, directory: Path, args: argparse.Namespace) -> dict[str, Any]:
+def fit_chunks(table: pl.DataFrame, out: Path, directory: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Fit all chunks, in this process or over Ray; fits.parquet in `out` and its summary."""
     chunks = fits.chunks(table, out)
     keep_out_of_git_and_uploads(out)
@@ -110,18 +110,18 @@ def fitted(table: pl.DataFrame, out: Path, directory: Path, args: argparse.Names
     return fits.summary(every, residuals)
 
 
-def tell(told: dict[str, Any]) -> None:
-    say(f"{told['fits']:,} fits of {told['stays']:,} stays: {told['one_reading']:,} to one gas, "
-        f"{told['without_steady_state']} without a steady state, {told['not_settled']} not settled; "
-        f"median rms of residuals {told['rms_median']:.2f} sd")  # fmt: skip
-    for name, facts in told["parameters"].items():
+def tell(summary: dict[str, Any]) -> None:
+    say(f"{summary['fits']:,} fits of {summary['stays']:,} stays: {summary['one_reading']:,} to one gas, "
+        f"{summary['without_steady_state']} without a steady state, {summary['not_settled']} not settled; "
+        f"median rms of residuals {summary['rms_median']:.2f} sd")  # fmt: skip
+    for name, facts in summary["parameters"].items():
         if facts["identified"]:
             shown = f"median {facts['median']:.3g} (P10 {facts['p10']:.3g}, P90 {facts['p90']:.3g}), "
             shown += f"95 % width {facts['median_width']:.3g}"
         else:
             shown = "not identifiable in any patient; showing the prior"
         say(f"  {name:<24} identified in {facts['identified']:,}, not measured in {facts['never_measured']:,}; {shown}")
-    for output, facts in told["residuals"].items():
+    for output, facts in summary["residuals"].items():
         say(f"  residuals of {output:<14} n {facts['n']:,}, median {facts['median']:+.2f} sd, "
             f"median absolute {facts['median_abs']:.2f} sd, {facts['within_2_sd']:.0%} within 2 sd")  # fmt: skip
 

@@ -93,9 +93,9 @@ def predict(
     with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         frame.write_parquet(file)  # it names patients' rows: for its owner alone
     work.replace(out)
-    described = home.note(directory)
-    if read_meta(data, task).data_hash == described.data_hash and split in {"test", "all"}:
-        reads = described.test_reads + 1  # the file holds test rows
+    run_record = home.note(directory)
+    if read_meta(data, task).data_hash == run_record.data_hash and split in {"test", "all"}:
+        reads = run_record.test_reads + 1  # the file holds test rows
         home.annotate(directory, test_reads=reads)
         Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.test_reads": str(reads)}})
         run_tracking.forward_now(directory)

@@ -32,29 +32,29 @@ def resume(run: RunReference, *, quiet: bool = False) -> Run:
     it fails again.
     """
     directory = find_run(run)
-    described = home.note(directory)
-    if described.kind not in ("train", "transfer", "tune"):
+    run_record = home.note(directory)
+    if run_record.kind not in ("train", "transfer", "tune"):
         raise UsageError(
-            f"{directory.name} is neither a run that trains nor a search, but of the verb '{described.kind}'",
+            f"{directory.name} is neither a run that trains nor a search, but of the verb '{run_record.kind}'",
             "simulate, fit and benchmark go on from what is there",
             "give the same command again",
         )
-    recipe, data = read_recipe(directory / "recipe.json"), Path(described.data)
-    with home.held(directory):
-        if read_meta(data, recipe.task).data_hash != described.data_hash:
+    recipe, data = read_recipe(directory / "recipe.json"), Path(run_record.data)
+    with home.lock_run(directory):
+        if read_meta(data, recipe.task).data_hash != run_record.data_hash:
             raise DataError(
                 f"{data} is no longer the data that {directory.name} began with",
                 "its data hash differs, so the result would not be that of an undisturbed run",
-                f"restore the data, or start anew: raylab {described.kind} {recipe.task} --data {data}",
+                f"restore the data, or start anew: raylab {run_record.kind} {recipe.task} --data {data}",
             )
-        if described.kind == "tune":
+        if run_record.kind == "tune":
             run_tracking.checked_address()  # new trials need the server
-        run_tracking.reopen(directory)
-        if described.kind == "tune":
-            return Run.of(tune.go_on(directory, recipe, data, quiet))
-        ancestor = described.parent_directory or described.parent
+        run_tracking.mark_running(directory)
+        if run_record.kind == "tune":
+            return Run.of(tune.continue_search(directory, recipe, data, quiet))
+        ancestor = run_record.parent_directory or run_record.parent
         parent = None if ancestor is None else home.find(ancestor)
-        return Run.of(train.go_on(directory, recipe, data, parent, quiet))
+        return Run.of(train.continue_run(directory, recipe, data, parent, quiet))
 
 
 if __name__ == "__main__":

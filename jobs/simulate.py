@@ -67,10 +67,10 @@ def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Begin the sweep in `out` or go on with it; tracked as one MLflow run however often it is interrupted."""
     chunks = sweep.begin(made, out)
     directory = run_directory(args.name or out.name, out)
-    with home.held(directory):
+    with home.lock_run(directory):
         params = {"design": made.design, "size": made.size, "rows": made.rows(), "chunk": made.chunk, **made.inputs}
         run_tracking.open_work(directory, "simulate", "sweep", made.seed, True, "lung model sweep", out, params)
-        with run_tracking.tracked(directory):
+        with run_tracking.track_run(directory):
             progress = Rate(made, args.quiet, directory)
             remote = args.workers > 0 or bool(os.environ.get("RAY_ADDRESS"))
             with ray_session(args.workers, directory / "ray.log") if remote else nullcontext():
@@ -83,23 +83,23 @@ def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
                 {"kind": "artifact", "path": str(out / "meta.json"), "to": ""},
             )
     read_meta(out, "surrogate")  # what the task's loader will ask
-    told = {"rows": meta.rows, "status": meta.status, "counts": meta.counts, "data_hash": meta.data_hash}
+    facts = {"rows": meta.rows, "status": meta.status, "counts": meta.counts, "data_hash": meta.data_hash}
     if not args.quiet:
         say(f"{out}: {meta.rows:,} rows, " + "; ".join(f"{n:,} {what}" for what, n in meta.status.items()))
         say(f"data hash {meta.data_hash}")
         say(f"next: raylab train surrogate --data {out}")
-    described = home.note(directory)
-    return {"run_id": described.run_id, "name": directory.name, "out": str(out), "synthetic": True, **told}
+    run_record = home.note(directory)
+    return {"run_id": run_record.run_id, "name": directory.name, "out": str(out), "synthetic": True, **facts}
 
 
 def run_directory(name: str, out: Path) -> Path:
     """The run that tracks the sweep in `out`: the one that began it, or a new one."""
     directory = home.home() / "runs" / name
     if (directory / "run.json").is_file():
-        described = home.note(directory)
-        if described.kind == "simulate" and described.data == str(out):
+        run_record = home.note(directory)
+        if run_record.kind == "simulate" and run_record.data == str(out):
             return directory
-        raise UsageError(f"there is already a run named '{name}'", f"of {described.data}", "choose another --name")
+        raise UsageError(f"there is already a run named '{name}'", f"of {run_record.data}", "choose another --name")
     return home.new_run(name, "sweep")
 
 
@@ -108,18 +108,18 @@ class Rate:
 
     def __init__(self, made: Sweep, quiet: bool, directory: Path) -> None:
         self.made, self.quiet, self.outbox = made, quiet, Outbox(directory / "outbox")
-        self.began, self.told, self.first = time.monotonic(), 0.0, 0
+        self.began, self.reported_at, self.first = time.monotonic(), 0.0, 0
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if self.told == 0.0:
-            self.first, self.began, self.told = done, now, now
+        if self.reported_at == 0.0:
+            self.first, self.began, self.reported_at = done, now, now
             if done and not self.quiet:
                 say(f"{done} of {total} chunks are there already")
             return
-        if done < total and now - self.told < TELL_SECONDS:
+        if done < total and now - self.reported_at < TELL_SECONDS:
             return
-        self.told = now
+        self.reported_at = now
         rows = min(done * self.made.chunk, self.made.rows())
         pace = (rows - self.first * self.made.chunk) / (now - self.began)
         self.outbox.append({"kind": "metrics", "step": done, "values": {"rows": rows, "rows_per_s": pace}})
@@ -139,17 +139,17 @@ def view(args: argparse.Namespace, changes: dict[str, str]) -> dict[str, Any]:
     steps = [change(text) for text in args.change or MANOEUVRE]
     patient = inputs(values)
     check(patient)
-    found = steady_state(patient)
-    if int(found.status) != 0:
-        raise UsageError(f"this patient has no values to view: {STATUS[int(found.status)]}", do="change --set")
+    state = steady_state(patient)
+    if int(state.status) != 0:
+        raise UsageError(f"this patient has no values to view: {STATUS[int(state.status)]}", do="change --set")
     table = views.one_at_a_time(patient)
     words = ", ".join(f"{name} {value:g}" for name, value in values.items()) or "usual values"
     title = f"virtual patient (synthetic): {words}"
     figures = {"tornado": views.tornado(table, title), "course": views.traces(patient, steps, args.minutes, title)}
     directory = home.new_run(args.name, "patient")
-    with home.held(directory):
+    with home.lock_run(directory):
         run_tracking.open_work(directory, "simulate", "patient", 0, True, "lung model", directory, values)
-        with run_tracking.tracked(directory, system=False):
+        with run_tracking.track_run(directory, system=False):
             outbox = Outbox(directory / "outbox")
             (directory / "plots").mkdir(exist_ok=True)
             for name, figure in figures.items():
@@ -158,7 +158,7 @@ def view(args: argparse.Namespace, changes: dict[str, str]) -> dict[str, Any]:
                 outbox.append({"kind": "artifact", "path": str(path), "to": "plots"})
             write_json(directory / "tornado.json", table)
             outbox.append({"kind": "artifact", "path": str(directory / "tornado.json"), "to": ""})
-            here = {name: value.item() for name, value in found.values.items()}
+            here = {name: value.item() for name, value in state.values.items()}
             outbox.append({"kind": "metrics", "step": 0, "values": here})
     if not args.quiet:
         say("  ".join(f"{name} {value:.4g}" for name, value in here.items()))

@@ -121,12 +121,12 @@ def start(
     if parent is not None:
         read_model(parent)
     directory = home.new_run(name, recipe.task)
-    with home.held(directory):
+    with home.lock_run(directory):
         ancestor = None if parent is None else home.note(parent)
-        run_tracking.opening(directory, recipe, meta, data, kind, uri, ancestor)
+        run_tracking.create_run(directory, recipe, meta, data, kind, uri, ancestor)
         if parent is not None:
             home.annotate(directory, parent_directory=str(parent))  # of a colleague's home, perhaps
-        return go_on(directory, recipe, data, parent, quiet)
+        return continue_run(directory, recipe, data, parent, quiet)
 
 
 def enough_shards(recipe: Recipe, quiet: bool) -> Recipe:
@@ -175,7 +175,7 @@ def inspect(recipe: Recipe, data: Path) -> None:
     job.model(recipe, train.spec)
 
 
-def go_on(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool) -> dict[str, Any]:
+def continue_run(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool) -> dict[str, Any]:
     """Train a run from its newest valid checkpoint, or from the start, to its end."""
     job = find_task(recipe.task)
     samples = job.load(data, "train", recipe.data, None)
@@ -188,7 +188,7 @@ def go_on(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quie
         size = f"{len(samples)} samples, {planned} steps"
         say(f"run {directory.name}: {recipe.task}, {size}, workers {workers}{synthetic}")
     rows = run_tracking.ToOutbox(directory)
-    with run_tracking.tracked(directory):
+    with run_tracking.track_run(directory):
         if (directory / "result.json").is_file():
             say(f"run {directory.name} has reached its last step already")
             result = json.loads((directory / "result.json").read_text())
@@ -211,25 +211,25 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
     """Score the kept model on val with intervals, put scores, plots and model into the run, and print them."""
     facts = {"steps": result["steps"], "best_step": result["best"]["step"], "weights_sha256": result["weights_sha256"]}
     home.annotate(directory, **facts)
-    scored = scores.of_run(directory, data, "val")
+    scored = scores.score_run(directory, data, "val")
     scores.calibrate(directory, scored)
     scores.record(directory, scored)
     samples = scored.samples
     run_tracking.log_model(directory, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]))
     if find_task(recipe.task).kind == "images":
         model_card.write(directory, scored.parameters)
-    described = home.note(directory)
-    told = ("weights_sha256", "attempts", "steps_repeated", "stopped")
-    tags = {f"raylab.{name}": str(result[name]) for name in told}
+    run_record = home.note(directory)
+    reported = ("weights_sha256", "attempts", "steps_repeated", "stopped")
+    tags = {f"raylab.{name}": str(result[name]) for name in reported}
     Outbox(directory / "outbox").append({"kind": "tags", "values": tags})
     out = {
-        "run_id": described.run_id,
+        "run_id": run_record.run_id,
         "name": directory.name,
         "directory": str(directory),
         "task": recipe.task,
         "data": str(data),
-        "synthetic": described.synthetic,
-        "parent": described.parent,
+        "synthetic": run_record.synthetic,
+        "parent": run_record.parent,
         "seed": recipe.seed,
         "val_loss": result["best"]["loss"],
         **{k: v for k, v in result.items() if k != "val"},

@@ -128,9 +128,9 @@ def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str
 
     tune.check(recipe)  # a wrong scheduler, search or space is said before the run exists
     directory = home.new_run(name, f"{recipe.task}-search")
-    with home.held(directory):
-        run_tracking.opening(directory, recipe, meta, data, "tune", uri)
-        return go_on(directory, recipe, data, quiet)
+    with home.lock_run(directory):
+        run_tracking.create_run(directory, recipe, meta, data, "tune", uri)
+        return continue_search(directory, recipe, data, quiet)
 
 
 class ToMlflow:
@@ -201,7 +201,7 @@ class ToMlflow:
             raise
 
 
-def go_on(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
+def continue_search(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
     """Search from the trials that are there, or from the start, to the end."""
     options = recipe.search
     objective = f"val/{find_task(recipe.task).objective}"
@@ -209,19 +209,19 @@ def go_on(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str,
         how = f"{options.scheduler} + {options.search}, {recipe.loop.epochs} epochs at most"
         say(f"search {directory.name}: {options.trials} trials of {recipe.task}, {how}, objective {objective}")
     cpus = options.concurrent * max(1.0, options.workers_per_trial * recipe.scaling.cpus_per_worker + 0.5)
-    with run_tracking.tracked(directory) as forwarder:
+    with run_tracking.track_run(directory) as forwarder:
         with ray_session(cpus, directory / "ray.log"):
             from raylab.distributed import tune
 
             watch = ToMlflow(directory, recipe, forwarder, quiet)
             with watch.mark_killed():
                 tune.search(recipe, data, directory, watch)
-            found = tune.best(directory)
+            winner_entry = tune.best(directory)
             ends = tune.Trials(directory / "trials", 0).ended
-        number, end = found  # type: ignore[misc]  # search() raises where there is none
+        number, end = winner_entry  # type: ignore[misc]  # search() raises where there is none
         winner = watch.trial(number)
         keep(directory, winner)
-        scored = scores.of_run(directory, data, "val")
+        scored = scores.score_run(directory, data, "val")
         scores.calibrate(directory, scored)
         scores.record(directory, scored)
         if find_task(recipe.task).kind == "images":
@@ -280,10 +280,10 @@ def keep(directory: Path, winner: Path) -> None:
 
 def register(winner: Path, directory: Path, recipe: Recipe, shape: tuple[int, ...]) -> str | None:
     """Log the winner's model to its own MLflow run and register it as raylab-TASK; "NAME/VERSION", or None for now."""
-    described = home.note(winner)
-    Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.best_run": described.run_id}})
+    run_record = home.note(winner)
+    Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.best_run": run_record.run_id}})
     best = json.loads((winner / "result.json").read_text())["best"]
-    name = f"raylab-{recipe.task}{'-synthetic' if described.synthetic else ''}"
+    name = f"raylab-{recipe.task}{'-synthetic' if run_record.synthetic else ''}"
     score = best.get(find_task(recipe.task).objective)  # there is none where val has one class only
     home.annotate(winner, register_as=Registration(name=name, score=score, loss=best["loss"]))
     run_tracking.log_model(winner, shape)

@@ -79,7 +79,7 @@ def storage(probe: Path, word: str) -> tuple[list[Finding], bool]:
     if status.st_mode & 0o777 != 0o600 or status.st_uid != os.getuid():
         mode = f"a private file (0600) of uid {os.getuid()} is {status.st_mode & 0o777:04o} of uid {status.st_uid} here"
         findings.append(Finding(mode, False, "Ray's token would not be private: choose another RAYLAB_HOME"))
-    return [*findings, _replaced(probe / "swap"), _locked(probe / "lock"), token(note, word)], True
+    return [*findings, _check_replacement(probe / "swap"), _check_lock(probe / "lock"), token(note, word)], True
 
 
 def token(path: Path, word: str) -> Finding:
@@ -99,7 +99,7 @@ def token(path: Path, word: str) -> Finding:
     return Finding("Ray takes its token from a private file (RAY_AUTH_MODE=token)")
 
 
-def _replaced(path: Path) -> Finding:
+def _check_replacement(path: Path) -> Finding:
     """The login node keeps renaming files of one letter, LETTERS long, to this name."""
     seen: set[str] = set()
 
@@ -116,7 +116,7 @@ def _replaced(path: Path) -> Finding:
     return Finding("shared storage: a file that is replaced is seen whole")
 
 
-def _locked(path: Path) -> Finding:
+def _check_lock(path: Path) -> Finding:
     with locked(path, wait=False) as mine:
         if mine:
             one = "ask for file locks (Lustre: mount option flock); until then never work on one run from two nodes"
@@ -154,14 +154,14 @@ def shared_memory() -> Finding:
 
 def other_rays() -> list[Finding]:
     """Rays that run here already: said, as ours shares nothing with them."""
-    found = []
+    processes = []
     for process in psutil.process_iter(["name", "username", "pid"]):
         if process.info["name"] in ("gcs_server", "raylet"):
-            found.append(f"{process.info['name']} of {process.info['username']}, pid {process.info['pid']}")
-    if not found:
+            processes.append(f"{process.info['name']} of {process.info['username']}, pid {process.info['pid']}")
+    if not processes:
         return [Finding("no other Ray runs here")]
     own = "ours has ports, addresses and directories of its own"
-    return [Finding(f"another Ray runs here ({'; '.join(sorted(found))}): {own}")]
+    return [Finding(f"another Ray runs here ({'; '.join(sorted(processes))}): {own}")]
 
 
 def default_ports() -> list[Finding]:
@@ -199,7 +199,7 @@ def _meet(address: str, probe: Path, nodes: int) -> Finding:
         write_json(probe / f"peer-{host}.json", [address, server.getsockname()[1]])
         _until(lambda: len(list(probe.glob("peer-*.json"))) >= nodes, SEE_SECONDS)
         peers = {path.stem.removeprefix("peer-"): path for path in probe.glob("peer-*.json")}
-        away = [peer for peer, path in sorted(peers.items()) if not _reached(path)]
+        away = [peer for peer, path in sorted(peers.items()) if not _can_connect(path)]
         write_json(probe / f"met-{host}.json", away)
         _until(lambda: len(list(probe.glob("met-*.json"))) >= nodes, SEE_SECONDS)
     if len(peers) < nodes:
@@ -218,7 +218,7 @@ def _accept(server: socket.socket) -> None:
             return
 
 
-def _reached(path: Path) -> bool:
+def _can_connect(path: Path) -> bool:
     address, port = json.loads(path.read_text())
     try:
         socket.create_connection((address, port), timeout=5).close()

@@ -55,12 +55,12 @@ def examine(
     yield attempt(
         f"scratch {site.scratch} and the time limit {site.time} fit", lambda: sites.check(site, home, site.time)
     )
-    found = answers(slurm)
-    if isinstance(found, Finding):
-        yield found
+    config = answers(slurm)
+    if isinstance(config, Finding):
+        yield config
         return
-    yield Finding(f"Slurm {found.get('SLURM_VERSION', '')} answers")
-    yield from settings(found, site)
+    yield Finding(f"Slurm {config.get('SLURM_VERSION', '')} answers")
+    yield from settings(config, site)
     yield from partitions(slurm, site)
     try:
         with probe(home) as (directory, word):
@@ -68,9 +68,9 @@ def examine(
             for name, text in files.items():
                 with atomic_write(directory / name) as beside:
                     beside.write_text(text)
-            yield taken(slurm, site, "head", site.head, directory)
+            yield try_submission(slurm, site, "head", site.head, directory)
             for kind, node in site.nodes.items():
-                refused = taken(slurm, site, kind, node, directory)
+                refused = try_submission(slurm, site, kind, node, directory)
                 yield refused
                 if not refused.ok:
                     continue
@@ -164,7 +164,7 @@ def partition(name: str, facts: Mapping[str, str], site: Site) -> Iterator[Findi
         yield Finding(f"partition {name} runs several jobs on the same cores", False, "choose another partition")
 
 
-def taken(slurm: Slurm, site: Site, kind: str, node: NodeType, directory: Path) -> Finding:
+def try_submission(slurm: Slurm, site: Site, kind: str, node: NodeType, directory: Path) -> Finding:
     """Would Slurm take a job of this type, with the site's partition, account, limits? Its own words if not."""
     script = directory / f"{kind}.sbatch"
     tag = JobTag(directory.name, 0, "doctor", kind)
@@ -271,7 +271,7 @@ def _listen(
 ) -> Iterator[Finding]:
     """The nodes' findings from the step's output, in which other lines are noise, shown when there is nothing else."""
     clocks: dict[str, float] = {}
-    said: dict[str, list[Finding]] = {}
+    findings: dict[str, list[Finding]] = {}
     noise: list[str] = []
     deadline = time.monotonic() + wait
     while True:
@@ -296,14 +296,14 @@ def _listen(
             clocks[note["host"]] = came - note["time"]
             deadline = time.monotonic() + STEP_SECONDS
         else:
-            said[note["host"]] = [Finding(**finding) for finding in note["findings"]]
-    if len(said) < count:
+            findings[note["host"]] = [Finding(**finding) for finding in note["findings"]]
+    if len(findings) < count:
         heard = " / ".join([line for line in noise if line][-3:])
         yield Finding(
-            f"{count - len(said)} of {count} nodes of type {kind} gave no answer: {heard}", False,
+            f"{count - len(findings)} of {count} nodes of type {kind} gave no answer: {heard}", False,
             "put code and environment on shared storage; correct `python`, `setup` or `image` of the site",
         )  # fmt: skip
-    yield from merged(said)
+    yield from merge_findings(findings)
     for host, apart in clocks.items():
         if abs(apart) > CLOCK_SECONDS:
             yield Finding(
@@ -313,11 +313,11 @@ def _listen(
         yield Finding(f"{', '.join(sorted(clocks))}: clock within {CLOCK_SECONDS:.0f} s of the login node's")
 
 
-def merged(said: Mapping[str, Sequence[Finding]]) -> list[Finding]:
-    """Findings of several nodes, what several say said once, with their names before it."""
+def merge_findings(findings: Mapping[str, Sequence[Finding]]) -> list[Finding]:
+    """Findings of several nodes, what several say once, with their names before it."""
     hosts: dict[Finding, list[str]] = {}
-    for host in sorted(said):
-        for finding in said[host]:
+    for host in sorted(findings):
+        for finding in findings[host]:
             hosts.setdefault(finding, []).append(host)
     return [Finding(f"{', '.join(names)}: {one.what}", one.ok, one.do) for one, names in hosts.items()]
 
@@ -345,5 +345,5 @@ def _cancel(slurm: Slurm, tag: JobTag) -> Finding | None:
 
 
 def _number(text: str) -> float:
-    found = re.match(r"\d+", text)
-    return float(found[0]) if found else 0.0
+    match = re.match(r"\d+", text)
+    return float(match[0]) if match else 0.0

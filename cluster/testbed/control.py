@@ -60,15 +60,15 @@ def has_cgroups(name: str) -> bool:
 def shared(root: Path, environment: dict[str, str]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Directories and symbolic links below the private /tmp that the nodes need: the testbed's own, the checkout, its
     Python, the data beside it, and what RAYLAB_TESTBED_SHARE names."""
-    asked = [Path(name) for name in environment.get("RAYLAB_TESTBED_SHARE", "").split(":") if name]
-    for path in asked:
+    requested = [Path(name) for name in environment.get("RAYLAB_TESTBED_SHARE", "").split(":") if name]
+    for path in requested:
         if not path.is_absolute() or not path.is_dir():
             raise UsageError(f"RAYLAB_TESTBED_SHARE names '{path}', which is no directory", do="give whole paths")
     beside = CHECKOUT.parent / "shared"
     data = Path(environment.get("RAYLAB_DATA") or beside / "data")
     wanted = [root, CHECKOUT, CHECKOUT / ".venv", Path(sys.prefix), Path(sys.base_prefix), beside, data]
     directories, links = set(), set()
-    for path in [*wanted, *asked]:
+    for path in [*wanted, *requested]:
         if path.is_symlink() and path.is_relative_to(PRIVATE):
             links.add(path)
         real = path.resolve()
@@ -143,8 +143,8 @@ def start(plan: Plan) -> None:
 def _all_idle(plan: Plan) -> bool:
     if not (plan.root / "run/booted").exists():
         return False
-    asked = run(plan.root, ["timeout", "5", "sinfo", "--noheader", "--partition=batch", "--states=idle", "--format=%D"])
-    return asked.stdout.strip() == str(plan.nodes)
+    sinfo = run(plan.root, ["timeout", "5", "sinfo", "--noheader", "--partition=batch", "--states=idle", "--format=%D"])
+    return sinfo.stdout.strip() == str(plan.nodes)
 
 
 def _tail(path: Path, lines: int = 5) -> str:
@@ -291,8 +291,8 @@ def boot(root: Path, node: str) -> None:
         raise UsageError(f"{node} is up already")
 
     def without_jobs() -> bool:
-        asked = run(root, ["squeue", "--noheader", f"--nodelist={node}"])
-        return asked.returncode != 0 or not asked.stdout.strip()  # no controller: nobody takes them for anything
+        squeue = run(root, ["squeue", "--noheader", f"--nodelist={node}"])
+        return squeue.returncode != 0 or not squeue.stdout.strip()  # no controller: nobody takes them for anything
 
     try:
         wait_until(without_jobs, NOTICE_SECONDS)

@@ -84,8 +84,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     with session(args.workers, out):
         winners = search(args, folders)
         finals = refit(args, folders, winners)
-        views = looks(args, folders) if args.leakage else {}
-    table = [row for landmark, folder in folders.items() for row in scored(args, folder, landmark, finals[landmark])]
+        views = predict_views(args, folders) if args.leakage else {}
+    table = [
+        row for landmark, folder in folders.items() for row in score_models(args, folder, landmark, finals[landmark])
+    ]
     result = {
         "source": args.source or "synthetic",
         "synthetic": args.source in (None, "synthetic"),
@@ -98,7 +100,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     }
     if args.leakage:
         result["leakage"] = [
-            row for landmark, folder in folders.items() for row in leaked(args, folder, landmark, views)
+            row for landmark, folder in folders.items() for row in score_views(args, folder, landmark, views)
         ]
     write_json(out / "table.json", to_plain(result))
     (out / "table.md").write_text(markdown(result))
@@ -116,16 +118,16 @@ def prepare(args: argparse.Namespace, out: Path, landmark: int) -> Path:
 
     folder = out / f"landmark-{landmark}"
     folder.mkdir(parents=True, exist_ok=True)
-    asked = {"source": args.source or "synthetic", "horizon": args.horizon, "label": args.label, "folds": args.folds}
-    asked |= {"path": None if args.path is None else str(args.path.absolute()), "seed": args.seed}
+    options = {"source": args.source or "synthetic", "horizon": args.horizon, "label": args.label, "folds": args.folds}
+    options |= {"path": None if args.path is None else str(args.path.absolute()), "seed": args.seed}
     note = folder / "asked.json"
-    if note.is_file() and json.loads(note.read_text()) != asked:
+    if note.is_file() and json.loads(note.read_text()) != options:
         raise UsageError(
             f"{out} holds a benchmark of other data or folds",
             f"it was begun with {note.read_text()}",
             "choose another --out",
         )
-    write_json(note, asked)
+    write_json(note, options)
     data = folder / "data"
     if not (data / "meta.json").is_file():
         if not args.quiet:
@@ -162,12 +164,12 @@ def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int
     from raylab.distributed.map import run_chunks
 
     chunks: dict[tuple[int, int, str], dict[Path, Fit]] = {}
-    found: dict[tuple[int, int, str], dict[str, Any]] = {}
+    best_recipes: dict[tuple[int, int, str], dict[str, Any]] = {}
     if args.trials == 1:  # nothing to choose from
         for landmark, fold, name in every(args, folders):
             recipe = recipe_of(args, name)
-            found[landmark, fold, name] = override(recipe, candidates(recipe, 1, 0)[0]).model_dump(mode="json")
-        return found
+            best_recipes[landmark, fold, name] = override(recipe, candidates(recipe, 1, 0)[0]).model_dump(mode="json")
+        return best_recipes
     for landmark, fold, name in every(args, folders):
         recipe = recipe_of(args, name)
         place = folders[landmark] / "trials" / f"fold-{fold}-{name}"
@@ -183,8 +185,8 @@ def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int
     for key, of in chunks.items():
         ended = [json.loads(path.read_text()) for path in of]
         best = min(ended, key=lambda end: end["refined_loss"])
-        found[key] = best["recipe"]
-    return found
+        best_recipes[key] = best["recipe"]
+    return best_recipes
 
 
 def refit(
@@ -195,7 +197,7 @@ def refit(
     from raylab.distributed.map import run_chunks
 
     chunks: dict[Path, Fit] = {}
-    found: dict[int, dict[str, list[Path]]] = {landmark: {name: [] for name in args.models} for landmark in folders}
+    files: dict[int, dict[str, list[Path]]] = {landmark: {name: [] for name in args.models} for landmark in folders}
     for landmark, fold, name in every(args, folders):
         recipe = parse_recipe(winners[landmark, fold, name])
         if name in NETWORKS:
@@ -205,12 +207,12 @@ def refit(
         fit = Fit(recipe.model_dump(mode="json"), str(folders[landmark] / f"fold-{fold}"), "test")
         path = place / f"fold-{fold}-{name}-{fit.key}.parquet"
         chunks[path] = fit
-        found[landmark][name].append(path)
+        files[landmark][name].append(path)
     run_chunks(final, chunks, tell=teller(args.quiet, "final fits"))
-    return found
+    return files
 
 
-def looks(args: argparse.Namespace, folders: dict[int, Path]) -> dict[int, list[Path]]:
+def predict_views(args: argparse.Namespace, folders: dict[int, Path]) -> dict[int, list[Path]]:
     """The files with the probabilities of every view of the leakage report."""
     from raylab.distributed.benchmark_fits import Fit, leaks
     from raylab.distributed.map import run_chunks
@@ -229,7 +231,9 @@ def looks(args: argparse.Namespace, folders: dict[int, Path]) -> dict[int, list[
     return files
 
 
-def leaked(args: argparse.Namespace, folder: Path, landmark: int, views: dict[int, list[Path]]) -> list[dict[str, Any]]:
+def score_views(
+    args: argparse.Namespace, folder: Path, landmark: int, views: dict[int, list[Path]]
+) -> list[dict[str, Any]]:
     """One row a cohort and view: its AUROC, and by how much it is below that of everything."""
     samples = pl.read_parquet(folder / "data" / "samples.parquet")
     p = pl.concat([pl.read_parquet(path) for path in views[landmark]])
@@ -261,7 +265,7 @@ def teller(quiet: bool, what: str) -> Callable[[int, int], None] | None:
     return None if quiet else lambda done, total: say(f"{what}: {done} of {total}")
 
 
-def scored(
+def score_models(
     args: argparse.Namespace, folder: Path, landmark: int, finals: dict[str, list[Path]]
 ) -> list[dict[str, Any]]:
     """One row a cohort and model: scores with intervals over patients, and the difference to the baseline on the same
@@ -326,8 +330,8 @@ def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, 
     recipe = recipe_of(args, args.models[0])
     name = f"benchmark-{args.out.absolute().name}"
     top = home.new_run(next_name(name), "ards")
-    parent = run_tracking.opening(top, recipe, prepared.read_meta(first, "ards"), first, "benchmark", uri)
-    with run_tracking.tracked(top, system=False):
+    parent = run_tracking.create_run(top, recipe, prepared.read_meta(first, "ards"), first, "benchmark", uri)
+    with run_tracking.track_run(top, system=False):
         outbox = Outbox(top / "outbox")
         for file in ("table.json", "table.md"):
             outbox.append({"kind": "artifact", "path": str(args.out.absolute() / file), "to": ""})
@@ -337,9 +341,9 @@ def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, 
                 own = recipe_of(args, model) if model in MODELS else recipe
                 assert isinstance(own.data, IcuData)  # of no other task
                 child = home.new_run(f"{top.name}-{landmark}h-{model}", "ards")
-                run_tracking.opening(child, own, meta, folder / "data", "benchmark", uri, None, parent.run_id)
+                run_tracking.create_run(child, own, meta, folder / "data", "benchmark", uri, None, parent.run_id)
                 rows = [r for r in result["table"] if (r["landmark_h"], r["model"]) == (landmark, model)]
-                with run_tracking.tracked(child, system=False):
+                with run_tracking.track_run(child, system=False):
                     outbox = Outbox(child / "outbox")
                     outbox.append({"kind": "metrics", "step": 0, "values": values(rows, own.data.cohort)})
                     if without := scores.without_interval(named_scores(rows, own.data.cohort)):
@@ -354,17 +358,17 @@ def next_name(name: str) -> str:
 
 def named_scores(rows: list[dict[str, Any]], cohort: str) -> dict[str, Score]:
     """{SCORE: score} of the rows of `cohort`, {COHORT/SCORE: score} of the others."""
-    found: dict[str, Score] = {}
+    scores_by_name: dict[str, Score] = {}
     for row in rows:
         difference = {"auroc_minus_baseline": row["against_baseline"]} if "against_baseline" in row else {}
         begin = "" if row["cohort"] == cohort else f"{row['cohort']}/"
-        found |= {f"{begin}{name}": score for name, score in {**row["scores"], **difference}.items()}
-    return found
+        scores_by_name |= {f"{begin}{name}": score for name, score in {**row["scores"], **difference}.items()}
+    return scores_by_name
 
 
 def values(rows: list[dict[str, Any]], cohort: str) -> dict[str, float]:
     """The scores of a model's rows as metrics: those of `cohort` as `folds/SCORE`, with its ends and `folds/n`, those
     of the other cohorts as `folds/COHORT/SCORE`."""
-    found = {f"folds/{'' if row['cohort'] == cohort else row['cohort'] + '/'}n": float(row["n"]) for row in rows}
+    counts = {f"folds/{'' if row['cohort'] == cohort else row['cohort'] + '/'}n": float(row["n"]) for row in rows}
     named = named_scores(rows, cohort).items()
-    return found | {f"folds/{name}{end}": value for name, score in named for end, value in score.ends()}
+    return counts | {f"folds/{name}{end}": value for name, score in named for end, value in score.ends()}

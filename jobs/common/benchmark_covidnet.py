@@ -125,12 +125,12 @@ class Benchmark:
             if not self.args.quiet:
                 say(f"\n{name}")
             write_json(file, work())
-        found: dict[str, Any] = json.loads(file.read_text())
-        return found
+        result: dict[str, Any] = json.loads(file.read_text())
+        return result
 
     def data(self) -> dict[str, Any]:
         """Prepare both data sets and hold their lists against the lecture's tables."""
-        found = {}
+        datasets = {}
         folders = {"a": (self.args.path, "COVIDx"), "b": (self.args.target or self.args.path, "E*HealthLine")}
         for name, (folder, table) in folders.items():
             domain = name.upper() if self.args.target is None else None
@@ -152,24 +152,24 @@ class Benchmark:
             meta = read_meta(target, "covidnet", ImageMeta)
             if meta.size != self.args.size:
                 raise UsageError(f"{target} holds images of {meta.size} px", do="choose another --out")
-            found[name] = {
+            datasets[name] = {
                 "folder": folder.name if domain is None else f"{folder.name}, domain {domain}",
                 "counts": meta.counts,
                 "attrition": meta.attrition,
                 "duplicates": None if meta.duplicates is None else meta.duplicates.model_dump(),
                 "differs": published.differences(table, meta.listed),
             }
-        return found
+        return datasets
 
     def run(self, name: str, begin: Callable[[str], Run]) -> dict[str, Any]:
         """The result of a run, which `begin(its name)` begins when there is none to go on with."""
-        return self.step(name, partial(self.trained, f"{self.out.name}-{name}", begin))
+        return self.step(name, partial(self.train_or_resume, f"{self.out.name}-{name}", begin))
 
-    def trained(self, run: str, begin: Callable[[str], Run]) -> dict[str, Any]:
+    def train_or_resume(self, run: str, begin: Callable[[str], Run]) -> dict[str, Any]:
         directory = home.home() / "runs" / run
         if (directory / "run.json").is_file():
             return resume(directory, quiet=self.args.quiet).details
-        if directory.exists():  # ended before it was described: nothing of it counts
+        if directory.exists():  # it ended before its record was written: start afresh
             shutil.rmtree(directory)
         return begin(run).details
 
@@ -177,7 +177,7 @@ class Benchmark:
         """A run of the task's recipe with the benchmark's settings and these."""
         return train("covidnet", data, name=run, settings=self.settings | settings, quiet=self.args.quiet)
 
-    def scored(self, name: str, run: str, data: Path) -> dict[str, Any]:
+    def evaluate_run(self, name: str, run: str, data: Path) -> dict[str, Any]:
         """Scores of a run through `evaluate`, on the data's last split: val where there is no list to test."""
         split = cast(Split, list(read_meta(data, "covidnet").counts)[-1])
         return self.step(f"{name}-{split}", lambda: evaluate(run, data, split=split, quiet=self.args.quiet).details)
@@ -189,7 +189,7 @@ class Benchmark:
         for name in [*self.args.networks, "covidnet-masked"]:
             network, mask = name.removesuffix("-masked"), "centre" if name.endswith("-masked") else "none"
             run = self.run(f"a-{name}", partial(self.train, a, {"model.name": network, "data.mask": mask}))
-            rows.append({**self.scored(f"a-{name}", run["name"], a), "name": name, "run": run["name"]})
+            rows.append({**self.evaluate_run(f"a-{name}", run["name"], a), "name": name, "run": run["name"]})
         return rows
 
     def transfers(self) -> list[dict[str, Any]]:
@@ -197,7 +197,7 @@ class Benchmark:
         a, b = self.out / "a", self.out / "b"
         covidnet = partial(self.train, a, {"model.name": "covidnet", "data.mask": "none"})
         parent = self.run("a-covidnet", covidnet)["name"]
-        rows = [{**self.scored("b-before", parent, b), "name": "before transfer", "seed": 0}]
+        rows = [{**self.evaluate_run("b-before", parent, b), "name": "before transfer", "seed": 0}]
         for seed in range(self.args.seeds):
             ways: dict[str, Callable[[str], Run]] = {
                 "scratch": partial(self.train, b, {"seed": seed}),
@@ -206,7 +206,7 @@ class Benchmark:
             for way, begin in ways.items():
                 name = f"b-{way}-{seed}"
                 run = self.run(name, begin)
-                rows.append({**self.scored(name, run["name"], b), "name": way, "seed": seed})
+                rows.append({**self.evaluate_run(name, run["name"], b), "name": way, "seed": seed})
         return rows
 
     def transfer(self, parent: str, data: Path, settings: dict[str, Any], run: str) -> Run:
@@ -238,8 +238,8 @@ class Benchmark:
                     "name": scheduler,
                     "best_val": run["best_objective"],
                     "best_params": run["best_params"],
-                    **self.step(f"{name}-time", partial(spent, home.home() / "runs" / run["name"])),
-                    "score": self.scored(name, run["name"], b),
+                    **self.step(f"{name}-time", partial(measure_search, home.home() / "runs" / run["name"])),
+                    "score": self.evaluate_run(name, run["name"], b),
                 }
             )
         return rows
@@ -262,7 +262,7 @@ class Benchmark:
         return rows
 
 
-def spent(directory: Path) -> dict[str, Any]:
+def measure_search(directory: Path) -> dict[str, Any]:
     """{"hours", "seconds_to_best", "curve"} of a search by when its trials' files were written: hours of one worker
     over all trials, and (seconds since the first trial began, best objective so far)."""
     trials = []
@@ -283,18 +283,18 @@ def spent(directory: Path) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The tables of a benchmark as text."""
-    told = [f"{result['size']} px, {result['epochs']} epochs at most, {result['trials']} trials a search", ""]
+    lines = [f"{result['size']} px, {result['epochs']} epochs at most, {result['trials']} trials a search", ""]
     for name, data in result["data"].items():
         counts = "; ".join(f"{s}: " + ", ".join(f"{c} {n}" for c, n in by.items()) for s, by in data["counts"].items())
-        told.append(f"- {name.upper()} ({data['folder']}): {counts}")
-        told += [f"  - {row['step']}: {row['images']} images" for row in data["attrition"][1:]]
-        told += [f"  - not as the lecture counts it: {text}" for text in data["differs"]]
+        lines.append(f"- {name.upper()} ({data['folder']}): {counts}")
+        lines += [f"  - {row['step']}: {row['images']} images" for row in data["attrition"][1:]]
+        lines += [f"  - not as the lecture counts it: {text}" for text in data["differs"]]
     for part, title in (("networks", "Networks on A"), ("transfer", "Transfer to B")):
         if part in result:
-            told += ["", f"## {title}", "", *_table(result[part])]
+            lines += ["", f"## {title}", "", *_table(result[part])]
     if "schedulers" in result:
-        told += ["", "## Schedulers on B", ""]
-        told += header("", "best val", "worker hours", "s to the best", "macro recall", "published")
+        lines += ["", "## Schedulers on B", ""]
+        lines += header("", "best val", "worker hours", "s to the best", "macro recall", "published")
         for row in result["schedulers"]:
             score = f"{text(row['score']['macro_recall'])} ({row['score']['split']})"
             cells = (
@@ -304,14 +304,14 @@ def markdown(result: dict[str, Any]) -> str:
                 f"{row['seconds_to_best']:.0f}",
                 score,
             )
-            told.append(f"| {' | '.join(cells)} | {PUBLISHED_SEARCH[row['name']]} |")
+            lines.append(f"| {' | '.join(cells)} | {PUBLISHED_SEARCH[row['name']]} |")
     if "scaling" in result:
-        told += ["", "## Workers", "", *header("workers", "images/s", "against one")]
+        lines += ["", "## Workers", "", *header("workers", "images/s", "against one")]
         one = result["scaling"][0]["samples_per_s"]
-        told += [
+        lines += [
             f"| {r['workers']} | {r['samples_per_s']:.1f} | {r['samples_per_s'] / one:.2f} |" for r in result["scaling"]
         ]
-    return "\n".join(told) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def text(score: dict[str, Any], digits: int = 3) -> str:
@@ -325,7 +325,7 @@ def header(*names: str) -> list[str]:
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
     """Never a pooled accuracy alone: each row with its border probe, and what it does within one source."""
-    told = header(
+    lines = header(
         "", "split", "n", "macro recall", "minus border probe", "sensitivity N/P/C", "ECE, calibrated",
         "within a source", "published",
     )  # fmt: skip
@@ -349,8 +349,8 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
             ece,
             inside,
         )
-        told.append(f"| {' | '.join(cells)} | {PUBLISHED.get(row['name'], '')} |")
-    return told
+        lines.append(f"| {' | '.join(cells)} | {PUBLISHED.get(row['name'], '')} |")
+    return lines
 
 
 def plots(result: dict[str, Any], out: Path) -> None:

@@ -167,7 +167,7 @@ def annotate(directory: Path, **facts: object) -> RunRecord:
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[None]:
+def lock_run(directory: Path) -> Iterator[None]:
     """One process at a time works on a run; the second is refused. At its end the home's group may read the run."""
     with locked(directory / "lock", wait=False) as mine:
         if not mine:

@@ -89,23 +89,23 @@ def write(directory: Path, parameters: int) -> Path:
     """Write `model_card.md` of a finished image run and put it into its outbox."""
     import jinja2
 
-    described = home.note(directory)
+    run_record = home.note(directory)
     note = json.loads((directory / "model" / "model.json").read_text())
     recipe = parse_recipe(update_recipe(note["recipe"]))
-    place = Path(described.data) / META
+    place = Path(run_record.data) / META
     meta = read_document(place, ImageMeta) if place.is_file() else None
-    if meta is not None and meta.data_hash != described.data_hash:
+    if meta is not None and meta.data_hash != run_record.data_hash:
         meta = None
     scored = []
     for file in sorted((directory / "scores").glob("*.json")):
         s = json.loads(file.read_text())
-        where = "own data" if s["data"] == described.data_hash else f"data {s['data'][:12]}"
+        where = "own data" if s["data"] == run_record.data_hash else f"data {s['data'][:12]}"
         unchecked = "rows that picked the epoch" if s["split"] == "val" else "not checked"
         s["leakage_words"] = in_words(s["leakage"]) if s.get("leakage") else unchecked
         scored.append((f"{s['split']}, {where}", s))
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     card = environment.from_string(TEMPLATE).render(
-        run=described,
+        run=run_record,
         recipe=recipe,
         spec=note["spec"],
         parameters=parameters,
@@ -113,7 +113,7 @@ def write(directory: Path, parameters: int) -> Path:
         scored=scored,
         shown=_shown,
         box=" to ".join(("({:.2f}, {:.2f})".format(*LUNG_BOX[:2]), "({:.2f}, {:.2f})".format(*LUNG_BOX[2:]))),
-        masked=_masked(described),
+        masked=_masked(run_record),
     )
     path = directory / "model_card.md"
     path.write_text(card)
@@ -125,16 +125,16 @@ def _shown(score: dict[str, Any]) -> str:
     return str(Score.model_validate(score))
 
 
-def _masked(described: RunRecord) -> str:
+def _masked(run_record: RunRecord) -> str:
     """What runs with the lung field blacked out, on the same data, reached on val."""
-    told = []
+    results = []
     for directory, other in home.records():
         model = directory / "model" / "model.json"
-        if other.data_hash != described.data_hash or not model.is_file():
+        if other.data_hash != run_record.data_hash or not model.is_file():
             continue
         if json.loads(model.read_text())["spec"].get("mask") == "centre":
             for file in sorted((directory / "scores").glob("*.json")):
                 s = json.loads(file.read_text())
-                told.append(f"{other.name}, {s['split']}: macro recall {_shown(s['macro_recall'])}")
+                results.append(f"{other.name}, {s['split']}: macro recall {_shown(s['macro_recall'])}")
     again = "not trained; raylab train covidnet --data DIR --set data.mask=centre"
-    return "; ".join(told) or again
+    return "; ".join(results) or again

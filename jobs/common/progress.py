@@ -90,7 +90,7 @@ class Display:
 
     def _follow(self) -> None:
         terminal = (stream or sys.stdout).isatty()
-        began, first, told = time.monotonic(), None, False
+        began, first, reported = time.monotonic(), None, False
         last = False
         while not last:
             last = self.done.wait(0.5)
@@ -100,10 +100,10 @@ class Display:
                 say(f"{again}{where} on {start.workers} worker{'s' if start.workers != 1 else ''}")
                 for name in start.damaged:
                     say(f"checkpoint {name} is damaged (its checksum does not match); the previous one is used")
-            if self.waiting is not None and not told and first is None and time.monotonic() - began > WAIT_SECONDS:
+            if self.waiting is not None and not reported and first is None and time.monotonic() - began > WAIT_SECONDS:
                 if text := self.waiting():
                     say(text)
-                told = True
+                reported = True
             records = [r for r in self.outbox.new() if r["kind"] == "metrics" and "train/loss" in r["values"]]
             rows = [{**r["values"], "step": r["step"]} for r in records]
             for row in rows:

@@ -65,7 +65,7 @@ class ToOutbox:
         self(rows)
 
 
-def opening(
+def create_run(
     directory: Path,
     recipe: Recipe,
     meta: Meta,
@@ -98,7 +98,7 @@ def opening(
     }
     experiment = experiment_name()
     run_id = runs.start_run(uri, experiment, directory.name, nested_in, tags)
-    described = RunRecord(
+    run_record = RunRecord(
         name=directory.name,
         run_id=run_id,
         uri=uri,
@@ -114,7 +114,7 @@ def opening(
         cluster=os.environ.get("RAYLAB_CLUSTER"),
         status="RUNNING",
     )
-    describe(directory, described)
+    describe(directory, run_record)
     (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
     write_attrition(directory, meta)
     outbox = Outbox(directory / "outbox")
@@ -128,14 +128,14 @@ def opening(
     )
     for file in ("recipe.json", "attrition.json"):
         outbox.append({"kind": "artifact", "path": str(directory / file), "to": ""})
-    return described
+    return run_record
 
 
 def open_trial(directory: Path, recipe: Recipe, search: RunRecord, number: int) -> RunRecord:
     """Create the MLflow run of a trial below its search's run."""
     tags = {**search.tags, "raylab.kind": "trial", "raylab.name": f"{search.name}-{number:03d}"}
     run_id = runs.start_run(search.uri, search.experiment, tags["raylab.name"], search.run_id, tags)
-    described = RunRecord(
+    run_record = RunRecord(
         name=tags["raylab.name"],
         run_id=run_id,
         uri=search.uri,
@@ -150,14 +150,14 @@ def open_trial(directory: Path, recipe: Recipe, search: RunRecord, number: int) 
         tags=tags,
         number=number,
     )
-    describe(directory, described)
+    describe(directory, run_record)
     (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
     outbox = Outbox(directory / "outbox")
     outbox.bind(search.uri, run_id)
     values = {path: str(value) for path, value in flatten(recipe).items() if not path.startswith("search.")}
     outbox.append({"kind": "params", "values": values})
     outbox.append({"kind": "artifact", "path": str(directory / "recipe.json"), "to": ""})
-    return described
+    return run_record
 
 
 def open_work(
@@ -175,7 +175,7 @@ def open_work(
     Its data hash is a tag that comes when the work is done.
     """
     if (directory / "run.json").is_file():
-        reopen(directory)
+        mark_running(directory)
         return note(directory)
     tags = runs.standard_tags(code=CODE, task=task, seed=seed, synthetic=synthetic, data_hash="", split_hash="") | {
         "raylab.kind": kind,
@@ -184,7 +184,7 @@ def open_work(
     }
     uri, experiment = checked_address(), experiment_name()
     run_id = runs.start_run(uri, experiment, directory.name, None, tags)
-    described = RunRecord(
+    run_record = RunRecord(
         name=directory.name,
         run_id=run_id,
         uri=uri,
@@ -196,17 +196,17 @@ def open_work(
         parent=None,
         tags=tags,
     )
-    describe(directory, described)
+    describe(directory, run_record)
     outbox = Outbox(directory / "outbox")
     outbox.bind(uri, run_id)
     outbox.append({"kind": "params", "values": {name: str(value) for name, value in params.items()}})
-    return described
+    return run_record
 
 
 def write_attrition(directory: Path, meta: Meta) -> None:
     content = meta.to_json()
-    told = {key: content[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in content}
-    (directory / "attrition.json").write_text(json.dumps(told, indent=1) + "\n")
+    attrition = {key: content[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in content}
+    (directory / "attrition.json").write_text(json.dumps(attrition, indent=1) + "\n")
 
 
 def experiment_name() -> str:
@@ -237,7 +237,7 @@ def with_weights(recipe: Recipe, uri: str) -> Recipe:
 
 
 @contextmanager
-def tracked(directory: Path, system: bool = True) -> Iterator[Forwarder]:
+def track_run(directory: Path, system: bool = True) -> Iterator[Forwarder]:
     """While open, the run's outbox is forwarded and this node's load is sampled. At the end the run is marked
     FINISHED, FAILED (an error) or KILLED (an interrupt), and the outbox flushed as far as the server lets us."""
     outbox = Outbox(directory / "outbox")
@@ -277,16 +277,16 @@ def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
     """
     from raylab.training.run import read_model
 
-    described = note(directory)
+    run_record = note(directory)
     _, _, _, network = read_model(directory)
     example = tracked_model.synthetic_example(shape)
     try:
-        runs.check(described.uri)
+        runs.check(run_record.uri)
         with warnings.catch_warnings():  # torch.export speaks of its own internals
             warnings.simplefilter("ignore")
-            tracked_model.log_model(described.uri, described.run_id, network, example)
-        if described.register_as is not None:
-            register(directory, described, described.register_as)
+            tracked_model.log_model(run_record.uri, run_record.run_id, network, example)
+        if run_record.register_as is not None:
+            register(directory, run_record, run_record.register_as)
     except RaylabError as error:
         log.warning("the model waits for `raylab sync`: %s", error.what)
         annotate(directory, model_logged=False, input_shape=shape)
@@ -295,10 +295,10 @@ def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def register(directory: Path, described: RunRecord, to: Registration) -> None:
+def register(directory: Path, run_record: RunRecord, to: Registration) -> None:
     """Register the logged model of a search's winner as its note says, and tag the search's run with the version."""
     try:
-        done = tracked_model.register(described.uri, described.run_id, to.name, to.score, to.loss)
+        done = tracked_model.register(run_record.uri, run_record.run_id, to.name, to.score, to.loss)
     except TrackingError as error:
         say(f"the best model is logged but not registered: {error.what}")
         return
@@ -309,7 +309,7 @@ def register(directory: Path, described: RunRecord, to: Registration) -> None:
         say(f"{to.name} has a better version already: the alias `best` names version {done.best}")
 
 
-def reopen(directory: Path) -> None:
+def mark_running(directory: Path) -> None:
     """The run's own MLflow run is RUNNING again; said through the outbox, so that it works without a server."""
     annotate(directory, status="RUNNING", cluster=os.environ.get("RAYLAB_CLUSTER"))
     Outbox(directory / "outbox").append({"kind": "status", "status": "RUNNING"})

@@ -45,7 +45,7 @@ def probabilities(job: Task, recipe: Recipe, samples: Samples, network: Any) -> 
     return predict(job, network, samples, ProcessGroup(), recipe, "cpu")
 
 
-def of_run(directory: Path, data: Path, split: str) -> Evaluation:
+def score_run(directory: Path, data: Path, split: str) -> Evaluation:
     """The run's model on a split of `data`, with every cohort of the task."""
     meta = read_meta(data, home.note(directory).task)
     job, recipe, samples, network = load(directory, data, split)
@@ -70,29 +70,29 @@ def of_run(directory: Path, data: Path, split: str) -> Evaluation:
             p_all = probabilities(job, recipe, everybody, network)
         where = f"{data} has no row in split '{split}'"
         known = {cohort: scored.scores}
-        scored = replace(scored, cohort=cohort, cohorts=by_cohort(job, everybody, p_all, recipe.seed, where, known))  # type: ignore[arg-type]
+        scored = replace(scored, cohort=cohort, cohorts=score_cohorts(job, everybody, p_all, recipe.seed, where, known))  # type: ignore[arg-type]
     if job.kind == "images":
-        scored = replace(scored, more=cxr_controls.beside(directory, samples, p, BOOTSTRAPS, recipe.seed))
+        scored = replace(scored, more=cxr_controls.compute_controls(directory, samples, p, BOOTSTRAPS, recipe.seed))
     return scored
 
 
-def by_cohort(
+def score_cohorts(
     job: Task, samples: IcuSamples, p: np.ndarray, seed: int, where: str, known: Mapping[str, dict[str, Score]]
 ) -> dict[str, Cohort]:
     """Scores of every cohort, the unflattering ones too, as masks over one prediction `p` of all rows.
 
     `where` names the data in the reason for an empty cohort. Scores of the `known` cohorts are not computed again.
     """
-    found = {}
+    results = {}
     for cohort in cohorts.COHORTS:
         inside = np.ones(len(samples), bool) if cohort == "all" else samples.rows[cohort].to_numpy()
         if not inside.any():
-            found[cohort] = Cohort(0, why=f"{where}, cohort '{cohort}'")
+            results[cohort] = Cohort(0, why=f"{where}, cohort '{cohort}'")
             continue
         part = samples.subset(inside)
         scores = known.get(cohort) or job.outcome.scores(part, p[inside], BOOTSTRAPS, seed)
-        found[cohort] = Cohort(len(part), int(part.y.sum()), scores)
-    return found
+        results[cohort] = Cohort(len(part), int(part.y.sum()), scores)
+    return results
 
 
 def differences(spec: dict[str, Any], meta: IcuMeta) -> list[str]:
@@ -100,12 +100,12 @@ def differences(spec: dict[str, Any], meta: IcuMeta) -> list[str]:
     mine, theirs = spec["label"], meta.label
     in_words = {"onset", "population", "at_risk", "positive", "title", "persistence"}
     windows = [name for name in mine if name not in in_words]
-    found = [
+    changed_windows = [
         f"{name.removesuffix('_h')}: the model's {mine[name]}, this data's {theirs.get(name, 'not said')}"
         for name in windows
         if mine[name] != theirs.get(name)
     ]
-    return found + [
+    return changed_windows + [
         f"{name}: the model's {spec[name]}, this data's {getattr(meta, name)}"
         for name in ("framing", "horizon_h", "gap_h")
         if spec[name] != getattr(meta, name)
@@ -120,13 +120,13 @@ def record(directory: Path, scored: Evaluation) -> None:
     tag raylab.no_interval.SPLIT (or .best/val) has them by reason.
     """
     split, all_scores = scored.split, scored.all_scores()
-    described = home.note(directory)
-    chosen_by_it = split == "val" and described.kind != "evaluate"
+    run_record = home.note(directory)
+    chosen_by_it = split == "val" and run_record.kind != "evaluate"
     prefix = "best/val" if chosen_by_it else split
     values: dict[str, float] = {f"{prefix}/n": scored.n}
     values |= {f"{prefix}/{name}{end}": value for name, score in all_scores.items() for end, value in score.ends()}
     outbox = Outbox(directory / "outbox")
-    append_new_metrics(outbox, described.best_step, values)
+    append_new_metrics(outbox, run_record.best_step, values)
     if without := without_interval(all_scores):
         outbox.append({"kind": "tags", "values": {f"raylab.no_interval.{prefix}": json.dumps(without)}})
     keep(directory, scored)
@@ -144,36 +144,36 @@ def record(directory: Path, scored: Evaluation) -> None:
 
 def append_new_metrics(outbox: Outbox, step: int, values: Mapping[str, float]) -> None:
     """Append what the outbox does not hold yet: a score that is computed again is one point, not two."""
-    held: dict[str, float] = {}
+    recorded_values: dict[str, float] = {}
     for record in read_lines(outbox.path):
         if record["kind"] == "metrics" and record["step"] == step:
-            held |= record["values"]
-    if new := {name: float(value) for name, value in values.items() if held.get(name) != value}:
+            recorded_values |= record["values"]
+    if new := {name: float(value) for name, value in values.items() if recorded_values.get(name) != value}:
         outbox.append({"kind": "metrics", "step": step, "values": new})
 
 
 def without_interval(scores: Mapping[str, Score]) -> dict[str, list[str]]:
     """{why: [score, ...]} of the scores that have a value and no interval."""
-    found: dict[str, list[str]] = {}
+    names_by_reason: dict[str, list[str]] = {}
     for name, score in scores.items():
         if score.value is not None and score.low is None:
-            found.setdefault(score.why or "", []).append(name)
-    return found
+            names_by_reason.setdefault(score.why or "", []).append(name)
+    return names_by_reason
 
 
 def keep(directory: Path, scored: Evaluation) -> None:
     """`scores/SPLIT-DATA.json` of a run: what its model card is made from."""
     folder = directory / "scores"
     folder.mkdir(exist_ok=True)
-    told = {"data": scored.meta.data_hash, "split": scored.split, "leakage": scored.leakage}
-    write_json(folder / f"{scored.split}-{scored.meta.data_hash[:12]}.json", {**told, **scored.to_json()})
+    facts = {"data": scored.meta.data_hash, "split": scored.split, "leakage": scored.leakage}
+    write_json(folder / f"{scored.split}-{scored.meta.data_hash[:12]}.json", {**facts, **scored.to_json()})
 
 
 def calibrate(directory: Path, scored: Evaluation) -> None:
     """Fit the temperature of a run's model on its val rows, and keep it with the model. Several classes only."""
     if isinstance(scored.task.outcome, Multiclass):
-        fitted = temperature.fit(scored.samples.y, scored.p)
-        write_json(directory / "model" / "temperature.json", {"temperature": fitted, "fitted_on": scored.split})
+        value = temperature.fit(scored.samples.y, scored.p)
+        write_json(directory / "model" / "temperature.json", {"temperature": value, "fitted_on": scored.split})
 
 
 def tell(scored: Evaluation) -> None:
@@ -187,7 +187,7 @@ def tell(scored: Evaluation) -> None:
         if name != scored.cohort:
             shown = of.why or f"AUROC {of.scores['auroc']}, AUPRC {of.scores['auprc']}"
             say(f"  cohort {name + ',':<15} {of.positives} of {of.n}: {shown}")
-    for line in cxr_controls.lines(scored.more):
+    for line in cxr_controls.render_lines(scored.more):
         say(f"  {line}")
     for source, matrix in scored.tables.get("confusion_by_source", {}).items():
         say(f"  confusion, {source} (rows truth): {matrix}")

@@ -34,7 +34,7 @@ class TrialTable:
         self.planned, self.objective, self.quiet = planned, objective, quiet
         self.moves = not quiet and (progress.stream or sys.stdout).isatty()
         self.trials: dict[int, dict[str, Any]] = {}
-        self.drawn = 0
+        self.lines_shown = 0
 
     def update(self, number: int, **facts: Any) -> None:
         """Note `facts` of a trial and show them: at once where the table moves, else when the trial has ended."""
@@ -54,7 +54,7 @@ class TrialTable:
 
     def _draw(self) -> None:
         lines = self.lines()
-        back = UP.format(self.drawn) if self.drawn else ""
+        back = UP.format(self.lines_shown) if self.lines_shown else ""
         # lines that wrap would be counted wrongly on the way back
         say(back + "\n".join(line[:118] + CLEAR for line in lines))
-        self.drawn = len(lines)
+        self.lines_shown = len(lines)

@@ -180,7 +180,7 @@ def test_a_home_that_cannot_be_written(local, fakes, tmp_path):
 
 def test_what_several_nodes_say_is_said_once():
     same, own = Finding("well"), Finding("sick", False, "mend it")
-    assert site_checks.merged({"n2": [same], "n1": [same, own]}) == [
+    assert site_checks.merge_findings({"n2": [same], "n1": [same, own]}) == [
         Finding("n1, n2: well"),
         Finding("n1: sick", False, "mend it"),
     ]
@@ -215,10 +215,10 @@ def test_a_file_that_is_seen_half_and_one_that_never_changes(tmp_path, monkeypat
     monkeypatch.setattr(node_checks, "SEE_SECONDS", 0.3)
     path = tmp_path / "swap"
     path.write_text("a" * node_checks.LETTERS)
-    assert "not seen here within" in node_checks._replaced(path).what
+    assert "not seen here within" in node_checks._check_replacement(path).what
     texts_read = iter(["a" * node_checks.LETTERS, "ab"])
     monkeypatch.setattr(Path, "read_text", lambda self: next(texts_read))
-    assert "half" in node_checks._replaced(path).what
+    assert "half" in node_checks._check_replacement(path).what
 
 
 def test_scratch_that_cannot_hold_rays_sockets(tmp_path):

@@ -468,7 +468,7 @@ def test_a_search_registers_its_winner_once_and_best_stays_with_the_better_one(t
     winners = []
     for name, auroc in (("better", 0.9), ("worse", 0.2)):
         search = home.new_run(name, "ards")
-        run_tracking.opening(search, recipe, meta, ards_data, "tune", uri)
+        run_tracking.create_run(search, recipe, meta, ards_data, "tune", uri)
         winner = search / "trials" / "000"
         winner.mkdir(parents=True)
         run_tracking.open_trial(winner, recipe, home.note(search), 0)
@@ -515,7 +515,7 @@ def test_logging_a_model_leaves_the_tracking_address_as_it_was(trained, own_home
 
 
 def test_a_run_is_worked_on_by_one_process_at_a_time(trained, own_home):
-    with home.held(own_home / "runs" / "first"):
+    with home.lock_run(own_home / "runs" / "first"):
         code, _, err = raylab("resume", "first")
     assert code == 1 and "another process" in err
 
