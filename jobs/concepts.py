@@ -1,4 +1,4 @@
-"""raylab concepts: the concept dictionary, and how much of it a prepared directory has."""
+"""raylab concepts: print the concept dictionary and its coverage in a prepared directory."""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ EXAMPLE = "raylab concepts --data prepared/ards"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="a directory prepared from intensive-care data: its coverage beside"
+        "--data", type=Path, metavar="DIR", help="directory prepared from intensive-care data, to show its coverage"
     )
 
 
@@ -45,8 +45,8 @@ def describe_concept(concept: Concept, covered: dict[str, dict[str, Any]] | None
 
 
 def coverage(directory: Path) -> dict[str, dict[str, Any]]:
-    """For every concept: the share of all stays with a plausible value at any time, and of the rows at risk with one
-    before their prediction."""
+    """For every concept: the fraction of all stays with a plausible value at any time, and the fraction of rows at risk
+    with one before the prediction time."""
     task = task_of(directory)
     meta = read_meta(directory, task if task in labels.TASKS else labels.TASKS[0], IcuMeta)
     samples = pl.read_parquet(directory / "samples.parquet")
@@ -77,7 +77,8 @@ def table(rows: list[dict[str, Any]], covered: bool) -> None:
         else:
             say(line + "  ".join(",".join(row["ids"][source]) or "-" for source in ID_SOURCES))
     if covered:
-        say("stays: of all, with a plausible value at any time; rows: at risk, with one before the prediction")
+        say("stays: fraction of all stays with a plausible value at any time")
+        say("rows: fraction of rows at risk with a plausible value before the prediction time")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""raylab evaluate: the one place that reads a test split."""
+"""raylab evaluate: score a run on a split of its own or of other data, and count every read of a test split."""
 
 import argparse
 import hashlib
@@ -29,21 +29,21 @@ EXAMPLE = "raylab evaluate ards --run NAME --data prepared/ards --split test --j
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task")
+    parser.add_argument("task", help="task of the run")
     parser.add_argument("--run", required=True, help="name, MLflow run id or directory of a finished run")
     parser.add_argument(
         "--data",
         type=Path,
         required=True,
         metavar="DIR",
-        help="any prepared directory of the task; tasks on images: or a folder with lists or manifest",
+        help="prepared directory of the task; for images also a folder with label lists or a manifest",
     )
-    parser.add_argument("--split", choices=get_args(Split), default="test")
+    parser.add_argument("--split", choices=get_args(Split), default="test", help="split to score (default: test)")
     parser.add_argument(
         "--recalibrate",
         type=int,
         metavar="N",
-        help="intensive-care data: also with intercept and slope fitted on N patients of DIR",
+        help="intensive-care data: also score with intercept and slope fitted on N patients of DIR",
     )
 
 
@@ -65,8 +65,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a run on a split of any prepared directory of its task, with intervals and a leakage check.
 
-    `data`: of images also a folder with label lists or a manifest. `task`: DataError when the run is of another one.
-    `recalibrate`: on intensive-care data, also the scores with intercept and slope fitted on so many patients of it.
+    `data`: for images also a folder with label lists or a manifest. `task`: DataError if the run is of another task.
+    `recalibrate`: on intensive-care data, also score with intercept and slope fitted on this number of its patients.
     Every read of a test split is counted. Raises UsageError, DataError or TrackingError before anything is scored.
     """
     check_split(split, get_args(Split))
@@ -81,13 +81,13 @@ def evaluate(
     if own and split == "all":
         raise DataError(
             f"run {directory.name} was trained on a part of {data}",
-            "a score over all of it would count rows that the model has learnt",
-            "use --split test, or --split val; --split all is for data that the model never saw",
+            "a score over all rows would include training rows",
+            "use --split test or --split val; --split all is for data on which the model was not trained",
         )
     leaked = leakage_of_run(directory, data, split)
     uri = run_tracking.checked_address()
     if recalibrate is not None and (kind != "icu" or recalibrate < 1):
-        raise UsageError("--recalibrate takes a number of patients, and is for tasks on intensive-care data")
+        raise UsageError("--recalibrate takes a positive number of patients and requires a task on intensive-care data")
     scored = replace(scores.score_run(directory, data, split), leakage=leaked)
     if kind == "icu":
         recipe = read_recipe(directory / "recipe.json")
@@ -115,7 +115,7 @@ def evaluate(
         with run_tracking.track_run(target, system=False):
             scores.record(target, scored)
     if kind == "images":
-        scores.keep(directory, scored)  # the model's own card speaks of other data, too
+        scores.keep(directory, scored)  # the model card includes scores on other data
         model_card.write(directory, scored.parameters)
         home.share(directory)
         run_tracking.forward_now(directory)
@@ -139,17 +139,17 @@ def evaluate(
             icu_evaluation.tell(scored.more)
         say(f"  leakage: {in_words(leaked)}")
         for name, report in leaked.get("parents", {}).items():
-            say(f"  leakage from {name}, whose weights were the start: {in_words(report)}")
+            say(f"  leakage from {name}, which provided the initial weights: {in_words(report)}")
         if reads > 1:
-            say(f"note: the test split of this data has now been read {reads} times for this run; if anything was")
-            say("  chosen after the first reading, this score is too good")
+            say(f"note: this run has now been scored on these test rows {reads} times; if you selected anything")
+            say("  after the first time, this score is optimistic")
         say("next: raylab compare        raylab ui")
     return Evaluation(directory.name, run_id, data, split, reads, out)
 
 
 def prepare_folder(task: str, directory: Path, folder: Path, split: str, quiet: bool) -> Path:
-    """The prepared directory, in the raylab home, of a data set as it was handed over: `folder` with images and label
-    lists or a manifest. It has the lists of `split` and the size of the run's images."""
+    """Prepare `folder`, with images and label lists or a manifest, in the raylab home, and return the directory. It has
+    the lists of `split` and images of the run's size."""
     files = discover(folder, splits=SPLITS if split == "all" else (split,))
     size = read_model(directory)[2]["size"]
     read = [folder.absolute(), *files.lists.values(), *([files.manifest] if files.manifest else [])]
@@ -162,15 +162,15 @@ def prepare_folder(task: str, directory: Path, folder: Path, split: str, quiet: 
         lists=files.lists,
         manifest=files.manifest,
         size=size,
-        replace=True,  # a file of the same name may have changed
+        replace=True,  # an image may have changed
         quiet=quiet,
     )
     return out
 
 
 def leakage_of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
-    """overlap.leakage of the run's own training data; "parents": the same of every run, or file, that its weights
-    started from."""
+    """The result of `overlap.leakage` for the run's own training data; "parents": the same for every run or file from
+    which its weights were initialised."""
     run_record = home.note(directory)
 
     def check(run: RunRecord) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def leakage_of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
         weights = read_recipe(directory / "recipe.json").model.weights_path
         if run.parent is None:
             if weights is not None:
-                parents[weights] = {"checked": False, "why": "a file of weights does not say what it was trained on"}
+                parents[weights] = {"checked": False, "why": "the training data of a weights file is unknown"}
             return own | ({"parents": parents} if parents else {})
         try:
             directory = home.find(run.parent)
@@ -194,13 +194,13 @@ def leakage_of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
 
 
 def check_split(split: str, splits: Sequence[str]) -> None:
-    """UsageError with the right names when `split` is none of them: a caller from Python may write anything."""
+    """Raise UsageError with the valid names if `split` is not one of `splits`; Python callers may pass any string."""
     if split not in splits:
         raise unknown("split", split, splits)
 
 
 def run_of_task(run: RunReference, task: str | None) -> Path:
-    """The directory of a run; DataError when it is of another task than the one given."""
+    """The directory of a run; DataError if `task` is given and the run is of another one."""
     directory = find_run(run)
     run_record = home.note(directory)
     if task not in (None, run_record.task):
@@ -209,7 +209,7 @@ def run_of_task(run: RunReference, task: str | None) -> Path:
 
 
 def count_reads(directory: Path, data_hash: str, split: str) -> int:
-    """How often run `directory` has been scored on the test rows of this data, this time included if it reads them."""
+    """Count a read of this data's test rows if `split` has any; returns how often the run has been scored on them."""
     run_record = home.note(directory)
     own = data_hash == run_record.data_hash
     elsewhere = run_record.test_reads_elsewhere
@@ -224,7 +224,7 @@ def count_reads(directory: Path, data_hash: str, split: str) -> int:
 
 
 def record(directory: Path, scored: evaluation.Evaluation, tags: dict[str, str]) -> None:
-    """Scores on the run's own data go into the run itself."""
+    """Log scores on the run's own data, and `tags`, to its own MLflow run."""
     scores.record(directory, scored)
     if tags:
         Outbox(directory / "outbox").append({"kind": "tags", "values": tags})

@@ -1,4 +1,4 @@
-"""raylab explain: which hours and features moved a network's predictions, as plots in its MLflow run."""
+"""raylab explain: plot which hours and features influence a network's predictions, in its MLflow run."""
 
 import argparse
 import sys
@@ -21,12 +21,13 @@ EXAMPLE = "raylab explain ards --run NAME --data prepared/ards --split val"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", choices=[name for name, task in TASKS.items() if task.kind == "icu"])
-    parser.add_argument("--run", required=True)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--split", choices=["train", "val"], default="val")
-    parser.add_argument("--stay", metavar="ID", help="the patient's stay; that of the highest probability otherwise")
-    parser.add_argument("--rows", type=int, default=256, help="rows that the average is over, drawn")
+    parser.add_argument("task", choices=[name for name, task in TASKS.items() if task.kind == "icu"],
+                        help="task of the run")  # fmt: skip
+    parser.add_argument("--run", required=True, help="name, MLflow run id or directory of a finished run")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared directory of the task")
+    parser.add_argument("--split", choices=["train", "val"], default="val", help="split to explain (default: val)")
+    parser.add_argument("--stay", metavar="ID", help="stay to plot (default: the one with the highest probability)")
+    parser.add_argument("--rows", type=int, default=256, help="random rows to average over (default: 256)")
     individuals.add_option(parser)
 
 
@@ -41,7 +42,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     elif args.stay in samples.ids:
         one = int(np.flatnonzero(samples.ids == args.stay)[-1])
     else:
-        raise UsageError(f"no row of that stay in split '{args.split}'", do="take an id from raylab predict")
+        raise UsageError(
+            f"split '{args.split}' has no row of that stay", do="use an id from the output of raylab predict"
+        )
     rows = np.random.default_rng(recipe.seed).permutation(len(samples))[: args.rows]
     features = len(samples.spec["features"])
     gradients = attributions(network, samples.batch(np.append(rows, one)), features)
@@ -63,7 +66,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     send(directory, [path for path in files.values() if path not in hidden])
     ranked = sorted(zip(names, average.sum(1).tolist(), strict=True), key=lambda pair: -pair[1])
     if not args.quiet:
-        say(f"mean absolute share of the logit over {len(rows)} rows of {args.split}:")
+        say(f"mean absolute attribution to the logit over {len(rows)} rows of {args.split}:")
         for name, share in ranked[:15]:
             say(f"  {name:<22} {share:.3f}")
         if shown := [path for path in files.values() if path not in hidden]:
@@ -80,7 +83,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write(directory: Path, name: str, figure: Any, private: bool) -> str:
-    """Draw a figure into the run's directory, below `individuals` when it is `private`; its path."""
+    """Save a figure in the run's directory, in `individuals` if it is `private`, and return its path."""
     folder = individuals.folder(directory) if private else directory / "plots"
     folder.mkdir(exist_ok=True)
     file = folder / f"explain-{name}.png"
@@ -90,7 +93,7 @@ def write(directory: Path, name: str, figure: Any, private: bool) -> str:
 
 
 def send(directory: Path, files: list[str]) -> None:
-    """Put plots into the run's MLflow run, as far as the server lets us."""
+    """Log plots to the run's MLflow run; they wait on disk if the server is unavailable."""
     outbox = Outbox(directory / "outbox")
     for file in files:
         outbox.append({"kind": "artifact", "path": file, "to": "plots"})

@@ -1,4 +1,4 @@
-"""What stands beside a score on chest X-rays: controls, contrasts within a source, strata by view, calibration."""
+"""Controls for scores on chest X-rays: border probe, contrasts within a source, strata by view, calibration."""
 
 import json
 from pathlib import Path
@@ -15,13 +15,13 @@ from raylab.evaluation.metrics import confusion, confusion_by, multiclass_scores
 
 
 def compute_controls(directory: Path, samples: Any, p: np.ndarray, bootstraps: int, seed: int) -> dict[str, Any]:
-    """The entries of a result that say what the score of run `directory` on `samples` means.
+    """The entries of a result that put the score of run `directory` on `samples` into perspective.
 
     border_macro_recall         of the border probe, fitted on the run's own training data
     minus_border                network minus border probe, on the same resamples of groups
     within_source               AUROC of class pairs in one source, of the network and of the border probe
-    confusion_by_view           where views are known
-    ece_calibrated, brier_calibrated  at the temperature fitted on the run's val rows, where it is fitted
+    confusion_by_view           if views are known
+    ece_calibrated, brier_calibrated  at the temperature fitted on the run's val rows, if there is one
     """
     classes = samples.spec["classes"]
     result: dict[str, Any] = {}
@@ -57,16 +57,16 @@ def compute_controls(directory: Path, samples: Any, p: np.ndarray, bootstraps: i
 
 
 def training_data(directory: Path) -> Path:
-    """The prepared directory that a run was trained on; DataError when it is no longer there as it was."""
+    """The prepared directory on which a run was trained; DataError if it is missing or has changed."""
     run_record = home.note(directory)
     path = Path(run_record.data)
     if read_meta(path, run_record.task).data_hash != run_record.data_hash:
-        raise DataError(f"{path} is no longer the data that run {directory.name} was trained on")
+        raise DataError(f"{path} is no longer the data on which run {directory.name} was trained")
     return path
 
 
 def render_lines(result: dict[str, Any]) -> list[str]:
-    """What the screen shows of it, beside the scores."""
+    """The lines printed below the scores."""
     text = []
     for row in result.get("within_source", []):
         n = " and ".join(str(n) for n in row["auroc"].n)

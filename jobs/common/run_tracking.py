@@ -1,6 +1,6 @@
-"""A run and its MLflow run, kept together: opened, fed through the outbox, closed with the truth of how it ended.
+"""Keeps a run and its MLflow run in step: creates both, forwards the outbox, and records how the run ended.
 
-One process, this one, talks to MLflow. Whoever trains only appends to the outbox in the run's directory.
+Only this process talks to MLflow. Training processes only append to the outbox in the run's directory.
 """
 
 import json
@@ -32,9 +32,9 @@ FLUSH_SECONDS = 15.0
 
 
 class ToOutbox:
-    """Appends rows of metrics to a run's outbox, each step once however often it was computed.
+    """Appends rows of metrics to a run's outbox, each step only once.
 
-    A resumed run computes some steps again, to the same bits: what is written already is left out.
+    A resumed run recomputes some steps, with identical results; steps that are already in the outbox are skipped.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -61,7 +61,7 @@ class ToOutbox:
         append_sample(Outbox(self.directory / "outbox"), sample)
 
     def send(self, rows: list[dict[str, Any]]) -> None:
-        """The `send` of a run without Ray, which nobody preempts."""
+        """The `send` callback of a run without Ray, which cannot be preempted."""
         self(rows)
 
 
@@ -76,10 +76,10 @@ def create_run(
     nested_in: str | None = None,
     more_tags: Mapping[str, str] | None = None,
 ) -> RunRecord:
-    """Create the MLflow run of a new run directory and describe it there; returns its record.
+    """Create the MLflow run of a new run directory, write the run's record, and return it.
 
-    `parent` is the run whose weights this one starts from (of an evaluation, whose model it scores), `nested_in` the
-    id of the run it is shown under.
+    `parent` is the run whose weights this one starts from (for an evaluation: the run whose model it scores),
+    `nested_in` the id of the MLflow run under which it is shown.
     """
     tags = runs.standard_tags(
         code=CODE,
@@ -132,7 +132,7 @@ def create_run(
 
 
 def open_trial(directory: Path, recipe: Recipe, search: RunRecord, number: int) -> RunRecord:
-    """Create the MLflow run of a trial below its search's run."""
+    """Create the MLflow run of a trial, nested under the run of its search."""
     tags = {**search.tags, "raylab.kind": "trial", "raylab.name": f"{search.name}-{number:03d}"}
     run_id = runs.start_run(search.uri, search.experiment, tags["raylab.name"], search.run_id, tags)
     run_record = RunRecord(
@@ -170,9 +170,9 @@ def open_work(
     data: Path,
     params: Mapping[str, object],
 ) -> RunRecord:
-    """The MLflow run of work that trains nothing (a sweep, a fit), new or gone on with; returns its record.
+    """Create or continue the MLflow run of work that trains nothing (a sweep, a fit); returns its record.
 
-    Its data hash is a tag that comes when the work is done.
+    Its data hash becomes a tag when the work is done.
     """
     if (directory / "run.json").is_file():
         mark_running(directory)
@@ -214,16 +214,17 @@ def experiment_name() -> str:
 
 
 def checked_address() -> str:
-    """The tracking address, known to answer: said before anything is trained."""
+    """The tracking address; raises TrackingError if no server answers there. Call this before any training."""
     uri = runs.address(home())
     runs.check(uri)
     return uri
 
 
 def with_weights(recipe: Recipe, uri: str) -> Recipe:
-    """The recipe, its `model.weights` a file where they were a registered MLflow model: fetched anew, aliases move.
+    """The recipe with a registered MLflow model in `model.weights` replaced by a downloaded file.
 
-    The file stays in the raylab home, named by its content, so that a resumed run finds the weights it began with.
+    It is downloaded every time, because an alias may have moved. The file stays in the raylab home, named by its
+    content, so that a resumed run finds the weights it started with.
     """
     name = recipe.model.weights_path
     if name is None or not name.startswith("models:/"):
@@ -238,8 +239,8 @@ def with_weights(recipe: Recipe, uri: str) -> Recipe:
 
 @contextmanager
 def track_run(directory: Path, system: bool = True) -> Iterator[Forwarder]:
-    """While open, the run's outbox is forwarded and this node's load is sampled. At the end the run is marked
-    FINISHED, FAILED (an error) or KILLED (an interrupt), and the outbox flushed as far as the server lets us."""
+    """Forward the run's outbox and sample this node's load while the context is open. On exit the run is marked
+    FINISHED, FAILED (an error) or KILLED (an interrupt), and the outbox is sent unless the server is unavailable."""
     outbox = Outbox(directory / "outbox")
     forwarder = Forwarder()
     forwarder.add(outbox.directory)
@@ -262,7 +263,7 @@ def track_run(directory: Path, system: bool = True) -> Iterator[Forwarder]:
 
 
 def forward_now(directory: Path) -> None:
-    """Send what is new in a finished run's outbox, as far as the server lets us within FLUSH_SECONDS."""
+    """Send new records of a finished run's outbox, for up to FLUSH_SECONDS; the rest waits on disk."""
     forwarder = Forwarder()
     forwarder.add(directory / "outbox")
     if left := forwarder.close(FLUSH_SECONDS):
@@ -270,10 +271,10 @@ def forward_now(directory: Path) -> None:
 
 
 def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
-    """Log the finished model to MLflow, and register it if the run's note says as what; when the server is away, leave
-    that to `raylab sync`. To do it again changes nothing.
+    """Log the finished model to MLflow, and register it if the run's record names a registered model. Returns False
+    when the server is unavailable: `raylab sync` then does it. Repeating it changes nothing.
 
-    The input example is random numbers of `shape`: it came from no patient.
+    The input example is random numbers of `shape`, never patient data.
     """
     from raylab.training.run import read_model
 
@@ -282,7 +283,7 @@ def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
     example = tracked_model.synthetic_example(shape)
     try:
         runs.check(run_record.uri)
-        with warnings.catch_warnings():  # torch.export speaks of its own internals
+        with warnings.catch_warnings():  # torch.export warns about its own internals
             warnings.simplefilter("ignore")
             tracked_model.log_model(run_record.uri, run_record.run_id, network, example)
         if run_record.register_as is not None:
@@ -296,7 +297,7 @@ def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
 
 
 def register(directory: Path, run_record: RunRecord, to: Registration) -> None:
-    """Register the logged model of a search's winner as its note says, and tag the search's run with the version."""
+    """Register the logged model of a search's best trial as `to`, and tag the search's run with the version."""
     try:
         done = tracked_model.register(run_record.uri, run_record.run_id, to.name, to.score, to.loss)
     except TrackingError as error:
@@ -310,6 +311,6 @@ def register(directory: Path, run_record: RunRecord, to: Registration) -> None:
 
 
 def mark_running(directory: Path) -> None:
-    """The run's own MLflow run is RUNNING again; said through the outbox, so that it works without a server."""
+    """Mark the run and its MLflow run as RUNNING again. It goes through the outbox, so it works without a server."""
     annotate(directory, status="RUNNING", cluster=os.environ.get("RAYLAB_CLUSTER"))
     Outbox(directory / "outbox").append({"kind": "status", "status": "RUNNING"})

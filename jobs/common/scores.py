@@ -1,4 +1,4 @@
-"""Predictions of a finished run on a split: scores with intervals, plots, and their way into MLflow."""
+"""Scores a finished run on a split, with intervals and plots, and logs the scores to MLflow."""
 
 import io
 import json
@@ -33,7 +33,7 @@ BOOTSTRAPS = 1000
 
 
 def load(directory: Path, data: Path, split: str) -> tuple[Task, Recipe, Samples, Any]:
-    """(task, recipe, samples, network) to score run `directory` on `data`, with the run's own statistics."""
+    """Load (task, recipe, samples, network) of run `directory` on `data`, normalised with the run's own statistics."""
     job, recipe, spec, network = read_model(directory)
     return job, recipe, job.load(data, split, recipe.data, spec), network
 
@@ -46,7 +46,7 @@ def probabilities(job: Task, recipe: Recipe, samples: Samples, network: Any) -> 
 
 
 def score_run(directory: Path, data: Path, split: str) -> Evaluation:
-    """The run's model on a split of `data`, with every cohort of the task."""
+    """The evaluation of the run's model on a split of `data`, with every cohort of the task."""
     meta = read_meta(data, home.note(directory).task)
     job, recipe, samples, network = load(directory, data, split)
     p = probabilities(job, recipe, samples, network)
@@ -79,9 +79,9 @@ def score_run(directory: Path, data: Path, split: str) -> Evaluation:
 def score_cohorts(
     job: Task, samples: IcuSamples, p: np.ndarray, seed: int, where: str, known: Mapping[str, dict[str, Score]]
 ) -> dict[str, Cohort]:
-    """Scores of every cohort, the unflattering ones too, as masks over one prediction `p` of all rows.
+    """The scores of every cohort, computed from masks over one prediction `p` of all rows.
 
-    `where` names the data in the reason for an empty cohort. Scores of the `known` cohorts are not computed again.
+    `where` names the data in the reason for an empty cohort. Scores of the `known` cohorts are reused.
     """
     results = {}
     for cohort in cohorts.COHORTS:
@@ -96,12 +96,12 @@ def score_cohorts(
 
 
 def differences(spec: dict[str, Any], meta: IcuMeta) -> list[str]:
-    """Where this data's label is not the one that the model learnt, in words."""
+    """Descriptions of how the label of this data differs from the one on which the model was trained."""
     mine, theirs = spec["label"], meta.label
     in_words = {"onset", "population", "at_risk", "positive", "title", "persistence"}
     windows = [name for name in mine if name not in in_words]
     changed_windows = [
-        f"{name.removesuffix('_h')}: the model's {mine[name]}, this data's {theirs.get(name, 'not said')}"
+        f"{name.removesuffix('_h')}: the model's {mine[name]}, this data's {theirs.get(name, 'not recorded')}"
         for name in windows
         if mine[name] != theirs.get(name)
     ]
@@ -113,11 +113,11 @@ def differences(spec: dict[str, Any], meta: IcuMeta) -> list[str]:
 
 
 def record(directory: Path, scored: Evaluation) -> None:
-    """Append scores as metrics `SPLIT/score`, `_low`, `_high`, and the plots, to the run's outbox.
+    """Append scores as metrics `SPLIT/score`, `_low` and `_high`, and the plots, to the run's outbox.
 
-    They are of the kept model, so they stand at the last step of its epoch; those of the split that chose it are
-    `best/val/...`, because `val/...` is the curve over all epochs. Scores without an interval have the value alone; the
-    tag raylab.no_interval.SPLIT (or .best/val) has them by reason.
+    The scores are those of the best epoch and are logged at its last step. On the split that selected that epoch they
+    are named `best/val/...`, because `val/...` is the curve over all epochs. A score without an interval has only its
+    value; the tag raylab.no_interval.SPLIT (or .best/val) lists these by reason.
     """
     split, all_scores = scored.split, scored.all_scores()
     run_record = home.note(directory)
@@ -143,7 +143,7 @@ def record(directory: Path, scored: Evaluation) -> None:
 
 
 def append_new_metrics(outbox: Outbox, step: int, values: Mapping[str, float]) -> None:
-    """Append what the outbox does not hold yet: a score that is computed again is one point, not two."""
+    """Append the metrics that the outbox does not contain yet, so that a repeated score is logged only once."""
     recorded_values: dict[str, float] = {}
     for record in read_lines(outbox.path):
         if record["kind"] == "metrics" and record["step"] == step:
@@ -153,7 +153,7 @@ def append_new_metrics(outbox: Outbox, step: int, values: Mapping[str, float]) -
 
 
 def without_interval(scores: Mapping[str, Score]) -> dict[str, list[str]]:
-    """{why: [score, ...]} of the scores that have a value and no interval."""
+    """{reason: [score, ...]} of the scores that have a value but no interval."""
     names_by_reason: dict[str, list[str]] = {}
     for name, score in scores.items():
         if score.value is not None and score.low is None:
@@ -162,7 +162,7 @@ def without_interval(scores: Mapping[str, Score]) -> dict[str, list[str]]:
 
 
 def keep(directory: Path, scored: Evaluation) -> None:
-    """`scores/SPLIT-DATA.json` of a run: what its model card is made from."""
+    """Write `scores/SPLIT-DATA.json` of a run, from which its model card is rendered."""
     folder = directory / "scores"
     folder.mkdir(exist_ok=True)
     facts = {"data": scored.meta.data_hash, "split": scored.split, "leakage": scored.leakage}
@@ -170,13 +170,14 @@ def keep(directory: Path, scored: Evaluation) -> None:
 
 
 def calibrate(directory: Path, scored: Evaluation) -> None:
-    """Fit the temperature of a run's model on its val rows, and keep it with the model. Several classes only."""
+    """Fit the temperature of a multiclass model on its val rows and store it with the model."""
     if isinstance(scored.task.outcome, Multiclass):
         value = temperature.fit(scored.samples.y, scored.p)
         write_json(directory / "model" / "temperature.json", {"temperature": value, "fitted_on": scored.split})
 
 
 def tell(scored: Evaluation) -> None:
+    """Print an evaluation."""
     counts = ", ".join(f"{name} {n}" for name, n in scored.classes.items())
     synthetic = ", SYNTHETIC data" if scored.meta.synthetic else ""
     classes = f" ({counts})" if counts else ""
@@ -190,8 +191,8 @@ def tell(scored: Evaluation) -> None:
     for line in cxr_controls.render_lines(scored.more):
         say(f"  {line}")
     for source, matrix in scored.tables.get("confusion_by_source", {}).items():
-        say(f"  confusion, {source} (rows truth): {matrix}")
+        say(f"  confusion matrix, {source} (rows: true class): {matrix}")
     if scored.differs:
-        say(f"  the label differs from the one learnt: {'; '.join(scored.differs)}")
+        say(f"  the label differs from that of the training data: {'; '.join(scored.differs)}")
     if scored.absent:
         say(f"  never measured in this data: {', '.join(scored.absent)}")
