@@ -24,8 +24,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of splits, searches and networks (default: 0)")
     parser.add_argument(
-        "--workers", type=int, default=0, help="parallel fits on a local Ray; 0 runs them in this process (default: "
-        "0); if RAY_ADDRESS is set, its cluster is used"
+        "--workers", type=int, default=0, help="parallel fits on a local Ray; 0 runs them in this process; if "
+        "RAY_ADDRESS is set, its cluster is used (default: 0)"
     )  # fmt: skip
     for name, module in TASKS.items():
         module.arguments(parser.add_argument_group(name))

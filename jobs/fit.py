@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"hours that share one set of parameters (default: {fits.WINDOW_h:g})")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new directory on shared storage")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of a local Ray; 0 computes in this "
-                        "process (default: 0); if RAY_ADDRESS is set, its whole cluster is used")  # fmt: skip
+                        "process; if RAY_ADDRESS is set, its whole cluster is used (default: 0)")  # fmt: skip
     parser.add_argument("--name", help="name of the tracked run (default: made from the time)")
 
 

@@ -46,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compiled", action="store_true", help="solve with torch.compile: several times faster after "
                         "about 10 s of compilation; needs a C++ compiler on every node")  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of a local Ray; 0 computes in this "
-                        "process (default: 0); if RAY_ADDRESS is set, its whole cluster is used")  # fmt: skip
+                        "process; if RAY_ADDRESS is set, its whole cluster is used (default: 0)")  # fmt: skip
     parser.add_argument("--change", nargs="+", action="extend", metavar="MINUTE:SETTING=VALUE",
                         help=f"view: changes of ventilator settings (default: {' '.join(MANOEUVRE)})")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=COURSE_min,

@@ -56,7 +56,7 @@ def attempt(well: str, action: Callable[[], object]) -> Finding:
 
 
 def here(facts: dict[str, Any]) -> list[Finding]:
-    """All findings on this node. `facts` from the login node: site, kind, nodes, probe (a directory), word, versions."""
+    """Run all checks of this node. `facts`: site, kind, nodes, probe (a directory), word, the login node's versions."""
     site = Site.model_validate(facts["site"])
     wanted = facts["versions"]
     same = "Python and packages are the same as on the login node: "

@@ -63,8 +63,8 @@ def arguments(group: Any) -> None:
     group.add_argument("--folds", type=int, default=5, help="patient-grouped folds (default: 5)")
     group.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME",
                        help=f"models to compare (default: {' '.join(MODELS)})")  # fmt: skip
-    group.add_argument("--trials", type=int, default=8, help="trials per search (default: 8); for ards: of each "
-                       "model's nested search in each fold; 1 uses the recipe as it is")  # fmt: skip
+    group.add_argument("--trials", type=int, default=8, help="trials per search; for ards: of each model's "
+                       "nested search in each fold, and 1 skips the search (default: 8)")  # fmt: skip
     group.add_argument("--members", type=int, default=5, help="networks in each final ensemble (default: 5)")
     group.add_argument("--leakage", action="store_true", help="add the leakage report: models that see only parts")
     group.add_argument("--set", nargs="+", action="extend", default=[], metavar="PATH=VALUE", help="recipe fields")

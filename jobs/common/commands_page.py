@@ -1,6 +1,7 @@
 """The reference page of the command line: `python -m jobs.common.commands_page > docs/commands.md`."""
 
 import argparse
+import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -93,8 +94,10 @@ def default(action: argparse.Action) -> str:
 
 
 def description(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    """The help text and the choices."""
+    """The help text and the choices, without a default that has its own column."""
     text = parser._get_formatter()._expand_help(action) if action.help else ""
+    if default(action):
+        text = re.sub(r" \(default: [^()]*\)$", "", text)
     choices = "" if action.choices is None else ", ".join(f"`{choice}`" for choice in action.choices)
     return "; ".join(part for part in (text, f"one of {choices}" if choices else "") if part)
 

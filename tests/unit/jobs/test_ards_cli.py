@@ -105,7 +105,7 @@ def test_a_label_of_an_earlier_version_is_compared():
     framing = {"framing": "landmark", "horizon_h": 24, "gap_h": 0}
     meta = IcuMeta.model_construct(label={"name": "ahrf", "onset": "others"}, **framing)
     found = scores.differences({"label": mine, **framing}, meta)
-    assert found == ["min_age: the model's 18.0, this data's not said"]
+    assert found == ["min_age: the model's 18.0, this data's not recorded"]
 
 
 def test_rolling_predictions_are_scored_by_events(tmp_path, capsys):

@@ -138,8 +138,8 @@ def test_options_are_not_abbreviated():
         (["ards", "--set", "data.cohort=alll"], "all"),
         (["ards", "--set", "optim.class_weight=(1,2,3)"], "3 values for 2 classes"),
         (["covidnet"], "was prepared for 'ards', not for 'covidnet'"),
-        (["ards", "--name", "a/b"], "cannot name a run"),
-        (["ards", "--name", ".hidden"], "cannot name a run"),
+        (["ards", "--name", "a/b"], "not a valid run name"),
+        (["ards", "--name", ".hidden"], "not a valid run name"),
         (["ards", "--from", "nobody"], "nobody"),
     ],
 )
@@ -368,10 +368,12 @@ def test_patients_that_the_starting_weights_know_are_counted_too(copied, ards_da
         "another source (synthetic seed 5; synthetic seed 0): other patients, as far as identifiers can tell"
     )
     assert leaked["parents"]["first"]["shared"] == rows(ards_data, "train") + rows(ards_data, "val")
-    assert "leakage from first, whose weights were the start: WARNING" in out
+    assert "leakage from first, which provided the initial weights: WARNING" in out
     home.annotate(home.find(name), parent="gone")
     code, out, _ = raylab(*words)
-    assert code == 0 and "leakage from gone, whose weights were the start: not checked, the run is no longer" in out
+    assert (
+        code == 0 and "leakage from gone, which provided the initial weights: not checked, the run is no longer" in out
+    )
 
 
 def test_a_run_of_another_task_is_refused(trained, ards_data, covidnet_data):
@@ -411,7 +413,7 @@ def test_predict(trained, ards_data, tmp_path):
     words = ("predict", "ards", "--run", "first", "--data", ards_data, "--split", "val", "--out")
     assert "is a directory" in refused(*words, tmp_path)
     assert "does not end in .parquet" in refused(*words, tmp_path / "p.csv")
-    assert "a directory that raylab keeps" in refused(*words, ards_data / "samples.parquet")
+    assert "a directory that raylab manages" in refused(*words, ards_data / "samples.parquet")
     pl.DataFrame({"id": [1], "mine": [2]}).write_parquet(tmp_path / "own.parquet")
     assert "holds no predictions" in refused(*words, tmp_path / "own.parquet")
     assert raylab(*words, out)[0] == 0  # an earlier file of the kind is replaced
@@ -421,7 +423,7 @@ def test_a_result_or_report_replaces_no_other_file(tmp_path, ards_data, trained)
     (tmp_path / "notes.txt").write_text("mine")
     for words in (("models", "--json"), ("compare", "--out")):
         for path, said in ((tmp_path / "notes.txt", "exists and holds no"), (tmp_path, "is a directory"),
-                           (ards_data / "meta.json", "a directory that raylab keeps")):  # fmt: skip
+                           (ards_data / "meta.json", "a directory that raylab manages")):  # fmt: skip
             assert said in refused(*words, path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -429,7 +431,7 @@ def test_a_result_or_report_replaces_no_other_file(tmp_path, ards_data, trained)
 def test_resuming_a_finished_run_changes_nothing(trained, tmp_path):
     code, out, err = raylab("resume", "first", "--json", tmp_path / "again.json")
     assert code == 0, err
-    assert "has reached its last step" in out
+    assert "has already finished training" in out
     again = json.loads((tmp_path / "again.json").read_text())
     for fact in ("weights_sha256", "run_id", "steps", "auroc", "val_loss", "gaps", "steps_repeated"):
         assert again[fact] == trained[0][fact], fact
@@ -503,7 +505,7 @@ def last_epoch(directory: Path) -> dict[str, float]:
 
 def test_resuming_with_other_data_is_refused(copied):
     said = refused("resume", copied("altered", "ards", data_hash="0" * 64))
-    assert "no longer the data that altered began with" in said
+    assert "no longer the data with which altered started" in said
 
 
 def test_logging_a_model_leaves_the_tracking_address_as_it_was(trained, own_home, monkeypatch):
@@ -538,7 +540,7 @@ def test_a_sweep_goes_on_and_is_one_run(tmp_path):
     (tmp_path / "sweep" / "meta.json").unlink()
     code, out, err = raylab(*words, "--json", tmp_path / "again.json")
     assert code == 0, err
-    assert "2 of 3 chunks are there already" in out
+    assert "2 of 3 chunks exist already" in out
     assert json.loads((tmp_path / "again.json").read_text()) == first
     assert "contains another sweep" in refused(*words, "--seed", 5)
     assert "peep_cmH2O" in refused("simulate", "patient", "--set", "peep=3", "--out", tmp_path / "x")
@@ -557,8 +559,8 @@ def test_a_virtual_patient_is_viewed(tmp_path):
     assert moved["shunt"]["pf_mmHg/down"] > moved["shunt"]["pf_mmHg/here"] > moved["shunt"]["pf_mmHg/up"]
     assert moved["peep_cmH2O"]["pf_mmHg/down"] < moved["peep_cmH2O"]["pf_mmHg/up"]
     assert "fio2 is not within" in refused("simulate", "view", "--set", "fio2=60")
-    assert "no values to view" in refused("simulate", "view", "--set", "cardiac_output_L_per_min=1.5")
-    assert "is no change" in refused("simulate", "view", "--change", "fio2=0.9")
+    assert "no solution for this patient" in refused("simulate", "view", "--set", "cardiac_output_L_per_min=1.5")
+    assert "is not MINUTE:SETTING=VALUE" in refused("simulate", "view", "--change", "fio2=0.9")
 
 
 def test_a_surrogate_is_a_task_like_the_others(tmp_path):
