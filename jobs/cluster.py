@@ -39,7 +39,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     def verb(name: str, text: str) -> argparse.ArgumentParser:
         one = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
         cli.add_common_options(one, default=argparse.SUPPRESS)
-        one.add_argument("--name", help="name of the cluster (default: the only one of this RAYLAB_HOME)")
+        default = "ray" if name == "up" else "the only one of this RAYLAB_HOME"
+        one.add_argument("--name", help=f"name of the cluster (default: {default})")
         return one
 
     up = verb("up", "submit the head as a Slurm job; it submits workers on demand")
