@@ -1,10 +1,12 @@
-"""Seconds from submitting a training to its first step on three nodes: a raylab cluster beside `ray symmetric-run`.
+"""Measure the seconds from submission of a training to its first step on three nodes, of a raylab cluster and of
+`ray symmetric-run`.
 
     make slurm-up; python benchmarks/slurm_start.py [--rounds 2]
 
-Both on the test cluster of this machine, one after the other in each round, the same recipe on three workers of three
-nodes. Of a raylab cluster: `up` to ready (paid once), then submit to first step with no worker there (nodes are asked
-for), then again with the workers still there. Of symmetric-run: sbatch to first step, which starts Ray each time.
+Both run on the test cluster of this machine, alternating in each round, with the same recipe on three workers on three
+nodes. For a raylab cluster: `up` until ready (once per cluster), then submission to first step without workers (nodes
+are requested), then again with the workers still running. For symmetric-run: sbatch to first step; it starts Ray every
+time.
 """
 
 import argparse
@@ -26,7 +28,7 @@ RECIPE = ["--smoke", "--workers", "3", "--set", "loop.epochs=20"]
 
 
 def first_step(home: Path, run: str, since: float) -> float:
-    """Seconds from `since` until the ledger has a step."""
+    """Wait until the ledger has a step; returns the seconds since `since`."""
     while time.time() - since < 300:
         if steps(read_ledger(home / "runs" / run / "ledger.jsonl")):
             return time.time() - since
@@ -41,7 +43,7 @@ def wait_for_end(home: Path, run: str) -> None:
 
 
 def symmetric(bed: Path, home: Path, data: Path, run: str) -> float:
-    """One sbatch of three nodes whose step is `ray symmetric-run`."""
+    """Run `ray symmetric-run` as a Slurm job on three nodes; returns the seconds from sbatch to the first step."""
     train = shlex.join([sys.executable, "-m", "jobs.cli", "train", "ards", "--data", str(data), "--name", run, *RECIPE])
     options = "--min-nodes 3 --num-cpus=1 --num-gpus=0 --object-store-memory=80000000 --temp-dir=$private/r"
     ray = f"{sys.executable} -m ray.scripts.scripts symmetric-run --address $HEAD:6379 {options}"
@@ -59,7 +61,7 @@ def symmetric(bed: Path, home: Path, data: Path, run: str) -> float:
     took = first_step(home, run, since)
     wait_for_end(home, run)
     subprocess.run([bed / "scancel", job.strip()], check=True)
-    time.sleep(10)  # its nodes are free again, and quiet
+    time.sleep(10)  # until its nodes are free and idle
     return took
 
 
@@ -69,7 +71,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     bed = testbed.bin_directory()
     if bed is None:
-        sys.exit("the test cluster is not up: make slurm-up")
+        sys.exit("the test cluster is not running: make slurm-up")
     home = Path(tempfile.mkdtemp(prefix="start-", dir=bed.parent / "shared"))
     environment = {**os.environ, "RAYLAB_HOME": str(home), "PATH": f"{bed}:{os.environ['PATH']}"}
 
