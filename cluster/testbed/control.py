@@ -123,7 +123,7 @@ def check_name(root: Path) -> None:
     if re.search(r"[^\w./+-]", str(root), re.ASCII):
         raise UsageError(f"the testbed's directory {root} has characters that slurm.conf does not allow", do=elsewhere)
     if any(root.is_relative_to(place) for place in ("/dev/shm", "/run", "/proc", "/sys")):
-        raise UsageError(f"{root} cannot be shared, because every node has its own", do=elsewhere)
+        raise UsageError(f"the testbed's directory {root} cannot be shared: every node has its own", do=elsewhere)
 
 
 def start(plan: Plan) -> None:
