@@ -63,7 +63,7 @@ def test_a_model_trained_elsewhere_is_scored_on_yaib_data(tmp_path, ards_data, c
         raylab("prepare", "ards", "--source", "yaib", "--path", yaib(tmp_path / "eicu"), "--out", tmp_path / "y") == 0
     )
     said = capsys.readouterr().out
-    assert "ventilation is not recorded here" in said and "how the rows end" in said
+    assert "ventilation is not recorded here" in said and "outcomes of the rows" in said
     words = ["evaluate", "ards", "--run", "far", "--data", tmp_path / "y", "--split", "all", "--recalibrate", 20]
     assert raylab(*words, "--json", tmp_path / "scores.json") == 0
     said = capsys.readouterr().out

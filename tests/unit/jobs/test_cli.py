@@ -196,7 +196,7 @@ def test_exit_codes_of_the_ways_to_end(monkeypatch):
     for end, code, said in (
         (lambda args: {"exit_code": 1}, 1, ""),
         (lambda args: (_ for _ in ()).throw(KeyboardInterrupt), 130, "raylab resume NAME"),
-        (lambda args: os.kill(os.getpid(), signal.SIGTERM) or {}, 130, "stopped"),
+        (lambda args: os.kill(os.getpid(), signal.SIGTERM) or {}, 130, "interrupted"),
     ):
         monkeypatch.setattr(sync, "main", end)
         got, _, err = raylab("sync")
@@ -250,14 +250,14 @@ def test_evaluate_and_the_count_of_test_reads(trained, ards_data, tmp_path):
     assert "test/prevalence_low" in kept.metrics
     assert "auroc" in json.loads(kept.tags["raylab.no_interval.test"])[scored["auroc"]["why"]]
     assert set(scored["cohorts"]) == {"all", "ventilated_pf", "ventilated", "gas", "matched"}
-    assert f"test split: {n} rows" in out and "has now been read" not in out
+    assert f"test split: {n} rows" in out and "has now been scored on these test rows" not in out
     code, out, _ = raylab("evaluate", "ards", "--run", trained[0]["run_id"], "--data", ards_data)  # by its MLflow id
-    assert code == 0 and "has now been read 2 times" in out
+    assert code == 0 and "has now been scored on these test rows 2 times" in out
 
 
 def test_evaluate_refuses_what_the_model_has_learnt_from(trained, ards_data):
     said = refused("evaluate", "ards", "--run", "first", "--data", ards_data, "--split", "all")
-    assert "learnt" in said and "--split test" in said
+    assert "include training rows" in said and "--split test" in said
 
 
 def test_scores_on_other_data_are_one_row_however_often_they_are_computed(trained, tmp_path, own_home):
@@ -269,7 +269,7 @@ def test_scores_on_other_data_are_one_row_however_often_they_are_computed(traine
         assert code == 0, err
         scored = json.loads((tmp_path / "scores.json").read_text())
         assert scored["evaluation_run_id"] != scored["run_id"] and scored["test_reads"] == times
-        assert ("has now been read 2 times" in out) == (times == 2)
+        assert ("has now been scored on these test rows 2 times" in out) == (times == 2)
         code, out, err = raylab("compare", "--out", tmp_path / "report.html", "--json", tmp_path / "runs.json")
         assert code == 0, err
         rows = [r for r in json.loads((tmp_path / "runs.json").read_text())["runs"] if r["kind"] == "evaluate"]
@@ -415,14 +415,14 @@ def test_predict(trained, ards_data, tmp_path):
     assert "does not end in .parquet" in refused(*words, tmp_path / "p.csv")
     assert "a directory that raylab manages" in refused(*words, ards_data / "samples.parquet")
     pl.DataFrame({"id": [1], "mine": [2]}).write_parquet(tmp_path / "own.parquet")
-    assert "holds no predictions" in refused(*words, tmp_path / "own.parquet")
+    assert "is not a predictions file" in refused(*words, tmp_path / "own.parquet")
     assert raylab(*words, out)[0] == 0  # an earlier file of the kind is replaced
 
 
 def test_a_result_or_report_replaces_no_other_file(tmp_path, ards_data, trained):
     (tmp_path / "notes.txt").write_text("mine")
     for words in (("models", "--json"), ("compare", "--out")):
-        for path, said in ((tmp_path / "notes.txt", "exists and holds no"), (tmp_path, "is a directory"),
+        for path, said in ((tmp_path / "notes.txt", "exists and is not a"), (tmp_path, "is a directory"),
                            (ards_data / "meta.json", "a directory that raylab manages")):  # fmt: skip
             assert said in refused(*words, path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
