@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: one line that moves on a terminal, one line an epoch in a file."""
+"""The progress display of a training run: a line that updates on a terminal, a line per epoch in a file."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from raylab.training import ledger
 
-stream: TextIO | None = None  # set while standard output is kept for Ray (session.py)
+stream: TextIO | None = None  # set while standard output is redirected for Ray (session.py)
 WAIT_SECONDS = 15.0
 
 
@@ -26,8 +26,8 @@ def duration(seconds: float) -> str:
 
 
 def line(row: Mapping[str, float], epochs: int, objective: str, val: float | None, left: float) -> str:
-    """`epoch 3/20  step 42  loss 0.412  val auroc 0.803  1,840 samples/s  0:12 left`; the loss is the step's, at an
-    epoch's end the epoch's."""
+    """`epoch 3/20  step 42  loss 0.412  val auroc 0.803  1,840 samples/s  0:12 left`; the loss is that of the step, or
+    of the epoch at its end."""
     loss = row.get("train/epoch_loss", row["train/loss"])
     shown = f"epoch {int(row['epoch']) + 1}/{epochs}  step {int(row['step'])}  loss {loss:.4f}"
     if val is not None:
@@ -36,7 +36,7 @@ def line(row: Mapping[str, float], epochs: int, objective: str, val: float | Non
 
 
 class Tail:
-    """The lines that are added to a JSONL file after this was made."""
+    """Reads the lines appended to a JSONL file after this object was created."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,13 +51,13 @@ class Tail:
         self.offset += len(whole) + len(newline)
         lines = []
         for line in whole.split(b"\n"):
-            with contextlib.suppress(ValueError):  # cut short by a crash, or empty
+            with contextlib.suppress(ValueError):  # truncated by a crash, or empty
                 lines.append(json.loads(line))
         return lines
 
 
 class Display:
-    """Follows a run's outbox and ledger from a thread; shows nothing when `quiet`."""
+    """Follows a run's outbox and ledger in a thread and prints progress; prints nothing if `quiet`."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Display:
         quiet: bool,
         waiting: Callable[[], str] | None = None,
     ) -> None:
-        """`waiting` says what a run that has not begun is waiting for."""
+        """`waiting` returns a message about what a run that has not started is waiting for, or an empty string."""
         self.directory, self.epochs, self.planned, self.objective = directory, epochs, planned, objective
         self.waiting = waiting
         self.quiet = quiet
@@ -90,7 +90,7 @@ class Display:
 
     def _follow(self) -> None:
         terminal = (stream or sys.stdout).isatty()
-        began, first, told = time.monotonic(), None, False
+        began, first, reported = time.monotonic(), None, False
         last = False
         while not last:
             last = self.done.wait(0.5)
@@ -99,11 +99,11 @@ class Display:
                 again = "started" if start.attempt == 0 else "restarted"
                 say(f"{again}{where} on {start.workers} worker{'s' if start.workers != 1 else ''}")
                 for name in start.damaged:
-                    say(f"checkpoint {name} is damaged (its checksum does not match); the previous one is used")
-            if self.waiting is not None and not told and first is None and time.monotonic() - began > WAIT_SECONDS:
+                    say(f"checkpoint {name} is corrupt (its checksum does not match); using the previous one")
+            if self.waiting is not None and not reported and first is None and time.monotonic() - began > WAIT_SECONDS:
                 if text := self.waiting():
                     say(text)
-                told = True
+                reported = True
             records = [r for r in self.outbox.new() if r["kind"] == "metrics" and "train/loss" in r["values"]]
             rows = [{**r["values"], "step": r["step"]} for r in records]
             for row in rows:
