@@ -80,7 +80,7 @@ def recalibrated(directory: Path, data: Path, scored: Evaluation, few: int, own:
     if not kept.any():
         raise DataError("no row is left to score", "all patients were drawn to recalibrate on", "draw fewer")
     y, group = samples.y[kept], samples.group[kept]
-    after, fit = clinical.recalibrated(p[kept], others.y[inside], p_few)
+    after, fit = clinical.recalibrate(p[kept], others.y[inside], p_few)
 
     def told(q: NDArray[np.float64]) -> dict[str, Any]:
         all_scores = binary_scores(y, q, group, scores.BOOTSTRAPS, seed)

@@ -109,7 +109,7 @@ def subgroups(
     return found
 
 
-def recalibrated(p: ArrayLike, y_few: ArrayLike, p_few: ArrayLike) -> tuple[Floats, dict[str, float]]:
+def recalibrate(p: ArrayLike, y_few: ArrayLike, p_few: ArrayLike) -> tuple[Floats, dict[str, float]]:
     """p on a new site after fitting y ~ a + b logit(p) on a few of its rows, and {"intercept", "slope"}.
 
     Where the few rows allow no slope (one class, or separated), DataError. (Steyerberg 2004, Stat Med 23:2567.)
