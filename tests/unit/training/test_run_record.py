@@ -58,7 +58,7 @@ def test_a_record_that_is_cut_off_or_of_something_else_is_refused(tmp_path):
         read_run_record(tmp_path)
     for foreign in ("[1, 2]", "{}"):
         (tmp_path / "run.json").write_text(foreign)
-        with pytest.raises(DataError, match="not a file of raylab"):
+        with pytest.raises(DataError, match="not a raylab file"):
             read_run_record(tmp_path)
 
 
