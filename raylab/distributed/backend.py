@@ -33,7 +33,7 @@ def create_rendezvous() -> Any:
 
 @dataclass
 class StoreConfig(BackendConfig):
-    """Config of a process group: torch's `backend` (such as gloo), formed through `rendezvous` (`create_rendezvous`)."""
+    """Config of a process group: torch's `backend`, such as gloo, and the `rendezvous` (`create_rendezvous`)."""
 
     backend: str
     rendezvous: Any

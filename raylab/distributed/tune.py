@@ -178,7 +178,7 @@ def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener)
 
 
 def driver() -> dict[str, float]:
-    """Return the resources of a distributed trial's driver: a slot on a Slurm cluster's head, which outlives workers."""
+    """Return the resources of a distributed trial's driver: on Slurm a slot on the head, which outlives workers."""
     return {"raylab_head": 1} if "raylab_head" in ray.cluster_resources() else {"CPU": 0.1}
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from raylab.data.icu.dataset import IcuSamples
-from raylab.models.baselines import Summary, both_classes
+from raylab.models.baselines import Summary, check_both_classes
 
 GASES = ("fio2", "pao2", "pf", "sf")
 VIEWS = {
@@ -50,7 +50,7 @@ def probabilities(train: IcuSamples, scored: IcuSamples) -> dict[str, NDArray[np
     """View -> p [N] of `scored` by a model of `train` in that view; views that the data does not have are left out."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    both_classes(train.y)
+    check_both_classes(train.y)
     found = {}
     for name in VIEWS:
         seen, shown = view(train, name), view(scored, name)

@@ -63,7 +63,7 @@ def test_pretrained_weights(tmp_path: Path, suffix: str) -> None:
     model = make("resnet18", weights=str(path))
     assert torch.equal(model.body.conv1.weight, trained.conv1.weight)
     assert model.head.out_features == 3
-    with pytest.raises(DataError, match=r"do not fit[\s\S]*body\.features\.0\.weight is not in it"):
+    with pytest.raises(DataError, match=r"do not fit[\s\S]*body\.features\.0\.weight is missing"):
         make("vgg11", weights=str(path))
     wider = torchvision.models.wide_resnet50_2().state_dict()
     torch.save(wider, tmp_path / "wide.pt")
@@ -74,7 +74,7 @@ def test_pretrained_weights(tmp_path: Path, suffix: str) -> None:
 def test_weights_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From torch's cache where they are; else fetched, and what to do where that fails."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(DataError, match="torchvision knows no weights 'ResNet18'"):
+    with pytest.raises(DataError, match="torchvision has no weights 'ResNet18'"):
         make("resnet18", weights="torchvision:ResNet18")
     trained = torchvision.models.resnet18()
     file = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
