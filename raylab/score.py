@@ -40,7 +40,7 @@ class Score(Document):
         return f"{self.value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
     def ends(self) -> Iterator[tuple[str, float]]:
-        """Yield ("", value), ("_low", low), ("_high", high), without those that are None: the suffixes of MLflow names."""
+        """Yield ("", value), ("_low", low), ("_high", high) for those not None: suffixes of MLflow names."""
         for ending, end in (("", self.value), ("_low", self.low), ("_high", self.high)):
             if end is not None:
                 yield ending, end

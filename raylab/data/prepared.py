@@ -221,7 +221,7 @@ def _contents(directory: Path) -> Contents | None:
 
 
 def task_of(directory: Path) -> str | None:
-    """Return the task that a directory was prepared for, without checking its files; None if it is not prepared data."""
+    """Return the task that a directory was prepared for, or None if it is not prepared data; files are not checked."""
     contents = _contents(directory)
     return None if contents is None else contents.task
 

@@ -110,5 +110,5 @@ def test_a_foreign_line_of_a_ledger_is_named(line, said, tmp_path):
         read_ledger(path)
     assert str(path) in caught.value.what
     path.write_text('{"attempt": 0}\n')
-    with pytest.raises(DataError, match="no known kind"):
+    with pytest.raises(DataError, match="unknown kind"):
         read_ledger(path)
