@@ -73,7 +73,7 @@ def leakage(task: str, fitted_on: Path, scored_on: Path, split: str, fitted_hash
         why = describe_sources(metas, sources)
         return {"checked": True, "patients": None, "shared": 0, "why": why, **copies, **unit}
     trained_people = People(trained_on)
-    result = {
+    result: dict[str, Any] = {
         "checked": True,
         "patients": len(scored_people),
         "shared": sum(p in trained_people for p in scored_people),
