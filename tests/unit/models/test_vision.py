@@ -67,7 +67,7 @@ def test_pretrained_weights(tmp_path: Path, suffix: str) -> None:
         make("vgg11", weights=str(path))
     wider = torchvision.models.wide_resnet50_2().state_dict()
     torch.save(wider, tmp_path / "wide.pt")
-    with pytest.raises(DataError, match=r"body\.layer1\.0\.conv1\.weight \(128, 64, 1, 1\), here \(64, 64, 1, 1\)"):
+    with pytest.raises(DataError, match=r"body\.layer1\.0\.conv1\.weight \(128, 64, 1, 1\), expected \(64, 64, 1, 1\)"):
         make("resnet50", weights=str(tmp_path / "wide.pt"))
 
 
