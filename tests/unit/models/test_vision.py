@@ -107,6 +107,6 @@ def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
     torch.save(torch.zeros(2), tmp_path / "tensor.pt")
     torch.save(torch.nn.Linear(1, 1), tmp_path / "pickle.pt")  # a whole module: code, refused by weights_only
     for name, what in {"bad.pt": "cannot read", "bad.safetensors": "cannot read", "pickle.pt": "cannot read",
-                       "tensor.pt": "no state dict"}.items():  # fmt: skip
+                       "tensor.pt": "not a state dict"}.items():  # fmt: skip
         with pytest.raises(DataError, match=what):
             make("resnet18", weights=str(tmp_path / name))
