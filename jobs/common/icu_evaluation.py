@@ -83,7 +83,7 @@ def compare_recalibration(
     if not kept.any():
         raise DataError("no rows are left to score", "recalibration uses every patient", "use a smaller --recalibrate")
     y, group = samples.y[kept], samples.group[kept]
-    after, fit = clinical.recalibrated(p[kept], others.y[inside], p_few)
+    after, fit = clinical.recalibrate(p[kept], others.y[inside], p_few)
 
     def score(q: NDArray[np.float64]) -> dict[str, Any]:
         all_scores = binary_scores(y, q, group, scores.BOOTSTRAPS, seed)

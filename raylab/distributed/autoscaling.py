@@ -1,6 +1,6 @@
-"""What the runs of a cluster ask its autoscaler for together.
+"""The combined resource request that all runs of a cluster send to its autoscaler.
 
-Ray's coordinator of requests, an actor, imports this: its process needs no torch.
+Imported by Ray's coordinator actor, whose process does not need torch: keep torch out of this module.
 """
 
 import json
@@ -16,7 +16,7 @@ Bundle = Mapping[str, float]
 
 
 def clamp(bundles: Sequence[Bundle], capacity: Mapping[str, Any]) -> list[Bundle]:
-    """The bundles, in their order, that fit into the largest that the cluster can be; the others are left out.
+    """Return the bundles, in order, that fit into the cluster at its maximum size; drop the others.
 
     `capacity`: {"max": nodes in all, "types": [{"count", "resources": of one node}]}.
     """
@@ -44,7 +44,7 @@ def _fits(bundle: Bundle, node: Mapping[str, float]) -> bool:
 
 
 def request(bundles: list[Bundle], label_selectors: list[dict[str, str]] | None = None) -> None:
-    """Ask the autoscaler for all runs' bundles together, cut to RAYLAB_CLUSTER_CAPACITY where the cluster has one."""
+    """Request the bundles of all runs from the autoscaler, limited to RAYLAB_CLUSTER_CAPACITY if it is set."""
     from ray.autoscaler.sdk import request_resources
 
     capacity = os.environ.get("RAYLAB_CLUSTER_CAPACITY")
@@ -55,9 +55,9 @@ def request(bundles: list[Bundle], label_selectors: list[dict[str, str]] | None 
 
 
 def coordinator() -> Any:
-    """Ray's coordinator of all requests, an actor that the cluster has one of, with `request` as its way out.
+    """Return Ray's autoscaling coordinator, the cluster's only one, which sends its requests through `request`.
 
-    The first run of a cluster makes it, on its own node (the head, which outlives workers).
+    The first run on a cluster creates it on its own node (the head, which outlives the workers).
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_AutoscalingCoordinatorActor)

@@ -1,5 +1,6 @@
-"""The process group of a run, as Ray Train starts and ends it. The run's controller imports this: its process needs no
-torch, which only the workers load.
+"""The Ray Train backend that starts and ends the process group of a run.
+
+Imported by the run's controller, whose process does not need torch: only the workers load it.
 """
 
 import logging
@@ -22,9 +23,9 @@ LEAVE_SECONDS = 30.0
 
 
 def create_rendezvous() -> Any:
-    """A new Rendezvous as an actor on this driver's node (on a cluster the head, which outlives workers).
+    """Start a Rendezvous actor on this driver's node (on a cluster the head, which outlives the workers).
 
-    It lives as long as the driver holds it: through the death of any member, and from one attempt to the next.
+    It lives as long as the driver holds the handle: it survives the death of any worker and spans all attempts.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(num_cpus=0)(Rendezvous).options(scheduling_strategy=here).remote()
@@ -32,7 +33,7 @@ def create_rendezvous() -> Any:
 
 @dataclass
 class StoreConfig(BackendConfig):
-    """A process group formed over `rendezvous` (see `create_rendezvous`) by torch's backend `backend`, such as gloo."""
+    """Config of a process group: torch's `backend`, such as gloo, and the `rendezvous` (`create_rendezvous`)."""
 
     backend: str
     rendezvous: Any
@@ -43,7 +44,7 @@ class StoreConfig(BackendConfig):
 
     @property
     def train_func_context(self) -> Any:
-        """On GPUs Ray's own, in which a worker's GPU is torch's default one."""
+        """Ray's own context on GPUs, which makes the worker's GPU torch's default device."""
         if "cuda" not in self.backend:
             return nullcontext
         from ray.train.torch.config import TorchConfigContextManager
@@ -56,13 +57,13 @@ class StoreConfig(BackendConfig):
 
 
 class _StoreBackend(Backend):
-    """Lives in the run's controller."""
+    """Runs in the controller of the run."""
 
     share_cuda_visible_devices = True  # as Ray Train's own backend of torch does
 
     def on_start(self, worker_group: Any, backend_config: StoreConfig) -> None:
         size = len(worker_group)
-        prefix = secrets.token_hex(8)  # a straggler of the group before does not disturb this one
+        prefix = secrets.token_hex(8)  # keeps a straggler of the previous group out of this one
         rendezvous, backend = backend_config.rendezvous, backend_config.backend
         joined = [
             worker_group.execute_single_async(rank, _join, rendezvous, backend, prefix, rank, size)
@@ -74,7 +75,7 @@ class _StoreBackend(Backend):
         try:
             ray.get(worker_group.execute_async(_leave), timeout=LEAVE_SECONDS)
         except GetTimeoutError:
-            log.warning("workers did not leave their process group within %.0f s", LEAVE_SECONDS)
+            log.warning("workers did not leave the process group within %.0f s", LEAVE_SECONDS)
 
 
 def _join(*arguments: Any) -> None:

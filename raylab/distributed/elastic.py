@@ -1,12 +1,12 @@
-"""When a group of workers starts, grows and makes way: Ray Train's elastic policy, with what it lacks.
+"""When a group of workers starts, grows and hands over: Ray Train's elastic policy with four additions.
 
-- A minimum comes before anybody's growth: a run asks for its minimum with high priority and for the rest with low, so
-  that of several runs on a cluster each gets its minimum, and none is blocked by another's wish for more.
-- Nobody asks for more than the cluster can be: such a request launches nothing at all (ray/autoscaler/v2/scheduler.py,
-  `_enforce_resource_constraints`), so it is cut to the largest cluster.
-- A checkpoint comes before a planned resize: the policy leaves a note in the run's directory, the workers see it at
-  their next report, commit, and end; the next attempt has the new size. Ray's own resize drops what is not saved.
-- Nodes that are about to leave do not count; nor is a run resized that has less to go than a resize costs.
+- Minimum before growth: a run requests its minimum with high priority and the rest with low priority. Each of several
+  runs on a cluster gets its minimum, and none is blocked by another run's request to grow.
+- No request exceeds the cluster's maximum size, because the autoscaler launches nothing at all for such a request
+  (ray/autoscaler/v2/scheduler.py, `_enforce_resource_constraints`).
+- Checkpoint before resize: the policy writes a note to the run directory; the workers see it at their next report,
+  save a checkpoint and end; the next attempt starts with the new size. Ray's own resize loses unsaved steps.
+- Draining nodes do not count, and a run is not resized if it will end sooner than a resize pays off.
 """
 
 import time
@@ -28,32 +28,35 @@ from raylab.distributed.autoscaling import coordinator
 from raylab.files import write_json
 from raylab.training import ledger
 
-NOTE = "resize.json"  # in a run's directory: its workers shall make way for another number
-EXPIRE_SECONDS = 180.0  # a request is forgotten when its run has not renewed it
+NOTE = "resize.json"  # in a run directory: asks its workers to hand over to an attempt of another size
+EXPIRE_SECONDS = 180.0  # a request expires unless its run renews it
 RENEW_SECONDS = 20.0
 ANSWER_SECONDS = 10.0
 
 Reserved = dict[str, dict[str, float]]
 
 
-def moved(directory: Path) -> bool:
-    """Whether the run's last attempt made way for another."""
+def has_handed_over(directory: Path) -> bool:
+    """Whether the run's last attempt ended to hand over to the next one."""
     return ledger.is_handed_over(ledger.read_ledger(directory / ledger.FILE))
 
 
 class ElasticPolicy(ElasticScalingPolicy):
-    """Lives in the run's controller. `planned`: the steps of the whole run, `directory`: where its ledger is."""
+    """Ray Train's elastic policy with the additions above; runs in the controller of the run.
+
+    `planned`: total steps of the run; `directory`: the run directory, which contains the ledger.
+    """
 
     def __init__(self, scaling: ScalingConfig, directory: Path, planned: int) -> None:
         super().__init__(scaling)
         self.directory, self.planned = directory, planned
         self.renewed = float("-inf")
-        self.seen: tuple[float, int] | None = None  # time and step of the look before
-        self.looked = float("-inf")
+        self.last_progress: tuple[float, int] | None = None  # time and step at the previous check
+        self.reserved_at = float("-inf")
         self.reserved: Reserved | None = None
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """One requester for all attempts of a run: what it has stays reserved from one to the next."""
+        """Use one requester id for all attempts of a run, so that its resources stay reserved between them."""
         self._requester_id = f"raylab:{self.directory}"
         self._coordinator_client = TrainAutoscalingCoordinatorClient(self._requester_id)
         self._send_resource_request()
@@ -72,42 +75,42 @@ class ElasticPolicy(ElasticScalingPolicy):
         self.renewed = time.monotonic()
 
     def _requests(self, low: int, high: int) -> list[tuple[str, int, ResourceRequestPriority]]:
-        asked = [(str(self._requester_id), low, ResourceRequestPriority.HIGH)]
+        requests = [(str(self._requester_id), low, ResourceRequestPriority.HIGH)]
         if high > low:
-            asked.append((f"{self._requester_id}-growth", high - low, ResourceRequestPriority.LOW))
-        return asked
+            requests.append((f"{self._requester_id}-growth", high - low, ResourceRequestPriority.LOW))
+        return requests
 
     def _maybe_send_resource_request(self) -> None:
         if time.monotonic() - self.renewed > RENEW_SECONDS:
             self._send_resource_request()
 
     def _cancel_resource_request(self) -> None:
-        # nodes that nothing asks for between two attempts would be given back
-        if self._coordinator_client is not None and not moved(self.directory):
+        # the autoscaler would release nodes that nothing requests between two attempts
+        if self._coordinator_client is not None and not has_handed_over(self.directory):
             for id, _, _ in self._requests(0, 1):
                 _ask(self._autoscaling_coordinator.cancel_request, id)
 
     def _get_reserved_resources(self) -> Reserved | None:
-        """Both requests' resources on nodes that stay, as the cluster is now: Ray's own view is up to 20 s old."""
+        """Return the resources of both requests on nodes that are not draining; Ray's own view is up to 20 s old."""
         now = time.monotonic()
-        if now - self.looked < self.GET_RESERVED_RESOURCES_INTERVAL_S:
+        if now - self.reserved_at < self.GET_RESERVED_RESOURCES_INTERVAL_S:
             return self.reserved
-        self.looked, self.reserved = now, None
+        self.reserved_at, self.reserved = now, None
         leaving = set(ray._private.state.state.get_draining_nodes())
         total: Reserved = {}
         for id, _, _ in self._requests(0, 1):
-            found = _ask(self._autoscaling_coordinator.get_reserved_resources, id, recompute=True)
-            if found is None:
+            by_node = _ask(self._autoscaling_coordinator.get_reserved_resources, id, recompute=True)
+            if by_node is None:
                 return None
-            for node, resources in found.items():
-                mine = total.setdefault(node, {})
+            for node, resources in by_node.items():
+                node_total = total.setdefault(node, {})
                 for name, amount in resources.items():
-                    mine[name] = mine.get(name, 0) + amount
+                    node_total[name] = node_total.get(name, 0) + amount
         self.reserved = {node: resources for node, resources in total.items() if node not in leaving}
         return self.reserved
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> NoopDecision:
-        """Never Ray's own resize: a note to the workers, when another number is possible and worth it."""
+        """Write a note to the workers if another size is possible and worth it; Ray itself never resizes the group."""
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if isinstance(decision, NoopDecision) or (self.directory / NOTE).exists():
             return NoopDecision()
@@ -116,17 +119,17 @@ class ElasticPolicy(ElasticScalingPolicy):
         return NoopDecision()
 
     def _seconds_left(self) -> float:
-        """Of the run at its present pace; infinite until it has one."""
+        """Estimate the remaining time of the run from its recent speed; infinite until that is known."""
         step = max(ledger.steps(ledger.read_ledger(self.directory / ledger.FILE)), default=0)
-        now, before = time.monotonic(), self.seen
-        self.seen = (now, step)
+        now, before = time.monotonic(), self.last_progress
+        self.last_progress = (now, step)
         if before is None or step <= before[1]:
             return float("inf") if step < self.planned else 0.0
         return (self.planned - step) * (now - before[0]) / (step - before[1])
 
 
 def _ask(method: Any, *arguments: Any, **options: Any) -> Any:
-    """A call of the coordinator; None when it does not answer, for the next look to try again."""
+    """Call the coordinator; return None if it does not answer, so that the next check tries again."""
     try:
         return ray.get(method.remote(*arguments, **options), timeout=ANSWER_SECONDS)
     except ray.exceptions.RayError:
@@ -134,15 +137,16 @@ def _ask(method: Any, *arguments: Any, **options: Any) -> Any:
 
 
 class ElasticTrainer(DataParallelTrainer):
-    """Ray Train's trainer of data-parallel workers, whose controller has the policy above."""
+    """Ray Train's trainer of data-parallel workers, with `ElasticPolicy` in its controller."""
 
     def __init__(self, *arguments: Any, policy: ElasticPolicy, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.policy = policy
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Without Ray Data, of which nothing is used here: its manager is a process of 200 MB a group of workers."""
-        return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
+        """Return Ray's callbacks without that of Ray Data, which is unused and costs a 200 MB process per group."""
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         coordinator()

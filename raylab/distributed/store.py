@@ -1,6 +1,6 @@
-"""How the workers of a run become one process group: over a store behind Ray's token, on the cluster's own interface.
+"""Forms the process group of a run's workers: through a store behind Ray's token, on the cluster's network interface.
 
-Ray Train's own way is torch's TCPStore: it listens on every interface, and whoever connects reads and writes keys.
+Ray Train would use torch's TCPStore, which listens on every interface and lets anyone who connects read and write keys.
 """
 
 import os
@@ -14,16 +14,16 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from raylab.errors import RunError
 
-# Of this process's groups, until its end: torch holds the C++ half of a store only, which calls its Python half
+# Kept until this process ends: torch holds only the C++ half of a store, which calls its Python half
 _stores: list[Store] = []
 TIMEOUT_SECONDS = 1800.0
-CALL_SECONDS = 10.0  # a wait asks again after this long, so that one of a member that died soon ends
+CALL_SECONDS = 10.0  # a wait repeats its call this often, so that the wait of a dead member ends soon
 
 
 class RayStore(Store):
-    """torch.distributed's store over a Rendezvous actor. `timeout`, as of every store, is set by `set_timeout`."""
+    """A torch.distributed store backed by a Rendezvous actor. `set_timeout` sets `timeout`, as in every store."""
 
-    timeout: timedelta  # torch's own, which its type hints leave out
+    timeout: timedelta  # torch's attribute, missing from its type hints
 
     def __init__(self, rendezvous: Any) -> None:
         super().__init__()
@@ -42,8 +42,8 @@ class RayStore(Store):
         self._get(keys, self.timeout if timeout is None else timeout)
 
     def check(self, keys: list[str]) -> bool:
-        there: bool = ray.get(self.rendezvous.has.remote(list(keys)))
-        return there
+        exist: bool = ray.get(self.rendezvous.has.remote(list(keys)))
+        return exist
 
     def add(self, key: str, amount: int) -> int:
         total: int = ray.get(self.rendezvous.add.remote(key, amount))
@@ -86,14 +86,14 @@ def _to_bytes(value: str | bytes) -> bytes:
 def join_group(
     rendezvous: Any, backend: str, prefix: str, rank: int, size: int, timeout_s: float = TIMEOUT_SECONDS
 ) -> None:
-    """Make this process rank `rank` of `size` of a new process group, whose data goes over this node's interface.
+    """Make this process rank `rank` of `size` of a new process group that communicates over this node's interface.
 
-    Keys are found at `rendezvous` below `prefix`. A collective that takes `timeout_s` raises.
+    Its keys are at `rendezvous` under `prefix`. A collective that takes longer than `timeout_s` raises.
     """
     interface = interface_of(ray.util.get_node_ip_address())
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # = is exact; without it eth1 means eth10 as well
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as Ray Train does: fail where a collective hangs
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # = matches exactly; plain eth1 also matches eth10
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as Ray Train does: fail if a collective hangs
     _stores.append(RayStore(rendezvous))
     dist.init_process_group(
         backend,
@@ -105,12 +105,12 @@ def join_group(
 
 
 def interface_of(address: str) -> str:
-    """The network interface that has the IPv4 or IPv6 `address`: lo of a local Ray, the site's on a cluster."""
+    """Return the network interface with the IPv4 or IPv6 `address`: lo for a local Ray, the site's on a cluster."""
     for name, addresses in psutil.net_if_addrs().items():
         if address in [a.address.partition("%")[0] for a in addresses]:
             return str(name)
     raise RunError(
         f"no network interface of this node has the address {address}",
-        "Ray calls this node by it, and the workers of a run would talk to one another over it",
+        "Ray uses this address for this node, and the workers of a run would communicate over it",
         "start Ray with --node-ip-address=ADDRESS of an interface of this node",
     )

@@ -1,8 +1,9 @@
 """One run on Ray Train: the elastic trainer around what every worker executes (worker.py).
 
-Checkpoints are our own (checkpoint.py, in the run's directory on shared storage): Ray Train only starts workers,
-notices when they die, and restarts the group; a restarted group reads the newest valid checkpoint. A group that makes
-way for another, because a node leaves or more have come, ends as if it had finished: `train` sees that it has not.
+Ray Train only starts workers, notices when they die, and restarts the group. Checkpoints are raylab's own
+(checkpoint.py, in the run directory on shared storage); a restarted group resumes from the newest valid one. A group
+that hands over, because a node is leaving or nodes have joined, ends like a finished one; `train` reads from the ledger
+that it has not finished and starts the next attempt.
 """
 
 import json
@@ -19,20 +20,20 @@ import raylab.errors
 from raylab.config.recipe import Recipe
 from raylab.data.sampler import steps_per_epoch
 from raylab.distributed.backend import StoreConfig, create_rendezvous
-from raylab.distributed.elastic import NOTE, ElasticPolicy, ElasticTrainer, moved
+from raylab.distributed.elastic import NOTE, ElasticPolicy, ElasticTrainer, has_handed_over
 from raylab.errors import IncompleteError, RunError
 from raylab.tasks import find_task
 
-if TYPE_CHECKING:  # it loads torch, which the run's controller does without
+if TYPE_CHECKING:  # it imports torch, which the run's controller does not need
     from raylab.training.progress import Metrics
 
 OnRows = Callable[[list["Metrics"]], None]
 SampleNode = Callable[[], dict[str, float]]
-"""What a node's load is now, or {} where nothing is due; sent to the workers, so it can be pickled."""
+"""Returns the current load of a node, or {} if no sample is due; sent to the workers, so it must be picklable."""
 
 
 class Forward(UserCallback):
-    """Runs in the controller, of which a run has one: the single place through which metrics leave a run."""
+    """Forwards metrics from the run's only controller: the single place through which metrics leave a run."""
 
     def __init__(self, on_rows: OnRows, on_node_sample: Callable[[dict[str, float]], None]) -> None:
         self.on_rows, self.on_node_sample = on_rows, on_node_sample
@@ -52,12 +53,11 @@ def train(
     parent: Path | None = None,
     sample_node: SampleNode = dict,
 ) -> dict[str, Any]:
-    """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; the result of `execute`.
+    """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; return the result of `execute`.
 
-    `callback` lives in Ray Train's controller and gets each bundle of metrics (see `Forward`), and with it what
-    `sample_node` returns on each node. Raises the run's own
-    error, RunError when workers died more often than recipe.scaling.max_failures, and IncompleteError when Ray Train
-    reports success without a result.
+    `callback` runs in Ray Train's controller and receives each bundle of metrics (see `Forward`), together with what
+    `sample_node` returns on each node. Raises the run's own error, RunError if workers died more often than
+    recipe.scaling.max_failures, and IncompleteError if Ray Train reports success without a result.
     """
     (directory / "failure.json").unlink(missing_ok=True)
     samples = len(find_task(recipe.task).load(data, "train", recipe.data, None))
@@ -73,7 +73,7 @@ def train(
                 str(error).strip().splitlines()[-1],
                 f"see Ray's logs, then: raylab resume {directory.name}",
             ) from error
-        if not moved(directory):
+        if not has_handed_over(directory):
             return outcome(directory)
 
 
@@ -87,11 +87,11 @@ def trainer(
     rendezvous: Any,
     sample_node: SampleNode = dict,
 ) -> ElasticTrainer:
-    """The trainer of one attempt, whose workers meet at `rendezvous`."""
+    """Return the trainer of one attempt, whose workers form their process group through `rendezvous`."""
     from raylab.distributed.worker import worker
 
     low, high = recipe.scaling.workers
-    # Attempts of a resumed run each get a name of their own: Ray Train's records are not what we resume from
+    # Each attempt gets a new name, because a run resumes from its own checkpoints and not from Ray Train's records
     attempt = sum(1 for _ in (directory / "ray").glob("*"))
     scaling = ScalingConfig(
         num_workers=(low, high),
@@ -122,7 +122,7 @@ def trainer(
 
 
 def raise_failure(directory: Path) -> None:
-    """Raise the error with which the run has ended, if it left one."""
+    """Raise the error in the run's failure.json, if there is one."""
     failure = directory / "failure.json"
     if failure.is_file():
         note = json.loads(failure.read_text())
@@ -130,14 +130,14 @@ def raise_failure(directory: Path) -> None:
 
 
 def outcome(directory: Path) -> dict[str, Any]:
-    """The result that the workers left, or their failure raised here."""
+    """Return the result that the workers wrote, or raise their failure."""
     raise_failure(directory)
     result = directory / "result.json"
     if not result.is_file():
         raise IncompleteError(
             f"run {directory.name} ended without reaching its last step", do=f"raylab resume {directory.name}"
         )
-    found: dict[str, Any] = json.loads(result.read_text())
-    if found["stopped"] == "planned" and found["steps"] != found["planned_steps"]:
-        raise IncompleteError(f"run {directory.name} ended at step {found['steps']} of {found['planned_steps']}")
-    return found
+    content: dict[str, Any] = json.loads(result.read_text())
+    if content["stopped"] == "planned" and content["steps"] != content["planned_steps"]:
+        raise IncompleteError(f"run {directory.name} ended at step {content['steps']} of {content['planned_steps']}")
+    return content

@@ -1,4 +1,4 @@
-"""What each worker of a run executes. Only the workers' processes import this, and torch with it."""
+"""The function that each worker of a run executes. Only worker processes import this module, and torch with it."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from raylab.training.run import AttemptHandedOver, execute
 
 
 def worker(arguments: dict[str, Any]) -> None:
-    """What each rank runs. A failure that all ranks share ends the run at once, without a restart."""
+    """Execute the run on this rank. A RaylabError, which all ranks raise together, ends the run without a restart."""
     directory = Path(arguments["directory"])
     parent = arguments["parent"]
     try:
@@ -34,10 +34,9 @@ def worker(arguments: dict[str, Any]) -> None:
 
 
 def send(rows: list[Metrics], resize_note: Path, sample_node: SampleNode) -> str | None:
-    """Hand rows, and the node's load, to the controller; say whether this group is to make way: a node leaves, or the
-    number changes.
+    """Report rows and the node's load to the controller; return why this group must hand over, or None.
 
-    Collectives of Ray Train and of the group: every rank calls this at the same steps.
+    Contains collectives of Ray Train and of the process group: every rank calls it at the same steps.
     """
     is_first_on_node = ray.train.get_context().get_local_rank() == 0
     ray.train.report({"rows": rows, "node": sample_node() if is_first_on_node else {}})

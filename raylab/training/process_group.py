@@ -1,4 +1,4 @@
-"""The processes that share one run, and sums over shards that do not depend on how many there are."""
+"""The processes of one run, and sums over shards that do not depend on the number of processes."""
 
 import torch
 import torch.distributed as dist
@@ -19,14 +19,14 @@ class ProcessGroup:
         self.size: int = dist.get_world_size() if distributed else 1
 
     def own_shards(self, count: int, rank: int | None = None) -> range:
-        """The shards of `rank`, else of this rank, out of `count`: neighbours, as even as possible."""
+        """Return the shards of `rank` (default: this rank) out of `count`: contiguous, and as even as possible."""
         rank = self.rank if rank is None else rank
         return range(rank * count // self.size, (rank + 1) * count // self.size)
 
     def gather(self, rows: dict[int, Tensor], count: int, width: int, device: str = "cpu") -> Tensor:
-        """Rows of all shards in shard order, float64 [count, width] on `device`; a shard that nobody has is zero.
+        """Gather the rows of all shards in shard order, float64 [count, width] on `device`; missing shards are zero.
 
-        Each row comes from one rank and the others add zero, so the sum is the row itself, to the bit.
+        Each row comes from one rank and the others add zero, so the sum is bitwise equal to the row.
         """
         table = torch.zeros(count, width, dtype=torch.float64, device=device)
         for shard, row in rows.items():
@@ -38,36 +38,35 @@ class ProcessGroup:
     def any(self, flag: bool) -> bool:
         if self.size == 1:
             return flag
-        seen = torch.tensor([int(flag)])
-        dist.all_reduce(seen, dist.ReduceOp.MAX)
-        return bool(seen.item())
+        flags = torch.tensor([int(flag)])
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags.item())
 
     def sum_in_order(self, nodes: dict[Node, Tensor], count: int, out: Tensor) -> None:
-        """Put the sum of all `count` shards' vectors [P] into `out`: for any placement of the shards the same bits.
+        """Write the sum of all `count` shards' vectors [P] to `out`, bitwise identical for any placement of the shards.
 
-        `nodes` are the sums of this rank's shards (shard_tree.py). Each rank adds up one part of the vectors, for which
-        it gets that part of every node, and hands it to all.
+        `nodes` are the sums of this rank's shards (shard_tree.py). Each rank receives one part of every node's vector,
+        sums it, and sends the sum to all ranks.
         """
-        held = [nodes_of(self.own_shards(count, rank), count) for rank in range(self.size)]
-        if sum(map(len, held)) <= 2:  # a + b, in whatever order
+        rank_nodes = [nodes_of(self.own_shards(count, rank), count) for rank in range(self.size)]
+        if sum(map(len, rank_nodes)) <= 2:  # a + b does not depend on the order
             self.sum_in_any_order(nodes, out)
             return
         part = -(-out.numel() // self.size)
         padded = [torch.nn.functional.pad(node, (0, part * self.size - len(node))) for node in nodes.values()]
         sent = torch.stack([node.view(self.size, part) for node in padded], 1) if padded else out[:0]
-        got = out.new_empty(sum(map(len, held)), part)
-        dist.all_to_all_single(
-            got.view(-1), sent.reshape(-1), [len(each) * part for each in held], [len(nodes) * part] * self.size
-        )
+        received = out.new_empty(sum(map(len, rank_nodes)), part)
+        counts = [len(each) * part for each in rank_nodes]
+        dist.all_to_all_single(received.view(-1), sent.reshape(-1), counts, [len(nodes) * part] * self.size)
         parts: dict[Node, Tensor] = {}
-        for node, values in zip([node for each in held for node in each], got, strict=True):
+        for node, values in zip([node for each in rank_nodes for node in each], received, strict=True):
             add_node(parts, node, values, count, Tensor.add_)
         total = out.new_empty(self.size * part)
         dist.all_gather_into_tensor(total, parts[root(count)])
         out.copy_(total[: len(out)])
 
     def sum_in_any_order(self, nodes: dict[Node, Tensor], out: Tensor) -> None:
-        """The same, equal to rounding error only where there are more than two workers."""
+        """Write the same sum to `out`; with more than two workers it is equal only up to rounding."""
         out.zero_()
         for values in nodes.values():
             out += values

@@ -1,11 +1,11 @@
-"""A run and its directory: what `--workers 0`, a Ray Train worker and a trial of a search all execute.
+"""A run and its directory, as executed by `--workers 0`, by a Ray Train worker and by a trial of a search.
 
 run.json       name, run ids, data, parent (run_record.py; written by jobs)
 recipe.json    the resolved recipe
-ledger.jsonl   one line a step: which attempt computed it, on how many workers (ledger.py)
+ledger.jsonl   one line per step: which attempt computed it, on how many workers (ledger.py)
 checkpoints/   see checkpoint.py
 model/         the trained network: model.safetensors, and model.json with its recipe and input spec
-result.json    or failure.json: how it ended
+result.json    or failure.json: how the run ended
 """
 
 import json
@@ -28,7 +28,7 @@ from raylab.files import write_json
 from raylab.models.baselines import Fitted
 from raylab.models.ensemble import Ensemble
 from raylab.models.recurrent import GruD, Recurrent
-from raylab.models.weights import by_name, fill
+from raylab.models.weights import fill, match_inputs
 from raylab.tasks import find_task
 from raylab.tasks.base import Task
 from raylab.tasks.recipes import parse_recipe, update_recipe
@@ -38,8 +38,8 @@ from raylab.training.process_group import ProcessGroup
 from raylab.training.progress import Metrics
 
 Send = Callable[[list[Metrics]], str | None]
-"""Passes rows of metrics on (a collective where there are several ranks). Returns None, or why this group of workers
-is to make way for another: a checkpoint is then committed at the next step, and the run goes on elsewhere from it."""
+"""Forwards rows of metrics (a collective if there are several ranks). Returns None, or why this group of workers must
+hand over: a checkpoint is then saved at the next step, and the next attempt resumes from it."""
 
 
 class AttemptHandedOver(Exception):
@@ -58,10 +58,10 @@ def execute(
     saved: Callable[[Path], None] | None = None,
     flush_seconds: float = 1.0,
 ) -> dict[str, Any]:
-    """Train from the newest valid checkpoint in `directory` (or from `parent`'s weights, or from nothing) to the end.
+    """Train to the end, from the newest valid checkpoint in `directory`, else `parent`'s weights, else from scratch.
 
-    Every rank of the group calls it; rank 0 writes, and calls `saved` with each new checkpoint. Metrics wait for
-    `flush_seconds` at most before they are sent on. Returns fit()'s result with the facts of the ledger.
+    Every rank of the group calls it; rank 0 writes files and calls `saved` with each new checkpoint. Metrics wait at
+    most `flush_seconds` before they are sent. Returns the result of fit() and the summary of the ledger.
     """
     group = ProcessGroup()
     device = "cuda" if recipe.scaling.gpu else "cpu"
@@ -75,10 +75,10 @@ def execute(
         train = job.load(data, "train", recipe.data, None)
         val = job.load(data, "val", recipe.data, train.spec)
         model = job.model(recipe, train.spec)
-        found, damaged = checkpoint.newest(directory / "checkpoints")
-        if found is None and parent is not None and not scratch:
+        newest, damaged = checkpoint.find_newest(directory / "checkpoints")
+        if newest is None and parent is not None and not scratch:
             inherit(model, parent, train.spec)
-        return train, val, model, None if found is None else checkpoint.load(found, device), damaged
+        return train, val, model, None if newest is None else checkpoint.load(newest, device), damaged
 
     train, val, model, state, damaged = run_on_all_ranks(group, prepare)
     recorder = Recorder(directory, recipe, group, send, saved, flush_seconds)
@@ -96,11 +96,11 @@ def execute(
 
 
 class Recorder:
-    """The `report` of a run in a directory: ledger, checkpoints, and rows of metrics in bundles to `send`.
+    """The `report` of a run: writes the ledger and checkpoints, and sends rows of metrics in bundles.
 
-    A bundle may be lost with the worker that sent it, as long as it has not been fetched; the next `send` waits for
-    that. So the last bundle and the rows after it travel in the checkpoint, and a resumed run sends them again;
-    whoever receives rows takes each step once.
+    A bundle can be lost with its worker until the receiver has fetched it, and the next `send` waits for that. The
+    checkpoint therefore contains the last bundle and the rows after it, and a resumed run sends them again; the
+    receiver ignores steps that it already has.
     """
 
     def __init__(
@@ -116,20 +116,20 @@ class Recorder:
         self.flush_seconds = flush_seconds
         self.ledger = directory / ledger.FILE
         self.rows: list[Metrics] = []
-        self.bundle: list[Metrics] = []  # sent last
+        self.bundle: list[Metrics] = []  # the last rows that were sent
         self.sent_at = time.monotonic()
         self.moving: str | None = None
         self.attempt = 0
 
     def start(self, state: dict[str, Any] | None, damaged: list[str]) -> None:
-        """Note that an attempt begins from the checkpoint `state`, past the newer ones named in `damaged`."""
+        """Record that an attempt starts from the checkpoint `state`, skipping the newer ones named in `damaged`."""
         self.rows = [] if state is None else state["rows"]
         pids = self.group.gather({self.group.rank: torch.tensor([os.getpid()])}, self.group.size, 1)
         if self.group.rank == 0:
             entries = ledger.read_ledger(self.ledger)
             if self.ledger.is_file() and not self.ledger.read_bytes().endswith(b"\n"):
                 with self.ledger.open("a") as file:
-                    file.write("\n")  # ends the line that a crash has torn: readers leave it out
+                    file.write("\n")  # ends a line that a crash has truncated; readers skip it
             self.attempt = 1 + max((entry.attempt for entry in entries), default=-1)
             self._write(
                 ledger.Start(
@@ -161,7 +161,7 @@ class Recorder:
         run_on_all_ranks(self.group, save)
         self._write(ledger.Checkpoint(attempt=self.attempt, checkpoint=step))
         if self.moving is not None:
-            # to go on would repeat these steps elsewhere
+            # steps after the checkpoint would be computed again by the next attempt
             self._write(ledger.HandOver(attempt=self.attempt, moved=step, why=self.moving))
             raise AttemptHandedOver(self.moving)
         return False
@@ -181,7 +181,7 @@ class Recorder:
 
 
 def run_on_all_ranks(group: ProcessGroup, action: Callable[[], T]) -> T:
-    """Do `action` on every rank; when it fails on one rank, every rank raises, so that none keeps waiting."""
+    """Run `action` on every rank and return its result; if it fails on one rank, all raise, so that none hangs."""
     error: RaylabError | None = None
     try:
         outcome = action()
@@ -200,7 +200,7 @@ def write_model(directory: Path, model: nn.Module, recipe: Recipe, spec: dict[st
 
 
 def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module]:
-    """(task, recipe, spec, network with its weights) of a run directory; DataError when it holds no finished model."""
+    """Return (task, recipe, spec, trained network) of a run directory; DataError if it has no finished model."""
     path = directory / "model" / "model.json"
     if not path.is_file():
         raise DataError(
@@ -211,31 +211,32 @@ def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module
     note = json.loads(path.read_text())
     recipe = parse_recipe(update_recipe(note["recipe"]))
     job = find_task(recipe.task)
-    # Weights that it started from may be gone, and are not needed
+    # The weights that it started from are not needed, and may no longer exist
     model = job.model(without_weights(recipe), note["spec"])
     model.load_state_dict(_tensors(path.with_name("model.safetensors")))
     return job, recipe, note["spec"], model
 
 
 def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
-    """Start `model` from the weights of run `parent`; its head stays new where the classes differ. Where inputs have
-    names, as series do, what both know of them is taken, in whatever order: another hospital measures other things.
+    """Load the weights of run `parent` into `model`; the head stays new if the classes differ.
 
-    Raises DataError when the parent was trained on another kind of input or its layers do not fit.
+    For series, whose inputs have names, the weights of the inputs that both have are loaded, whatever their order:
+    another hospital measures other things. Raises DataError if the parent was trained on another kind of input, or if
+    its layers do not fit.
     """
     note = json.loads((parent / "model" / "model.json").read_text())
-    theirs = note["spec"]
-    if theirs["kind"] != spec["kind"]:
+    parent_spec = note["spec"]
+    if parent_spec["kind"] != spec["kind"]:
         raise DataError(
-            f"run {parent.name} was trained on '{theirs['kind']}', this data is '{spec['kind']}'",
+            f"run {parent.name} was trained on '{parent_spec['kind']}', this data is '{spec['kind']}'",
             do="choose a parent run of the same task",
         )
-    same = theirs["classes"] == spec["classes"]
+    same = parent_spec["classes"] == spec["classes"]
     path = parent / "model" / "model.safetensors"
     state = _tensors(path)
     network = model.members[0] if isinstance(model, Ensemble) else model
     if isinstance(network, Recurrent | GruD):
-        state = by_name(model.state_dict(), state, network.inputs(spec), network.inputs(theirs))
+        state = match_inputs(model.state_dict(), state, network.inputs(spec), network.inputs(parent_spec))
     try:
         fill(model, state, str(path), own_head=same)
     except DataError as error:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylab.distributed.autoscaling import clamp
-from raylab.distributed.elastic import moved
+from raylab.distributed.elastic import has_handed_over
 from raylab.distributed.train import Forward
 
 CPU, BIG, GPU = {"CPU": 1}, {"CPU": 4}, {"CPU": 1, "GPU": 1}
@@ -44,12 +44,12 @@ def test_what_is_left_is_a_part_of_the_wish_in_its_order_and_fits(bundles, most,
 
 def test_a_run_has_moved_when_that_was_the_last_thing_it_did(tmp_path):
     ledger = tmp_path / "ledger.jsonl"
-    assert not moved(tmp_path)
+    assert not has_handed_over(tmp_path)
     for line, expected in (({"start": 0}, False), ({"moved": 5}, True), ({"start": 5}, False), ({"step": 6}, False)):
         more = {"attempt": 0, "workers": 1, "loss": 0.5, "why": "a node leaves"}
         with ledger.open("a") as file:
             file.write(json.dumps(more | line) + "\n")
-        assert moved(tmp_path) is expected
+        assert has_handed_over(tmp_path) is expected
 
 
 def test_a_runs_controller_and_its_helpers_load_no_torch():
