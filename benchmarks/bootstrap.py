@@ -1,11 +1,11 @@
-"""1,000 bootstraps over patients of every score of a binary outcome: time a resample and peak memory, by rows.
+"""Measure time per bootstrap sample and peak memory of all scores of a binary outcome, by number of rows.
 
     python benchmarks/bootstrap.py [--rows 10000 100000 1000000] [--cells 20000000] [--rounds 5]
 
-Calibration fits over rows and over nodes (raylab/evaluation/metrics.py) alternate on the same data and draws, each in
-a process of its own; of as many bootstraps as make --cells rows, less the time of one bootstrap, so that a resample's
-own time remains. The time of the CPU is shown too: on a shared machine it is the steadier one. The last column is the
-largest difference between the two ways in any score or end of an interval.
+Calibration fits over rows and over nodes (raylab/evaluation/metrics.py) alternate on the same data and samples, each in
+its own process. Each process draws --cells / rows samples; the time of a single sample is subtracted, which leaves the
+time per sample without set-up. CPU time is also shown, because it varies less on a shared machine. The last column is
+the largest difference between the two methods in any score or interval end.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import time
 
 
 def one(rows: int, bootstraps: int, on_nodes: bool) -> None:
-    """Print {"wall", "cpu"} a resample in ms, {"peak"} in GiB and the scores' values and ends."""
+    """Print JSON: "wall" and "cpu" in ms per sample, "peak" in GiB, and "scores" with values and interval ends."""
     import numpy as np
 
     from raylab.evaluation import metrics
@@ -31,7 +31,7 @@ def one(rows: int, bootstraps: int, on_nodes: bool) -> None:
     p = 1 / (1 + np.exp(-(x + rng.normal(0, 0.5, rows))))
     patients = np.arange(rows) // 3  # three rows each
     ends = []
-    metrics.binary_scores(y, p, patients, 1)  # what is loaded once
+    metrics.binary_scores(y, p, patients, 1)  # imports and caches
     for count in (1, bootstraps + 1):
         began = time.perf_counter(), time.process_time()
         scores = metrics.binary_scores(y, p, patients, count)
@@ -52,7 +52,7 @@ def main() -> None:
     if args.one:
         one(args.rows[0], max(1, args.cells // args.rows[0]), args.one == "nodes")
         return
-    print("| rows | fits over | ms a resample | CPU ms | peak GiB | 1,000 resamples | largest difference |")
+    print("| rows | fits over | ms per sample | CPU ms | peak GiB | 1,000 samples | largest difference |")
     print("|---|---|---|---|---|---|---|")
     for rows in args.rows:
         runs: dict[str, list[dict]] = {"rows": [], "nodes": []}

@@ -1,15 +1,15 @@
-"""What a card gives: COVID-Net and ResNet-50, whole training steps, with and without raylab around them.
+"""Measure training throughput on a GPU: COVID-Net and ResNet-50, with a plain PyTorch loop and with raylab.
 
     python benchmarks/gpu.py [--batch 256] [--size 224] [--steps 20] [--rounds 5] [--shards 1] [--peak TFLOPS]
 
-bare     a plain PyTorch loop: autocast, backward, clipping, fused AdamW; inputs are on the card
+bare     a plain PyTorch loop: autocast, backward, clipping, fused AdamW; inputs are on the GPU
 loop     raylab's loop on the same inputs, and its ratio to bare
-fed      raylab's loop, inputs read from disk, augmented and copied by its loader, and its ratio to loop
-switches the plain loop with each of bf16, channels_last and torch.compile, and with all
+fed      raylab's loop with inputs read from disk, augmented and copied by its loader, and its ratio to loop
+switches the plain loop with bf16, channels_last and torch.compile, separately and together
 
-bare, loop and fed take turns within each round; printed are medians over the rounds, and the median of the rounds'
-ratios. A round ends when the card has finished. The share of the peak is of 6 floating-point operations a
-multiply-accumulate (forward 2, backward 4) against --peak, the card's dense bf16 TFLOP/s from its data sheet.
+bare, loop and fed alternate within each round. The script prints medians over the rounds and the median ratio of the
+rounds. A round ends when the GPU has finished. The fraction of the peak counts 6 floating-point operations per
+multiply-accumulate (forward 2, backward 4), relative to --peak, the GPU's dense bf16 TFLOP/s from its data sheet.
 `--device cpu` runs everything on the CPU, to check the script.
 """
 
@@ -55,15 +55,15 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--steps", type=int, default=20, help="of a round")
+    parser.add_argument("--steps", type=int, default=20, help="training steps per round (default: 20)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
-    parser.add_argument("--peak", type=float, help="dense bf16 TFLOP/s of the card")
+    parser.add_argument("--peak", type=float, help="dense bf16 TFLOP/s of the GPU")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("no CUDA device here: nothing was measured")
+        print("no CUDA device found: nothing was measured")
         return 0
     name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, batch {options.batch} in {options.shards} shards, {options.size} px")
@@ -98,7 +98,7 @@ def choose_recipe(network: str, options: argparse.Namespace, settings: dict[str,
 
 
 def draw_samples(folder: Path, count: int, size: int) -> ImageSamples:
-    """Random images on disk, as a prepared directory has them."""
+    """Write random images in the format of a prepared directory and open them."""
     generator = np.random.default_rng(0)
     np.save(folder / "images.npy", generator.integers(0, 256, (count, size, size), dtype=np.uint8))
     table = pl.DataFrame(
@@ -138,7 +138,7 @@ def compare(title: str, recipe: Recipe, samples: ImageSamples, options: argparse
 
 
 def stepper(training: Training) -> Callable[[], None]:
-    """One step; the numbers of the steps are fetched when they are overdue, as `fit` does."""
+    """A function that does one step, and fetches deferred metrics when they are due, as `fit` does."""
 
     def step() -> None:
         training.train_step()
@@ -177,7 +177,7 @@ def bare_step(
 
 
 def time_rounds(steps: dict[str, Callable[[], None]], options: argparse.Namespace) -> dict[str, list[float]]:
-    """Images a second of each way in each round; the first steps, which choose kernels and compile, are not counted."""
+    """Images/s of each loop in each round, without the first steps, which select kernels and compile."""
     finish = torch.cuda.synchronize if options.device == "cuda" else lambda: None
     for step in steps.values():
         for _ in range(min(5, options.steps)):
@@ -195,7 +195,7 @@ def time_rounds(steps: dict[str, Callable[[], None]], options: argparse.Namespac
 
 
 def macs(model: nn.Module, x: torch.Tensor) -> float:
-    """Multiply-accumulates of one image in convolutions and dense layers."""
+    """Multiply-accumulates per image in convolutions and dense layers."""
     total = 0
 
     def count(layer: Any, _: Any, out: torch.Tensor) -> None:

@@ -1,13 +1,13 @@
-"""Preparation of intensive-care tables: time and peak memory, and how both grow with the table.
+"""Measure time and peak memory of preparing intensive-care data, and how both grow with the data.
 
     python benchmarks/icu.py --physionet DIR --mimic3 DIR --scratch DIR [--folds 1 10 100] [--pandas-up-to 10]
         [--rounds 5] [--meds DIR --meds-tab BIN]
 
-PhysioNet 2012 is prepared whole. MIMIC-III's tables are replicated, each copy with patients and stays of its own, as
-CSV (written in pieces, removed afterwards), and prepared in a process of its own; up to 10 fold the plain pandas script
-beside it does the same steps on the same files. A MEDS data set is prepared beside MEDS-Tab (BIN is the folder of its
-commands: describe, tabularize static and time series, with one window and two aggregations). Two programs alternate
-for --rounds; figures are medians. Peak memory is the largest resident set of a process.
+PhysioNet 2012 is prepared completely. MIMIC-III's tables are replicated as CSV, each copy with new patient and stay
+ids (written in pieces, removed afterwards), and prepared in a separate process; up to 10 copies, the plain pandas
+script in icu_pandas.py does the same steps on the same files. A MEDS data set is also processed by MEDS-Tab (BIN is the
+folder of its commands: describe, tabularize static and time series, with one window and two aggregations). The programs
+alternate for --rounds; results are medians. Peak memory is the largest resident set size of a process.
 """
 
 import argparse
@@ -35,7 +35,7 @@ print(meta.stays, "stays,", (meta.onsets or {})["stays"], "onsets")
 
 
 def replicate(source: Path, out: Path, times: int) -> None:
-    """The tables of `source` `times` over, each copy with identifiers of its own."""
+    """Write `times` copies of the tables of `source`, each with new identifiers."""
     import polars as pl
 
     out.mkdir(parents=True)
@@ -49,7 +49,7 @@ def replicate(source: Path, out: Path, times: int) -> None:
 
 
 class Run(NamedTuple):
-    """Of one process: seconds, seconds of CPU, peak GiB."""
+    """Wall time in s, CPU time in s, and peak memory in GiB of one process."""
 
     wall: float
     cpu: float
@@ -59,8 +59,8 @@ class Run(NamedTuple):
         return f"{self.wall:.1f} s ({self.cpu:.1f} s of CPU), {self.peak:.2f} GiB"
 
 
-def measured(words: list[str]) -> Run:
-    """What a process took; what it prints is not shown."""
+def measure_process(words: list[str]) -> Run:
+    """Run a process without output and measure it."""
     began = time.perf_counter()
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -70,11 +70,11 @@ def measured(words: list[str]) -> Run:
 
 
 def alternate(rounds: int, **programs: list[list[str]]) -> None:
-    """Print the medians of each program, a list of commands one after the other, and of the first over the others."""
+    """Print the medians of each program, which is a list of commands, and the ratios of the first to the others."""
     runs: dict[str, list[Run]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, commands in programs.items():
-            parts = [measured(words) for words in commands]
+            parts = [measure_process(words) for words in commands]
             runs[name].append(Run(sum(p.wall for p in parts), sum(p.cpu for p in parts), max(p.peak for p in parts)))
     medians = {name: Run(*map(statistics.median, zip(*of, strict=True))) for name, of in runs.items()}
     first = medians[next(iter(programs))]

@@ -1,5 +1,5 @@
-"""The steps of `prepare ards --source mimic3` as a plain pandas script, to measure against: read the tables whole, keep
-the known items in the concepts' units, label ahrf, hourly grid before the landmark; splits are left out.
+"""A reference in plain pandas for `prepare ards --source mimic3`: read the complete tables, select the known items in
+the concepts' units, label ahrf, and write the hourly grid before the landmark, without splits.
 
     python benchmarks/icu_pandas.py DIR OUT.parquet
 """

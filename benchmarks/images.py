@@ -1,14 +1,14 @@
-"""What inputs cost: COVID-Net's training steps fed from disk beside the same steps on inputs in memory, and the loader
-alone beside the most that the same cores can do.
+"""Measure the cost of loading images: COVID-Net's training steps with inputs from disk and from memory, and the loader
+compared with the maximum throughput of the same cores.
 
     python benchmarks/images.py --images FOLDER [--files 64] [--batch 16] [--shards 2] [--rounds 5] [--size 224]
 
-FOLDER holds JPEG or PNG radiographs, anywhere below it. Ways take turns within each round; printed are medians over the
-rounds, and the median of the rounds' ratios. A step computes on one thread; inputs are augmented.
+FOLDER contains JPEG or PNG radiographs at any depth. The variants alternate within each round. The script prints
+medians over the rounds and the median ratio of the rounds. A step computes on one thread; inputs are augmented.
 
-steps        images a second of the clock, and of CPU time, in which a loader on another core counts as well
-loader       images a second of the clock on all cores: `Prefetcher`, in order and bounded, against the same work in
-             threads that nothing holds back (the ceiling), and against decoding and cropping the original files there
+steps        images/s by wall time, and by CPU time, which includes loader threads on other cores
+loader       images/s by wall time on all cores: `Prefetcher` (ordered and bounded), the same work in unrestricted
+             threads (the ceiling), and decoding and cropping the original files in threads
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--shards", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2, help="of a round")
+    parser.add_argument("--steps", type=int, default=2, help="training steps per round (default: 2)")
     parser.add_argument("--size", type=int, default=224)
     options = parser.parse_args()
     found = sorted(p for p in options.images.rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})

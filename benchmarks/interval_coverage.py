@@ -1,8 +1,8 @@
-"""Coverage of 95 % intervals in small samples: how many patients with and without an outcome a bootstrap needs.
+"""Measure the coverage of 95% CIs in small samples: how many patients with and without the outcome a bootstrap needs.
 
-For each number of patients a side and each true AUROC (binormal scores, one row a patient): in how many of the samples
-the interval holds the truth, and in how many it has no width. Then the same for errors of a regression, and for Wilson
-intervals of proportions whose rows are clustered.
+For each number of patients per class and each true AUROC (binormal scores, one row per patient): the percentage of
+samples in which the interval contains the true value, and in which it has no width. Then the same for the errors of a
+regression, and for Wilson intervals of proportions with clustered rows.
 
     python -m benchmarks.interval_coverage [--samples 1000] [--bootstraps 500]
 """
@@ -19,11 +19,11 @@ from raylab.evaluation.metrics import _brier, _r2, _ranking
 PATIENTS = (4, 6, 8, 10, 15, 20, 30)  # with the outcome
 AUROCS = (0.7, 0.8, 0.9, 0.95)
 SCORES = ("auroc", "auprc", "brier", "difference")
-MANY = 2_000_000  # patients that stand for the population
+MANY = 2_000_000  # patients that represent the population
 
 
 def draw(rng: np.random.Generator, positives: int, negatives: int, auroc: float) -> tuple[Floats, Floats, Floats]:
-    """y and two predictions p, q of the same AUROC that share half of their noise; rows from the highest p down."""
+    """y and two predictions p and q of the same AUROC that share half of their noise, sorted by descending p."""
     y = np.repeat([1, 0], [positives, negatives])
     shared = rng.normal(size=len(y))
     shift = np.sqrt(2) * norm.ppf(auroc)
@@ -40,7 +40,7 @@ def scores(y: Floats, p: Floats, q: Floats, w: Floats) -> dict[str, Floats]:
 
 
 def regression(rng: np.random.Generator, samples: int, bootstraps: int) -> None:
-    """Mean absolute error of normal errors, and R2 = .75, of n patients."""
+    """Print the coverage for n patients of the mean absolute error of normal errors, and of R2 = 0.75."""
     for n in PATIENTS:
         covered = dict.fromkeys(("mae", "r2"), 0)
         for sample in range(samples):
@@ -51,21 +51,21 @@ def regression(rng: np.random.Generator, samples: int, bootstraps: int) -> None:
             for name, truth in (("mae", 0.5 * np.sqrt(2 / np.pi)), ("r2", 0.75)):
                 low, high = np.nanpercentile(found[name], [2.5, 97.5])
                 covered[name] += low <= truth <= high
-        print(f"{n:4d} patients: MAE {100 * covered['mae'] / samples:.1f} %, R2 {100 * covered['r2'] / samples:.1f} %")
+        print(f"{n:4d} patients: MAE {100 * covered['mae'] / samples:.1f}%, R2 {100 * covered['r2'] / samples:.1f}%")
 
 
 def proportions(rng: np.random.Generator, samples: int) -> None:
-    """Wilson intervals of a proportion of .5 on average, of patients with 10 rows each that agree more or less."""
+    """Print the coverage of Wilson intervals of a mean proportion of 0.5, for patients with 10 correlated rows each."""
     for n in PATIENTS:
         shown = []
-        for spread in (0.5, 2.0, 50.0):  # Beta(spread, spread): from rows that nearly agree to independent ones
+        for spread in (0.5, 2.0, 50.0):  # Beta(spread, spread): from nearly equal rows to independent rows
             covered = 0
             for _ in range(samples):
                 group = np.repeat(np.arange(n), 10)
                 hits = rng.random(10 * n) < rng.beta(spread, spread, n)[group]
                 score = intervals.proportion(hits, np.ones(10 * n), group, "")
                 covered += score.low <= 0.5 <= score.high
-            shown.append(f"{100 * covered / samples:.1f} %")
+            shown.append(f"{100 * covered / samples:.1f}%")
         print(f"{n:4d} patients, 10 rows each: {', '.join(shown)}")
 
 

@@ -1,11 +1,11 @@
-"""How fast the lung model is: vectorised against a plain loop over patients in NumPy, on Ray workers, and against a
+"""Measure the speed of the lung model: vectorised, as a plain NumPy loop over patients, on Ray workers, and as a
 surrogate.
 
     .venv/bin/python -m benchmarks.physiology [RUN]      # RUN: a trained surrogate
 
-Work done side by side in one run: the same equations, the same patients, solved to the same tolerance. The loop takes
-one patient after the other with NumPy arrays over the 20 compartments; the model is timed in one process and in one
-for each core at the same time, each on one thread, as a sweep's Ray tasks run.
+All variants solve the same equations for the same patients to the same tolerance, in one run. The loop solves one
+patient after the other with NumPy arrays over the 20 compartments; the model is timed in one process and in one
+process per core in parallel, each on one thread, as the Ray tasks of a sweep run.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ def blood(x: Any, y: Any, h: Any, hb: float, base: float, t: float) -> tuple[Any
 
 
 def one_patient(of: dict[str, Any], at: dict[str, Any], share: Any) -> Any:
-    """PO2 of the compartments: `exchange.step` for one patient in NumPy, until it has settled as there."""
+    """The PO2 of the compartments: `exchange.step` for one patient in NumPy, iterated to the same tolerance."""
     lx, ly, h, o2_v, co2_v = (at[name] for name in ("ln_x", "ln_y", "h", "o2_v", "co2_v"))
     f, shunt, o2_b, co2_b = (of[name] for name in ("fio2", "shunt", "o2_b", "co2_b"))
     rest, through = 1 - f, 1 - shunt
@@ -114,19 +114,19 @@ def one_patient(of: dict[str, Any], at: dict[str, Any], share: Any) -> Any:
 
 
 def patients(n: int) -> Inputs:
-    """`n` patients of the `living` sweep that have a steady state."""
+    """The first `n` patients of the `living` sweep that have a steady state."""
     drawn = inputs(points(RECIPES["living"], "sobol", 2 * n, 0, 0, 2 * n))
     return drawn.take((steady_state(drawn).status == 0).nonzero()[:, 0][:n])
 
 
 def row(of: System | Gas, i: int) -> dict[str, Any]:
-    """Row i: numbers as Python's own, with which NumPy is quicker."""
+    """Row i as a dictionary with Python floats, which NumPy handles faster than tensors."""
     values = of._asdict() if isinstance(of, Gas) else vars(of)
     return {name: value[i].numpy() if value.dim() > 1 else value[i].item() for name, value in values.items()}
 
 
-def solved(given: Inputs, compiled: bool) -> tuple[float, System, Tensor]:
-    """Seconds for the steady states of all patients, their equations and the PO2 of their compartments."""
+def time_model(given: Inputs, compiled: bool) -> tuple[float, System, Tensor]:
+    """Solve the steady states of all patients; returns the seconds, the equations, and the PO2 of the compartments."""
     torch.set_num_threads(1)
     of = exchange.system(given, total_shunt(given, equilibrium(given)))
     began = time.perf_counter()
@@ -138,8 +138,8 @@ def solved(given: Inputs, compiled: bool) -> tuple[float, System, Tensor]:
     return seconds, of, gas.x
 
 
-def looped(of: System) -> tuple[float, Any]:
-    """The same in NumPy, one patient after the other."""
+def time_loop(of: System) -> tuple[float, Any]:
+    """Solve the same in NumPy, one patient after the other; returns the seconds and the PO2 of the compartments."""
     start, share = exchange.guess(of), exchange.shares(of.ratio).numpy()
     rows = [(row(of, i), row(start, i)) for i in range(len(of.fio2))]
     began = time.perf_counter()
@@ -148,12 +148,12 @@ def looped(of: System) -> tuple[float, Any]:
 
 
 def seconds_alone(given: Inputs, compiled: bool) -> float:
-    """`solved` for another process."""
-    return solved(given, compiled)[0]
+    """The seconds of `time_model`, for use in another process."""
+    return time_model(given, compiled)[0]
 
 
 def sweeps(cores: int) -> None:
-    """Rows a second of one sweep, written, on Ray workers of one thread each, and a hash of its files."""
+    """Print rows/s of one sweep, including writing, on Ray workers with one thread each, and a hash of its files."""
     import ray
 
     for compiled in (False, True):
@@ -167,7 +167,7 @@ def sweeps(cores: int) -> None:
                 rate = SWEPT / (time.perf_counter() - began)
                 digest = hashlib.sha256(b"".join(path.read_bytes() for path in chunks)).hexdigest()[:8]
             what = f"{', compiled' if compiled else ''}, start of the workers included"
-            print(f"sweep{what}: {rate:,.0f} rows a second on {workers} Ray worker(s), files {digest}", flush=True)
+            print(f"sweep{what}: {rate:,.0f} rows/s on {workers} Ray worker(s), files {digest}", flush=True)
             ray.shutdown()
 
 
@@ -177,18 +177,18 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     many = patients(PATIENTS)
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
-        for r in range(-1, ROUNDS):  # the first imports, compiles and warms
-            _, of, x = solved(many, False)
-            slow, check = looped(of.take(slice(0, FEW)))
+        for r in range(-1, ROUNDS):  # the first round imports and compiles, and is not shown
+            _, of, x = time_model(many, False)
+            slow, check = time_loop(of.take(slice(0, FEW)))
             if not np.allclose(check, x[:FEW].numpy(), rtol=1e-8):
-                raise RuntimeError("the loop solves something else")
+                raise RuntimeError("the loop and the model have different solutions")
             loop = FEW / slow
             for compiled in (False, True):
-                one = PATIENTS / solved(many, compiled)[0]
+                one = PATIENTS / time_model(many, compiled)[0]
                 together = cores * PATIENTS / max(pool.map(seconds_alone, [many] * cores, [compiled] * cores))
                 if r >= 0:
                     print(
-                        f"round {r}: steady states a second{', compiled' if compiled else ''}: loop {loop:,.0f}; "
+                        f"round {r}: steady states/s{', compiled' if compiled else ''}: loop {loop:,.0f}; "
                         f"one process {one:,.0f}, ratio {one / loop:.0f}; "
                         f"{cores} processes {together:,.0f}, ratio {together / loop:.0f}",
                         flush=True,
@@ -198,7 +198,7 @@ def main() -> None:
     for _ in range(5):
         stores, _ = advance(many, stores, 0.1)
     rate = len(many) * 0.5 / (time.perf_counter() - began)
-    print(f"time course: {rate:,.0f} patients x simulated minutes a second, one process, steps of .1 min", flush=True)
+    print(f"time course: {rate:,.0f} patients x simulated min/s, one process, steps of 0.1 min", flush=True)
     sweeps(cores)
     if len(sys.argv) > 1:
         surrogate(sys.argv[1], many)

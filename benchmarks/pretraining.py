@@ -1,12 +1,12 @@
-"""Does training on simulated patients first help the ARDS network? With and without, on the same test patients.
+"""Measure whether pretraining on simulated patients helps the ARDS network, on the same test patients.
 
     .venv/bin/python -m benchmarks.pretraining SIMULATED REAL [REAL ...]
 
-SIMULATED is of `raylab prepare ards --source synthetic`: its patients are drawn from distributions that are written
-down in raylab/data/icu/sources/synthetic.py, so that none is a twin of a real one. REAL are folds of one data set
-(`raylab prepare ards --from D --split-by patient:K/5`), whose tests are pooled. Prints for each cohort both AUROCs and
-the difference with its 95 % interval over the same resamples of patients. Runs stay in RAYLAB_HOME and are not trained
-twice.
+SIMULATED comes from `raylab prepare ards --source synthetic`: its patients are drawn from the distributions in
+raylab/data/icu/sources/synthetic.py, so none is a copy of a real patient. REAL are folds of one data set
+(`raylab prepare ards --from D --split-by patient:K/5`), whose test splits are pooled. For each cohort, the script
+prints both AUROCs and their difference with its 95% CI over the same bootstrap samples of patients. Runs stay in
+RAYLAB_HOME and are reused.
 """
 
 import sys
@@ -25,14 +25,14 @@ WAYS: dict[str, dict[str, Any]] = {"without": {}, "with": {"transfer.mode": "ful
 
 
 def run(name: str, data: Path, settings: dict[str, Any], parent: str | None = None) -> str:
-    """The name of a run, which is trained when there is none."""
+    """Train run `name` unless it exists; returns the name."""
     if not (home.home() / "runs" / name / "run.json").is_file():
         raylab.train("ards", data, name=name, parent=parent, settings=settings, quiet=True)
     return name
 
 
-def tested(name: str, data: Path) -> pl.DataFrame:
-    """stay_id, label and p of the test rows."""
+def predict_test_rows(name: str, data: Path) -> pl.DataFrame:
+    """The columns stay_id, label and p of the test rows."""
     out = home.home() / "benchmarks" / f"{name}.parquet"
     if not out.is_file():
         raylab.predict(name, data, out, split="test", quiet=True)
@@ -47,7 +47,8 @@ def main() -> None:
     for way, more in WAYS.items():
         origin = parent if way == "with" else None
         parts = [
-            tested(run(f"pretrained-{way}-{k}", fold, settings | more, origin), fold) for k, fold in enumerate(folds)
+            predict_test_rows(run(f"pretrained-{way}-{k}", fold, settings | more, origin), fold)
+            for k, fold in enumerate(folds)
         ]
         both[way] = pl.concat(parts)
     rows = pl.read_parquet(folds[0] / "samples.parquet").select("stay_id", "subject_id", *COHORTS[1:])

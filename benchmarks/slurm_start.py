@@ -1,10 +1,12 @@
-"""Seconds from submitting a training to its first step on three nodes: a raylab cluster beside `ray symmetric-run`.
+"""Measure the seconds from submission of a training to its first step on three nodes, of a raylab cluster and of
+`ray symmetric-run`.
 
     make slurm-up; python benchmarks/slurm_start.py [--rounds 2]
 
-Both on the test cluster of this machine, one after the other in each round, the same recipe on three workers of three
-nodes. Of a raylab cluster: `up` to ready (paid once), then submit to first step with no worker there (nodes are asked
-for), then again with the workers still there. Of symmetric-run: sbatch to first step, which starts Ray each time.
+Both run on the test cluster of this machine, alternating in each round, with the same recipe on three workers on three
+nodes. For a raylab cluster: `up` until ready (once per cluster), then submission to first step without workers (nodes
+are requested), then again with the workers still running. For symmetric-run: sbatch to first step; it starts Ray every
+time.
 """
 
 import argparse
@@ -26,7 +28,7 @@ RECIPE = ["--smoke", "--workers", "3", "--set", "loop.epochs=20"]
 
 
 def first_step(home: Path, run: str, since: float) -> float:
-    """Seconds from `since` until the ledger has a step."""
+    """Wait until the ledger has a step; returns the seconds since `since`."""
     while time.time() - since < 300:
         if steps(read_ledger(home / "runs" / run / "ledger.jsonl")):
             return time.time() - since
@@ -34,14 +36,14 @@ def first_step(home: Path, run: str, since: float) -> float:
     raise TimeoutError(f"no step of {run} within 300 s")
 
 
-def ended(home: Path, run: str) -> None:
+def wait_for_end(home: Path, run: str) -> None:
     path = home / "runs" / run / "run.json"
     while json.loads(path.read_text())["status"] == "RUNNING":
         time.sleep(0.5)
 
 
 def symmetric(bed: Path, home: Path, data: Path, run: str) -> float:
-    """One sbatch of three nodes whose step is `ray symmetric-run`."""
+    """Run `ray symmetric-run` as a Slurm job on three nodes; returns the seconds from sbatch to the first step."""
     train = shlex.join([sys.executable, "-m", "jobs.cli", "train", "ards", "--data", str(data), "--name", run, *RECIPE])
     options = "--min-nodes 3 --num-cpus=1 --num-gpus=0 --object-store-memory=80000000 --temp-dir=$private/r"
     ray = f"{sys.executable} -m ray.scripts.scripts symmetric-run --address $HEAD:6379 {options}"
@@ -57,9 +59,9 @@ def symmetric(bed: Path, home: Path, data: Path, run: str) -> float:
     since = time.time()
     job = subprocess.run([bed / "sbatch", "--parsable", script], check=True, capture_output=True, text=True).stdout
     took = first_step(home, run, since)
-    ended(home, run)
+    wait_for_end(home, run)
     subprocess.run([bed / "scancel", job.strip()], check=True)
-    time.sleep(10)  # its nodes are free again, and quiet
+    time.sleep(10)  # until its nodes are free and idle
     return took
 
 
@@ -69,7 +71,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     bed = testbed.bin_directory()
     if bed is None:
-        sys.exit("the test cluster is not up: make slurm-up")
+        sys.exit("the test cluster is not running: make slurm-up")
     home = Path(tempfile.mkdtemp(prefix="start-", dir=bed.parent / "shared"))
     environment = {**os.environ, "RAYLAB_HOME": str(home), "PATH": f"{bed}:{os.environ['PATH']}"}
 
@@ -90,7 +92,7 @@ def main() -> None:
             since = time.time()
             raylab("cluster", "submit", "--detach", "--", *train, "--name", run)
             took[name].append(first_step(home, run, since))
-            ended(home, run)
+            wait_for_end(home, run)
         raylab("cluster", "down")
         took["symmetric-run"].append(symmetric(bed, home, data, f"symmetric-{turn}"))
     base = statistics.median(took["symmetric-run"])

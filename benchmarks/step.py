@@ -1,12 +1,13 @@
-"""What a training step costs: plain DistributedDataParallel beside raylab's loop, exact and float, in the same process.
+"""Measure the cost of a training step: plain DistributedDataParallel and raylab's loop, exact and float.
 
     python benchmarks/step.py [--processes 1 2] [--rounds 7] [--case gru covidnet resnet50 vgg19] [--batch N]
 
-For each number of processes it starts itself under torchrun (gloo, one thread each). The ways take turns within every
-round, so that each ratio is of neighbours in time; printed are medians over the rounds of samples/s, of the ratio to
-plain DDP, and of the CPU time a sample, which a busy machine disturbs less. Every way trains the shipped recipe:
-the same batches from memory, clipping, AdamW and moving average; DDP by torch's own classes on the rank's part of the
-batch. "DDP, torch's layers" has torch.nn.GRU and torch.nn.Dropout in place of raylab's.
+For each number of processes it starts itself under torchrun (gloo, one thread each). The variants alternate within
+every round, so that each ratio compares measurements close in time. The script prints medians over the rounds of
+samples/s, of the ratio to plain DDP, and of the CPU time per sample, which varies less on a busy machine. Every variant
+trains the shipped recipe with the same batches from memory, clipping, AdamW and moving average; DDP uses torch's own
+classes on the rank's part of the batch. "DDP, torch's layers" uses torch.nn.GRU and torch.nn.Dropout instead of
+raylab's.
 """
 
 import argparse
@@ -48,13 +49,13 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "resnet50": ("covidnet", {"data.size": 64, "model.name": "resnet50", "loop.global_batch_size": 32}),
     "vgg19": ("covidnet", {"data.size": 64, "model.name": "vgg19", "loop.global_batch_size": 32}),
 }
-"""Task, and what of its shipped recipe is set otherwise: images are smaller, so that a round takes seconds."""
-SECONDS = 0.5  # of each way in each round, at least two steps
+"""Task and changed fields of its shipped recipe; images are smaller, so that a round takes seconds."""
+SECONDS = 0.5  # per variant and round, at least two steps
 Step = Callable[[int], object]
 
 
 def ddp_step(recipe: Recipe, train: Samples, model: nn.Module) -> Step:
-    """A step as torch's documentation writes it, on this rank's part of the batch."""
+    """A step as in torch's documentation, on this rank's part of the batch."""
     job, group = find_task(recipe.task), ProcessGroup()
     network = DistributedDataParallel(model.train())
     decay = recipe.loop.ema_decay
@@ -98,7 +99,7 @@ def raylab_step(recipe: Recipe, train: Samples, val: Samples, model: nn.Module) 
 
 
 def with_torch_layers(model: nn.Module) -> nn.Module:
-    """A copy of the network with torch's own GRU and dropout in place of raylab's."""
+    """A copy of the network with torch's own GRU and dropout instead of raylab's."""
     model = copy.deepcopy(model)
     for parent in list(model.modules()):
         for name, old in list(parent.named_children()):
@@ -112,7 +113,7 @@ def with_torch_layers(model: nn.Module) -> nn.Module:
 
 
 def ways(case: str, data: Path, batch: int | None) -> tuple[int, dict[str, Step]]:
-    """Samples a step, and the ways to do one."""
+    """The number of samples per step, and the step functions of all variants by name."""
     task, settings = CASES[case]
     settings = {**settings, "loop.checkpoint_steps": None, "loop.epochs": 100_000}
     recipe = override(shipped_recipe(task), settings | ({} if batch is None else {"loop.global_batch_size": batch}))
@@ -135,7 +136,7 @@ def ways(case: str, data: Path, batch: int | None) -> tuple[int, dict[str, Step]
 
 
 def measure(case: str, data: Path, rounds: int, batch: int | None) -> dict[str, Any]:
-    """Per way: seconds and CPU seconds a step of this rank, a list over rounds."""
+    """Measure every variant: seconds and CPU seconds per step of this rank, as lists over rounds."""
     samples, found = ways(case, data, batch)
     counts, times = {}, {name: {"wall": [], "cpu": []} for name in found}
     for name, step in found.items():
@@ -192,8 +193,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--case", nargs="+", choices=CASES, default=["gru", "covidnet"])
-    parser.add_argument("--batch", type=int, help="samples a step, instead of the recipe's")
-    parser.add_argument("--data", type=Path, help="where prepared data is kept between calls")
+    parser.add_argument("--batch", type=int, help="samples per step (default: the recipe's)")
+    parser.add_argument("--data", type=Path, help="directory that keeps prepared data between calls")
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)  # of a worker
     options = parser.parse_args()
     if "RANK" in os.environ:

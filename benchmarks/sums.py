@@ -1,10 +1,10 @@
-"""What `loop.gradient_reduction = "exact"` costs against `"float"`: whole training steps, side by side in one run.
+"""Measure the cost of `loop.gradient_reduction = "exact"` relative to `"float"` in complete training steps.
 
     python benchmarks/sums.py [--repeat 5]
 
-Both ways run the same steps of the same networks on one process, alternately; printed are the medians of seconds a step
-and their ratio, and the share of the step that the sum alone takes. The floor of the exact sum on one process is
-one addition in place for each shard but the first: 12 bytes an element.
+Both run the same steps of the same networks in one process, alternately. The script prints the medians of ms per step
+and their ratio, and the time of the sum alone. The lower bound of the exact sum in one process is an in-place addition
+for every shard but the first: 12 bytes per element.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
         print(f"{'network':<34}{'float ms':>10}{'exact ms':>10}{'ratio':>8}")
         for label, name, data, settings in (
             ("GRU, 4 shards of 32", "ards", ards, {"loop.epochs": 3}),
-            ("COVID-Net .25, 64 px, 4 shards of 8", "covidnet", cxr, {"loop.epochs": 2}),
+            ("COVID-Net 0.25, 64 px, 4 shards of 8", "covidnet", cxr, {"loop.epochs": 2}),
         ):
             pairs = [[seconds_a_step(name, data, way, settings) for way in ("float", "exact")] for _ in range(repeat)]
             plain, exact = (statistics.median(p[i] for p in pairs) for i in (0, 1))
@@ -80,7 +80,7 @@ def main() -> None:
     exact, plain = (statistics.median(took[way]) for way in ("exact", "float"))
     ratio = statistics.median(a / b for a, b in zip(took["exact"], took["float"], strict=True))
     print(f"sum alone, 8 shards of 11.7 M: float {plain * 1e3:.0f} ms, exact {exact * 1e3:.0f} ms, ratio {ratio:.2f}")
-    print(f"the exact sum moves its floor's bytes at {7 * size * 12 / exact / 1e9:.1f} GB/s")
+    print(f"the exact sum moves the bytes of its lower bound at {7 * size * 12 / exact / 1e9:.1f} GB/s")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Do features of virtual patients help the ARDS task? Each model with and without them, on the same test patients.
+"""Measure whether features of virtual patients help the ARDS task: each model with and without them, on the same test
+patients.
 
     .venv/bin/python -m benchmarks.virtual_patient DIR     # of `raylab prepare ards ... --virtual-patient`
 
-Prints, for each model and cohort, the AUROC without and with, and the difference with its 95 % interval over the same
-resamples of patients. Runs stay in RAYLAB_HOME and are not trained twice.
+For each model and cohort, the script prints the AUROC without and with them, and the difference with its 95% CI over
+the same bootstrap samples of patients. Runs stay in RAYLAB_HOME and are reused.
 """
 
 import sys
@@ -22,7 +23,7 @@ COHORTS = ("all", "ventilated_pf")
 
 
 def probabilities(data: Path, model: str, virtual: bool) -> pl.DataFrame:
-    """id, label and p of the test rows from the run of this model, which is trained when there is none."""
+    """The columns id, label and p of the test rows from the run of this model, which is trained unless it exists."""
     name = f"virtual-{model}-{'with' if virtual else 'without'}"
     if not (home.home() / "runs" / name / "run.json").is_file():
         settings = {**MODELS[model], "data.virtual_patient": virtual}

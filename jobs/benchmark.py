@@ -1,6 +1,6 @@
-"""raylab benchmark: every model of a task on the same splits, as one table with intervals and one MLflow experiment.
+"""raylab benchmark: compare all models of a task on the same splits, in one table and one MLflow experiment.
 
-A task's benchmark is a module with `arguments(group)`, for the options that are its own, and `main(args)`.
+A task's benchmark is a module with `arguments(group)`, which adds its own options, and `main(args)`.
 """
 
 import argparse
@@ -19,11 +19,13 @@ TASKS = {"ards": benchmark_ards, "covidnet": benchmark_covidnet}
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument(
-        "--out", type=Path, required=True, help="where its data, fits and table go; run again, it goes on from there"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of splits, searches and networks")
+        "--out", type=Path, required=True, help="directory for data, fits and tables; a rerun continues an interrupted "
+        "benchmark"
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of splits, searches and networks (default: 0)")
     parser.add_argument(
-        "--workers", type=int, default=0, help="fits at a time on a local Ray; 0: in this process, without RAY_ADDRESS"
+        "--workers", type=int, default=0, help="parallel fits on a local Ray; 0 runs them in this process; if "
+        "RAY_ADDRESS is set, its cluster is used (default: 0)"
     )  # fmt: skip
     for name, module in TASKS.items():
         module.arguments(parser.add_argument_group(name))

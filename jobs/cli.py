@@ -1,7 +1,7 @@
-"""The command line: `raylab VERB ...`, and the same as `python -m jobs.VERB ...`.
+"""The command line: `raylab VERB ...` or `python -m jobs.VERB ...`.
 
-A verb is a module of this package with PARSER-building `arguments(parser)`, an EXAMPLE that works, and
-`main(args) -> dict`, whose result `--json FILE` writes. Exit codes: 0 done, 1 a run failed, 2 usage or data.
+A verb is a module of this package with `arguments(parser)`, which adds its options, a working EXAMPLE, and
+`main(args) -> dict`, whose result `--json FILE` writes. Exit codes: 0 success, 1 a run failed, 2 usage or data error.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from raylab.files import write_json
 
 VERBS = {
     "prepare": "create a checked data directory from raw tables or images",
-    "concepts": "print the intensive-care concepts: units, ranges, ids, and coverage of a prepared directory",
+    "concepts": "print the intensive-care concepts: units, ranges, source ids, and coverage in a prepared directory",
     "recipe": "print the fields of a recipe with their values and descriptions",
     "train": "train a model on N or MIN:MAX workers, or in this process without Ray",
     "transfer": "train from the weights of another run: a linear probe, then fine-tuning",
@@ -30,16 +30,16 @@ VERBS = {
     "benchmark": "compare all models of a task on the same splits, as one table with intervals",
     "explain": "plot which hours and features influence a network's predictions",
     "predict": "write a run's probabilities for every stay or image to a parquet file",
-    "models": "list image networks with parameters, MACs and images/s, next to published figures",
-    "simulate": "sweep the lung model over parameters, or view one virtual patient",
-    "fit": "fit the lung model to the gases of every stay, with posterior widths",
+    "models": "list image networks with parameters, MACs and images/s, next to the published figures",
+    "simulate": "sweep the lung model over parameters, or plot one virtual patient",
+    "fit": "fit the lung model to the blood gases of every stay, with posterior widths",
     "compare": "print a table of tracked runs and write an HTML report",
-    "sync": "send the records that wait on disk to MLflow",
-    "ui": "serve MLflow on loopback, for you alone, and print a link",
-    "cluster": "a Ray cluster on Slurm: up, status, down, submit, ...",
-    "doctor": "look for what would keep clusters from working at a site",
-    "demo": "the main job from data to comparison",
-    "completion": "print what a shell needs to complete verbs and options",
+    "sync": "send records that are waiting on disk to MLflow",
+    "ui": "serve MLflow on loopback, accessible only to you, and print a link",
+    "cluster": "manage a Ray cluster on Slurm: up, status, down, submit, ...",
+    "doctor": "check whether clusters can run at a site",
+    "demo": "run the whole workflow, from data to comparison",
+    "completion": "print the shell script that completes verbs and options",
 }
 
 STDOUT = Path("-")
@@ -63,28 +63,28 @@ def main(argv: list[str] | None = None) -> int:
         print(f"raylab: {_denied(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("raylab: stopped; a run that was training resumes with: raylab resume NAME", file=sys.stderr)
+        print("raylab: interrupted; to resume a training run: raylab resume NAME", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, `raylab compare | head` for one
+    except BrokenPipeError:  # the reader of our output has closed, as in `raylab compare | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def _denied(error: PermissionError) -> UsageError:
     path = error.filename or "a file"
-    why = "it belongs to another user, whose runs can be read at most, or it is read-only"
-    return UsageError(f"{path}: permission denied", why, "work in a RAYLAB_HOME of your own (docs/security.md)")
+    why = "it belongs to another user, whose runs are read-only at most, or it is read-only"
+    return UsageError(f"{path}: permission denied", why, "use your own RAYLAB_HOME (docs/security.md)")
 
 
 def add_common_options(parser: argparse.ArgumentParser, **default: Any) -> None:
-    """Add the options that every verb has. A verb of verbs adds them to each, with default=argparse.SUPPRESS."""
-    where = "write the result here; print it without FILE"
+    """Add the common options. A verb with subcommands adds them to each, with default=argparse.SUPPRESS."""
+    where = "write the result to FILE, or print it if FILE is omitted"
     parser.add_argument("--json", type=Path, nargs="?", const=STDOUT, metavar="FILE", help=where, **default)
-    parser.add_argument("--quiet", action="store_true", help="no progress, only the result", **default)
+    parser.add_argument("--quiet", action="store_true", help="print only the result, no progress", **default)
 
 
 def build_parser(verb: str) -> tuple[argparse.ArgumentParser, ModuleType]:
-    """The parser of a verb, and the verb's module."""
+    """The parser of a verb and the verb's module."""
     parser = argparse.ArgumentParser(
         prog=f"raylab {verb}",
         description=VERBS[verb],
@@ -97,7 +97,7 @@ def build_parser(verb: str) -> tuple[argparse.ArgumentParser, ModuleType]:
 
 
 def add_arguments(parser: argparse.ArgumentParser, verb: str) -> ModuleType:
-    """Give a parser all arguments of a verb; returns the verb's module."""
+    """Add all arguments of a verb to a parser; returns the verb's module."""
     module = importlib.import_module(f"jobs.{verb}")
     module.arguments(parser)
     add_common_options(parser)
@@ -109,16 +109,16 @@ def run(verb: str, words: list[str]) -> int:
         raise unknown("verb", verb, VERBS)
     parser, module = build_parser(verb)
     args = parser.parse_args(words)
-    from jobs.common.environment import verb_environment  # not before: `raylab --help` is fast
+    from jobs.common.environment import verb_environment  # imported late, to keep `raylab --help` fast
 
-    # An interrupt and a polite end of the job take the same way out: outboxes closed, run marked
+    # SIGTERM is handled like Ctrl+C: the outboxes are closed and the run is marked as killed
     signal.signal(signal.SIGTERM, _interrupt)
     with verb_environment():
         return _run(module, args)
 
 
 def _run(module: ModuleType, args: argparse.Namespace) -> int:
-    """The exit code of a verb, whose result is written where it was asked for."""
+    """Run a verb, write or print its result, and return the exit code."""
     from jobs.common import outputs
 
     if args.json not in (None, STDOUT):

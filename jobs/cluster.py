@@ -1,4 +1,4 @@
-"""raylab cluster: a Ray cluster on Slurm: up, status, down, tunnel, env, submit, logs, stop, resume."""
+"""raylab cluster: manage a Ray cluster on Slurm: up, status, down, tunnel, env, submit, logs, stop, resume."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ from tracking.access import identity, login, secret
 
 EXAMPLE = "raylab cluster up --site testbed --min 0 --max 3 --wait"
 CODE = Path(__file__).resolve().parents[1]
-LINK = "open it in Chrome, Edge or Firefox: once, within 15 minutes; `raylab cluster tunnel` prints a new link"
+LINK = "open it in Chrome, Edge or Firefox within 15 minutes; it works once; `raylab cluster tunnel` prints a new link"
 WAIT_SECONDS = 24 * 3600.0
 
 
@@ -39,35 +39,38 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     def verb(name: str, text: str) -> argparse.ArgumentParser:
         one = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
         cli.add_common_options(one, default=argparse.SUPPRESS)
-        one.add_argument("--name", help="of the cluster; the only one of this RAYLAB_HOME otherwise")
+        default = "ray" if name == "up" else "the only one of this RAYLAB_HOME"
+        one.add_argument("--name", help=f"name of the cluster (default: {default})")
         return one
 
-    up = verb("up", "submit the head as a Slurm job; it submits workers as work asks for them")
+    up = verb("up", "submit the head as a Slurm job; it submits workers on demand")
     up.add_argument("--site", required=True, help="a section of sites.toml")
-    up.add_argument("--min", type=int, default=0, help="nodes kept, of the first type (0)")
-    up.add_argument("--max", type=int, default=8, help="nodes at the most, of all types together (8)")
-    up.add_argument("--node-type", nargs="+", default=[], metavar="TYPE", help="of the site; its first otherwise")
-    up.add_argument("--time", help="limit of each job, e.g. 02:00:00; the site's otherwise")
-    up.add_argument("--static", type=int, metavar="N", help="one allocation of N nodes that neither grows nor shrinks")
-    up.add_argument("--dry-run", action="store_true", help="print every script and configuration, submit nothing")
-    up.add_argument("--wait", action="store_true", help="until it is ready")
-    verb("status", "nodes, resources, demand, Slurm's reasons, running jobs")
-    verb("down", "end everything of this cluster, and nothing else")
-    verb("tunnel", "bring dashboard, job API and MLflow to loopback ports here").add_argument(
-        "--stop", action="store_true", help="end the relay"
+    up.add_argument("--min", type=int, default=0, help="minimum number of nodes, of the first type (default: 0)")
+    up.add_argument("--max", type=int, default=8, help="maximum number of nodes of all types together (default: 8)")
+    up.add_argument("--node-type", nargs="+", default=[], metavar="TYPE",
+                    help="node types of the site (default: its first)")  # fmt: skip
+    up.add_argument("--time", help="time limit of each job, e.g. 02:00:00 (default: the site's)")
+    up.add_argument("--static", type=int, metavar="N", help="one allocation of N nodes that never grows or shrinks")
+    up.add_argument("--dry-run", action="store_true", help="print all scripts and configurations, submit nothing")
+    up.add_argument("--wait", action="store_true", help="wait until the cluster is ready")
+    verb("status", "print nodes, resources, demand, Slurm's reasons and running jobs")
+    verb("down", "end all jobs and processes of this cluster, and nothing else")
+    verb("tunnel", "forward dashboard, job API and MLflow to loopback ports of this machine").add_argument(
+        "--stop", action="store_true", help="stop the relay"
     )
-    verb("env", "the shell lines that make `ray job submit` work here, for eval")
+    verb("env", "print shell lines for eval that make `ray job submit` work here")
     submit = verb("submit", "run a command on the cluster: submit -- python -m jobs.train ...")
-    submit.add_argument("--detach", action="store_true", help="do not follow its output")
-    submit.add_argument("command", nargs="+", metavar="CMD")
-    logs = verb("logs", "output of a submitted command")
-    logs.add_argument("job", metavar="JOB")
-    logs.add_argument("--follow", action="store_true")
-    verb("stop", "end a submitted command; its run can be resumed").add_argument("job", metavar="JOB")
-    resume = verb("resume", "go on with runs of this cluster that were interrupted")
-    resume.add_argument("runs", nargs="*", metavar="RUN", help="all of them otherwise")
-    hold = verb("hold", "wait until every run of this cluster has saved and stopped, as its head does before it leaves")
-    hold.add_argument("--seconds", type=float, default=60.0)
+    submit.add_argument("--detach", action="store_true", help="do not follow the output")
+    submit.add_argument("command", nargs="+", metavar="CMD", help="the command and its arguments")
+    logs = verb("logs", "print the output of a submitted command")
+    logs.add_argument("job", metavar="JOB", help="id that `submit` printed")
+    logs.add_argument("--follow", action="store_true", help="follow the output until the command ends")
+    stop = verb("stop", "stop a submitted command; its run can be resumed")
+    stop.add_argument("job", metavar="JOB", help="id that `submit` printed")
+    resume = verb("resume", "resume interrupted runs of this cluster")
+    resume.add_argument("runs", nargs="*", metavar="RUN", help="runs to resume (default: all)")
+    hold = verb("hold", "wait until every run of this cluster has saved and stopped, as the head does before it ends")
+    hold.add_argument("--seconds", type=float, default=60.0, help="maximum waiting time (default: 60)")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -121,21 +124,21 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def tracking_for_nodes(where: Path) -> str:
-    """MLFLOW_TRACKING_URI for the nodes of a cluster, "" where its head is to serve the home's own MLflow."""
+    """MLFLOW_TRACKING_URI for the nodes of a cluster; "" if its head serves the home's own MLflow."""
     uri = login.tracking_uri()
     if not identity.is_local(uri):
         return uri
-    if runs.address(where) == f"sqlite:///{runs.database(where)}":  # this home's server, which the head will run
+    if runs.address(where) == f"sqlite:///{runs.database(where)}":  # the home's own MLflow: the head serves it
         return ""
     raise UsageError(
         f"MLFLOW_TRACKING_URI is {uri}, a port of this machine",
-        "on a compute node the same address is another port, which any of its users may have opened",
-        "unset MLFLOW_TRACKING_URI (the head then runs an MLflow of its own), or name a server by its host",
+        "on a compute node the same address is a different port, which any user there may have opened",
+        "unset MLFLOW_TRACKING_URI (the head then runs its own MLflow server), or use the server's host name",
     )
 
 
 def hooks(name: str, tracking: str, python: str) -> Hooks:
-    """What the head runs besides Ray."""
+    """The services and commands that the head runs besides Ray."""
     raylab = [python, "-m", "jobs.cli"]
     services = {"sync": [*raylab, "sync", "--follow"]}
     if not tracking:
@@ -149,31 +152,31 @@ def hooks(name: str, tracking: str, python: str) -> Hooks:
 
 def do_status(args: argparse.Namespace) -> dict[str, Any]:
     directory = find(home.home(), args.name)
-    found = client.status(directory, Slurm())
+    status = client.status(directory, Slurm())
     if not args.quiet and args.json is None:
-        tell(found)
-    return found
+        tell(status)
+    return status
 
 
-def tell(found: dict[str, Any]) -> None:
-    """`status` for a person."""
-    head = found["head"]
+def tell(status: dict[str, Any]) -> None:
+    """Print the status of a cluster."""
+    head = status["head"]
     where = f", head on {head['node']} (start {head['generation'] + 1})" if head else ""
-    say(f"cluster {found['name']} at {found['site']}: {found['state']}{where}")
-    for job in found["jobs"]:
+    say(f"cluster {status['name']} at {status['site']}: {status['state']}{where}")
+    for job in status["jobs"]:
         left = "" if job["seconds_left"] is None else f"{duration(job['seconds_left'])} left"
         what = f"{job['type'] or job['kind']:8} {job['state']:10} {job['node']:12}"
         say(f"  job {job['job']:>8}  {what} {left}{job['why']}")
-    for node in found["nodes"]:
+    for node in status["nodes"]:
         used = "  ".join(f"{name} {a:g}/{b:g}" for name, (a, b) in node["resources"].items())
         say(f"  node {node['ip']:>15}  {node['type']:8} {node['state']:10} {used}")
-    for wait in found["demand"]:
+    for wait in status["demand"]:
         bundle = " + ".join(f"{amount:g} {name}" for name, amount in wait["bundle"].items())
         say(f"  demand: {wait['count']} x ({bundle})")
-    for job in found["ray_jobs"]:
+    for job in status["ray_jobs"]:
         say(f"  ray job {job['id']}: {job['status'].lower()}  {job['entrypoint']}")
-    for problem in found["problems"]:
-        say(f"  a node did not come up (job {problem['job']}): {problem['text']}")
+    for problem in status["problems"]:
+        say(f"  a node did not start (job {problem['job']}): {problem['text']}")
 
 
 def do_down(args: argparse.Namespace) -> dict[str, Any]:
@@ -200,21 +203,21 @@ def do_tunnel(args: argparse.Namespace) -> dict[str, Any]:
         over_ssh = {"ssh": line}
         if "mlflow" in here["ports"]:
             over_ssh["mlflow"] = secret.link(token, here["ports"]["mlflow"])
-            say(f"MLflow, once that runs: {over_ssh['mlflow']}\n{LINK}")
+            say(f"MLflow, once that command is running: {over_ssh['mlflow']}\n{LINK}")
         return over_ssh
-    found = relay.start(directory)
-    ports = found["ports"]
-    say(f"dashboard and job API: http://127.0.0.1:{ports['dashboard']}   (they ask for the token)")
+    running = relay.start(directory)
+    ports = running["ports"]
+    say(f"dashboard and job API: http://127.0.0.1:{ports['dashboard']}   (they require the token)")
     link = "" if spec.tracking else secret.link(token, ports["mlflow"])
     if link:
         say(f"MLflow: {link}\n{LINK}")
     forwards = " ".join(f"-L {port}:127.0.0.1:{port}" for port in ports.values())
-    say(f"from another computer, first: ssh -N {forwards} {socket.gethostname()}")
+    say(f"from another computer, first run: ssh -N {forwards} {socket.gethostname()}")
     return {"ports": ports, **({"mlflow": link} if link else {})}
 
 
 def reach(directory: Directory) -> dict[str, str]:
-    """The environment in which Ray's and MLflow's commands reach the cluster: from its head, or through the relay."""
+    """The environment in which Ray and MLflow commands connect to the cluster, from its head or through the relay."""
     spec, here = directory.spec, directory.read("head")
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(directory.token)}
     if here is not None and os.environ.get("RAY_ADDRESS") == here["address"]:
@@ -222,7 +225,7 @@ def reach(directory: Directory) -> dict[str, str]:
     ports = relay.start(directory)["ports"]
     if spec.tracking:
         mlflow = {"MLFLOW_TRACKING_URI": spec.tracking}
-    else:  # whose server it must be, because later another user may listen on this port
+    else:  # with a check of the server's identity, because another user may later listen on this port
         mlflow = {
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports['mlflow']}",
             "MLFLOW_TRACKING_AUTH": identity.AUTH,
@@ -239,10 +242,10 @@ def reach(directory: Directory) -> dict[str, str]:
 
 
 def do_env(args: argparse.Namespace) -> dict[str, Any]:
-    found = reach(find(home.home(), args.name))
-    for name, value in found.items():
+    environment = reach(find(home.home(), args.name))
+    for name, value in environment.items():
         say(f"export {name}={shlex.quote(value)}")
-    return found
+    return environment
 
 
 def do_submit(args: argparse.Namespace) -> dict[str, Any]:
@@ -251,24 +254,24 @@ def do_submit(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def submit(directory: Directory, command: list[str], follow: bool) -> dict[str, Any]:
-    """Run `command` as a Ray job, in this working directory, which the head shares; RunError when it fails."""
+    """Run `command` as a Ray job in this working directory, which the head shares; RunError if it fails."""
     job = f"raylab-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     entry = ["sh", "-c", f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(command)}"]
     words = ["submit", "--log-style=record", "--log-color=false", "--submission-id", job, "--no-wait", "--", *entry]
     sent = ray_job(directory, *words, quiet=True)
     if sent.returncode != 0:
-        raise RunError(f"job {job} was not taken", (sent.stderr or sent.stdout).strip()[-300:], "raylab cluster status")
+        raise RunError(f"Ray rejected job {job}", (sent.stderr or sent.stdout).strip()[-300:], "raylab cluster status")
     say(f"job {job}    raylab cluster logs {job} --follow    raylab cluster stop {job}")
     if follow:
         ray_job(directory, "logs", "--log-style=record", "--log-color=false", "--follow", job)
         ended = ray_job(directory, "status", job, quiet=True)
         if "succeeded" not in (ended.stdout + ended.stderr).lower():
-            raise RunError(f"job {job} did not succeed", do=f"raylab cluster logs {job}; raylab cluster status")
+            raise RunError(f"job {job} failed", do=f"raylab cluster logs {job}; raylab cluster status")
     return {"job": job}
 
 
 def ray_job(directory: Directory, *words: str, quiet: bool = False) -> "subprocess.CompletedProcess[str]":
-    """`ray job ...` in the environment that reaches the cluster; its output is shown, or kept when `quiet`."""
+    """Run `ray job ...` on the cluster; its output is printed, or captured if `quiet`."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", *words]
     return subprocess.run(command, env={**os.environ, **reach(directory)}, capture_output=quiet, text=True)
 
@@ -295,7 +298,7 @@ def do_resume(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def interrupted(cluster: str) -> list[tuple[Path, RunRecord]]:
-    """Runs and searches of this home that ran on `cluster` and neither ended nor were stopped by anybody."""
+    """Runs and searches of this home on `cluster` that neither ended nor were stopped by a user."""
     return [(path, run) for path, run in home.records() if run.cluster == cluster and run.status == "RUNNING"]
 
 
@@ -304,10 +307,11 @@ def _workers(run: Path) -> int:
 
 
 def do_hold(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs on workers of their own save and end when their nodes are drained; a trial's process is not told."""
-    found = interrupted(find(home.home(), args.name).spec.name)
+    """Wait until runs have saved and stopped. Runs with workers stop when their nodes are drained; trials that train in
+    their own process are not notified, so they are not waited for."""
+    runs = interrupted(find(home.home(), args.name).spec.name)
     deadline = time.monotonic() + args.seconds
-    waiting = [path for path, run in found if run.kind != "tune" and _workers(path)]
+    waiting = [path for path, run in runs if run.kind != "tune" and _workers(path)]
     while waiting and time.monotonic() < deadline:
         ledgers = [(path, ledger.read_ledger(path / ledger.FILE)) for path in waiting]
         waiting = [path for path, entries in ledgers if entries and not ledger.is_handed_over(entries)]

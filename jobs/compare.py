@@ -1,4 +1,4 @@
-"""raylab compare: the table of tracked runs, and a self-contained HTML report with plots."""
+"""raylab compare: print the table of tracked runs and write a self-contained HTML report with plots."""
 
 import argparse
 import sys
@@ -19,8 +19,10 @@ EXAMPLE = "raylab compare --out report.html"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--experiment", metavar="E", help="the MLflow experiment; raylab's own otherwise")
-    parser.add_argument("--out", type=Path, metavar="HTML", help="HOME/report.html otherwise")
+    parser.add_argument(
+        "--experiment", metavar="E", help="the MLflow experiment (default: MLFLOW_EXPERIMENT_NAME or raylab)"
+    )
+    parser.add_argument("--out", type=Path, metavar="HTML", help="file of the report (default: HOME/report.html)")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -29,11 +31,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 @verb_environment()
 def compare(experiment: str | None = None, out: Path | str | None = None, *, quiet: bool = False) -> Comparison:
-    """The tracked runs of an MLflow experiment, printed as a table and written as a self-contained HTML report.
+    """Print the tracked runs of an MLflow experiment as a table and write a self-contained HTML report.
 
-    `experiment`: MLFLOW_EXPERIMENT_NAME, else "raylab". `out`: HOME/report.html otherwise; DataError when it is a file
-    of another kind. Raises UsageError when the experiment has no runs, and TrackingError when there is no such
-    experiment or no server answers.
+    `experiment` defaults to MLFLOW_EXPERIMENT_NAME or "raylab", `out` to HOME/report.html. Raises DataError if `out` is
+    a file of another kind, UsageError if the experiment has no runs, and TrackingError if the experiment does not exist
+    or no server answers.
     """
     path = home.home() / "report.html" if out is None else Path(out)
     if out is not None:

@@ -1,4 +1,4 @@
-"""raylab completion: the script with which a shell completes verbs, options and files."""
+"""raylab completion: print the script with which a shell completes verbs, options and files."""
 
 import argparse
 import sys
@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def complete_parser() -> argparse.ArgumentParser:
-    """One parser of all verbs; arguments that are paths are marked as files or directories."""
+    """One parser for all verbs, with path arguments marked as files or directories."""
     parser = argparse.ArgumentParser(prog="raylab")
     verbs = parser.add_subparsers()
     for verb, text in cli.VERBS.items():

@@ -1,4 +1,4 @@
-"""raylab concepts: the concept dictionary, and how much of it a prepared directory has."""
+"""raylab concepts: print the concept dictionary and its coverage in a prepared directory."""
 
 import argparse
 import sys
@@ -18,19 +18,19 @@ EXAMPLE = "raylab concepts --data prepared/ards"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="a directory prepared from intensive-care data: its coverage beside"
+        "--data", type=Path, metavar="DIR", help="directory prepared from intensive-care data, to show its coverage"
     )
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     covered = None if args.data is None else coverage(args.data)
-    rows = [described(concept, covered) for concept in CONCEPTS.values()]
+    rows = [describe_concept(concept, covered) for concept in CONCEPTS.values()]
     if not args.quiet:
         table(rows, covered is not None)
     return {"data": None if args.data is None else str(args.data.absolute()), "concepts": rows}
 
 
-def described(concept: Concept, covered: dict[str, dict[str, Any]] | None) -> dict[str, Any]:
+def describe_concept(concept: Concept, covered: dict[str, dict[str, Any]] | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": concept.name,
         "unit": concept.unit,
@@ -44,8 +44,8 @@ def described(concept: Concept, covered: dict[str, dict[str, Any]] | None) -> di
 
 
 def coverage(directory: Path) -> dict[str, dict[str, Any]]:
-    """For every concept: the share of all stays with a plausible value at any time, and of the rows at risk with one
-    before their prediction."""
+    """For every concept: the fraction of all stays with a plausible value at any time, and the fraction of rows at risk
+    with one before the prediction time."""
     meta = read_meta(directory, None, IcuMeta)
     samples = pl.read_parquet(directory / "samples.parquet")
     hours = pl.scan_parquet(directory / "hours.parquet")
@@ -53,15 +53,15 @@ def coverage(directory: Path) -> dict[str, dict[str, Any]]:
     first = hours.group_by("stay_id").agg(pl.col("hour").filter(pl.col(name)).min().alias(name) for name in masks)
     seen = samples.lazy().select("stay_id", "at_h").join(first, "stay_id")
     shares = seen.select((pl.col(name) < pl.col("at_h")).fill_null(False).mean() for name in masks).collect()
-    found = {}
+    result = {}
     for name, concept in CONCEPTS.items():
         if concept.static:
             rows = 1 - samples[name].null_count() / samples.height if name in samples.columns else 0.0
         else:
             rows = shares[f"{name}__mask"].item() if f"{name}__mask" in masks else 0.0
         stays = rows if concept.derived else meta.coverage[name] / meta.stays
-        found[name] = {"stays": stays, "rows": rows}
-    return found
+        result[name] = {"stays": stays, "rows": rows}
+    return result
 
 
 def table(rows: list[dict[str, Any]], covered: bool) -> None:
@@ -75,7 +75,8 @@ def table(rows: list[dict[str, Any]], covered: bool) -> None:
         else:
             say(line + "  ".join(",".join(row["ids"][source]) or "-" for source in ID_SOURCES))
     if covered:
-        say("stays: of all, with a plausible value at any time; rows: at risk, with one before the prediction")
+        say("stays: fraction of all stays with a plausible value at any time")
+        say("rows: fraction of rows at risk with a plausible value before the prediction time")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""raylab demo: the main job from raw data to comparison. `make demo` runs it.
+"""raylab demo: the whole workflow from raw data to comparison. `make demo` runs it.
 
-Prepare both tasks; train an ARDS model undisturbed, and again on 1 to 2 workers with one of them killed on the way: the
-weights must be the same to the last bit; search; pretrain a small COVID-Net on chest X-ray domain A and transfer
-it to domain B, beside the same network from scratch; evaluate all; compare.
+It prepares both tasks; trains an ARDS model undisturbed, and again on 1 to 2 workers while one of them is killed, and
+checks that the weights are bit-identical; searches hyperparameters; pretrains a small COVID-Net on chest X-ray domain
+A, transfers it to domain B, and trains the same network on B from scratch; evaluates all runs; and compares them.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from raylab.training.ledger import groups, read_ledger, steps
 from tracking import server
 
 EXAMPLE = "raylab demo --data ../shared/data"
-NO_DATA = "no data given: SYNTHETIC patients and X-rays; their scores say that the software works, nothing else"
+NO_DATA = "no data given: using SYNTHETIC patients and X-rays; their scores only show that the software works"
 SMALL = {"data.size": 64, "loop.epochs": 6}
 ARDS = {"loop.epochs": 12, "loop.checkpoint_steps": 20}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="holds icu/physionet-2012 and cxr; synthetic otherwise"
+        "--data", type=Path, metavar="DIR", help="folder with icu/physionet-2012 and cxr (default: synthetic data)"
     )
 
 
@@ -55,8 +55,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
     part("MLflow: an embedded server over SQLite")
     serving = server.serve(home.home())
-    say(f"{serving.uri}, for this user")
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # runs find the server of their home
+    say(f"{serving.uri}, accessible only to you")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # runs then use the server of their home
     os.environ["MLFLOW_EXPERIMENT_NAME"] = f"demo-{stamp}"
     try:
         say(f"data: {args.data}" if args.data is not None else NO_DATA)
@@ -64,8 +64,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     finally:
         serving.stop()
     part("done")
-    say(f"the table again: raylab compare --experiment demo-{stamp}")
-    say("open the MLflow UI with: make ui")
+    say(f"to print the table again: raylab compare --experiment demo-{stamp}")
+    say("to open the MLflow UI: make ui")
     return result
 
 
@@ -75,21 +75,21 @@ def story(data: Path | None, root: Path, stamp: str, part: Any) -> dict[str, Any
     with ray_session(3, root / "ray.log"):
         part("train ARDS undisturbed, in this process")
         calm = train("ards", ards, workers=0, name=f"ards-undisturbed-{stamp}", settings=ARDS)
-        part("train ARDS on 1 to 2 workers, and kill one on the way")
+        part("train ARDS on 1 to 2 workers, and kill one of them")
         name = f"ards-elastic-{stamp}"
         killer = Killer(home.home() / "runs" / name / "ledger.jsonl", at_step=calm.details["steps"] // 2)
         with killer:
             hit = train("ards", ards, workers=(1, 2), name=name, settings=ARDS)
         if killer.killed is None or hit.details["attempts"] + hit.details["regroups"] < 2:
-            raise RunError("no worker was killed: the run ended too early to show anything")
+            raise RunError("no worker was killed: the run ended too early")
         weights = calm.details["weights_sha256"]
         if hit.details["weights_sha256"] != weights:
-            raise RunError("the weights of the disturbed run differ from the undisturbed one's")
+            raise RunError("the weights of the disturbed run differ from those of the undisturbed run")
         repeated = hit.details["steps_repeated"]
         say(f"worker {killer.killed} was killed at step {killer.at_step}; {repeated} steps were repeated;")
-        say(f"both runs end with the same weights: SHA-256 {weights}")
+        say(f"both runs have identical weights: SHA-256 {weights}")
         part("tune ARDS: 8 trials, ASHA + Optuna TPE")
-        found = tune("ards", ards, trials=8, name=f"ards-search-{stamp}", settings=ARDS)
+        search = tune("ards", ards, trials=8, name=f"ards-search-{stamp}", settings=ARDS)
     part("pretrain a small COVID-Net on domain A")
     a = train("covidnet", domain_a, workers=0, name=f"cxr-a-{stamp}", settings=SMALL, smoke=True)
     part("transfer it to domain B")
@@ -97,11 +97,11 @@ def story(data: Path | None, root: Path, stamp: str, part: Any) -> dict[str, Any
     part("the same network on domain B from scratch")
     c = train("covidnet", domain_b, workers=0, name=f"cxr-b-scratch-{stamp}", settings=SMALL, smoke=True)
     part("evaluate")
-    split_b: Split = "val" if data is not None else "test"  # the real domain B comes without its test list
+    split_b: Split = "val" if data is not None else "test"  # the real domain B has no test list
     splits: list[tuple[Run, Path, Split]] = [
         (calm, ards, "test"),
         (hit, ards, "test"),
-        (found, ards, "test"),
+        (search, ards, "test"),
         (a, domain_a, "test"),
         (b, domain_b, split_b),
         (c, domain_b, split_b),
@@ -115,7 +115,7 @@ def story(data: Path | None, root: Path, stamp: str, part: Any) -> dict[str, Any
     return {
         "undisturbed": calm.details,
         "killed": hit.details,
-        "search": found.details,
+        "search": search.details,
         "scores": scores,
         "report": str(compared.report),
         "same_weights": hit.details["weights_sha256"] == weights,
@@ -123,7 +123,7 @@ def story(data: Path | None, root: Path, stamp: str, part: Any) -> dict[str, Any
 
 
 def prepare_all(data: Path | None, root: Path) -> tuple[Path, Path, Path]:
-    """Prepared directories of ARDS, and of chest X-ray domains A and B."""
+    """Prepare ARDS and chest X-ray domains A and B; returns the three directories."""
     ards, a, b = (root / name for name in ("ards", "cxr-a", "cxr-b"))
     domains = ((a, "A"), (b, "B"))
     if data is None:
@@ -144,8 +144,8 @@ def check_data(data: Path) -> None:
         if not (data / needed).exists():
             raise DataError(
                 f"{data / needed} is missing",
-                "the demo runs on PhysioNet 2012 and on two chest X-ray domains with label lists",
-                "give DATA a folder that has it, or none: the demo then draws synthetic data",
+                "the demo uses PhysioNet 2012 and two chest X-ray domains with label lists",
+                "set DATA to a folder that contains it, or leave it out to use synthetic data",
             )
 
 
@@ -170,7 +170,7 @@ class Killer:
             entries = read_ledger(self.ledger)
             if max(steps(entries), default=0) >= self.at_step:
                 pid = groups(entries)[-1].pids[-1]
-                if os.getpid() in {p.pid for p in psutil.Process(pid).parents()}:  # of the Ray that we started
+                if os.getpid() in {p.pid for p in psutil.Process(pid).parents()}:  # only in the Ray that we started
                     os.kill(pid, signal.SIGKILL)
                     self.killed = pid
                 return

@@ -1,4 +1,4 @@
-"""raylab doctor: what would keep clusters from starting, saving and ending at a site, and what to do about it."""
+"""raylab doctor: check whether clusters can start, save and end at a site, and say how to fix what prevents it."""
 
 import argparse
 import dataclasses
@@ -25,9 +25,11 @@ CODE = Path(__file__).resolve().parents[1]
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--site", help="a section of sites.toml")
-    parser.add_argument("--nodes", type=int, default=2, help="of the site's first node type to look at (2)")
-    parser.add_argument("--wait", type=float, default=60.0, help="seconds in the queue for each node type (60)")
-    parser.add_argument("--here", help=argparse.SUPPRESS)  # on a node: what the login node knows, as JSON
+    parser.add_argument("--nodes", type=int, default=2,
+                        help="nodes of the site's first type to check (default: 2)")  # fmt: skip
+    parser.add_argument("--wait", type=float, default=60.0,
+                        help="seconds to wait in the queue for each node type (default: 60)")  # fmt: skip
+    parser.add_argument("--here", help=argparse.SUPPRESS)  # on a node: facts from the login node, as JSON
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.site is None:
         raise UsageError("doctor needs --site", do=f"for example: {EXAMPLE}")
     if args.nodes < 1:
-        raise UsageError(f"--nodes {args.nodes}: at least one", do="--nodes 2")
+        raise UsageError(f"--nodes is {args.nodes}, but must be at least 1", do="--nodes 2")
     findings = []
     for finding in look(args):
         findings.append(finding)
@@ -44,7 +46,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             say(line(finding))
     bad = sum(not finding.ok for finding in findings)
     if not args.quiet:
-        say(f"{len(findings)} checks, {bad} with something to do" if bad else f"{len(findings)} checks, all well")
+        say(f"{len(findings)} checks, {bad} failed" if bad else f"{len(findings)} checks passed")
     return {
         "site": args.site,
         "ok": not bad,
@@ -54,7 +56,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def look(args: argparse.Namespace) -> Any:
-    """All findings on a site; its blanks alone, while it has any."""
+    """Yield all findings on a site; only its blank settings while it has any."""
     if blanks := sites.blanks(args.site):
         for key, text in blanks.items():
             yield Finding(f"`{key}` of site {args.site} is blank: {text}", False, f"write it into {sites.own_file()}")
@@ -70,7 +72,7 @@ def look(args: argparse.Namespace) -> Any:
 
 
 def on_node(facts: dict[str, Any]) -> dict[str, Any]:
-    """The node's part: says its time at once, and then its findings."""
+    """Run the checks of a compute node: print its time immediately, then its findings."""
     print(site_checks.answer(time=time.time()), flush=True)
     findings = [*node_checks.here(facts), mlflow(facts["tracking"])]
     print(site_checks.answer(findings=[dataclasses.asdict(finding) for finding in findings]), flush=True)
@@ -78,9 +80,9 @@ def on_node(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def mlflow(uri: str) -> Finding:
-    """Does the tracking server answer from here, by the name that we know it by?"""
+    """Check that the tracking server answers this node at the address `uri`."""
     if not uri:
-        return Finding("MLflow: the head runs a server of its own (MLFLOW_TRACKING_URI is not set)")
+        return Finding("MLflow: the head runs its own server (MLFLOW_TRACKING_URI is not set)")
     return attempt(f"MLflow answers at {uri}", lambda: runs.check(uri))
 
 

@@ -1,4 +1,4 @@
-"""raylab evaluate: the one place that reads a test split."""
+"""raylab evaluate: score a run on a split of its own or of other data, and count every read of a test split."""
 
 import argparse
 import hashlib
@@ -29,21 +29,21 @@ EXAMPLE = "raylab evaluate ards --run NAME --data prepared/ards --split test --j
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task")
+    parser.add_argument("task", help="task of the run")
     parser.add_argument("--run", required=True, help="name, MLflow run id or directory of a finished run")
     parser.add_argument(
         "--data",
         type=Path,
         required=True,
         metavar="DIR",
-        help="any prepared directory of the task; tasks on images: or a folder with lists or manifest",
+        help="prepared directory of the task; for images also a folder with label lists or a manifest",
     )
-    parser.add_argument("--split", choices=get_args(Split), default="test")
+    parser.add_argument("--split", choices=get_args(Split), default="test", help="split to score (default: test)")
     parser.add_argument(
         "--recalibrate",
         type=int,
         metavar="N",
-        help="intensive-care data: also with intercept and slope fitted on N patients of DIR",
+        help="intensive-care data: also score with intercept and slope fitted on N patients of DIR",
     )
 
 
@@ -65,58 +65,62 @@ def evaluate(
 ) -> Evaluation:
     """Score a run on a split of any prepared directory of its task, with intervals and a leakage check.
 
-    `data`: of images also a folder with label lists or a manifest. `task`: DataError when the run is of another one.
-    `recalibrate`: on intensive-care data, also the scores with intercept and slope fitted on so many patients of it.
+    `data`: for images also a folder with label lists or a manifest. `task`: DataError if the run is of another task.
+    `recalibrate`: on intensive-care data, also score with intercept and slope fitted on this number of its patients.
     Every read of a test split is counted. Raises UsageError, DataError or TrackingError before anything is scored.
     """
     check_split(split, get_args(Split))
     directory = run_of_task(run, task)
-    described = home.note(directory)
-    data, task = Path(data).absolute(), described.task
+    run_record = home.note(directory)
+    data, task = Path(data).absolute(), run_record.task
     kind = find_task(task).kind
     if kind == "images" and not (data / "meta.json").is_file():
-        data = of_folder(task, directory, data, split, quiet)
+        data = prepare_folder(task, directory, data, split, quiet)
     meta = find_task(task).read_meta(data)
-    own = meta.data_hash == described.data_hash
+    own = meta.data_hash == run_record.data_hash
     if own and split == "all":
         raise DataError(
             f"run {directory.name} was trained on a part of {data}",
-            "a score over all of it would count rows that the model has learnt",
-            "use --split test, or --split val; --split all is for data that the model never saw",
+            "a score over all rows would include training rows",
+            "use --split test or --split val; --split all is for data on which the model was not trained",
         )
     leaked = leakage_of_run(directory, data, split)
     uri = run_tracking.checked_address()
     if recalibrate is not None and (kind != "icu" or recalibrate < 1):
-        raise UsageError("--recalibrate takes a number of patients, and is for tasks on intensive-care data")
-    scored = replace(scores.of_run(directory, data, split), leakage=leaked)
+        raise UsageError("--recalibrate takes a positive number of patients and requires a task on intensive-care data")
+    scored = replace(scores.score_run(directory, data, split), leakage=leaked)
     if kind == "icu":
         recipe = read_recipe(directory / "recipe.json")
-        more = icu_evaluation.extended(scored, recipe)
+        more = icu_evaluation.compute_clinical_scores(scored, recipe)
         if recalibrate:
-            more["recalibrated"] = icu_evaluation.recalibrated(directory, data, scored, recalibrate, own, recipe.seed)
+            more["recalibrated"] = icu_evaluation.compare_recalibration(
+                directory, data, scored, recalibrate, own, recipe.seed
+            )
         scored = replace(scored, more=more)
     reads = count_reads(directory, meta.data_hash, split)
     read_tag = {"raylab.test_reads": str(reads)} if split in READS_TEST else {}
     if own:
-        run_id = described.run_id
-        with home.held(directory):
+        run_id = run_record.run_id
+        with home.lock_run(directory):
             record(directory, scored, read_tag)
     else:
         recipe = read_recipe(directory / "recipe.json")
         target = home.new_run(None, f"{directory.name}-on-{data.name}")
         tags = {"raylab.split": split, **read_tag}
-        opened = run_tracking.opening(target, recipe, meta, data, "evaluate", uri, described, described.run_id, tags)
+        opened = run_tracking.create_run(
+            target, recipe, meta, data, "evaluate", uri, run_record, run_record.run_id, tags
+        )
         run_id = opened.run_id
-        home.annotate(target, best_step=described.best_step)
-        with run_tracking.tracked(target, system=False):
+        home.annotate(target, best_step=run_record.best_step)
+        with run_tracking.track_run(target, system=False):
             scores.record(target, scored)
     if kind == "images":
-        scores.keep(directory, scored)  # the model's own card speaks of other data, too
+        scores.keep(directory, scored)  # the model card includes scores on other data
         model_card.write(directory, scored.parameters)
         home.share(directory)
         run_tracking.forward_now(directory)
     out = {
-        "run_id": described.run_id,
+        "run_id": run_record.run_id,
         "evaluation_run_id": run_id,
         "name": directory.name,
         "task": task,
@@ -134,75 +138,75 @@ def evaluate(
         if kind == "icu":
             icu_evaluation.tell(scored.more)
         say(f"  leakage: {in_words(leaked)}")
-        for name, found in leaked.get("parents", {}).items():
-            say(f"  leakage from {name}, whose weights were the start: {in_words(found)}")
+        for name, report in leaked.get("parents", {}).items():
+            say(f"  leakage from {name}, which provided the initial weights: {in_words(report)}")
         if reads > 1:
-            say(f"note: the test split of this data has now been read {reads} times for this run; if anything was")
-            say("  chosen after the first reading, this score is too good")
+            say(f"note: this run has now been scored on these test rows {reads} times; if you selected anything")
+            say("  after the first time, this score is optimistic")
         say("next: raylab compare        raylab ui")
     return Evaluation(directory.name, run_id, data, split, reads, out)
 
 
-def of_folder(task: str, directory: Path, folder: Path, split: str, quiet: bool) -> Path:
-    """The prepared directory, in the raylab home, of a data set as it was handed over: `folder` with images and label
-    lists or a manifest. It has the lists of `split` and the size of the run's images."""
-    found = discover(folder, splits=SPLITS if split == "all" else (split,))
+def prepare_folder(task: str, directory: Path, folder: Path, split: str, quiet: bool) -> Path:
+    """Prepare `folder`, with images and label lists or a manifest, in the raylab home, and return the directory. It has
+    the lists of `split` and images of the run's size."""
+    files = discover(folder, splits=SPLITS if split == "all" else (split,))
     size = read_model(directory)[2]["size"]
-    read = [folder.absolute(), *found.lists.values(), *([found.manifest] if found.manifest else [])]
+    read = [folder.absolute(), *files.lists.values(), *([files.manifest] if files.manifest else [])]
     text = "\n".join([str(size), *(f"{p}\t{sha256(p) if p.is_file() else ''}" for p in read)])
     out = home.home() / "prepared" / f"{folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     # `replace`: a file of the same name may have changed
-    options = {"size": size, "manifest": found.manifest, "images": found.images, "source": "covidx", **found.lists}
+    options = {"size": size, "manifest": files.manifest, "images": files.images, "source": "covidx", **files.lists}
     prepare.prepare(task, out, replace=True, quiet=quiet, **options)
     return out
 
 
 def leakage_of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
-    """overlap.leakage of the run's own training data; "parents": the same of every run, or file, that its weights
-    started from."""
-    described = home.note(directory)
+    """The result of `overlap.leakage` for the run's own training data; "parents": the same for every run or file from
+    which its weights were initialised."""
+    run_record = home.note(directory)
 
     def check(run: RunRecord) -> dict[str, Any]:
-        return leakage(described.task, Path(run.data), data, split, run.data_hash)
+        return leakage(run_record.task, Path(run.data), data, split, run.data_hash)
 
-    found, parents = check(described), {}
-    run = described
+    own, parents = check(run_record), {}
+    run = run_record
     while True:
         weights = read_recipe(directory / "recipe.json").model.weights_path
         if run.parent is None:
             if weights is not None:
-                parents[weights] = {"checked": False, "why": "a file of weights does not say what it was trained on"}
-            return found | ({"parents": parents} if parents else {})
+                parents[weights] = {"checked": False, "why": "the training data of a weights file is unknown"}
+            return own | ({"parents": parents} if parents else {})
         try:
             directory = home.find(run.parent)
         except UsageError:
             parents[run.parent] = {"checked": False, "why": "the run is no longer in this home"}
-            return found | {"parents": parents}
+            return own | {"parents": parents}
         run = home.note(directory)
         parents[run.name] = check(run)
 
 
 def check_split(split: str, splits: Sequence[str]) -> None:
-    """UsageError with the right names when `split` is none of them: a caller from Python may write anything."""
+    """Raise UsageError with the valid names if `split` is not one of `splits`; Python callers may pass any string."""
     if split not in splits:
         raise unknown("split", split, splits)
 
 
 def run_of_task(run: RunReference, task: str | None) -> Path:
-    """The directory of a run; DataError when it is of another task than the one given."""
+    """The directory of a run; DataError if `task` is given and the run is of another one."""
     directory = find_run(run)
-    described = home.note(directory)
-    if task not in (None, described.task):
-        raise DataError(f"run {directory.name} is of task '{described.task}', not '{task}'")
+    run_record = home.note(directory)
+    if task not in (None, run_record.task):
+        raise DataError(f"run {directory.name} is of task '{run_record.task}', not '{task}'")
     return directory
 
 
 def count_reads(directory: Path, data_hash: str, split: str) -> int:
-    """How often run `directory` has been scored on the test rows of this data, this time included if it reads them."""
-    described = home.note(directory)
-    own = data_hash == described.data_hash
-    elsewhere = described.test_reads_elsewhere
-    reads = described.test_reads if own else elsewhere.get(data_hash, 0)
+    """Count a read of this data's test rows if `split` has any; returns how often the run has been scored on them."""
+    run_record = home.note(directory)
+    own = data_hash == run_record.data_hash
+    elsewhere = run_record.test_reads_elsewhere
+    reads = run_record.test_reads if own else elsewhere.get(data_hash, 0)
     if split in READS_TEST:
         reads += 1
         if own:
@@ -213,7 +217,7 @@ def count_reads(directory: Path, data_hash: str, split: str) -> int:
 
 
 def record(directory: Path, scored: evaluation.Evaluation, tags: dict[str, str]) -> None:
-    """Scores on the run's own data go into the run itself."""
+    """Log scores on the run's own data, and `tags`, to its own MLflow run."""
     scores.record(directory, scored)
     if tags:
         Outbox(directory / "outbox").append({"kind": "tags", "values": tags})

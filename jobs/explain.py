@@ -1,4 +1,4 @@
-"""raylab explain: which hours and features moved a network's predictions, as plots in its MLflow run."""
+"""raylab explain: plot which hours and features influence a network's predictions, in its MLflow run."""
 
 import argparse
 import sys
@@ -20,12 +20,13 @@ EXAMPLE = "raylab explain ards --run NAME --data prepared/ards --split val"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", choices=[name for name, task in TASKS.items() if task.kind == "icu"])
-    parser.add_argument("--run", required=True)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--split", choices=["train", "val"], default="val")
-    parser.add_argument("--stay", metavar="ID", help="the patient's stay; that of the highest probability otherwise")
-    parser.add_argument("--rows", type=int, default=256, help="rows that the average is over, drawn")
+    parser.add_argument("task", choices=[name for name, task in TASKS.items() if task.kind == "icu"],
+                        help="task of the run")  # fmt: skip
+    parser.add_argument("--run", required=True, help="name, MLflow run id or directory of a finished run")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared directory of the task")
+    parser.add_argument("--split", choices=["train", "val"], default="val", help="split to explain (default: val)")
+    parser.add_argument("--stay", metavar="ID", help="stay to plot (default: the one with the highest probability)")
+    parser.add_argument("--rows", type=int, default=256, help="random rows to average over (default: 256)")
     individuals.add_option(parser)
 
 
@@ -40,29 +41,31 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     elif args.stay in samples.ids:
         one = int(np.flatnonzero(samples.ids == args.stay)[-1])
     else:
-        raise UsageError(f"no row of that stay in split '{args.split}'", do="take an id from raylab predict")
-    drawn = np.random.default_rng(recipe.seed).permutation(len(samples))[: args.rows]
+        raise UsageError(
+            f"split '{args.split}' has no row of that stay", do="use an id from the output of raylab predict"
+        )
+    rows = np.random.default_rng(recipe.seed).permutation(len(samples))[: args.rows]
     features = len(samples.spec["features"])
-    found = attributions(network, samples.batch(np.append(drawn, one)), features)
-    names, matrices = by_feature(found, samples.spec)
+    gradients = attributions(network, samples.batch(np.append(rows, one)), features)
+    names, matrices = by_feature(gradients, samples.spec)
     average = np.abs(matrices[:-1]).mean(0)
     synthetic = find_task(args.task).read_meta(data).synthetic
     figures = {
         "average": plots.attribution(
-            average, names, f"Integrated gradients, mean of {len(drawn)} rows", False, synthetic
+            average, names, f"Integrated gradients, mean of {len(rows)} rows", False, synthetic
         ),
         "one": plots.attribution(
             matrices[-1], names, f"Integrated gradients, one patient, p = {p[one]:.2f}", True, synthetic
         ),
     }
-    few = len(np.unique(samples.group[drawn])) < individuals.FEW
+    few = len(np.unique(samples.group[rows])) < individuals.FEW
     private = set() if synthetic or args.share_individuals else {"one", *(["average"] if few else [])}
     files = {name: write(directory, name, figure, name in private) for name, figure in figures.items()}
     hidden = [path for name, path in files.items() if name in private]
     send(directory, [path for path in files.values() if path not in hidden])
     ranked = sorted(zip(names, average.sum(1).tolist(), strict=True), key=lambda pair: -pair[1])
     if not args.quiet:
-        say(f"mean absolute share of the logit over {len(drawn)} rows of {args.split}:")
+        say(f"mean absolute attribution to the logit over {len(rows)} rows of {args.split}:")
         for name, share in ranked[:15]:
             say(f"  {name:<22} {share:.3f}")
         if shown := [path for path in files.values() if path not in hidden]:
@@ -71,7 +74,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             individuals.tell(hidden)
     return {
         "run_id": home.note(directory).run_id,
-        "rows": len(drawn),
+        "rows": len(rows),
         "features": dict(ranked),
         "plots": list(files.values()),
         "private": hidden,
@@ -79,7 +82,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write(directory: Path, name: str, figure: Any, private: bool) -> str:
-    """Draw a figure into the run's directory, below `individuals` when it is `private`; its path."""
+    """Save a figure in the run's directory, in `individuals` if it is `private`, and return its path."""
     folder = individuals.folder(directory) if private else directory / "plots"
     folder.mkdir(exist_ok=True)
     file = folder / f"explain-{name}.png"
@@ -89,7 +92,7 @@ def write(directory: Path, name: str, figure: Any, private: bool) -> str:
 
 
 def send(directory: Path, files: list[str]) -> None:
-    """Put plots into the run's MLflow run, as far as the server lets us."""
+    """Log plots to the run's MLflow run; they wait on disk if the server is unavailable."""
     outbox = Outbox(directory / "outbox")
     for file in files:
         outbox.append({"kind": "artifact", "path": file, "to": "plots"})

@@ -1,4 +1,4 @@
-"""raylab fit: parameters of the lung model for every ventilated stay and window of a source, with widths."""
+"""raylab fit: fit the lung model to every ventilated stay and time window of a source, with posterior widths."""
 
 import argparse
 import os
@@ -26,29 +26,30 @@ EXAMPLE = "raylab fit --source synthetic --patients 100 --out fits/synthetic"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", required=True, help=f"one of: {', '.join(SOURCES)}")
-    parser.add_argument("--path", type=Path, help="directory of the raw tables")
-    parser.add_argument("--patients", type=int, default=400, help="synthetic: how many")
-    parser.add_argument("--seed", type=int, default=0, help="synthetic: which")
-    parser.add_argument("--hours", type=float, default=48, help="gases before this hour of the stay are explained")
-    parser.add_argument("--window", type=float, default=fits.WINDOW_h, help="hours that share one set of parameters")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="on storage that all nodes share")
+    parser.add_argument("--path", type=Path, help="directory of the raw data")
+    parser.add_argument("--patients", type=int, default=400, help="number of synthetic patients (default: 400)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of synthetic patients (default: 0)")
+    parser.add_argument("--hours", type=float, default=48, help="use gases before this hour of the stay (default: 48)")
+    parser.add_argument("--window", type=float, default=fits.WINDOW_h,
+                        help=f"hours that share one set of parameters (default: {fits.WINDOW_h:g})")  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new directory on shared storage")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of a local Ray; 0 computes in this "
-                        "process. With RAY_ADDRESS the cluster is used, all of it")  # fmt: skip
-    parser.add_argument("--name", help="of the tracked run; made from the time otherwise")
+                        "process; if RAY_ADDRESS is set, its whole cluster is used (default: 0)")  # fmt: skip
+    parser.add_argument("--name", help="name of the tracked run (default: made from the time)")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.source not in SOURCES:
         raise unknown("source", args.source, SOURCES)
     if args.path is None and args.source != "synthetic":
-        raise UsageError(f"source '{args.source}' needs the directory of its raw data", do="give --path")
+        raise UsageError(f"source '{args.source}' needs the directory of its raw data", do="add --path DIR")
     out = args.out.absolute()
     if out.exists() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty", do="give --out a new or empty directory")
+        raise DataError(f"{out} is not empty", do="choose a new or empty directory for --out")
     table = source_gases(args.source, args.path or Path(), args.patients, args.seed, args.hours, args.window)
     directory = home.new_run(args.name, "fit")
     synthetic = args.source == "synthetic"
-    with home.held(directory):
+    with home.lock_run(directory):
         params = {
             "source": args.source,
             "hours": args.hours,
@@ -57,24 +58,24 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             "gases": len(table),
         }
         run_tracking.open_work(directory, "fit", "fit", args.seed, synthetic, args.source, out, params)
-        with run_tracking.tracked(directory):
+        with run_tracking.track_run(directory):
             if not args.quiet:
                 say(f"{len(table):,} gases of {params['stays']:,} ventilated stays{', SYNTHETIC' if synthetic else ''}")
-            told = fitted(table, out, directory, args)
-            write_json(out / "summary.json", {**params, "synthetic": synthetic, **told})
-            numbers = {f"fit/{name}/median": facts["median"] for name, facts in told["parameters"].items()}
+            summary = fit_chunks(table, out, directory, args)
+            write_json(out / "summary.json", {**params, "synthetic": synthetic, **summary})
+            numbers = {f"fit/{name}/median": facts["median"] for name, facts in summary["parameters"].items()}
             Outbox(directory / "outbox").append(
                 {"kind": "metrics", "step": 0, "values": {k: v for k, v in numbers.items() if v is not None}},
                 {"kind": "artifact", "path": str(out / "summary.json"), "to": ""},
             )
     if not args.quiet:
-        tell(told)
-        say(f"wrote {out / 'fits.parquet'}: one row a stay and window, for its owner alone")
-    return {"run_id": home.note(directory).run_id, "name": directory.name, "out": str(out), **params, **told}
+        tell(summary)
+        say(f"wrote {out / 'fits.parquet'}: a row per stay and window, readable only by you")
+    return {"run_id": home.note(directory).run_id, "name": directory.name, "out": str(out), **params, **summary}
 
 
 def source_gases(source: str, path: Path, patients: int, seed: int, hours: float, window_h: float) -> pl.DataFrame:
-    """`gases` before `hours` of all stays of a source, with the number of their `window`. DataError when none is."""
+    """The blood gases before `hours` of all stays of a source, with the number of their `window`. DataError if none."""
     tables = []
     with tempfile.TemporaryDirectory() as scratch:
         for events in SOURCES[source](Raw(path, Path(scratch), patients, seed)).parts():
@@ -83,14 +84,14 @@ def source_gases(source: str, path: Path, patients: int, seed: int, hours: float
     table = pl.concat(tables).filter(pl.col("time") < hours)
     if table.is_empty():
         raise DataError(
-            f"source '{source}' has no arterial gas of a ventilated patient with its FiO2 before {hours:g} h",
+            f"source '{source}' has no arterial blood gas with FiO2 of a ventilated patient before {hours:g} h",
             do="raise --hours, or check the raw data",
         )
     return table.with_columns(window=(pl.col("time") / window_h).floor().cast(pl.Int32))
 
 
-def fitted(table: pl.DataFrame, out: Path, directory: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Fit all chunks, in this process or over Ray; fits.parquet in `out` and its summary."""
+def fit_chunks(table: pl.DataFrame, out: Path, directory: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Fit all chunks, in this process or on Ray; writes fits.parquet in `out` and returns its summary."""
     chunks = fits.chunks(table, out)
     keep_out_of_git_and_uploads(out)
     remote = args.workers > 0 or bool(os.environ.get("RAY_ADDRESS"))
@@ -110,20 +111,21 @@ def fitted(table: pl.DataFrame, out: Path, directory: Path, args: argparse.Names
     return fits.summary(every, residuals)
 
 
-def tell(told: dict[str, Any]) -> None:
-    say(f"{told['fits']:,} fits of {told['stays']:,} stays: {told['one_reading']:,} to one gas, "
-        f"{told['without_steady_state']} without a steady state, {told['not_settled']} not settled; "
-        f"median rms of residuals {told['rms_median']:.2f} sd")  # fmt: skip
-    for name, facts in told["parameters"].items():
+def tell(summary: dict[str, Any]) -> None:
+    """Print the summary of fits."""
+    say(f"{summary['fits']:,} fits of {summary['stays']:,} stays: {summary['one_reading']:,} to a single gas, "
+        f"{summary['without_steady_state']} without a steady state, {summary['not_settled']} not converged; "
+        f"median RMS of residuals {summary['rms_median']:.2f} SD")  # fmt: skip
+    for name, facts in summary["parameters"].items():
         if facts["identified"]:
             shown = f"median {facts['median']:.3g} (P10 {facts['p10']:.3g}, P90 {facts['p90']:.3g}), "
-            shown += f"95 % width {facts['median_width']:.3g}"
+            shown += f"95% width {facts['median_width']:.3g}"
         else:
             shown = "not identifiable in any patient; showing the prior"
         say(f"  {name:<24} identified in {facts['identified']:,}, not measured in {facts['never_measured']:,}; {shown}")
-    for output, facts in told["residuals"].items():
-        say(f"  residuals of {output:<14} n {facts['n']:,}, median {facts['median']:+.2f} sd, "
-            f"median absolute {facts['median_abs']:.2f} sd, {facts['within_2_sd']:.0%} within 2 sd")  # fmt: skip
+    for output, facts in summary["residuals"].items():
+        say(f"  residuals of {output:<14} n {facts['n']:,}, median {facts['median']:+.2f} SD, "
+            f"median absolute {facts['median_abs']:.2f} SD, {facts['within_2_sd']:.0%} within 2 SD")  # fmt: skip
 
 
 if __name__ == "__main__":

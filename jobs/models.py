@@ -1,4 +1,4 @@
-"""raylab models: the networks for chest X-rays with what they cost, beside the published figures."""
+"""raylab models: list the networks for chest X-rays with their cost, next to the published figures."""
 
 import argparse
 import statistics
@@ -13,7 +13,7 @@ from raylab.config.recipe import model_family
 EXAMPLE = "raylab models --size 96 --names covidnet resnet50 densenet121"
 
 CLASSES = 3
-AT = 480  # px: the input of the published parameters and MACs
+AT = 480  # px: input size of the published parameters and MACs
 PUBLISHED = {  # (millions of parameters, GMACs) at 480 px: Wang and Wong, arXiv 2003.09871, and their repository
     "covidnet": (11.7, 7.50),
     "covidnet-large": (40.2, 23.63),
@@ -23,9 +23,11 @@ PUBLISHED = {  # (millions of parameters, GMACs) at 480 px: Wang and Wong, arXiv
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="these; else our own and the published ones")
-    parser.add_argument("--size", type=int, default=224, help="pixels a side of the images that are timed")
-    parser.add_argument("--batch", type=int, default=8, help="images of a timed training step")
+    parser.add_argument("--names", nargs="+", metavar="NAME",
+                        help="networks to list (default: raylab's own and the published ones)")  # fmt: skip
+    parser.add_argument("--size", type=int, default=224,
+                        help="size of the timed images in pixels per side (default: 224)")  # fmt: skip
+    parser.add_argument("--batch", type=int, default=8, help="images per timed training step (default: 8)")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -38,14 +40,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def cost(name: str, size: int, batch: int) -> dict[str, Any]:
-    """Parameters, MACs at 480 px beside the published ones, and images/s of a training step on this machine."""
+    """Parameters and MACs at 480 px, the published ones, and images/s of a training step on this machine."""
     import torch
 
     from raylab.models import IMAGES, network
     from raylab.models.vision import describe
 
     make = network(IMAGES, name)
-    # Counted on the meta device, where nothing is computed
+    # The meta device counts without computing
     with torch.device("meta"):
         counted = describe(make(model_family(name)(name=name), {"size": AT}, CLASSES), AT)
     parameters, gmacs = PUBLISHED.get(name, (None, None))
@@ -54,7 +56,7 @@ def cost(name: str, size: int, batch: int) -> dict[str, Any]:
     model = make(model_family(name)(name=name), {"size": size}, CLASSES).train()
     x, y = torch.randn(batch, 1, size, size), torch.arange(batch) % CLASSES
     seconds = []
-    for _ in range(4):  # the first pays for memory and threads
+    for _ in range(4):  # the first step allocates memory and starts threads, and is discarded
         started = time.perf_counter()
         torch.nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
         seconds.append(time.perf_counter() - started)
@@ -69,6 +71,7 @@ def cost(name: str, size: int, batch: int) -> dict[str, Any]:
 
 
 def tell(rows: list[dict[str, Any]], size: int) -> None:
+    """Print the table of networks."""
     say(f"{'':18}{'parameters, M':>24}{f'GMACs at {AT} px':>24}{'images/s':>12}")
     say(f"{'network':18}{'here':>12}{'published':>12}{'here':>12}{'published':>12}{f'at {size} px':>12}")
 
@@ -84,8 +87,9 @@ def tell(rows: list[dict[str, Any]], size: int) -> None:
             f"{row['images_per_s']:.1f}",
         ]
         say(f"{row['name']:18}" + "".join(f"{text:>12}" for text in columns))
-    say("images/s: forward and backward of one training step, one thread of this machine's CPU")
-    say("covidnet, covidnet-large: reconstructions, as no architecture was published; other models: any of torchvision")
+    say("images/s: forward and backward pass of a training step on one CPU thread of this machine")
+    say("covidnet, covidnet-large: reconstructions, because no architecture was published")
+    say("--names also accepts any classification model of torchvision")
 
 
 if __name__ == "__main__":

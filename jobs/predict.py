@@ -1,4 +1,4 @@
-"""raylab predict: probabilities of every row, as parquet."""
+"""raylab predict: write the probabilities of every row to a parquet file."""
 
 import argparse
 import os
@@ -25,15 +25,15 @@ Split = Literal["train", "val", "test", "all"]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task")
-    parser.add_argument("--run", required=True)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--split", choices=get_args(Split), default="all")
-    parser.add_argument("--out", type=Path, required=True, metavar="P.parquet")
+    parser.add_argument("task", help="task of the run")
+    parser.add_argument("--run", required=True, help="name, MLflow run id or directory of a finished run")
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared directory of the task")
+    parser.add_argument("--split", choices=get_args(Split), default="all", help="split to predict (default: all)")
+    parser.add_argument("--out", type=Path, required=True, metavar="P.parquet", help="output file")
     parser.add_argument(
         "--explain",
         action="store_true",
-        help="of images: Grad-CAM sheets in the run's directory, and a column `outside`",
+        help="images: also write Grad-CAM sheets in the run's directory and a column `outside`",
     )
     individuals.add_option(parser)
 
@@ -63,23 +63,24 @@ def predict(
     share_individuals: bool = False,
     quiet: bool = False,
 ) -> Predictions:
-    """Write a run's probabilities of every row of a split to the parquet file `out`, for its owner alone.
+    """Write a run's probabilities of every row of a split to the parquet file `out`, readable only by its owner.
 
-    `task`: DataError when the run is of another one. `explain`: of images, also Grad-CAM sheets and a column `outside`,
-    the part of each map outside the lung field; `share_individuals` sends sheets of real patients to MLflow. Test rows
-    of the run's own data count as a read of its test split. DataError when `out` is a file of another kind.
+    `task`: DataError if the run is of another task. `explain`: for images, also write Grad-CAM sheets and a column
+    `outside`, the fraction of each map outside the lung field; `share_individuals` sends sheets of real patients to
+    MLflow. Test rows of the run's own data count as a read of its test split. DataError if `out` is a file of another
+    kind.
     """
     check_split(split, get_args(Split))
     directory, data, out = run_of_task(run, task), Path(data).absolute(), Path(out)
     task = home.note(directory).task
     outputs.check(out, "--out", "predictions")
     if explain and find_task(task).kind != "images":
-        raise UsageError("--explain shows where a network looks in images", f"'{task}' has none")
+        raise UsageError("--explain requires a task on images", f"'{task}' is not one")
     job, recipe, samples, network = scores.load(directory, data, split)
     if out.suffix != ".parquet":
         raise UsageError(
             f"--out {out} does not end in .parquet",
-            "it will be a parquet file, and by that name git and Ray leave it out",
+            "it is a parquet file of patient data, and git and Ray ignore files with this ending",
             f"--out {out.with_suffix('.parquet')}",
         )
     p = scores.probabilities(job, recipe, samples, network)
@@ -90,11 +91,11 @@ def predict(
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.with_name(f".{out.name}.{os.getpid()}")
     with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        frame.write_parquet(file)  # it names patients' rows: for its owner alone
+        frame.write_parquet(file)  # it identifies patients, so only its owner can read it
     work.replace(out)
-    described = home.note(directory)
-    if find_task(task).read_meta(data).data_hash == described.data_hash and split in {"test", "all"}:
-        reads = described.test_reads + 1  # the file holds test rows
+    run_record = home.note(directory)
+    if find_task(task).read_meta(data).data_hash == run_record.data_hash and split in {"test", "all"}:
+        reads = run_record.test_reads + 1  # the file holds test rows
         home.annotate(directory, test_reads=reads)
         Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.test_reads": str(reads)}})
         run_tracking.forward_now(directory)
@@ -111,9 +112,9 @@ def predict(
         if explain:
             outside = details["outside"]
             say(
-                "Grad-CAM: no map shows anything: the network answers the same everywhere"
+                "Grad-CAM: all maps are empty, because the output does not depend on the input"
                 if outside is None
-                else f"Grad-CAM: {outside:.0%} of the maps lies outside the lung field (43 % of an even one would)"
+                else f"Grad-CAM: {outside:.0%} of the maps is outside the lung field (43% for a uniform map)"
             )
             if details["private"]:
                 individuals.tell(details["private"])
@@ -125,8 +126,9 @@ def predict(
 def write_sheets(
     directory: Path, split: str, share: bool, samples: Any, network: Any, p: np.ndarray, outside: np.ndarray
 ) -> dict[str, Any]:
-    """Sheets into the run's directory; they show single patients, so they go to its MLflow run only when synthetic or
-    shared. {"sheets", "private": those that stay, "outside": mean over rows, None where all maps are empty}."""
+    """Write Grad-CAM sheets in the run's directory; they show single patients, so they go to its MLflow run only if the
+    data is synthetic or `share` is set. Returns {"sheets", "private": sheets that stay local, "outside": mean over
+    rows, None if all maps are empty}."""
     synthetic = samples.meta.synthetic
     private = not (synthetic or share)
     folder = individuals.folder(directory) if private else directory / "plots"

@@ -1,4 +1,4 @@
-"""raylab recipe: every field of a shipped recipe, with its value and what it is."""
+"""raylab recipe: print every field of a shipped recipe with its value and description."""
 
 import argparse
 import sys
@@ -16,8 +16,8 @@ EXAMPLE = "raylab recipe ards --model boosting"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", help=f"one of: {', '.join(TASKS)}")
-    parser.add_argument("--model", metavar="NAME", help="another model than the recipe's own")
-    parser.add_argument("--smoke", action="store_true", help="the task's small recipe")
+    parser.add_argument("--model", metavar="NAME", help="model (default: that of the recipe)")
+    parser.add_argument("--smoke", action="store_true", help="use the task's small recipe for quick tests")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:

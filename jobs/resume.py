@@ -1,4 +1,4 @@
-"""raylab resume: go on with an interrupted run or search from its own recipe, data and checkpoints."""
+"""raylab resume: continue an interrupted run or search from its own recipe, data and checkpoints."""
 
 import argparse
 import sys
@@ -26,35 +26,34 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 @verb_environment()
 def resume(run: RunReference, *, quiet: bool = False) -> Run:
-    """Continue an interrupted run or search to its end: the result is that of an undisturbed one.
+    """Continue an interrupted run or search to its end; the result is the same as without the interruption.
 
-    Raises UsageError when it is of a verb that trains nothing, DataError when its data has changed, and RunError when
-    it fails again.
+    Raises UsageError if its verb does not train, DataError if its data has changed, and RunError if it fails again.
     """
     directory = find_run(run)
-    described = home.note(directory)
-    if described.kind not in ("train", "transfer", "tune"):
+    run_record = home.note(directory)
+    if run_record.kind not in ("train", "transfer", "tune"):
         raise UsageError(
-            f"{directory.name} is neither a run that trains nor a search, but of the verb '{described.kind}'",
-            "simulate, fit and benchmark go on from what is there",
-            "give the same command again",
+            f"{directory.name} is not a training run or search, but a run of '{run_record.kind}'",
+            "simulate, fit and benchmark continue from existing results",
+            "run the same command again",
         )
-    recipe, data = read_recipe(directory / "recipe.json"), Path(described.data)
-    with home.held(directory):
-        if find_task(recipe.task).read_meta(data).data_hash != described.data_hash:
+    recipe, data = read_recipe(directory / "recipe.json"), Path(run_record.data)
+    with home.lock_run(directory):
+        if find_task(recipe.task).read_meta(data).data_hash != run_record.data_hash:
             raise DataError(
-                f"{data} is no longer the data that {directory.name} began with",
+                f"{data} is no longer the data with which {directory.name} started",
                 "its data hash differs, so the result would not be that of an undisturbed run",
-                f"restore the data, or start anew: raylab {described.kind} {recipe.task} --data {data}",
+                f"restore the data, or start a new run: raylab {run_record.kind} {recipe.task} --data {data}",
             )
-        if described.kind == "tune":
+        if run_record.kind == "tune":
             run_tracking.checked_address()  # new trials need the server
-        run_tracking.reopen(directory)
-        if described.kind == "tune":
-            return Run.of(tune.go_on(directory, recipe, data, quiet))
-        ancestor = described.parent_directory or described.parent
+        run_tracking.mark_running(directory)
+        if run_record.kind == "tune":
+            return Run.of(tune.continue_search(directory, recipe, data, quiet))
+        ancestor = run_record.parent_directory or run_record.parent
         parent = None if ancestor is None else home.find(ancestor)
-        return Run.of(train.go_on(directory, recipe, data, parent, quiet))
+        return Run.of(train.continue_run(directory, recipe, data, parent, quiet))
 
 
 if __name__ == "__main__":

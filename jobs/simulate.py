@@ -1,4 +1,4 @@
-"""raylab simulate: a sweep of the lung model as Ray tasks, resumable; or one virtual patient looked at."""
+"""raylab simulate: run a resumable sweep of the lung model as Ray tasks, or plot one virtual patient."""
 
 import argparse
 import os
@@ -32,25 +32,27 @@ MANOEUVRE = ("10:fio2=0.8", "30:peep_cmH2O=15", "110:rate_per_min=28")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sweep", choices=[*sweep.RECIPES, VIEW], help="living: everything varies; patient: what --set "
-                        "says; view: one patient's tornado plot and time course")  # fmt: skip
+    parser.add_argument("sweep", choices=[*sweep.RECIPES, VIEW], help="living: all inputs vary; patient: only the "
+                        "inputs of --set vary; view: tornado plot and time course of one patient")  # fmt: skip
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="INPUT=VALUE|DIST",
-                        help="shunt=0.3, or shunt=uniform(.05,.4), loguniform(a,b), normal(mean,sd,low,high), "
+                        help="shunt=0.3, or shunt=uniform(0.05,0.4), loguniform(a,b), normal(mean,sd,low,high), "
                         "lognormal(median,log_sd,low,high)")  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="DIR", help="of the sweep, on storage that all nodes share; the "
-                        "same command goes on with an interrupted one")  # fmt: skip
-    parser.add_argument("--size", type=int, help="rows (grid: levels of each input)")
-    parser.add_argument("--design", choices=["sobol", "lhs", "grid"])
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--chunk", type=int, help="rows of one task and file")
-    parser.add_argument("--compiled", action="store_true", help="solve by torch.compile: several times as fast "
-                        "after some ten seconds; needs a C++ compiler on every node")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR", help="directory of the sweep on shared storage; the same "
+                        "command continues an interrupted sweep")  # fmt: skip
+    parser.add_argument("--size", type=int, help="rows (grid: levels of each input; default: of the sweep's recipe)")
+    parser.add_argument("--design", choices=["sobol", "lhs", "grid"],
+                        help="sampling design (default: of the sweep's recipe)")  # fmt: skip
+    parser.add_argument("--seed", type=int, help="seed of the design (default: of the sweep's recipe)")
+    parser.add_argument("--chunk", type=int, help="rows per task and file (default: of the sweep's recipe)")
+    parser.add_argument("--compiled", action="store_true", help="solve with torch.compile: several times faster after "
+                        "about 10 s of compilation; needs a C++ compiler on every node")  # fmt: skip
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of a local Ray; 0 computes in this "
-                        "process. With RAY_ADDRESS the cluster is used, all of it")  # fmt: skip
+                        "process; if RAY_ADDRESS is set, its whole cluster is used (default: 0)")  # fmt: skip
     parser.add_argument("--change", nargs="+", action="extend", metavar="MINUTE:SETTING=VALUE",
-                        help=f"view: changes of settings; {' '.join(MANOEUVRE)} otherwise")  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=COURSE_min, help="view: length of the course")
-    parser.add_argument("--name", help="of the tracked run; by default that of --out")
+                        help=f"view: changes of ventilator settings (default: {' '.join(MANOEUVRE)})")  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=COURSE_min,
+                        help=f"view: length of the time course in minutes (default: {COURSE_min:g})")  # fmt: skip
+    parser.add_argument("--name", help="name of the tracked run (default: that of --out)")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -65,14 +67,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Begin the sweep in `out` or go on with it; tracked as one MLflow run however often it is interrupted."""
+    """Start or continue the sweep in `out`; it stays one MLflow run however often it is interrupted."""
     task = next(task for task in TASKS.values() if task.meta is SweepMeta)
     chunks = sweep.begin(made, out)
     directory = run_directory(args.name or out.name, out)
-    with home.held(directory):
+    with home.lock_run(directory):
         params = {"design": made.design, "size": made.size, "rows": made.rows(), "chunk": made.chunk, **made.inputs}
         run_tracking.open_work(directory, "simulate", "sweep", made.seed, True, "lung model sweep", out, params)
-        with run_tracking.tracked(directory):
+        with run_tracking.track_run(directory):
             progress = Rate(made, args.quiet, directory)
             remote = args.workers > 0 or bool(os.environ.get("RAY_ADDRESS"))
             with ray_session(args.workers, directory / "ray.log") if remote else nullcontext():
@@ -84,44 +86,44 @@ def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
                 {"kind": "tags", "values": {"raylab.data_hash": meta.data_hash}},
                 {"kind": "artifact", "path": str(out / "meta.json"), "to": ""},
             )
-    task.read_meta(out)  # what its loader will ask
-    told = {"rows": meta.rows, "status": meta.status, "counts": meta.counts, "data_hash": meta.data_hash}
+    task.read_meta(out)  # raises if the task could not load it
+    facts = {"rows": meta.rows, "status": meta.status, "counts": meta.counts, "data_hash": meta.data_hash}
     if not args.quiet:
         say(f"{out}: {meta.rows:,} rows, " + "; ".join(f"{n:,} {what}" for what, n in meta.status.items()))
         say(f"data hash {meta.data_hash}")
         say(f"next: raylab train {task.name} --data {out}")
-    described = home.note(directory)
-    return {"run_id": described.run_id, "name": directory.name, "out": str(out), "synthetic": True, **told}
+    run_record = home.note(directory)
+    return {"run_id": run_record.run_id, "name": directory.name, "out": str(out), "synthetic": True, **facts}
 
 
 def run_directory(name: str, out: Path) -> Path:
-    """The run that tracks the sweep in `out`: the one that began it, or a new one."""
+    """The run that tracks the sweep in `out`: the existing one, or a new one."""
     directory = home.home() / "runs" / name
     if (directory / "run.json").is_file():
-        described = home.note(directory)
-        if described.kind == "simulate" and described.data == str(out):
+        run_record = home.note(directory)
+        if run_record.kind == "simulate" and run_record.data == str(out):
             return directory
-        raise UsageError(f"there is already a run named '{name}'", f"of {described.data}", "choose another --name")
+        raise UsageError(f"there is already a run named '{name}'", f"of {run_record.data}", "choose another --name")
     return home.new_run(name, "sweep")
 
 
 class Rate:
-    """Told of every chunk: prints progress now and then, and puts rows and rate into the run."""
+    """Called after every chunk: prints progress every TELL_SECONDS, and logs rows and rows/s to the run."""
 
     def __init__(self, made: Sweep, quiet: bool, directory: Path) -> None:
         self.made, self.quiet, self.outbox = made, quiet, Outbox(directory / "outbox")
-        self.began, self.told, self.first = time.monotonic(), 0.0, 0
+        self.began, self.reported_at, self.first = time.monotonic(), 0.0, 0
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if self.told == 0.0:
-            self.first, self.began, self.told = done, now, now
+        if self.reported_at == 0.0:
+            self.first, self.began, self.reported_at = done, now, now
             if done and not self.quiet:
-                say(f"{done} of {total} chunks are there already")
+                say(f"{done} of {total} chunks exist already")
             return
-        if done < total and now - self.told < TELL_SECONDS:
+        if done < total and now - self.reported_at < TELL_SECONDS:
             return
-        self.told = now
+        self.reported_at = now
         rows = min(done * self.made.chunk, self.made.rows())
         pace = (rows - self.first * self.made.chunk) / (now - self.began)
         self.outbox.append({"kind": "metrics", "step": done, "values": {"rows": rows, "rows_per_s": pace}})
@@ -131,27 +133,27 @@ class Rate:
 
 
 def view(args: argparse.Namespace, changes: dict[str, str]) -> dict[str, Any]:
-    """Tornado and time course of one patient, as artifacts of a tracked run."""
-    from raylab.physiology import views  # brings matplotlib, which no sweep needs
+    """Log the tornado plot and time course of one patient as artifacts of a tracked run."""
+    from raylab.physiology import views  # imports matplotlib, which sweeps do not need
 
     try:
         values = {name: float(value) for name, value in changes.items()}
     except ValueError as error:
-        raise UsageError("view takes numbers, as it shows one patient", str(error), "--set shunt=0.3") from error
+        raise UsageError("view requires numbers, not distributions", str(error), "--set shunt=0.3") from error
     steps = [change(text) for text in args.change or MANOEUVRE]
     patient = inputs(values)
     check(patient)
-    found = steady_state(patient)
-    if int(found.status) != 0:
-        raise UsageError(f"this patient has no values to view: {STATUS[int(found.status)]}", do="change --set")
+    state = steady_state(patient)
+    if int(state.status) != 0:
+        raise UsageError(f"the model has no solution for this patient: {STATUS[int(state.status)]}", do="change --set")
     table = views.one_at_a_time(patient)
     words = ", ".join(f"{name} {value:g}" for name, value in values.items()) or "usual values"
     title = f"virtual patient (synthetic): {words}"
     figures = {"tornado": views.tornado(table, title), "course": views.traces(patient, steps, args.minutes, title)}
     directory = home.new_run(args.name, "patient")
-    with home.held(directory):
+    with home.lock_run(directory):
         run_tracking.open_work(directory, "simulate", "patient", 0, True, "lung model", directory, values)
-        with run_tracking.tracked(directory, system=False):
+        with run_tracking.track_run(directory, system=False):
             outbox = Outbox(directory / "outbox")
             (directory / "plots").mkdir(exist_ok=True)
             for name, figure in figures.items():
@@ -160,7 +162,7 @@ def view(args: argparse.Namespace, changes: dict[str, str]) -> dict[str, Any]:
                 outbox.append({"kind": "artifact", "path": str(path), "to": "plots"})
             write_json(directory / "tornado.json", table)
             outbox.append({"kind": "artifact", "path": str(directory / "tornado.json"), "to": ""})
-            here = {name: value.item() for name, value in found.values.items()}
+            here = {name: value.item() for name, value in state.values.items()}
             outbox.append({"kind": "metrics", "step": 0, "values": here})
     if not args.quiet:
         say("  ".join(f"{name} {value:.4g}" for name, value in here.items()))
@@ -177,7 +179,7 @@ def change(text: str) -> tuple[float, dict[str, float]]:
             raise ValueError("there is no ':'")
         return float(minute), {name: float(value) for name, value in parse_assignments([rest]).items()}
     except (ValueError, TypeError) as error:
-        raise UsageError(f"'{text}' is no change", str(error), "write for example --change 10:fio2=0.8") from error
+        raise UsageError(f"'{text}' is not MINUTE:SETTING=VALUE", str(error), "--change 10:fio2=0.8") from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""raylab sync: send to MLflow what is still on disk. Safe to repeat."""
+"""raylab sync: send records that are waiting on disk to MLflow. It is safe to repeat."""
 
 import argparse
 import sys
@@ -17,7 +17,7 @@ FOLLOW_SECONDS = 15.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--follow", action="store_true", help=f"again every {FOLLOW_SECONDS:.0f} s, until ended")
+    parser.add_argument("--follow", action="store_true", help=f"repeat every {FOLLOW_SECONDS:.0f} s until interrupted")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -28,8 +28,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def once(quiet: bool) -> dict[str, Any]:
-    """Send what there is; what is left, and why, is in the result."""
-    models = 0  # before the records, which say what was registered
+    """Send all waiting records and models; the result counts what remains, with the errors."""
+    models = 0  # models first, because logging one may add records
     for directory, run in (*home.records(), *home.records("*/trials/*")):
         if run.model_logged is False and run_tracking.log_model(directory, run.input_shape):
             models += 1

@@ -1,4 +1,4 @@
-"""raylab train: a recipe and a data directory -> a tracked run, on any number of workers."""
+"""raylab train: train a recipe on a prepared directory as a tracked run, on any number of workers."""
 
 import argparse
 import json
@@ -35,21 +35,23 @@ EXAMPLE = "raylab train ards --data prepared/ards --smoke --workers 0"
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", help=f"one of: {', '.join(TASKS)}")
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="prepared directory, on storage that all nodes share"
+        "--data", type=Path, required=True, metavar="DIR", help="prepared directory on storage that all nodes share"
     )
     add_recipe_options(parser)
-    parser.add_argument("--workers", metavar="N|MIN:MAX", help="0 trains in this process, without Ray")
-    parser.add_argument("--name", help="of the run; made from task and time otherwise")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, say what each worker does, start nothing"
+        "--workers", metavar="N|MIN:MAX", help="number of workers (default: the recipe's); 0 trains in this process"
+    )
+    parser.add_argument("--name", help="name of the run (default: made from task and time)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything and print the work of each worker; start nothing"
     )
     parser.add_argument("--from", dest="parent", metavar="RUN", help="start from the weights of this run")
 
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--smoke", action="store_true", help="the task's small recipe")
+    parser.add_argument("--smoke", action="store_true", help="use the task's small recipe for quick tests")
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="PATH=VALUE", help="e.g. --set optim.lr=3e-4"
+        "--set", nargs="+", action="extend", default=[], metavar="PATH=VALUE", help="recipe fields, e.g. optim.lr=3e-4"
     )
 
 
@@ -70,7 +72,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 Workers = int | tuple[int, int] | str
-"""0: in this process, without Ray; N; (MIN, MAX), or "MIN:MAX" as on the command line: as many as the cluster has."""
+"""0: in this process, without Ray; N; (MIN, MAX) or "MIN:MAX": as many of these as the cluster has room for."""
 
 
 @verb_environment()
@@ -87,12 +89,12 @@ def train(
 ) -> Run:
     """Train a new run, log it to MLflow, and score its best epoch on the validation split.
 
-    `recipe`: a recipe, or the name of a task for the recipe that ships with it, its small one with `smoke`.
-    `data`: a prepared directory of the task. `settings`: recipe fields by path, {"optim.lr": 3e-4}. `workers`: else the
-    recipe's. `name`: made from task and time otherwise. `parent`: the run whose weights this one starts from.
+    `recipe`: a recipe, or the name of a task for its shipped recipe (with `smoke`, its small one). `data`: a prepared
+    directory of the task. `settings`: recipe fields by path, {"optim.lr": 3e-4}. `workers` defaults to the recipe's,
+    `name` to one made from task and time. `parent`: the run whose weights this one starts from.
 
-    Raises UsageError, DataError or TrackingError for everything that can be refused, before the run exists, and
-    RunError when it fails: `resume` then continues it.
+    Raises UsageError, DataError or TrackingError for invalid input, before the run exists, and RunError if the run
+    fails; `resume` then continues it.
     """
     recipe = build_recipe(recipe, settings or {}, workers, smoke)
     start_from = None if parent is None else find_run(parent)
@@ -102,9 +104,9 @@ def train(
 def build_recipe(
     recipe: Recipe | str, settings: Mapping[str, Any], workers: Workers | None = None, smoke: bool = False
 ) -> Recipe:
-    """The recipe, or that of a task, with settings and workers put in."""
+    """The given recipe, or the shipped one of a task, with `settings` and `workers` applied."""
     if smoke and isinstance(recipe, Recipe):
-        raise UsageError("smoke chooses the small recipe that ships with a task, and a recipe was given", do="leave it")
+        raise UsageError("`smoke` selects a task's small recipe, but a recipe was given", do="pass only one of them")
     chosen = recipe if isinstance(recipe, Recipe) else shipped_recipe(recipe, smoke)
     return override(chosen, {**settings, **({} if workers is None else {"scaling.workers": workers})})
 
@@ -112,7 +114,7 @@ def build_recipe(
 def start(
     recipe: Recipe, data: Path, name: str | None, parent: Path | None, quiet: bool, kind: Kind = "train"
 ) -> dict[str, Any]:
-    """Train a new run. Everything that can be refused is refused before the run exists."""
+    """Train a new run. All input is checked before the run exists."""
     meta = find_task(recipe.task).read_meta(data)
     uri = run_tracking.checked_address()
     recipe = enough_shards(run_tracking.with_weights(recipe, uri), quiet)
@@ -120,27 +122,27 @@ def start(
     if parent is not None:
         read_model(parent)
     directory = home.new_run(name, recipe.task)
-    with home.held(directory):
+    with home.lock_run(directory):
         ancestor = None if parent is None else home.note(parent)
-        run_tracking.opening(directory, recipe, meta, data, kind, uri, ancestor)
+        run_tracking.create_run(directory, recipe, meta, data, kind, uri, ancestor)
         if parent is not None:
-            home.annotate(directory, parent_directory=str(parent))  # of a colleague's home, perhaps
-        return go_on(directory, recipe, data, parent, quiet)
+            home.annotate(directory, parent_directory=str(parent))  # it may be in another user's home
+        return continue_run(directory, recipe, data, parent, quiet)
 
 
 def enough_shards(recipe: Recipe, quiet: bool) -> Recipe:
-    """The recipe with a shard for each worker that it may have; says so where it has more shards for that."""
+    """The recipe with at least one shard per worker; prints a message if that raises the number of shards."""
     enough = with_enough_shards(recipe)
     if enough != recipe and not quiet:
         most = enough.loop.shards
         say(
-            f"loop.shards is {most} instead of {recipe.loop.shards}, for up to {most} workers; it is part of the result"
+            f"loop.shards is raised from {recipe.loop.shards} to {most} for up to {most} workers; it affects the result"
         )
     return enough
 
 
 def dry_run(recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
-    """Check a recipe and its data as `start` does, and print how its largest number of workers shares a batch."""
+    """Check a recipe and its data as `start` does, and print how its maximum number of workers divides a batch."""
     find_task(recipe.task).read_meta(data)
     recipe = enough_shards(recipe, quiet)
     inspect(recipe, data)
@@ -160,13 +162,13 @@ def dry_run(recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
     if not quiet:
         each = f"{least} to {largest}" if least < largest else str(least)
         say(f"nothing was started: {plan['steps']} steps of {min(batch, samples)} samples in {shards} shards of {each}")
-        say(f"{most} worker(s) with {plan['most_shards_of_a_worker']} shard(s) each at most, {plan['cpus']:g} CPUs and "
-            f"{plan['gpus']} GPUs in all; the last batch has {plan['last_batch']} samples")  # fmt: skip
+        say(f"{most} worker(s) with at most {plan['most_shards_of_a_worker']} shard(s) each, {plan['cpus']:g} CPUs and "
+            f"{plan['gpus']} GPUs in total; the last batch has {plan['last_batch']} samples")  # fmt: skip
     return plan
 
 
 def inspect(recipe: Recipe, data: Path) -> None:
-    """Load train and val and build the model once: a wrong name or kind of data is said before anything starts."""
+    """Load train and val and build the model once, to raise errors in recipe and data before anything starts."""
     job = find_task(recipe.task)
     train = job.load(data, "train", recipe.data, None)
     imbalance.check(recipe, train)
@@ -174,8 +176,8 @@ def inspect(recipe: Recipe, data: Path) -> None:
     job.model(recipe, train.spec)
 
 
-def go_on(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool) -> dict[str, Any]:
-    """Train a run from its newest valid checkpoint, or from the start, to its end."""
+def continue_run(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool) -> dict[str, Any]:
+    """Train a run to its end, from its newest valid checkpoint if there is one."""
     job = find_task(recipe.task)
     samples = job.load(data, "train", recipe.data, None)
     steps = steps_per_epoch(len(samples), recipe.loop.global_batch_size)
@@ -187,9 +189,9 @@ def go_on(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quie
         size = f"{len(samples)} samples, {planned} steps"
         say(f"run {directory.name}: {recipe.task}, {size}, workers {workers}{synthetic}")
     rows = run_tracking.ToOutbox(directory)
-    with run_tracking.tracked(directory):
+    with run_tracking.track_run(directory):
         if (directory / "result.json").is_file():
-            say(f"run {directory.name} has reached its last step already")
+            say(f"run {directory.name} has already finished training")
             result = json.loads((directory / "result.json").read_text())
         elif high == 0:
             with Display(directory, recipe.loop.epochs, planned, job.objective, quiet):
@@ -206,28 +208,28 @@ def go_on(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quie
 
 
 def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], quiet: bool) -> dict[str, Any]:
-    """Score the kept model on val with intervals, put scores, plots and model into the run, and print them."""
+    """Score the model of the best epoch on val with intervals, log scores, plots and model, and print the scores."""
     facts = {"steps": result["steps"], "best_step": result["best"]["step"], "weights_sha256": result["weights_sha256"]}
     home.annotate(directory, **facts)
-    scored = scores.of_run(directory, data, "val")
+    scored = scores.score_run(directory, data, "val")
     scores.calibrate(directory, scored)
     scores.record(directory, scored)
     samples = scored.samples
     run_tracking.log_model(directory, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]))
     if find_task(recipe.task).kind == "images":
         model_card.write(directory, scored.parameters)
-    described = home.note(directory)
-    told = ("weights_sha256", "attempts", "steps_repeated", "stopped")
-    tags = {f"raylab.{name}": str(result[name]) for name in told}
+    run_record = home.note(directory)
+    reported = ("weights_sha256", "attempts", "steps_repeated", "stopped")
+    tags = {f"raylab.{name}": str(result[name]) for name in reported}
     Outbox(directory / "outbox").append({"kind": "tags", "values": tags})
     out = {
-        "run_id": described.run_id,
+        "run_id": run_record.run_id,
         "name": directory.name,
         "directory": str(directory),
         "task": recipe.task,
         "data": str(data),
-        "synthetic": described.synthetic,
-        "parent": described.parent,
+        "synthetic": run_record.synthetic,
+        "parent": run_record.parent,
         "seed": recipe.seed,
         "val_loss": result["best"]["loss"],
         **{k: v for k, v in result.items() if k != "val"},
@@ -238,14 +240,14 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
         scores.tell(scored)
         say(f"finished {directory.name}: {result['steps']} steps, {result['attempts']} start(s), "
             f"{result['steps_repeated']} steps repeated, weights {result['weights_sha256'][:16]}")  # fmt: skip
-        split = list(scored.meta.counts)[-1]  # val where the data has no list to test on
+        split = list(scored.meta.counts)[-1]  # val if the data has no test list
         say(f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split {split}")
         say("      raylab compare        raylab ui")
     return out
 
 
 def missing(recipe: Recipe) -> str:
-    """What a run that does not begin is waiting for, in words; empty when the cluster has it."""
+    """A message about the resources that a run is waiting for; empty if the cluster has them."""
     import ray
 
     want = recipe.scaling.workers[0] * recipe.scaling.cpus_per_worker

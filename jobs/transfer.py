@@ -1,4 +1,4 @@
-"""raylab transfer: `train` with a parent, so that MLflow shows where the weights came from."""
+"""raylab transfer: train from the weights of a parent run, which MLflow shows."""
 
 import argparse
 import sys
@@ -17,12 +17,16 @@ EXAMPLE = "raylab transfer covidnet --from covidnet-a --data prepared/b"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task")
-    parser.add_argument("--from", dest="parent", required=True, metavar="RUN", help="the run that gives the weights")
+    parser.add_argument("task", help="task of the parent run")
+    parser.add_argument("--from", dest="parent", required=True, metavar="RUN", help="run that provides the weights")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared directory of the new domain")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="PATH=VALUE")
-    parser.add_argument("--workers", metavar="N|MIN:MAX")
-    parser.add_argument("--name")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="PATH=VALUE", help="recipe fields, e.g. optim.lr=3e-4"
+    )
+    parser.add_argument(
+        "--workers", metavar="N|MIN:MAX", help="number of workers (default: the recipe's); 0 trains in this process"
+    )
+    parser.add_argument("--name", help="name of the run (default: made from task and time)")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -50,7 +54,7 @@ def transfer(
 ) -> Run:
     """Train a new run on other data from the weights of run `parent`, with that run's recipe.
 
-    `task`: DataError when the parent is of another one. The other arguments and errors are those of `train`.
+    `task`: DataError if the parent is of another task. The other arguments and errors are those of `train`.
     """
     directory = find_run(parent)
     _, recipe, _, _ = read_model(directory)  # the parent's recipe: its network, so that the weights fit

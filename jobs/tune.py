@@ -1,4 +1,4 @@
-"""raylab tune: a search over a recipe's space; one parent run in MLflow, one child run a trial."""
+"""raylab tune: search hyperparameters, logged as a parent run in MLflow with a child run per trial."""
 
 import argparse
 import json
@@ -36,17 +36,21 @@ EXAMPLE = 'raylab tune ards --data prepared/ards --trials 20 --space "optim.lr=l
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", help=f"one of: {', '.join(TASKS)}")
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--trials", type=int)
-    parser.add_argument("--scheduler", help="fifo, asha, hyperband, pbt")
-    parser.add_argument("--search", help="random, tpe")
     parser.add_argument(
-        "--space", nargs="+", action="extend", metavar="PATH=DIST", help="instead of the recipe's own space"
+        "--data", type=Path, required=True, metavar="DIR", help="prepared directory on storage that all nodes share"
     )
-    parser.add_argument("--workers-per-trial", type=int, help="0: a trial trains in its own process")
-    parser.add_argument("--concurrent", type=int, help="trials at a time")
+    parser.add_argument("--trials", type=int, help="number of trials (default: the recipe's)")
+    parser.add_argument("--scheduler", help="fifo, asha, hyperband or pbt (default: the recipe's)")
+    parser.add_argument("--search", help="random or tpe (default: the recipe's)")
+    parser.add_argument(
+        "--space", nargs="+", action="extend", metavar="PATH=DIST", help="search space (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--workers-per-trial", type=int, help="0 trains each trial in one process (default: the recipe's)"
+    )
+    parser.add_argument("--concurrent", type=int, help="trials that run in parallel (default: the recipe's)")
     train.add_recipe_options(parser)
-    parser.add_argument("--name")
+    parser.add_argument("--name", help="name of the search (default: made from task and time)")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse_space(texts: Sequence[str]) -> dict[str, str]:
-    """{path: distribution} of PATH=DISTRIBUTION on the command line."""
+    """Parse PATH=DISTRIBUTION arguments into {path: distribution}."""
     space = {}
     for text in texts:
         path, equals, distribution = text.partition("=")
@@ -93,11 +97,11 @@ def tune(
     smoke: bool = False,
     quiet: bool = False,
 ) -> Run:
-    """Search hyperparameters on Ray: a run with a child run for each trial, which stands for the best trial's model.
+    """Search hyperparameters on Ray, as a run with a child run per trial; the run has the model of the best trial.
 
-    `space`: {"optim.lr": "loguniform(1e-5,1e-3)"} instead of the recipe's own. `scheduler`: fifo, asha, hyperband or
-    pbt; `search`: random or tpe; `concurrent`: trials at a time; where they are not given, the recipe's are taken. The
-    other arguments and the errors are those of `train`.
+    `space`: for example {"optim.lr": "loguniform(1e-5,1e-3)"}. `scheduler`: fifo, asha, hyperband or pbt. `search`:
+    random or tpe. `concurrent`: trials that run in parallel. All default to the recipe's values. The other arguments
+    and the errors are those of `train`.
     """
     options = {
         "trials": trials,
@@ -125,15 +129,15 @@ def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str
     ray_environment()
     from raylab.distributed import tune
 
-    tune.check(recipe)  # a wrong scheduler, search or space is said before the run exists
+    tune.check(recipe)  # raises for a wrong scheduler, search or space before the run exists
     directory = home.new_run(name, f"{recipe.task}-search")
-    with home.held(directory):
-        run_tracking.opening(directory, recipe, meta, data, "tune", uri)
-        return go_on(directory, recipe, data, quiet)
+    with home.lock_run(directory):
+        run_tracking.create_run(directory, recipe, meta, data, "tune", uri)
+        return continue_search(directory, recipe, data, quiet)
 
 
 class ToMlflow:
-    """Gives each trial an MLflow run below the search's, and feeds its outbox."""
+    """Creates a nested MLflow run for each trial and appends to its outbox."""
 
     def __init__(self, directory: Path, recipe: Recipe, forwarder: Forwarder, quiet: bool) -> None:
         self.directory, self.recipe, self.forwarder = directory, recipe, forwarder
@@ -144,7 +148,7 @@ class ToMlflow:
         self._catch_up()
 
     def _catch_up(self) -> None:
-        """Before the search was interrupted, trials may have ended without MLflow hearing of it."""
+        """Log the ends of trials that finished before an interruption but were not logged."""
         for path in sorted((self.directory / "trials").glob("*/end.json")):
             directory = path.parent
             if not (directory / "run.json").is_file():
@@ -178,7 +182,7 @@ class ToMlflow:
         stopped = {"stopped": f"stopped by {self.recipe.search.scheduler}", "failed": "failed"}.get(how, how)
         outbox.append({"kind": "tags", "values": {"raylab.stopped": stopped}})
         result = self.trial(number) / "result.json"
-        if result.is_file():  # pbt gives a trial the best epoch of another, which its own rows do not show
+        if result.is_file():  # with pbt, a trial's best epoch may come from another trial, so its own rows lack it
             best = json.loads(result.read_text())["best"]
             scored = {f"best/val/{name}": best[name] for name in best.keys() - {"epoch", "step"}}
             scores.append_new_metrics(outbox, best["step"], scored)
@@ -188,7 +192,7 @@ class ToMlflow:
 
     @contextmanager
     def mark_killed(self) -> Iterator[None]:
-        """Around a search: when it is interrupted or fails, its trials without an end are marked KILLED."""
+        """Wrap a search: if it is interrupted or fails, mark its unfinished trials KILLED."""
         try:
             yield
         except BaseException:
@@ -200,27 +204,27 @@ class ToMlflow:
             raise
 
 
-def go_on(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
-    """Search from the trials that are there, or from the start, to the end."""
+def continue_search(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
+    """Run a search to its end, from its existing trials if there are any."""
     options = recipe.search
     objective = f"val/{find_task(recipe.task).objective}"
     if not quiet:
-        how = f"{options.scheduler} + {options.search}, {recipe.loop.epochs} epochs at most"
+        how = f"{options.scheduler} + {options.search}, at most {recipe.loop.epochs} epochs"
         say(f"search {directory.name}: {options.trials} trials of {recipe.task}, {how}, objective {objective}")
     cpus = options.concurrent * max(1.0, options.workers_per_trial * recipe.scaling.cpus_per_worker + 0.5)
-    with run_tracking.tracked(directory) as forwarder:
+    with run_tracking.track_run(directory) as forwarder:
         with ray_session(cpus, directory / "ray.log"):
             from raylab.distributed import tune
 
             watch = ToMlflow(directory, recipe, forwarder, quiet)
             with watch.mark_killed():
                 tune.search(recipe, data, directory, watch)
-            found = tune.best(directory)
+            winner_entry = tune.best(directory)
             ends = tune.Trials(directory / "trials", 0).ended
-        number, end = found  # type: ignore[misc]  # search() raises where there is none
+        number, end = winner_entry  # type: ignore[misc]  # search() raises if there is none
         winner = watch.trial(number)
         keep(directory, winner)
-        scored = scores.of_run(directory, data, "val")
+        scored = scores.score_run(directory, data, "val")
         scores.calibrate(directory, scored)
         scores.record(directory, scored)
         if find_task(recipe.task).kind == "images":
@@ -264,7 +268,7 @@ def go_on(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str,
 
 
 def keep(directory: Path, winner: Path) -> None:
-    """The winner's model becomes the search's, so that `--run SEARCH` means it."""
+    """Copy the model of the best trial to the search, so that `--run SEARCH` uses it."""
     target = directory / "model"
     target.mkdir(exist_ok=True)
     for name in ("model.safetensors", "model.json"):
@@ -278,12 +282,13 @@ def keep(directory: Path, winner: Path) -> None:
 
 
 def register(winner: Path, directory: Path, recipe: Recipe, shape: tuple[int, ...]) -> str | None:
-    """Log the winner's model to its own MLflow run and register it as raylab-TASK; "NAME/VERSION", or None for now."""
-    described = home.note(winner)
-    Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.best_run": described.run_id}})
+    """Log the best trial's model to its MLflow run and register it as raylab-TASK; returns "NAME/VERSION", or None if
+    the server is unavailable."""
+    run_record = home.note(winner)
+    Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.best_run": run_record.run_id}})
     best = json.loads((winner / "result.json").read_text())["best"]
-    name = f"raylab-{recipe.task}{'-synthetic' if described.synthetic else ''}"
-    score = best.get(find_task(recipe.task).objective)  # there is none where val has one class only
+    name = f"raylab-{recipe.task}{'-synthetic' if run_record.synthetic else ''}"
+    score = best.get(find_task(recipe.task).objective)  # missing if val has only one class
     home.annotate(winner, register_as=Registration(name=name, score=score, loss=best["loss"]))
     run_tracking.log_model(winner, shape)
     return home.note(winner).registered

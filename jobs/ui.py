@@ -1,4 +1,4 @@
-"""raylab ui: the MLflow pages on a loopback port, for their owner, until Ctrl-C."""
+"""raylab ui: serve the MLflow pages on a loopback port, accessible only to their owner, until Ctrl+C."""
 
 import argparse
 import socket
@@ -14,13 +14,13 @@ from tracking import runs, server
 from tracking.access import identity, login, secret
 
 EXAMPLE = "raylab ui --port 5000"
-LINK = "open it in Chrome, Edge or Firefox: once, within 15 minutes; `raylab ui --detach` prints a new link"
+LINK = "open it in Chrome, Edge or Firefox within 15 minutes; it works once; `raylab ui --detach` prints a new link"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=int, default=5000)
-    parser.add_argument("--detach", action="store_true", help="leave it running and return")
-    parser.add_argument("--stop", action="store_true", help="end the server that serves this home")
+    parser.add_argument("--port", type=int, default=5000, help="loopback port (default: 5000)")
+    parser.add_argument("--detach", action="store_true", help="return and leave the server running")
+    parser.add_argument("--stop", action="store_true", help="stop the server of this home")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -36,20 +36,20 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         running = server.running(home.home())
         if running is not None:
             running.stop()
-        say("stopped" if running else "no server of ours is running")
+        say("stopped" if running else "this home has no running server")
         return {"stopped": running is not None}
     serving = server.serve(home.home(), args.port)
     port = urlsplit(serving.uri).port or 80
     link = secret.link(secret.create(home.home()), port)
     if not args.quiet:
         say(f"MLflow: {link}\n{LINK}")
-        say(f"from another computer, first: ssh -N -L {port}:127.0.0.1:{port} {socket.gethostname()}")
+        say(f"from another computer, first run: ssh -N -L {port}:127.0.0.1:{port} {socket.gethostname()}")
     if args.detach:
         return {"uri": serving.uri, "pid": serving.pid, "link": link}
     if not args.quiet:
-        say("Ctrl-C ends it")
+        say("press Ctrl+C to stop the server")
     try:
-        # It may be of another cluster on this node, and end with it: the agent of our head then starts us again
+        # The server may belong to another cluster on this node and end with it; the head then restarts this verb
         while server.running(home.home()) is not None:
             time.sleep(1)
     finally:

@@ -1,4 +1,4 @@
-"""JSON documents of a known type: checked when they are read, with an error that names the file and the field."""
+"""Typed JSON documents, validated when read; an error names the file and the field."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ from raylab.errors import DataError
 
 
 class Document(BaseModel):
-    """Frozen. Fields that this version does not know, of a file that another one wrote, are kept as they are."""
+    """A frozen JSON document. Fields that this version does not define, written by another version, are preserved."""
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, ser_json_inf_nan="constants")
 
     def to_json(self) -> dict[str, Any]:
-        """The document as it is written: the fields that were given, in the order of their declaration."""
+        """Return the document as it is written to disk: the fields that were set, in declaration order."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
@@ -23,19 +23,19 @@ D = TypeVar("D", bound=Document)
 
 
 def to_plain(value: Any) -> Any:
-    """`value` with what has a `to_json`, however deep in dictionaries and lists, as it is written."""
+    """Return `value` with every object that has a `to_json` replaced by its result, at any depth."""
     if hasattr(value, "to_json"):
         return value.to_json()
     if isinstance(value, dict):
-        return {name: to_plain(one) for name, one in value.items()}
-    return [to_plain(one) for one in value] if isinstance(value, list | tuple) else value
+        return {name: to_plain(item) for name, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def read_document(path: Path, kind: type[D], do: str = "") -> D:
-    """The document of type `kind` in the JSON file `path`.
+    """Read the JSON file `path` as a document of type `kind`.
 
-    Raises DataError, with `do` as the next step, when the file is missing or no JSON, or when a field is missing or
-    has a wrong value.
+    Raises DataError, with `do` as the next step, if the file is missing or not JSON, or if a field is missing or
+    invalid.
     """
     try:
         return parse_document(json.loads(path.read_text()), kind, path, do)
@@ -44,14 +44,14 @@ def read_document(path: Path, kind: type[D], do: str = "") -> D:
 
 
 def parse_document(content: Any, kind: type[D], path: Path, do: str = "") -> D:
-    """The document of type `kind` in parsed JSON that came from `path`; errors as of `read_document`."""
+    """Validate JSON `content`, read from `path`, as a document of type `kind`; raises like `read_document`."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise DataError(f"{path} is damaged, or not a file of raylab", describe_problems(error), do) from error
+        raise DataError(f"{path} is damaged, or not a raylab file", describe_problems(error), do) from error
 
 
 def describe_problems(error: ValidationError) -> str:
-    """`field: what is wrong; other.field: ...` of every field that does not fit."""
+    """Return `field: what is wrong; other.field: ...` for all invalid fields."""
     problems = error.errors(include_url=False)
-    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'content'}: {one['msg']}" for one in problems)
+    return "; ".join(f"{'.'.join(map(str, p['loc'])) or 'content'}: {p['msg']}" for p in problems)

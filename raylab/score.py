@@ -1,4 +1,4 @@
-"""A score with its interval: how it is computed is in raylab/evaluation, how it reads is here."""
+"""A score with its interval: the type and its text form (raylab/evaluation computes it)."""
 
 from collections.abc import Iterator
 
@@ -6,27 +6,31 @@ from raylab.documents import Document
 
 
 class Score(Document):
-    """`value` is None where the score is undefined on the data, `low` and `high` where there is no interval; `why` then
-    gives the reason."""
+    """A score with its 95% interval.
+
+    `value` is None if the score is undefined on the data; `low` and `high` are None if there is no interval; `why`
+    then gives the reason.
+    """
 
     value: float | None
     low: float | None
     high: float | None
     """ends of the 95% interval"""
     undefined: int | None = None
-    """resamples in which the score does not exist"""
+    """number of resamples in which the score is undefined"""
     why: str | None = None
     note: str | None = None
-    """what the value is of, where that is not all of the data"""
+    """what the value covers, if not all of the data"""
     n: list[int] | None = None
-    """rows of each class that are told apart"""
+    """rows of each of the compared classes"""
 
     def __str__(self) -> str:
         return self.text()
 
     def text(self, digits: int = 3, sign: str = "-") -> str:
-        """`0.812 [0.760, 0.861]`, with more digits where its ends would look the same; or why there is no interval:
-        `0.812 (too few: ...)`. `sign`: as in a format specification, "+" for differences."""
+        """Format the score as `0.812 [0.760, 0.861]`, with more digits if the ends would look the same, or with the
+        reason why there is no interval: `0.812 (too few: ...)`. `sign` is that of a format specification: "+" for
+        differences."""
         if self.value is None:
             return f"undefined: {self.why or ''}"
         if self.low is None or self.high is None:
@@ -36,14 +40,14 @@ class Score(Document):
         return f"{self.value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
     def ends(self) -> Iterator[tuple[str, float]]:
-        """("", value), ("_low", low), ("_high", high), as far as they are there: the endings of names in MLflow."""
+        """Yield ("", value), ("_low", low), ("_high", high) for those not None: suffixes of MLflow names."""
         for ending, end in (("", self.value), ("_low", self.low), ("_high", self.high)):
             if end is not None:
                 yield ending, end
 
 
 class NetBenefit(Document):
-    """A point of a decision curve: per row, of acting on whom the model names and of acting on everybody."""
+    """A point of a decision curve: net benefit per row of treating by the model, and of treating everybody."""
 
     threshold: float
     model: Score
@@ -51,10 +55,10 @@ class NetBenefit(Document):
 
 
 def undefined(why: str) -> Score:
-    """The score that does not exist on the data, because of `why`."""
+    """Return a score that is undefined on the data, for the reason `why`."""
     return Score(value=None, low=None, high=None, why=why)
 
 
 def without_interval(value: float, why: str) -> Score:
-    """The score without an interval, because of `why`."""
+    """Return a score without an interval, for the reason `why`."""
     return Score(value=value, low=None, high=None, why=why)

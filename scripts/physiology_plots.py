@@ -1,4 +1,4 @@
-"""Draw docs/physiology.png: the lung model against published curves and points. Run from the repository's root:
+"""Draw docs/physiology.png: the lung model and published curves and points. Run it in the repository's root:
 
 .venv/bin/python -m scripts.physiology_plots
 """
@@ -66,7 +66,7 @@ def washin(axes: Axes) -> None:
     t = np.linspace(0, 30, 200)
     axes.plot(t, 1 - np.exp(-1.01 * t), "k--", linewidth=1, label="Cakar 2001, mean rates")
     axes.plot(t + 30, np.exp(-0.69 * t), "k--", linewidth=1)
-    label(axes, "FiO2 .35 to .55 and back", "min", "PaO2, share of the change")
+    label(axes, "FiO2 0.35 to 0.55 and back", "min", "PaO2, fraction of the change")
 
 
 def recruitment(axes: Axes) -> None:

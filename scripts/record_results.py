@@ -1,10 +1,10 @@
-"""Records the results of seeded runs of every kind, to show that a change leaves all numbers as they were.
+"""Record the results of seeded runs of every kind, to show that a change to the code does not change any result.
 
     python scripts/record_results.py before.json           # at the revision before the change
     python scripts/record_results.py after.json            # after it
     python scripts/record_results.py --compare before.json after.json
 
-Weights are compared by their SHA-256, scores and losses by every digit. `--quick` leaves out the runs on Ray.
+Weights are compared by their SHA-256, scores and losses by every digit. `--quick` skips the runs on Ray.
 """
 
 import argparse
@@ -25,11 +25,11 @@ ARDS_MODELS = ("gru", "lstm", "grud", "boosting", "logistic", "last_pf", "last_s
 IMAGE_MODELS = ("covidnet", "resnet18", "vgg11_bn")
 SMALL_IMAGES = ("--set", "loop.epochs=1", "loop.global_batch_size=16")
 RECORDED = ("weights_sha256", "data_hash", "split_hash", "val_loss", "steps", "best_objective", "best_trial")
-"""Facts of a verb's JSON result that are kept, beside every score in it."""
+"""Entries of a verb's JSON result that are recorded in addition to its scores."""
 
 
 class Runner:
-    """raylab's command line with a home of its own, in the directory `place`."""
+    """Runs raylab's command line with its own RAYLAB_HOME in the directory `place`."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -39,7 +39,7 @@ class Runner:
         return [sys.executable, "-m", "jobs.cli", *map(str, words)]
 
     def run(self, *words: object) -> dict[str, Any]:
-        """What the verb writes to its --json file; SystemExit with its output when it fails."""
+        """Run a verb and return its --json result; SystemExit with its output if it fails."""
         file = self.place / "result.json"
         command = self.command(*words, "--json", file, "--quiet")
         done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True)
@@ -49,7 +49,7 @@ class Runner:
         return result
 
     def kill_at_step(self, step: int, name: str, *words: object) -> None:
-        """Start a run and kill it by -9 once its ledger holds `step`."""
+        """Start a run and kill it with SIGKILL once its ledger contains `step`."""
         process = subprocess.Popen(self.command(*words, "--name", name, "--quiet"), cwd=ROOT, env=self.environment)
         ledger = self.place / "home" / "runs" / name / "ledger.jsonl"
         while process.poll() is None and not (ledger.is_file() and f'"step": {step},' in ledger.read_text()):
@@ -61,7 +61,7 @@ class Runner:
 
 
 def scores_in(result: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every score {"value", "low", "high"} in a result, and the facts of RECORDED, by path."""
+    """Yield (path, value) of every score {"value", "low", "high"} in a result and of every entry of RECORDED."""
     if not isinstance(result, dict):
         return
     for name, value in result.items():
@@ -74,7 +74,7 @@ def scores_in(result: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def sha256_of_tables(directory: Path) -> dict[str, Any]:
-    """{"data_hash"}: SHA-256 over all parquet files below `directory`."""
+    """{"data_hash": SHA-256 over all parquet files below `directory`}."""
     digest = hashlib.sha256()
     for path in sorted(directory.rglob("*.parquet")):
         digest.update(path.name.encode() + path.read_bytes())
@@ -82,7 +82,7 @@ def sha256_of_tables(directory: Path) -> dict[str, Any]:
 
 
 def runs(runner: Runner, quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What is recorded, by name, in an order in which each finds what it needs."""
+    """The actions to record, by name; each may use the results of earlier ones."""
     place, run = runner.place, runner.run
     ards, image_a, image_b, sweep, fit = (place / name for name in ("ards", "a", "b", "sweep", "fit"))
     images = ("--source", "synthetic", "--patients", 60, "--size", 64)
@@ -137,7 +137,7 @@ def runs(runner: Runner, quick: bool) -> dict[str, Callable[[], dict[str, Any]]]
 
 
 def compare(before: Path, after: Path) -> int:
-    """Print every difference between two records; 0 when there is none."""
+    """Print every difference between two records; returns 0 if there is none, otherwise 1."""
     old, new = (json.loads(path.read_text()) for path in (before, after))
     differences = 0
     for name in sorted(old.keys() | new.keys()):
@@ -153,8 +153,8 @@ def compare(before: Path, after: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--compare", action="store_true", help="two records instead of making one")
-    parser.add_argument("--quick", action="store_true", help="without the runs on Ray")
+    parser.add_argument("--compare", action="store_true", help="compare two records")
+    parser.add_argument("--quick", action="store_true", help="skip the runs on Ray")
     args = parser.parse_args()
     if len(args.files) != 1 + args.compare:
         parser.error("give one file to record, or --compare and two")
@@ -165,7 +165,7 @@ def main() -> int:
         for name, action in runs(Runner(Path(place)), args.quick).items():
             print(name, flush=True)
             record[name] = dict(scores_in(action()))
-            args.files[0].write_text(json.dumps(record, indent=1))  # what there is, should a later one fail
+            args.files[0].write_text(json.dumps(record, indent=1))  # after every action, in case a later one fails
     return 0
 
 

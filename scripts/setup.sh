@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the private environment: `make setup`. Errors say which package to install.
+# Creates the virtual environment for `make setup`. Errors name the package to install.
 set -euo pipefail
 venv=$1
 if [ -z "${PYTHON:-}" ]; then
@@ -13,19 +13,19 @@ if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (
 fi
 if ! "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null; then
   version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-  echo "this Python has no venv module (Debian keeps it in a package of its own)." >&2
+  echo "this Python has no venv module (Debian has it in a separate package)." >&2
   echo "  next: apt-get install python$version-venv   and then: make setup" >&2
   exit 2
 fi
-echo "setting up $venv (once; a few GB, torch with CUDA among them)"
+echo "setting up $venv (once; a few GB, including torch with CUDA)"
 [ -x "$venv/bin/python" ] || "$PYTHON" -m venv "$venv"
-# uv installs from the lock in a fraction of pip's time; it is itself pinned there
+# uv, which the lock also pins, installs in a fraction of pip's time
 uv=$(mktemp)
 trap 'rm -f "$uv"' EXIT
 awk '/^uv==/ {on = 1} on {print} on && !/\\$/ {exit}' requirements.lock > "$uv"
 "$venv/bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r "$uv"
-# Compiled here once: where Python may not write bytecode (PYTHONDONTWRITEBYTECODE, a read-only environment), each of the
-# many processes of a Ray compiles torch, pandas and Ray anew, which is more than half of its start
+# Compile bytecode now: if Python cannot write it later (PYTHONDONTWRITEBYTECODE, a read-only environment), each of Ray's
+# many processes compiles torch, pandas and Ray again, which takes more than half of its start-up time
 "$venv/bin/uv" pip sync -q --compile-bytecode --python "$venv/bin/python" --require-hashes requirements.lock
 "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps --no-build-isolation --offline -e .
 touch "$venv/.ready"

@@ -1,7 +1,7 @@
-"""`raylab doctor`: is this site, as it is described, one on which clusters start, save and end?
+"""`raylab doctor`: check whether clusters can start, save and end on this site as it is described.
 
-What the login node can tell is looked at here, the rest by node_checks.py in a short Slurm step on a few nodes of each
-type. The two talk through a directory below RAYLAB_HOME and through the step's output.
+The checks of the login node are here, those of compute nodes in node_checks.py, which runs in a short Slurm step on a
+few nodes of each type. The two communicate through a directory below RAYLAB_HOME and through the step's output.
 """
 
 import json
@@ -30,10 +30,10 @@ from cluster.slurm import Slurm
 from raylab.errors import RaylabError, SlurmError
 from raylab.files import atomic_write, locked
 
-MARK = "raylab-doctor "  # begins a line of the step's output that is for us
-STEP_TIME, STEP_SECONDS = "00:05:00", 120.0  # Slurm's limit of a step, and ours once it runs
+MARK = "raylab-doctor "  # prefix of our lines in the step's output
+STEP_TIME, STEP_SECONDS = "00:05:00", 120.0  # time limit of the step in Slurm, and our limit once it is running
 CLOCK_SECONDS = 5.0
-SAVE_SECONDS = 10.0  # a short one for a checkpoint to be written in
+SAVE_SECONDS = 10.0  # minimum time to write a checkpoint
 
 
 def examine(
@@ -47,30 +47,30 @@ def examine(
     wait: float = 60.0,
     files: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Finding]:
-    """Findings, as they are made. `command` runs the node's part, with its facts (JSON) as the last word.
+    """Yield findings as checks finish. `command` runs the node's part, with its facts (JSON) as the last argument.
 
-    `files`: {name: text}, secrets that the nodes read from files of mode 0600, as those of a cluster do.
-    `nodes` of the site's first node type are looked at, and one of each other type; `wait`: seconds in the queue.
+    `files`: {name: text}, secrets that the nodes read from files of mode 0600, as the nodes of a cluster do.
+    `nodes`: number of nodes of the site's first type to check; of each other type, one. `wait`: seconds in the queue.
     """
     yield attempt(
-        f"scratch {site.scratch} and the time limit {site.time} fit", lambda: sites.check(site, home, site.time)
+        f"scratch {site.scratch} and time limit {site.time} are valid", lambda: sites.check(site, home, site.time)
     )
-    found = answers(slurm)
-    if isinstance(found, Finding):
-        yield found
+    config = answers(slurm)
+    if isinstance(config, Finding):
+        yield config
         return
-    yield Finding(f"Slurm {found.get('SLURM_VERSION', '')} answers")
-    yield from settings(found, site)
+    yield Finding(f"Slurm {config.get('SLURM_VERSION', '')} answers")
+    yield from settings(config, site)
     yield from partitions(slurm, site)
     try:
         with probe(home) as (directory, word):
-            yield Finding(f"private files can be made in {home}")
+            yield Finding(f"private files can be created in {home}")
             for name, text in files.items():
                 with atomic_write(directory / name) as beside:
                     beside.write_text(text)
-            yield taken(slurm, site, "head", site.head, directory)
+            yield try_submission(slurm, site, "head", site.head, directory)
             for kind, node in site.nodes.items():
-                refused = taken(slurm, site, kind, node, directory)
+                refused = try_submission(slurm, site, kind, node, directory)
                 yield refused
                 if not refused.ok:
                     continue
@@ -84,12 +84,12 @@ def examine(
                     environment["MLFLOW_TRACKING_URI"] = tracking
                     environment |= scripts.login(scripts.LOGIN in files, directory)
                 for path in (path for note in node_checks.NOTES for path in directory.glob(note)):
-                    path.unlink()  # of the type before
+                    path.unlink()  # left by the previous node type
                 yield from on_nodes(slurm, site, kind, count, environment, [*command, json.dumps(facts)], wait)
                 if seen := sorted(path.stem.removeprefix("node-") for path in directory.glob("node-*.json")):
-                    yield Finding(f"what {', '.join(seen)} wrote is seen on the login node")
+                    yield Finding(f"files of {', '.join(seen)} are visible on the login node")
     except OSError as error:
-        yield Finding(f"{home} cannot be written ({error})", False, "export RAYLAB_HOME=DIRECTORY of your own")
+        yield Finding(f"{home} cannot be written ({error})", False, "export RAYLAB_HOME=DIRECTORY that you own")
     except RaylabError as error:
         yield Finding.of(error)
 
@@ -98,7 +98,7 @@ def examine(
 
 
 def answers(slurm: Slurm) -> dict[str, str] | Finding:
-    """Slurm's configuration, or why it is not to be had."""
+    """Slurm's configuration, or a finding if Slurm does not answer."""
     try:
         return slurm.config()
     except SlurmError as error:
@@ -106,29 +106,27 @@ def answers(slurm: Slurm) -> dict[str, str] | Finding:
 
 
 def settings(config: Mapping[str, str], site: Site) -> Iterator[Finding]:
-    """What of Slurm's configuration decides how nodes and jobs end here."""
+    """Findings on the settings of Slurm that decide how nodes and jobs end."""
     kill = _number(config.get("KillWait", ""))
     if kill < SAVE_SECONDS:
-        lead = (
-            "what a cancelled or preempted node has not saved by then is computed again: save often (loop.checkpoint)"
-        )
-        yield Finding(f"Slurm kills {kill:.0f} s after it has asked a job to end (KillWait)", False, lead)
+        lead = "a cancelled or preempted node loses the steps since its last checkpoint: save often (loop.checkpoint)"
+        yield Finding(f"Slurm kills a job {kill:.0f} s after it asks it to end (KillWait)", False, lead)
     else:
-        yield Finding(f"a job that is cancelled or preempted has {kill:.0f} s to save (KillWait)")
+        yield Finding(f"a cancelled or preempted job has {kill:.0f} s to save (KillWait)")
     track, epilog = config.get("ProctrackType", ""), config.get("Epilog", "(null)")
     if "cgroup" in track or "pgid" in track:
-        yield Finding(f"{track} ends what a job has started")
+        yield Finding(f"{track} ends all processes of a job")
     elif epilog not in ("(null)", ""):
-        yield Finding(f"{track} lets daemons survive their job; the site's epilog is there to end them")
+        yield Finding(f"{track} lets daemons survive their job; the site's epilog must end them")
     else:
-        ask = "Ray's are ended by our agent, unless that is killed: ask for proctrack/cgroup"
+        ask = "raylab's agent ends Ray's daemons unless it is killed itself: ask for proctrack/cgroup"
         yield Finding(f"{track} lets daemons survive their job", False, ask)
     if _number(config.get("JobRequeue", "1")) == 0:
-        yield Finding("the site does not requeue jobs by default; ours ask for it (--requeue)")
+        yield Finding("the site does not requeue jobs by default; raylab's jobs request it (--requeue)")
 
 
 def partitions(slurm: Slurm, site: Site) -> Iterator[Finding]:
-    """Each partition that the site names: known, up, its time limit and its way of preemption."""
+    """Findings on each partition of the site: whether it exists and is up, its time limit and its preemption mode."""
     named = [node.partition or site.partition for node in (site.head, *site.nodes.values())]
     for name in dict.fromkeys(part for names in named if names for part in names.split(",")):
         try:
@@ -136,7 +134,7 @@ def partitions(slurm: Slurm, site: Site) -> Iterator[Finding]:
         except RaylabError as error:
             yield Finding(
                 f"Slurm does not know the partition '{name}' ({error.why})", False,
-                "correct `partition` of the site; `sinfo` lists what there is",
+                "correct `partition` of the site; `sinfo` lists the partitions",
             )  # fmt: skip
             continue
         facts = dict(re.findall(r"(\w+)=(\S+)", shown))
@@ -153,10 +151,10 @@ def partition(name: str, facts: Mapping[str, str], site: Site) -> Iterator[Findi
         yield Finding(f"partition {name} has a time limit of {limit}", False, f"set `time` of the site to {limit}")
     mode, grace = facts.get("PreemptMode", "OFF").split(",")[-1], _number(facts.get("GraceTime", "0"))
     if mode in ("SUSPEND", "GANG"):
-        stop = "Ray takes a suspended node for a dead one: choose a partition whose jobs are not suspended"
-        yield Finding(f"jobs in partition {name} can be suspended for others", False, stop)
+        stop = "Ray treats a suspended node as dead: choose a partition whose jobs are not suspended"
+        yield Finding(f"jobs in partition {name} can be suspended by other jobs", False, stop)
     elif mode in ("REQUEUE", "CANCEL"):
-        yield Finding(f"partition {name} is up; its jobs may be preempted, with {grace:.0f} s of grace before KillWait")
+        yield Finding(f"partition {name} is up; its jobs may be preempted after a grace time of {grace:.0f} s")
     else:
         yield Finding(f"partition {name} is up; its jobs are not preempted")
     oversubscribed = facts.get("OverSubscribe", "NO")
@@ -164,19 +162,19 @@ def partition(name: str, facts: Mapping[str, str], site: Site) -> Iterator[Findi
         yield Finding(f"partition {name} runs several jobs on the same cores", False, "choose another partition")
 
 
-def taken(slurm: Slurm, site: Site, kind: str, node: NodeType, directory: Path) -> Finding:
-    """Would Slurm take a job of this type, with the site's partition, account, limits? Its own words if not."""
+def try_submission(slurm: Slurm, site: Site, kind: str, node: NodeType, directory: Path) -> Finding:
+    """Check that Slurm accepts a job of this type with the site's partition, account and limits."""
     script = directory / f"{kind}.sbatch"
     tag = JobTag(directory.name, 0, "doctor", kind)
     script.write_text(jobscript.script(site, node, tag, "raylab-doctor", site.time, directory, {}, ["true"]))
-    return attempt(f"Slurm takes jobs of type {kind}", lambda: slurm.test(script))
+    return attempt(f"Slurm accepts jobs of type {kind}", lambda: slurm.test(script))
 
 
 @contextmanager
 def probe(home: Path) -> Iterator[tuple[Path, str]]:
-    """A directory in which nodes see us write, and a word that stands in it; removed at the end.
+    """A temporary directory in which this node keeps writing for the nodes to read, and the word in its file `login`.
 
-    `login`: the word, 0600. `swap`: replaced again and again. `lock`: held. Raises SlurmError where files cannot be
+    `login` has mode 0600, `swap` is replaced repeatedly, `lock` is locked. Raises SlurmError if files cannot be
     private.
     """
     directory, word = home / "clusters" / f".doctor-{secrets.token_hex(4)}", secrets.token_hex(8)
@@ -197,8 +195,8 @@ def probe(home: Path) -> Iterator[tuple[Path, str]]:
         mode = (directory / "login").stat().st_mode & 0o777
         if mode != 0o600:
             raise SlurmError(
-                f"a file made private in {home} has mode {mode:04o}", "its file system does not keep modes",
-                "Ray's token would not be private: export RAYLAB_HOME=DIRECTORY elsewhere",
+                f"a file created with mode 0600 in {home} has mode {mode:04o}", "its file system ignores modes",
+                "Ray's token would not be private: export RAYLAB_HOME=DIRECTORY on another file system",
             )  # fmt: skip
         with locked(directory / "lock", wait=False):
             writer.start()
@@ -222,21 +220,22 @@ def on_nodes(
     command: Sequence[str],
     wait: float,
 ) -> Iterator[Finding]:
-    """Run the node's part as a step on `count` nodes of a type and merge what they say. It is gone afterwards."""
+    """Run the node's part as a Slurm step on `count` nodes of a type and yield the merged findings; cancels the step at
+    the end."""
     tag = JobTag(f"doctor-{secrets.token_hex(4)}", 0, "doctor", kind)
     words = jobscript.step(
         site, site.nodes[kind], tag, "raylab-doctor", STEP_TIME, environment, command, count
     )  # fmt: skip
     if slurm.directory is not None:
         words[0] = str(slurm.directory / words[0])
-    foreign = ("SLURM_", *jobscript.FOREIGN)  # of a job that we may run in ourselves, and of its Ray
+    foreign = ("SLURM_", *jobscript.FOREIGN)  # variables of a job in which we may be running, and of its Ray
     clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     try:
         process = subprocess.Popen(
             words, env=clean, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
     except FileNotFoundError:
-        yield Finding("srun is not there", False, "work on a login node of the site")
+        yield Finding("there is no srun on PATH", False, "run this on a login node of the site")
         return
     lines: queue.Queue[tuple[float, str] | None] = queue.Queue()
     threading.Thread(target=_read, args=(process, lines), daemon=True).start()
@@ -269,9 +268,9 @@ def _listen(
     lines: "queue.Queue[tuple[float, str] | None]",
     wait: float,
 ) -> Iterator[Finding]:
-    """The nodes' findings from the step's output, in which other lines are noise, shown when there is nothing else."""
+    """Yield the nodes' findings from the step's output; other lines are shown only if a node does not answer."""
     clocks: dict[str, float] = {}
-    said: dict[str, list[Finding]] = {}
+    findings: dict[str, list[Finding]] = {}
     noise: list[str] = []
     deadline = time.monotonic() + wait
     while True:
@@ -280,10 +279,10 @@ def _listen(
         except queue.Empty:
             if not clocks:
                 why = _why(slurm, tag)
-                longer = f"raylab doctor --wait {10 * wait:.0f}, or try later; the login node's part stands"
+                longer = f"raylab doctor --wait {10 * wait:.0f}, or try later; the other findings are still valid"
                 yield Finding(f"no node of type {kind} within {wait:.0f} s: {why}", False, longer)
                 return
-            noise.append(f"no end within {STEP_SECONDS:.0f} s")
+            noise.append(f"did not finish within {STEP_SECONDS:.0f} s")
             break
         if got is None:
             break
@@ -296,34 +295,34 @@ def _listen(
             clocks[note["host"]] = came - note["time"]
             deadline = time.monotonic() + STEP_SECONDS
         else:
-            said[note["host"]] = [Finding(**finding) for finding in note["findings"]]
-    if len(said) < count:
+            findings[note["host"]] = [Finding(**finding) for finding in note["findings"]]
+    if len(findings) < count:
         heard = " / ".join([line for line in noise if line][-3:])
         yield Finding(
-            f"{count - len(said)} of {count} nodes of type {kind} gave no answer: {heard}", False,
+            f"{count - len(findings)} of {count} nodes of type {kind} did not answer: {heard}", False,
             "put code and environment on shared storage; correct `python`, `setup` or `image` of the site",
         )  # fmt: skip
-    yield from merged(said)
+    yield from merge_findings(findings)
     for host, apart in clocks.items():
         if abs(apart) > CLOCK_SECONDS:
             yield Finding(
-                f"{host}: its clock is {apart:+.0f} s from the login node's", False, "ask for NTP on the nodes"
+                f"{host}: its clock differs by {apart:+.0f} s from the login node's", False, "ask for NTP on the nodes"
             )
     if clocks and all(abs(apart) <= CLOCK_SECONDS for apart in clocks.values()):
-        yield Finding(f"{', '.join(sorted(clocks))}: clock within {CLOCK_SECONDS:.0f} s of the login node's")
+        yield Finding(f"{', '.join(sorted(clocks))}: clock within {CLOCK_SECONDS:.0f} s of the login node's clock")
 
 
-def merged(said: Mapping[str, Sequence[Finding]]) -> list[Finding]:
-    """Findings of several nodes, what several say said once, with their names before it."""
+def merge_findings(findings: Mapping[str, Sequence[Finding]]) -> list[Finding]:
+    """The findings of several nodes, each prefixed with the names of the nodes; equal findings are merged."""
     hosts: dict[Finding, list[str]] = {}
-    for host in sorted(said):
-        for finding in said[host]:
+    for host in sorted(findings):
+        for finding in findings[host]:
             hosts.setdefault(finding, []).append(host)
     return [Finding(f"{', '.join(names)}: {one.what}", one.ok, one.do) for one, names in hosts.items()]
 
 
 def answer(**facts: Any) -> str:
-    """A line of the node's part."""
+    """An output line of the node's part."""
     return MARK + json.dumps({"host": socket.gethostname(), **facts})
 
 
@@ -335,15 +334,15 @@ def _why(slurm: Slurm, tag: JobTag) -> str:
 
 
 def _cancel(slurm: Slurm, tag: JobTag) -> Finding | None:
-    """End the step's job, whatever became of it."""
+    """Cancel the step's job if it still exists; returns a finding if that fails."""
     try:
         slurm.cancel([job.id for job in slurm.jobs() if job.comment == str(tag) and job.alive])
     except SlurmError as error:
-        look = f"scancel --name raylab-doctor; by itself it ends after {STEP_TIME}"
-        return Finding(f"the doctor's job may still be there ({error.what})", False, look)
+        look = f"scancel --name raylab-doctor; otherwise it ends after {STEP_TIME}"
+        return Finding(f"the doctor's job may still exist ({error.what})", False, look)
     return None
 
 
 def _number(text: str) -> float:
-    found = re.match(r"\d+", text)
-    return float(found[0]) if found else 0.0
+    match = re.match(r"\d+", text)
+    return float(match[0]) if match else 0.0

@@ -10,17 +10,17 @@ from cluster.testbed import control
 from raylab.errors import RaylabError
 
 VERBS = {
-    "up": "start it, and print the line that brings its Slurm commands into this shell",
-    "down": "end it and remove all of it",
-    "status": "its nodes and jobs; exit code 3 when it is down",
-    "crash": "NODE loses power",
-    "boot": "NODE comes back",
-    "netdown": "NODE's network cable is pulled",
-    "netup": "and plugged in again",
-    "kill-controller": "stop slurmctld; jobs go on",
+    "up": "start the cluster, and print the line that adds its Slurm commands to PATH",
+    "down": "stop the cluster and remove all its files",
+    "status": "print nodes and jobs; exit code 3 if it is down",
+    "crash": "simulate a power failure of NODE",
+    "boot": "start NODE again",
+    "netdown": "unplug NODE's network cable",
+    "netup": "plug NODE's network cable in again",
+    "kill-controller": "stop slurmctld; jobs continue",
     "start-controller": "start slurmctld again",
-    "exec": "[--on NODE] COMMAND...: run it on the login node, or on NODE",
-    "path": "print the directory of its Slurm commands; exit code 3 when it is down",
+    "exec": "[--on NODE] COMMAND...: run a command on the login node, or on NODE",
+    "path": "print the directory of its Slurm commands; exit code 3 if it is down",
 }
 
 
@@ -48,10 +48,10 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         case "up":
             began = time.monotonic()
             plan = control.up(root)
-            size = f"{plan.cpus} CPUs, {plan.memory} MB, {plan.gpus} pretended GPUs"
+            size = f"{plan.cpus} CPUs, {plan.memory} MB, {plan.gpus} fake GPUs"
             lines = [f"{plan.nodes} nodes of {size} after {time.monotonic() - began:.1f} s, in {root}"]
             if not plan.cgroups:
-                lines.append("no cgroups of version 1 here: a job's memory is watched every 2 s, not limited")
+                lines.append("cgroups version 1 is not available: a job's memory is checked every 2 s, not limited")
             print("\n".join([*lines, f"  export PATH={root}/bin:$PATH"]))
         case "down":
             control.down(root)

@@ -1,4 +1,4 @@
-"""What Slurm and the machines of a testbed are told: text, rendered by pure functions from one dataclass."""
+"""The configuration files of Slurm and of a testbed's machines, rendered by pure functions from one dataclass."""
 
 import hashlib
 import shlex
@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun", "salloc", "sacct")
-LONGEST = 60  # bytes of the root's path: Slurm puts sockets below it, whose paths end at 107
+LONGEST = 60  # bytes of the root's path: Slurm puts sockets below it, whose paths may have 107
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A login node `ctl`, which is the controller too, and equal nodes n1, n2, ...
+    """A login node `ctl`, which is also the controller, and equal nodes n1, n2, ...
 
-    Memory is in MB, and is the limit of a node's cgroup where there are `cgroups`. Declared CPUs may be more than the
-    host has. `shares` are directories, and `links` symbolic links, that lie in private places (/tmp) and are there on
-    the nodes too.
+    Memory is in MB and limits a node's cgroup if `cgroups` is true. More CPUs may be declared than the host has.
+    `shares` are directories and `links` symbolic links below the private /tmp that the nodes can also see.
     """
 
     root: Path
@@ -34,16 +33,16 @@ class Plan:
 
     @property
     def cgroup(self) -> str:
-        """Name of the testbed's cgroup, from the root's path."""
+        """The name of the testbed's cgroup, derived from the root's path."""
         return "raylab-testbed-" + hashlib.sha256(bytes(self.root)).hexdigest()[:12]
 
 
 def slurm_conf(plan: Plan) -> str:
-    """Times are short, because tests wait for them: a dead node is noticed after 10 s and not 5 minutes, a job has 5 s
-    between TERM and KILL, a requeued job may start as soon as its old credential has expired (5 s)."""
+    """slurm.conf. Timeouts are short, because tests wait for them: a dead node is noticed after 10 s instead of 5
+    minutes, a job has 15 s between TERM and KILL, a requeued job starts once its old credential has expired (5 s)."""
     every = f"n[1-{plan.nodes}]"
     size = f"CPUs={plan.cpus} RealMemory={plan.memory} Gres=gpu:fake:{plan.gpus}"
-    # proctrack/cgroup finds what has made itself a daemon, as Ray does; without cgroups the epilog does that
+    # proctrack/cgroup also finds daemons, such as Ray's; without cgroups the epilog does that
     tracking = (
         "ProctrackType=proctrack/cgroup\nTaskPlugin=task/cgroup\nJobAcctGatherType=jobacct_gather/linux"
         if plan.cgroups
@@ -104,7 +103,7 @@ def gres_conf(plan: Plan) -> str:
 
 
 def cgroup_conf() -> str:
-    """Memory is enforced. Cores are not: more of them are declared than there are."""
+    """cgroup.conf. Memory limits are enforced, core limits are not, because more cores are declared than exist."""
     return """\
 CgroupPlugin=cgroup/v1
 CgroupAutomount=no
@@ -122,7 +121,7 @@ def hosts(plan: Plan) -> str:
 
 
 def settings(plan: Plan) -> str:
-    """What machine.sh reads."""
+    """The settings that machine.sh reads."""
 
     def array(paths: tuple[Path, ...]) -> str:
         return "(" + " ".join(shlex.quote(str(path)) for path in paths) + ")"
@@ -138,13 +137,13 @@ links={array(plan.links)}
 
 
 def task_prolog(plan: Plan) -> str:
-    """Slurm runs it before every task and takes its output into the task's environment: home is on the shared disk,
-    whatever the job was submitted with."""
+    """The task prolog: Slurm runs it before every task and adds its output to the task's environment. It sets HOME to
+    the shared disk, whatever HOME was at submission."""
     return f"#!/bin/sh\necho export HOME={shlex.quote(f'{plan.root}/shared/home')}\n"
 
 
 def epilog() -> str:
-    """For a host without cgroups: ends what a job has left behind on the node it ran on, daemons too."""
+    """The epilog for a host without cgroups: it kills all remaining processes of a job on its node, daemons too."""
     return """\
 #!/bin/sh
 for process in /proc/[0-9]*; do
@@ -156,7 +155,7 @@ exit 0
 
 
 def shim(plan: Plan, command: Path) -> str:
-    """A Slurm command for a shell of the host: runs on the login node. Jobs inherit the shell's PATH, so on a machine
-    of the testbed it is the command itself."""
+    """A wrapper of a Slurm command for the host, which runs it on the login node. Jobs inherit the shell's PATH, so on
+    a machine of the testbed the wrapper runs the command directly."""
     machine, root = shlex.quote(f"{plan.root}/lib/machine.sh"), shlex.quote(str(plan.root))
     return f'#!/bin/sh\nexec bash {machine} enter {root} here {shlex.quote(str(command))} "$@"\n'

@@ -1,4 +1,4 @@
-"""The testbed from outside: what the verbs of `python -m cluster.testbed` do."""
+"""Control of a testbed from the host: the verbs of `python -m cluster.testbed`."""
 
 import contextlib
 import os
@@ -23,30 +23,30 @@ CHECKOUT = Path(__file__).parents[2]
 PACKAGES = "slurmctld slurmd slurm-client munge iproute2"
 TOOLS = ("slurmctld", "slurmd", "munged", *config.COMMANDS, "ip", "mount", "unshare", "nsenter", "setpriv", "setsid")
 CGROUPS = Path("/sys/fs/cgroup")
-HIERARCHIES = ("freezer", "memory", "cpuset")  # without these mounts of cgroup version 1, Slurm's plugin does not start
+HIERARCHIES = ("freezer", "memory", "cpuset")  # cgroup version 1 mounts that Slurm's plugin requires
 SPACES = ("--pid", "--fork", "--kill-child", "--mount", "--net", "--uts", "--ipc")
 PRIVATE = Path("/tmp")  # every node has its own
 START_SECONDS, END_SECONDS, NOTICE_SECONDS = 30, 10, 90
 
 
 def obstacle() -> str:
-    """Why there can be no testbed on this machine; empty when there can."""
+    """The reason why this machine cannot run a testbed; empty if it can."""
     if INSIDE.is_file():
         return "this is a machine of a testbed already"
     if os.getuid() != 0:
-        return "a testbed makes namespaces and cgroups, which only root may"
+        return "a testbed creates namespaces and cgroups, which only root may do"
     if absent := [tool for tool in TOOLS if shutil.which(tool) is None]:
         return f"not installed: {', '.join(absent)} (Debian, Ubuntu: apt-get install {PACKAGES})"
     if not Path("/etc/slurm").is_dir():
-        return "Slurm is not Debian's: it does not read /etc/slurm"
+        return "Slurm is not installed from Debian packages: it does not read /etc/slurm"
     spaces = ["unshare", *SPACES, "--cgroup", "mount", "-t", "proc", "proc", "/proc"]
     tried = subprocess.run(spaces, capture_output=True, text=True)
-    return f"this machine lets nobody make namespaces: {tried.stderr.strip()}" if tried.returncode != 0 else ""
+    return f"this machine does not allow namespaces: {tried.stderr.strip()}" if tried.returncode != 0 else ""
 
 
 def has_cgroups(name: str) -> bool:
-    """Make the testbed's cgroups, of version 1, if that can be. With version 2 (where Slurm relies on systemd) nothing
-    has been tried: there, and in containers that may make none, a testbed has none."""
+    """Create the testbed's cgroups (version 1); returns False if that is not possible. Version 2, where Slurm relies on
+    systemd, is not supported; a testbed then runs without cgroups, as in containers that may not create any."""
     if not all((CGROUPS / top / "cgroup.procs").is_file() for top in HIERARCHIES):
         return False
     try:
@@ -59,16 +59,18 @@ def has_cgroups(name: str) -> bool:
 
 def shared(root: Path, environment: dict[str, str]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Directories and symbolic links below the private /tmp that the nodes need: the testbed's own, the checkout, its
-    Python, the data beside it, and what RAYLAB_TESTBED_SHARE names."""
-    asked = [Path(name) for name in environment.get("RAYLAB_TESTBED_SHARE", "").split(":") if name]
-    for path in asked:
+    Python, the data next to it, and the paths of RAYLAB_TESTBED_SHARE."""
+    requested = [Path(name) for name in environment.get("RAYLAB_TESTBED_SHARE", "").split(":") if name]
+    for path in requested:
         if not path.is_absolute() or not path.is_dir():
-            raise UsageError(f"RAYLAB_TESTBED_SHARE names '{path}', which is no directory", do="give whole paths")
+            raise UsageError(
+                f"RAYLAB_TESTBED_SHARE contains '{path}', which is not a directory", do="use absolute paths"
+            )
     beside = CHECKOUT.parent / "shared"
     data = Path(environment.get("RAYLAB_DATA") or beside / "data")
     wanted = [root, CHECKOUT, CHECKOUT / ".venv", Path(sys.prefix), Path(sys.base_prefix), beside, data]
     directories, links = set(), set()
-    for path in [*wanted, *asked]:
+    for path in [*wanted, *requested]:
         if path.is_symlink() and path.is_relative_to(PRIVATE):
             links.add(path)
         real = path.resolve()
@@ -83,9 +85,9 @@ def shared(root: Path, environment: dict[str, str]) -> tuple[tuple[Path, ...], t
 
 
 def up(root: Path) -> Plan:
-    """Start a testbed in the directory `root`, which is made, or is what an earlier testbed has left."""
+    """Start a testbed in the directory `root`, which is created and replaces an earlier testbed that is down."""
     if why := obstacle():
-        raise UsageError("no testbed on this machine", why=why)
+        raise UsageError("this machine cannot run a testbed", why=why)
     check_name(root)
     if controller(root) is not None:
         raise UsageError(f"the testbed {root} is up already", do="make slurm-down")
@@ -94,7 +96,7 @@ def up(root: Path) -> Plan:
     try:
         root.mkdir(mode=0o711)
     except OSError as error:
-        raise UsageError(f"the testbed's directory {root} cannot be made", why=str(error)) from None
+        raise UsageError(f"the testbed's directory {root} cannot be created", why=str(error)) from None
     plan = Plan(root, shares=directories, links=links)
     try:
         plan = replace(plan, cgroups=has_cgroups(plan.cgroup))
@@ -105,23 +107,23 @@ def up(root: Path) -> Plan:
         down(root)
         if not isinstance(error, TimeoutError):
             raise
-        raise RaylabError(f"the testbed {root} did not come up", why=logs, do="look at its logs above") from None
+        raise RaylabError(f"the testbed {root} did not start", why=logs, do="read its logs above") from None
     return plan
 
 
 def check_name(root: Path) -> None:
-    """Refuse a directory that Slurm, its sockets or the nodes could not use."""
+    """Raise UsageError for a directory that Slurm, its sockets or the nodes cannot use."""
     elsewhere = "RAYLAB_TESTBED=/tmp/short make slurm-up"
     if len(bytes(root)) > config.LONGEST:
         raise UsageError(
-            f"the name of the testbed's directory {root} has {len(bytes(root))} bytes",
-            why=f"names of sockets below it may have 107: {config.LONGEST} are left for the directory",
+            f"the path of the testbed's directory {root} has {len(bytes(root))} bytes",
+            why=f"paths of the sockets in it may have 107 bytes, which leaves {config.LONGEST} for the directory",
             do=elsewhere,
         )
     if re.search(r"[^\w./+-]", str(root), re.ASCII):
-        raise UsageError(f"the testbed's directory {root} has characters that slurm.conf does not take", do=elsewhere)
+        raise UsageError(f"the testbed's directory {root} has characters that slurm.conf does not allow", do=elsewhere)
     if any(root.is_relative_to(place) for place in ("/dev/shm", "/run", "/proc", "/sys")):
-        raise UsageError(f"{root}: every node has a directory of its own there", do=elsewhere)
+        raise UsageError(f"the testbed's directory {root} cannot be shared: every node has its own", do=elsewhere)
 
 
 def start(plan: Plan) -> None:
@@ -129,7 +131,7 @@ def start(plan: Plan) -> None:
     root = plan.root
     first = ["unshare", *SPACES, "bash", f"{root}/lib/machine.sh", "controller", str(root)]
     with (root / "log/ctl.log").open("wb") as log:
-        # a session of its own and no child of ours: it stays when we, or the terminal, have gone
+        # detached into its own session, so that it survives this process and its terminal
         subprocess.run(
             ["setsid", "--fork", *first], stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True, cwd="/"
         )
@@ -143,8 +145,8 @@ def start(plan: Plan) -> None:
 def _all_idle(plan: Plan) -> bool:
     if not (plan.root / "run/booted").exists():
         return False
-    asked = run(plan.root, ["timeout", "5", "sinfo", "--noheader", "--partition=batch", "--states=idle", "--format=%D"])
-    return asked.stdout.strip() == str(plan.nodes)
+    sinfo = run(plan.root, ["timeout", "5", "sinfo", "--noheader", "--partition=batch", "--states=idle", "--format=%D"])
+    return sinfo.stdout.strip() == str(plan.nodes)
 
 
 def _tail(path: Path, lines: int = 5) -> str:
@@ -160,7 +162,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, hopeless: Callable
 
 
 def write(plan: Plan) -> None:
-    """The testbed's directory. Others may pass through it, as users of a cluster do, and read no key, state or log."""
+    """Write the files of the testbed's directory. Other users may traverse it, but cannot read keys, state or logs."""
     root = plan.root
     modes = {"etc": 0o755, "lib": 0o755, "bin": 0o755, "run": 0o755, "log": 0o700, "state": 0o700, "nodes": 0o711}
     for name, mode in {**modes, "shared": 0o1777, "shared/home": 0o700}.items():
@@ -170,10 +172,11 @@ def write(plan: Plan) -> None:
     key = os.open(root / "etc/munge.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(key, "wb") as file:
         file.write(secrets.token_bytes(1024))
-    for number in range(plan.gpus):  # slurmd wants a device; this one is /dev/null
+    for number in range(plan.gpus):  # slurmd requires a device; this one is a /dev/null
         os.mknod(root / f"etc/gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     texts = {
-        "lib/machine.sh": Path(__file__).with_name("machine.sh").read_text(),  # first: `down` knows a testbed by it
+        # first, because `down` recognises a testbed by it
+        "lib/machine.sh": Path(__file__).with_name("machine.sh").read_text(),
         "etc/slurm.conf": config.slurm_conf(plan),
         "etc/gres.conf": config.gres_conf(plan),
         "etc/cgroup.conf": config.cgroup_conf(),
@@ -190,14 +193,14 @@ def write(plan: Plan) -> None:
 
 
 def down(root: Path) -> None:
-    """End the testbed and remove all of it. Nothing is done, and nothing said, where there is none."""
+    """Stop the testbed and remove all its files; does nothing if there is none."""
     if INSIDE.is_file():
-        raise UsageError("this is a machine of a testbed: it cannot end its own", do="make slurm-down, outside")
+        raise UsageError("a machine of a testbed cannot stop its own testbed", do="run make slurm-down on the host")
     if not os.path.lexists(root):
         return
     if not (root / "lib/machine.sh").is_file() or root.stat().st_uid != os.getuid() or root.is_symlink():
         raise UsageError(
-            f"{root} is not a testbed of yours: it is left alone", do="set RAYLAB_TESTBED to another directory"
+            f"{root} is not a testbed of yours and was not changed", do="set RAYLAB_TESTBED to another directory"
         )
     if (pid := controller(root)) is not None:
         _kill(root, pid)
@@ -206,11 +209,11 @@ def down(root: Path) -> None:
 
 
 def _kill(root: Path, pid: int) -> None:
-    """End the first process, and with it every process, mount and network of the testbed."""
+    """Kill the first process, which ends every process, mount and network of the testbed."""
     with contextlib.suppress(ProcessLookupError):
         process = os.pidfd_open(pid)
         try:
-            if controller(root) == pid:  # looked at again: now the number cannot go to another process
+            if controller(root) == pid:  # checked again, because the pid cannot be reused from here on
                 signal.pidfd_send_signal(process, signal.SIGKILL)
                 select.select([process], [], [], END_SECONDS)
         finally:
@@ -234,7 +237,7 @@ def _remove_cgroups(name: str) -> None:
 
 
 def command(root: Path, words: Sequence[str], on: str = "ctl") -> list[str]:
-    """The command line, for this host, that runs `words` on a machine of the testbed in the present directory."""
+    """The command line that runs `words` from this host on a machine of the testbed, in the current directory."""
     return ["bash", f"{root}/lib/machine.sh", "enter", str(root), on, *words]
 
 
@@ -260,7 +263,7 @@ def status(root: Path) -> str:
 
 
 def _pid_of(root: Path, node: str) -> str | None:
-    """Pid of a node's first process, as ctl counts; None when the node is down."""
+    """The pid on ctl of a node's first process; None if the node is down."""
     _node(root, node)
     pid = (root / f"run/{node}.pid").read_text().strip() if (root / f"run/{node}.pid").exists() else ""
     words = run(root, ["cat", f"/proc/{pid}/cmdline"]).stdout.split("\0")[1:5]
@@ -276,7 +279,7 @@ def _node(root: Path, node: str) -> None:
 
 
 def crash(root: Path, node: str) -> None:
-    """The node loses power: all its processes are gone at once. Slurm notices after SlurmdTimeout."""
+    """Simulate a power failure: all processes of the node end immediately. Slurm notices after SlurmdTimeout."""
     pid = _pid_of(root, node)
     if pid is None:
         raise UsageError(f"{node} is down already", do=f"python -m cluster.testbed boot {node}")
@@ -285,20 +288,20 @@ def crash(root: Path, node: str) -> None:
 
 
 def boot(root: Path, node: str) -> None:
-    """Start a crashed node again. No real node is back before Slurm has missed it: a second after the crash its jobs
-    would still be taken for running, so this waits until Slurm has ended them, some 25 s after the crash."""
+    """Start a crashed node again. A real node never reboots before Slurm notices the crash; until then Slurm would
+    count its jobs as running, so this waits until Slurm has ended them, about 25 s after the crash."""
     if _pid_of(root, node) is not None:
         raise UsageError(f"{node} is up already")
 
     def without_jobs() -> bool:
-        asked = run(root, ["squeue", "--noheader", f"--nodelist={node}"])
-        return asked.returncode != 0 or not asked.stdout.strip()  # no controller: nobody takes them for anything
+        squeue = run(root, ["squeue", "--noheader", f"--nodelist={node}"])
+        return squeue.returncode != 0 or not squeue.stdout.strip()  # without a controller there are no jobs to wait for
 
     try:
         wait_until(without_jobs, NOTICE_SECONDS)
     except TimeoutError:
         raise RaylabError(
-            f"{node} is not booted: after {NOTICE_SECONDS} s Slurm still counts jobs on it", do=f"squeue -w {node}"
+            f"{node} was not booted: after {NOTICE_SECONDS} s Slurm still lists jobs on it", do=f"squeue -w {node}"
         ) from None
     _do(root, "bash", f"{root}/lib/machine.sh", "boot", str(root), node)
 
@@ -310,7 +313,7 @@ def cable(root: Path, node: str, state: str) -> None:
 
 
 def kill_controller(root: Path) -> None:
-    """Stop slurmctld. Jobs go on; squeue and the rest fail until it is started."""
+    """Stop slurmctld. Jobs continue; squeue and other commands fail until it is started again."""
     check_up(root)
     _do(root, "sh", "-c", 'kill "$(cat /run/slurmctld.pid)"')
     wait_until(lambda: run(root, ["sh", "-c", 'kill -0 "$(cat /run/slurmctld.pid)"']).returncode != 0, END_SECONDS)

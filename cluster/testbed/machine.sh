@@ -1,39 +1,40 @@
 #!/bin/bash
-# The machines of a testbed: each is a set of namespaces around a first process, and the nodes' are nested in the
-# login node's, so that the end of that one process ends everything. `up` copies this file into the testbed.
+# The machines of a testbed: each is a set of namespaces with a first process. The nodes' namespaces are nested in those
+# of the login node, so that ending its first process ends everything. `up` copies this file into the testbed.
 #   machine.sh controller ROOT                      the first process of ctl
 #   machine.sh boot ROOT NODE                       on ctl: start a node
 #   machine.sh node ROOT NODE                       the first process of a node
-#   machine.sh enter ROOT MACHINE COMMAND...        from the host: run COMMAND on ctl or a node; `here`: where we are, else ctl
+#   machine.sh enter ROOT MACHINE COMMAND...        from the host: run COMMAND on ctl or a node; `here`: on this machine,
+#                                                   or on ctl if this is the host
 #   machine.sh onward ROOT MACHINE DIRECTORY COMMAND...     on ctl: the same, in DIRECTORY
 set -u
 self=$0 what=$1 root=$2
 shift 2
 . "$root/lib/settings.sh"
-mark=/run/raylab-testbed    # says that we are on a machine of a testbed, and of which
+mark=/run/raylab-testbed    # exists on machines of a testbed and contains the testbed's directory
 
 fail() { echo "testbed: $*" >&2; exit 1; }
 
-within() { # SECONDS COMMAND...: until it succeeds
+within() { # SECONDS COMMAND...: repeat the command until it succeeds
   local tries=$(($1 * 100)); shift
   until "$@" >/dev/null 2>&1; do [ $((tries -= 1)) -gt 0 ] || return 1; sleep 0.01; done
 }
 
-is_first_process() { # PID WORDS...: is that still the first process of a machine, or has the number been given away?
+is_first_process() { # PID WORDS...: check that this is the first process of a machine, and the pid was not reused
   local pid=$1; shift
   [ "$(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline")" = "bash $root/lib/machine.sh $* " ]
 }
 
 # --- what ctl and nodes have in common ---
 
-record_pid() { # /proc is still the one from before the namespaces: it tells our pid as those outside see it
+record_pid() { # /proc is still that of the parent namespace, so it has our pid as seen from outside
   local pid; read -r pid _ </proc/self/stat
-  echo "$pid" >"$root/run/.$1.pid" && mv "$root/run/.$1.pid" "$root/run/$1.pid" || fail "$root has gone" # down was quicker
+  echo "$pid" >"$root/run/.$1.pid" && mv "$root/run/.$1.pid" "$root/run/$1.pid" || fail "$root was removed" # by `down`, meanwhile
   mount -t proc proc /proc
-  umask 022 # whatever it was out there: what the daemons make must serve every user
+  umask 022 # not the host's, because all users must be able to use the daemons' files
 }
 
-become() { # NAME: host name, and places of its own for sockets, configuration and addresses
+become() { # NAME: set the host name, and mount own directories for sockets, configuration and addresses
   hostname "$1"
   mount -t tmpfs -o mode=755 tmpfs /run
   mkdir -p /run/lock /run/munge
@@ -46,7 +47,7 @@ become() { # NAME: host name, and places of its own for sockets, configuration a
 munge() { munged --force --key-file="$root/etc/munge.key" --socket=/run/munge/munge.socket.2 --seed-file=/run/munge/seed \
   --pid-file=/run/munge/munged.pid --log-file="$root/log/munged.$1.log"; }
 
-stay() { # as the first process: collect the dead, end with KILL only
+stay() { # run as the first process: reap orphans until KILL
   trap : TERM INT HUP
   while :; do sleep infinity & wait $!; done
 }
@@ -57,7 +58,7 @@ controller() {
   record_pid ctl
   become ctl
   ip link add bridge type bridge && ip address add "$network.254/24" dev bridge && ip link set bridge up ||
-    fail "no network bridge: does this kernel have them?"
+    fail "cannot create a network bridge: the kernel may not support it"
   munge ctl || fail "munged did not start"
   slurmctld || fail "slurmctld did not start"
   local node
@@ -73,17 +74,17 @@ hierarchies() { # the mounts of cgroup version 1 that Slurm uses; some hosts mou
   local name; for name in freezer memory cpuset cpu cpuacct devices; do readlink -e "/sys/fs/cgroup/$name"; done | sort -u
 }
 
-join_cgroup() { # NODE: puts this shell into the node's cgroup
+join_cgroup() { # NODE: move this shell into the node's cgroup
   [ -n "$cgroup" ] || return 0
   local top; for top in $(hierarchies); do
     mkdir -p "$top/$cgroup/$1"
-    if [ -e "$top/cpuset.cpus" ]; then # a new one is empty, and would take no process
+    if [ -e "$top/cpuset.cpus" ]; then # a new cpuset is empty and accepts no process
       local file; for file in cpuset.cpus cpuset.mems; do
         cat "$top/$file" >"$top/$cgroup/$file"; cat "$top/$file" >"$top/$cgroup/$1/$file"
       done
     fi
     if [ -e "$top/memory.limit_in_bytes" ]; then
-      echo 1 2>/dev/null >"$top/$cgroup/$1/memory.use_hierarchy" # before it has children; newer kernels need no telling
+      echo 1 2>/dev/null >"$top/$cgroup/$1/memory.use_hierarchy" # only possible before it has children; the default in newer kernels
       echo "${memory}M" >"$top/$cgroup/$1/memory.limit_in_bytes"
     fi
     echo "$BASHPID" >"$top/$cgroup/$1/cgroup.procs"
@@ -98,7 +99,7 @@ boot() {
     exec setsid unshare --pid --fork --kill-child --mount --net --uts --ipc --cgroup bash "$root/lib/machine.sh" node "$root" "$node"
   ) </dev/null >>"$root/log/$node.log" 2>&1 &
   within 10 test -s "$root/run/$node.pid" || fail "$node did not start: see $root/log/$node.log"
-  ip link delete "to-$node" 2>/dev/null # a crash may have left it
+  ip link delete "to-$node" 2>/dev/null # left over from a crash
   ip link add "to-$node" type veth peer name eth0 netns "$(<"$root/run/$node.pid")"
   ip link set "to-$node" master bridge up
   within 10 test -e "$root/run/$node.ready" || fail "$node did not start: see $root/log/$node.log"
@@ -108,7 +109,7 @@ node() {
   local node=$1 top
   record_pid "$node"
   become "$node"
-  if [ -n "$cgroup" ]; then # the node sees its own cgroup as the whole
+  if [ -n "$cgroup" ]; then # the node sees its own cgroup as the root
     for top in $(hierarchies); do mount --bind "$top/$cgroup/$node" "$top"; done
   fi
   mount -t tmpfs -o mode=1777,size="$((memory / 2))m" tmpfs /dev/shm
@@ -122,7 +123,7 @@ node() {
   stay
 }
 
-private_tmp() { # an empty /tmp, as after a reboot, with the shared directories in it
+private_tmp() { # mount an empty /tmp, as after a reboot, with the shared directories in it
   local tmp=$root/nodes/$1/tmp new=/run/tmp path
   rm -rf "$tmp"; mkdir -p "$tmp" "$root/nodes/$1/spool" $new
   chmod 1777 "$tmp"
@@ -135,14 +136,14 @@ private_tmp() { # an empty /tmp, as after a reboot, with the shared directories 
 
 # --- from outside ---
 
-# The command gets TERM when who called it is gone: a time-out that kills `srun` out there must end it in here
+# The command gets TERM when its caller ends: a time-out that kills `srun` on the host must also end it in the testbed
 follow="setpriv --pdeathsig TERM"
 
 enter() { # MACHINE COMMAND...
   local machine=$1 here pid; shift
   if here=$(cat $mark 2>/dev/null); then
     [ "$here" = "$root" ] || fail "this is a machine of the testbed $here, not of $root"
-    [ "$machine" = here ] || [ "$(hostname)" = ctl ] || fail "from a node there is no way to $machine"
+    [ "$machine" = here ] || [ "$(hostname)" = ctl ] || fail "$machine cannot be reached from a node"
     [ "$machine" = here ] && run_in "$PWD" "$@"
     onward "$machine" "$PWD" "$@"
   fi

@@ -1,12 +1,12 @@
 """The benchmark of the ARDS task: networks and baselines on the same patient-grouped folds, at several landmarks.
 
-    OUT/landmark-12/data          prepared
-                   /fold-0        the same with fold 0 as test, statistics of its own train
-                   /trials/...    the nested search: every candidate, by its refined loss on the fold's val
-                   /final/...     the winner, trained with its ensemble, and its probabilities of the fold's test
-    OUT/table.json, table.md      scores over all patients, each scored by a model that never saw them
+    OUT/landmark-12/data          the prepared data
+                   /fold-0        the same with fold 0 as the test split, and statistics of its own train split
+                   /trials/...    the nested search: every candidate with its refined loss on the fold's val split
+                   /final/...     test probabilities of the best candidate, trained as an ensemble
+    OUT/table.json, table.md      scores over all patients, each predicted by a model that was not trained on them
 
-Every fit is a chunk of ray_map: on a cluster they run side by side, and an interrupted benchmark goes on.
+Every fit is a chunk of `run_chunks`: fits run in parallel on a cluster, and an interrupted benchmark resumes.
 """
 
 import argparse
@@ -53,17 +53,20 @@ BOOTSTRAPS = 1000
 
 
 def arguments(group: Any) -> None:
-    group.add_argument("--source", help="as of prepare; synthetic otherwise")
-    group.add_argument("--path", type=Path, help="directory of the raw tables")
-    group.add_argument("--patients", type=int, default=400, help="synthetic: how many")
-    group.add_argument("--label", default="ahrf", help="as of prepare")
-    group.add_argument("--landmarks", type=int, nargs="+", default=[12], metavar="H")
-    group.add_argument("--horizon", type=float, default=24)
-    group.add_argument("--folds", type=int, default=5)
-    group.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
-    group.add_argument("--trials", type=int, default=8, help="of each model's nested search in each fold")
-    group.add_argument("--members", type=int, default=5, help="networks in the ensemble of each winner")
-    group.add_argument("--leakage", action="store_true", help="also the report of models that see less")
+    group.add_argument("--source", help="data source, as for prepare (default: synthetic)")
+    group.add_argument("--path", type=Path, help="directory of the raw data")
+    group.add_argument("--patients", type=int, default=400, help="number of synthetic patients (default: 400)")
+    group.add_argument("--label", default="ahrf", help="label definition, as for prepare (default: ahrf)")
+    group.add_argument("--landmarks", type=int, nargs="+", default=[12], metavar="H",
+                       help="hours after admission at which predictions are made (default: 12)")  # fmt: skip
+    group.add_argument("--horizon", type=float, default=24, help="prediction horizon in hours (default: 24)")
+    group.add_argument("--folds", type=int, default=5, help="patient-grouped folds (default: 5)")
+    group.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME",
+                       help=f"models to compare (default: {' '.join(MODELS)})")  # fmt: skip
+    group.add_argument("--trials", type=int, default=8, help="trials per search; for ards: of each model's "
+                       "nested search in each fold, and 1 skips the search (default: 8)")  # fmt: skip
+    group.add_argument("--members", type=int, default=5, help="networks in each final ensemble (default: 5)")
+    group.add_argument("--leakage", action="store_true", help="add the leakage report: models that see only parts")
     group.add_argument("--set", nargs="+", action="extend", default=[], metavar="PATH=VALUE", help="recipe fields")
 
 
@@ -76,7 +79,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if not any(has_field(recipe, path) for recipe in started):
             raise unknown_field(started[0], path)
     if args.trials < 1 or args.members < 1 or args.folds < 2:
-        raise UsageError("a benchmark needs --trials and --members of 1 and --folds of 2 at least")
+        raise UsageError("a benchmark needs --trials and --members of at least 1, and --folds of at least 2")
     os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
     uri = run_tracking.checked_address()
     out: Path = args.out.absolute()
@@ -84,8 +87,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     with session(args.workers, out):
         winners = search(args, folders)
         finals = refit(args, folders, winners)
-        views = looks(args, folders) if args.leakage else {}
-    table = [row for landmark, folder in folders.items() for row in scored(args, folder, landmark, finals[landmark])]
+        views = predict_views(args, folders) if args.leakage else {}
+    table = [
+        row for landmark, folder in folders.items() for row in score_models(args, folder, landmark, finals[landmark])
+    ]
     result = {
         "source": args.source or "synthetic",
         "synthetic": args.source in (None, "synthetic"),
@@ -98,7 +103,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     }
     if args.leakage:
         result["leakage"] = [
-            row for landmark, folder in folders.items() for row in leaked(args, folder, landmark, views)
+            row for landmark, folder in folders.items() for row in score_views(args, folder, landmark, views)
         ]
     write_json(out / "table.json", to_plain(result))
     (out / "table.md").write_text(markdown(result))
@@ -110,22 +115,22 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepare(args: argparse.Namespace, out: Path, landmark: int) -> Path:
-    """OUT/landmark-H with its data and folds; what is there already is used again."""
+    """Prepare OUT/landmark-H with its data and folds, reuse what already exists, and return it."""
     from raylab.data.icu.labels import label
     from raylab.data.icu.prepare import prepare_icu
 
     folder = out / f"landmark-{landmark}"
     folder.mkdir(parents=True, exist_ok=True)
-    asked = {"source": args.source or "synthetic", "horizon": args.horizon, "label": args.label, "folds": args.folds}
-    asked |= {"path": None if args.path is None else str(args.path.absolute()), "seed": args.seed}
+    options = {"source": args.source or "synthetic", "horizon": args.horizon, "label": args.label, "folds": args.folds}
+    options |= {"path": None if args.path is None else str(args.path.absolute()), "seed": args.seed}
     note = folder / "asked.json"
-    if note.is_file() and json.loads(note.read_text()) != asked:
+    if note.is_file() and json.loads(note.read_text()) != options:
         raise UsageError(
-            f"{out} holds a benchmark of other data or folds",
-            f"it was begun with {note.read_text()}",
+            f"{out} contains a benchmark of other data or folds",
+            f"it was started with {note.read_text()}",
             "choose another --out",
         )
-    write_json(note, asked)
+    write_json(note, options)
     data = folder / "data"
     if not (data / "meta.json").is_file():
         if not args.quiet:
@@ -141,7 +146,7 @@ def prepare(args: argparse.Namespace, out: Path, landmark: int) -> Path:
 
 @contextlib.contextmanager
 def session(workers: int, out: Path) -> Any:
-    """Ray where it was asked for, or where a cluster is named; else nothing, and fits run in this process."""
+    """Connect to Ray if `workers` or RAY_ADDRESS is set; otherwise fits run in this process."""
     if workers or os.environ.get("RAY_ADDRESS"):
         with ray_session(workers, out / "ray.log"):
             yield
@@ -150,24 +155,24 @@ def session(workers: int, out: Path) -> Any:
 
 
 def recipe_of(args: argparse.Namespace, name: str) -> Recipe:
-    """The recipe that a model starts from, with the space that is searched for it; of --set what this model has."""
+    """The recipe of a model with its search space and those fields of --set that the model has."""
     recipe = override(shipped_recipe("ards"), {**MODELS[name], "seed": args.seed})
     settings = {path: value for path, value in parse_assignments(args.set).items() if has_field(recipe, path)}
     return with_search_space(override(recipe, settings))
 
 
 def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int, int, str], dict[str, Any]]:
-    """The recipe (as JSON) of the best candidate by its refined loss on val, for every (landmark, fold, model)."""
+    """The recipe (as JSON) of the candidate with the lowest refined val loss, for every (landmark, fold, model)."""
     from raylab.distributed.benchmark_fits import Fit, candidates, trial
     from raylab.distributed.map import run_chunks
 
     chunks: dict[tuple[int, int, str], dict[Path, Fit]] = {}
-    found: dict[tuple[int, int, str], dict[str, Any]] = {}
-    if args.trials == 1:  # nothing to choose from
+    best_recipes: dict[tuple[int, int, str], dict[str, Any]] = {}
+    if args.trials == 1:  # nothing to select
         for landmark, fold, name in every(args, folders):
             recipe = recipe_of(args, name)
-            found[landmark, fold, name] = override(recipe, candidates(recipe, 1, 0)[0]).model_dump(mode="json")
-        return found
+            best_recipes[landmark, fold, name] = override(recipe, candidates(recipe, 1, 0)[0]).model_dump(mode="json")
+        return best_recipes
     for landmark, fold, name in every(args, folders):
         recipe = recipe_of(args, name)
         place = folders[landmark] / "trials" / f"fold-{fold}-{name}"
@@ -183,19 +188,19 @@ def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int
     for key, of in chunks.items():
         ended = [json.loads(path.read_text()) for path in of]
         best = min(ended, key=lambda end: end["refined_loss"])
-        found[key] = best["recipe"]
-    return found
+        best_recipes[key] = best["recipe"]
+    return best_recipes
 
 
 def refit(
     args: argparse.Namespace, folders: dict[int, Path], winners: dict[tuple[int, int, str], dict[str, Any]]
 ) -> dict[int, dict[str, list[Path]]]:
-    """The files with each model's probabilities of every fold's test rows: read once, of winners alone."""
+    """The files with each model's probabilities on every fold's test rows, which only final models read, once."""
     from raylab.distributed.benchmark_fits import Fit, final
     from raylab.distributed.map import run_chunks
 
     chunks: dict[Path, Fit] = {}
-    found: dict[int, dict[str, list[Path]]] = {landmark: {name: [] for name in args.models} for landmark in folders}
+    files: dict[int, dict[str, list[Path]]] = {landmark: {name: [] for name in args.models} for landmark in folders}
     for landmark, fold, name in every(args, folders):
         recipe = parse_recipe(winners[landmark, fold, name])
         if name in NETWORKS:
@@ -205,13 +210,13 @@ def refit(
         fit = Fit(recipe.model_dump(mode="json"), str(folders[landmark] / f"fold-{fold}"), "test")
         path = place / f"fold-{fold}-{name}-{fit.key}.parquet"
         chunks[path] = fit
-        found[landmark][name].append(path)
+        files[landmark][name].append(path)
     run_chunks(final, chunks, tell=teller(args.quiet, "final fits"))
-    return found
+    return files
 
 
-def looks(args: argparse.Namespace, folders: dict[int, Path]) -> dict[int, list[Path]]:
-    """The files with the probabilities of every view of the leakage report."""
+def predict_views(args: argparse.Namespace, folders: dict[int, Path]) -> dict[int, list[Path]]:
+    """Fit every view of the leakage report; returns the files with the probabilities."""
     from raylab.distributed.benchmark_fits import Fit, leaks
     from raylab.distributed.map import run_chunks
 
@@ -229,8 +234,10 @@ def looks(args: argparse.Namespace, folders: dict[int, Path]) -> dict[int, list[
     return files
 
 
-def leaked(args: argparse.Namespace, folder: Path, landmark: int, views: dict[int, list[Path]]) -> list[dict[str, Any]]:
-    """One row a cohort and view: its AUROC, and by how much it is below that of everything."""
+def score_views(
+    args: argparse.Namespace, folder: Path, landmark: int, views: dict[int, list[Path]]
+) -> list[dict[str, Any]]:
+    """A row per cohort and view: its AUROC, and its difference from the model that sees everything."""
     samples = pl.read_parquet(folder / "data" / "samples.parquet")
     p = pl.concat([pl.read_parquet(path) for path in views[landmark]])
     rows = []
@@ -261,10 +268,10 @@ def teller(quiet: bool, what: str) -> Callable[[int, int], None] | None:
     return None if quiet else lambda done, total: say(f"{what}: {done} of {total}")
 
 
-def scored(
+def score_models(
     args: argparse.Namespace, folder: Path, landmark: int, finals: dict[str, list[Path]]
 ) -> list[dict[str, Any]]:
-    """One row a cohort and model: scores with intervals over patients, and the difference to the baseline on the same
+    """A row per cohort and model: scores with intervals over patients, and the difference from the baseline on the same
     resamples."""
     samples = pl.read_parquet(folder / "data" / "samples.parquet")
     p = {name: pl.concat([pl.read_parquet(path) for path in paths]) for name, paths in finals.items()}
@@ -291,13 +298,13 @@ def scored(
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The table as text."""
+    """The tables in Markdown."""
     synthetic = ", SYNTHETIC data" if result["synthetic"] else ""
     trials = result["trials"]
-    searched = "no search, the recipe's own settings" if trials == 1 else f"nested search of {trials} trials"
+    searched = "no search (settings of the recipe)" if trials == 1 else f"nested search of {trials} trials"
     lines = [
         f"{result['source']}{synthetic}, {result['folds']} patient-grouped folds, {searched}, "
-        f"ensembles of {result['members']}; 95 % intervals by {result['bootstraps']} bootstraps over patients.",
+        f"ensembles of {result['members']}; 95% CI ({result['bootstraps']:,} bootstrap samples of patients).",
         "",
         f"| landmark | cohort | model | n | onsets | AUROC | AUPRC | Brier | AUROC minus {BASELINE} |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -310,7 +317,7 @@ def markdown(result: dict[str, Any]) -> str:
             f"{' | '.join(cells)} | {difference} |"
         )
     if "leakage" in result:
-        lines += ["", "Leakage checks: the same gradient boosting on less.", ""]
+        lines += ["", "Leakage checks: the same gradient boosting on parts of the inputs.", ""]
         lines += ["| landmark | cohort | sees | AUROC | minus everything | above chance |", "|---|---|---|---|---|---|"]
         for row in result["leakage"]:
             shown = str(row["auroc"]) if "auroc" in row else row["why"]
@@ -321,13 +328,13 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, Any], uri: str) -> None:
-    """One MLflow run for the benchmark with the table, and below it one for each landmark and model."""
+    """Log one MLflow run for the benchmark with its table, and a nested run for each landmark and model."""
     first = next(iter(folders.values())) / "data"
     recipe = recipe_of(args, args.models[0])
     name = f"benchmark-{args.out.absolute().name}"
     top = home.new_run(next_name(name), "ards")
-    parent = run_tracking.opening(top, recipe, prepared.read_meta(first, "ards"), first, "benchmark", uri)
-    with run_tracking.tracked(top, system=False):
+    parent = run_tracking.create_run(top, recipe, prepared.read_meta(first, "ards"), first, "benchmark", uri)
+    with run_tracking.track_run(top, system=False):
         outbox = Outbox(top / "outbox")
         for file in ("table.json", "table.md"):
             outbox.append({"kind": "artifact", "path": str(args.out.absolute() / file), "to": ""})
@@ -335,11 +342,11 @@ def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, 
             meta = prepared.read_meta(folder / "data", "ards")
             for model in dict.fromkeys(row["model"] for row in result["table"]):
                 own = recipe_of(args, model) if model in MODELS else recipe
-                assert isinstance(own.data, IcuData)  # of no other task
+                assert isinstance(own.data, IcuData)  # the benchmark is of an intensive-care task
                 child = home.new_run(f"{top.name}-{landmark}h-{model}", "ards")
-                run_tracking.opening(child, own, meta, folder / "data", "benchmark", uri, None, parent.run_id)
+                run_tracking.create_run(child, own, meta, folder / "data", "benchmark", uri, None, parent.run_id)
                 rows = [r for r in result["table"] if (r["landmark_h"], r["model"]) == (landmark, model)]
-                with run_tracking.tracked(child, system=False):
+                with run_tracking.track_run(child, system=False):
                     outbox = Outbox(child / "outbox")
                     outbox.append({"kind": "metrics", "step": 0, "values": values(rows, own.data.cohort)})
                     if without := scores.without_interval(named_scores(rows, own.data.cohort)):
@@ -347,24 +354,24 @@ def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, 
 
 
 def next_name(name: str) -> str:
-    """`name`, or with the number that makes it new: a benchmark that is run again is tracked again."""
-    taken = {path.name for path in (home.home() / "runs").glob(f"{name}*")}
-    return next(new for k in range(len(taken) + 1) if (new := name if k == 0 else f"{name}-{k + 1}") not in taken)
+    """`name`, with a number appended if it exists, because every run of the benchmark is tracked separately."""
+    existing = {path.name for path in (home.home() / "runs").glob(f"{name}*")}
+    return next(new for k in range(len(existing) + 1) if (new := name if k == 0 else f"{name}-{k + 1}") not in existing)
 
 
 def named_scores(rows: list[dict[str, Any]], cohort: str) -> dict[str, Score]:
     """{SCORE: score} of the rows of `cohort`, {COHORT/SCORE: score} of the others."""
-    found: dict[str, Score] = {}
+    scores_by_name: dict[str, Score] = {}
     for row in rows:
         difference = {"auroc_minus_baseline": row["against_baseline"]} if "against_baseline" in row else {}
         begin = "" if row["cohort"] == cohort else f"{row['cohort']}/"
-        found |= {f"{begin}{name}": score for name, score in {**row["scores"], **difference}.items()}
-    return found
+        scores_by_name |= {f"{begin}{name}": score for name, score in {**row["scores"], **difference}.items()}
+    return scores_by_name
 
 
 def values(rows: list[dict[str, Any]], cohort: str) -> dict[str, float]:
-    """The scores of a model's rows as metrics: those of `cohort` as `folds/SCORE`, with its ends and `folds/n`, those
-    of the other cohorts as `folds/COHORT/SCORE`."""
-    found = {f"folds/{'' if row['cohort'] == cohort else row['cohort'] + '/'}n": float(row["n"]) for row in rows}
+    """The scores of a model's rows as metrics: of `cohort` as `folds/SCORE` with interval ends and `folds/n`, of other
+    cohorts as `folds/COHORT/SCORE`."""
+    counts = {f"folds/{'' if row['cohort'] == cohort else row['cohort'] + '/'}n": float(row["n"]) for row in rows}
     named = named_scores(rows, cohort).items()
-    return found | {f"folds/{name}{end}": value for name, score in named for end, value in score.ends()}
+    return counts | {f"folds/{name}{end}": value for name, score in named for end, value in score.ends()}

@@ -1,9 +1,9 @@
-"""The published COVID-Net experiment as one command, and the controls that say what its scores mean.
+"""The published COVID-Net experiment as one command, with the controls needed to interpret its scores.
 
-    OUT/a, OUT/b              prepared: COVIDx and E*HealthLine, or domains A and B of one folder
-        steps/NAME.json       what each training, search and evaluation gave; run again, it goes on from there
-        table.md, table.json  everything side by side
-        *.png                 best score over time of the schedulers, runtime over workers
+    OUT/a, OUT/b              the prepared data: COVIDx and E*HealthLine, or domains A and B of one folder
+        steps/NAME.json       the result of each training, search and evaluation; a rerun continues from them
+        table.md, table.json  all results
+        *.png                 best score over time by scheduler, throughput by number of workers
 
 Parts: networks (a), transfer (b), schedulers (c), scaling (d). Every test score comes from `evaluate`.
 """
@@ -38,7 +38,8 @@ from raylab.score import Score
 EXPERIMENT = "raylab-benchmark-covidnet"
 PARTS = ("networks", "transfer", "schedulers", "scaling")
 SCHEDULERS = ("fifo", "hyperband", "asha", "pbt")
-# The published search space: rate, weights of classes 2 and 3, share of Covid in a batch (Diagnostics 13(3):391)
+# The published search space: learning rate, weights of classes 2 and 3, fraction of COVID-19 in a batch
+# (Diagnostics 13(3):391)
 SPACE = {
     "optim.lr": "loguniform(1e-5,1e-3)",
     "optim.class_weight.1": "uniform(1,10)",
@@ -46,15 +47,15 @@ SPACE = {
     "data.class_fraction": "uniform(0.05,0.5)",
 }
 # Published for COVIDx, percent: accuracy; sensitivity; PPV of normal/pneumonia/Covid-19 (arXiv 2003.09871, and models
-# CXR3-B and CXR4-A of its repository; ResNet-50 and VGG-19 were not read again). Their test set is another: these
-# figures stand beside ours and are not compared with them.
+# CXR3-B and CXR4-A of its repository; ResNet-50 and VGG-19 were not verified). They used a different test set, so
+# these figures are shown for reference only.
 PUBLISHED = {
     "covidnet": "93.3; 95/94/91; 90.5/91.3/98.9",
     "covidnet-large": "94.3; -/-/95; 91.3/93.1/99.0",
     "resnet50": "90.6; 97/92/83; 88.2/86.8/98.8",
     "vgg19": "83.0",
 }
-# Published for the schedulers on a 441-image E*HealthLine test set of which 354 lines also stand in a training list
+# Published for the schedulers on a 441-image E*HealthLine test set; 354 of its lines are also in a training list
 PUBLISHED_SEARCH = {
     "fifo": ".934; .989/.154/.921",
     "hyperband": ".746; .806/.538/.289",
@@ -72,15 +73,20 @@ SETTINGS = {
 
 def arguments(group: Any) -> None:
     group.description = (
-        "--path: the folder of COVIDx, or one whose lists have domains A and B; --trials: of each search"
+        "--path: the folder of COVIDx, or a folder whose lists have domains A and B; --trials: of each search"
     )
-    group.add_argument("--target", type=Path, metavar="DIR", help="the folder of E*HealthLine; else domain B of --path")
-    group.add_argument("--size", type=int, default=224, help="pixels a side")
-    group.add_argument("--epochs", type=int, default=22, help="of every training, so that budgets are equal")
-    group.add_argument("--seeds", type=int, default=3, help="of transfer against scratch")
-    group.add_argument("--parts", nargs="+", default=list(PARTS), metavar="PART", help=", ".join(PARTS))
-    group.add_argument("--networks", nargs="+", default=["covidnet", "resnet50", "vgg19"], metavar="NAME")
-    group.add_argument("--most-workers", type=int, default=2, help="of the runtimes: 1, 2, 4, ... up to so many")
+    group.add_argument("--target", type=Path, metavar="DIR",
+                       help="the folder of E*HealthLine (default: domain B of --path)")  # fmt: skip
+    group.add_argument("--size", type=int, default=224, help="image size in pixels per side (default: 224)")
+    group.add_argument("--epochs", type=int, default=22, help="epochs of every training, so that all have the same "
+                       "budget (default: 22)")  # fmt: skip
+    group.add_argument("--seeds", type=int, default=3, help="seeds for transfer and training from scratch (default: 3)")
+    group.add_argument("--parts", nargs="+", default=list(PARTS), metavar="PART",
+                       help=f"parts to run (default: {' '.join(PARTS)})")  # fmt: skip
+    group.add_argument("--networks", nargs="+", default=["covidnet", "resnet50", "vgg19"], metavar="NAME",
+                       help="networks to compare (default: covidnet resnet50 vgg19)")  # fmt: skip
+    group.add_argument("--most-workers", type=int, default=2, help="the scaling part measures 1, 2, 4, ... workers up "
+                       "to this number (default: 2)")  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -88,7 +94,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if part not in PARTS:
             raise unknown("part", part, PARTS)
     if args.path is None:
-        raise UsageError("benchmark covidnet needs --path DIR", do="give the folder of COVIDx, or of domains A and B")
+        raise UsageError("benchmark covidnet needs --path DIR", do="give the folder of COVIDx or of domains A and B")
     os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
     out = args.out.absolute()
     (out / "steps").mkdir(parents=True, exist_ok=True)
@@ -111,7 +117,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class Benchmark:
-    """The steps of one benchmark directory. A step that is done is read from its file."""
+    """The steps of one benchmark directory. The result of a finished step is read from its file."""
 
     def __init__(self, args: argparse.Namespace, out: Path) -> None:
         self.args, self.out = args, out
@@ -119,18 +125,18 @@ class Benchmark:
         self.settings: dict[str, Any] = SETTINGS | own | parse_assignments(args.set)
 
     def step(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `work` gave, when it was done first."""
+        """The result of `work`, or the stored result if the step is already finished."""
         file = self.out / "steps" / f"{name}.json"
         if not file.is_file():
             if not self.args.quiet:
                 say(f"\n{name}")
             write_json(file, work())
-        found: dict[str, Any] = json.loads(file.read_text())
-        return found
+        result: dict[str, Any] = json.loads(file.read_text())
+        return result
 
     def data(self) -> dict[str, Any]:
-        """Prepare both data sets and hold their lists against the lecture's tables."""
-        found = {}
+        """Prepare both data sets and compare their lists with the published tables."""
+        datasets = {}
         folders = {"a": (self.args.path, "COVIDx"), "b": (self.args.target or self.args.path, "E*HealthLine")}
         for name, (folder, table) in folders.items():
             domain = name.upper() if self.args.target is None else None
@@ -139,57 +145,57 @@ class Benchmark:
             if not (target / "meta.json").is_file():
                 options = {"source": "covidx", "size": self.args.size, "manifest": here.manifest, "domain": domain}
                 options |= {"images": here.images, **here.lists}
-                apart = [self.out / "a"] if name == "b" else []  # copies of what A holds would be known already
+                apart = [self.out / "a"] if name == "b" else []  # images of A would already be known to the model
                 prepare.prepare("covidnet", target, quiet=self.args.quiet, apart_from=apart, **options)
             meta = read_meta(target, "covidnet", ImageMeta)
             if meta.size != self.args.size:
-                raise UsageError(f"{target} holds images of {meta.size} px", do="choose another --out")
-            found[name] = {
+                raise UsageError(f"{target} contains images of {meta.size} px", do="choose another --out")
+            datasets[name] = {
                 "folder": folder.name if domain is None else f"{folder.name}, domain {domain}",
                 "counts": meta.counts,
                 "attrition": meta.attrition,
                 "duplicates": None if meta.duplicates is None else meta.duplicates.model_dump(),
                 "differs": published.differences(table, meta.listed),
             }
-        return found
+        return datasets
 
     def run(self, name: str, begin: Callable[[str], Run]) -> dict[str, Any]:
-        """The result of a run, which `begin(its name)` begins when there is none to go on with."""
-        return self.step(name, partial(self.trained, f"{self.out.name}-{name}", begin))
+        """The result of a run: resumed if it exists, otherwise started by `begin(run name)`."""
+        return self.step(name, partial(self.train_or_resume, f"{self.out.name}-{name}", begin))
 
-    def trained(self, run: str, begin: Callable[[str], Run]) -> dict[str, Any]:
+    def train_or_resume(self, run: str, begin: Callable[[str], Run]) -> dict[str, Any]:
         directory = home.home() / "runs" / run
         if (directory / "run.json").is_file():
             return resume(directory, quiet=self.args.quiet).details
-        if directory.exists():  # ended before it was described: nothing of it counts
+        if directory.exists():  # it ended before its record was written: start afresh
             shutil.rmtree(directory)
         return begin(run).details
 
     def train(self, data: Path, settings: dict[str, Any], run: str) -> Run:
-        """A run of the task's recipe with the benchmark's settings and these."""
+        """Train the task's recipe with the benchmark's settings and `settings`."""
         return train("covidnet", data, name=run, settings=self.settings | settings, quiet=self.args.quiet)
 
-    def scored(self, name: str, run: str, data: Path) -> dict[str, Any]:
-        """Scores of a run through `evaluate`, on the data's last split: val where there is no list to test."""
+    def evaluate_run(self, name: str, run: str, data: Path) -> dict[str, Any]:
+        """The scores of a run by `evaluate` on the last split of the data: val if there is no test list."""
         split = cast(Split, list(read_meta(data, "covidnet").counts)[-1])
         return self.step(f"{name}-{split}", lambda: evaluate(run, data, split=split, quiet=self.args.quiet).details)
 
     def networks(self) -> list[dict[str, Any]]:
-        """(a) Every network on A, and COVID-Net on A with the lung field blacked out."""
+        """(a) Train and score every network on A, and COVID-Net on A with the lung field blacked out."""
         rows = []
         a = self.out / "a"
         for name in [*self.args.networks, "covidnet-masked"]:
             network, mask = name.removesuffix("-masked"), "centre" if name.endswith("-masked") else "none"
             run = self.run(f"a-{name}", partial(self.train, a, {"model.name": network, "data.mask": mask}))
-            rows.append({**self.scored(f"a-{name}", run["name"], a), "name": name, "run": run["name"]})
+            rows.append({**self.evaluate_run(f"a-{name}", run["name"], a), "name": name, "run": run["name"]})
         return rows
 
     def transfers(self) -> list[dict[str, Any]]:
-        """(b) COVID-Net of (a) before and after transfer to B, beside the same network on B from scratch."""
+        """(b) Score COVID-Net of (a) before and after transfer to B, and the same network trained on B from scratch."""
         a, b = self.out / "a", self.out / "b"
         covidnet = partial(self.train, a, {"model.name": "covidnet", "data.mask": "none"})
         parent = self.run("a-covidnet", covidnet)["name"]
-        rows = [{**self.scored("b-before", parent, b), "name": "before transfer", "seed": 0}]
+        rows = [{**self.evaluate_run("b-before", parent, b), "name": "before transfer", "seed": 0}]
         for seed in range(self.args.seeds):
             ways: dict[str, Callable[[str], Run]] = {
                 "scratch": partial(self.train, b, {"seed": seed}),
@@ -198,14 +204,14 @@ class Benchmark:
             for way, begin in ways.items():
                 name = f"b-{way}-{seed}"
                 run = self.run(name, begin)
-                rows.append({**self.scored(name, run["name"], b), "name": way, "seed": seed})
+                rows.append({**self.evaluate_run(name, run["name"], b), "name": way, "seed": seed})
         return rows
 
     def transfer(self, parent: str, data: Path, settings: dict[str, Any], run: str) -> Run:
         return transfer(parent, data, name=run, settings=self.settings | settings, quiet=self.args.quiet)
 
     def search(self, scheduler: str, data: Path, run: str) -> Run:
-        """A search of the published space."""
+        """Search the published space."""
         return tune(
             "covidnet",
             data,
@@ -219,7 +225,7 @@ class Benchmark:
         )
 
     def schedulers(self) -> list[dict[str, Any]]:
-        """(c) Four schedulers on the published space, the same number of trials and epochs for each, on B."""
+        """(c) Run four schedulers on B with the published space and the same number of trials and epochs."""
         rows = []
         b = self.out / "b"
         for scheduler in SCHEDULERS:
@@ -230,14 +236,14 @@ class Benchmark:
                     "name": scheduler,
                     "best_val": run["best_objective"],
                     "best_params": run["best_params"],
-                    **self.step(f"{name}-time", partial(spent, home.home() / "runs" / run["name"])),
-                    "score": self.scored(name, run["name"], b),
+                    **self.step(f"{name}-time", partial(measure_search, home.home() / "runs" / run["name"])),
+                    "score": self.evaluate_run(name, run["name"], b),
                 }
             )
         return rows
 
     def scaling(self) -> list[dict[str, Any]]:
-        """(d) Seconds of training, without start-up, of the same run on more and more workers."""
+        """(d) Measure the training throughput of the same run, without start-up, on 1, 2, 4, ... workers."""
         rows, workers = [], 1
         a = self.out / "a"
         while workers <= self.args.most_workers:
@@ -254,9 +260,9 @@ class Benchmark:
         return rows
 
 
-def spent(directory: Path) -> dict[str, Any]:
-    """{"hours", "seconds_to_best", "curve"} of a search by when its trials' files were written: hours of one worker
-    over all trials, and (seconds since the first trial began, best objective so far)."""
+def measure_search(directory: Path) -> dict[str, Any]:
+    """{"hours", "seconds_to_best", "curve"} of a search, from the modification times of its trials' files: total worker
+    hours, and a curve of (seconds since the first trial started, best objective so far)."""
     trials = []
     for end in (directory / "trials").glob("*/end.json"):
         objective = json.loads(end.read_text())["objective"]
@@ -274,19 +280,19 @@ def spent(directory: Path) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The tables of a benchmark as text."""
-    told = [f"{result['size']} px, {result['epochs']} epochs at most, {result['trials']} trials a search", ""]
+    """The tables of a benchmark in Markdown."""
+    lines = [f"{result['size']} px, {result['epochs']} epochs at most, {result['trials']} trials a search", ""]
     for name, data in result["data"].items():
         counts = "; ".join(f"{s}: " + ", ".join(f"{c} {n}" for c, n in by.items()) for s, by in data["counts"].items())
-        told.append(f"- {name.upper()} ({data['folder']}): {counts}")
-        told += [f"  - {row['step']}: {row['images']} images" for row in data["attrition"][1:]]
-        told += [f"  - not as the lecture counts it: {text}" for text in data["differs"]]
+        lines.append(f"- {name.upper()} ({data['folder']}): {counts}")
+        lines += [f"  - {row['step']}: {row['images']} images" for row in data["attrition"][1:]]
+        lines += [f"  - differs from the published counts: {text}" for text in data["differs"]]
     for part, title in (("networks", "Networks on A"), ("transfer", "Transfer to B")):
         if part in result:
-            told += ["", f"## {title}", "", *_table(result[part])]
+            lines += ["", f"## {title}", "", *_table(result[part])]
     if "schedulers" in result:
-        told += ["", "## Schedulers on B", ""]
-        told += header("", "best val", "worker hours", "s to the best", "macro recall", "published")
+        lines += ["", "## Schedulers on B", ""]
+        lines += header("", "best val", "worker hours", "s to the best", "macro recall", "published")
         for row in result["schedulers"]:
             score = f"{text(row['score']['macro_recall'])} ({row['score']['split']})"
             cells = (
@@ -296,18 +302,18 @@ def markdown(result: dict[str, Any]) -> str:
                 f"{row['seconds_to_best']:.0f}",
                 score,
             )
-            told.append(f"| {' | '.join(cells)} | {PUBLISHED_SEARCH[row['name']]} |")
+            lines.append(f"| {' | '.join(cells)} | {PUBLISHED_SEARCH[row['name']]} |")
     if "scaling" in result:
-        told += ["", "## Workers", "", *header("workers", "images/s", "against one")]
+        lines += ["", "## Workers", "", *header("workers", "images/s", "against one")]
         one = result["scaling"][0]["samples_per_s"]
-        told += [
+        lines += [
             f"| {r['workers']} | {r['samples_per_s']:.1f} | {r['samples_per_s'] / one:.2f} |" for r in result["scaling"]
         ]
-    return "\n".join(told) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def text(score: dict[str, Any], digits: int = 3) -> str:
-    """A score of a verb's JSON result with its interval."""
+    """A score of a verb's JSON result as text with its interval."""
     return Score.model_validate(score).text(digits)
 
 
@@ -316,8 +322,9 @@ def header(*names: str) -> list[str]:
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
-    """Never a pooled accuracy alone: each row with its border probe, and what it does within one source."""
-    told = header(
+    """A table of scores, each with its border probe and its contrasts within one source, because accuracy pooled over
+    sources is misleading."""
+    lines = header(
         "", "split", "n", "macro recall", "minus border probe", "sensitivity N/P/C", "ECE, calibrated",
         "within a source", "published",
     )  # fmt: skip
@@ -341,8 +348,8 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
             ece,
             inside,
         )
-        told.append(f"| {' | '.join(cells)} | {PUBLISHED.get(row['name'], '')} |")
-    return told
+        lines.append(f"| {' | '.join(cells)} | {PUBLISHED.get(row['name'], '')} |")
+    return lines
 
 
 def plots(result: dict[str, Any], out: Path) -> None:

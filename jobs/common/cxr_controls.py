@@ -1,4 +1,4 @@
-"""What stands beside a score on chest X-rays: controls, contrasts within a source, strata by view, calibration."""
+"""Controls for scores on chest X-rays: border probe, contrasts within a source, strata by view, calibration."""
 
 import json
 from pathlib import Path
@@ -14,65 +14,67 @@ from raylab.evaluation.cxr_controls import border_probe, within_source
 from raylab.evaluation.metrics import confusion, confusion_by, multiclass_scores, paired_difference
 
 
-def beside(directory: Path, samples: Any, p: np.ndarray, bootstraps: int, seed: int) -> dict[str, Any]:
-    """The entries of a result that say what the score of run `directory` on `samples` means.
+def compute_controls(directory: Path, samples: Any, p: np.ndarray, bootstraps: int, seed: int) -> dict[str, Any]:
+    """The entries of a result that put the score of run `directory` on `samples` into perspective.
 
     border_macro_recall         of the border probe, fitted on the run's own training data
     minus_border                network minus border probe, on the same resamples of groups
     within_source               AUROC of class pairs in one source, of the network and of the border probe
-    confusion_by_view           where views are known
-    ece_calibrated, brier_calibrated  at the temperature fitted on the run's val rows, where it is fitted
+    confusion_by_view           if views are known
+    ece_calibrated, brier_calibrated  at the temperature fitted on the run's val rows, if there is one
     """
     classes = samples.spec["classes"]
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     try:
         fitted_on = training_data(directory)
         border = border_probe(fitted_on, home.home() / "controls")(samples)
     except DataError as gone:
         border = None
-        found["border"] = {"why": f"no border probe: {gone.what}"}
+        result["border"] = {"why": f"no border probe: {gone.what}"}
     if border is not None:
         scores = multiclass_scores(samples.y, border, samples.group, classes, bootstraps, seed)
-        found["border_macro_recall"] = scores["macro_recall"]
-        found["minus_border"] = paired_difference(samples.y, p, border, samples.group, "macro_recall", bootstraps, seed)
+        result["border_macro_recall"] = scores["macro_recall"]
+        result["minus_border"] = paired_difference(
+            samples.y, p, border, samples.group, "macro_recall", bootstraps, seed
+        )
         by_source = confusion_by(samples.source, samples.y, border)
-        found["border"] = {"confusion": confusion(samples.y, border), "confusion_by_source": by_source}
-    found["within_source"] = []
+        result["border"] = {"confusion": confusion(samples.y, border), "confusion_by_source": by_source}
+    result["within_source"] = []
     controls = {} if border is None else {t[:3]: t[3] for t in within_source(samples, border, bootstraps, seed)}
     for source, one, other, auroc in within_source(samples, p, bootstraps, seed):
-        found["within_source"].append(
+        result["within_source"].append(
             {"source": source, "classes": [one, other], "auroc": auroc, "border": controls.get((source, one, other))}
         )
     if set(samples.view) != {"unknown"}:
-        found["confusion_by_view"] = confusion_by(samples.view, samples.y, p)
+        result["confusion_by_view"] = confusion_by(samples.view, samples.y, p)
     note = directory / "model" / "temperature.json"
     if note.is_file():
         fitted = json.loads(note.read_text())
         scaled = temperature.scaled(p, fitted["temperature"])
         scores = multiclass_scores(samples.y, scaled, samples.group, classes, bootstraps, seed)
-        found |= {"temperature": fitted, "ece_calibrated": scores["ece"], "brier_calibrated": scores["brier"]}
-    return found
+        result |= {"temperature": fitted, "ece_calibrated": scores["ece"], "brier_calibrated": scores["brier"]}
+    return result
 
 
 def training_data(directory: Path) -> Path:
-    """The prepared directory that a run was trained on; DataError when it is no longer there as it was."""
-    described = home.note(directory)
-    path = Path(described.data)
-    if read_meta(path, described.task).data_hash != described.data_hash:
-        raise DataError(f"{path} is no longer the data that run {directory.name} was trained on")
+    """The prepared directory on which a run was trained; DataError if it is missing or has changed."""
+    run_record = home.note(directory)
+    path = Path(run_record.data)
+    if read_meta(path, run_record.task).data_hash != run_record.data_hash:
+        raise DataError(f"{path} is no longer the data on which run {directory.name} was trained")
     return path
 
 
-def lines(result: dict[str, Any]) -> list[str]:
-    """What the screen shows of it, beside the scores."""
-    told = []
+def render_lines(result: dict[str, Any]) -> list[str]:
+    """The lines printed below the scores."""
+    text = []
     for row in result.get("within_source", []):
         n = " and ".join(str(n) for n in row["auroc"].n)
         border = f"; border probe {row['border'].value:.3f}" if row["border"] else ""
-        told.append(
+        text.append(
             f"within {row['source']}, {row['classes'][0]} against {row['classes'][1]} (n = {n}): "
             f"AUROC {row['auroc']}{border}"
         )
     if "why" in result.get("border", {}):
-        told.append(result["border"]["why"])
-    return told
+        text.append(result["border"]["why"])
+    return text

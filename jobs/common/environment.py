@@ -1,4 +1,4 @@
-"""What every verb runs in, from the command line or called from Python."""
+"""The process settings under which every verb runs, from the command line or from Python."""
 
 import logging
 import os
@@ -12,13 +12,13 @@ CHATTY = ("mlflow", "alembic", "torch.export")
 
 @contextmanager
 def verb_environment() -> Iterator[None]:
-    """Files are for their owner alone, libraries are quiet, and torch keeps compiled code in the raylab home.
+    """Make new files private to their owner, silence libraries, and keep torch's compiled code in the raylab home.
 
-    The mode of new files is the process's: it is as before when the verb ends.
+    The umask is a setting of the process and is restored when the verb ends.
     """
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
-    # torch loads compiled code from here; its own choice is /tmp/torchinductor_USER, which anybody may make first
+    # torch loads compiled code from here; its default is /tmp/torchinductor_USER, which any user may create first
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "compiled"))
     before = os.umask(0o077)  # this may be a shared machine
     try:

@@ -1,4 +1,4 @@
-"""The figures of a run's scores on a split, by type of outcome."""
+"""The figures of an evaluation, by type of outcome."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,13 @@ MAP_AXES = (("fio2", "shunt"), ("rate_per_min", "alveolar_dead_space"), ("tidal_
 
 
 def draw(scored: Evaluation) -> dict[str, Any]:
-    """{name: figure}."""
+    """The figures of an evaluation, {name: figure}."""
     where = f"{scored.split} split, n = {scored.n}"
     return FIGURES[type(scored.task.outcome)](scored, where)
 
 
 def binary(scored: Evaluation, where: str) -> dict[str, Any]:
-    """With the decision curve of an evaluation that has one; none where there is one class only."""
+    """ROC, precision-recall, calibration and, if available, decision curve; empty if there is only one class."""
     y, p, synthetic = scored.samples.y, scored.p, scored.meta.synthetic
     if len(np.unique(y)) < 2:
         return {}
@@ -40,7 +40,7 @@ def multiclass(scored: Evaluation, where: str) -> dict[str, Any]:
 
 
 def regression(scored: Evaluation, where: str) -> dict[str, Any]:
-    """For each pair of inputs, the mean absolute error of every output over their plane."""
+    """For each pair of inputs, a map of the mean absolute error of every output."""
     samples = scored.samples
     assert isinstance(samples, SweepSamples)
     inputs, error = samples.inputs(), np.abs(scored.p - samples.y)

@@ -1,4 +1,4 @@
-"""Grad-CAM sheets of a run's cases, and the share of each map outside the lung field."""
+"""Grad-CAM sheets of a run's cases, and the fraction of each map outside the lung field."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ from raylab.data.images.dataset import box_px
 from raylab.evaluation.gradcam import grad_cam, outside
 from tracking import plots
 
-EACH = 4  # cases of a class and source, right ones and wrong ones alike
+EACH = 4  # cases per class and source, separately for correct and wrong predictions
 
 
 def shares(network: Any, samples: Any, p: np.ndarray) -> np.ndarray:
-    """float [N]: of every row, how much of the predicted class's map lies outside the lung field."""
+    """float [N]: for every row, the fraction of the predicted class's map outside the lung field."""
     parts = []
     for at in range(0, len(samples), 256):
         index = np.arange(at, min(at + 256, len(samples)))
@@ -22,9 +22,9 @@ def shares(network: Any, samples: Any, p: np.ndarray) -> np.ndarray:
 
 
 def sheets(network: Any, samples: Any, p: np.ndarray, folder: Path, synthetic: bool, seed: int = 0) -> list[Path]:
-    """Write `gradcam-right.png` and `gradcam-wrong.png`: up to EACH cases of every class and source, drawn by `seed`.
+    """Write `gradcam-right.png` and `gradcam-wrong.png`: up to EACH cases of every class and source, chosen by `seed`.
 
-    The map is that of the predicted class. The captions hold no identifiers. A sheet without cases is not written.
+    The map is that of the predicted class. The captions contain no identifiers. A sheet without cases is not written.
     """
     classes = samples.spec["classes"]
     predicted = p.argmax(axis=1)
@@ -45,7 +45,7 @@ def sheets(network: Any, samples: Any, p: np.ndarray, folder: Path, synthetic: b
             f"{classes[samples.y[i]]}, {samples.source[i]}\n{classes[predicted[i]]} {p[i].max():.2f}, outside {s:.0%}"
             for i, s in zip(index, share, strict=True)
         ]
-        title = f"Grad-CAM of the predicted class, {name} cases: truth, source; prediction, share outside the box"
+        title = f"Grad-CAM of the predicted class, {name} cases: truth, source; prediction, fraction outside the box"
         pictures = samples.pixels(index).numpy()[:, 0]
         figure = plots.sheet(pictures, maps, captions, box_px(samples.spec["size"]), 2 * EACH, title, synthetic)
         folder.mkdir(parents=True, exist_ok=True)

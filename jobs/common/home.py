@@ -3,7 +3,7 @@
 HOME/runs/NAME/     one run or search: run.json, recipe.json, checkpoints/, model/, outbox/, result.json
 HOME/mlflow/        the embedded MLflow: mlflow.db, artifacts/, token (who may use its server)
 
-All of it is for its owner alone. With RAYLAB_HOME_GROUP set, a Unix group may read what OPEN names of each run.
+Only its owner can read it. With RAYLAB_HOME_GROUP set, a Unix group may read the files of each run that OPEN lists.
 """
 
 import grp
@@ -23,8 +23,8 @@ from tracking import runs as tracking_runs
 log = logging.getLogger(__name__)
 
 GROUP = "RAYLAB_HOME_GROUP"
-# What the home's group may read of a run. Never checkpoints, outbox, trials, logs or pictures of single patients, nor
-# anything else of the home: clusters and the embedded MLflow hold tokens, prepared directories hold patients.
+# The files of a run that the home's group may read. It can never read checkpoints, outbox, trials, logs or pictures of
+# single patients, or other directories: clusters and the embedded MLflow hold tokens, prepared data holds patients.
 OPEN = ("run.json", "recipe.json", "result.json", "failure.json", "attrition.json", "model_card.md",
         "model", "scores", "plots")  # fmt: skip
 
@@ -33,21 +33,23 @@ def home() -> Path:
     if chosen := os.environ.get("RAYLAB_HOME"):
         return Path(chosen).absolute()
     here = Path.cwd()
-    if "working_dir_files" in here.parts:  # a submitted job's copy of the code, which goes when the cluster goes
+    if "working_dir_files" in here.parts:  # a submitted job's copy of the code, deleted with the cluster
         return Path.home() / ".raylab"
     return here / ".raylab"
 
 
 def new_run(name: str | None, task: str) -> Path:
-    """A new directory HOME/runs/NAME; the name is made from task and time when none is given."""
+    """Create the directory HOME/runs/NAME; without a name, one is made from the task and the time."""
     if name is None:
         name = f"{task}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     if not name or Path(name).name != name or name.startswith("."):
-        raise UsageError(f"'{name}' cannot name a run", "a run is a directory", "use letters, digits, '-' and '_'")
+        raise UsageError(
+            f"'{name}' is not a valid run name", "it names a directory", "use letters, digits, '-' and '_'"
+        )
     directory = home() / "runs" / name
     if (directory / "run.json").exists():
         raise UsageError(f"there is already a run named '{name}'", do=f"raylab resume {name}, or choose another --name")
-    group()  # a name that is wrong is said before there is a run
+    group()  # raises for a wrong group before the run exists
     first = not directory.parent.exists()
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
@@ -57,7 +59,7 @@ def new_run(name: str | None, task: str) -> Path:
 
 
 def group() -> int | None:
-    """The id of the group that may read runs of this home, None without one. Raises UsageError where it cannot be."""
+    """The id of the group that may read runs of this home, None if none is set. Raises UsageError if it is unusable."""
     name = os.environ.get(GROUP)
     if not name:
         return None
@@ -70,14 +72,14 @@ def group() -> int | None:
     if home().exists() and home().stat().st_mode & 0o022:
         raise UsageError(
             f"{home()} can be written by others (mode {home().stat().st_mode & 0o777:04o})",
-            f"with {GROUP} they may read runs; who can write there can replace models, and read tokens",
+            f"{GROUP} lets the group read runs; whoever can write there can replace models and read tokens",
             f"chmod go-w {home()}",
         )
     return id
 
 
 def share(directory: Path) -> None:
-    """Let the home's group read what OPEN names of a run in this home; without a group nothing is done."""
+    """Let the home's group read the files of a run that OPEN lists; does nothing if no group is set."""
     id = group()
     if id is None or directory.parent != home() / "runs":
         return
@@ -91,7 +93,7 @@ def share(directory: Path) -> None:
 
 
 def _open(path: Path, group: int) -> None:
-    """Group `group` may read `path`, and nobody but its owner may write it."""
+    """Let `group` read `path`; only its owner may write it."""
     seen = path.stat()
     if seen.st_gid != group:
         os.chown(path, -1, group)
@@ -101,7 +103,7 @@ def _open(path: Path, group: int) -> None:
 def find(run: str) -> Path:
     """The directory of a run given by name, MLflow run id or path.
 
-    Raises UsageError with the nearest names, and for a copy of a run that lies beside the original.
+    Raises UsageError with the nearest names if there is none, and for a copy of a run next to its original.
     """
     runs = home() / "runs"
     for path in (runs / run, Path(run)):
@@ -124,19 +126,19 @@ def find(run: str) -> Path:
 
 
 def records(pattern: str = "*") -> Iterator[tuple[Path, RunRecord]]:
-    """(directory, record) of every run of this home, or of what `pattern` finds below HOME/runs. A record that cannot
-    be read is reported and left out, so that it does not keep the others."""
+    """Yield (directory, record) of every run of this home, or of those matching `pattern` below HOME/runs. A record
+    that cannot be read is reported and skipped, so that it does not block the others."""
     for path in sorted((home() / "runs").glob(f"{pattern}/{FILE}")):
         try:
             yield path.parent, note(path.parent)
         except DataError as error:
-            log.warning("left out: %s", error)
+            log.warning("skipped: %s", error)
 
 
 def original_of(directory: Path) -> Path | None:
-    """The run beside `directory` that it was copied from, with its MLflow run; None for a run that is no copy.
+    """The run of which `directory` is a copy with the same MLflow run; None if it is not a copy.
 
-    A run that was moved or renamed, so that there is one directory of it, is no copy.
+    A run that was moved or renamed exists only once and is not a copy.
     """
     record = note(directory)
     original = directory.parent / record.tags.get("raylab.name", directory.name)
@@ -146,13 +148,13 @@ def original_of(directory: Path) -> Path | None:
 
 
 def note(directory: Path) -> RunRecord:
-    """The run's record. An address in it is without credentials, which older versions stored."""
+    """The run's record. Credentials, which older versions stored in its address, are removed."""
     found = read_run_record(directory)
     return found.model_copy(update={"uri": tracking_runs.resolve(found.uri, found.run_id, directory)})
 
 
 def describe(directory: Path, record: RunRecord) -> RunRecord:
-    """Write the record of a run and let the home's group read it."""
+    """Write the record of a run, readable by the home's group."""
     write_json(directory / FILE, record.to_json())
     share(directory)
     return record
@@ -167,14 +169,15 @@ def annotate(directory: Path, **facts: object) -> RunRecord:
 
 
 @contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """One process at a time works on a run; the second is refused. At its end the home's group may read the run."""
+def lock_run(directory: Path) -> Iterator[None]:
+    """Lock a run for this process; RunError if another process holds the lock. On exit the run is shared with the
+    home's group."""
     with locked(directory / "lock", wait=False) as mine:
         if not mine:
             raise RunError(
-                f"run '{directory.name}' is being worked on by another process",
-                "two at once would overwrite each other's checkpoints",
-                "wait for it, or end it first",
+                f"another process is using run '{directory.name}'",
+                "two processes would overwrite each other's checkpoints",
+                "wait for it to finish, or stop it first",
             )
         try:
             yield

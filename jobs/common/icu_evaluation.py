@@ -1,4 +1,4 @@
-"""What `evaluate` adds for the ARDS task: calibration index, decision curve, subgroups, alarms, recalibration."""
+"""Clinical scores that `evaluate` adds: calibration index, decision curve, subgroups, alarms, recalibration."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ UNITS = {1: "coronary", 2: "cardiac surgery", 3: "medical", 4: "surgical"}
 SHOWN = ("brier", "brier_scaled", "calibration_slope", "calibration_intercept")
 
 
-def extended(scored: Evaluation, recipe: Recipe) -> dict[str, Any]:
-    """What stands beside the scores, by name."""
+def compute_clinical_scores(scored: Evaluation, recipe: Recipe) -> dict[str, Any]:
+    """The additional entries of an evaluation on intensive-care data, by name."""
     samples, p = scored.samples, scored.p
     assert isinstance(samples, IcuSamples)
     rows = (samples.y, p, samples.group)
-    found: dict[str, Any] = {
+    extra: dict[str, Any] = {
         "ici": clinical.ici(*rows, scores.BOOTSTRAPS, recipe.seed),
         "decision_curve": clinical.decision_curve(*rows, scores.BOOTSTRAPS, recipe.seed),
         "subgroups": clinical.subgroups(*rows, members(samples.rows), scores.BOOTSTRAPS, recipe.seed),
@@ -34,21 +34,21 @@ def extended(scored: Evaluation, recipe: Recipe) -> dict[str, Any]:
         "notes": samples.meta.notes,
     }
     if samples.meta.framing == "rolling":
-        found["alarms"] = alarms.scores(rolling(samples, p), scores.BOOTSTRAPS, recipe.seed)
-    return found
+        extra["alarms"] = alarms.scores(rolling(samples, p), scores.BOOTSTRAPS, recipe.seed)
+    return extra
 
 
 def members(rows: pl.DataFrame) -> dict[str, NDArray[np.bool_]]:
-    """Subgroup -> rows in it: bands of age, sex, type of unit; rows without the value are in none."""
-    found = {}
+    """{subgroup: mask over rows} for age bands, sex and type of unit; rows with a missing value are in no subgroup."""
+    conditions = {}
     if "age" in rows.columns:
         for low, high in AGES:
-            found[f"age {low} to {high - 1}"] = (pl.col("age") >= low) & (pl.col("age") < high)
+            conditions[f"age {low} to {high - 1}"] = (pl.col("age") >= low) & (pl.col("age") < high)
     if "sex" in rows.columns:
-        found |= {"female": pl.col("sex") == 0, "male": pl.col("sex") == 1}
+        conditions |= {"female": pl.col("sex") == 0, "male": pl.col("sex") == 1}
     if "icu_type" in rows.columns:
-        found |= {f"{name} unit": pl.col("icu_type") == kind for kind, name in UNITS.items()}
-    return {name: rows.select(inside.fill_null(False)).to_series().to_numpy() for name, inside in found.items()}
+        conditions |= {f"{name} unit": pl.col("icu_type") == kind for kind, name in UNITS.items()}
+    return {name: rows.select(inside.fill_null(False)).to_series().to_numpy() for name, inside in conditions.items()}
 
 
 def rolling(samples: IcuSamples, p: NDArray[np.float64]) -> alarms.Rolling:
@@ -58,49 +58,52 @@ def rolling(samples: IcuSamples, p: NDArray[np.float64]) -> alarms.Rolling:
     onset = rows["onset_h"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
     at, group = rows["at_h"].to_numpy(), stays["group"].to_numpy()
     meta = samples.meta
-    assert meta.horizon_h is not None  # a rolling prediction has one
+    assert meta.horizon_h is not None  # rolling predictions always have a horizon
     return alarms.Rolling(place.cast(pl.Int64).to_numpy(), at, onset, p, group, meta.gap_h, meta.horizon_h)
 
 
-def recalibrated(directory: Path, data: Path, scored: Evaluation, few: int, own: bool, seed: int) -> dict[str, Any]:
+def compare_recalibration(
+    directory: Path, data: Path, scored: Evaluation, few: int, own: bool, seed: int
+) -> dict[str, Any]:
     """Calibration before and after fitting intercept and slope on `few` patients of this site.
 
-    They are drawn from its train split (its val split where the model knows train); scored rows of theirs leave.
+    They are drawn from its train split, or from its val split if the model was trained on it; their rows are not
+    scored.
     """
     split = "val" if own else "train"
     job, recipe, others, network = scores.load(directory, data, split)
     patients = np.unique(others.group)
     if few > len(patients):
-        raise UsageError(f"the {split} split of {data} has {len(patients)} patients, {few} were asked for")
-    drawn = np.random.default_rng(seed).choice(patients, few, replace=False)
-    inside = np.isin(others.group, drawn)
+        raise UsageError(f"--recalibrate {few}: the {split} split of {data} has only {len(patients)} patients")
+    chosen = np.random.default_rng(seed).choice(patients, few, replace=False)
+    inside = np.isin(others.group, chosen)
     p_few = scores.probabilities(job, recipe, others, network)[inside]
     samples, p = scored.samples, scored.p
-    kept = ~np.isin(samples.group, drawn)
+    kept = ~np.isin(samples.group, chosen)
     if not kept.any():
-        raise DataError("no row is left to score", "all patients were drawn to recalibrate on", "draw fewer")
+        raise DataError("no rows are left to score", "recalibration uses every patient", "use a smaller --recalibrate")
     y, group = samples.y[kept], samples.group[kept]
-    after, fit = clinical.recalibrated(p[kept], others.y[inside], p_few)
+    after, fit = clinical.recalibrate(p[kept], others.y[inside], p_few)
 
-    def told(q: NDArray[np.float64]) -> dict[str, Any]:
+    def score(q: NDArray[np.float64]) -> dict[str, Any]:
         all_scores = binary_scores(y, q, group, scores.BOOTSTRAPS, seed)
         return {
             **{name: all_scores[name] for name in SHOWN},
             "ici": clinical.ici(y, q, group, scores.BOOTSTRAPS, seed),
         }
 
-    return {"patients": few, "split": split, "n": len(y), "fit": fit, "before": told(p[kept]), "after": told(after)}
+    return {"patients": few, "split": split, "n": len(y), "fit": fit, "before": score(p[kept]), "after": score(after)}
 
 
 def tell(more: dict[str, Any]) -> None:
-    """Print what `extended` and `recalibrated` have found."""
-    say("  net benefit (of acting on everybody):")
+    """Print the clinical scores and the recalibration."""
+    say("  net benefit (in brackets: of treating everyone):")
     for row in more["decision_curve"]:
         say(f"    at {row.threshold:<4g} {row.model} ({row.everybody:.3f})")
     say("  subgroups, AUROC:")
     for name, of in more["subgroups"].items():
         say(f"    {name:<22} {of.positive:>5} of {of.n:<6} {of.why or of.scores['auroc']}")
-    say("  how the rows end: " + ", ".join(f"{how} {n:,}" for how, n in more["ends"].items()))
+    say("  outcomes of the rows: " + ", ".join(f"{how} {n:,}" for how, n in more["ends"].items()))
     for row in more.get("alarms", ()):
         if row.why is not None:
             say(f"  alarms, event recall {row.event_recall_at_least:g}: {row.why}")

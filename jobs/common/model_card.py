@@ -1,7 +1,7 @@
-"""The model card of an image run: what it was made of, what it scores, and what its scores are worth.
+"""The model card of an image run: its training data, its scores, and the controls that qualify them.
 
-Made from the run's own files (recipe, notes, scores), so it is written again whenever something is scored. Follows
-Mitchell et al., "Model cards for model reporting", arXiv 1810.03993, as far as the data tells.
+It is rendered from the run's own files (recipe, record, scores) and rewritten after every evaluation. It follows
+Mitchell et al., "Model cards for model reporting", arXiv 1810.03993, as far as the data allows.
 """
 
 import json
@@ -21,19 +21,19 @@ from tracking.outbox import Outbox
 
 TEMPLATE = """# Model card: {{ run.name }}
 {% if run.synthetic %}
-**SYNTHETIC DATA: these figures say that the software works, and nothing about patients.**
+**SYNTHETIC DATA: these figures show that the software works; they say nothing about patients.**
 {% endif %}
-Not a medical device. Nothing here is fit for care.
+Not a medical device. Not for clinical use.
 
-## What it is
+## Model
 - network: {{ recipe.model.name }}{% if recipe.model.name.startswith("covidnet") %} (a reconstruction: no architecture \
 was published){% endif %}, {{ "{:,}".format(parameters) }} parameters{% if recipe.model.width is defined %}, width \
 {{ recipe.model.width }}, depth {{ recipe.model.depth }}{% endif %}
-- input: {{ spec.size }} x {{ spec.size }} px, top 8 % cut off, central square\
+- input: {{ spec.size }} x {{ spec.size }} px, top 8% removed, central square\
 {% if spec.mask is defined %}; the lung field is BLACKED OUT: this is a control, not a classifier{% endif %}
 - classes: {{ spec.classes | join(", ") }}
-- start: {% if run.parent %}weights of {{ run.parent }}, {{ recipe.transfer.mode }}\
-{% elif recipe.model.weights_path %}weights from a file, {{ recipe.transfer.mode }}{% else %}random weights{% endif %}
+- initial weights: {% if run.parent %}of {{ run.parent }}, {{ recipe.transfer.mode }}\
+{% elif recipe.model.weights_path %}from a file, {{ recipe.transfer.mode }}{% else %}random{% endif %}
 - seed {{ recipe.seed }}, {{ run.steps or 0 }} steps of {{ recipe.loop.global_batch_size }}; code \
 {{ run.tags["raylab.code_revision"] }}; data {{ run.data_hash[:16] }}; split {{ run.split_hash[:16] }}; \
 weights {{ (run.weights_sha256 or "")[:16] }}
@@ -45,8 +45,8 @@ weights {{ (run.weights_sha256 or "")[:16] }}
 | {{ split }} | {{ source }} | {{ counts.values() | join(" | ") }} |
 {% endfor %}{% endfor %}
 {% for warning in meta.warnings %}- warning: {{ warning.splitlines()[0] }}
-{% endfor %}Where a class comes from one source alone, class and source cannot be told apart: see the border probe.
-{% else %}No longer at its place.
+{% endfor %}If a class comes from a single source, the model may recognise the source instead: see the border probe.
+{% else %}No longer available at its path.
 {% endif %}
 ## Scores
 {% for title, s in scored %}
@@ -65,7 +65,7 @@ weights {{ (run.weights_sha256 or "")[:16] }}
 {{ shown(s["ppv/" + c]) }} |
 {% endfor %}
 {% for name, by in (("source", s.confusion_by_source), ("view", s.get("confusion_by_view"))) if by -%}
-Confusion by {{ run.name }} (rows truth, columns prediction: {{ spec.classes | join(", ") }}):
+Confusion matrices by {{ name }} (rows: true class, columns: prediction; {{ spec.classes | join(", ") }}):
 
 {% for key, matrix in by.items() %}- {{ key }}: {{ matrix }}
 {% endfor %}
@@ -76,36 +76,36 @@ Confusion by {{ run.name }} (rows truth, columns prediction: {{ spec.classes | j
 {% else %}- within a source: no source has two classes of at least 5 images
 {% endfor %}{% endfor %}
 ## Controls
-- border probe: logistic regression on the outermost 10 of 64 px, fitted on the same training rows
+- border probe: logistic regression on the outermost 10 px of 64 x 64 px images, fitted on the same training rows
 - lung field blacked out ({{ box }} of the view): {{ masked }}
 
-## What it cannot tell
-Labels are those of the collections and were not read again. An external set is worth its figure once: this model's \
-own test split was read {{ run.test_reads }} time(s).
+## Limitations
+Labels are those of the source collections and were not reviewed. A test score is unbiased only the first time: this \
+model's own test split has been read {{ run.test_reads }} time(s).
 """
 
 
 def write(directory: Path, parameters: int) -> Path:
-    """Write `model_card.md` of a finished image run and put it into its outbox."""
+    """Write `model_card.md` of a finished image run, add it to the outbox, and return its path."""
     import jinja2
 
-    described = home.note(directory)
+    run_record = home.note(directory)
     note = json.loads((directory / "model" / "model.json").read_text())
     recipe = parse_recipe(update_recipe(note["recipe"]))
-    place = Path(described.data) / META
+    place = Path(run_record.data) / META
     meta = read_document(place, ImageMeta) if place.is_file() else None
-    if meta is not None and meta.data_hash != described.data_hash:
+    if meta is not None and meta.data_hash != run_record.data_hash:
         meta = None
     scored = []
     for file in sorted((directory / "scores").glob("*.json")):
         s = json.loads(file.read_text())
-        where = "own data" if s["data"] == described.data_hash else f"data {s['data'][:12]}"
-        unchecked = "rows that picked the epoch" if s["split"] == "val" else "not checked"
+        where = "own data" if s["data"] == run_record.data_hash else f"data {s['data'][:12]}"
+        unchecked = "these rows selected the epoch" if s["split"] == "val" else "not checked"
         s["leakage_words"] = in_words(s["leakage"]) if s.get("leakage") else unchecked
         scored.append((f"{s['split']}, {where}", s))
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     card = environment.from_string(TEMPLATE).render(
-        run=described,
+        run=run_record,
         recipe=recipe,
         spec=note["spec"],
         parameters=parameters,
@@ -113,7 +113,7 @@ def write(directory: Path, parameters: int) -> Path:
         scored=scored,
         shown=_shown,
         box=" to ".join(("({:.2f}, {:.2f})".format(*LUNG_BOX[:2]), "({:.2f}, {:.2f})".format(*LUNG_BOX[2:]))),
-        masked=_masked(described),
+        masked=_masked(run_record),
     )
     path = directory / "model_card.md"
     path.write_text(card)
@@ -125,16 +125,16 @@ def _shown(score: dict[str, Any]) -> str:
     return str(Score.model_validate(score))
 
 
-def _masked(described: RunRecord) -> str:
-    """What runs with the lung field blacked out, on the same data, reached on val."""
-    told = []
+def _masked(run_record: RunRecord) -> str:
+    """The scores of runs on the same data with the lung field blacked out."""
+    results = []
     for directory, other in home.records():
         model = directory / "model" / "model.json"
-        if other.data_hash != described.data_hash or not model.is_file():
+        if other.data_hash != run_record.data_hash or not model.is_file():
             continue
         if json.loads(model.read_text())["spec"].get("mask") == "centre":
             for file in sorted((directory / "scores").glob("*.json")):
                 s = json.loads(file.read_text())
-                told.append(f"{other.name}, {s['split']}: macro recall {_shown(s['macro_recall'])}")
+                results.append(f"{other.name}, {s['split']}: macro recall {_shown(s['macro_recall'])}")
     again = "not trained; raylab train covidnet --data DIR --set data.mask=centre"
-    return "; ".join(told) or again
+    return "; ".join(results) or again

@@ -1,4 +1,4 @@
-"""Files that a verb writes where the user says: an earlier one of the same kind is replaced, nothing else is."""
+"""Checks of output paths that the user gives: only an earlier file of the same kind may be replaced."""
 
 import json
 from pathlib import Path
@@ -7,23 +7,23 @@ import polars as pl
 
 from raylab.errors import DataError
 
-OWNED = ("meta.json", "run.json", "sweep.json")  # what a prepared directory, a run and a sweep have
+OWNED = ("meta.json", "run.json", "sweep.json")  # mark a prepared directory, a run and a sweep
 
 
 def check(path: Path, option: str, kind: str) -> None:
-    """DataError unless `path` may be written: absent, or an earlier "result", "report" or "predictions"."""
+    """Raise DataError unless `path` is absent or an earlier file of `kind`: "result", "report" or "predictions"."""
     if path.is_dir():
         raise DataError(f"{option} {path} is a directory", do="give a file name")
     if owned := next((name for name in OWNED if (path.parent / name).is_file()), None):
         raise DataError(
-            f"{option} {path} would lie in a directory that raylab keeps",
-            f"it has a {owned}, and is data or a run",
-            "give a place outside it",
+            f"{option} {path} is inside a directory that raylab manages",
+            f"it contains {owned}, so it is prepared data, a run or a sweep",
+            "choose a path outside it",
         )
     if path.exists() and not KINDS[kind](path):
         raise DataError(
-            f"{option} {path} exists and holds no {kind} of raylab",
-            "only an earlier file of its kind is replaced",
+            f"{option} {path} exists and is not a {kind} file of raylab",
+            "only an earlier file of the same kind is replaced",
             "give another name, or remove that file yourself",
         )
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: one line that moves on a terminal, one line an epoch in a file."""
+"""The progress display of a training run: a line that updates on a terminal, a line per epoch in a file."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from raylab.training import ledger
 
-stream: TextIO | None = None  # set while standard output is kept for Ray (session.py)
+stream: TextIO | None = None  # set while standard output is redirected for Ray (session.py)
 WAIT_SECONDS = 15.0
 
 
@@ -26,8 +26,8 @@ def duration(seconds: float) -> str:
 
 
 def line(row: Mapping[str, float], epochs: int, objective: str, val: float | None, left: float) -> str:
-    """`epoch 3/20  step 42  loss 0.412  val auroc 0.803  1,840 samples/s  0:12 left`; the loss is the step's, at an
-    epoch's end the epoch's."""
+    """`epoch 3/20  step 42  loss 0.412  val auroc 0.803  1,840 samples/s  0:12 left`; the loss is that of the step, or
+    of the epoch at its end."""
     loss = row.get("train/epoch_loss", row["train/loss"])
     shown = f"epoch {int(row['epoch']) + 1}/{epochs}  step {int(row['step'])}  loss {loss:.4f}"
     if val is not None:
@@ -50,7 +50,7 @@ def describe_group(entry: ledger.Group, before: ledger.Group | None, seconds: fl
 
 
 class Tail:
-    """The lines that are added to a JSONL file after this was made."""
+    """Reads the lines appended to a JSONL file after this object was created."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,13 +65,13 @@ class Tail:
         self.offset += len(whole) + len(newline)
         lines = []
         for line in whole.split(b"\n"):
-            with contextlib.suppress(ValueError):  # cut short by a crash, or empty
+            with contextlib.suppress(ValueError):  # truncated by a crash, or empty
                 lines.append(json.loads(line))
         return lines
 
 
 class Display:
-    """Follows a run's outbox and ledger from a thread; shows nothing when `quiet`."""
+    """Follows a run's outbox and ledger in a thread and prints progress; prints nothing if `quiet`."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Display:
         quiet: bool,
         waiting: Callable[[], str] | None = None,
     ) -> None:
-        """`waiting` says what a run that has not begun is waiting for."""
+        """`waiting` returns a message about what a run that has not started is waiting for, or an empty string."""
         self.directory, self.epochs, self.planned, self.objective = directory, epochs, planned, objective
         self.waiting = waiting
         self.quiet = quiet
@@ -106,15 +106,15 @@ class Display:
 
     def _follow(self) -> None:
         terminal = (stream or sys.stdout).isatty()
-        began, first, told = time.monotonic(), None, False
+        began, first, reported = time.monotonic(), None, False
         last = False
         while not last:
             last = self.done.wait(0.5)
             self._tell_groups()
-            if self.waiting is not None and not told and first is None and time.monotonic() - began > WAIT_SECONDS:
+            if self.waiting is not None and not reported and first is None and time.monotonic() - began > WAIT_SECONDS:
                 if text := self.waiting():
                     say(text)
-                told = True
+                reported = True
             records = [r for r in self.outbox.new() if r["kind"] == "metrics" and "train/loss" in r["values"]]
             rows = [{**r["values"], "step": r["step"]} for r in records]
             for row in rows:
@@ -140,4 +140,4 @@ class Display:
             say(describe_group(entry, self.group, max(0.0, entry.time - self.stepped_at)))
             self.group = entry
             for name in entry.damaged if isinstance(entry, ledger.Start) else ():
-                say(f"checkpoint {name} is damaged (its checksum does not match); the previous one is used")
+                say(f"checkpoint {name} is corrupt (its checksum does not match); using the previous one")

@@ -1,4 +1,4 @@
-"""What the verbs return when they are called from Python. `details` is what `--json` writes."""
+"""The return types of the verbs in Python. `details` holds what `--json` writes."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,29 +10,29 @@ from raylab.score import Score
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, or a finished search, which stands for its best trial.
+    """A finished run, or a finished search, which represents its best trial.
 
-    Other functions take it, or its name, MLflow run id or directory, as `run`.
+    Other functions accept it, its name, its MLflow run id or its directory as `run`.
     """
 
     name: str
     run_id: str
-    """of its MLflow run"""
+    """id of its MLflow run"""
     task: str
     directory: Path
     data: Path
-    """the prepared directory that it was trained on"""
+    """the prepared directory on which it was trained"""
     details: dict[str, Any] = field(repr=False)
 
     @classmethod
     def of(cls, details: dict[str, Any]) -> "Run":
-        """The run that a verb's result is about."""
+        """The run that a verb's result describes."""
         places = {name: Path(details[name]) for name in ("directory", "data")}
         return cls(details["name"], details["run_id"], details["task"], **places, details=details)
 
     @property
     def scores(self) -> dict[str, Score]:
-        """The scores by name, on the validation split; those of other cohorts are COHORT/NAME."""
+        """The scores on the validation split, by name; scores of other cohorts are named COHORT/NAME."""
         return _scores_of(self.details)
 
 
@@ -43,16 +43,16 @@ class Evaluation:
     run: str
     """name of the run whose model was scored"""
     run_id: str
-    """of the MLflow run that has the scores: the run's own on its own data, else a new one"""
+    """id of the MLflow run with the scores: that of `run` on its own data, otherwise a new one"""
     data: Path
     split: str
     test_reads: int
-    """how often the run was scored on the test rows of this data, this time included"""
+    """how often the run has been scored on the test rows of this data, including this time"""
     details: dict[str, Any] = field(repr=False)
 
     @property
     def scores(self) -> dict[str, Score]:
-        """The scores by name; those of other cohorts are COHORT/NAME."""
+        """The scores by name; scores of other cohorts are named COHORT/NAME."""
         return _scores_of(self.details)
 
 
@@ -68,7 +68,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The tracked runs of an MLflow experiment, and the HTML report on them."""
+    """The tracked runs of an MLflow experiment and their HTML report."""
 
     experiment: str
     report: Path
@@ -91,7 +91,7 @@ class PreparedData:
 
 
 RunReference = Run | str | Path
-"""A run: what a verb returned, or its name, MLflow run id or directory."""
+"""A run: the result of a verb, or a name, MLflow run id or directory."""
 
 
 def find_run(run: RunReference) -> Path:

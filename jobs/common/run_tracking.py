@@ -1,6 +1,6 @@
-"""A run and its MLflow run, kept together: opened, fed through the outbox, closed with the truth of how it ended.
+"""Keeps a run and its MLflow run in step: creates both, forwards the outbox, and records how the run ended.
 
-One process, this one, talks to MLflow. Whoever trains only appends to the outbox in the run's directory.
+Only this process talks to MLflow. Training processes only append to the outbox in the run's directory.
 """
 
 import json
@@ -32,9 +32,9 @@ FLUSH_SECONDS = 15.0
 
 
 class ToOutbox:
-    """Appends rows of metrics to a run's outbox, each step once however often it was computed.
+    """Appends rows of metrics to a run's outbox, each step only once.
 
-    A resumed run computes some steps again, to the same bits: what is written already is left out.
+    A resumed run recomputes some steps, with identical results; steps that are already in the outbox are skipped.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -66,7 +66,7 @@ class ToOutbox:
         return self.last or 0
 
 
-def opening(
+def create_run(
     directory: Path,
     recipe: Recipe,
     meta: Meta,
@@ -77,10 +77,10 @@ def opening(
     nested_in: str | None = None,
     more_tags: Mapping[str, str] | None = None,
 ) -> RunRecord:
-    """Create the MLflow run of a new run directory and describe it there; returns its record.
+    """Create the MLflow run of a new run directory, write the run's record, and return it.
 
-    `parent` is the run whose weights this one starts from (of an evaluation, whose model it scores), `nested_in` the
-    id of the run it is shown under.
+    `parent` is the run whose weights this one starts from (for an evaluation: the run whose model it scores),
+    `nested_in` the id of the MLflow run under which it is shown.
     """
     tags = runs.standard_tags(
         code=CODE,
@@ -99,7 +99,7 @@ def opening(
     }
     experiment = experiment_name()
     run_id = runs.start_run(uri, experiment, directory.name, nested_in, tags)
-    described = RunRecord(
+    run_record = RunRecord(
         name=directory.name,
         run_id=run_id,
         uri=uri,
@@ -115,7 +115,7 @@ def opening(
         cluster=os.environ.get("RAYLAB_CLUSTER"),
         status="RUNNING",
     )
-    describe(directory, described)
+    describe(directory, run_record)
     (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
     write_attrition(directory, meta)
     outbox = Outbox(directory / "outbox")
@@ -129,14 +129,14 @@ def opening(
     )
     for file in ("recipe.json", "attrition.json"):
         outbox.append({"kind": "artifact", "path": str(directory / file), "to": ""})
-    return described
+    return run_record
 
 
 def open_trial(directory: Path, recipe: Recipe, search: RunRecord, number: int) -> RunRecord:
-    """Create the MLflow run of a trial below its search's run."""
+    """Create the MLflow run of a trial, nested under the run of its search."""
     tags = {**search.tags, "raylab.kind": "trial", "raylab.name": f"{search.name}-{number:03d}"}
     run_id = runs.start_run(search.uri, search.experiment, tags["raylab.name"], search.run_id, tags)
-    described = RunRecord(
+    run_record = RunRecord(
         name=tags["raylab.name"],
         run_id=run_id,
         uri=search.uri,
@@ -151,14 +151,14 @@ def open_trial(directory: Path, recipe: Recipe, search: RunRecord, number: int) 
         tags=tags,
         number=number,
     )
-    describe(directory, described)
+    describe(directory, run_record)
     (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
     outbox = Outbox(directory / "outbox")
     outbox.bind(search.uri, run_id)
     values = {path: str(value) for path, value in flatten(recipe).items() if not path.startswith("search.")}
     outbox.append({"kind": "params", "values": values})
     outbox.append({"kind": "artifact", "path": str(directory / "recipe.json"), "to": ""})
-    return described
+    return run_record
 
 
 def open_work(
@@ -171,12 +171,12 @@ def open_work(
     data: Path,
     params: Mapping[str, object],
 ) -> RunRecord:
-    """The MLflow run of work that trains nothing (a sweep, a fit), new or gone on with; returns its record.
+    """Create or continue the MLflow run of work that trains nothing (a sweep, a fit); returns its record.
 
-    Its data hash is a tag that comes when the work is done.
+    Its data hash becomes a tag when the work is done.
     """
     if (directory / "run.json").is_file():
-        reopen(directory)
+        mark_running(directory)
         return note(directory)
     tags = runs.standard_tags(code=CODE, task=task, seed=seed, synthetic=synthetic, data_hash="", split_hash="") | {
         "raylab.kind": kind,
@@ -185,7 +185,7 @@ def open_work(
     }
     uri, experiment = checked_address(), experiment_name()
     run_id = runs.start_run(uri, experiment, directory.name, None, tags)
-    described = RunRecord(
+    run_record = RunRecord(
         name=directory.name,
         run_id=run_id,
         uri=uri,
@@ -197,17 +197,17 @@ def open_work(
         parent=None,
         tags=tags,
     )
-    describe(directory, described)
+    describe(directory, run_record)
     outbox = Outbox(directory / "outbox")
     outbox.bind(uri, run_id)
     outbox.append({"kind": "params", "values": {name: str(value) for name, value in params.items()}})
-    return described
+    return run_record
 
 
 def write_attrition(directory: Path, meta: Meta) -> None:
     content = meta.to_json()
-    told = {key: content[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in content}
-    (directory / "attrition.json").write_text(json.dumps(told, indent=1) + "\n")
+    attrition = {key: content[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in content}
+    (directory / "attrition.json").write_text(json.dumps(attrition, indent=1) + "\n")
 
 
 def experiment_name() -> str:
@@ -215,16 +215,17 @@ def experiment_name() -> str:
 
 
 def checked_address() -> str:
-    """The tracking address, known to answer: said before anything is trained."""
+    """The tracking address; raises TrackingError if no server answers there. Call this before any training."""
     uri = runs.address(home())
     runs.check(uri)
     return uri
 
 
 def with_weights(recipe: Recipe, uri: str) -> Recipe:
-    """The recipe, its `model.weights` a file where they were a registered MLflow model: fetched anew, aliases move.
+    """The recipe with a registered MLflow model in `model.weights` replaced by a downloaded file.
 
-    The file stays in the raylab home, named by its content, so that a resumed run finds the weights it began with.
+    It is downloaded every time, because an alias may have moved. The file stays in the raylab home, named by its
+    content, so that a resumed run finds the weights it started with.
     """
     name = recipe.model.weights_path
     if name is None or not name.startswith("models:/"):
@@ -238,9 +239,9 @@ def with_weights(recipe: Recipe, uri: str) -> Recipe:
 
 
 @contextmanager
-def tracked(directory: Path, system: bool = True) -> Iterator[Forwarder]:
-    """While open, the run's outbox is forwarded and this node's load is sampled. At the end the run is marked
-    FINISHED, FAILED (an error) or KILLED (an interrupt), and the outbox flushed as far as the server lets us."""
+def track_run(directory: Path, system: bool = True) -> Iterator[Forwarder]:
+    """Forward the run's outbox and sample this node's load while the context is open. On exit the run is marked
+    FINISHED, FAILED (an error) or KILLED (an interrupt), and the outbox is sent unless the server is unavailable."""
     outbox = Outbox(directory / "outbox")
     forwarder = Forwarder()
     forwarder.add(outbox.directory)
@@ -263,7 +264,7 @@ def tracked(directory: Path, system: bool = True) -> Iterator[Forwarder]:
 
 
 def forward_now(directory: Path) -> None:
-    """Send what is new in a finished run's outbox, as far as the server lets us within FLUSH_SECONDS."""
+    """Send new records of a finished run's outbox, for up to FLUSH_SECONDS; the rest waits on disk."""
     forwarder = Forwarder()
     forwarder.add(directory / "outbox")
     if left := forwarder.close(FLUSH_SECONDS):
@@ -271,23 +272,23 @@ def forward_now(directory: Path) -> None:
 
 
 def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
-    """Log the finished model to MLflow, and register it if the run's note says as what; when the server is away, leave
-    that to `raylab sync`. To do it again changes nothing.
+    """Log the finished model to MLflow, and register it if the run's record names a registered model. Returns False
+    when the server is unavailable: `raylab sync` then does it. Repeating it changes nothing.
 
-    The input example is random numbers of `shape`: it came from no patient.
+    The input example is random numbers of `shape`, never patient data.
     """
     from raylab.training.run import read_model
 
-    described = note(directory)
+    run_record = note(directory)
     _, _, _, network = read_model(directory)
     example = tracked_model.synthetic_example(shape)
     try:
-        runs.check(described.uri)
-        with warnings.catch_warnings():  # torch.export speaks of its own internals
+        runs.check(run_record.uri)
+        with warnings.catch_warnings():  # torch.export warns about its own internals
             warnings.simplefilter("ignore")
-            tracked_model.log_model(described.uri, described.run_id, network, example)
-        if described.register_as is not None:
-            register(directory, described, described.register_as)
+            tracked_model.log_model(run_record.uri, run_record.run_id, network, example)
+        if run_record.register_as is not None:
+            register(directory, run_record, run_record.register_as)
     except RaylabError as error:
         log.warning("the model waits for `raylab sync`: %s", error.what)
         annotate(directory, model_logged=False, input_shape=shape)
@@ -296,10 +297,10 @@ def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def register(directory: Path, described: RunRecord, to: Registration) -> None:
-    """Register the logged model of a search's winner as its note says, and tag the search's run with the version."""
+def register(directory: Path, run_record: RunRecord, to: Registration) -> None:
+    """Register the logged model of a search's best trial as `to`, and tag the search's run with the version."""
     try:
-        done = tracked_model.register(described.uri, described.run_id, to.name, to.score, to.loss)
+        done = tracked_model.register(run_record.uri, run_record.run_id, to.name, to.score, to.loss)
     except TrackingError as error:
         say(f"the best model is logged but not registered: {error.what}")
         return
@@ -310,7 +311,7 @@ def register(directory: Path, described: RunRecord, to: Registration) -> None:
         say(f"{to.name} has a better version already: the alias `best` names version {done.best}")
 
 
-def reopen(directory: Path) -> None:
-    """The run's own MLflow run is RUNNING again; said through the outbox, so that it works without a server."""
+def mark_running(directory: Path) -> None:
+    """Mark the run and its MLflow run as RUNNING again. It goes through the outbox, so it works without a server."""
     annotate(directory, status="RUNNING", cluster=os.environ.get("RAYLAB_CLUSTER"))
     Outbox(directory / "outbox").append({"kind": "status", "status": "RUNNING"})

@@ -1,4 +1,4 @@
-"""Predictions of a finished run on a split: scores with intervals, plots, and their way into MLflow."""
+"""Scores a finished run on a split, with intervals and plots, and logs the scores to MLflow."""
 
 import io
 import json
@@ -33,7 +33,7 @@ BOOTSTRAPS = 1000
 
 
 def load(directory: Path, data: Path, split: str) -> tuple[Task, Recipe, Samples, Any]:
-    """(task, recipe, samples, network) to score run `directory` on `data`, with the run's own statistics."""
+    """Load (task, recipe, samples, network) of run `directory` on `data`, normalised with the run's own statistics."""
     job, recipe, spec, network = read_model(directory)
     return job, recipe, job.load(data, split, recipe.data, spec), network
 
@@ -45,8 +45,8 @@ def probabilities(job: Task, recipe: Recipe, samples: Samples, network: Any) -> 
     return predict(job, network, samples, ProcessGroup(), recipe, "cpu")
 
 
-def of_run(directory: Path, data: Path, split: str) -> Evaluation:
-    """The run's model on a split of `data`, with every cohort of the task."""
+def score_run(directory: Path, data: Path, split: str) -> Evaluation:
+    """The evaluation of the run's model on a split of `data`, with every cohort of the task."""
     meta = find_task(home.note(directory).task).read_meta(data)
     job, recipe, samples, network = load(directory, data, split)
     p = probabilities(job, recipe, samples, network)
@@ -70,42 +70,42 @@ def of_run(directory: Path, data: Path, split: str) -> Evaluation:
             p_all = probabilities(job, recipe, everybody, network)
         where = f"{data} has no row in split '{split}'"
         known = {cohort: scored.scores}
-        scored = replace(scored, cohort=cohort, cohorts=by_cohort(job, everybody, p_all, recipe.seed, where, known))  # type: ignore[arg-type]
+        scored = replace(scored, cohort=cohort, cohorts=score_cohorts(job, everybody, p_all, recipe.seed, where, known))  # type: ignore[arg-type]
     if job.kind == "images":
-        scored = replace(scored, more=cxr_controls.beside(directory, samples, p, BOOTSTRAPS, recipe.seed))
+        scored = replace(scored, more=cxr_controls.compute_controls(directory, samples, p, BOOTSTRAPS, recipe.seed))
     return scored
 
 
-def by_cohort(
+def score_cohorts(
     job: Task, samples: IcuSamples, p: np.ndarray, seed: int, where: str, known: Mapping[str, dict[str, Score]]
 ) -> dict[str, Cohort]:
-    """Scores of every cohort, the unflattering ones too, as masks over one prediction `p` of all rows.
+    """The scores of every cohort, computed from masks over one prediction `p` of all rows.
 
-    `where` names the data in the reason for an empty cohort. Scores of the `known` cohorts are not computed again.
+    `where` names the data in the reason for an empty cohort. Scores of the `known` cohorts are reused.
     """
-    found = {}
+    results = {}
     for cohort in cohorts.COHORTS:
         inside = np.ones(len(samples), bool) if cohort == "all" else samples.rows[cohort].to_numpy()
         if not inside.any():
-            found[cohort] = Cohort(0, why=f"{where}, cohort '{cohort}'")
+            results[cohort] = Cohort(0, why=f"{where}, cohort '{cohort}'")
             continue
         part = samples.subset(inside)
         scores = known.get(cohort) or job.outcome.scores(part, p[inside], BOOTSTRAPS, seed)
-        found[cohort] = Cohort(len(part), int(part.y.sum()), scores)
-    return found
+        results[cohort] = Cohort(len(part), int(part.y.sum()), scores)
+    return results
 
 
 def differences(spec: dict[str, Any], meta: IcuMeta) -> list[str]:
-    """Where this data's label is not the one that the model learnt, in words."""
+    """Descriptions of how the label of this data differs from the one on which the model was trained."""
     mine, theirs = spec["label"], meta.label
     in_words = {"onset", "population", "at_risk", "positive", "title", "persistence"}
     windows = [name for name in mine if name not in in_words]
-    found = [
-        f"{name.removesuffix('_h')}: the model's {mine[name]}, this data's {theirs.get(name, 'not said')}"
+    changed_windows = [
+        f"{name.removesuffix('_h')}: the model's {mine[name]}, this data's {theirs.get(name, 'not recorded')}"
         for name in windows
         if mine[name] != theirs.get(name)
     ]
-    return found + [
+    return changed_windows + [
         f"{name}: the model's {spec[name]}, this data's {getattr(meta, name)}"
         for name in ("framing", "horizon_h", "gap_h")
         if spec[name] != getattr(meta, name)
@@ -113,20 +113,20 @@ def differences(spec: dict[str, Any], meta: IcuMeta) -> list[str]:
 
 
 def record(directory: Path, scored: Evaluation) -> None:
-    """Append scores as metrics `SPLIT/score`, `_low`, `_high`, and the plots, to the run's outbox.
+    """Append scores as metrics `SPLIT/score`, `_low` and `_high`, and the plots, to the run's outbox.
 
-    They are of the kept model, so they stand at the last step of its epoch; those of the split that chose it are
-    `best/val/...`, because `val/...` is the curve over all epochs. Scores without an interval have the value alone; the
-    tag raylab.no_interval.SPLIT (or .best/val) has them by reason.
+    The scores are those of the best epoch and are logged at its last step. On the split that selected that epoch they
+    are named `best/val/...`, because `val/...` is the curve over all epochs. A score without an interval has only its
+    value; the tag raylab.no_interval.SPLIT (or .best/val) lists these by reason.
     """
     split, all_scores = scored.split, scored.all_scores()
-    described = home.note(directory)
-    chosen_by_it = split == "val" and described.kind != "evaluate"
+    run_record = home.note(directory)
+    chosen_by_it = split == "val" and run_record.kind != "evaluate"
     prefix = "best/val" if chosen_by_it else split
     values: dict[str, float] = {f"{prefix}/n": scored.n}
     values |= {f"{prefix}/{name}{end}": value for name, score in all_scores.items() for end, value in score.ends()}
     outbox = Outbox(directory / "outbox")
-    append_new_metrics(outbox, described.best_step, values)
+    append_new_metrics(outbox, run_record.best_step, values)
     if without := without_interval(all_scores):
         outbox.append({"kind": "tags", "values": {f"raylab.no_interval.{prefix}": json.dumps(without)}})
     keep(directory, scored)
@@ -143,40 +143,41 @@ def record(directory: Path, scored: Evaluation) -> None:
 
 
 def append_new_metrics(outbox: Outbox, step: int, values: Mapping[str, float]) -> None:
-    """Append what the outbox does not hold yet: a score that is computed again is one point, not two."""
-    held: dict[str, float] = {}
+    """Append the metrics that the outbox does not contain yet, so that a repeated score is logged only once."""
+    recorded_values: dict[str, float] = {}
     for record in read_lines(outbox.path):
         if record["kind"] == "metrics" and record["step"] == step:
-            held |= record["values"]
-    if new := {name: float(value) for name, value in values.items() if held.get(name) != value}:
+            recorded_values |= record["values"]
+    if new := {name: float(value) for name, value in values.items() if recorded_values.get(name) != value}:
         outbox.append({"kind": "metrics", "step": step, "values": new})
 
 
 def without_interval(scores: Mapping[str, Score]) -> dict[str, list[str]]:
-    """{why: [score, ...]} of the scores that have a value and no interval."""
-    found: dict[str, list[str]] = {}
+    """{reason: [score, ...]} of the scores that have a value but no interval."""
+    names_by_reason: dict[str, list[str]] = {}
     for name, score in scores.items():
         if score.value is not None and score.low is None:
-            found.setdefault(score.why or "", []).append(name)
-    return found
+            names_by_reason.setdefault(score.why or "", []).append(name)
+    return names_by_reason
 
 
 def keep(directory: Path, scored: Evaluation) -> None:
-    """`scores/SPLIT-DATA.json` of a run: what its model card is made from."""
+    """Write `scores/SPLIT-DATA.json` of a run, from which its model card is rendered."""
     folder = directory / "scores"
     folder.mkdir(exist_ok=True)
-    told = {"data": scored.meta.data_hash, "split": scored.split, "leakage": scored.leakage}
-    write_json(folder / f"{scored.split}-{scored.meta.data_hash[:12]}.json", {**told, **scored.to_json()})
+    facts = {"data": scored.meta.data_hash, "split": scored.split, "leakage": scored.leakage}
+    write_json(folder / f"{scored.split}-{scored.meta.data_hash[:12]}.json", {**facts, **scored.to_json()})
 
 
 def calibrate(directory: Path, scored: Evaluation) -> None:
-    """Fit the temperature of a run's model on its val rows, and keep it with the model. Several classes only."""
+    """Fit the temperature of a multiclass model on its val rows and store it with the model."""
     if isinstance(scored.task.outcome, Multiclass):
-        fitted = temperature.fit(scored.samples.y, scored.p)
-        write_json(directory / "model" / "temperature.json", {"temperature": fitted, "fitted_on": scored.split})
+        value = temperature.fit(scored.samples.y, scored.p)
+        write_json(directory / "model" / "temperature.json", {"temperature": value, "fitted_on": scored.split})
 
 
 def tell(scored: Evaluation) -> None:
+    """Print an evaluation."""
     counts = ", ".join(f"{name} {n}" for name, n in scored.classes.items())
     synthetic = ", SYNTHETIC data" if scored.meta.synthetic else ""
     classes = f" ({counts})" if counts else ""
@@ -187,11 +188,11 @@ def tell(scored: Evaluation) -> None:
         if name != scored.cohort:
             shown = of.why or f"AUROC {of.scores['auroc']}, AUPRC {of.scores['auprc']}"
             say(f"  cohort {name + ',':<15} {of.positives} of {of.n}: {shown}")
-    for line in cxr_controls.lines(scored.more):
+    for line in cxr_controls.render_lines(scored.more):
         say(f"  {line}")
     for source, matrix in scored.tables.get("confusion_by_source", {}).items():
-        say(f"  confusion, {source} (rows truth): {matrix}")
+        say(f"  confusion matrix, {source} (rows: true class): {matrix}")
     if scored.differs:
-        say(f"  the label differs from the one learnt: {'; '.join(scored.differs)}")
+        say(f"  the label differs from that of the training data: {'; '.join(scored.differs)}")
     if scored.absent:
         say(f"  never measured in this data: {', '.join(scored.absent)}")

@@ -1,4 +1,4 @@
-"""A connection to Ray: the cluster that RAY_ADDRESS names, or a local one of our own."""
+"""The connection to Ray: to the cluster that RAY_ADDRESS names, or to a local Ray started here."""
 
 import logging
 import os
@@ -16,22 +16,22 @@ import psutil
 from raylab.errors import RunError, UsageError
 from raylab.scratch import Scratch, default_parents
 
-OBJECT_STORE_BYTES = 200_000_000  # nothing large goes through it: data is read from files by every worker
+OBJECT_STORE_BYTES = 200_000_000  # small, because every worker reads its data from files
 
-LOGS = "ray-logs"  # beside a session's log
-STARTS = 3  # of a local Ray, which gives its own helpers 15 s: on a busy machine they may need another go
+LOGS = "ray-logs"  # directory next to a session's log
+STARTS = 3  # attempts to start a local Ray, which gives its helper processes 15 s: too little on a busy machine
 
-# Read by Ray when it is imported, as is the token: nothing may import it before `ray_environment`
+# Ray reads these variables and the token at import: call `ray_environment` before anything imports it
 ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # else Ctrl+C ends a search as if it had finished
-    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it takes SIGTERM too, and aborts the process after 3 s
-    "RAY_worker_niceness": "0",  # Ray's default of 15 starves workers on a machine that does anything else
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # otherwise Ctrl+C ends a search as if it had finished
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it also handles SIGTERM, and aborts the process after 3 s
+    "RAY_worker_niceness": "0",  # Ray's default of 15 starves workers on a machine that runs anything else
 }
-# Of a local Ray only. Off Linux, Ray keeps to loopback unless this variable asks for a cluster; at "0" it does so here
-# too: node address, gRPC and all. No metrics are served: -1 is no port, and Ray goes on without that server.
+# For a local Ray only. Outside Linux, Ray binds everything to loopback unless the first variable enables clusters;
+# "0" selects this on Linux too. With port -1, Ray continues without its metrics server.
 LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
@@ -42,21 +42,21 @@ LOCAL = {
 
 
 def cluster_address() -> str | None:
-    """The cluster that RAY_ADDRESS names; None for a local Ray, which Ray also calls "local"."""
+    """The cluster that RAY_ADDRESS names; None for a local Ray (unset, empty or "local")."""
     address = os.environ.get("RAY_ADDRESS")
     return None if address in (None, "", "local") else address
 
 
 def ray_environment() -> None:
-    """Set what Ray reads when it is imported: call this before anything imports it.
+    """Set the variables that Ray reads at import; call this before anything imports Ray.
 
-    Raises UsageError where a local Ray could not start workers.
+    Raises UsageError if a local Ray could not start workers.
     """
     if cluster_address() is None and shutil.which("bash") is None:
-        # It starts workers with environment variables of their own, as those of a search, through bash. Without it they
-        # die at once, and Ray starts them again without end.
+        # Ray uses bash to start workers that have their own environment variables, such as those of a search. Without
+        # bash they exit immediately, and Ray restarts them forever.
         raise UsageError(
-            "there is no bash on PATH, and Ray starts workers with it",
+            "there is no bash on PATH, and Ray needs it to start workers",
             f"PATH is '{os.environ.get('PATH', '')}'",
             "install bash, or add its directory to PATH",
         )
@@ -64,31 +64,31 @@ def ray_environment() -> None:
         os.environ.setdefault(name, text)
     if cluster_address() is None:
         os.environ.update(LOCAL)
-        # Other users of this machine can reach a local Ray's ports: they need a token that they cannot read
+        # Other users of this machine can connect to a local Ray's ports, so it requires a token that they cannot read
         if not os.environ.get("RAY_AUTH_TOKEN"):
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @contextmanager
 def ray_session(cpus: float, log: Path) -> Iterator[None]:
-    """Connected to Ray while open. `cpus`: logical CPUs that a local Ray declares, were they more than real ones.
+    """Connect to Ray while the context is open. `cpus`: logical CPUs that a local Ray declares, at least the real ones.
 
-    What Ray prints goes to the file `log`. A local Ray keeps its files in a private directory and is ended at the end;
-    when that is an error, its own logs are copied to LOGS beside `log`. A cluster is left as it is. Within
-    another session this one does nothing. Raises RunError where Ray cannot be started or reached, and UsageError where
-    there is no place for its files or no bash. SIGTERM keeps its handler, also while Ray starts.
+    Ray's output goes to the file `log`. A local Ray keeps its files in a private directory and is stopped on exit;
+    after an error its logs are copied to LOGS next to `log`. A cluster keeps running. Inside another session this
+    does nothing. Raises RunError if Ray cannot be started or reached, and UsageError if there is no directory for its
+    files or no bash. The SIGTERM handler stays in place, also while Ray starts.
     """
     ray_environment()
     remote = cluster_address()
     if remote and remote.startswith("http"):
         raise UsageError(
             f"RAY_ADDRESS is {remote}, the address of a cluster's job API",
-            "drivers run on the cluster, not here",
+            "runs start on the cluster, not on this machine",
             "raylab cluster submit -- python -m jobs.train ..., or unset RAY_ADDRESS",
         )
     import ray
 
-    if ray.is_initialized():  # a caller's session serves
+    if ray.is_initialized():  # inside a caller's session
         yield
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -130,7 +130,7 @@ def _start(cpus: float, scratch: Scratch, log: Path) -> None:
     for attempt in range(STARTS):
         try:
             with _start_of_ray():
-                # "local": without it, Ray joins whatever cluster a file in a shared directory names
+                # without "local", Ray joins whatever cluster a file in a shared directory names
                 ray.init(
                     address="local",
                     num_cpus=max(int(-(-cpus // 1)), len(os.sched_getaffinity(0))),
@@ -141,12 +141,12 @@ def _start(cpus: float, scratch: Scratch, log: Path) -> None:
                     _temp_dir=str(scratch.ray),
                 )
             return
-        except Exception as error:  # of any kind: Ray raises a plain Exception when its node is late
+        except Exception as error:  # Ray raises a plain Exception when its node starts too slowly
             if attempt < STARTS - 1:
                 continue
             scratch.keep_logs(log.with_name(LOGS))
             raise RunError(
-                f"a local Ray could not be started, {STARTS} times",
+                f"a local Ray did not start in {STARTS} attempts",
                 _first_line(error),
                 f"see {log} and {log.with_name(LOGS)}; on a busy machine, try again later",
             ) from error
@@ -158,7 +158,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _local_scratch() -> Iterator[Scratch]:
-    """A private directory for a local Ray, which its workers know too: Ray's libraries keep lock files there."""
+    """A private directory for a local Ray. RAY_TMPDIR names it, because Ray's libraries keep lock files there."""
     before = os.environ.get("RAY_TMPDIR")
     with Scratch(default_parents()) as scratch:
         os.environ["RAY_TMPDIR"] = str(scratch.path)
@@ -173,9 +173,10 @@ def _local_scratch() -> Iterator[Scratch]:
 
 @contextmanager
 def _start_of_ray() -> Iterator[None]:
-    """Around `ray.init`: SIGTERM keeps its handler, and a failed start leaves no process.
+    """Wrap `ray.init`: keep the SIGTERM handler, and end all processes of a failed start.
 
-    Ray swallows what a handler raises in some places of its start: a SIGTERM is noted too, and raised at the end.
+    Ray swallows exceptions of signal handlers in parts of its start, so a SIGTERM is also recorded and raised again at
+    the end.
     """
     import ray._private.utils
 
@@ -215,7 +216,7 @@ def _start_of_ray() -> Iterator[None]:
 
 @contextmanager
 def _to_file(log: Path) -> Iterator[None]:
-    """Output of Ray's own threads and child processes goes to `log`; ours goes through `jobs.common.progress`."""
+    """Redirect this process's standard output and error to `log`; `jobs.common.progress` still prints to the screen."""
     import sys
 
     from jobs.common import progress

@@ -1,4 +1,4 @@
-"""What a person sees of a search: a table that moves in place on a terminal, a line a trial in a file."""
+"""The progress display of a search: a table that updates in place on a terminal, a line per trial in a file."""
 
 import sys
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from typing import Any
 from jobs.common import progress
 from jobs.common.progress import say
 
-ROWS = 12  # of ended trials, best first; those that run are all shown
+ROWS = 12  # finished trials shown, best first; all running trials are shown
 UP, CLEAR = "\x1b[{}A", "\x1b[K"
 
 
 def row(number: int, trial: Mapping[str, Any], objective: str) -> str:
-    """`trial   7  stopped   val/auroc 0.8123 after 4 epochs  optim.lr=0.00123` of one trial."""
+    """The line of one trial: `trial   7  stopped   val/auroc 0.8123 after 4 epochs  optim.lr=0.00123`."""
     score = trial.get("objective")
     params = "  ".join(
         f"{p}={v:.3g}" if isinstance(v, float) else f"{p}={v}" for p, v in (trial.get("params") or {}).items()
@@ -22,22 +22,22 @@ def row(number: int, trial: Mapping[str, Any], objective: str) -> str:
 
 
 def order(item: tuple[int, Mapping[str, Any]]) -> tuple[bool, float]:
-    """Best objective first; a trial without one last."""
+    """The sort key of a trial: best objective first, trials without one last."""
     score = item[1].get("objective")
     return (score is None, -(score or 0.0))
 
 
 class TrialTable:
-    """Trials by number: {"how", "objective", "epoch", "params"}; `how` of one that runs is "running"."""
+    """Trials by number: {"how", "objective", "epoch", "params"}; `how` is "running" until the trial ends."""
 
     def __init__(self, planned: int, objective: str, quiet: bool) -> None:
         self.planned, self.objective, self.quiet = planned, objective, quiet
         self.moves = not quiet and (progress.stream or sys.stdout).isatty()
         self.trials: dict[int, dict[str, Any]] = {}
-        self.drawn = 0
+        self.lines_shown = 0
 
     def update(self, number: int, **facts: Any) -> None:
-        """Note `facts` of a trial and show them: at once where the table moves, else when the trial has ended."""
+        """Record `facts` of a trial and show them: immediately on a terminal, otherwise when the trial has ended."""
         trial = self.trials.setdefault(number, {"how": "running", "objective": None, "epoch": 0})
         trial.update(facts)
         if self.moves:
@@ -46,7 +46,7 @@ class TrialTable:
             say(row(number, trial, self.objective))
 
     def lines(self) -> list[str]:
-        """The whole table: what runs, then the best that have ended."""
+        """The lines of the table: running trials first, then the best finished ones."""
         running = [(n, t) for n, t in sorted(self.trials.items()) if t["how"] == "running"]
         ended = sorted(((n, t) for n, t in self.trials.items() if t["how"] != "running"), key=order)
         head = f"  {len(ended)} of {self.planned} trials ended, {len(running)} running"
@@ -54,7 +54,7 @@ class TrialTable:
 
     def _draw(self) -> None:
         lines = self.lines()
-        back = UP.format(self.drawn) if self.drawn else ""
-        # lines that wrap would be counted wrongly on the way back
+        back = UP.format(self.lines_shown) if self.lines_shown else ""
+        # lines are truncated, because a wrapped line would move the cursor back too little
         say(back + "\n".join(line[:118] + CLEAR for line in lines))
-        self.drawn = len(lines)
+        self.lines_shown = len(lines)

@@ -1,8 +1,8 @@
-"""The prepared directory: checked files plus `meta.json`, published in one rename.
+"""The prepared directory: hashed files plus `meta.json`, published in one rename.
 
-meta.json holds what the preparer says (task, source, label, attrition, ...) and, added here, the format
-version, where patients are named (`patient_ids`, for the leakage check), SHA-256 of every file and `data_hash` over
-them. A directory whose files no longer match is refused. Each kind of data has a type of its own with more fields.
+meta.json contains what the preparer reports (task, source, label, attrition, ...) and, added here, the format version,
+which column identifies patients (`patient_ids`, for the leakage check), the SHA-256 of every file and the `data_hash`
+over these. A directory whose files no longer match is rejected. Each kind of data extends `Meta` with its own fields.
 """
 
 import hashlib
@@ -26,18 +26,18 @@ PATIENT_COLUMNS = ("subject_id", "patient", "patient_id")
 
 
 class PatientIds(BaseModel):
-    """Where a prepared directory names the patient of each row: column `column` of the parquet file `table`."""
+    """Where a prepared directory identifies the patient of each row: column `column` of the parquet file `table`."""
 
     model_config = ConfigDict(frozen=True)
 
     table: str
     column: str
     unit: str = "patient"
-    """what the column tells apart, where rows are of no patients"""
+    """what the column identifies, if not patients"""
 
 
 class NoPatientIds(BaseModel):
-    """A directory that does not name its patients."""
+    """A prepared directory that does not identify its patients."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,7 +46,7 @@ class NoPatientIds(BaseModel):
 
 
 class Contents(Document):
-    """What every version wrote: enough to know whose the directory is and which files are its own."""
+    """The fields that every format version has: enough to tell which task and which files a directory contains."""
 
     format: int
     task: str
@@ -56,34 +56,34 @@ class Contents(Document):
 
 
 class Meta(Document):
-    """What is known of prepared data of every kind."""
+    """The metadata of prepared data of any kind."""
 
     made_by: ClassVar[str] = "raylab prepare {task} ... --out"
     """the command that makes it"""
 
     format: int = FORMAT
     patient_ids: PatientIds | NoPatientIds | None = None
-    """none: written before it was there"""
+    """none: written before this field existed"""
     task: str
     source: str
     numbering: list[str] = Field([])
-    """within what the identifiers mean one person each; empty: written before it was there"""
+    """scopes within which an identifier means one person; empty: written before this field existed"""
     synthetic: bool
     domain: str | None = None
-    """of drawn images: which of two hospitals"""
+    """of generated images: which of two hospitals"""
     raylab: str = ""
-    """version that prepared it"""
+    """raylab version that prepared the data"""
     seed: int
     split_hash: str
     counts: dict[str, dict[str, int]]
-    """by split"""
+    """counts by split"""
     attrition: list[dict[str, int | str]]
-    """what is left after each exclusion: `step`, and counts"""
+    """what remains after each exclusion: `step`, and counts"""
     warnings: list[str] = Field([])
     files: dict[str, str] = Field({})
-    """SHA-256 by path; it and the next one are added by `publish`"""
+    """SHA-256 by path; `publish` adds this field and the next"""
     data_hash: str = ""
-    """over the files"""
+    """SHA-256 over all files"""
 
 
 M = TypeVar("M", bound=Meta)
@@ -98,7 +98,7 @@ _verified: set[tuple[Path, int, int, int, str]] = set()
 
 
 def _has_hash(file: Path, recorded: str) -> bool:
-    """Whether the file has this SHA-256. It is read once a process, and again when its size, time or inode changes."""
+    """Whether the file has this SHA-256; read once per process, and again if its size, mtime or inode changes."""
     state = file.stat()
     key = (file.resolve(), state.st_ino, state.st_size, state.st_mtime_ns, recorded)
     if key not in _verified:
@@ -109,41 +109,41 @@ def _has_hash(file: Path, recorded: str) -> bool:
 
 
 def split_hash(pairs: list[tuple[str, str]]) -> str:
-    """SHA-256 over the sorted (group, split) pairs: equal exactly when the same patients are in the same splits."""
+    """Return the SHA-256 of the sorted (group, split) pairs: equal if and only if the patients' splits are equal."""
     text = "\n".join(sorted(f"{group}\t{split}" for group, split in set(pairs)))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def publish(out: Path, write: Callable[[Path], M], task: str, replace: bool = False) -> M:
-    """Let `write` fill a directory beside `out` and return its meta, add the hashes, and rename it to `out`.
+    """Let `write` fill a temporary directory next to `out`, add the hashes, rename it to `out`, and return the meta.
 
-    When `write` raises, nothing is left behind. An `out` that holds prepared data of `task` is replaced with `replace`
-    only, and not before the new data is complete; anything else that is not empty is refused (`check_vacant`).
+    If `write` raises, nothing is left behind. If `out` holds prepared data of `task`, it is replaced only with
+    `replace`, and only once the new data is complete; any other non-empty directory is rejected (`check_vacant`).
     """
-    out = out.resolve()  # the directory itself, where `out` is a link to it
+    out = out.resolve()  # the directory itself, in case `out` is a symbolic link
     check_vacant(out, task, replace)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise DataError(
-            f"cannot write beside {out}: {error.strerror}", do="give --out a path you may write to"
+            f"cannot write next to {out}: {error.strerror}", do="give --out a path you can write to"
         ) from error
     try:
         meta = write(work)
         files = {str(p.relative_to(work)): sha256(p) for p in sorted(work.rglob("*")) if p.is_file()}
-        digest = hashlib.sha256("\n".join(f"{name}\t{files[name]}" for name in sorted(files)).encode()).hexdigest()
-        where = meta.patient_ids or find_patient_ids(work)
-        added = {"format": FORMAT, "patient_ids": where, "files": files, "data_hash": digest}
-        meta = meta.model_copy(update=added)
+        data_hash = hashlib.sha256("\n".join(f"{name}\t{files[name]}" for name in sorted(files)).encode()).hexdigest()
+        patient_ids = meta.patient_ids or find_patient_ids(work)
+        fields = {"format": FORMAT, "patient_ids": patient_ids, "files": files, "data_hash": data_hash}
+        meta = meta.model_copy(update=fields)
         content = meta.to_json()
-        meta = type(meta).model_validate(content)  # nothing is published that `read_meta` would refuse
-        content |= {name: content.pop(name) for name in ("files", "data_hash")}  # long: at the end
+        meta = type(meta).model_validate(content)  # never publish what `read_meta` would reject
+        content |= {name: content.pop(name) for name in ("files", "data_hash")}  # long, so they go last
         (work / META).write_text(json.dumps(content, indent=1) + "\n")
         keep_out_of_git_and_uploads(work)
         for path in [*work.rglob("*"), work]:  # patient data: readable by its owner alone
             path.chmod(0o700 if path.is_dir() else 0o600)
-        check_vacant(out, task, replace)  # again: preparing took its time
+        check_vacant(out, task, replace)  # again, because it may have changed during preparation
         old = work.with_name(work.name + ".old")
         try:
             if out.exists():
@@ -162,9 +162,9 @@ def publish(out: Path, write: Callable[[Path], M], task: str, replace: bool = Fa
 
 
 def check_vacant(out: Path, task: str, replace: bool) -> None:
-    """DataError unless `out` is absent, an empty directory or, with `replace`, data of `task` that `publish` wrote.
+    """Raise DataError unless `out` is absent, empty or, with `replace`, data of `task` that `publish` wrote.
 
-    A directory with a file that its meta.json does not list is never replaced: the file is somebody's own.
+    A directory with a file that its meta.json does not list is never replaced: the file may be the user's own.
     """
     if not out.exists():
         return
@@ -175,31 +175,31 @@ def check_vacant(out: Path, task: str, replace: bool) -> None:
         return
     meta = _contents(out)
     if meta is None:
-        raise DataError(f"{out} is not empty and holds no prepared data", do="give --out a new or empty directory")
+        raise DataError(f"{out} is not empty and is not prepared data", do="give --out a new or empty directory")
     if meta.task != task:
         raise DataError(
             f"{out} holds data prepared for '{meta.task}', not for '{task}'",
-            "--replace replaces data of the same task only",
+            "--replace only replaces data of the same task",
             "give --out another directory, or remove this one yourself",
         )
     if not replace:
         raise DataError(
-            f"{out} holds prepared data already",
-            "runs that were trained on it need it as it is",
+            f"{out} already holds prepared data",
+            "runs trained on it need it unchanged",
             "give --out another directory, or add --replace",
         )
     if foreign := sorted(present - meta.files.keys() - {META, *IGNORE_FILES}):
         raise DataError(
-            f"{out} has files that are not of its prepared data: {', '.join(foreign[:5])}",
-            "--replace would remove them",
+            f"{out} has files that do not belong to its prepared data: {', '.join(foreign[:5])}",
+            "--replace would delete them",
             "move them elsewhere, or give --out another directory",
         )
 
 
 def find_patient_ids(directory: Path) -> PatientIds | NoPatientIds:
-    """Where a prepared directory names the patient of each row, or why it does not.
+    """Find the column of PATIENT_COLUMNS that identifies the patient of each row, or return why there is none.
 
-    That is a column of PATIENT_COLUMNS in a parquet file that also has the column `split`.
+    It is in a parquet file that also has the column `split`.
     """
     for path in sorted(directory.glob("*.parquet")):
         columns = pl.read_parquet_schema(path)
@@ -210,7 +210,7 @@ def find_patient_ids(directory: Path) -> PatientIds | NoPatientIds:
 
 
 def _contents(directory: Path) -> Contents | None:
-    """What meta.json says of the directory, in whatever format version; None where it is not prepared data."""
+    """Read meta.json of the directory, of any format version; None if it is not prepared data."""
     try:
         return Contents.model_validate_json((directory / META).read_text())
     except (OSError, ValidationError):
@@ -218,7 +218,7 @@ def _contents(directory: Path) -> Contents | None:
 
 
 def task_of(directory: Path) -> str | None:
-    """The task that a directory was prepared for; None where it is not prepared data. Its files are not checked."""
+    """Return the task that a directory was prepared for, or None if it is not prepared data; files are not checked."""
     contents = _contents(directory)
     return None if contents is None else contents.task
 
@@ -228,10 +228,10 @@ def read_meta(directory: Path, task: str | None) -> Meta: ...
 @overload
 def read_meta(directory: Path, task: str | None, kind: type[M]) -> M: ...
 def read_meta(directory: Path, task: str | None, kind: type[Meta] = Meta) -> Meta:
-    """The checked meta.json of a prepared directory, as of its `kind`; of any task where `task` is None.
+    """Read and verify the meta.json of a prepared directory, as type `kind`; of any task if `task` is None.
 
-    Raises DataError when the directory, a file or a field is missing, when the directory was prepared for another task
-    or by another format version, or when a file no longer has its recorded hash.
+    Raises DataError if the directory, a file or a field is missing, if the directory was prepared for another task or
+    in another format version, or if a file no longer has its recorded hash.
     """
     directory = Path(directory)
     make = kind.made_by.format(task=task or "TASK")
@@ -241,15 +241,15 @@ def read_meta(directory: Path, task: str | None, kind: type[Meta] = Meta) -> Met
     path = directory / META
     if not path.is_file():
         do = elsewhere if any(directory.iterdir()) else again
-        raise DataError(f"{directory} holds no prepared data (no meta.json)", do=do)
+        raise DataError(f"{directory} is not prepared data (no meta.json)", do=do)
     try:
         content: Any = json.loads(path.read_text())
     except ValueError as error:
-        raise DataError(f"{path} is not readable as JSON", str(error), elsewhere) from error
+        raise DataError(f"{path} could not be read as JSON", str(error), elsewhere) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
+        version = content.get("format") if isinstance(content, dict) else None
         raise DataError(
-            f"{directory} was prepared by another version", f"format {found}, this raylab reads {FORMAT}", elsewhere
+            f"{directory} was prepared by another version", f"format {version}, this raylab reads {FORMAT}", elsewhere
         )
     if task is not None and content.get("task") != task:
         raise DataError(
@@ -271,8 +271,11 @@ def read_meta(directory: Path, task: str | None, kind: type[Meta] = Meta) -> Met
 
 
 def numberings(meta: Meta) -> list[str]:
-    """Within what the identifiers of a prepared directory mean one person each; of drawn patients, one draw. Several
-    where directories were pooled. Data that does not say it has the numbering of its source."""
+    """Return the scopes within which an identifier of a prepared directory means one person.
+
+    Pooled directories have several. Each synthetic data set is a scope of its own. Data prepared before this was
+    recorded has the scope of its source.
+    """
     if meta.numbering:
         return meta.numbering
     if meta.synthetic:

@@ -1,7 +1,7 @@
-"""Runs chunks of independent work on the connected Ray cluster, or in this process without one.
+"""Run chunks of independent work on the connected Ray cluster, or in this process if there is none.
 
-A chunk is a file: it is done when its file is there. So a map that was interrupted goes on by being called again, on
-as many workers as there are then, and a worker or node that dies costs its own chunk only.
+A chunk is done when its file exists. Calling an interrupted map again therefore continues it, on any number of
+workers, and a worker or node that dies loses only the chunk it was working on.
 """
 
 import sys
@@ -26,11 +26,12 @@ def run_chunks(
     """Call work(argument, path) for every path of `chunks` that does not exist yet, each as a Ray task of `cpus`.
 
     `work` writes `path` atomically (`files.atomic_write`) into an existing directory on storage that all nodes share;
-    it may run twice. It and the arguments must pickle. `tell(done, total)` is called at the start and after each chunk.
+    it may run twice. `work` and its arguments must be picklable. `tell(done, total)` is called at the start and after
+    each chunk.
 
     Raises the RaylabError that `work` raised, with the chunk's name, or RunError for any other exception, for a chunk
-    without a file, and for one whose workers died more than RETRIES times. Then, and at an interrupt, running chunks
-    are cancelled; the files of finished chunks stay.
+    that wrote no file, and for one whose workers died more than RETRIES times. On an error or an interrupt, running
+    chunks are cancelled; the files of finished chunks stay.
     """
     left = {path: argument for path, argument in chunks.items() if not path.exists()}
     done = len(chunks) - len(left)
@@ -62,7 +63,7 @@ def _failure(work: Work, argument: Any, path: Path) -> RaylabError | None:
         return type(error)(f"{error.what} (chunk {path.name})", error.why, error.do)
     except Exception as error:
         return RunError(f"chunk {path.name} failed", f"{type(error).__name__}: {error}", again)
-    return None if path.exists() else RunError(f"chunk {path.name} ended without its file", f"{path} is absent", again)
+    return None if path.exists() else RunError(f"chunk {path.name} wrote no file", f"{path} does not exist", again)
 
 
 def _over_the_cluster(
@@ -93,7 +94,7 @@ def _over_the_cluster(
                     failure = RunError(
                         f"the worker of chunk {path.name} died {RETRIES + 1} times",
                         str(error).strip().splitlines()[0],
-                        "look for workers out of memory, make chunks smaller; finished chunks are kept",
+                        "check whether workers run out of memory, or make chunks smaller; finished chunks are kept",
                     )
                 one_more(failure)
     finally:  # tasks are still running only after an error or an interrupt

@@ -1,6 +1,8 @@
-"""Keys and values by which the members of a process group find one another. A Ray actor of a run's driver holds them,
-so they outlive members, and who has not the cluster's token reaches none. Nothing here imports torch: its process is
-small and starts fast."""
+"""The key-value store through which the members of a process group find one another.
+
+It is a Ray actor owned by the run's driver: it outlives the members, and only holders of the cluster's token can reach
+it. Nothing here imports torch, so that its process is small and starts fast.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ class Rendezvous:
         await self._put(key, value)
 
     async def get(self, keys: Sequence[str], seconds: float) -> list[bytes] | None:
-        """The values of `keys` as soon as all exist; None if they do not within `seconds`."""
+        """Wait until all `keys` exist and return their values; None if they do not exist within `seconds`."""
         try:
             async with asyncio.timeout(seconds), self.changed:
                 await self.changed.wait_for(lambda: self._has(keys))
@@ -29,15 +31,15 @@ class Rendezvous:
         return self._has(keys)
 
     async def add(self, key: str, amount: int) -> int:
-        """Add `amount` to the number at `key`, initially 0, and return it; it is stored in decimal digits."""
+        """Add `amount` to the number at `key`, initially 0, and return the sum; it is stored as decimal digits."""
         total = int(self.values.get(key, b"0")) + amount
         await self._put(key, str(total).encode())
         return total
 
     async def compare_set(self, key: str, expected: bytes, desired: bytes) -> bytes:
-        """Write `desired` where `expected` is, or where nothing is and `expected` is empty; what is there then.
+        """Write `desired` if the value is `expected`, or if `key` is missing and `expected` is empty; return the value.
 
-        Where nothing is and `expected` is not empty, it is given back, as torch's own stores do.
+        If `key` is missing and `expected` is not empty, return `expected`, as torch's own stores do.
         """
         present = self.values.get(key)
         if present == expected or (present is None and not expected):
@@ -55,6 +57,6 @@ class Rendezvous:
         return all(key in self.values for key in keys)
 
     async def _put(self, key: str, value: bytes) -> None:
-        self.values[key] = value  # before the first await: a read and its write are one step
+        self.values[key] = value  # before the first await, so that a caller's read and write are atomic
         async with self.changed:
             self.changed.notify_all()

@@ -1,6 +1,6 @@
 """torch.distributed's store over the run's Rendezvous: behind Ray's token, on the cluster's own interface.
 
-Ray Train's own way is torch's TCPStore: it listens on every interface, and whoever connects reads and writes keys.
+Ray Train would use torch's TCPStore, which listens on every interface and lets anyone who connects read and write keys.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class CallStore(Store):
     A wait for keys ends with DistStoreError when `is_broken` says that whoever was to set them is gone.
     """
 
-    timeout: timedelta  # torch's own, which its type hints leave out
+    timeout: timedelta  # torch's attribute, missing from its type hints
 
     def __init__(self, call: Callable[..., Any], is_broken: Callable[[], bool] = lambda: False) -> None:
         super().__init__()
@@ -82,12 +82,12 @@ def _to_bytes(value: str | bytes) -> bytes:
 
 
 def interface_of(address: str) -> str:
-    """The network interface that has the IPv4 or IPv6 `address`: lo of a local Ray, the site's on a cluster."""
+    """Return the network interface with the IPv4 or IPv6 `address`: lo for a local Ray, the site's on a cluster."""
     for name, addresses in psutil.net_if_addrs().items():
         if address in [a.address.partition("%")[0] for a in addresses]:
             return str(name)
     raise RunError(
         f"no network interface of this node has the address {address}",
-        "Ray calls this node by it, and the workers of a run would talk to one another over it",
+        "Ray uses this address for this node, and the workers of a run would communicate over it",
         "start Ray with --node-ip-address=ADDRESS of an interface of this node",
     )

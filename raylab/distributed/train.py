@@ -46,7 +46,7 @@ def train(
     sample_node: SampleNode = dict,
     on_node_sample: OnNodeSample = lambda sample: None,
 ) -> dict[str, Any]:
-    """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; the result of `execute`.
+    """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; return the result of `execute`.
 
     `on_rows` gets each bundle of metrics, and `on_node_sample` what `sample_node` returns on each node, in this thread.
     Raises the run's own error, RunError when workers died more often than recipe.scaling.max_failures without getting
@@ -240,7 +240,7 @@ def request_bundles(bundles: list[Bundle]) -> None:
 
 
 def raise_failure(directory: Path) -> None:
-    """Raise the error with which the run has ended, if it left one."""
+    """Raise the error in the run's failure.json, if there is one."""
     failure = directory / "failure.json"
     if failure.is_file():
         note = json.loads(failure.read_text())
@@ -248,14 +248,14 @@ def raise_failure(directory: Path) -> None:
 
 
 def outcome(directory: Path) -> dict[str, Any]:
-    """The result that the workers left, or their failure raised here."""
+    """Return the result that the workers wrote, or raise their failure."""
     raise_failure(directory)
     result = directory / "result.json"
     if not result.is_file():
         raise IncompleteError(
             f"run {directory.name} ended without reaching its last step", do=f"raylab resume {directory.name}"
         )
-    found: dict[str, Any] = json.loads(result.read_text())
-    if found["stopped"] == "planned" and found["steps"] != found["planned_steps"]:
-        raise IncompleteError(f"run {directory.name} ended at step {found['steps']} of {found['planned_steps']}")
-    return found
+    content: dict[str, Any] = json.loads(result.read_text())
+    if content["stopped"] == "planned" and content["steps"] != content["planned_steps"]:
+        raise IncompleteError(f"run {directory.name} ended at step {content['steps']} of {content['planned_steps']}")
+    return content

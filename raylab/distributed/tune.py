@@ -1,14 +1,14 @@
 """Hyperparameter searches on Ray Tune: trials, schedulers, Optuna.
 
-A search is a directory; a trial is a run directory in it, known by its number:
+A search is a directory; each trial is a run directory in it, named by the trial's number:
 
     trials/007/params.json    written when the trial is suggested, before it starts
                ...            a run (run.py): ledger, checkpoints, model
                end.json       how it ended: planned, early, stopped, failed; and its objective
 
-An interrupted search is resumed from these files alone: ended trials are told to the sampler, begun ones are
-suggested again with their parameters and go on from their own checkpoints, and numbers never repeat. Ray Tune's own
-experiment state, which is pickled and written in place, is not needed.
+An interrupted search resumes from these files alone: the sampler learns the results of ended trials, unfinished trials
+are suggested again with the same parameters and resume from their own checkpoints, and numbers are never reused. Ray
+Tune's own experiment state, which is pickled and overwritten in place, is not needed.
 """
 
 import json
@@ -51,7 +51,7 @@ SEARCHES: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=5),
 }
 
-# The last epoch is left to the trial itself, which then ends by its own: hence max_t beyond it.
+# max_t is one epoch beyond the end, so that the scheduler never stops a trial in its last epoch.
 SCHEDULERS: dict[str, Callable[[Recipe, dict[str, BaseDistribution]], Any]] = {
     "fifo": lambda recipe, space: FIFOScheduler(),
     "asha": lambda recipe, space: ASHAScheduler(
@@ -71,12 +71,12 @@ SCHEDULERS: dict[str, Callable[[Recipe, dict[str, BaseDistribution]], Any]] = {
         },
     ),
 }
-OF_ONE_STEP = ("train/loss", "train/grad_norm")  # trials log epochs, and these values are those of the last batch
-WITH_CHECKPOINTS = {"hyperband", "pbt"}  # these pause trials or move their checkpoints
+OF_ONE_STEP = ("train/loss", "train/grad_norm")  # not logged per epoch: these describe the last batch only
+WITH_CHECKPOINTS = {"hyperband", "pbt"}  # these pause trials or copy checkpoints between them
 
 
 class TrialListener(Protocol):
-    """Callbacks of a search to its caller, in the driver's process."""
+    """Callbacks through which a search informs its caller, in the driver's process."""
 
     def started(self, number: int, params: dict[str, Any]) -> None: ...
     def row(self, number: int, metrics: Metrics) -> None: ...
@@ -84,7 +84,7 @@ class TrialListener(Protocol):
 
 
 def check(recipe: Recipe) -> None:
-    """Raise UsageError for a scheduler, search or space that is not possible."""
+    """Raise UsageError for an unknown scheduler or search, or for a combination that is not possible."""
     search = recipe.search
     if search.scheduler not in SCHEDULERS:
         raise unknown("scheduler", search.scheduler, SCHEDULERS)
@@ -95,7 +95,7 @@ def check(recipe: Recipe) -> None:
         raise UsageError("the search space is empty", do="add --space optim.lr=loguniform(1e-5,1e-3)")
     if search.scheduler == "pbt" and search.search != "random":
         raise UsageError(
-            "pbt changes parameters itself, so it requires random starts", do="--scheduler pbt --search random"
+            "pbt changes parameters itself, so it requires random search", do="--scheduler pbt --search random"
         )
     if search.scheduler == "pbt" and not any(path.startswith("optim.") for path in space):
         raise UsageError(
@@ -113,7 +113,7 @@ def check(recipe: Recipe) -> None:
 
 
 def distributions(recipe: Recipe) -> dict[str, BaseDistribution]:
-    """The recipe's search space as Optuna's distributions; every bound is tried in the recipe first."""
+    """Return the recipe's search space as Optuna distributions, after validating every bound in the recipe."""
     space: dict[str, BaseDistribution] = {}
     for path, text in recipe.search.space.items():
         name, values = parse_dimension(path, text)
@@ -135,12 +135,12 @@ def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener)
     """
     check(recipe)
     space = distributions(recipe)
-    known = Trials(directory / "trials", recipe.search.trials)
-    left = recipe.search.trials - len(known.ended)
+    trials = Trials(directory / "trials", recipe.search.trials)
+    left = recipe.search.trials - len(trials.ended)
     if left > 0:
         options = recipe.search
-        random = options.scheduler == "pbt"  # the only scheduler without a searcher: its starts are drawn beforehand
-        seed = recipe.seed + 7919 * len(known.params)  # a resumed sampler must not draw the same points again
+        random = options.scheduler == "pbt"  # the only scheduler without a searcher: its points are drawn beforehand
+        seed = recipe.seed + 7919 * len(trials.params)  # a resumed sampler must not draw the same points again
         sampler = SEARCHES[options.search](seed)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         tuner = Tuner(
@@ -148,22 +148,22 @@ def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener)
                 tune.with_parameters(trial, recipe=recipe.model_dump(mode="json"), data=str(data), at=str(directory)),
                 driver() if options.workers_per_trial else {"CPU": recipe.scaling.cpus_per_worker},
             ),
-            param_space=pbt_param_space(known, space, sampler, recipe) if random else None,
+            param_space=pbt_param_space(trials, space, sampler, recipe) if random else None,
             tune_config=TuneConfig(
                 metric=OBJECTIVE,
                 mode="max",
                 num_samples=1 if random else left,
                 max_concurrent_trials=None if random else options.concurrent,
                 scheduler=SCHEDULERS[options.scheduler](recipe, space),
-                search_alg=None if random else PersistentOptunaSearch(known, space, sampler, recipe),
+                search_alg=None if random else PersistentOptunaSearch(trials, space, sampler, recipe),
                 reuse_actors=not options.workers_per_trial,
             ),
             run_config=RunConfig(
                 name=f"attempt-{sum(1 for _ in (directory / 'ray').glob('*'))}",
                 storage_path=str(directory / "ray"),
-                # a trial whose node leaves restarts elsewhere from its own checkpoint
+                # a trial whose node is drained restarts on another node from its own checkpoint
                 failure_config=FailureConfig(max_failures=recipe.scaling.max_failures),
-                callbacks=[TrialCallback(known, listener)],
+                callbacks=[TrialCallback(trials, listener)],
                 verbose=0,
             ),
         )  # fmt: skip
@@ -171,20 +171,20 @@ def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener)
     if best(directory) is None:
         raise RunError(
             f"none of the {recipe.search.trials} trials of {directory.name} ran to its end",
-            "; ".join(sorted({end.get("error", end["how"]) for end in known.ended.values()}))[:500],
+            "; ".join(sorted({end.get("error", end["how"]) for end in trials.ended.values()}))[:500],
             "read the trials' errors, or narrow --space",
         )
 
 
 def driver() -> dict[str, float]:
-    """Resources of the driver of a distributed trial: a place on a Slurm cluster's head, which outlives workers."""
+    """Return the resources of a distributed trial's driver: on Slurm a slot on the head, which outlives workers."""
     return {"raylab_head": 1} if "raylab_head" in ray.cluster_resources() else {"CPU": 0.1}
 
 
 def best(directory: Path) -> tuple[int, dict[str, Any]] | None:
-    """(number, end) of the trial with the best validation objective among those that ran to their end."""
-    whole = {n: e for n, e in Trials(directory / "trials", 0).ended.items() if e["how"] in {"planned", "early"}}
-    return max(whole.items(), key=lambda item: (item[1][OBJECTIVE], -item[0]), default=None)
+    """Return (number, end) of the completed trial with the best validation objective; None if none completed."""
+    completed = {n: e for n, e in Trials(directory / "trials", 0).ended.items() if e["how"] in {"planned", "early"}}
+    return max(completed.items(), key=lambda item: (item[1][OBJECTIVE], -item[0]), default=None)
 
 
 class Trials:
@@ -206,7 +206,9 @@ class Trials:
     def new(self, params: dict[str, Any]) -> int:
         number = max(self.params, default=-1) + 1
         self.params[number] = params
-        self.path(number).mkdir(exist_ok=True)  # a kill may have left it empty: a trial exists once it has params.json
+        self.path(number).mkdir(
+            exist_ok=True
+        )  # a killed search may have left it empty: a trial exists once it has params.json
         write_json(self.path(number) / "params.json", params)
         return number
 
@@ -216,7 +218,7 @@ class Trials:
 
 
 class PersistentOptunaSearch(OptunaSearch):
-    """Optuna, with each suggestion written to the search's directory before it is returned."""
+    """An Optuna search that writes each suggestion to the search directory before returning it."""
 
     def __init__(
         self, trials: Trials, space: dict[str, BaseDistribution], sampler: optuna.samplers.BaseSampler, recipe: Recipe
@@ -243,7 +245,7 @@ class PersistentOptunaSearch(OptunaSearch):
 def pbt_param_space(
     trials: Trials, space: dict[str, BaseDistribution], sampler: optuna.samplers.BaseSampler, recipe: Recipe
 ) -> dict[str, Any]:
-    """The grid of a search without a searcher: unfinished trials first, then new random ones."""
+    """Return the grid for PBT, which has no searcher: unfinished trials first, then new random ones."""
     study = optuna.create_study(sampler=sampler)
     points = [] if trials.params else [dict(p) for p in recipe.search.points if p.keys() == space.keys()]
     while len(trials.params) < trials.planned:
@@ -253,15 +255,17 @@ def pbt_param_space(
 
 
 class TrialCallback(tune.Callback):
-    """Runs in the driver: records how trials end and forwards everything to the caller's listener."""
+    """Records how trials end and forwards everything to the caller's listener; runs in the driver."""
 
     def __init__(self, trials: Trials, listener: TrialListener) -> None:
         self.trials, self.listener = trials, listener
         self.last: dict[int, dict[str, Any]] = {}
-        self.numbers: dict[str, int] = {}  # PBT gives a trial its donor's settings, including the number, so use the id
+        self.numbers: dict[
+            str, int
+        ] = {}  # by trial id, because PBT gives a trial its donor's settings, including the number
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its callbacks for its own restore, which is not used
+        return {}  # Tune pickles its callbacks for its own resume, which is not used
 
     def number(self, trial: Any) -> int:
         return self.numbers.setdefault(trial.trial_id, trial.config["trial"]["number"])
@@ -303,33 +307,33 @@ class TrialCallback(tune.Callback):
 
 
 def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) -> None:
-    """One trial: a run like any other, whose rows go to Tune, one per epoch."""
-    # The trial's first number is its own; after an exploit by PBT the settings contain the donor's
-    mine = Path(at) / "ids" / tune.get_context().get_trial_id()
-    if not mine.exists():
-        mine.parent.mkdir(exist_ok=True)
-        write_json(mine, settings["trial"]["number"])
-    directory = Path(at) / "trials" / f"{json.loads(mine.read_text()):03d}"
-    train.raise_failure(directory)  # Tune restarts a failed trial as if its node had left
+    """Execute one trial: a run that reports one row per epoch to Tune."""
+    # Remember the trial's first number: after PBT exploits another trial, the settings contain the donor's number
+    number_file = Path(at) / "ids" / tune.get_context().get_trial_id()
+    if not number_file.exists():
+        number_file.parent.mkdir(exist_ok=True)
+        write_json(number_file, settings["trial"]["number"])
+    directory = Path(at) / "trials" / f"{json.loads(number_file.read_text()):03d}"
+    train.raise_failure(directory)  # Tune also restarts trials that failed, not only those whose node was lost
     base = parse_recipe(recipe)
     options = base.search
     assigned = settings["trial"]["assigned"]
     chosen = override(base, {**assigned, "scaling.workers": options.workers_per_trial})
     objective = f"val/{find_task(chosen.task).objective}"
     best_so_far = float("-inf")
-    held: list[Metrics] = []
+    unsaved_rows: list[Metrics] = []
 
     def report(row: Metrics, path: Path | None = None) -> None:
         nonlocal best_so_far
         best_so_far = max(best_so_far, row.get(objective, -row["val/loss"]))
-        told = {**row, "epoch": row["epoch"] + 1, OBJECTIVE: best_so_far}
-        tune.report(told, checkpoint=None if path is None else Checkpoint.from_directory(str(path)))
+        metrics = {**row, "epoch": row["epoch"] + 1, OBJECTIVE: best_so_far}
+        tune.report(metrics, checkpoint=None if path is None else Checkpoint.from_directory(str(path)))
 
     def send(rows: list[Metrics]) -> int:
         for row in rows:
             if "val/loss" in row:
                 if options.scheduler in WITH_CHECKPOINTS:
-                    held.append(row)
+                    unsaved_rows.append(row)
                 else:
                     report(row)
         return int(rows[-1]["step"]) if rows else 0
@@ -340,12 +344,12 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
                 report(row)
 
     def saved(path: Path) -> None:
-        while held:
-            report(held.pop(0), path)
+        while unsaved_rows:
+            report(unsaved_rows.pop(0), path)
 
-    moved = tune.get_checkpoint()
-    if moved is not None:
-        with moved.as_directory() as donor:
+    donor_checkpoint = tune.get_checkpoint()
+    if donor_checkpoint is not None:
+        with donor_checkpoint.as_directory() as donor:
             checkpoint.adopt(directory / "checkpoints", Path(donor))
     if options.scheduler in WITH_CHECKPOINTS:
         rows = len(find_task(chosen.task).load(Path(data), "train", chosen.data, None))
@@ -365,7 +369,7 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
 
 
 def _mutation(distribution: BaseDistribution) -> Any:
-    """The same range as a Tune distribution, for PBT."""
+    """Return the same range as a Tune distribution, for PBT."""
     if isinstance(distribution, FloatDistribution):
         draw = tune.loguniform if distribution.log else tune.uniform
         return draw(distribution.low, distribution.high)

@@ -1,4 +1,4 @@
-"""Which hour and feature moved a prediction: integrated gradients over the inputs of an ARDS network."""
+"""Attribution of predictions to hours and features: integrated gradients over the inputs of an ARDS network."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ from raylab.errors import UsageError
 from raylab.models.baselines import Fitted
 
 STEPS = 64
-PARTS = ("value", "measured", "age")  # of a series: what it is, that it was measured, how old it is
+PARTS = ("value", "measured", "age")  # of a series: its value, its mask, and the time since its measurement
 
 
 def attributions(model: nn.Module, x: Tensor, features: int) -> NDArray[np.float64]:
-    """Integrated gradients (Sundararajan 2017, arXiv 1703.01365) of the logit for x [N, T, 3F + S], as
+    """Return integrated gradients [N, T, 3F + S] of the logit (Sundararajan 2017, arXiv 1703.01365) for x
     [N, T, 3F + S]; F is `features`.
 
-    The path starts from a patient of whom nothing was measured: every value at the train mean, mask 0, age 1. What is
-    attributed sums, to the error of STEPS, to the logit's difference from that patient's.
+    The path starts from a patient without measurements: every value at the train mean, mask 0, age 1. Up to the error
+    of STEPS integration steps, the attributions sum to the logit minus that patient's logit.
     """
     if isinstance(model, Fitted):
         raise UsageError(
@@ -33,23 +33,23 @@ def attributions(model: nn.Module, x: Tensor, features: int) -> NDArray[np.float
         return out.mean(1)[:, 0] if out.ndim == 3 else out[:, 0]
 
     gradients = IntegratedGradients(logit)
-    found = [
+    parts = [
         gradients.attribute(part, baselines=unmeasured(part, features), n_steps=STEPS, internal_batch_size=256)
         for part in (x[at : at + 64] for at in range(0, len(x), 64))
     ]
-    return torch.cat(found).detach().double().numpy()
+    return torch.cat(parts).detach().double().numpy()
 
 
 def unmeasured(x: Tensor, features: int) -> Tensor:
-    """Inputs of patients of whom nothing was measured, in the shape of x."""
+    """Return inputs of patients without measurements, in the shape of x."""
     nothing = torch.zeros_like(x)
     nothing[..., 2 * features : 3 * features] = 1
     return nothing
 
 
 def by_feature(attributed: NDArray[np.float64], spec: dict[str, Any]) -> tuple[list[str], NDArray[np.float64]]:
-    """(names, [N, F + S, T]): of a series the sum over value, mask and age; of a static value what all hours add up to,
-    in the last hour."""
+    """Return (names, attributions [N, F + S, T]): for a series the sum over value, mask and age; for a static feature
+    the sum over all hours, placed in the last hour."""
     f, hours = len(spec["features"]), attributed.shape[1]
     series = sum(attributed[..., k * f : (k + 1) * f] for k in range(len(PARTS)))
     static = np.zeros((len(attributed), hours, attributed.shape[2] - 3 * f))

@@ -1,6 +1,6 @@
-"""What a score does not say: how far probabilities are off, whether acting on them helps, and for whom they hold.
+"""Clinical evaluation: calibration error, decision curves, subgroups and recalibration.
 
-Weighted over rows like metrics.py, and so with the same bootstraps over patients.
+Scores are weighted over rows, as in metrics.py, so that they use the same bootstrap over patients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ from raylab.score import NetBenefit, Score
 
 BINS = 50
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-FEW = 20  # rows under which a subgroup is counted and not scored
+FEW = 20  # a subgroup with fewer rows is counted but not scored
 
 
 @dataclass(frozen=True)
 class Subgroup:
-    """Rows, positive rows and scores of a part of the data; `why` it has no scores."""
+    """Rows, positive rows and scores of a part of the data, or `why` it has no scores."""
 
     n: int
     positive: int
@@ -36,11 +36,11 @@ class Subgroup:
 
 
 def ici(y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0) -> Score:
-    """Integrated calibration index: mean |observed - predicted| over the rows (Austin & Steyerberg 2019, Stat Med
-    38:4051), with its interval.
+    """Return the integrated calibration index, the mean |observed - predicted| over the rows (Austin & Steyerberg 2019,
+    Stat Med 38:4051), with its interval.
 
-    Observed and predicted are smoothed alike by a Gaussian kernel over logit(p), of Silverman's width, between 50
-    equally filled bins, where the paper takes loess: over 1,000 resamples that is a product of matrices.
+    The paper smooths with loess. Here a Gaussian kernel over logit(p), with Silverman's bandwidth, between 50 bins of
+    equal size smooths both observed and predicted values, which is a matrix product over all resamples.
     """
     y_N, p_N, group_N = _rows(y, p, group)
     logit_N = np.log(np.clip(p_N, LOGIT_CLIP, 1 - LOGIT_CLIP))
@@ -67,8 +67,11 @@ def ici(y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, se
 def decision_curve(
     y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0
 ) -> list[NetBenefit]:
-    """Net benefit at THRESHOLDS t: true positives - false positives * t / (1 - t), a row, of acting where p >= t, and
-    of acting on everybody; acting on nobody has 0 (Vickers & Elkin 2006, Med Decis Making 26:565)."""
+    """Return the net benefit per row at THRESHOLDS t: true positives - false positives * t / (1 - t).
+
+    For treating patients with p >= t, and for treating everybody; treating nobody has a net benefit of 0 (Vickers &
+    Elkin 2006, Med Decis Making 26:565).
+    """
     y_N, p_N, group_N = _rows(y, p, group)
     odds = np.array(THRESHOLDS) / (1 - np.array(THRESHOLDS))
     act_NT = p_N[:, None] >= np.array(THRESHOLDS)
@@ -95,30 +98,31 @@ def subgroups(
     seed: int = 0,
     names: Sequence[str] = ("auroc", "auprc", "prevalence", "calibration_intercept"),
 ) -> dict[str, Subgroup]:
-    """The rows of each subgroup with the scores `names`; few rows or one class are only counted."""
+    """Return the scores `names` of each subgroup; a subgroup with few rows or a single class is only counted."""
     y_N, p_N, group_N = _rows(y, p, group)
-    found = {}
+    results = {}
     for name, inside in members.items():
         n, positive = int(inside.sum()), int(y_N[inside].sum())
         if n < FEW or positive in (0, n):
             why = ONE_CLASS if n >= FEW else f"fewer than {FEW} rows"
-            found[name] = Subgroup(n=n, positive=positive, why=why)
+            results[name] = Subgroup(n=n, positive=positive, why=why)
             continue
         scores = binary_scores(y_N[inside], p_N[inside], group_N[inside], bootstraps, seed)
-        found[name] = Subgroup(n=n, positive=positive, scores={score: scores[score] for score in names})
-    return found
+        results[name] = Subgroup(n=n, positive=positive, scores={score: scores[score] for score in names})
+    return results
 
 
-def recalibrated(p: ArrayLike, y_few: ArrayLike, p_few: ArrayLike) -> tuple[Floats, dict[str, float]]:
-    """p on a new site after fitting y ~ a + b logit(p) on a few of its rows, and {"intercept", "slope"}.
+def recalibrate(p: ArrayLike, y_few: ArrayLike, p_few: ArrayLike) -> tuple[Floats, dict[str, float]]:
+    """Return p recalibrated to a new site by the fit y ~ a + b logit(p) on a few of its rows, and {"intercept",
+    "slope"} (Steyerberg 2004, Stat Med 23:2567).
 
-    Where the few rows allow no slope (one class, or separated), DataError. (Steyerberg 2004, Stat Med 23:2567.)
+    Raises DataError if the few rows do not determine a slope (one class, or separated by the model).
     """
     intercept, slope = calibration_fit(y_few, p_few)
     if not np.isfinite([intercept, slope]).all():
         raise DataError(
             f"{len(np.asarray(y_few))} rows are too few to recalibrate on",
-            "one class only, or the model separates them",
+            "they have only one class, or the model separates them",
             "give --recalibrate a larger number",
         )
     clipped = np.clip(np.asarray(p, dtype=np.float64), LOGIT_CLIP, 1 - LOGIT_CLIP)

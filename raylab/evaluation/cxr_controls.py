@@ -1,11 +1,11 @@
-"""What a network's score on chest X-rays is held against: in public collections class and source are confounded.
+"""Controls for a network's score on chest X-rays, because class and source are confounded in public collections.
 
-border probe     logistic regression that sees the outermost RING of RINGED px of an image alone: collimation, markers,
-                 fonts, exposure, and little lung (in wide films, whose central square is what networks see,
-                 its outermost strip). What it scores is what a shortcut scores.
-within a source  classes told apart among images of one source, where the source gives nothing away.
+border probe     logistic regression on the outermost RING of RINGED px of an image only: collimation, markers, fonts,
+                 exposure, and little lung (in wide images, whose central square is the network's input, the border of
+                 that square). Its score is the score of a shortcut.
+within a source  discrimination of classes among images of one source, where the source reveals nothing.
 
-The third control, a network trained with the lung field blacked out, is the recipe field data.mask=centre.
+The third control, a network trained with the lung field masked, is the recipe field data.mask=centre.
 (DeGrave et al. 2021, Nature Machine Intelligence 3:610; Maguolo and Nanni 2021, Information Fusion 76:1.)
 """
 
@@ -26,9 +26,9 @@ from raylab.errors import DataError
 from raylab.evaluation.metrics import binary_scores, multiclass_point
 from raylab.score import Score
 
-RINGED, RING = 64, 10  # px: the image is averaged to 64 x 64, of which the outer 10 on each side are seen
-STRENGTHS = (1e-5, 1e-4, 1e-3)  # of the regression (sklearn's C); val chooses
-FEWEST = 5  # rows of a class in a source, below which telling them apart is no measurement
+RINGED, RING = 64, 10  # px: the image is averaged to 64 x 64, of which the outer 10 on each side are used
+STRENGTHS = (1e-5, 1e-4, 1e-3)  # of the regression (sklearn's C); chosen on val
+FEWEST = 5  # minimum rows of a class in a source for a meaningful comparison
 CHUNK = 256
 
 Floats = NDArray[np.float64]
@@ -36,7 +36,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class BorderProbe:
-    """A fitted probe: softmax(x weights + bias) of standardised ring pixels; -inf bias for a class that train lacks."""
+    """A fitted probe: softmax(x weights + bias) of standardised ring pixels; bias -inf for classes not in train."""
 
     classes: list[str]
     mean: Floats  # [2160]
@@ -46,9 +46,9 @@ class BorderProbe:
     val_macro_recall: float
 
     def __call__(self, samples: ImageSamples) -> Floats:
-        """Probabilities [N, classes]; `samples` may be masked: the probe looks at the pixels as they are."""
+        """Return probabilities [N, classes]; the probe reads the unmasked pixels even if `samples` is masked."""
         if samples.spec["classes"] != self.classes:
-            raise DataError(f"the border probe knows {self.classes}, the data has {samples.spec['classes']}")
+            raise DataError(f"the border probe has the classes {self.classes}, the data has {samples.spec['classes']}")
         return self.of((_ring(samples) - self.mean) / self.std)
 
     def of(self, x: Floats) -> Floats:
@@ -59,28 +59,28 @@ class BorderProbe:
 
 
 def border_probe(directory: Path, kept: Path) -> BorderProbe:
-    """The probe of a prepared directory: fitted on train, its strength chosen by macro recall on val.
+    """Return the probe of a prepared directory: fitted on train, with its strength chosen by macro recall on val.
 
-    `kept` is a folder for fitted probes, which are found again there by the directory's data hash.
+    `kept` is a folder that caches fitted probes by the data hash of the directory.
     """
     file = kept / f"border-{read_meta(directory, None, ImageMeta).data_hash[:16]}.npz"
     if not file.is_file():
         kept.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f".{os.getpid()}-{file.name}")
-        np.savez(beside, **vars(_fitted(directory)))
+        np.savez(beside, **vars(_fit_probe(directory)))
         beside.replace(file)
-    with np.load(file) as found:
+    with np.load(file) as arrays:
         return BorderProbe(
-            found["classes"].tolist(),
-            found["mean"],
-            found["std"],
-            found["weights"],
-            found["bias"],
-            float(found["val_macro_recall"]),
+            arrays["classes"].tolist(),
+            arrays["mean"],
+            arrays["std"],
+            arrays["weights"],
+            arrays["bias"],
+            float(arrays["val_macro_recall"]),
         )
 
 
-def _fitted(directory: Path) -> BorderProbe:
+def _fit_probe(directory: Path) -> BorderProbe:
     from sklearn.linear_model import LogisticRegression
 
     train, val = (load_images(directory, split) for split in ("train", "val"))
@@ -92,7 +92,7 @@ def _fitted(directory: Path) -> BorderProbe:
         model = LogisticRegression(C=strength, class_weight="balanced", max_iter=200, tol=1e-3)
         model.fit((x - mean) / std, train.y)
         weights, bias = np.zeros((x.shape[1], len(classes))), np.full(len(classes), -np.inf)
-        two = len(model.classes_) == 2  # then sklearn has the weights of the second against the first
+        two = len(model.classes_) == 2  # sklearn then has only the weights of the second class
         weights[:, model.classes_] = np.concatenate(
             [np.zeros_like(model.coef_), model.coef_] if two else [model.coef_]
         ).T
@@ -103,7 +103,7 @@ def _fitted(directory: Path) -> BorderProbe:
 
 
 def _ring(samples: ImageSamples) -> Floats:
-    """[N, 2160]: pixels 0 to 1 of the ring. They come from the cache, whatever a model's statistics are."""
+    """Return the pixels of the ring [N, 2160], 0 to 1, from the prepared images, not standardised for a model."""
     seen = np.ones((RINGED, RINGED), dtype=bool)
     seen[RING:-RING, RING:-RING] = False
     parts = []
@@ -116,8 +116,8 @@ def _ring(samples: ImageSamples) -> Floats:
 def within_source(
     samples: ImageSamples, p: Floats, bootstraps: int = 1000, seed: int = 0
 ) -> Iterator[tuple[str, str, str, Score]]:
-    """(source, class, other class, AUROC with its interval) of every pair of classes with at least FEWEST rows each in
-    one source: how well p of one, of both, tells them apart. Chance is .5."""
+    """Yield (source, class, other class, AUROC with its interval) for every pair of classes with at least FEWEST rows
+    each in one source. The AUROC is that of p of the class, normalised over the pair; chance is 0.5."""
     classes = samples.spec["classes"]
     for source in sorted(set(samples.source)):
         here = samples.source == source

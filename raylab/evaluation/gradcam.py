@@ -1,5 +1,5 @@
-"""Where a network looks: Grad-CAM of a class (Selvaraju et al., arXiv 1610.02391), by captum, and how much of it lies
-outside the central lung field. What a heat map lights up is no proof of what a decision rests on."""
+"""Grad-CAM maps of a class (Selvaraju et al., arXiv 1610.02391), computed by captum, and the fraction of a map outside
+the central lung field. A heat map does not prove what a decision is based on."""
 
 import numpy as np
 import torch
@@ -11,37 +11,37 @@ from raylab.data.images.dataset import ImageSamples, box_px
 from raylab.errors import UsageError
 
 CHUNK = 16
-SMALLEST = 3  # cells a side: a map of fewer says nothing of where
+SMALLEST = 3  # minimum cells per side; smaller maps do not localise anything
 
 
 def last_map(model: nn.Module, size: int) -> nn.Module:
-    """The last convolution whose map is at least SMALLEST cells a side for images of `size` px.
+    """Return the last convolution whose map has at least SMALLEST cells per side for images of `size` px.
 
     Raises UsageError for networks without convolutions, and for images too small for any map.
     """
-    seen: list[tuple[nn.Module, int]] = []
+    maps: list[tuple[nn.Module, int]] = []
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    hooks = [m.register_forward_hook(lambda m, _, out: seen.append((m, min(out.shape[-2:])))) for m in convolutions]
+    hooks = [m.register_forward_hook(lambda m, _, out: maps.append((m, min(out.shape[-2:])))) for m in convolutions]
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, 1, size, size))
     finally:
         for hook in hooks:
             hook.remove()
-    fit = [layer for layer, cells in seen if cells >= SMALLEST]
-    if not fit:
+    usable = [layer for layer, cells in maps if cells >= SMALLEST]
+    if not usable:
         raise UsageError(
             f"no Grad-CAM of {type(model).__name__} at {size} px",
             f"it has no convolution with a map of {SMALLEST} x {SMALLEST} cells",
             "use a convolutional network and larger images",
         )
-    return fit[-1]
+    return usable[-1]
 
 
 def grad_cam(
     model: nn.Module, samples: ImageSamples, index: NDArray[np.int64], target: NDArray[np.int64]
 ) -> np.ndarray:
-    """float32 [B, S, S], from 0, each of largest value 1 (or all 0): the map of class `target` [B] of rows `index`."""
+    """Return the maps of class `target` [B] for rows `index`: float32 [B, S, S], with maximum 1 or all 0."""
     from captum.attr import LayerGradCam
 
     cam = LayerGradCam(model.eval(), last_map(model, samples.spec["size"]))
@@ -55,10 +55,10 @@ def grad_cam(
 
 
 def outside(maps: np.ndarray) -> NDArray[np.float64]:
-    """The share of each map's [B, S, S] sum that lies outside the lung field (image_samples.LUNG_BOX); NaN of an empty
-    map. Evenly spread, .43 of it would."""
+    """Return the fraction of each map's [B, S, S] sum that is outside the lung field (images.dataset.LUNG_BOX); NaN for
+    an empty map. For a uniform map it is 0.43."""
     left, top, right, bottom = box_px(maps.shape[-1])
     total = maps.sum((1, 2), dtype=np.float64)
     inside = maps[:, top:bottom, left:right].sum((1, 2), dtype=np.float64)
-    share: NDArray[np.float64] = np.divide(total - inside, total, out=np.full(len(maps), np.nan), where=total > 0)
-    return share
+    fraction: NDArray[np.float64] = np.divide(total - inside, total, out=np.full(len(maps), np.nan), where=total > 0)
+    return fraction

@@ -1,15 +1,15 @@
-"""How sure a score is: bootstrap intervals clustered by patient, and Wilson intervals of proportions.
+"""95% confidence intervals of scores: the bootstrap clustered by patient, and Wilson intervals of proportions.
 
-A bootstrapped score here is a function of row weights, `w[R, N] -> {name: value[R]}`, NaN where it is undefined.
-Weights of 1 give the score of the data; a row of resample weights gives the score of that resample,
-so R resamples are one vectorised call. Patients are drawn, not rows: the rows of one patient are not
-independent (Field & Welsh 2007, JRSS B 69:369, the cluster bootstrap).
+A bootstrapped score is a function of row weights, `w[R, N] -> {name: value[R]}`, NaN where undefined. Weights of 1 give
+the score of the data; a row of resample weights gives the score of that resample, so that R resamples are a single
+vectorised call. Patients are resampled instead of rows, because the rows of a patient are not independent (Field &
+Welsh 2007, JRSS B 69:369, the cluster bootstrap).
 
-Small samples. A proportion always has its Wilson interval, which neither collapses nor leaves 0 to 1. A bootstrapped
-score has an interval only from FEW patients on in every stratum that it compares (with and without the outcome, or of
-each class), and none where the resamples say nothing: where all score the same, as after perfect separation, or where
-more of them are undefined than lie outside a 95 % interval. Then `low` and `high` are None and `why` says so, with the
-counts.
+Small samples: a proportion always has a Wilson interval, which does not collapse and stays within 0 to 1. A
+bootstrapped score has an interval only with at least FEW patients in every stratum that it compares (with and without
+the outcome, or of each class). It also has none if the resamples are not informative: if all score the same, as after
+perfect separation, or if more than 5% of them are undefined. Then `low` and `high` are None and `why` gives the reason,
+with the counts.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,34 +27,34 @@ Bools = NDArray[np.bool_]
 WeightedScores = Callable[[Floats], dict[str, Floats]]
 
 CELLS = 1 << 18  # of one [r, N] block: 2 MiB of float64, so that a block stays in the cache
-Z_95 = 1.959963984540054  # standard normal quantile .975
+Z_95 = 1.959963984540054  # standard normal quantile 0.975
 FEW = 10
-"""Patients of a stratum below which a bootstrapped score has no interval.
+"""Minimum number of patients in a stratum for a bootstrap interval.
 
-By simulation (benchmarks/interval_coverage.py, docs/log.md): from 10 patients with and 10 without the outcome on, 95 %
-intervals that have a width cover a true AUROC of .7 to .95 in 86 to 97 % of samples, and those of a mean error in
-89 %. Of 4 and 4, up to 63 % of samples have an interval without width, which covers nothing.
+By simulation (benchmarks/interval_coverage.py, docs/log.md): with at least 10 patients with and 10 without the outcome,
+95% intervals of non-zero width cover a true AUROC of 0.7 to 0.95 in 86% to 97% of samples, and those of a mean error in
+89%. With 4 and 4, the interval has zero width in up to 63% of samples, and covers nothing.
 """
-FLAT = 1e-9  # an interval narrower than this has no width
-UNDEFINED = 0.05  # share of undefined resamples above which the ends of a 95 % interval are not known
+FLAT = 1e-9  # an interval narrower than this counts as zero width
+UNDEFINED = 0.05  # fraction of undefined resamples above which the ends of a 95% interval are unknown
 
 
 def wilson(k: float, n: float) -> tuple[float, float]:
-    """95 % score interval of the proportion k of n (Wilson 1927, JASA 22:209, without continuity correction)."""
+    """Return the 95% score interval of the proportion k / n (Wilson 1927, JASA 22:209; no continuity correction)."""
     if not 0 <= k <= n or n == 0:
         raise DataError(f"no Wilson interval of {k} out of {n}", "it needs 0 <= k <= n and n >= 1")
-    share, z2 = k / n, Z_95 * Z_95
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # at k = 0 and k = n the end is exactly 0 or 1; rounding would leave it an ulp beside
+    rate, z2 = k / n, Z_95 * Z_95
+    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
+    # at k = 0 and k = n the end is exactly 0 or 1, from which rounding would deviate by an ulp
     return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
 
 
 def proportion(hits: NDArray[Any], of: NDArray[Any], group: NDArray[Any], why: str) -> Score:
-    """sum(hits[N]) / sum(of[N]), counts a row with hits <= of; Wilson's 95 % interval.
+    """Return the proportion sum(hits[N]) / sum(of[N]) of counts per row, hits <= of, with its 95% Wilson interval.
 
-    The rows of a patient are not independent, so Wilson counts the effective number of them (`effective_size`). Where
-    sum(of) is 0 the value is None, with `why`; of one patient alone there is no interval.
+    The rows of a patient are not independent, so the interval uses the effective sample size (`effective_size`). If
+    sum(of) is 0 the value is None, with `why`; for a single patient there is no interval.
     """
     hits_N, of_N = np.asarray(hits, dtype=np.float64), np.asarray(of, dtype=np.float64)
     total = float(of_N.sum())
@@ -71,27 +71,27 @@ def proportion(hits: NDArray[Any], of: NDArray[Any], group: NDArray[Any], why: s
 
 
 def effective_size(hits_G: Floats, of_G: Floats) -> float:
-    """How many independent rows the proportion sum(hits) / sum(of) of G patients is worth.
+    """Return the effective sample size of the proportion sum(hits) / sum(of) of G patients.
 
-    Rows divided by the design effect, the variance between patients over that of independent rows (Rao & Scott 1992,
-    Biometrics 48:577); between the rows there are and the number that is left when the rows of a patient all agree,
-    sum(of)^2 / sum(of^2) (Kish 1965). Of fewer than FEW patients, or at 0 and 1, that effect cannot be estimated: then
-    it is the latter.
+    It is the number of rows divided by the design effect, the variance between patients over that of independent rows
+    (Rao & Scott 1992, Biometrics 48:577). The result is at most the number of rows, and at least the size if all rows
+    of each patient agree, sum(of)^2 / sum(of^2) (Kish 1965). With fewer than FEW patients, or at a proportion of 0 or
+    1, the design effect cannot be estimated and that minimum is returned.
     """
     n, G = float(of_G.sum()), len(of_G)
-    share = float(hits_G.sum()) / n
-    agreed = n * n / float(np.square(of_G).sum())
-    if G < FEW or share in (0.0, 1.0):
-        return agreed
-    variance = G / (G - 1) * float(np.square(hits_G - share * of_G).sum()) / (n * n)
-    return min(max(share * (1 - share) / variance, agreed), n) if variance > 0 else n
+    rate = float(hits_G.sum()) / n
+    minimum = n * n / float(np.square(of_G).sum())
+    if G < FEW or rate in (0.0, 1.0):
+        return minimum
+    variance = G / (G - 1) * float(np.square(hits_G - rate * of_G).sum()) / (n * n)
+    return min(max(rate * (1 - rate) / variance, minimum), n) if variance > 0 else n
 
 
 def resample_weights(group: NDArray[Any], bootstraps: int, seed: int) -> Iterator[Floats]:
-    """Blocks w[r, N] of resamples, r summing to `bootstraps`: how often the patient of each row was drawn.
+    """Yield blocks w[r, N] of resamples, `bootstraps` in total: how often the patient of each row was drawn.
 
-    A resample is as many patients as there are, drawn with replacement (multinomial counts). It depends on the
-    seed and the set of patients only: not on the order of the rows, nor on the size of the blocks.
+    A resample draws as many patients as there are, with replacement (multinomial counts). It depends only on the seed
+    and the set of patients, and not on the order of the rows or the size of the blocks.
     """
     patients, index = np.unique(group, return_inverse=True)
     G, N = len(patients), len(index)
@@ -112,11 +112,11 @@ def clustered(
     why: Mapping[str, str],
     strata: Mapping[str, Bools],
 ) -> dict[str, Score]:
-    """Every score with its 95 % percentile interval over resamples of patients; never NaN.
+    """Return every score with its 95% percentile interval over resamples of patients; never NaN.
 
-    Resamples in which the score does not exist are left out of the interval and counted (`undefined`). A score that
-    does not exist on the data has its reason from `why`. `strata`: {"with the outcome": rows[N]}, the parts of the data
-    of which the scores need FEW patients each; without that, or where the resamples are of no use, a score has no
+    Resamples in which a score is undefined are excluded from its interval and counted (`undefined`). A score that is
+    undefined on the data gets its reason from `why`. `strata`, such as {"with the outcome": rows[N]}, are the parts of
+    the data that need at least FEW patients each; otherwise, or if the resamples are not informative, a score has no
     interval.
     """
     if bootstraps < 1:
@@ -132,8 +132,8 @@ def clustered(
 
 
 def too_few(group: NDArray[Any], strata: Mapping[str, Bools]) -> str | None:
-    """Why these rows carry no bootstrap interval, with the counts; None where they do."""
-    index = np.unique(group, return_inverse=True)[1]  # by sorting: without the inverse, numpy hashes, 100 times slower
+    """Return why these rows allow no bootstrap interval, with the counts; None if they do."""
+    index = np.unique(group, return_inverse=True)[1]  # the inverse makes numpy sort instead of hash, 100 times faster
     patients = int(index.max()) + 1
     if patients == 1:
         return "too few: all rows are of one patient"

@@ -1,8 +1,8 @@
-"""What a model of less than the patient already knows: the leakage checks of the ARDS task.
+"""Leakage checks of the ARDS task: models on restricted views of the inputs.
 
-The same gradient boosting is fitted on views of the inputs. One that sees only what was measured when, only the time of
-day, or only who the patient is, and scores above chance, tells how much of a score is the ward's behaviour or the case
-mix; without FiO2 and PaO2, how much is the label's own ingredients.
+The same gradient boosting is fitted on each view. If a view of only measurement times, only the time of day or only
+demographics scores above chance, that much of a score comes from the ward's behaviour or the case mix. The view without
+FiO2 and PaO2 shows how much comes from the label's own ingredients.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from raylab.data.icu.dataset import IcuSamples
-from raylab.models.baselines import Summary, both_classes
+from raylab.models.baselines import Summary, check_both_classes
 
 GASES = ("fio2", "pao2", "pf", "sf")
 VIEWS = {
@@ -27,15 +27,15 @@ TREES, RATE, LEAVES = 100, 0.07, 8
 
 
 def view(samples: IcuSamples, name: str) -> NDArray[np.float64] | None:
-    """What a view shows, [N, D]; None where the data does not have it."""
+    """Return the inputs of a view [N, D]; None if the data does not have it."""
     f = len(samples.spec["features"])
     if name == "time of day":
         clock = samples.rows["clock_h"].cast(pl.Float64)
         return None if clock.null_count() else clock.to_numpy()[:, None]
     x = samples.batch(np.arange(len(samples)))
     if name == "static":
-        shown = x[:, -1, 3 * f :]
-        return shown.double().numpy() if shown.shape[1] else None
+        static = x[:, -1, 3 * f :]
+        return static.double().numpy() if static.shape[1] else None
     if name == "masks":
         masks: NDArray[np.float64] = torch.cat([x[..., f : 2 * f].sum(1), x[:, -1, 2 * f : 3 * f]], 1).double().numpy()
         return masks
@@ -47,16 +47,16 @@ def view(samples: IcuSamples, name: str) -> NDArray[np.float64] | None:
 
 
 def probabilities(train: IcuSamples, scored: IcuSamples) -> dict[str, NDArray[np.float64]]:
-    """View -> p [N] of `scored` by a model of `train` in that view; views that the data does not have are left out."""
+    """Return {view: p [N] of `scored`}, by a model of that view of `train`; views that the data lacks are omitted."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    both_classes(train.y)
-    found = {}
+    check_both_classes(train.y)
+    by_view = {}
     for name in VIEWS:
-        seen, shown = view(train, name), view(scored, name)
-        if seen is None or shown is None:
+        train_x, scored_x = view(train, name), view(scored, name)
+        if train_x is None or scored_x is None:
             continue
         options: dict[str, Any] = {"early_stopping": False, "random_state": 0, "l2_regularization": 10.0}
         model = HistGradientBoostingClassifier(max_iter=TREES, learning_rate=RATE, max_leaf_nodes=LEAVES, **options)
-        found[name] = model.fit(seen, train.y).predict_proba(shown)[:, 1]
-    return found
+        by_view[name] = model.fit(train_x, train.y).predict_proba(scored_x)[:, 1]
+    return by_view

@@ -1,8 +1,8 @@
-"""Scores over gathered predictions, each with a 95 % interval clustered by patient.
+"""Scores over gathered predictions, each with a 95% interval clustered by patient.
 
-Everything is a weighted computation: `w[R, N]` holds the weight of N rows in R resamples (intervals.py), and a
-score is a value[R], NaN where it is undefined. Weights are whole numbers, so sums of them are exact in float64
-and ties are exact. Names carry shapes: R resamples, N rows, K classes, U distinct probabilities.
+Every score is weighted: `w[R, N]` holds the weights of N rows in R resamples (intervals.py), and the score is a
+value[R], NaN where undefined. Weights are integers, so that their sums and ties are exact in float64. Suffixes of names
+give shapes: R resamples, N rows, K classes, U distinct probabilities.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,10 +32,10 @@ __all__ = [
 
 Ints = NDArray[np.int64]
 
-LOGIT_CLIP = 1e-6  # probabilities of 0 and 1 have no logit: the calibration fits see 1e-6 and 1 - 1e-6
+LOGIT_CLIP = 1e-6  # probabilities of 0 and 1 have no logit: the calibration fits use 1e-6 and 1 - 1e-6
 ECE_BINS = 15
-MANY = 20_000  # rows from which calibration fits of resamples are of nodes instead
-ORDER, STRETCH = 6, 0.08  # nodes a stretch, and its length where the slope is 1
+MANY = 20_000  # minimum rows for which calibration fits of resamples use nodes
+ORDER, STRETCH = 6, 0.08  # nodes per stretch, and the length of a stretch at slope 1
 PEEK = 100  # rows
 ONE_CLASS = "only one class in the data"
 
@@ -43,30 +43,30 @@ ONE_CLASS = "only one class in the data"
 def binary_scores(
     y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0
 ) -> dict[str, Score]:
-    """Discrimination and calibration of the probabilities p[N] of y[N] in {0, 1}, for the patients group[N].
+    """Return discrimination and calibration scores of the probabilities p[N] of y[N] in {0, 1}, for patients group[N].
 
     auroc                        ties count half (midranks)
     auprc                        average precision, ties grouped: the sum over thresholds of precision x gained recall
-    prevalence                   what auprc is of a guess; its interval is Wilson's
+    prevalence                   the auprc of random guessing; with a Wilson interval
     brier, brier_scaled          mean (p - y)^2; 1 - brier / (prevalence (1 - prevalence))
     calibration_slope            b of the fit y ~ a + b logit(p); 1 is calibrated, below 1 overconfident
     calibration_intercept        a of y ~ a + logit(p), calibration in the large; 0 is calibrated
-    sensitivity_at_specificity_90  the largest over thresholds with a specificity of at least .9
-    ppv_at_sensitivity_80        at the highest threshold with a sensitivity of at least .8
+    sensitivity_at_specificity_90  the largest over thresholds with a specificity of at least 0.9
+    ppv_at_sensitivity_80        at the highest threshold with a sensitivity of at least 0.8
 
     (Steyerberg 2010, Epidemiology 21:128; calibration: Cox 1958, Biometrika 45:562.)
     """
     y_N, p_N = _binary_inputs(y, p)
     group_N = _rows("group", group, len(y_N))
-    order = _from_highest(y_N, p_N)  # once, here: the weights of each resample are then gathered in this order
+    order = _from_highest(y_N, p_N)  # sort once; the weights of each resample then follow this order
     y_N, p_N, group_N = y_N[order], p_N[order], group_N[order]
     calibration = _Calibration(y_N, _logit(p_N))
 
     def scores(w: Floats) -> dict[str, Floats]:
         slope, intercept = calibration.fits(w)
-        found = _ranking(y_N, p_N, w) | _brier(y_N, p_N, w)
-        del found["prevalence"]  # a proportion, below
-        return found | {"calibration_slope": slope, "calibration_intercept": intercept}
+        by_name = _ranking(y_N, p_N, w) | _brier(y_N, p_N, w)
+        del by_name["prevalence"]  # a proportion, computed below
+        return by_name | {"calibration_slope": slope, "calibration_intercept": intercept}
 
     if 0 < y_N.sum() < len(y_N):
         why = {"calibration_slope": "no finite slope: p separates the classes, or nearly, or is constant"}
@@ -77,7 +77,7 @@ def binary_scores(
 
 
 def outcomes(y: NDArray[Any]) -> dict[str, Bools]:
-    """The strata of a binary outcome, for `clustered`."""
+    """Return the strata of a binary outcome, for `clustered`."""
     return {"with the outcome": y == 1, "without it": y == 0}
 
 
@@ -89,14 +89,15 @@ def multiclass_scores(
     bootstraps: int = 1000,
     seed: int = 0,
 ) -> dict[str, Score]:
-    """Scores of the probabilities p[N, K] of y[N] in 0..K-1, named by classes[K]; the largest p is the prediction.
+    """Return scores of the probabilities p[N, K] of y[N] in 0..K-1, named by classes[K]; the largest p is the
+    prediction.
 
-    macro_recall, accuracy, sensitivity/<class>, ppv/<class>; the last three are proportions, with Wilson's interval
+    macro_recall, accuracy, sensitivity/<class>, ppv/<class>; the last three are proportions, with Wilson intervals
     auroc    one class against the rest, averaged over classes
     brier    mean over rows of the sum over classes of (p - truth)^2 (Brier 1950: 0 to 2)
     ece      |accuracy - confidence| over 15 bins of confidence, (low, high] (Guo 2017, arXiv 1706.04599)
 
-    A class without rows has no sensitivity, and averages are over the others (with a `note`).
+    The sensitivity of a class without rows is undefined, and averages are over the other classes (with a `note`).
     """
     y_N, p_NK = _multiclass_inputs(y, p)
     N, K = p_NK.shape
@@ -139,23 +140,23 @@ def multiclass_scores(
 
 
 def confusion(y: ArrayLike, p: ArrayLike) -> list[list[int]]:
-    """[K, K] counts, truth in rows and the largest p[N, K] in columns."""
+    """Return counts [K, K], with the true class in rows and the predicted class (largest p[N, K]) in columns."""
     y_N, p_NK = _multiclass_inputs(y, p)
     K = p_NK.shape[1]
     return np.bincount(y_N * K + p_NK.argmax(axis=1), minlength=K * K).reshape(K, K).tolist()
 
 
 def confusion_by(strata: ArrayLike, y: ArrayLike, p: ArrayLike) -> dict[str, list[list[int]]]:
-    """The confusion of the rows of each value of strata[N]."""
+    """Return the confusion matrix of each value of strata[N]."""
     y_N, p_NK, strata_N = np.asarray(y), np.asarray(p), _rows("strata", strata, len(np.asarray(y)))
-    return {str(one): confusion(y_N[strata_N == one], p_NK[strata_N == one]) for one in np.unique(strata_N)}
+    return {str(value): confusion(y_N[strata_N == value], p_NK[strata_N == value]) for value in np.unique(strata_N)}
 
 
 def regression_scores(
     y: ArrayLike, p: ArrayLike, group: ArrayLike, names: Sequence[str], bootstraps: int = 1000, seed: int = 0
 ) -> dict[str, Score]:
-    """r2/<output> (1 - squared error / variance), mae/<output> (mean absolute error, in the output's unit), r2_min and
-    r2_mean over outputs, of values p[N, K] of y[N, K]."""
+    """Return scores of predictions p[N, K] of y[N, K]: r2/<output> (1 - squared error / variance), mae/<output> (mean
+    absolute error, in the output's unit), and r2_min and r2_mean over the outputs."""
     y_NK, p_NK = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
     if y_NK.shape != p_NK.shape or y_NK.shape[1:] != (len(names),):
         raise DataError(f"y has the shape {y_NK.shape}, p {p_NK.shape}, for {len(names)} outputs")
@@ -173,19 +174,19 @@ def regression_scores(
 
 
 def binary_point(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
-    """auroc, auprc and brier of p[N] without intervals, for validation in training; what is undefined is left out.
+    """Return auroc, auprc and brier of p[N] without intervals, for validation in training; without undefined scores.
 
-    Like the next two, equal to the last bit whatever the order of the rows.
+    Like the next two functions, bitwise independent of the order of the rows.
     """
     y_N, p_N = _binary_inputs(y, p)
-    order = _from_highest(y_N, p_N)  # also what makes the sums independent of the order the rows came in
+    order = _from_highest(y_N, p_N)  # also makes the sums independent of the original row order
     y_N, p_N, w = y_N[order], p_N[order], np.ones((1, len(y_N)))
     found = _ranking(y_N, p_N, w) | _brier(y_N, p_N, w)
     return _finite({name: found[name] for name in ("auroc", "auprc", "brier")})
 
 
 def multiclass_point(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
-    """macro_recall over the classes present, and accuracy, of p[N, K]."""
+    """Return macro_recall over the classes present, and accuracy, of p[N, K]."""
     y_N, p_NK = _multiclass_inputs(y, p)
     right_N = p_NK.argmax(axis=1) == y_N
     w = np.ones((1, len(y_N)))
@@ -193,7 +194,7 @@ def multiclass_point(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
 
 
 def regression_point(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
-    """r2_min and r2_mean over the outputs of y and p[N, K]."""
+    """Return r2_min and r2_mean over the outputs of y[N, K] and p[N, K]."""
     y_NK, p_NK = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
     order = np.lexsort(y_NK.T)
     r2_K = _r2(y_NK[order], p_NK[order], np.ones((1, len(y_NK))))[0]
@@ -213,9 +214,9 @@ def paired_difference(
     bootstraps: int = 1000,
     seed: int = 0,
 ) -> Score:
-    """Score of a minus score of b on the same rows, with the interval over the same resamples of patients.
+    """Return the score of a minus the score of b on the same rows, with an interval over shared resamples of patients.
 
-    "auroc" takes p[N] of a binary task, "macro_recall" p[N, K]; both are the scores that the functions above give.
+    "auroc" takes p[N] of a binary task, "macro_recall" p[N, K]; both are computed as by the functions above.
     """
     of: Callable[[Ints, Floats, Floats], Floats]
     if score == "auroc":
@@ -225,7 +226,9 @@ def paired_difference(
     else:
         raise unknown("score", score, ("auroc", "macro_recall"))
     if a.shape != b.shape:
-        raise DataError(f"p_a has the shape {a.shape}, p_b {b.shape}", "a pair is scored on the same rows and classes")
+        raise DataError(
+            f"p_a has the shape {a.shape}, p_b {b.shape}", "paired predictions need the same rows and classes"
+        )
     group_N = _rows("group", group, len(y_N))
     strata = outcomes(y_N) if score == "auroc" else {f"of class {k}": y_N == k for k in np.unique(y_N)}
 
@@ -236,7 +239,7 @@ def paired_difference(
 
 
 def calibration_fit(y: ArrayLike, p: ArrayLike) -> tuple[float, float]:
-    """(intercept, slope) of the logistic fit y ~ a + b logit(p); NaN where it does not exist."""
+    """Return (intercept, slope) of the logistic fit y ~ a + b logit(p); NaN if it does not exist."""
     y_N, p_N = _binary_inputs(y, p)
     order = _from_highest(y_N, p_N)
     intercept, slope = _calibration(y_N[order], _logit(p_N[order]), np.ones((1, len(y_N))), free_slope=True)[0]
@@ -247,12 +250,12 @@ def calibration_fit(y: ArrayLike, p: ArrayLike) -> tuple[float, float]:
 
 
 def _ranking(y: NDArray[Any], p: Floats, w: Floats) -> dict[str, Floats]:
-    """What the order of p alone decides; rows from the highest p down, w[R, N]."""
+    """Return the scores that depend only on the order of p; rows are sorted from the highest p down, w[R, N]."""
     tp_RU, fp_RU = _called(y, p, w)
     positives, negatives = tp_RU[:, -1], fp_RU[:, -1]
-    called_RU = np.maximum(tp_RU + fp_RU, 1)  # no weight called: nothing gained, and no 0 / 0
-    # the last place with so few false positives, the first with so many true ones; .1 has no exact float, a tenth of
-    # a whole number lies on the right side of every whole number
+    called_RU = np.maximum(tp_RU + fp_RU, 1)  # avoids 0 / 0 where no weight is called; the gain is 0 there
+    # the last place with few enough false positives, the first with enough true ones; 0.1 has no exact float, but a
+    # tenth of an integer compares correctly with every integer
     specific_R = _places(fp_RU, negatives / 10, "right") - 1
     sensitive_R = _places(tp_RU, 4 * positives / 5, "left")
     rows = np.arange(len(w))
@@ -273,13 +276,14 @@ def _ranking(y: NDArray[Any], p: Floats, w: Floats) -> dict[str, Floats]:
 
 
 def _places(rising_RU: Floats, limit_R: Floats, side: Literal["left", "right"]) -> NDArray[np.intp]:
-    """np.searchsorted of each row."""
+    """Return np.searchsorted of each row."""
     pairs = zip(rising_RU, limit_R, strict=True)
     return np.array([np.searchsorted(row, limit, side) for row, limit in pairs], dtype=np.intp)
 
 
 def _called(y: NDArray[Any], p: Floats, w: Floats) -> tuple[Floats, Floats]:
-    """tp[R, U], fp[R, U]: weight of the positives and negatives at or above each distinct p, highest first."""
+    """Return tp[R, U] and fp[R, U]: the weights of positives and negatives at or above each distinct p, highest
+    first."""
     all_RN = np.cumsum(w, axis=1)
     tp_RN = np.cumsum(w * y, axis=1)
     last_U = np.flatnonzero(np.append(p[1:] != p[:-1], True))  # equal probabilities are called together
@@ -289,8 +293,8 @@ def _called(y: NDArray[Any], p: Floats, w: Floats) -> tuple[Floats, Floats]:
 
 
 def _area(tp_RU: Floats, fp_RU: Floats, gained_RU: Floats) -> Floats:
-    """Area under the ROC curve by trapezoids, which is the Mann-Whitney statistic with ties counted half; `gained` is
-    the steps of tp."""
+    """Return the area under the ROC curve by trapezoids, which is the Mann-Whitney statistic with ties counted half;
+    `gained` holds the steps of tp."""
     steps_RU = np.diff(fp_RU, prepend=0.0)
     twice = 2 * np.einsum("ru,ru->r", steps_RU, tp_RU) - np.einsum("ru,ru->r", steps_RU, gained_RU)
     return _ratio(twice, 2 * tp_RU[:, -1] * fp_RU[:, -1])
@@ -307,7 +311,7 @@ def _auroc_unsorted(y: Ints, p: Floats, w: Floats) -> Floats:
 
 
 def _macro_recall(y: Ints, p_NK: Floats, w: Floats) -> Floats:
-    """Mean recall over the classes in y; NaN in a resample that lacks one of them."""
+    """Return the mean recall over the classes in y; NaN in a resample that lacks one of them."""
     present = np.unique(y)
     truth_NK = np.equal.outer(y, present).astype(np.float64)
     right_NK = truth_NK * (p_NK.argmax(axis=1) == y)[:, None]
@@ -316,7 +320,7 @@ def _macro_recall(y: Ints, p_NK: Floats, w: Floats) -> Floats:
 
 
 def _r2(y_NK: Floats, p_NK: Floats, w: Floats) -> Floats:
-    """R2 of each output in each resample, [R, K]; values about their mean, so that the sums keep their digits."""
+    """Return R2 of each output in each resample, [R, K]; values are centred first, for numerical precision."""
     y_NK, p_NK = y_NK - y_NK.mean(axis=0), p_NK - y_NK.mean(axis=0)
     n = w.sum(axis=1)[:, None]
     mean_RK = w @ y_NK / n
@@ -333,22 +337,22 @@ def _brier(y: Ints, p: Floats, w: Floats) -> dict[str, Floats]:
 
 @dataclass(frozen=True)
 class _Nodes:
-    """Sums of a logistic function over many sorted rows, as sums over few nodes.
+    """Sums of a logistic function over many sorted rows, computed as sums over few nodes.
 
-    Between two edges such a function of a + b x is a polynomial of degree ORDER - 1 to 13 digits, so the sum of its
-    values at the rows is a sum of its values at ORDER Chebyshev nodes, with weights that do not depend on a and b
-    (barycentric interpolation: Berrut & Trefethen 2004, SIAM Rev 46:501). A resample then takes one pass over the
-    rows, and Newton's steps take next to nothing.
+    Within a stretch of x, a logistic function of a + b x is a polynomial of degree ORDER - 1 to 13 digits. The sum of
+    its values at the rows is therefore a sum of its values at ORDER Chebyshev nodes, with weights that do not depend on
+    a and b (barycentric interpolation: Berrut & Trefethen 2004, SIAM Rev 46:501). A resample then takes one pass over
+    the rows, and the Newton steps cost almost nothing.
     """
 
     x: Floats  # [nodes]
-    shares: Floats  # [ORDER, N]: how each row is divided among the nodes of its stretch
+    shares: Floats  # [ORDER, N]: how each row is distributed over the nodes of its stretch
     first: NDArray[np.intp]  # row of each stretch
 
     @classmethod
     def of(cls, x: Floats, slope: float) -> "_Nodes | None":
-        """Nodes for x[N] from high to low and slopes near this one; None where the rows are few, or not many
-        more than the nodes, or have no slope."""
+        """Return nodes for x[N], sorted from high to low, and slopes near this one; None if there are few rows, hardly
+        more rows than nodes, or no finite slope."""
         if len(x) < MANY or not np.isfinite(slope):
             return None
         width = STRETCH / max(1.0, abs(slope))
@@ -369,7 +373,7 @@ class _Nodes:
         return cls(x_UO.T.ravel(), shares, first)
 
     def weights(self, w: Floats) -> Floats:
-        """w[R, N] as weights [R, nodes]; they may be negative."""
+        """Return w[R, N] as weights [R, nodes], which may be negative."""
         return np.concatenate([np.add.reduceat(w * share, self.first, axis=1) for share in self.shares], axis=1)
 
 
@@ -378,14 +382,14 @@ class _Calibration:
 
     def __init__(self, y: Ints, x: Floats) -> None:
         self.y, self.x = y, x
-        whole = np.ones((1, len(y)))
-        # fits of resamples start at the fit of the data, two or three Newton steps away
-        self.start = {free: _calibration(y, x, whole, free_slope=free)[0] for free in (True, False)}
+        ones = np.ones((1, len(y)))
+        # fits of resamples start at the fit of the data, from which they take two or three Newton steps
+        self.start = {free: _calibration(y, x, ones, free_slope=free)[0] for free in (True, False)}
         self.nodes = _Nodes.of(x, self.start[True][1])
         self.positive, self.negative = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
 
     def fits(self, w: Floats) -> tuple[Floats, Floats]:
-        """(slope [R] of y ~ a + b x, intercept [R] of y ~ a + x) for w[R, N]."""
+        """Return (slope [R] of y ~ a + b x, intercept [R] of y ~ a + x) for w[R, N]."""
         if self.nodes is None:
             with_slope, alone = (_calibration(self.y, self.x, w, free, self.start[free]) for free in (True, False))
             return with_slope[:, 1], alone[:, 0]
@@ -397,7 +401,7 @@ class _Calibration:
             _newton(self.nodes.x, on_nodes, target, x_ends, _fit_exists(ends_1, ends_0, free), free, self.start[free])
             for free in (True, False)
         )
-        # of what is much steeper than the data, the nodes are too far apart: NaN and what is steep are fitted anew
+        # the nodes are too far apart for slopes much steeper than that of the data: refit these, and NaN, on the rows
         steep = ~(np.abs(with_slope[:, 1]) <= 2 * max(1.0, abs(self.start[True][1])))
         if steep.any():
             with_slope[steep] = _calibration(self.y, self.x, w[steep], True, self.start[True])
@@ -405,9 +409,9 @@ class _Calibration:
 
 
 def _calibration(y: Ints, x: Floats, w: Floats, free_slope: bool, start: Floats | None = None) -> Floats:
-    """[R, 2]: a and b of the logistic fit y ~ a + b x of each resample (b = 1 unless free); NaN where there is none.
+    """Return a and b [R, 2] of the logistic fit y ~ a + b x of each resample (b = 1 unless free); NaN if there is none.
 
-    Rows from the highest x down.
+    Rows are sorted from the highest x down.
     """
     ends_1, ends_0 = (_ends(x, w, np.flatnonzero(y == k)) for k in (1, 0))
     target = (w * y) @ np.stack([np.ones_like(x), x, x * x], axis=1)[:, :2]
@@ -415,8 +419,8 @@ def _calibration(y: Ints, x: Floats, w: Floats, free_slope: bool, start: Floats 
 
 
 def _fit_exists(ends_1: tuple[Floats, Floats], ends_0: tuple[Floats, Floats], free_slope: bool) -> Bools:
-    """Whether there is a fit [R], from the `_ends` of both classes: if both are there and, with a free slope, x does
-    not separate them (Albert & Anderson 1984, Biometrika 71:1)."""
+    """Whether a fit exists [R], from the `_ends` of both classes: both are present and, with a free slope, x does not
+    separate them (Albert & Anderson 1984, Biometrika 71:1)."""
     (high_1, low_1), (high_0, low_0) = ends_1, ends_0
     exists: Bools = (low_1 < high_0) & (low_0 < high_1) if free_slope else ~np.isnan(low_1 + low_0)
     return exists
@@ -425,11 +429,11 @@ def _fit_exists(ends_1: tuple[Floats, Floats], ends_0: tuple[Floats, Floats], fr
 def _newton(
     x: Floats, w: Floats, target: Floats, x_ends: Floats, exists: Bools, free_slope: bool, start: Floats | None
 ) -> Floats:
-    """`_calibration` of the resamples for which a fit exists, from target[R, 2], the sums of w y and w y x.
+    """Return the fits of `_calibration` for the resamples that have one, from target[R, 2], the sums of w y and w y x.
 
-    Newton steps, all resamples at once: a step moves no row's a + b x by more than 1 (so near, the likelihood rises:
-    Bach 2010, EJS 4:384, proposition 1), or than half of the largest one where that is more, so that steep fits take
-    few steps. What has not settled after 100 is NaN.
+    Newton steps, for all resamples at once. A step changes no row's a + b x by more than 1 (within which the likelihood
+    increases: Bach 2010, EJS 4:384, proposition 1), or by more than half of the largest |a + b x| if that is greater,
+    so that steep fits take few steps. A fit that has not converged after 100 steps is NaN.
     """
     fit = np.full((len(w), 2), np.nan)
     todo = np.flatnonzero(exists)
@@ -458,8 +462,11 @@ def _newton(
             moved = np.abs(step[:, :1] + step[:, 1:] * x_ends).max(axis=1)
             reach = np.abs(ab[:, :1] + ab[:, 1:] * x_ends).max(axis=1)
             ab = ab + step / np.maximum(moved / np.maximum(reach / 2, 1), 1)[:, None]
-        ab[~np.isfinite(ab).all(axis=1)] = (0.0, 0.0 if free_slope else 1.0)  # too steep to have curvature: from flat
-        going = ~(moved < 1e-7)  # Newton is quadratic: what is left then is rounding
+        ab[~np.isfinite(ab).all(axis=1)] = (
+            0.0,
+            0.0 if free_slope else 1.0,
+        )  # too steep to have curvature: restart from flat
+        going = ~(moved < 1e-7)  # Newton converges quadratically: the remaining error is rounding
         fit[todo[~going]] = ab[~going]
         if not going.all():
             todo, w, ab, target = todo[going], w[going], ab[going], target[going]
@@ -467,10 +474,10 @@ def _newton(
 
 
 def _ends(x: Floats, w: Floats, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
-    """First and last x of `rows` with a weight in w[R, N]; NaN where no row has one."""
+    """Return the first and last x of `rows` with positive weight in w[R, N]; NaN if no row has any."""
 
     def first(rows: NDArray[np.intp]) -> Floats:
-        for some in (rows[:PEEK], rows):  # nearly always among the first few
+        for some in (rows[:PEEK], rows):  # it is nearly always among the first few
             drawn = w[:, some] > 0
             if len(some) and drawn.any(axis=1).all():
                 break
@@ -495,13 +502,13 @@ def _logit(p: Floats) -> Floats:
 
 
 def _ratio(top: Floats, bottom: Floats) -> Floats:
-    """top / bottom, NaN where bottom is 0."""
+    """Return top / bottom, NaN where bottom is 0."""
     ratio: Floats = np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom > 0)
     return ratio
 
 
 def _weighted_sum(w: Floats, v: Floats) -> Floats:
-    """sum over n of w[R, N] v[N] in one fixed order: unlike BLAS, the same whatever the number of threads."""
+    """Return the sum over n of w[R, N] v[N] in a fixed order: unlike BLAS, independent of the number of threads."""
     total: Floats = np.einsum("rn,n->r", w, v)
     return total
 
@@ -518,7 +525,7 @@ def _multiclass_inputs(y: ArrayLike, p: ArrayLike, name: str = "p") -> tuple[Int
     p_NK = _probabilities(p, name, 2)
     worst = float(np.abs(p_NK.sum(axis=1) - 1).max())
     if worst > 1e-2:  # wide enough for a softmax in half precision
-        raise DataError(f"rows of {name} do not add up to 1", f"one is off by {worst:.3g}", "give softmax outputs")
+        raise DataError(f"rows of {name} do not sum to 1", f"one is off by {worst:.3g}", "give softmax outputs")
     return _labels(y, p_NK, name, p_NK.shape[1]), p_NK
 
 
@@ -526,14 +533,14 @@ def _probabilities(p: ArrayLike, name: str, dimensions: int) -> Floats:
     out = np.asarray(p, dtype=np.float64)
     if out.ndim != dimensions or out.size == 0:
         form = "[N]" if dimensions == 1 else "[N, K]"
-        raise DataError(f"{name} has the shape {out.shape}", f"the score takes {name}{form}, with at least one row")
+        raise DataError(f"{name} has the shape {out.shape}", f"the score needs {name}{form}, with at least one row")
     for bad, what in ((np.isnan(out), "NaN"), ((out < 0) | (out > 1), "outside 0..1")):
         if bad.any():
             row = int(np.argwhere(bad)[0, 0])
             raise DataError(
                 f"{name} is {what} in {int(bad.sum())} of {bad.size} places, first in row {row}",
-                "scores are of probabilities",
-                "give sigmoid or softmax outputs, and look for the prediction that failed",
+                "scores need probabilities",
+                "give sigmoid or softmax outputs, and check how this prediction failed",
             )
     return out
 
@@ -543,7 +550,7 @@ def _labels(y: ArrayLike, p: Floats, name: str, K: int) -> Ints:
     bad = ~np.isin(out, np.arange(K))
     if bad.any():
         row = int(np.argmax(bad))
-        raise DataError(f"y is {out[row]!s} in row {row}", f"labels are whole numbers 0 to {K - 1}")
+        raise DataError(f"y is {out[row]!s} in row {row}", f"labels are integers from 0 to {K - 1}")
     return out.astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that makes a classifier's confidence fit its accuracy and changes no prediction.
+"""Temperature scaling: one parameter that calibrates a classifier's confidence without changing its predictions.
 
 Guo et al., "On calibration of modern neural networks", arXiv 1706.04599, section 4.2. It is fitted on validation rows.
 """
@@ -10,12 +10,13 @@ from raylab.errors import DataError
 
 Floats = NDArray[np.float64]
 
-LEAST, MOST = 0.05, 20.0  # temperatures looked at
+LEAST, MOST = 0.05, 20.0  # range of temperatures searched
 FLOOR = 1e-12  # probabilities below this have no useful logarithm
 
 
 def fit(y: ArrayLike, p: ArrayLike) -> float:
-    """The temperature T > 0 of least log loss of y int [N] under p float [N, K]; above 1 where p was overconfident."""
+    """Return the temperature T > 0 that minimises the log loss of y int [N] under p float [N, K]; above 1 if p is
+    overconfident."""
     from scipy.optimize import minimize_scalar
     from scipy.special import softmax
 
@@ -27,12 +28,12 @@ def fit(y: ArrayLike, p: ArrayLike) -> float:
         scaled = softmax(logits / np.exp(log_t), axis=1)
         return float(-np.log(np.maximum(scaled[np.arange(len(truth)), truth], FLOOR)).mean())
 
-    found = minimize_scalar(loss, bounds=(np.log(LEAST), np.log(MOST)), method="bounded")
-    return float(np.exp(found.x))
+    optimum = minimize_scalar(loss, bounds=(np.log(LEAST), np.log(MOST)), method="bounded")
+    return float(np.exp(optimum.x))
 
 
 def scaled(p: ArrayLike, temperature: float) -> Floats:
-    """Probabilities [N, K] at `temperature`: softmax(log p / T). T = 1 leaves them."""
+    """Return probabilities [N, K] at `temperature`, softmax(log p / T); T = 1 leaves them unchanged."""
     from scipy.special import softmax
 
     probabilities: Floats = softmax(_logits(p) / temperature, axis=1)
@@ -40,6 +41,6 @@ def scaled(p: ArrayLike, temperature: float) -> Floats:
 
 
 def _logits(p: ArrayLike) -> Floats:
-    # The logarithm of a softmax is its logits but for a constant a row, which softmax ignores.
+    # The log of a softmax equals its logits up to a constant per row, which softmax ignores.
     logits: Floats = np.log(np.maximum(np.asarray(p, dtype=np.float64), FLOOR))
     return logits

@@ -1,4 +1,4 @@
-"""Networks. A new one is a function (config, spec, outputs) -> nn.Module and a line in MODELS."""
+"""Networks. To add one, write a function (config, spec, outputs) -> nn.Module and add a line to MODELS."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,12 +34,12 @@ MODELS: dict[str, dict[str, Factory]] = {
 
 
 def network(kind: str, name: str) -> Factory:
-    """The factory of `name` for inputs of `kind`: one of MODELS, or for images any classifier of torchvision."""
-    known = MODELS[kind]
-    if name in known:
-        return known[name]
+    """Return the factory of `name` for inputs of `kind`: one of MODELS, or any torchvision classifier for images."""
+    models = MODELS[kind]
+    if name in models:
+        return models[name]
     if kind == IMAGES:
         if name in vision.names():
             return vision.classifier(name)
-        raise unknown("model", name, {*known, *vision.names()})
-    raise unknown("model", name, known)
+        raise unknown("model", name, {*models, *vision.names()})
+    raise unknown("model", name, models)

@@ -1,7 +1,7 @@
-"""Models that are fitted at once instead of trained step by step: what a network has to beat.
+"""Baselines that are fitted at once instead of trained step by step.
 
-They see what a network sees, x [B, T, 3F + S] (data/icu_samples.py), through a summary of each series, and are networks
-afterwards: weights in safetensors, no pickle.
+They read the same inputs as a network, x [B, T, 3F + S] (data/icu/dataset.py), through a summary of each series. Once
+fitted they are ordinary networks, with weights in safetensors and no pickle.
 """
 
 from abc import ABC, abstractmethod
@@ -18,8 +18,11 @@ PER_SERIES = 8
 
 
 class Summary(nn.Module):
-    """x [B, T, 3F + S] -> float64 [B, 8F + S]: of each series last, mean, least, largest, first and last minus first
-    of what was measured in the window, how often, and hours since / T; then the statics. NaN where never measured."""
+    """Summarises the window of each series: x [B, T, 3F + S] -> float64 [B, 8F + S].
+
+    Per series: last, mean, minimum, maximum, first, last minus first of the measured values, their count, and hours
+    since the last one / T; then the static features. NaN if never measured.
+    """
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -49,15 +52,15 @@ class Summary(nn.Module):
 
 
 class Fitted(nn.Module, ABC):
-    """A model without steps: `fit` sets its weights from all of train at once, the same for the same data."""
+    """A model without steps: `fit` sets its weights from the entire training split, deterministically."""
 
     @abstractmethod
     def fit(self, x: Tensor, y: np.ndarray) -> None:
-        """x [N, T, 3F + S], y [N] of 0 and 1."""
+        """Fit the weights to x [N, T, 3F + S] and y [N], which is 0 or 1."""
 
 
 class Logistic(Fitted):
-    """Logistic regression with an L2 penalty on standardised summaries; what is missing counts as the mean."""
+    """Logistic regression with an L2 penalty on standardised summaries; missing values are replaced by the mean."""
 
     mean: Tensor
     scale: Tensor
@@ -77,24 +80,26 @@ class Logistic(Fitted):
         return out.to(x.dtype)
 
     def fit(self, x: Tensor, y: np.ndarray) -> None:
-        from sklearn.linear_model import LogisticRegression  # here: every worker of a network would wait for it
+        from sklearn.linear_model import (
+            LogisticRegression,
+        )  # imported here, because it would slow down every worker's start
 
-        both_classes(y)
+        check_both_classes(y)
         raw = self.summary(x)
-        known = ~raw.isnan()
-        n = known.sum(0).clamp(min=1)
+        defined = ~raw.isnan()
+        n = defined.sum(0).clamp(min=1)
         mean = torch.nan_to_num(raw).sum(0) / n
-        deviation = (torch.where(known, raw - mean, torch.zeros_like(raw)) ** 2).sum(0) / n
+        deviation = (torch.where(defined, raw - mean, torch.zeros_like(raw)) ** 2).sum(0) / n
         self.mean = mean
         self.scale = torch.where(deviation > 0, deviation.sqrt(), torch.ones_like(deviation))
-        found = LogisticRegression(C=1 / self.l2, max_iter=1000).fit(self.inputs(x).numpy(), y)
+        regression = LogisticRegression(C=1 / self.l2, max_iter=1000).fit(self.inputs(x).numpy(), y)
         with torch.no_grad():
-            self.head.weight.copy_(torch.from_numpy(found.coef_))
-            self.head.bias.copy_(torch.from_numpy(found.intercept_))
+            self.head.weight.copy_(torch.from_numpy(regression.coef_))
+            self.head.bias.copy_(torch.from_numpy(regression.intercept_))
 
 
 class Ratio(nn.Module):
-    """x -> [B, 2]: the last value of one series, NaN where there is none, and whether there is one."""
+    """Selects one series: x -> [B, 2], its last value (NaN if there is none) and whether there is one."""
 
     def __init__(self, at: int, features: int) -> None:
         super().__init__()
@@ -107,9 +112,10 @@ class Ratio(nn.Module):
 
 
 class Boosting(Fitted):
-    """Histogram gradient boosting (scikit-learn) on summaries; missing values go their own way in every tree.
+    """Histogram gradient boosting (scikit-learn) on summaries; each split sends missing values to a learned side.
 
-    The trees are kept as tables [trees, nodes]: a leaf is its own child, so that all rows walk all trees in lockstep.
+    The trees are stored as tables [trees, nodes] in which a leaf is its own child, so that all rows traverse all trees
+    in lockstep.
     """
 
     feature: Tensor
@@ -125,14 +131,14 @@ class Boosting(Fitted):
         self.summary = Summary(features)
         self.config = config
         shape = (config.trees, 2 * config.leaves - 1)
-        whole = torch.zeros(shape, dtype=torch.int64)
-        real = torch.zeros(shape, dtype=torch.float64)
+        integers = torch.zeros(shape, dtype=torch.int64)
+        floats = torch.zeros(shape, dtype=torch.float64)
         for name, table in (
-            ("feature", whole),
-            ("left", whole),
-            ("right", whole),
-            ("threshold", real),
-            ("value", real),
+            ("feature", integers),
+            ("left", integers),
+            ("right", integers),
+            ("threshold", floats),
+            ("value", floats),
         ):
             self.register_buffer(name, table.clone())
         self.register_buffer("missing_left", torch.zeros(shape, dtype=torch.bool))
@@ -153,7 +159,7 @@ class Boosting(Fitted):
         """Grow the trees and write them into the tables."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
-        both_classes(y)
+        check_both_classes(y)
         model = HistGradientBoostingClassifier(
             learning_rate=self.config.learning_rate,
             max_iter=self.config.trees,
@@ -179,11 +185,12 @@ class Boosting(Fitted):
                 table[k, :n] = torch.from_numpy(np.ascontiguousarray(column)).to(table.dtype)
 
 
-def both_classes(y: np.ndarray) -> None:
+def check_both_classes(y: np.ndarray) -> None:
+    """Raise DataError unless y has both classes."""
     if len(np.unique(y)) < 2:
         raise DataError(
-            f"train holds one class only: {int(y.sum())} of {len(y)} rows with onset",
-            "a model cannot learn from that",
+            f"train has only one class: {int(y.sum())} of {len(y)} rows are positive",
+            "a model cannot learn from a single class",
             "use more data, or another cohort, --landmark or --horizon",
         )
 
@@ -207,5 +214,7 @@ def last_sf(config: LinearModel, spec: dict[str, Any], outputs: int) -> nn.Modul
 
 def _last(name: str, config: LinearModel, spec: dict[str, Any]) -> nn.Module:
     if name not in spec["features"]:
-        raise DataError(f"the data has no {name}: no gas with an FiO2 beside it", do="choose another model.name")
+        raise DataError(
+            f"the data has no {name}", "no oxygen measurement has an FiO2 close to it", "choose another model.name"
+        )
     return Logistic(Ratio(spec["features"].index(name), len(spec["features"])), 2, config)

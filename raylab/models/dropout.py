@@ -1,11 +1,11 @@
-"""Dropout that draws faster on a CPU."""
+"""Dropout that samples its mask faster on a CPU."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Dropout(nn.Dropout):
-    """torch.nn.Dropout; its mask comes from uniform numbers, for which torch takes a quarter of the time on a CPU."""
+    """torch.nn.Dropout with its mask from uniform numbers, which takes torch a quarter of the time on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cuda or not self.training or self.p == 0:

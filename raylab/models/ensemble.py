@@ -1,13 +1,15 @@
-"""A seed ensemble: the same network from several initialisations, trained side by side on the same batches."""
+"""A seed ensemble: several initialisations of one network, trained together on the same batches."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Ensemble(nn.Module):
-    """x -> logits [B, members, outputs]. The task's loss is the mean of the members' losses, so that each learns by
-    itself, and its probability the mean of theirs. (Lakshminarayanan 2017, arXiv 1612.01474, without its adversarial
-    examples.)"""
+    """Networks side by side: x -> logits [B, members, outputs].
+
+    The task averages the members' losses, so that each member trains independently, and their probabilities.
+    (Lakshminarayanan 2017, arXiv 1612.01474, without adversarial examples.)
+    """
 
     def __init__(self, members: list[nn.Module]) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""A GRU with few operations an hour: torch.nn.GRU with a backward pass of its own.
+"""A GRU with few operations per time step: torch.nn.GRU with its own backward pass.
 
-On a CPU a small GRU takes its time for the calls, not for arithmetic: torch's backward makes some 25 an hour. Here it
-makes 4, and the products over all hours are one each. Parameters and their names are those of torch.nn.GRU, and so is
-the forward pass on a GPU, where cuDNN computes a layer in one call.
+On a CPU a small GRU spends its time on calls, not on arithmetic: torch's backward makes about 25 calls per time step,
+this one 4, plus one product per weight over all time steps. Parameters and their names are those of torch.nn.GRU; on a
+GPU, where cuDNN computes a layer in one call, torch's forward pass is used.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Gru(nn.GRU):
-    """torch.nn.GRU with batch_first and one direction: x [B, T, I] -> states [B, T, H], and last states or None."""
+    """A unidirectional torch.nn.GRU with batch_first: x [B, T, I] -> states [B, T, H], and last states or None."""
 
     def forward(self, x: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         if x.is_cuda or hx is not None or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
@@ -26,9 +26,9 @@ class Gru(nn.GRU):
 
 
 class _Layer(torch.autograd.Function):
-    """x [T, B, I] -> states h [T, B, H], from h = 0:
+    """One GRU layer: x [T, B, I] -> states h [T, B, H], starting from h = 0:
 
-    r, z = sigmoid(W x + U h)[r, z];  n = tanh(W x + r U h)[n];  h' = n + z (h - n)   (biases are within W and U)
+    r, z = sigmoid(W x + U h)[r, z];  n = tanh(W x + r U h)[n];  h' = n + z (h - n)   (W and U include the biases)
     """
 
     @staticmethod
@@ -57,14 +57,14 @@ class _Layer(torch.autograd.Function):
         x_TBI, w, u, gates, of_h, states = ctx.saved_tensors
         hours, batch, hidden = of_states.shape
         r, z, n = gates.view(hours, batch, 3, hidden).unbind(2)
-        # The slopes of what comes before each gate, per unit of the gradient of h': the same for all hours at once
+        # The derivative of h' with respect to each gate's pre-activation, for all time steps at once
         slopes = gates.new_empty(hours, batch, 3, hidden)
         torch.mul(1 - z, 1 - n * n, out=slopes[:, :, 2])
         torch.mul(z * (1 - z), states[:-1] - n, out=slopes[:, :, 1])
         torch.mul(slopes[:, :, 2] * of_h[..., 2 * hidden :], r * (1 - r), out=slopes[:, :, 0])
         of_new = slopes[:, :, 2].clone()
         slopes[:, :, 2] *= r
-        # Backwards over the hours: the gradient of U h + b, and of h itself
+        # Backwards over time: the gradient of U h + b, and of h itself
         down = torch.empty_like(gates).view(hours, batch, 3, hidden)
         total = of_states.clone()
         d, s, a, k = total.unbind(0), slopes.unbind(0), down.unbind(0), z.unbind(0)

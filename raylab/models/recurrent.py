@@ -10,27 +10,29 @@ from raylab.models.baselines import PER_SERIES, Summary
 from raylab.models.dropout import Dropout
 from raylab.models.gru import Gru
 
-CLIP = 4.0  # deviations: of standardised values the few far out would else rule the gradients
+CLIP = 4.0  # standard deviations; without clipping, a few outliers would dominate the gradients
 
 
-# Knots of the piecewise linear encoding: of values in deviations of train (about a tenth of a normal variable lies
-# between two), of counts and hours since as shares of the window
+# Knots of the piecewise linear encoding: of values in standard deviations of train (about a tenth of a normal variable
+# lies between two), of counts and hours since the last measurement as fractions of the window
 KNOTS = (-2.5, -1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.5)
 SHARE_KNOTS = (0.0, 1 / 24, 1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0)
-POOLED = 256  # width of what the head sees beside the states, which need far less (docs/log.md)
+POOLED = 256  # width of the pooled summary; the states need far less (docs/log.md)
 
 
-def encoded(values_BV: Tensor, knots: tuple[float, ...]) -> Tensor:
-    """Piecewise linear encoding [B, V, K - 1] of Gorishniy 2022 (arXiv 2203.05556, eq. 1): between two of K knots one
-    output rises from 0 to 1, so that a layer over them can do what a tree's threshold does."""
+def encode(values_BV: Tensor, knots: tuple[float, ...]) -> Tensor:
+    """Return the piecewise linear encoding [B, V, K - 1] of Gorishniy 2022 (arXiv 2203.05556, eq. 1): between two of K
+    knots one output rises from 0 to 1, so that a linear layer can imitate the threshold of a tree."""
     at = torch.tensor(knots, dtype=values_BV.dtype, device=values_BV.device)
     return ((values_BV[..., None] - at[:-1]) / at.diff()).clamp(0, 1)
 
 
 class Pooled(nn.Module):
-    """What the head sees beside the states, POOLED wide: one layer over the summary of each series (baselines.Summary)
-    and the statics, all in piecewise linear encoding. Trees get their strength from it; states find it hard to
-    remember. What was never measured is 0 throughout.
+    """The pooled summary, an input of the head next to the states: x -> [B, POOLED].
+
+    It is one layer over the summary of each series (baselines.Summary) and the static features, all in piecewise linear
+    encoding. Such summaries make tree models strong, and recurrent states learn them poorly. A series that was never
+    measured is 0 throughout.
     """
 
     def __init__(self, features: int, static: int, config: RecurrentModel) -> None:
@@ -47,27 +49,27 @@ class Pooled(nn.Module):
         f = self.features
         rows = self.summary(x).to(x.dtype)
         count, since = rows[:, 6 * f : 7 * f], rows[:, 7 * f : 8 * f]
-        # 1 where a series was ever measured; between only on the way of integrated gradients, which need a slope there
+        # 1 if a series was ever measured; values in between occur only in integrated gradients, which need a slope
         measured = count.clamp(0, 1)
         ever = torch.cat([measured.repeat(1, 6), torch.ones_like(rows[:, 8 * f :])], 1)
         values = torch.cat([rows[:, : 6 * f], rows[:, 8 * f :]], 1).nan_to_num(0)
         seen = (
-            encoded(values, KNOTS) * ever[..., None],
-            encoded(count / x.shape[1], SHARE_KNOTS),
-            encoded(since.nan_to_num(0), SHARE_KNOTS) * measured[..., None],
+            encode(values, KNOTS) * ever[..., None],
+            encode(count / x.shape[1], SHARE_KNOTS),
+            encode(since.nan_to_num(0), SHARE_KNOTS) * measured[..., None],
         )
         seen_BI = torch.cat([part.flatten(1) for part in seen], 1)
         return torch.relu(self.norm(self.layer(self.dropout(seen_BI))))
 
 
-def hourly(spec: dict[str, Any]) -> list[str]:
-    """What each of the 3F + S inputs of an hour is."""
+def name_hourly_inputs(spec: dict[str, Any]) -> list[str]:
+    """Return the names of the 3F + S inputs of an hour."""
     parts = [f"{part} {name}" for part in ("value", "mask", "since") for name in spec["features"]]
     return parts + [f"static {name}" for name in spec["static"]]
 
 
-def summarised(spec: dict[str, Any]) -> list[str]:
-    """What each input of Pooled's layer is."""
+def name_pooled_inputs(spec: dict[str, Any]) -> list[str]:
+    """Return the names of the inputs of Pooled's layer."""
     values = [f"{part} {name}" for part in range(PER_SERIES - 2) for name in spec["features"]]
     values += [f"static {name}" for name in spec["static"]]
     shares = [f"{part} {name}" for part in ("count", "since") for name in spec["features"]]
@@ -79,15 +81,16 @@ def summarised(spec: dict[str, Any]) -> list[str]:
     ]
 
 
-def clipped(x: Tensor, features: int) -> Tensor:
+def clip_values(x: Tensor, features: int) -> Tensor:
+    """Return x with its standardised values clipped to CLIP; masks, ages and static features do not change."""
     return torch.cat([x[..., :features].clamp(-CLIP, CLIP), x[..., features:]], 2)
 
 
 class Recurrent(nn.Module):
-    """GRU or LSTM over x [B, T, 3F + S] (values, masks, hours since measurement, statics; see data/icu_samples.py).
+    """GRU or LSTM over x [B, T, 3F + S] (values, masks, hours since measurement, statics; see data/icu/dataset.py).
 
-    The head sees the last state, the mean over time and the pooled summary: early hours reach it without passing every
-    gate.
+    The head reads the last state, the mean over time and the pooled summary, so that early hours reach it without
+    passing through every gate.
     """
 
     def __init__(
@@ -104,22 +107,22 @@ class Recurrent(nn.Module):
 
     @staticmethod
     def inputs(spec: dict[str, Any]) -> dict[str, list[str]]:
-        """Of each weight whose last dimension is inputs: what they are."""
-        return {"embed.0.weight": hourly(spec), "pooled.layer.weight": summarised(spec)}
+        """Return the input names of each weight whose last dimension is inputs."""
+        return {"embed.0.weight": name_hourly_inputs(spec), "pooled.layer.weight": name_pooled_inputs(spec)}
 
     def forward(self, x: Tensor) -> Tensor:
-        x = clipped(x, self.features)
+        x = clip_values(x, self.features)
         h_BTH, _ = self.cell(self.dropout(torch.relu(self.embed(x))))
         seen = torch.cat([h_BTH[:, -1], h_BTH.mean(1), self.pooled(x)], 1)
         return self.head(self.dropout(seen))  # type: ignore[no-any-return]
 
 
 class GruD(nn.Module):
-    """GRU-D (Che 2018, Sci Rep 8:6085): what was measured long ago fades towards the train mean, and so does the state.
+    """GRU-D (Che 2018, Sci Rep 8:6085): old values decay towards the train mean, and the state decays likewise.
 
     x [B, T, 3F + S]: with value v (carried forward; the mean is 0), mask m and age d,
     v' = m v + (1 - m) exp(-relu(w d + b)) v and h' = exp(-relu(W d + b)) h; the cell sees v', m and the statics.
-    Further layers are plain GRUs over its states. The head is that of the others.
+    Further layers are plain GRUs over its states. The head is the same as in `Recurrent`.
     """
 
     def __init__(self, features: int, static: int, outputs: int, config: RecurrentModel) -> None:
@@ -137,16 +140,16 @@ class GruD(nn.Module):
 
     @staticmethod
     def inputs(spec: dict[str, Any]) -> dict[str, list[str]]:
-        """As of Recurrent."""
-        names, per_hour = spec["features"], hourly(spec)
+        """Return the input names of each weight whose last dimension is inputs."""
+        names, per_hour = spec["features"], name_hourly_inputs(spec)
         seen = per_hour[: 2 * len(names)] + per_hour[3 * len(names) :]
         series = {name: names for name in ("fade", "fade_from", "forget.weight")}
-        return {**series, "cell.weight_ih": seen, "pooled.layer.weight": summarised(spec)}
+        return {**series, "cell.weight_ih": seen, "pooled.layer.weight": name_pooled_inputs(spec)}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, outputs]."""
+        """Return logits [B, outputs]."""
         f = self.features
-        x = clipped(x, f)
+        x = clip_values(x, f)
         value, mask, age = (x[..., k * f : (k + 1) * f] for k in range(3))
         fading = torch.exp(-torch.relu(self.fade * age + self.fade_from))
         inputs = torch.cat([mask * value + (1 - mask) * fading * value, mask, x[..., 3 * f :]], 2)

@@ -1,4 +1,4 @@
-"""A network in the lung model's place: inputs [B, D] to outputs, both standardised."""
+"""A surrogate network of the lung model: standardised inputs [B, D] to standardised outputs."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from raylab.config.recipe import ResidualModel
 
 
 class Residual(nn.Module):
-    """Linear layers that each add to what came before; SiLU, because the lung model is smooth."""
+    """Residual linear layers with SiLU, because the lung model is smooth."""
 
     def __init__(self, inputs: int, outputs: int, config: ResidualModel) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""VGG-19, ResNet-50 and any other torchvision classifier, for grey images; and what a network costs.
+"""VGG-19, ResNet-50 and any other torchvision classifier, for greyscale images; and the cost of a network.
 
-The body keeps its three input channels and gets the grey image in each: weights pretrained on colour fit as they
-are. VGGs lose their two dense layers (119 of VGG-19's 139 million parameters) for global average pooling, which is
-how the published comparison counts them (20 million).
+The body keeps its three input channels, each of which gets the greyscale image, so that weights pretrained on colour
+images fit unchanged. In VGGs, global average pooling replaces the two dense layers (119 of VGG-19's 139 million
+parameters); the published comparison counts them this way (20 million).
 """
 
 from collections.abc import Callable
@@ -20,19 +20,22 @@ UNFIT = {"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"}
 
 
 def names() -> list[str]:
-    """What `classifier` takes."""
-    import torchvision  # here and below, not above: it takes seconds, which every worker would pay at each start
+    """Return the names that `classifier` accepts."""
+    import torchvision  # not at module level, because importing it takes seconds at every worker's start
 
     return sorted(set(torchvision.models.list_models(module=torchvision.models)) - UNFIT)
 
 
 class Vision(nn.Module):
-    """x float32 [B, 1, H, W] -> logits [B, outputs]; `body` gives features [B, F], `head` is the classifier."""
+    """A torchvision network for greyscale images: x float32 [B, 1, H, W] -> logits [B, outputs].
+
+    `body` computes features [B, F]; `head` is the classifier.
+    """
 
     def __init__(self, body: nn.Module, replaced: str, features: int, outputs: int, dropout: float) -> None:
         super().__init__()
         self.body = body
-        self.replaced = replaced  # the classifier's name in torchvision, which `body` has no more
+        self.replaced = replaced  # torchvision's name of the classifier, which was removed from `body`
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(features, outputs)
 
@@ -41,9 +44,10 @@ class Vision(nn.Module):
 
 
 def classifier(name: str) -> Callable[[VisionModel, dict[str, Any], int], Vision]:
-    """The factory of the torchvision classifier `name`: random weights, a new head.
+    """Return the factory of the torchvision classifier `name`, with random weights and a new head.
 
-    It reads dropout (before the head) and weights (weights.py); of torchvision's own the classifier is left out.
+    The config has dropout (before the head) and weights (weights.py); torchvision's weights are loaded without their
+    classifier.
     """
 
     def make(config: VisionModel, spec: dict[str, Any], outputs: int) -> Vision:
@@ -57,7 +61,7 @@ def classifier(name: str) -> Callable[[VisionModel, dict[str, Any], int], Vision
 def _make(name: str, config: VisionModel, spec: dict[str, Any], outputs: int) -> Vision:
     import torchvision
 
-    # Vision transformers are built for one input size; all others take any.
+    # Vision transformers are built for one input size; all other networks accept any size.
     size = {"image_size": spec["size"]} if name.startswith("vit_") else {}
     body: nn.Module = torchvision.models.get_model(name, weights=None, **size)
     if isinstance(body, torchvision.models.VGG):
@@ -79,10 +83,8 @@ vgg19 = classifier("vgg19")
 
 
 def describe(model: nn.Module, size: int) -> dict[str, int]:
-    """Parameters, and multiply-accumulates (MACs) of one size x size image in convolutions and dense layers.
-
-    Products inside attention are not counted.
-    """
+    """Return the number of parameters, and the multiply-accumulates (MACs) of convolutions and dense layers for one
+    image of size x size px. Products inside attention are not counted."""
     macs = 0
 
     def count(layer: nn.Module, _: Any, out: Tensor) -> None:

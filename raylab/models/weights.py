@@ -1,6 +1,6 @@
-"""Weights to start a network from: a file, or a name of torchvision's hub. Never a pickle; checked layer by layer.
+"""Pretrained weights: from a file or torchvision's hub, checked layer by layer, never unpickled.
 
-A registered MLflow model (`models:/NAME/VERSION`) is made a file of by `jobs`, before a recipe with it comes here.
+For a registered MLflow model (`models:/NAME/VERSION`), `jobs` downloads it and puts its file into the recipe first.
 """
 
 from pathlib import Path
@@ -11,43 +11,49 @@ from torch import Tensor, nn
 from raylab.errors import DataError
 
 HUB = "torchvision:"  # as in torchvision:ResNet50_Weights.IMAGENET1K_V2
-MOST = 6  # layers named in an error
+MOST = 6  # maximum layers named in an error
 
 
 def is_head(name: str) -> bool:
-    """Whether a weight of this name belongs to the last layer, `head` in every network and in an ensemble's members."""
+    """Whether a weight belongs to the last layer, which every network and every member of an ensemble calls `head`."""
     parts = name.split(".")
     return parts[0] == "head" or (parts[0] == "members" and parts[2] == "head")
 
 
 def start_from(model: nn.Module, weights: str) -> None:
-    """Load the state dict `weights` into `model` as `fill` does. Raises DataError also when it cannot be read without
-    running code."""
+    """Load the state dict at `weights` into `model` with `fill`; DataError also if reading it would require running
+    code."""
     fill(model, _state(weights), weights, own_head=True)
 
 
-def by_name(
-    own: dict[str, Tensor], state: dict[str, Tensor], mine: dict[str, list[str]], theirs: dict[str, list[str]]
+def match_inputs(
+    own: dict[str, Tensor],
+    state: dict[str, Tensor],
+    own_inputs: dict[str, list[str]],
+    state_inputs: dict[str, list[str]],
 ) -> dict[str, Tensor]:
-    """`state` with the inputs of `own`: of every weight in `mine` (its inputs by name, along the last dimension) the
-    columns that `theirs` has too are taken, and the others stay as they are in `own`. An ensemble's members alike."""
-    found = dict(state)
+    """Return `state` with its input columns reordered to those of `own`.
+
+    `own_inputs` and `state_inputs` give the input names of a weight along its last dimension. Columns of inputs that
+    both have come from `state`, the others from `own`. The members of an ensemble are handled the same way.
+    """
+    matched = dict(state)
     for name, tensor in own.items():
         key = name.split(".", 2)[2] if name.startswith("members.") else name
-        if key not in mine or name not in state or state[name].shape[:-1] != tensor.shape[:-1]:
+        if key not in own_inputs or name not in state or state[name].shape[:-1] != tensor.shape[:-1]:
             continue
-        at = {label: place for place, label in enumerate(theirs[key])}
-        shared = [(place, at[label]) for place, label in enumerate(mine[key]) if label in at]
-        found[name] = tensor.clone()
-        found[name][..., [to for to, _ in shared]] = state[name][..., [of for _, of in shared]]
-    return found
+        column = {label: place for place, label in enumerate(state_inputs[key])}
+        shared = [(place, column[label]) for place, label in enumerate(own_inputs[key]) if label in column]
+        matched[name] = tensor.clone()
+        matched[name][..., [to for to, _ in shared]] = state[name][..., [of for _, of in shared]]
+    return matched
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], weights: str, own_head: bool) -> None:
-    """Load `state` into `model`; where its last layer `head` has another size or is not `own_head`, that stays new.
+    """Load `state` into `model`; the last layer `head` stays new if its size differs or `own_head` is false.
 
-    It has this project's names, or torchvision's for the network inside `model.body`. Raises DataError, in which it is
-    called `weights`, when its layers are not those of the network, with their names.
+    The layers have this project's names, or torchvision's names for the network inside `model.body`. Raises DataError,
+    naming the source `weights` and the layers, if the layers are not those of the network.
     """
     own = model.state_dict()
     if not any(name in own for name in state):  # torchvision's names: body.* without the prefix, and its own classifier
@@ -62,16 +68,16 @@ def fill(model: nn.Module, state: dict[str, Tensor], weights: str, own_head: boo
         state = {name: tensor for name, tensor in state.items() if not is_head(name)} | {
             name: own[name] for name in heads
         }
-    wrong = [f"{name} {tuple(state[name].shape)}, here {tuple(own[name].shape)}" for name in own
+    wrong = [f"{name} {tuple(state[name].shape)}, expected {tuple(own[name].shape)}" for name in own
              if name in state and state[name].shape != own[name].shape]  # fmt: skip
-    missing = [f"{name} is not in it" for name in own if name not in state]
+    missing = [f"{name} is missing" for name in own if name not in state]
     extra = [f"{name} is not in the network" for name in state if name not in own]
-    if told := wrong + missing + extra:
-        more = f"; and {len(told) - MOST} more" if len(told) > MOST else ""
+    if problems := wrong + missing + extra:
+        more = f"; and {len(problems) - MOST} more" if len(problems) > MOST else ""
         raise DataError(
             f"the weights {weights} do not fit the network",
-            f"{'; '.join(told[:MOST])}{more}",
-            "give weights of the same network (model.name, model.width, model.depth)",
+            f"{'; '.join(problems[:MOST])}{more}",
+            "use weights of the same network (model.name, model.width, model.depth)",
         )
     model.load_state_dict(state)
 
@@ -80,11 +86,11 @@ def _state(weights: str) -> dict[str, Tensor]:
     path = _of_hub(weights.removeprefix(HUB)) if weights.startswith(HUB) else Path(weights)
     if weights.startswith("models:/"):
         raise DataError(
-            f"{weights} is not at hand", "MLflow is asked by the verbs only", "raylab train --set model.weights=..."
+            f"{weights} was not downloaded", "only the verbs access MLflow", "raylab train --set model.weights=..."
         )
     if not path.is_file():
         do = f"set model.weights to the path of a state dict, or to {HUB}NAME.VERSION of torchvision"
-        raise DataError(f"no weights at {path}", do=do)
+        raise DataError(f"no weights file at {path}", do=do)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -92,35 +98,37 @@ def _state(weights: str) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has its own ways to be damaged, and torch's text advises to unpickle it
+    except Exception as error:  # each format fails in its own way, and torch's message advises unpickling
         why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
-        do = "give a .safetensors file, or a state dict of tensors alone: anything else could run code"
+        do = "use a .safetensors file, or a state dict of tensors only: anything else could run code"
         raise DataError(f"cannot read the weights {path}", why, do) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataError(f"{path} holds no state dict", f"it holds a {type(state).__name__}", "save model.state_dict()")
+        raise DataError(
+            f"{path} is not a state dict of tensors", f"it contains a {type(state).__name__}", "save model.state_dict()"
+        )
     return state
 
 
 def _of_hub(name: str) -> Path:
-    """The file of torchvision's weights `name`: from torch's own cache, else fetched into it."""
+    """Return the file of torchvision's weights `name` in torch's cache, after downloading it if necessary."""
     import torchvision
 
     try:
-        known = torchvision.models.get_weight(name)
+        entry = torchvision.models.get_weight(name)
     except (KeyError, ValueError, AttributeError) as error:
-        do = f"a name is MODEL_Weights.VERSION, for example {HUB}ResNet50_Weights.IMAGENET1K_V2"
-        raise DataError(f"torchvision knows no weights '{name}'", str(error)[:200], do) from error
-    path: Path = Path(torch.hub.get_dir()) / "checkpoints" / str(known.url).rpartition("/")[2]
+        do = f"use a name such as {HUB}ResNet50_Weights.IMAGENET1K_V2 (MODEL_Weights.VERSION)"
+        raise DataError(f"torchvision has no weights '{name}'", str(error)[:200], do) from error
+    path: Path = Path(torch.hub.get_dir()) / "checkpoints" / str(entry.url).rpartition("/")[2]
     if path.is_file():
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = path.stem.rpartition("-")[2]
-        torch.hub.download_url_to_file(known.url, str(path), hash_prefix=prefix, progress=False)
+        torch.hub.download_url_to_file(entry.url, str(path), hash_prefix=prefix, progress=False)
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"the weights {name} could not be fetched",
+            f"the weights {name} could not be downloaded",
             str(error).partition("\n")[0][:200],
-            f"fetch {known.url} elsewhere and put it at {path}, or set model.weights to its path",
+            f"download {entry.url} on another machine and copy it to {path}, or set model.weights to its path",
         ) from error
     return path

@@ -1,7 +1,7 @@
-"""AdamW (Loshchilov and Hutter, arXiv 1711.05101), by torch's own function.
+"""AdamW (Loshchilov and Hutter, arXiv 1711.05101), built on torch's functional implementation.
 
-torch.optim's class loads torch's compiler when it is first used, some 4 s of every worker's start and restart; the
-function beneath it does not.
+The class torch.optim.AdamW imports torch's compiler on first use, which costs about 4 s at every start of a worker;
+the function that it calls does not.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from raylab.config.recipe import Optim
 
 
 class AdamW:
-    """First and second moments of `weights`, whose .grad is read at each step."""
+    """An optimizer with the first and second moments of `weights`; each step reads their .grad."""
 
     def __init__(self, weights: list[nn.Parameter]) -> None:
         self.weights = weights
@@ -24,7 +24,7 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, lr: float, options: Optim, lr_scales: list[float] | None = None) -> None:
-        """Take one step at `lr` times the scale of each weight; a weight whose scale is 0 stays, moments included."""
+        """Take one step at `lr` times each weight's scale; a weight of scale 0 and its moments do not change."""
         scales = lr_scales or [1.0] * len(self.weights)
         for scale in sorted(set(scales) - {0.0}):
             at = [i for i, own in enumerate(scales) if own == scale]

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from raylab.data.samples import Samples
 from raylab.training.process_group import ProcessGroup
 
-REESTIMATE = 1024  # rows at most: means of so many are settled
+REESTIMATE = 1024  # maximum rows; means over that many are stable
 CHUNK = 32
 
 
 class ShardStatistics:
     """Batch-norm running averages that do not depend on which rank saw which shard.
 
-    During a step every shard normalises by its own batch and its statistics are taken down (`row`); afterwards the
-    running averages are updated as if the shards had come one after the other in shard order (`fold`).
+    During a step every shard is normalised by its own batch statistics, which `row` returns; afterwards `fold` updates
+    the running averages as if the shards had been processed one after the other, in shard order.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -28,9 +28,12 @@ class ShardStatistics:
 
     @contextmanager
     def per_shard(self) -> Iterator[None]:
-        """While open, a layer's running averages are the statistics of its last batch alone (momentum 1)."""
+        """Inside this context, a layer's running averages are the statistics of its last batch (momentum 1)."""
         kept = [
-            ([t.clone() for t in m.buffers()], m.momentum)  # the count of batches too: `fold` counts all ranks' shards
+            (
+                [t.clone() for t in m.buffers()],
+                m.momentum,
+            )  # also the batch count, because `fold` counts the shards of all ranks
             for m in self.layers
         ]
         for layer in self.layers:
@@ -44,12 +47,12 @@ class ShardStatistics:
                 layer.momentum = momentum
 
     def row(self) -> list[Tensor]:
-        """S values float64, on the layers' device: mean [features] and unbiased variance [features] of every layer, of
-        the shard just computed."""
+        """Return the statistics of the last shard: mean [features] and unbiased variance [features] of every layer, S
+        float64 values in total, on the layers' device."""
         return [t.detach().double() for m in self.layers for t in (m.running_mean, m.running_var)]  # type: ignore[union-attr]
 
     def fold(self, rows: Tensor) -> None:
-        """Update the running averages with rows [shards, S], in that order. Layers in eval mode stay as they are."""
+        """Update the running averages with rows [shards, S], in shard order; layers in eval mode do not change."""
         at = 0
         for layer in self.layers:
             n = layer.num_features
@@ -67,11 +70,12 @@ class ShardStatistics:
 
 @torch.no_grad()
 def reestimate(model: nn.Module, samples: Samples, group: ProcessGroup, seed: int, device: str) -> None:
-    """Make the running averages those of `samples`, the target's training inputs, without a look at labels.
+    """Re-estimate the running averages on `samples`, the training inputs of the target data; labels are not used.
 
-    Up to REESTIMATE rows, drawn by `seed`, go through the network in chunks; batch norm alone is in train mode. A
-    layer's mean and variance are those over all rows: mean of the chunks' means, and mean of their variances plus
-    variance of their means. Collective: each rank computes some of the chunks, and all ranks end with the same bits.
+    Up to REESTIMATE rows, sampled with `seed`, pass through the network in chunks; only batch norm is in train mode.
+    Each layer gets the mean and variance over all rows: the mean of the chunk means, and the mean of the chunk
+    variances plus the variance of the chunk means. Collective: each rank computes some of the chunks, and all ranks
+    get bitwise identical results.
     """
     statistics = ShardStatistics(model)
     if not statistics.layers:

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent: written beside, renamed once, read only when their checksum holds.
+"""Checkpoints that are complete or absent: written elsewhere, renamed once, read only if the checksum matches.
 
 checkpoints/step-00000120/state.pt       tensors and plain values, loadable with weights_only=True
                           sha256         of state.pt
@@ -30,7 +30,7 @@ def save(
     work = directory / f".step-{step:08d}.{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for stale in directory.glob(".step-*"):  # left by a writer that was killed: one writer at a time
+        for stale in directory.glob(".step-*"):  # left by a killed writer; there is only one writer at a time
             shutil.rmtree(stale)
         work.mkdir()
         with (work / "state.pt").open("wb") as file:
@@ -42,9 +42,9 @@ def save(
             note.flush()
             os.fsync(note.fileno())
         check()
-        if final.exists() and not valid(final):
+        if final.exists() and not is_valid(final):
             shutil.rmtree(final)
-        if final.exists():  # the same step again, after a restart that had to go further back
+        if final.exists():  # the same step again, after a restart from an earlier checkpoint
             shutil.rmtree(work)
         else:
             work.rename(final)
@@ -53,8 +53,8 @@ def save(
             os.fsync(handle)
         finally:
             os.close(handle)
-        here = listed(directory)
-        at = here.index(final)  # newer ones are damaged: this run has gone back behind them
+        here = list_checkpoints(directory)
+        at = here.index(final)  # newer ones are damaged: this run resumed from an earlier one
         for old in [*here[:at], *here[at + keep :]]:
             shutil.rmtree(old)
     except (OSError, RuntimeError) as error:  # torch wraps a failed write in RuntimeError
@@ -68,41 +68,41 @@ def save(
     return final
 
 
-def listed(directory: Path) -> list[Path]:
-    """Checkpoints, newest first, valid or not."""
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Return all checkpoints, newest first, whether valid or not."""
     return sorted(directory.glob("step-*"), reverse=True)
 
 
-def valid(path: Path) -> bool:
+def is_valid(path: Path) -> bool:
     state, note = path / "state.pt", path / "sha256"
     return state.is_file() and note.is_file() and sha256(state) == note.read_text().strip()
 
 
-def newest(directory: Path) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint whose checksum holds, and the damaged ones that are newer than it.
+def find_newest(directory: Path) -> tuple[Path | None, list[Path]]:
+    """Return the newest checkpoint whose checksum matches, and the damaged ones that are newer.
 
-    Raises CheckpointError when there are checkpoints and all of them are damaged.
+    Raises CheckpointError if there are checkpoints and all are damaged.
     """
     damaged: list[Path] = []
-    for path in listed(directory):
-        if valid(path):
+    for path in list_checkpoints(directory):
+        if is_valid(path):
             return path, damaged
         damaged.append(path)
     if damaged:
         raise CheckpointError(
             f"every checkpoint in {directory} is damaged",
-            "no checksum holds: " + ", ".join(p.name for p in damaged),
-            "start the run anew",
+            "no checksum matches: " + ", ".join(p.name for p in damaged),
+            "start the run again under another name",
         )
     return None, []
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """The state as saved. No pickle is executed (weights_only)."""
+    """Return the state as saved, without executing any pickle (weights_only)."""
     try:
         state: dict[str, Any] = torch.load(path / "state.pt", map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's own text advises to unpickle it all the same
-        raise CheckpointError(f"{path} could not be read", "it holds more than tensors and plain values") from error
+    except pickle.UnpicklingError as error:  # torch's own message advises unpickling it anyway
+        raise CheckpointError(f"{path} could not be read", "it contains more than tensors and plain values") from error
     except (OSError, RuntimeError, ValueError, EOFError) as error:
         raise CheckpointError(f"{path} could not be read", str(error).partition("\n")[0]) from error
     return state
@@ -111,6 +111,6 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
 def adopt(directory: Path, donor: Path) -> None:
     """Make the checkpoint `donor` (of another trial) the only one in `directory`."""
     state = load(donor)
-    for old in listed(directory):
+    for old in list_checkpoints(directory):
         shutil.rmtree(old)
     save(directory, int(state["progress"]["step"]), state)

@@ -1,12 +1,14 @@
-"""Transfer: which layers learn at a step and how fast; a function of the step alone, so that it resumes anywhere.
+"""Transfer: which layers are trained at a step, and at which learning rate.
 
-scratch   the parent's weights are left alone
-probe     linear probe: the head alone learns, on features that stay as they are
-full      fine-tuning of everything from the first step
-lp-ft     a linear probe first, then everything (Kumar et al., arXiv 2202.10054): the head no longer distorts the
-          features while it is random
+It is a function of the step alone, so that a run can resume at any step.
 
-A network without a parent or given weights learns as a whole at one rate, whatever the recipe's transfer part says.
+scratch   the parent's weights are not used
+probe     linear probe: only the head is trained, on frozen features
+full      all layers are fine-tuned from the first step
+lp-ft     a linear probe first, then all layers (Kumar et al., arXiv 2202.10054), so that a random head does not
+          distort the features
+
+A network without a parent or given weights trains all layers at one learning rate, whatever the recipe's transfer part.
 """
 
 import re
@@ -38,9 +40,9 @@ class FinetuneSchedule:
         return step < self.probe_steps
 
     def prepare_step(self, model: nn.Module, step: int) -> list[float]:
-        """Set the network up for `step`; returns the scale of the learning rate of every weight, 0 for frozen ones.
+        """Set up the network for `step`; return the learning-rate scale of every weight, 0 for frozen ones.
 
-        While probing, all but the head is in eval mode: dropout is off and batch norm keeps its statistics.
+        During the probe, everything but the head is in eval mode: dropout is off and batch norm keeps its statistics.
         """
         probing = self.is_probing(step)
         model.train(not probing)
@@ -54,11 +56,11 @@ class FinetuneSchedule:
         return scales
 
     def starts_finetuning(self, step: int) -> bool:
-        """Whether `step` is the first one after a probe; patience then counts from zero."""
+        """Whether `step` is the first one after a probe; patience restarts from zero there."""
         return step == self.probe_steps > 0
 
     def lr(self, step: int, lr_reductions: int) -> float:
-        """The learning rate of the fastest layer. Each phase runs through the whole schedule."""
+        """Return the learning rate of the layer with scale 1. Each phase runs through the entire schedule."""
         optim, schedule = self.recipe.optim, self.recipe.schedule
         if self.is_probing(step):
             lr = optim.lr * self.recipe.transfer.probe_lr_scale
@@ -67,15 +69,16 @@ class FinetuneSchedule:
 
 
 def layer_lr_scales(names: list[str], first: float) -> list[float]:
-    """The scale of the learning rate of every weight, by its name: 1 in the head, `first` in the first block, and
-    geometric between (discriminative rates, Howard and Ruder, arXiv 1801.06146)."""
+    """Return the learning-rate scale of every weight, by its name: 1 in the head, `first` in the first block, and
+    geometric in between (discriminative learning rates, Howard and Ruder, arXiv 1801.06146)."""
     blocks = list(dict.fromkeys(_block(name) for name in names if not is_head(name)))
     depth = {block: at / len(blocks) for at, block in enumerate(blocks)}
     return [1.0 if is_head(name) else first ** (1 - depth[_block(name)]) for name in names]
 
 
 def _block(name: str) -> str:
-    """`stages.3` of `stages.3.blocks.0.weight`, `layer1` of `body.layer1.0.conv1.weight`."""
+    """Return the block of a weight: `stages.3` for `stages.3.blocks.0.weight`, `layer1` for
+    `body.layer1.0.conv1.weight`."""
     parts = re.sub(r"^(members\.\d+\.)?(body\.)?", "", name).split(".")
     containers = {"stages", "features", "encoder", "layers"}
     at = next(i for i, part in enumerate(parts) if part not in containers or i == len(parts) - 1)

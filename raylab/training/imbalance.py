@@ -1,5 +1,5 @@
-"""Rare classes, three ways that a recipe may combine: a fraction of every batch (`data.class_fraction`), a weight in
-the loss (`optim.class_weight`), and logit adjustment (`optim.logit_adjustment`)."""
+"""Three ways to handle rare classes, which a recipe can combine: a fixed fraction of every batch
+(`data.class_fraction`), a weight in the loss (`optim.class_weight`), logit adjustment (`optim.logit_adjustment`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,41 +16,42 @@ from raylab.errors import DataError, UsageError, unknown
 
 @dataclass(frozen=True)
 class Batches:
-    """What of the training rows each step sees."""
+    """The plan of batches: how many per epoch, and the epoch and shards (row indices) of each step."""
 
     per_epoch: int
     shards_of: Callable[[int], tuple[int, list[np.ndarray]]]
 
 
 def sampler(recipe: Recipe, train: Samples) -> Batches:
-    """The batches of a run: plain, or with recipe.data.class_fraction of one class in each."""
-    batch, shards, seed, share = (
+    """Return the batches of a run: uniform, or with recipe.data.class_fraction of one class in each."""
+    batch, shards, seed, class_fraction = (
         recipe.loop.global_batch_size,
         recipe.loop.shards,
         recipe.seed,
         recipe.data.class_fraction,
     )
     per_epoch = steps_per_epoch(len(train), batch)
-    if share is None:
+    if class_fraction is None:
         return Batches(per_epoch, lambda step: shards_of(step, len(train), batch, shards, seed))
-    chosen = train.y == _chosen(recipe, train.spec["classes"])
-    return Batches(per_epoch, lambda step: balanced_shards_of(step, chosen, batch, shards, seed, share))
+    in_class = train.y == _class_index(recipe, train.spec["classes"])
+    return Batches(per_epoch, lambda step: balanced_shards_of(step, in_class, batch, shards, seed, class_fraction))
 
 
 def prior(recipe: Recipe, train: Samples) -> np.ndarray:
-    """How often each class is met in training, float64 [classes], summing to 1."""
+    """Return the frequency of each class in training batches, float64 [classes], summing to 1."""
     classes = train.spec["classes"]
-    seen = np.bincount(train.y, minlength=len(classes)) / len(train)
+    frequencies = np.bincount(train.y, minlength=len(classes)) / len(train)
     if recipe.data.class_fraction is not None:
-        k = _chosen(recipe, classes)
-        seen *= (1 - recipe.data.class_fraction) / (1 - seen[k])
-        seen[k] = recipe.data.class_fraction
-    return seen
+        k = _class_index(recipe, classes)
+        frequencies *= (1 - recipe.data.class_fraction) / (1 - frequencies[k])
+        frequencies[k] = recipe.data.class_fraction
+    return frequencies
 
 
 def offsets(recipe: Recipe, train: Samples, device: str) -> Tensor | None:
-    """What is added to the logits in the loss: tau log prior (Menon et al., arXiv 2007.07314, equation 10), of a
-    binary task the difference of the two. Predictions use the plain logits, which are then those of equal classes."""
+    """Return the offsets that the loss adds to the logits: tau log prior (Menon et al., arXiv 2007.07314, equation 10),
+    for a binary task the difference of the two; None if tau is 0. Predictions use the logits without offsets, which
+    then correspond to balanced classes."""
     tau = recipe.optim.logit_adjustment
     if tau == 0:
         return None
@@ -60,7 +61,7 @@ def offsets(recipe: Recipe, train: Samples, device: str) -> Tensor | None:
 
 
 def check(recipe: Recipe, train: Samples) -> None:
-    """Raise for a class without training rows, and for settings that the classes do not fit."""
+    """Raise DataError for a class without training rows, and UsageError for settings that do not match the classes."""
     classes = train.spec["classes"]
     if train.y.ndim > 1:  # values, not classes
         if (
@@ -68,25 +69,27 @@ def check(recipe: Recipe, train: Samples) -> None:
             or recipe.data.class_fraction is not None
             or recipe.optim.logit_adjustment
         ):
-            raise UsageError("a regression has no classes", do="leave class_weight, share and logit_adjustment alone")
+            raise UsageError(
+                "a regression has no classes", do="remove class_weight, class_fraction and logit_adjustment"
+            )
         return
     if absent := [name for k, name in enumerate(classes) if not (train.y == k).any()]:
         raise DataError(
             f"no row of class {', '.join(absent)} in the training data",
-            "a class that was never seen cannot be learnt",
-            "prepare lists that have all classes",
+            "a model cannot learn a class without examples",
+            "prepare lists that contain all classes",
         )
     weights = recipe.optim.class_weight
     if weights is not None and len(weights) != len(classes):
         raise UsageError(
             f"optim.class_weight has {len(weights)} values for {len(classes)} classes",
-            do=f"one weight for each of: {', '.join(classes)}",
+            do=f"give one weight for each of: {', '.join(classes)}",
         )
     if recipe.data.class_fraction_of is not None:
-        _chosen(recipe, classes)
+        _class_index(recipe, classes)
 
 
-def _chosen(recipe: Recipe, classes: list[str]) -> int:
+def _class_index(recipe: Recipe, classes: list[str]) -> int:
     name = recipe.data.class_fraction_of
     if name is None:
         return len(classes) - 1

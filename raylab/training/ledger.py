@@ -1,7 +1,7 @@
-"""ledger.jsonl: one line a step of a run, with the attempt that computed it; and every start, change of workers,
+"""ledger.jsonl: one line per step of a run, with the attempt that computed it, and one per start, change of workers,
 checkpoint and handover.
 
-Lines are appended and never changed. A line that a crash has cut short is left out.
+Lines are only appended, never changed. Readers skip a line that a crash has truncated.
 """
 
 from collections.abc import Iterable
@@ -22,10 +22,10 @@ class Entry(Document):
 
 class Start(Entry):
     start: int
-    """step of the checkpoint that the attempt begins from; 0 without one"""
+    """step of the checkpoint that the attempt starts from; 0 without one"""
     workers: int
     pids: tuple[int, ...] = ()
-    """process of each worker, by rank"""
+    """process id of each worker, by rank"""
     time: float = 0.0
     """Unix time in seconds"""
     damaged: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Checkpoint(Entry):
 
 class HandOver(Entry):
     moved: int
-    """step of the checkpoint after which the attempt made way for the next one"""
+    """step of the checkpoint after which the attempt handed over to the next one"""
     why: str
 
 
@@ -75,42 +75,43 @@ ENTRIES: dict[str, type[Entry]] = {
 
 
 def parse_entry(line: dict[str, Any], path: Path) -> Entry:
-    """One line of the ledger at `path`; DataError names what is missing or wrong in it."""
+    """Parse one line of the ledger at `path`; DataError names the missing or invalid field."""
     kind = next((kind for field, kind in ENTRIES.items() if field in line), None)
     if kind is None:
-        raise DataError(f"{path} has a line of no known kind", f"it has none of: {', '.join(ENTRIES)}")
+        raise DataError(f"{path} has a line of an unknown kind", f"it has none of: {', '.join(ENTRIES)}")
     return parse_document(line, kind, path)
 
 
 def read_ledger(path: Path) -> list[Entry]:
-    """All entries of a ledger, in the order in which they were written; none where there is no file."""
+    """Return all entries of a ledger in the order written; an empty list if there is no file."""
     return [parse_entry(line, path) for line in read_lines(path)]
 
 
 def steps(entries: Iterable[Entry]) -> list[int]:
-    """The steps that were computed, one for every time."""
+    """Return the computed steps; a step that was computed twice appears twice."""
     return [entry.step for entry in entries if isinstance(entry, Step)]
 
 
 def starts(entries: Iterable[Entry]) -> list[Start]:
-    """The beginnings of the attempts."""
+    """Return the start entries of all attempts."""
     return [entry for entry in entries if isinstance(entry, Start)]
 
 
 def groups(entries: Iterable[Entry]) -> list[Group]:
-    """The beginnings of the groups of workers, of new attempts or not."""
+    """Return the entries with which groups of workers start, in new attempts or not."""
     return [entry for entry in entries if isinstance(entry, Group)]
 
 
 def is_handed_over(entries: list[Entry]) -> bool:
-    """Whether the last attempt made way for another, which has not begun."""
+    """Whether the last attempt handed over and the next one has not started."""
     return bool(entries) and isinstance(entries[-1], HandOver)
 
 
 def summarise_ledger(path: Path) -> dict[str, Any]:
-    """{"attempts", "regroups", "workers": of each group, "steps_repeated", "gaps", "damaged_checkpoints"} of a ledger.
+    """Return {"attempts", "regroups", "workers": of each group, "steps_repeated", "gaps", "damaged_checkpoints"} of a
+    ledger.
 
-    A gap is a step that no attempt computed: there must be none.
+    A gap is a step that no attempt computed; a correct run has none.
     """
     entries = read_ledger(path)
     repeated, reached = 0, 0

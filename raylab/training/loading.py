@@ -1,4 +1,4 @@
-"""How inputs reach the device: who prepares them, and through which memory."""
+"""How inputs reach the device: loader threads and pinned memory."""
 
 import os
 
@@ -12,8 +12,9 @@ MAX_THREADS = 8  # more than a GPU needs; each keeps a batch in memory
 
 
 def loader_threads(recipe: Recipe, group: ProcessGroup, device: str) -> int:
-    """How many threads prepare inputs ahead: the cores of this rank that computing leaves free, and at least one beside
-    a GPU. 0 where computing uses all cores: a thread would only take turns with it. No result depends on it."""
+    """Return how many threads load inputs ahead: the cores of this rank that computation leaves free, and at least one
+    with a GPU. 0 if computation uses all cores, because a thread would only compete with it. Results do not depend on
+    the number."""
     cores = len(os.sched_getaffinity(0))
     if recipe.scaling.workers[1] > 0 or group.size > 1:  # the node is shared
         cores = min(cores, int(recipe.scaling.cpus_per_worker))
@@ -26,10 +27,10 @@ def is_gpu(device: str) -> bool:
 
 
 def pin(x: Tensor, device: str) -> Tensor:
-    """x in pinned memory where `device` is a GPU, whose host waits for any other copy to end."""
+    """Return x in pinned memory if `device` is a GPU: the host blocks on copies from other memory."""
     return x.pin_memory() if is_gpu(device) else x
 
 
 def to_device(x: Tensor, device: str) -> Tensor:
-    """x on `device`, without waiting for it."""
+    """Copy x to `device` without waiting for the copy."""
     return pin(x, device).to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""The training loop: plain torch, the same on one process or many.
+"""The training loop: plain torch, identical for one process and many.
 
 One optimiser step: cut the global batch into logical shards; each rank runs forward and backward on its shards; sum the
 shards' gradients (exactly, on a CPU); clip; step. Nothing depends on which rank computed which shard, so a run that is
@@ -96,7 +96,7 @@ def fit(
 
     Rank 0 alone calls `load`, and only where no other process has the state of the run.
 
-    `transferred`: those weights were trained elsewhere, so the recipe's transfer part applies (finetune.py).
+    `transferred`: the current weights were pretrained, so the recipe's transfer part applies (finetune.py).
 
     Returns {"steps", "planned_steps", "epochs", "stopped" ("planned" or "early"), "val": metrics of the last epoch,
     "best": metrics of the best epoch with its "epoch" (from 0) and its last "step" (from 1), "weights_sha256"}, and
@@ -123,7 +123,7 @@ def fit(
 
 
 class Training:
-    """The state of a run in this process, and the steps that `fit` is made of. All ranks call them alike."""
+    """The state of a run in this process, and the operations that `fit` consists of; all ranks call the same ones."""
 
     def __init__(
         self,
@@ -140,10 +140,12 @@ class Training:
     ) -> None:
         loop = recipe.loop
         torch.set_num_threads(loop.threads)
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else a GPU's products may differ between runs
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # otherwise matrix products on a GPU may differ between runs
         # the same flags as use_deterministic_algorithms(True, warn_only=True), which first imports torch's compiler
         torch.set_deterministic_debug_mode("warn")
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # for speed
         self.recipe, self.task, self.model, self.train, self.val = recipe, task, model, train, val
         self.report, self.load, self.device = report, load, device
         self.peers, self.group = peers or FixedPeers(), ProcessGroup()
@@ -174,16 +176,16 @@ class Training:
 
     @property
     def scored_model(self) -> nn.Module:
-        """The network that is scored and kept: the moving average where the recipe has one."""
+        """The network that is scored and saved: the moving average if the recipe has one."""
         return self.average or self.model
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from the state of a checkpoint; CheckpointError when it lies beyond the planned end, or the run started
+        """Resume from the state of a checkpoint; CheckpointError if it is beyond the planned end, or if the run started
         with another version of the augmentation."""
         if self.augmentation is not None and state.get("augmentation", 1) != self.augmentation:
             raise CheckpointError(
-                "this run was started by an earlier version of raylab, which augments images in another way",
-                "with two augmentations in one run, nobody could repeat it",
+                "this run was started by an earlier version of raylab, which augments images differently",
+                "a run with two augmentations could not be reproduced",
                 "resume it with the version that started it, or train it again under another name",
             )
         self.model.load_state_dict(state["model"])
@@ -191,7 +193,7 @@ class Training:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.progress = Progress(**rename_progress(state["progress"]))
-        self.epoch_loss.fill_(state.get("epoch_loss", math.nan))  # early checkpoints lack it: unknown
+        self.epoch_loss.fill_(state.get("epoch_loss", math.nan))  # missing in old checkpoints
         if self.progress.step > self.planned:
             raise CheckpointError(
                 f"the checkpoint is at step {self.progress.step}, the recipe ends at {self.planned}",
@@ -283,7 +285,7 @@ class Training:
         return is_due and self.saved_step < self.progress.step
 
     def reestimate_batchnorm(self) -> None:
-        """Start from batch-norm statistics of this data instead of the parent's."""
+        """Replace the parent's batch-norm statistics by those of this data."""
         reestimate(self.model, self.train, self.group, self.recipe.seed, self.device)
         if self.average is not None:
             self.average.load_state_dict(self.model.state_dict())
@@ -337,12 +339,12 @@ class Training:
         self.metrics.add(row, loss_sum / count, norm)
 
     def shards_of(self, step: int) -> tuple[int, list[np.ndarray]]:
-        """Epoch of `step`, and the row indices of its shards; without the empty ones at the end of a small batch."""
+        """Return the epoch of `step` and the row indices of its shards, without empty ones (in a small batch)."""
         epoch, shards = self.batches.shards_of(step)
         return epoch, [rows for rows in shards if len(rows) > 0]
 
     def compute_gradient(self, step: int, shards: list[np.ndarray], count: int) -> Tensor:
-        """Put the mean gradient over all `shards` (row indices, `count` in all) into `self.gradient`, fold their
+        """Write the mean gradient over all `shards` (row indices, `count` in total) to `self.gradient`, fold their
         batch-norm statistics, and return the sum of the samples' losses."""
         own: dict[int, Tensor] = {}  # per shard of this rank: loss sum, then batch-norm statistics
         nodes: dict[Node, Tensor] = {}  # sums of this rank's shards
@@ -372,18 +374,18 @@ class Training:
         return inputs
 
     def shard_loss(self, x: Tensor, y: Tensor, step: int) -> Tensor:
-        """The sum of the losses of a shard's samples, with the graph to differentiate it."""
+        """Return the sum of the losses of a shard's samples, with its autograd graph."""
         recipe = self.recipe
         y = to_device(y, self.device)
         try:
             logits = forward(self.model, x, recipe.loop.bf16, recipe.loop.channels_last, self.device)
-        except ValueError as error:  # batch norm's, of one sample whose feature map is one pixel
+        except ValueError as error:  # raised by batch norm for a single sample with a feature map of one pixel
             if "more than 1 value per channel" not in str(error):
                 raise
             raise UsageError(
                 f"a shard of {len(x)} sample at step {step} is too small for batch norm",
                 str(error),
-                "choose fewer loop.shards, larger images, or a loop.global_batch_size that fills the last batch more",
+                "use fewer loop.shards, larger images, or a loop.global_batch_size that leaves a larger last batch",
             ) from error
         logits = logits if self.offset is None else logits + self.offset
         return self.task.outcome.loss(logits, y, self.class_weight).sum()
@@ -401,7 +403,7 @@ class Training:
         it and raise its error."""
         rows, failure = self.metrics.fetch(
             f"lower optim.lr (now {self.recipe.optim.lr:g}) or optim.class_weight, set optim.max_grad_norm, "
-            "or look at the inputs"
+            "or check the inputs"
         )
         samples_per_s = self.timed_samples / (time.perf_counter() - self.timed_since)
         for row in rows:
@@ -441,8 +443,8 @@ class Training:
         self.saved_at, self.saved_step, self.wants_checkpoint = time.monotonic(), self.progress.step, False
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs. Sampler position and random numbers are functions of (seed, step): see `_seed`,
-        `shards_of` and the loaders' augmentation, so seed and step are their whole state."""
+        """Return everything that a resumed run needs. Sampler position and random numbers depend on (seed, step) alone
+        (see `_seed`, `shards_of` and the loaders' augmentation), so they need no further state."""
         return {
             "seed": self.recipe.seed,
             "model": self.model.state_dict(),
@@ -454,9 +456,9 @@ class Training:
         }
 
     def result(self) -> dict[str, Any]:
-        """What `fit` returns; the best epoch's weights are then in the model."""
+        """Load the best epoch's weights into the model, and return the result of `fit`."""
         progress, per_epoch = self.progress, self.batches.per_epoch
-        digest = weights_sha256(self.scored_model)
+        last_sha256 = weights_sha256(self.scored_model)
         self.model.load_state_dict(progress.best_model)
         return {
             "steps": progress.step,
@@ -465,7 +467,7 @@ class Training:
             "stopped": progress.stopped or "planned",
             "val": progress.val,
             "best": {"epoch": progress.best_epoch, "step": (progress.best_epoch + 1) * per_epoch, **progress.best},
-            "weights_sha256": digest,
+            "weights_sha256": last_sha256,
         }
 
 
@@ -479,9 +481,9 @@ def fit_at_once(
     device: str = "cpu",
     peers: Peers | None = None,
 ) -> dict[str, Any]:
-    """`fit` for a model without steps: one step, one epoch, and no checkpoint, as repeating it takes seconds.
+    """Do the same as `fit` for a model without steps: one step and epoch, and no checkpoint, because a refit is quick.
 
-    Every rank fits the same, so that a group of workers gives what one process gives.
+    Every rank fits the same model, so that a group of workers gives the result of a single process.
     """
     torch.set_num_threads(recipe.loop.threads)
     group, _ = (peers or FixedPeers()).form_group(0)
@@ -507,7 +509,7 @@ def fit_at_once(
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over names and bytes of all parameters and buffers."""
+    """Return the SHA-256 over names and bytes of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -516,7 +518,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def _seed(seed: int, step: int, shard: int, device: str) -> None:
-    """Seed dropout and the like by (seed, step, shard), whichever rank computes the shard."""
+    """Seed dropout and other random layers from (seed, step, shard), so that results do not depend on the rank."""
     state = int(np.random.SeedSequence([seed, step, shard]).generate_state(1, np.uint64)[0] >> 1)
     torch.default_generator.manual_seed(state)  # torch.manual_seed does the same for all devices, at 0.6 ms a call
     if device != "cpu":

@@ -1,4 +1,4 @@
-"""The learning-rate schedule, a function of the step and of how often a plateau has lowered it."""
+"""The learning-rate schedule: a function of the step and of the number of reductions on a plateau."""
 
 import math
 
@@ -6,7 +6,7 @@ from raylab.config.recipe import Schedule
 
 
 def lr_scale(schedule: Schedule, step: int, planned: int, lr_reductions: int) -> float:
-    """What multiplies the learning rate at `step` of `planned`, after `lr_reductions` by the plateau schedule."""
+    """Return the factor on the learning rate at `step` of `planned`, after `lr_reductions` on a plateau."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     if schedule.kind == "cosine":

@@ -13,14 +13,14 @@ from raylab.tasks.base import Task
 from raylab.training.loading import loader_threads, pin, to_device
 from raylab.training.process_group import ProcessGroup
 
-EVAL_BATCH = 256  # rows scored at a time; fixed, so that scores do not depend on the workers
+EVAL_BATCH = 256  # rows per forward pass; fixed, so that scores do not depend on the number of workers
 
 
 @torch.no_grad()
 def predict(
     task: Task, model: nn.Module, samples: Samples, group: ProcessGroup, recipe: Recipe, device: str
 ) -> np.ndarray:
-    """Probabilities, float64 [N] (binary) or [N, classes], on every rank alike; each scores some of the chunks."""
+    """Return probabilities, float64 [N] (binary) or [N, classes], the same on every rank; each computes some chunks."""
     model.eval()
     chunks = [np.arange(a, min(a + EVAL_BATCH, len(samples))) for a in range(0, len(samples), EVAL_BATCH)]
     width = task.outcome.count(samples.spec)
@@ -44,18 +44,18 @@ def predict(
 def validate(
     task: Task, model: nn.Module, samples: Samples, group: ProcessGroup, recipe: Recipe, device: str
 ) -> dict[str, float]:
-    """Loss and point scores over the gathered predictions; never an average of per-rank scores."""
+    """Return loss and point scores over the gathered predictions, never an average of per-rank scores."""
     p = predict(task, model, samples, group, recipe, device)
     return {"loss": task.outcome.log_loss(samples.y, p), **task.outcome.point_scores(samples.y, p)}
 
 
 def name_metrics(scores: dict[str, float], prefix: str = "val") -> dict[str, float]:
-    """Validation scores under their metric names, `val/auroc`."""
+    """Return validation scores under their metric names, such as `val/auroc`."""
     return {f"{prefix}/{name}": score for name, score in scores.items()}
 
 
 def forward(model: nn.Module, x: Tensor, bf16: bool, channels_last: bool, device: str) -> Tensor:
-    """Logits float32 of a batch, computed in the precision and memory format asked for."""
+    """Return the float32 logits of a batch, computed in the requested precision and memory format."""
     x = to_device(x, device)
     if channels_last and x.ndim == 4:
         x = x.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The processes that share one run, and sums over shards that do not depend on how many there are."""
+"""The processes of one run, and sums over shards that do not depend on the number of processes."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,14 +34,14 @@ class ProcessGroup:
         self.size: int = 1 if backend is None else backend.size()
 
     def own_shards(self, count: int, rank: int | None = None) -> range:
-        """The shards of `rank`, else of this rank, out of `count`: neighbours, as even as possible."""
+        """Return the shards of `rank` (default: this rank) out of `count`: contiguous, and as even as possible."""
         rank = self.rank if rank is None else rank
         return range(rank * count // self.size, (rank + 1) * count // self.size)
 
     def gather(self, rows: dict[int, Tensor], count: int, width: int, device: str = "cpu") -> Tensor:
-        """Rows of all shards in shard order, float64 [count, width] on `device`; a shard that nobody has is zero.
+        """Gather the rows of all shards in shard order, float64 [count, width] on `device`; missing shards are zero.
 
-        Each row comes from one rank and the others add zero, so the sum is the row itself, to the bit.
+        Each row comes from one rank and the others add zero, so the sum is bitwise equal to the row.
         """
         table = torch.zeros(count, width, dtype=torch.float64, device=device)
         for shard, row in rows.items():
@@ -99,29 +99,30 @@ class ProcessGroup:
             raise PeerLost(str(error)) from error
 
     def sum_in_order(self, nodes: dict[Node, Tensor], count: int, out: Tensor) -> None:
-        """Put the sum of all `count` shards' vectors [P] into `out`: for any placement of the shards the same bits.
+        """Write the sum of all `count` shards' vectors [P] to `out`, bitwise identical for any placement of the shards.
 
-        `nodes` are the sums of this rank's shards (shard_tree.py). Each rank adds up one part of the vectors, for which
-        it gets that part of every node, and hands it to all.
+        `nodes` are the sums of this rank's shards (shard_tree.py). Each rank receives one part of every node's vector,
+        sums it, and sends the sum to all ranks.
         """
-        held = [nodes_of(self.own_shards(count, rank), count) for rank in range(self.size)]
-        if sum(map(len, held)) <= 2:  # a + b, in whatever order
+        rank_nodes = [nodes_of(self.own_shards(count, rank), count) for rank in range(self.size)]
+        if sum(map(len, rank_nodes)) <= 2:  # a + b does not depend on the order
             self.sum_in_any_order(nodes, out)
             return
         part = -(-out.numel() // self.size)
         padded = [torch.nn.functional.pad(node, (0, part * self.size - len(node))) for node in nodes.values()]
         sent = torch.stack([node.view(self.size, part) for node in padded], 1) if padded else out.new_empty(0)
-        got = out.new_empty(sum(map(len, held)), part)
-        self.all_to_all(got.view(-1), [len(each) * part for each in held], sent.reshape(-1), len(nodes) * part)
+        received = out.new_empty(sum(map(len, rank_nodes)), part)
+        counts = [len(each) * part for each in rank_nodes]
+        self.all_to_all(received.view(-1), counts, sent.reshape(-1), len(nodes) * part)
         parts: dict[Node, Tensor] = {}
-        for node, values in zip([node for each in held for node in each], got, strict=True):
+        for node, values in zip([node for each in rank_nodes for node in each], received, strict=True):
             add_node(parts, node, values, count, Tensor.add_)
         total = out.new_empty(self.size * part)
         self.all_gather(total, parts[root(count)])
         out.copy_(total[: len(out)])
 
     def sum_in_any_order(self, nodes: dict[Node, Tensor], out: Tensor) -> None:
-        """The same, equal to rounding error only where there are more than two workers."""
+        """Write the same sum to `out`; with more than two workers it is equal only up to rounding."""
         # not in `out`: after PeerLost a thread of gloo may still write to what it adds up
         total = out.zero_() if self.size == 1 else torch.zeros_like(out)
         for values in nodes.values():

@@ -1,4 +1,4 @@
-"""Where a run stands between two epochs, and which epoch was the best."""
+"""The progress of a run: its step, its best epoch, and its counters of patience."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ Metrics = dict[str, Any]
 
 
 class Progress:
-    """Where a run stands: all of it that is not tensors of model and optimiser."""
+    """The state of a run except the tensors of model and optimizer."""
 
     def __init__(
         self,
@@ -40,7 +40,8 @@ class Progress:
     def end_epoch(
         self, recipe: Recipe, scores: Metrics, objective: str, model: nn.Module, may_stop: bool = True
     ) -> None:
-        """Keep the best epoch (by the task's validation objective, by loss where that is undefined)."""
+        """Record the scores of an epoch; keep its weights if it is the best by the task's validation objective, or by
+        loss if that is undefined; and stop early if the patience is used up."""
         self.epoch += 1
         self.val = scores
         if not self.best or _key(scores, objective) > _key(self.best, objective):
@@ -57,7 +58,7 @@ class Progress:
             self.stopped = "early"
 
     def reset_patience(self) -> None:
-        """Count anew from here: a phase that begins gets its own patience."""
+        """Restart the counters, because each phase has its own patience."""
         self.epochs_since_best = self.epochs_since_lr_reduction = self.lr_reductions = 0
 
     def state(self) -> dict[str, Any]:

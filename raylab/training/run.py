@@ -5,7 +5,7 @@ recipe.json    the resolved recipe
 ledger.jsonl   one line a step: which attempt computed it; and each change of workers (ledger.py)
 checkpoints/   see checkpoint.py
 model/         the trained network: model.safetensors, and model.json with its recipe and input spec
-result.json    or failure.json: how it ended
+result.json    or failure.json: how the run ended
 """
 
 import json
@@ -27,7 +27,7 @@ from raylab.files import write_json
 from raylab.models.baselines import Fitted
 from raylab.models.ensemble import Ensemble
 from raylab.models.recurrent import GruD, Recurrent
-from raylab.models.weights import by_name, fill
+from raylab.models.weights import fill, match_inputs
 from raylab.tasks import find_task
 from raylab.tasks.base import Task
 from raylab.tasks.recipes import parse_recipe, update_recipe
@@ -51,7 +51,7 @@ def execute(
     flush_seconds: float = 1.0,
     peers: Peers | None = None,
 ) -> dict[str, Any]:
-    """Train from the newest valid checkpoint in `directory` (or from `parent`'s weights, or from nothing) to the end.
+    """Train to the end, from the newest valid checkpoint in `directory`, else `parent`'s weights, else from scratch.
 
     Every worker of the run calls it, whenever it comes; rank 0 writes, and calls `saved` with each new checkpoint.
     Metrics wait for `flush_seconds` at most before they are sent on. Returns fit()'s result with the facts of the
@@ -69,14 +69,14 @@ def execute(
     recorder = Recorder(directory, recipe, send, saved, flush_seconds)
 
     def load() -> dict[str, Any] | None:
-        found, damaged = checkpoint.newest(directory / "checkpoints")
+        found, damaged = checkpoint.find_newest(directory / "checkpoints")
         state = None if found is None else checkpoint.load(found, device)
         recorder.resume(state, [path.name for path in damaged])
         return state
 
     while True:
         model = job.model(recipe, train.spec)
-        if parent is not None and not scratch and not checkpoint.listed(directory / "checkpoints"):
+        if parent is not None and not scratch and not checkpoint.list_checkpoints(directory / "checkpoints"):
             inherit(model, parent, train.spec)
         try:
             if isinstance(model, Fitted):
@@ -221,7 +221,7 @@ def write_model(directory: Path, model: nn.Module, recipe: Recipe, spec: dict[st
 
 
 def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module]:
-    """(task, recipe, spec, network with its weights) of a run directory; DataError when it holds no finished model."""
+    """Return (task, recipe, spec, trained network) of a run directory; DataError if it has no finished model."""
     path = directory / "model" / "model.json"
     if not path.is_file():
         raise DataError(
@@ -232,31 +232,32 @@ def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module
     note = json.loads(path.read_text())
     recipe = parse_recipe(update_recipe(note["recipe"]))
     job = find_task(recipe.task)
-    # Weights that it started from may be gone, and are not needed
+    # The weights that it started from are not needed, and may no longer exist
     model = job.model(without_weights(recipe), note["spec"])
     model.load_state_dict(_tensors(path.with_name("model.safetensors")))
     return job, recipe, note["spec"], model
 
 
 def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
-    """Start `model` from the weights of run `parent`; its head stays new where the classes differ. Where inputs have
-    names, as series do, what both know of them is taken, in whatever order: another hospital measures other things.
+    """Load the weights of run `parent` into `model`; the head stays new if the classes differ.
 
-    Raises DataError when the parent was trained on another kind of input or its layers do not fit.
+    For series, whose inputs have names, the weights of the inputs that both have are loaded, whatever their order:
+    another hospital measures other things. Raises DataError if the parent was trained on another kind of input, or if
+    its layers do not fit.
     """
     note = json.loads((parent / "model" / "model.json").read_text())
-    theirs = note["spec"]
-    if theirs["kind"] != spec["kind"]:
+    parent_spec = note["spec"]
+    if parent_spec["kind"] != spec["kind"]:
         raise DataError(
-            f"run {parent.name} was trained on '{theirs['kind']}', this data is '{spec['kind']}'",
+            f"run {parent.name} was trained on '{parent_spec['kind']}', this data is '{spec['kind']}'",
             do="choose a parent run of the same task",
         )
-    same = theirs["classes"] == spec["classes"]
+    same = parent_spec["classes"] == spec["classes"]
     path = parent / "model" / "model.safetensors"
     state = _tensors(path)
     network = model.members[0] if isinstance(model, Ensemble) else model
     if isinstance(network, Recurrent | GruD):
-        state = by_name(model.state_dict(), state, network.inputs(spec), network.inputs(theirs))
+        state = match_inputs(model.state_dict(), state, network.inputs(spec), network.inputs(parent_spec))
     try:
         fill(model, state, str(path), own_head=same)
     except DataError as error:

@@ -1,4 +1,4 @@
-"""run.json: what a run is, where MLflow has it, and how far it has come."""
+"""run.json: the identity of a run, its MLflow run, and its progress."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,34 +9,34 @@ from raylab.documents import Document, read_document
 
 FILE = "run.json"
 Kind = Literal["train", "transfer", "tune", "trial", "evaluate", "benchmark", "simulate", "fit"]
-"""The verb that made a run; a trial is one of a search."""
+"""The verb that created a run; a trial belongs to a search."""
 
 
 class Registration(BaseModel):
-    """How the winner of a search enters MLflow's model registry."""
+    """How the best model of a search is registered in MLflow's model registry."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     score: float | None
-    """the objective; none where val has one class only"""
+    """the objective; none if val has only one class"""
     loss: float
 
 
 class RunRecord(Document):
-    """Written by jobs when the run is created, and changed as it goes on."""
+    """The record of a run; jobs write it when the run is created and update it as it proceeds."""
 
     name: str
     run_id: str
-    """in MLflow"""
+    """id of the MLflow run"""
     uri: str
-    """of the MLflow server or store, without credentials"""
+    """URI of the MLflow server or store, without credentials"""
     experiment: str
     kind: Kind
     task: str
-    """of a sweep or a view of the lung model, what it computes"""
+    """the task; for a sweep or a view of the lung model, what it computes"""
     data: str
-    """the prepared directory; of a sweep or a fit, what it writes"""
+    """the prepared directory; for a sweep or a fit, its output"""
     data_hash: str | None = None
     split_hash: str | None = None
     synthetic: bool
@@ -45,17 +45,17 @@ class RunRecord(Document):
     parent_directory: str | None = None
     tags: dict[str, str] = Field({})
     cluster: str | None = None
-    """name of the Slurm cluster that it runs on"""
+    """name of the Slurm cluster on which it runs"""
     status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"] | None = None
     number: int | None = None
-    """of a trial"""
+    """number of a trial"""
 
     steps: int | None = None
     best_step: int = 0
-    """last step of the epoch whose model is kept"""
+    """last step of the best epoch, whose model is saved"""
     weights_sha256: str | None = None
     model_logged: bool | None = None
-    """false where the model waits for `raylab sync`"""
+    """false if the model waits for `raylab sync`"""
     input_shape: tuple[int, ...] = ()
     register_as: Registration | None = Field(None, alias="register")
     registered: str | None = None
@@ -66,9 +66,9 @@ class RunRecord(Document):
     test_reads: int = 0
     """how often the test split of its own data was read"""
     test_reads_elsewhere: dict[str, int] = Field({})
-    """the same of other data, by data hash"""
+    """how often that of other data was read, by data hash"""
 
 
 def read_run_record(directory: Path) -> RunRecord:
-    """The record of the run in `directory`; DataError names the field that is missing or wrong."""
+    """Read the record of the run in `directory`; DataError names the missing or invalid field."""
     return read_document(directory / FILE, RunRecord, "restore the file, or remove the run's directory")

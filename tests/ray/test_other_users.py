@@ -82,7 +82,7 @@ def terminate(process: "subprocess.Popen[str]") -> str:
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
-    assert "raylab: stopped" in output
+    assert "raylab: interrupted" in output
     assert "Traceback" not in output
     wait_for(lambda: not [child for child in family if child.is_running()], 60, "the end of Ray's processes")
     return output

@@ -105,7 +105,7 @@ class Lab:
     def compare_with_undisturbed(self, run: str) -> None:
         """Weights, moments and averages in the run's newest checkpoint are those that one process, without Ray and
         Slurm, has after as many steps."""
-        here, damaged = checkpoint.newest(self.home / "runs" / run / "checkpoints")
+        here, damaged = checkpoint.find_newest(self.home / "runs" / run / "checkpoints")
         assert here is not None and not damaged
         step, alone = int(here.name.removeprefix("step-")), f"{run}-undisturbed"
         settings = (ENDLESS[0], f"loop.epochs={-(-step // 2)}", f"loop.checkpoint_steps={step}")  # 2 steps an epoch

@@ -135,9 +135,9 @@ def test_a_node_with_another_python_is_said(lab: Lab) -> None:
     path = lab.home / "clusters" / "two" / "cluster.json"
     asked = json.loads(path.read_text())
     path.write_text(json.dumps({**asked, "versions": {**asked["versions"], "torch": "0.1"}}))
-    code = "import ray; ray.init(); ray.get(ray.remote(print).remote())"  # the head has no CPU of its own
-    lab.run("cluster", "submit", "--name", "two", "--detach", "--", "python", "-c", code)
-    problems = wait_for(lambda: lab.status("two")["problems"], 90, "a problem")
+    words = ("train", "ards", "--data", lab.data, "--smoke", "--workers", 1, "--name", "nowhere")
+    lab.run("cluster", "submit", "--name", "two", "--detach", "--", "python", "-m", "jobs.cli", *words)
+    problems = wait_for(lambda: lab.status("two")["problems"], 120, "a problem")
     assert "instead of 0.1" in problems[0]["text"]
     lab.run("cluster", "down", "--name", "two")
     wait_for(lambda: "clusters/two" not in lab.bed.processes("n1"), 30, "the end of its processes")

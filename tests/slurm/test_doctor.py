@@ -39,15 +39,15 @@ def test_on_the_test_cluster_all_is_well(doctor, testbed):
     code, findings, printed = doctor()
     assert (code, bad(findings)) == (0, "")
     for said in (
-        "ok  n1, n2: Python and packages are those of the login node",
-        "ok  n1, n2: shared storage: a file of the login node is seen here",
-        "ok  n1, n2: shared storage: a lock of the login node holds here",
-        "ok  n1, n2: Ray takes its token from a private file",
-        "ok  n1, n2: 2 nodes reach one another",
-        "ok  what n1, n2 wrote is seen on the login node",
+        "ok  n1, n2: Python and packages are the same as on the login node",
+        "ok  n1, n2: shared storage: files of the login node are visible here",
+        "ok  n1, n2: shared storage: file locks of the login node work here",
+        "ok  n1, n2: Ray reads its token from a private file",
+        "ok  n1, n2: 2 nodes can connect to each other",
+        "ok  files of n1, n2 are visible on the login node",
         "ok  n1, n2: clock within 5 s",
-        "1 GPU(s) given by Slurm",
-        "checks, all well",
+        "Slurm allocated 1 GPU(s)",
+        "checks passed",
     ):
         assert said in printed
     assert list((testbed.shared / "doctor/clusters").iterdir()) == []
@@ -63,7 +63,7 @@ def test_a_home_that_the_nodes_do_not_share(doctor, tmp_path):
     """Below /tmp, of which every node has its own."""
     code, findings, _ = doctor(home=tmp_path / "home")
     assert code == 1
-    assert f"n1, n2: what the login node wrote in {tmp_path}/home is not seen here" in bad(findings)
+    assert f"n1, n2: files of the login node in {tmp_path}/home are not visible here" in bad(findings)
     assert "export RAYLAB_HOME=" in bad(findings)
 
 
@@ -84,7 +84,7 @@ def test_a_full_queue_ends_after_the_wait_with_slurms_reason(doctor, testbed):
         testbed.run(f"scancel {blocker}")
     assert code == 1
     assert "no node of type cpu within 3 s:" in bad(findings) and "--wait 30" in bad(findings)
-    assert "ok  Slurm takes jobs of type cpu" in printed
+    assert "ok  Slurm accepts jobs of type cpu" in printed
 
 
 def test_a_controller_that_is_away(doctor, testbed):

@@ -49,7 +49,7 @@ def test_a_verb_without_a_testbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UsageError, match="no testbed is up"):
         control.crash(place.root(), "n1")
     (tmp_path / "none").mkdir()
-    with pytest.raises(UsageError, match="left alone"):
+    with pytest.raises(UsageError, match="was not changed"):
         control.down(place.root())
     assert (tmp_path / "none").is_dir()
 

@@ -1,7 +1,7 @@
-"""The concept dictionary: every quantity by one name, with unit, plausible range and its ids in each source.
+"""The concept dictionary: every quantity under one name, with unit, plausible range and its ids in each source.
 
 The dictionary itself is data, `concepts.toml`. Units are those of PhysioNet 2012 (US conventional); `to_own_units`
-converts the events of every source that says in which unit a value was recorded.
+converts the events of every source that records the unit of a value.
 """
 
 import math
@@ -22,13 +22,13 @@ ID_SOURCES = ("physionet2012", "mimic3", "mimic4", "yaib")
 
 @dataclass(frozen=True)
 class Concept:
-    """`low` and `high` (inclusive) are in `unit`; a static concept has one value a stay, a series many.
+    """A quantity. `low` and `high` (inclusive) are in `unit`; a static concept has one value per stay, a series many.
 
-    precision   the step to which it is charted, a power of ten; bounds are compared with values rounded to it
-    ids         source -> id -> the unit of all its rows, None where each row says its own or none
-    molar_mass  g/mol, where masses and amounts of substance are both in use
-    charge      equivalents a mole
-    derived     how it is made of other concepts; empty where it is measured
+    precision   the step in which it is charted, a power of ten; bounds are compared with values rounded to it
+    ids         source -> id -> the unit of all its rows, None if each row has its own or none
+    molar_mass  g/mol, if masses and amounts of substance are both in use
+    charge      equivalents per mole
+    derived     how it is computed from other concepts; empty if it is measured
     """
 
     name: str
@@ -43,24 +43,24 @@ class Concept:
     derived: str = ""
 
     def decimals(self) -> int:
-        """How many digits after the point `precision` is."""
+        """Return the number of decimals of `precision`."""
         return -round(math.log10(self.precision))
 
 
 @dataclass(frozen=True)
 class SourceData:
-    """What a source yields.
+    """The data read from a source.
 
-    events  EVENTS: time in hours since the start of the stay, and if the source knows it, UNIT. A value is NaN where
-            something was recorded that is no number, and null where nothing was
-    stays   STAYS, one row a stay, and what the source knows of ENDS
+    events  EVENTS: time in hours since the start of the stay, and UNIT if the source has it. A value is NaN if the
+            record is not a number, and null if nothing was recorded
+    stays   STAYS, one row per stay, and those columns of ENDS that the source has
     counts  rows that did not become events, by reason
-    pieces  the same events cut by patient, for what does not fit in memory as a whole
-    notes   what the reader of a score should know of this source, in words
-    warnings  what may be wrong with this data, in words
-    lacks   concepts that this source records of nobody, so that no label may ask for them
-    numbering  whose patient numbers these are: within one numbering a number means one person (identifiers.py); the
-            source's name where it is empty
+    pieces  the same events split by patient, for data that does not fit in memory
+    notes   what readers of a score should know about this source
+    warnings  possible problems of this data
+    lacks   concepts that this source never records, which labels must not require
+    numbering  the scope of the patient numbers: within it a number means one person (identifiers.py); if empty, the
+            source's name
     """
 
     events: pl.LazyFrame
@@ -80,18 +80,17 @@ EVENTS = pl.Schema(
     {"subject_id": pl.String, "stay_id": pl.String, "time": pl.Float64, "concept": pl.String, "value": pl.Float64}
 )
 UNIT = "unit"
-"""An optional column of EVENTS, text: the unit in which the value was recorded, empty where the row names none. Null,
-or no column at all: the value is in the concept's unit."""
+"""An optional text column of EVENTS: the unit in which the value was recorded, empty if the row names none. If it is
+null or the column is missing, the value is in the concept's unit."""
 STAYS = pl.Schema({"subject_id": pl.String, "stay_id": pl.String, "source": pl.String, "died": pl.Boolean})
-"""`source` is the set or hospital; `died` in hospital, null where not known."""
+"""`source` is the set or hospital; `died` means in hospital, null if unknown."""
 ENDS = pl.Schema({"end_h": pl.Float64, "end": pl.String, "period": pl.String, "clock_h": pl.Float64})
-"""What a source may add to STAYS: when the stay ended (hours since it began) and how (death or discharge), what a
-temporal split orders by, and the time of day (h) at which the stay began; null where not known, dates shifted or
-absent."""
+"""Optional columns of STAYS: when the stay ended (hours since its start) and how (death or discharge), the period for a
+temporal split, and the time of day (h) at which the stay started; null if unknown or if dates are shifted or absent."""
 
 
 def whole_stays(stays: pl.DataFrame) -> pl.DataFrame:
-    """`stays` with every column of STAYS and ENDS, null where the source does not say."""
+    """Return `stays` with every column of STAYS and ENDS, null where the source has none."""
     wanted = pl.Schema({**STAYS, **ENDS})
     missing = [pl.lit(None, kind).alias(name) for name, kind in wanted.items() if name not in stays.columns]
     return stays.with_columns(missing).select(wanted.names()).cast(wanted)
@@ -120,37 +119,37 @@ CONCEPTS: dict[str, Concept] = {name: _concept(name, entry) for name, entry in _
 SERIES = tuple(name for name, concept in CONCEPTS.items() if not concept.static)
 STATIC = tuple(name for name, concept in CONCEPTS.items() if concept.static)
 DERIVED = tuple(name for name, concept in CONCEPTS.items() if concept.derived)
-SUMMED = ("urine",)  # amounts add up over an hour; of everything else the last value counts
+SUMMED = ("urine",)  # amounts are summed over an hour; all other series use the last value
 
 
 def by_id(source: str) -> dict[str, str]:
-    """Source id -> concept name."""
+    """Return {id in the source: concept name}."""
     return {item: concept.name for concept in CONCEPTS.values() for item in concept.ids.get(source, {})}
 
 
 def exact(value: pl.Expr) -> pl.Expr:
-    """`value` by the six significant digits that float32 holds: the same float64, whether it was stored as float32, as
-    float64 or in decimals."""
+    """Return `value` rounded to the six significant digits of float32: the same float64 whether it was stored as
+    float32, float64 or decimal text."""
     return value.round_sig_figs(6)
 
 
 def charted_steps(exact_value: pl.Expr, per_unit: pl.Expr) -> pl.Expr:
-    """An exact value in whole steps of its precision, of which there are `per_unit`; a half is rounded away from zero.
+    """Return an exact value in steps of its precision, `per_unit` steps per unit; halves are rounded away from zero.
 
-    The product may miss a half by its last digit, which is rounded away first.
+    The product may differ from a half in its last digit, which is therefore rounded first.
     """
     return (exact_value * per_unit).round_sig_figs(12).round(mode="half_away_from_zero")
 
 
 def charted(value: pl.Expr, concept: str) -> pl.Expr:
-    """`value` rounded to the precision of `concept`: the float64 nearest to that decimal."""
+    """Return `value` rounded to the precision of `concept`, as the float64 nearest to that decimal."""
     decimals = CONCEPTS[concept].decimals()
     return (charted_steps(exact(value), pl.lit(10.0**decimals)) / 10.0**decimals).round(decimals)
 
 
 def charted_ratio(above: pl.Expr, below: pl.Expr, concept: str) -> pl.Expr:
-    """`above` / `below` of two recorded values, rounded to the precision of `concept`: float32(210) / float32(.7) is
-    300."""
+    """Return `above` / `below` of two recorded values, rounded to the precision of `concept`: float32(210) /
+    float32(0.7) is 300."""
     return charted(exact(above) / exact(below), concept)
 
 
@@ -158,8 +157,8 @@ _OWN = {unit: {spelled(name) for name in names} for unit, names in _DATA["units"
 
 
 def factor(concept: Concept, said: str) -> tuple[float, float] | None:
-    """(scale, offset) from values recorded in the unit `said` to the concept's own; None where that unit cannot be read
-    or measures something else."""
+    """Return (scale, offset) from values recorded in the unit `said` to the concept's own; None if that unit is not
+    understood or measures something else."""
     if spelled(said) in {spelled(concept.unit), *_OWN.get(concept.unit, ())}:
         return 1.0, 0.0
     return conversion(said, concept.unit, concept.molar_mass, concept.charge)
@@ -170,10 +169,10 @@ def names_no_unit(said: str) -> bool:
 
 
 def stated_units(source: str, pairs: Iterable[tuple[str, str | None]]) -> pl.DataFrame:
-    """item, recorded, concept, unit (as in EVENTS) for each (id, unit as recorded) of a source whose id is known.
+    """Return item, recorded, concept and unit (as in EVENTS) for each (id, unit as recorded) with a known id.
 
-    The unit of an id holds for all of its rows. A row that names another one contradicts it; its `unit` then says so,
-    in words that are no unit, and the value cannot be used.
+    The unit of an id applies to all of its rows. If a row names another unit, its `unit` describes the contradiction in
+    words that do not parse as a unit, so that the value cannot be used.
     """
     names = by_id(source)
     rows = []
@@ -186,7 +185,7 @@ def stated_units(source: str, pairs: Iterable[tuple[str, str | None]]) -> pl.Dat
 
 
 def stated_unit(concept: Concept, of_id: str | None, recorded: str) -> str:
-    """The unit of a row: of its id, which `recorded` must not contradict, else `recorded`."""
+    """Return the unit of a row: that of its id, which `recorded` must not contradict, or else `recorded`."""
     if of_id is None:
         return recorded
     contradicts = parse(recorded) is not None and factor(concept, recorded) != factor(concept, of_id)
@@ -194,13 +193,13 @@ def stated_unit(concept: Concept, of_id: str | None, recorded: str) -> str:
 
 
 QUANTITY = r"^\s*([+-]?(?:\d[\d.,]*|\.\d+)(?:[eE][+-]?\d+)?)\s*([%°\pL].*?)?\s*$"
-"""A number in text, and the unit behind it, if there is one."""
+"""A number in text, and the unit after it, if there is one."""
 
 
 def read_quantities(texts: pl.DataFrame) -> pl.DataFrame:
-    """`texts` (concept, unit as in EVENTS, text) with `number` and `unit_read`: `50%` is 50, and `%` where the row
-    names no unit itself. Both are null where the meaning is not certain: `<0.5`, `1,234`, a unit that the concept is
-    not measured in, or another one than the row names."""
+    """Return `texts` (concept, unit as in EVENTS, text) with `number` and `unit_read`: `50%` is 50, and `%` if the row
+    itself names no unit. Both are null if the meaning is ambiguous: `<0.5`, `1,234`, a unit that does not measure the
+    concept, or another unit than the row names."""
     parts = texts.with_columns(
         number=pl.col("text").str.extract(QUANTITY, 1), in_text=pl.col("text").str.extract(QUANTITY, 2)
     ).with_columns(as_number("number", pl.String()))
@@ -213,8 +212,8 @@ def read_quantities(texts: pl.DataFrame) -> pl.DataFrame:
 
 
 def _unit_with_text(name: str, stated: str, in_text: str | None) -> str | None:
-    """The unit of a value whose row names the unit `stated` and whose text the unit `in_text`; None where they differ,
-    or the concept is not measured in it."""
+    """Return the unit of a value whose row names the unit `stated` and whose text names `in_text`; None if they differ
+    or do not measure the concept."""
     if in_text is None:
         return stated
     found = factor(CONCEPTS[name], in_text)
@@ -226,15 +225,15 @@ def _unit_with_text(name: str, stated: str, in_text: str | None) -> str | None:
 
 
 def to_own_units(events: pl.LazyFrame) -> pl.LazyFrame:
-    """`events` with values in their concepts' units, `unit` and `unit_is`: null where the source does not say units,
-    "own", "none" (taken for the concept's own), "converted", or "unknown" (the value is left as it was recorded)."""
+    """Return `events` with values in their concepts' units, `unit` and `unit_is`: null if the source records no units,
+    "own", "none" (assumed to be the concept's own), "converted", or "unknown" (the value stays as recorded)."""
     events = events.with_columns(pl.col("value").cast(pl.Float64))
     if UNIT not in events.collect_schema().names():
         return events.with_columns(pl.lit(None, pl.String).alias(UNIT), unit_is=pl.lit(None, pl.String))
     found = (
         pl.struct("concept", pl.col(UNIT).cast(pl.String)).map_batches(_conversions, return_dtype=_CONVERSION).struct
     )
-    # without the noise of the arithmetic, so that 98.6 F and 37 C at one time are one record
+    # rounded, so that 98.6 F and 37 C at the same time are one record
     value = (pl.col("value") * found.field("scale") + found.field("offset")).round_sig_figs(12)
     value = pl.when(found.field("unit_is") == "converted").then(value).otherwise("value")
     return events.with_columns(pl.col(UNIT).cast(pl.String), value=value, unit_is=found.field("unit_is"))
@@ -244,7 +243,7 @@ _CONVERSION = pl.Struct({"scale": pl.Float64, "offset": pl.Float64, "unit_is": p
 
 
 def _conversions(pairs: pl.Series) -> pl.Series:
-    """(scale, offset, unit_is) of each (concept, unit); each different pair is looked up once."""
+    """Return (scale, offset, unit_is) of each (concept, unit); each distinct pair is looked up once."""
     table = pairs.struct.unnest()
     rows = [(name, said, *_conversion(name, said)) for name, said in table.unique().iter_rows()]
     schema = {**table.schema, **{field.name: field.dtype for field in _CONVERSION.fields}}

@@ -1,4 +1,4 @@
-"""The loader of the ARDS task: a prepared directory -> one float32 array in memory."""
+"""The loader of intensive-care tasks: a prepared directory -> one float32 array in memory."""
 
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,17 @@ FILLS = ("mask", "forward", "mean")
 
 
 class IcuSamples:
-    """Samples of the ARDS task; x float32 [B, T, 3F + S], the T hours before the prediction, F series and S static
-    features:
+    """Samples of an intensive-care task: x float32 [B, T, 3F + S], the T hours before the prediction, with F series and
+    S static features:
 
-    [0, F)        last measured value, carried forward, standardised; 0 (the train mean) before the first, and after
-                  a record that could not be used until the next that can
-    [F, 2F)       1 where it was measured in that hour, 0 where it is carried or unknown
-    [2F, 3F)      hours since it was measured / T, 1 at most; 1 where no value is known
-    [3F, 3F + S)  static values, standardised, the same in every hour; 0 where missing
+    [0, F)        last measured value, carried forward, standardised; 0 (the train mean) before the first, and from an
+                  unusable record until the next usable one
+    [F, 2F)       1 if measured in that hour, 0 if carried forward or unknown
+    [2F, 3F)      hours since the measurement / T, at most 1; 1 if no value is known
+    [3F, 3F + S)  static values, standardised, the same in every hour; 0 if missing
 
-    `absent` lists features of the spec that this directory has never measured; `meta` is its meta.json; `rows` its
-    rows of samples.parquet. Hours are kept once a stay, [stays, hours, C]; a batch cuts the windows out.
+    `absent` lists features of the spec that this directory never measured; `meta` is its meta.json; `rows` are its
+    rows of samples.parquet. Hours are stored once per stay, [stays, hours, C]; a batch slices its windows from them.
     """
 
     augmentation = 0
@@ -39,7 +39,7 @@ class IcuSamples:
     def __init__(
         self, x: NDArray[np.float32], rows: pl.DataFrame, spec: dict[str, Any], meta: IcuMeta, absent: list[str]
     ) -> None:
-        """x [stays, hours, C], the stays in the order in which they first stand in `rows`."""
+        """Keep x [stays, hours, C], whose stays are in the order of their first row in `rows`."""
         self.x = torch.from_numpy(x)
         first = rows.select("stay_id").unique(maintain_order=True).with_row_index("stay")
         self.stay = torch.from_numpy(rows.join(first, "stay_id", "left")["stay"].cast(pl.Int64).to_numpy(writable=True))
@@ -55,14 +55,14 @@ class IcuSamples:
         return len(self.y)
 
     def subset(self, inside: NDArray[np.bool_]) -> "IcuSamples":
-        """The samples of the rows where `inside` is true, in their order."""
+        """Return the samples of the rows where `inside` is true, in the same order."""
         stays = self.stay[torch.from_numpy(inside)].numpy()
         first = np.unique(stays, return_index=True)[1]
         x = self.x[torch.from_numpy(stays[np.sort(first)])].numpy()
         return IcuSamples(x, self.rows.filter(pl.Series(inside)), self.spec, self.meta, self.absent)
 
     def batch(self, index: np.ndarray, augment: tuple[int, int] | None = None) -> torch.Tensor:
-        """x of the rows in `index`. Time series are not augmented: `augment` is taken and changes nothing."""
+        """Return x of the rows in `index`. Time series are not augmented, so `augment` is ignored."""
         at = torch.as_tensor(index, dtype=torch.int64)
         if self.x.shape[1] == len(self.window):
             return self.x[self.stay[at]]
@@ -78,13 +78,12 @@ def load_icu(
     virtual: bool = False,
     task: str | None = None,
 ) -> IcuSamples:
-    """One split (train, val, test, or "all" for every row) of a directory made by `prepare_icu`.
+    """Load one split (train, val, test, or "all" for every row) of a directory written by `prepare_icu`.
 
-    With `spec` (of a trained model) the inputs are made as that model expects them: its features, its statistics, its
-    hours, nothing of this directory's. `fill` says what stands for a value that was not measured in an hour: "mask",
-    the last one with its mask and age; "forward", the last one alone; "mean", the train mean alone.
-    `virtual`: a new spec has the features of the virtual patients too, as static ones.
-    DataError when the landmarks differ or no row is left.
+    With `spec` (of a trained model) the inputs use that model's features, statistics and hours instead of this
+    directory's. `fill` determines the input for a value that was not measured in an hour: "mask", the last value with
+    its mask and age; "forward", only the last value; "mean", only the train mean. `virtual`: a new spec also has the
+    features of the virtual patients, as static features. Raises DataError if the landmarks differ or no row remains.
     """
     directory = Path(directory)
     meta = read_meta(directory, task, IcuMeta)
@@ -112,12 +111,12 @@ def load_icu(
     table = pl.read_parquet(directory / "hours.parquet")
     table = stays.select(row="place", stay_id="stay_id").join(table, "stay_id").sort("row", "hour")
     x, absent = tensorise(stays, table, spec)
-    filled(x, len(spec["features"]), fill)
+    apply_fill(x, len(spec["features"]), fill)
     return IcuSamples(x, rows, spec, meta, absent)
 
 
-def filled(x: NDArray[np.float32], features: int, fill: str) -> None:
-    """Take from x [..., 3F + S], in place, what `fill` does not show."""
+def apply_fill(x: NDArray[np.float32], features: int, fill: str) -> None:
+    """Remove from x [..., 3F + S], in place, the information that `fill` excludes."""
     if fill == "mean":
         x[..., :features] *= x[..., features : 2 * features]
     if fill != "mask":
@@ -125,13 +124,13 @@ def filled(x: NDArray[np.float32], features: int, fill: str) -> None:
 
 
 def own_spec(meta: IcuMeta, virtual: bool, directory: Path) -> dict[str, Any]:
-    """The spec of a model trained on this directory."""
+    """Return the spec of a model trained on this directory."""
     features, static, stats = meta.features, meta.static, meta.statistics
     if virtual:
         if not meta.virtual_patient:
             raise DataError(
                 f"{directory} has no features of virtual patients",
-                "data.virtual_patient=true asks for them",
+                "data.virtual_patient=true needs them",
                 f"raylab prepare {meta.task} ... --virtual-patient --out {directory}",
             )
         static = [*static, *meta.virtual_patient]
@@ -162,14 +161,14 @@ def check_spec(spec: dict[str, Any], meta: IcuMeta, directory: Path) -> None:
     if spec["landmark_h"] != meta.landmark_h:
         raise DataError(
             f"{directory} was prepared for landmark {meta.landmark_h:g} h, the model for {spec['landmark_h']:g} h",
-            "a model sees exactly the hours before its landmark",
+            "a model reads exactly the hours before its landmark",
             f"prepare the data with --landmark {spec['landmark_h']:g}",
         )
 
 
 def tensorise(rows: pl.DataFrame, table: pl.DataFrame, spec: dict[str, Any]) -> tuple[NDArray[np.float32], list[str]]:
-    """x [N, H, 3F + S] and the absent features. `table` has exactly H rows for each of the N `rows`, in their order;
-    times since a measurement are in units of the spec's hours T."""
+    """Return x [N, H, 3F + S] and the absent features. `table` has exactly H rows for each of the N `rows`, in the same
+    order; times since a measurement are divided by the spec's hours T."""
     features, static, hours = spec["features"], spec["static"], spec["hours"]
     n, f = rows.height, len(features)
     x = np.zeros((n, table.height // n, 3 * f + len(static)), dtype=np.float32)
@@ -180,7 +179,7 @@ def tensorise(rows: pl.DataFrame, table: pl.DataFrame, spec: dict[str, Any]) -> 
             absent.append(name)
             continue
         value = pl.col(name).cast(pl.Float64).forward_fill().over("row")
-        since = pl.col(f"{name}__since")  # null: a value that could not be used has ended the carry
+        since = pl.col(f"{name}__since")  # null: an unusable record has ended the carry
         wide = table.select(
             value=pl.when(since.is_not_null()).then((value - spec["mean"][i]) / spec["std"][i]).fill_null(0),
             mask=pl.col(f"{name}__mask"),

@@ -1,6 +1,6 @@
-"""Age and sex as other people write them: numbers, words, `> 89`, MIMIC-III's 300 years.
+"""Parsing of age and sex in their usual notations: numbers, words, `> 89`, MIMIC-III's 300 years.
 
-What cannot be read is null, and who reads the table counts it. docs/data.md lists the forms.
+Values that cannot be read are null, and the caller counts them. docs/data.md lists the notations.
 """
 
 import polars as pl
@@ -9,8 +9,8 @@ from raylab.data.identifiers import is_missing, trimmed
 
 OLDEST_AGE = 91.4
 """Years: the median age of MIMIC-III's patients older than 89, as its documentation gives it [M]."""
-HIDDEN_FROM = 89.0  # years from which the Safe Harbor rule hides an age
-SHIFTED = (295.0, 330.0)  # MIMIC-III moves the birth of who is older than 89 by 300 years
+HIDDEN_FROM = 89.0  # years; the Safe Harbor rule hides ages from here on
+SHIFTED = (295.0, 330.0)  # MIMIC-III shifts the birth of patients older than 89 by 300 years
 
 SEX = {
     **dict.fromkeys(("m", "male", "man", "1"), 1.0),
@@ -23,10 +23,10 @@ _DAYS_IN = {r"(?:m|mo|month|months)": 365.25 / 12, r"(?:w|wk|week|weeks)": 7.0, 
 
 
 def age(name: str, kind: pl.DataType) -> pl.Expr:
-    """The column `name` as an age in years; null where it says none that can be read.
+    """Return the column `name` as an age in years; null if it cannot be read.
 
-    An open upper end from 89 on (`> 89`, `89+`, `90 or older`) and an age of about 300 stand for OLDEST_AGE, another
-    open upper end for its bound (`85+`: 85), an open lower end for the year below it (`< 18`: 17).
+    A lower bound of 89 or more (`> 89`, `89+`, `90 or older`) and an age of about 300 become OLDEST_AGE, any other
+    lower bound becomes that bound (`85+`: 85), and an upper bound becomes the year below it (`< 18`: 17).
     """
     if kind.is_numeric():
         years = pl.col(name).cast(pl.Float64).fill_nan(None)
@@ -55,12 +55,12 @@ def age(name: str, kind: pl.DataType) -> pl.Expr:
 
 
 def sex(name: str) -> pl.Expr:
-    """The column `name` as 1.0 (male) or 0.0 (female); null for everything else."""
+    """Return the column `name` as 1.0 (male) or 0.0 (female); null for anything else."""
     text = trimmed(pl.col(name)).str.to_lowercase().str.replace(r"^([01])\.0*$", "${1}")
     return text.replace_strict(SEX, default=None, return_dtype=pl.Float64).alias(name)
 
 
 def count_unread(table: pl.DataFrame, column: str, read: str) -> int:
-    """In how many rows `column` says something, and `read`, what was made of it, is null."""
+    """Count the rows in which `column` has a value but `read`, its parsed form, is null."""
     said = ~is_missing(column, table.schema[column])
     return int(table.select((said & pl.col(read).is_null()).sum()).item())

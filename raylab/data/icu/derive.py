@@ -1,6 +1,7 @@
-"""Series made of other series: P/F, S/F, driving pressure, static compliance. Each at the time of its first-named part,
-with the latest of the others at most `BACK_H` back: nothing of the future enters. A part that was recorded and cannot
-be used gives a null, which ends the carry of the series.
+"""Series derived from other series: P/F, S/F, driving pressure, static compliance.
+
+Each is computed at the time of its first part, with the latest value of the other part at most `BACK_H` hours earlier,
+so that no future value enters. A part whose record is unusable gives a null, which ends the carry of the series.
 """
 
 import polars as pl
@@ -11,11 +12,11 @@ BACK_H = {"fio2": 8.0, "peep": 4.0, "volume": 4.0}
 SOURCES = ("pao2", "spo2", "sao2", "fio2", "plateau", "peep", "tidal_volume", "tidal_volume_set")
 
 
-def derived(events: pl.LazyFrame) -> pl.LazyFrame:
-    """EVENTS of `pf`, `sf`, `driving_pressure` and `compliance` from screened events of one source.
+def derive_series(events: pl.LazyFrame) -> pl.LazyFrame:
+    """Return EVENTS of `pf`, `sf`, `driving_pressure` and `compliance` from screened events of one source.
 
-    S/F is of SpO2, or of SaO2 in stays without SpO2 (PhysioNet 2012 has no SpO2). The compliance takes the observed
-    tidal volume, or the set one where that is missing.
+    S/F uses SpO2, or SaO2 in stays without SpO2 (PhysioNet 2012 has no SpO2). The compliance uses the observed tidal
+    volume, or the set volume if that is missing.
     """
     rows = events.filter(pl.col("concept").is_in(SOURCES)).with_columns(
         s=(pl.col("time") * 3600).round().cast(pl.Int64)
@@ -25,7 +26,7 @@ def derived(events: pl.LazyFrame) -> pl.LazyFrame:
         return rows.filter(pl.col("concept").is_in(concepts)).sort("s", "value")
 
     def with_latest(at: pl.LazyFrame, past: pl.LazyFrame, name: str) -> pl.LazyFrame:
-        """Rows of `at` that have one, and null where it cannot be used."""
+        """Return the rows of `at` with a record in `past`, as column `name`: null if that record is unusable."""
         past = past.select("stay_id", "s", pl.col("value").alias(name), recorded=pl.lit(True))
         back = round(BACK_H[name] * 3600)
         joined = at.join_asof(past, on="s", by="stay_id", tolerance=back, check_sortedness=False)
@@ -40,7 +41,7 @@ def derived(events: pl.LazyFrame) -> pl.LazyFrame:
     gases = with_latest(of("pao2"), of("fio2"), "fio2")
     pressures = with_latest(of("plateau"), of("peep"), "peep")
     observed = of("tidal_volume").with_columns(set=pl.lit(False))
-    # at one time what can be used comes last, and of that the observed volume
+    # of several records at one time, usable ones sort last, and among those the observed volume
     volumes = (
         pl.concat([of("tidal_volume_set").with_columns(set=pl.lit(True)), observed])
         .with_columns(usable=pl.col("value").is_not_null())

@@ -9,17 +9,18 @@ Counts = dict[str, dict[str, int]]
 
 
 class IcuMeta(Meta):
-    """Counts by concept are of values; `stays` and `coverage` are of all stays, the rest of rows at risk."""
+    """The meta.json of intensive-care data. Counts by concept count values; `stays` and `coverage` count all stays, the
+    other fields rows at risk."""
 
     label: dict[str, bool | int | float | str | None]
     """the definition of the label, from `Label.describe`"""
     framing: str
     landmark_h: Number
     horizon_h: Number | None
-    """none where the outcome may come at any time"""
+    """none if the outcome may occur at any time"""
     gap_h: Number
     until_h: Number | None = None
-    """rolling prediction: the last hour at which is predicted"""
+    """rolling prediction: the last hour with a prediction"""
     notes: list[str]
     features: list[str]
     static: list[str]
@@ -27,7 +28,7 @@ class IcuMeta(Meta):
     """features of the lung model"""
     unmeasured: list[str] = Field([])
     statistics: dict[str, dict[str, Number | None]]
-    """feature -> mean and std of train, and n, the values that they are of"""
+    """feature -> mean and std of train, and n, the number of values"""
     cohorts: Counts
     cohort_attrition: dict[str, list[dict[str, int | str]]] = Field({})
     ends: dict[str, int]
@@ -35,7 +36,7 @@ class IcuMeta(Meta):
     classes: list[str] = Field(["no onset", "onset"])
     onsets: dict[str, int] | None = None
     sensitivity: list[dict[str, Number]] = Field([])
-    """onsets over windows of FiO2 and persistence"""
+    """onsets by the windows for FiO2 and persistence"""
     outcomes: dict[str, int] = Field({})
     out_of_range: dict[str, int] = Field({})
     unreadable: dict[str, int] = Field({})
@@ -50,5 +51,5 @@ class IcuMeta(Meta):
     stays: int
     dropped: dict[str, int] = Field({})
     split: dict[str, str | int] | None = None
-    """what is held out, where the split was made anew"""
+    """what is held out, if the data was split again"""
     patients_in_two_hospitals: int | None = None

@@ -1,6 +1,6 @@
-"""One piece of the patients: events -> what is kept of them; and the counts of all pieces together.
+"""Reduces the events of one batch of patients to rows and hourly grids, and sums the counts of all batches.
 
-Memory holds one piece at a time. No patient is in two pieces, so that patients and stays add up.
+Only one batch is in memory at a time. Each patient is in exactly one batch, so counts of patients and stays add up.
 """
 
 from dataclasses import dataclass
@@ -10,37 +10,36 @@ import polars as pl
 
 from raylab.data.icu import cohorts
 from raylab.data.icu.concepts import CONCEPTS, EVENTS, SERIES, UNIT, charted_steps, exact, to_own_units
-from raylab.data.icu.derive import derived
+from raylab.data.icu.derive import derive_series
 from raylab.data.icu.labels import GRADES, Framing, Label, first_onset, pf_ratios, ratios, sensitivity, severity
 from raylab.data.icu.timegrid import first_values, grid, hourly_cells
 from raylab.errors import DataError
 
-FEW = 20  # values, under which nothing is said about their unit
-MOST_UNKNOWN = 0.05  # of the values of a concept that the label reads may be in a unit that is not understood
-# mmHg: in arterial blood hardly anybody is as low (0.1% of PaO2, 0.02% of PaCO2 of PhysioNet 2012), while in kPa most
-# values are
+FEW = 20  # minimum values for a statement about their unit
+MOST_UNKNOWN = 0.05  # maximum fraction of values in an unknown unit, for a concept that the label reads
+# mmHg: arterial values this low are rare (0.1% of PaO2, 0.02% of PaCO2 of PhysioNet 2012), but most values in kPa are
+# this low
 AS_LOW_AS_KPA = {"pao2": 30.0, "paco2": 12.0}
-ROOM_AIR, ROOM_AIR_STEPS = 0.21, (200, 210)  # FiO2 is charted in steps of .001
-PERCENT = 19.95  # FiO2 from here on, 20 as it is charted, is a percentage
+ROOM_AIR, ROOM_AIR_STEPS = 0.21, (200, 210)  # FiO2 is charted in steps of 0.001
+PERCENT = 19.95  # FiO2 of at least this (20 when rounded) is a percentage
 PROBLEMS = ("out_of_range", "unreadable", "percent", "room_air")
 COUNTS = (*PROBLEMS, "no_unit", "converted", "unknown_units")
-"""What meta.json counts by concept of the values; the last two by concept and unit as recorded."""
-UNITS_SHOWN, UNIT_LENGTH = 10, 40  # a column of units may hold anything: no more of a concept is named
-LOST = {"out_of_range": "out of range", "unreadable": "no numbers", "unknown_unit": "in a unit that is not understood"}
+"""Counts of values in meta.json, by concept; the last two by concept and unit as recorded."""
+UNITS_SHOWN, UNIT_LENGTH = 10, 40  # limits per concept, because a column of units may contain anything
+LOST = {"out_of_range": "out of range", "unreadable": "not numbers", "unknown_unit": "in an unknown unit"}
 OUTSIDE, UNREADABLE, UNKNOWN_UNIT = "out of range", "unreadable", "unknown unit"
 
 
 def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
-    """(all rows with a known concept, time and value; the same in the concepts' units, without negative times and exact
-    duplicates, in which what cannot be used is null).
+    """Return (all rows with a concept, time and value; the same rows in the concepts' units, without negative times and
+    exact duplicates, with null for unusable values).
 
-    FiO2 of 20 and above is a percentage and divided by 100; 20 to 21 % is room air, .21. What then, rounded to the
-    precision of its concept, lies outside its range is null: among FiO2 that removes what lies between 1 and 20, which
-    are litres a minute. So is what is no number, or in a unit that is not understood. `problem` says which it was. A
-    null is still a record of the stay, and ends the carry of the value before it (`onset.ratios`, `grid`). `strange`
-    marks what lies outside and is not 0, which is how a missing value is often written; `like_kpa` a tension that is as
-    low as in kPa. `unit` and `unit_is` are those
-    of `to_own_units`; `percent` and `room_air` mark FiO2 that was read as that.
+    FiO2 of 20 and above is a percentage and is divided by 100; 20% to 21% is room air, 0.21. A value is null if it is
+    out of range after rounding to the precision of its concept (this removes FiO2 between 1 and 20, which is a flow in
+    litres per minute), is not a number, or is in an unknown unit; `problem` gives the reason. A null is still a record
+    of the stay, and ends the carry of the previous value (`labels.ratios`, `grid`). `strange` marks values that are out
+    of range and not 0, which often stands for a missing value; `like_kpa` marks a partial pressure as low as in kPa.
+    `unit` and `unit_is` come from `to_own_units`; `percent` and `room_air` mark FiO2 that was converted that way.
     """
     ranges = pl.LazyFrame(
         [
@@ -81,7 +80,7 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
             .then(pl.lit(OUTSIDE))
         )
         .with_columns(
-            # what is inside by rounding alone is at the bound
+            # values that are inside only after rounding are set to the bound
             value=pl.when(pl.col("problem").is_null()).then(value.clip("low", "high")),
             strange=(pl.col("problem") == OUTSIDE).fill_null(False) & (value != 0),
             like_kpa=(value > 0) & (value <= kpa) & ~pl.col("unknown"),
@@ -93,17 +92,17 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
 
 @dataclass(frozen=True)
 class PatientBatch:
-    """What is kept of one piece of the patients."""
+    """The rows, hourly grids and counts of one batch of patients."""
 
     seen: list[str]  # stays with any event
-    unlisted: pl.Series  # stays with events that are not among the stays of the source
-    of_unknown_age: int  # stays
+    unlisted: pl.Series  # stays with events but without a row in the source's table of stays
+    of_unknown_age: int  # number of stays
     rows: pl.DataFrame  # rows at risk
     table: pl.DataFrame  # their hourly grid
     steps: list[tuple[str, int, int]]
     counts: pl.DataFrame
     by_concept: pl.DataFrame
-    by_unit: pl.DataFrame  # concept, unit, unit_is, n: of values whose unit the source says
+    by_unit: pl.DataFrame  # concept, unit, unit_is, n: of values whose unit the source records
     onsets: dict[str, int]
     sensitivity: list[dict[str, Any]]
 
@@ -111,7 +110,7 @@ class PatientBatch:
 def summarise_patients(
     events: pl.LazyFrame, stays: pl.DataFrame, framing: Framing, rule: Label, windows: bool
 ) -> PatientBatch:
-    """One piece: `events` of some patients with all of their stays."""
+    """Reduce one batch: the `events` of some patients, with all of their stays."""
     present, unique = screen(events)
     counts, screened = pl.collect_all(
         [
@@ -125,8 +124,8 @@ def summarise_patients(
     too_young = ages.filter(pl.col("age") < rule.min_age)["stay_id"]
     defined = screened.lazy().filter(~pl.col("stay_id").is_in(too_young.implode()))
     values = defined.select(EVENTS.names())
-    found, gases = ratios(values, rule), pf_ratios(values, rule)
-    before = pl.concat([values, derived(values)]).filter(pl.col("time") < framing.hours())
+    label_ratios, gases = ratios(values, rule), pf_ratios(values, rule)
+    before = pl.concat([values, derive_series(values)]).filter(pl.col("time") < framing.hours())
     problem = pl.col("problem")
     by_concept, by_unit, onsets, last, cells, static, all_ratios, all_gases = pl.collect_all(
         [
@@ -144,11 +143,11 @@ def summarise_patients(
                 stays=pl.col("stay_id").filter(problem.is_null()).n_unique(),
             ),
             screened.lazy().drop_nulls("unit_is").group_by("concept", UNIT, "unit_is").agg(n=pl.len()),
-            first_onset(found, rule),
+            first_onset(label_ratios, rule),
             screened.lazy().group_by("stay_id").agg(last=pl.col("time").max()),
             hourly_cells(before),
             first_values(before),
-            found,
+            label_ratios,
             gases,
         ]
     )
@@ -164,7 +163,7 @@ def summarise_patients(
         "after_12_h": onsets.filter(pl.col("onset_h") > 12).height,
         **{grade: grades[grade] for grade in GRADES if grade in grades},
     }
-    moved = [moves(values, other) for other in sensitivity(rule)] if windows else []
+    windows_table = [count_onsets(values, other) for other in sensitivity(rule)] if windows else []
     return PatientBatch(
         seen=here["stay_id"].to_list(),
         unlisted=last.join(stays, "stay_id", "anti")["stay_id"],
@@ -176,18 +175,18 @@ def summarise_patients(
         by_concept=by_concept,
         by_unit=by_unit,
         onsets=all_onsets,
-        sensitivity=moved,
+        sensitivity=windows_table,
     )
 
 
 def ages_of(screened: pl.DataFrame) -> pl.DataFrame:
-    """stay_id, age (years): the first plausible one of each stay that has one."""
+    """Return stay_id and age (years): the first plausible age of each stay that has one."""
     ages = screened.filter(pl.col("concept") == "age", pl.col("value").is_not_null()).sort("time", "value")
     return ages.group_by("stay_id").agg(age=pl.col("value").first())
 
 
-def moves(values: pl.LazyFrame, rule: Label) -> dict[str, Any]:
-    """Onsets under one choice of windows: of all stays, and those after 6 and 12 h."""
+def count_onsets(values: pl.LazyFrame, rule: Label) -> dict[str, Any]:
+    """Count the onsets for one choice of windows: of all stays, and those after 6 and 12 h."""
     onset = first_onset(ratios(values, rule), rule).collect()["onset_h"]
     return {
         "fio2_back_h": rule.fio2_back_h,
@@ -199,7 +198,7 @@ def moves(values: pl.LazyFrame, rule: Label) -> dict[str, Any]:
 
 
 def unrecorded(stays: pl.DataFrame, framing: Framing, rule: Label) -> PatientBatch:
-    """Stays of which nothing is recorded: they count in the attrition and nowhere else."""
+    """Return a batch of stays without records, which only count in the attrition."""
     none = stays.with_columns(pl.lit(None, pl.Float64).alias(name) for name in ("last", "onset_h", "age"))
     _, steps = cohorts.attrition(none, framing, rule)
     empty = pl.DataFrame()
@@ -208,19 +207,19 @@ def unrecorded(stays: pl.DataFrame, framing: Framing, rule: Label) -> PatientBat
 
 @dataclass(frozen=True)
 class Totals:
-    """The counts of all pieces together."""
+    """The summed counts of all batches."""
 
     counts: dict[str, int]
     by_concept: pl.DataFrame
     by_unit: pl.DataFrame
     onsets: dict[str, int]
     sensitivity: list[dict[str, Any]]
-    found: set[str]  # concepts with a column in any piece's grid
+    found: set[str]  # concepts with a column in the grid of any batch
     covered: dict[str, int]  # concept -> stays with a plausible value
 
     @classmethod
     def of(cls, pieces: list[PatientBatch]) -> "Totals":
-        """Sums over pieces; those without events add nothing."""
+        """Sum the counts of all batches; those without events add nothing."""
         full = [piece for piece in pieces if piece.counts.height]
         by_concept = pl.concat([piece.by_concept for piece in full]).group_by("concept").sum().sort("concept")
         units = pl.concat([piece.by_unit for piece in full]).group_by("concept", UNIT, "unit_is").sum()
@@ -243,7 +242,7 @@ class Totals:
         )
 
     def by_problem(self) -> dict[str, dict[str, int]]:
-        """out_of_range, unreadable, no_unit, percent, room_air -> concept -> how many values."""
+        """Return out_of_range, unreadable, no_unit, percent, room_air -> concept -> number of values."""
         table = {
             what: {name: n for name, n in self.by_concept.select("concept", what).iter_rows() if n} for what in PROBLEMS
         }
@@ -251,7 +250,7 @@ class Totals:
         return {**table, "no_unit": dict(rows.sort("concept").iter_rows())}
 
     def units(self) -> dict[str, dict[str, dict[str, int]]]:
-        """converted, unknown_units -> concept -> unit as recorded -> how many values."""
+        """Return converted, unknown_units -> concept -> unit as recorded -> number of values."""
         return {name: units_of(self.by_unit, what) for name, what in
                 (("converted", "converted"), ("unknown_units", "unknown"))}  # fmt: skip
 
@@ -264,7 +263,7 @@ class Totals:
 
 
 def units_of(by_unit: pl.DataFrame, unit_is: str) -> dict[str, dict[str, int]]:
-    """concept -> unit as recorded -> how many values, of those whose `unit_is` is this, the most frequent first."""
+    """Return concept -> unit as recorded -> number of values with this `unit_is`, the most frequent unit first."""
     table: dict[str, dict[str, int]] = {}
     for name, unit, n in by_unit.filter(pl.col("unit_is") == unit_is).select("concept", UNIT, "n").iter_rows():
         units = table.setdefault(name, {})
@@ -274,8 +273,8 @@ def units_of(by_unit: pl.DataFrame, unit_is: str) -> dict[str, dict[str, int]]:
 
 
 def check_units(totals: Totals, rule: Label) -> None:
-    """DataError when more than MOST_UNKNOWN of the values of a concept that the label reads are in a unit that is not
-    understood: too many stays would be labelled on what is left."""
+    """Raise DataError if more than MOST_UNKNOWN of the values of a concept that the label reads are in an unknown unit,
+    because too many stays would be labelled on the remaining values."""
     counts = {name: (n, rows) for name, n, rows in
               totals.by_concept.select("concept", "unknown_unit", "rows").iter_rows()}  # fmt: skip
     units = totals.units()["unknown_units"]
@@ -287,39 +286,39 @@ def check_units(totals: Totals, rule: Label) -> None:
             wrong.append(f"{name}, which should be in {CONCEPTS[name].unit}: {n:,} of {rows:,} values in {named}")
     if wrong:
         raise DataError(
-            f"units are not understood in more than {MOST_UNKNOWN:.0%} of the values of what the label needs",
+            f"more than {MOST_UNKNOWN:.0%} of the values of concepts that the label needs are in unknown units",
             "; ".join(wrong),
             "correct the unit, convert the values, or name the unit of a MEDS code in a mapping (code=unit)",
         )
 
 
 def implausible(by_concept: pl.DataFrame, rule: Label) -> dict[str, str]:
-    """{concept: why} of concepts whose values (FEW at least) are in another unit than is said: more than half of them,
-    zeros aside, lie outside the plausible range, or more than MOST_UNKNOWN of a tension are as low as in kPa.
+    """Return {concept: why} for concepts whose values are apparently not in the stated unit.
 
-    They are left out; DataError where the label needs one.
+    With at least FEW values, more than half of them (except zeros) are out of range, or more than MOST_UNKNOWN of a
+    partial pressure are as low as in kPa. Such concepts are excluded; DataError if the label needs one.
     """
-    found = {}
+    reasons = {}
     for name, rows, strange, low in by_concept.select("concept", "rows", "strange", "like_kpa").iter_rows():
         concept = CONCEPTS[name]
         if rows >= FEW and low > MOST_UNKNOWN * rows:
             bound = f"{AS_LOW_AS_KPA[name]:g} {concept.unit}"
-            found[name] = f"{low:,} of {rows:,} values are {bound} or less, as values in kPa are"
+            reasons[name] = f"{low:,} of {rows:,} values are {bound} or less, as values in kPa are"
         elif rows >= FEW and 2 * strange > rows:
             plausible = f"{concept.low:g} to {concept.high:g} {concept.unit}"
-            found[name] = f"{strange:,} of {rows:,} values are outside {plausible}"
-    needed = [name for name in found if name in {*rule.needs(), *(("spo2",) if rule.sf else ())}]
+            reasons[name] = f"{strange:,} of {rows:,} values are outside {plausible}"
+    needed = [name for name in reasons if name in {*rule.needs(), *(("spo2",) if rule.sf else ())}]
     if needed:
         raise DataError(
             f"values of {', '.join(needed)} cannot be in the concept's unit, which the label needs",
-            "; ".join(f"{name}: {found[name]}" for name in needed),
+            "; ".join(f"{name}: {reasons[name]}" for name in needed),
             "convert the values (1 kPa is 7.50062 mmHg), or name their unit in the data: see docs/data.md, Units",
         )
-    return found
+    return reasons
 
 
 def check_needed(by_concept: pl.DataFrame, source: str, rule: Label) -> None:
-    """The label needs at least one plausible value of each concept that it asks for."""
+    """Raise DataError unless there is at least one plausible value of each concept that the label needs."""
     bad = pl.sum_horizontal("out_of_range", "unreadable", "unknown_unit")
     usable = dict(by_concept.select("concept", pl.col("rows") - bad).iter_rows())
     needed = (*rule.needs(), *(("spo2",) if rule.sf is not None and not usable.get("pao2") else ()))
@@ -336,5 +335,5 @@ def check_needed(by_concept: pl.DataFrame, source: str, rule: Label) -> None:
         raise DataError(
             f"the label '{rule.name}' cannot be made: no plausible value of {', '.join(missing)}",
             "; ".join([*why, read]),
-            "check that the raw data holds gases, FiO2 and what else the label asks for, or choose another --label",
+            "check that the raw data has gases, FiO2 and what else the label needs, or choose another --label",
         )

@@ -1,7 +1,6 @@
-"""Prepared intensive-care data, of one directory or several, with another split: folds, a later period, or a hospital
-held out.
+"""Splits one or several pooled directories of intensive-care data again: by folds, by period, or by hospital.
 
-The rows are those that were prepared; split, statistics and counts are made anew, statistics from the new train only.
+The prepared rows are reused; split, statistics and counts are recomputed, statistics from the new train split only.
 """
 
 import shutil
@@ -20,15 +19,15 @@ from raylab.data.icu.timegrid import joined
 from raylab.data.identifiers import Person
 from raylab.errors import DataError, UsageError
 
-REST = {"train": 0.8125, "val": 0.1875}  # of what is not held out: 65 and 15 of 80 %
+REST = {"train": 0.8125, "val": 0.1875}  # of the rows that are not held out: 65% and 15% of 80%
 
 
 @dataclass(frozen=True)
 class Split:
-    """What is held out as test.
+    """Which rows are held out as the test split.
 
     kind "patient": `fold` of `folds` of the patients. "temporal": the latest period, or `holdout`. "site": the rows of
-    source `holdout`. A patient with rows held out has none in train or val: those rows leave, and are counted.
+    source `holdout`. Rows of held-out patients that would be in train or val are removed and counted.
     """
 
     kind: str
@@ -43,7 +42,7 @@ class Split:
 
 
 def parse(text: str) -> Split:
-    """`patient:0/5`, `temporal`, `temporal:2008-2012`, `site:mimic-iii` as on the command line."""
+    """Parse a split of the command line: `patient:0/5`, `temporal`, `temporal:2008-2012`, `site:mimic-iii`."""
     kind, _, rest = text.partition(":")
     fold, slash, count = rest.partition("/")
     if kind == "patient" and slash and fold.isdigit() and count.isdigit() and int(fold) < int(count):
@@ -58,10 +57,10 @@ def parse(text: str) -> Split:
 def resplit(
     directories: list[Path], out: Path, split: Split, seed: int = 0, replace: bool = False, task: str | None = None
 ) -> IcuMeta:
-    """Publish at `out` the rows of `directories` with `split`; returns the meta.
+    """Publish the rows of `directories` with `split` at `out`, and return the meta.
 
-    Several directories are pooled: they must have one label and framing. Identifiers are told apart by their numbering
-    (identifiers.py): patient 7 of one hospital is another one than patient 7 of the next.
+    Several directories are pooled; they must have the same label and framing. Identifiers are qualified by their scope
+    (identifiers.py), because patient 7 of one hospital is not patient 7 of another.
     """
     metas = [prepared.read_meta(Path(directory), task, IcuMeta) for directory in directories]
     task = metas[0].task
@@ -71,27 +70,27 @@ def resplit(
     named = sorted({name for meta in metas for name in prepared.numberings(meta)})
     samples, tables = [], []
     for directory, meta in zip(directories, metas, strict=True):
-        own = [qualified(name, prepared.numberings(meta)) for name in ("stay_id", "subject_id")]
+        own = [qualify_ids(name, prepared.numberings(meta)) for name in ("stay_id", "subject_id")]
         rows, table = (pl.read_parquet(directory / name) for name in ("samples.parquet", "hours.parquet"))
         samples.append(rows.with_columns(own) if len(named) > 1 else rows)
         tables.append(table.with_columns(own[0]) if len(named) > 1 else table)
     rows = pl.concat(samples, how="diagonal_relaxed").drop("row", "split")
-    twice = rows.select("stay_id", "at_h").is_duplicated().sum()
-    if twice:
+    repeated = rows.select("stay_id", "at_h").is_duplicated().sum()
+    if repeated:
         raise DataError(
-            f"{twice} rows stand in two of the directories",
-            f"a stay counts once, and their identifiers have one numbering: {', '.join(named)}",
-            "give each set once; where they are of two hospitals, prepare them from folders of different names (yaib) "
+            f"{repeated} rows are in two of the directories",
+            f"each stay may occur once, and these identifiers have the same scope: {', '.join(named)}",
+            "give each set once; if they are of two hospitals, prepare them from folders with different names (yaib) "
             "or with mappings of different sources (meds)",
         )
-    found = {name for table in tables for name in table.columns}
-    table = joined(tables, [name for name in SERIES if name in found]) if several else tables[0]
-    rows, split, left = assigned(rows, split, seed)
+    columns = {name for table in tables for name in table.columns}
+    table = joined(tables, [name for name in SERIES if name in columns]) if several else tables[0]
+    rows, split, left = assign_split(rows, split, seed)
     rows = rows.with_row_index("row").select(pl.col("row").cast(pl.Int64), "stay_id", "subject_id", "split", pl.exclude(
         "row", "stay_id", "subject_id", "split"))  # fmt: skip
     train = rows.filter(pl.col("split") == "train")
     if train["label"].n_unique() < 2:
-        raise DataError(f"the train split of {split.words()} holds one class only", do="hold out something else")
+        raise DataError(f"the train split of {split.words()} has only one class", do="hold out something else")
     stats = train_statistics(train, table)
 
     def write(work: Path) -> IcuMeta:
@@ -109,7 +108,7 @@ def resplit(
             "warnings": sorted({text for meta in metas for text in meta.warnings}),
             **described(rows, stats),
             "attrition": [
-                *pooled([meta.attrition for meta in metas]),
+                *pool_attrition([meta.attrition for meta in metas]),
                 {
                     "step": f"not of a patient who is in {split.words()} too",
                     "patients": rows["subject_id"].n_unique(),
@@ -118,7 +117,7 @@ def resplit(
             ],
             "split": {"kind": split.kind, "held_out": split.words(), "rows_left_out": left},
             "patients_in_two_hospitals": both.filter(pl.col("source") > 1).height,
-            **{name: added(metas, name) for name in COUNTS if name in metas[0].model_fields_set},
+            **{name: sum_counts(metas, name) for name in COUNTS if name in metas[0].model_fields_set},
             "stays": sum(meta.stays for meta in metas),
             "coverage": {name: sum(meta.coverage[name] for meta in metas) for name in metas[0].coverage},
             "split_hash": prepared.split_hash(list(rows.select("subject_id", "split").iter_rows())),
@@ -129,8 +128,8 @@ def resplit(
     return prepared.publish(Path(out), write, task, replace)
 
 
-def qualified(name: str, numbering: list[str]) -> pl.Expr:
-    """The column of identifiers with their numbering; those of a directory that was pooled have it already."""
+def qualify_ids(name: str, numbering: list[str]) -> pl.Expr:
+    """Return the column of identifiers with their scope; those of a pooled directory already have it."""
     if len(numbering) > 1:
         return pl.col(name)
     start = str(Person.of(numbering[0], ""))
@@ -143,18 +142,19 @@ def check_alike(metas: list[IcuMeta], directories: list[Path]) -> None:
         if len(set(values)) > 1:
             raise DataError(
                 f"{' and '.join(map(str, directories))} differ in {name}: {', '.join(map(str, values))}",
-                "rows of one data set answer one question",
-                "prepare them alike",
+                "all rows of a data set must have the same framing",
+                "prepare them with the same options",
             )
     labels = {f"{meta.label['name']} version {meta.label['version']}" for meta in metas}
     if len(labels) > 1:
         raise DataError(
-            f"the labels differ: {', '.join(sorted(labels))}", do="prepare them with one --label and this raylab"
+            f"the labels differ: {', '.join(sorted(labels))}",
+            do="prepare them with the same --label and this version of raylab",
         )
 
 
-def added(metas: list[IcuMeta], name: str) -> dict[str, Any]:
-    """The counts by concept, or by concept and unit, of all directories together."""
+def sum_counts(metas: list[IcuMeta], name: str) -> dict[str, Any]:
+    """Sum the counts by concept, or by concept and unit, over all directories."""
     total: dict[str, Any] = {}
     for concept, n in (pair for meta in metas for pair in getattr(meta, name).items()):
         if isinstance(n, dict):
@@ -165,31 +165,31 @@ def added(metas: list[IcuMeta], name: str) -> dict[str, Any]:
     return dict(sorted(total.items()))
 
 
-def pooled(attritions: list[list[dict[str, int | str]]]) -> list[dict[str, int | str]]:
+def pool_attrition(attritions: list[list[dict[str, int | str]]]) -> list[dict[str, int | str]]:
     return [
         {key: value if key == "step" else sum(row[key] for row in rows) for key, value in rows[0].items()}
         for rows in zip(*attritions, strict=False)
     ]
 
 
-def assigned(rows: pl.DataFrame, split: Split, seed: int) -> tuple[pl.DataFrame, Split, int]:
-    """`rows` with their `split`, the split with what it holds out named, and how many rows had to leave."""
+def assign_split(rows: pl.DataFrame, split: Split, seed: int) -> tuple[pl.DataFrame, Split, int]:
+    """Return `rows` with a column `split`, the split with its holdout filled in, and the number of removed rows."""
     if split.kind == "patient":
         fold = splits.folds(rows["subject_id"].to_list(), rows["label"].to_list(), split.folds, seed)
         held = pl.Series(fold) == split.fold
     else:
         column = "period" if split.kind == "temporal" else "source"
-        known = sorted(rows[column].drop_nulls().unique().to_list())
+        values = sorted(rows[column].drop_nulls().unique().to_list())
         if split.kind == "temporal" and rows[column].null_count():
             raise DataError(
                 f"{rows[column].null_count()} of {rows.height} rows have no period",
-                "their source shifts or leaves out dates",
+                "their source shifts or omits dates",
                 "use patient folds, or a source with periods (mimic3; meds with dates = 'real')",
             )
-        holdout = split.holdout or known[-1]
-        if holdout not in known or len(known) < 2:
+        holdout = split.holdout or values[-1]
+        if holdout not in values or len(values) < 2:
             raise DataError(
-                f"{column} '{holdout}' cannot be held out", f"the data has: {', '.join(known)}", "choose one of them"
+                f"{column} '{holdout}' cannot be held out", f"the data has: {', '.join(values)}", "choose one of them"
             )
         split = Split(split.kind, holdout=holdout)
         held = rows[column] == holdout
@@ -199,5 +199,5 @@ def assigned(rows: pl.DataFrame, split: Split, seed: int) -> tuple[pl.DataFrame,
     rest = rows.filter(~held)
     names = splits.assign(rest["subject_id"].to_list(), rest["label"].to_list(), REST, seed)
     rest = rest.with_columns(split=pl.Series(names, dtype=pl.String))
-    whole = pl.concat([rest, rows.filter(held).with_columns(split=pl.lit("test"))])
-    return whole.sort("stay_id", "at_h"), split, left
+    split_rows = pl.concat([rest, rows.filter(held).with_columns(split=pl.lit("test"))])
+    return split_rows.sort("stay_id", "at_h"), split, left

@@ -8,10 +8,10 @@ from raylab.data.icu.concepts import SERIES, STATIC, SUMMED
 
 
 def hourly_cells(events: pl.LazyFrame) -> pl.LazyFrame:
-    """One row for every stay, hour and series concept recorded in it: value (the last that can be used; urine: their
-    sum) and its time, both null where none can be; `ended`, whether the last record of the hour cannot be used.
+    """Return one row per stay, hour and recorded series concept: the last usable value (for urine the sum) and its
+    time, both null if no record is usable; and `ended`, whether the last record of the hour is unusable.
 
-    Of several values at the last time the largest counts: the order of the rows must not matter.
+    Of several values at the last time the largest is used, so that the order of the rows does not matter.
     """
     ordered = events.filter(pl.col("concept").is_in(SERIES)).sort("time", "value")  # nulls first
     usable = pl.col("value").is_not_null()
@@ -27,18 +27,18 @@ def hourly_cells(events: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def grid(cells: pl.DataFrame, stay_ids: pl.Series, hours: int) -> pl.DataFrame:
-    """stay_id, hour, and for each concept measured in any of these stays: `<name>`, `<name>__mask`, `<name>__since`.
+    """Return stay_id, hour, and `<name>`, `<name>__mask`, `<name>__since` for each concept measured in these stays.
 
-    Exactly `hours` rows a stay, hour h = [h, h + 1), in the order of `stay_ids`. `<name>` is null where not measured;
-    `__since` is hours from the last measurement to the end of hour h, null where no value is known: before the first
-    one, and after a record that cannot be used until the next that can. A value counts for the hour in which it was
-    measured also when such a record follows within it.
+    There are exactly `hours` rows per stay, in the order of `stay_ids`; hour h is [h, h + 1). `<name>` is null if not
+    measured; `__since` is the time (h) from the last measurement to the end of hour h, null if no value is known:
+    before the first one, and from an unusable record until the next usable one. A value counts for the hour in which
+    it was measured even if an unusable record follows in the same hour.
     """
     cells = cells.filter(pl.col("stay_id").is_in(stay_ids.to_list()))
-    found = set(cells.drop_nulls("value")["concept"].unique())
-    nowhere = pl.lit(float("nan"))  # stops the carry of the time before
+    measured = set(cells.drop_nulls("value")["concept"].unique())
+    nowhere = pl.lit(float("nan"))  # ends the carry of the previous time
     cells = cells.with_columns(carry=pl.when("ended").then(nowhere).otherwise("time"))
-    names = [name for name in SERIES if name in found]
+    names = [name for name in SERIES if name in measured]
     table = pl.DataFrame({"stay_id": stay_ids}).join(
         pl.DataFrame({"hour": pl.int_range(hours, dtype=pl.Int32, eager=True)}), how="cross"
     )
@@ -60,8 +60,8 @@ def grid(cells: pl.DataFrame, stay_ids: pl.Series, hours: int) -> pl.DataFrame:
 
 
 def joined(tables: list[pl.DataFrame], names: Iterable[str]) -> pl.DataFrame:
-    """The grids of several pieces as one, with the concepts `names` in their order; what a piece lacks is unmeasured
-    in it."""
+    """Return the grids of several batches as one, with the concepts `names` in that order; a concept that a batch lacks
+    is unmeasured in it."""
     table = pl.concat(tables, how="diagonal")
     masks = [pl.col(f"{name}__mask").fill_null(False) for name in names]
     columns = [f"{name}{suffix}" for name in names for suffix in ("", "__mask", "__since")]
@@ -69,7 +69,7 @@ def joined(tables: list[pl.DataFrame], names: Iterable[str]) -> pl.DataFrame:
 
 
 def first_values(events: pl.LazyFrame) -> pl.LazyFrame:
-    """stay_id and one column for each static concept: its first value that can be used."""
+    """Return stay_id and one column per static concept, with its first usable value."""
     first = events.filter(pl.col("concept").is_in(STATIC)).drop_nulls("value").sort("time", "value")
     return first.group_by("stay_id").agg(
         pl.col("value").filter(pl.col("concept") == name).first().cast(pl.Float32).alias(name) for name in STATIC
@@ -77,7 +77,7 @@ def first_values(events: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def statistics(rows: pl.DataFrame, names: Iterable[str]) -> dict[str, dict[str, float]]:
-    """mean, std (population) and n of the measured values; a name never measured in `rows` is left out."""
+    """Return mean, std (population) and n of the measured values; a name never measured in `rows` is omitted."""
     result: dict[str, dict[str, float]] = {}
     for name in names:
         values = rows[name].drop_nulls().cast(pl.Float64) if name in rows.columns else pl.Series([], dtype=pl.Float64)

@@ -1,7 +1,7 @@
-"""Units as hospitals write them, UCUM or the usual spellings in any letter case.
+"""Parsing and conversion of units as hospitals write them: UCUM or common spellings, in any letter case.
 
-`parse` reads a spelling; `conversion` says how values in one unit become values in another. What cannot be read, or
-measures something else, has no conversion: nothing is guessed.
+`parse` reads a spelling; `conversion` returns how to convert values from one unit to another. A unit that cannot be
+parsed, or that measures something else, has no conversion: nothing is guessed.
 """
 
 import re
@@ -11,10 +11,10 @@ from functools import cache
 from itertools import product
 
 Parsed = tuple[float, tuple[tuple[str, int], ...]]
-"""A number and powers of units: `10*3/uL` is (1000.0, (("microliter", -1),))."""
+"""A factor and powers of units: `10*3/uL` is (1000.0, (("microliter", -1),))."""
 
 NO_UNIT = {"", "unk", "unknown", "none", "null", "nan", "na", "n/a", "-", "--", ".", "?", "no unit", "unitless"}
-"""What a row says, in lower case, that names no unit."""
+"""Entries, in lower case, that stand for a missing unit."""
 
 _POWERS = {"hecto": 1e2, "kilo": 1e3, "deci": 1e-1, "centi": 1e-2, "milli": 1e-3, "micro": 1e-6, "nano": 1e-9,
            "pico": 1e-12, "femto": 1e-15}  # fmt: skip
@@ -83,7 +83,7 @@ _FACTOR = re.compile(r"(?P<number>\d+(?:e-?\d+)?)?(?P<atom>[a-z%°#\"\[\]_]\S*?)
 
 
 def spelled(unit: str) -> str:
-    """The form in which spellings are compared: lower case, single spaces, `u` for either micro sign, 10^9 for 10⁹."""
+    """Return the normalised spelling: lower case, single spaces, `u` for either micro sign, 10^9 for 10⁹."""
     text = unit.replace("Â", "").translate({ord("º"): "°", ord("×"): "x", ord("·"): "*", ord("⋅"): "*"})
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda found: "^" + found[0], text)
     text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("μ", "u")
@@ -92,7 +92,7 @@ def spelled(unit: str) -> str:
 
 @cache
 def parse(unit: str) -> Parsed | None:
-    """What `unit` measures in; None where it cannot be read."""
+    """Parse the spelling of a unit; None if it is not understood."""
     if molar := re.fullmatch(r"([munpµμ]?)M", unit.strip()):
         return parse(f"{molar[1]}mol/L")
     text = spelled(unit)
@@ -109,7 +109,7 @@ def parse(unit: str) -> Parsed | None:
 
 
 def _parse_factors(text: str) -> Parsed | None:
-    """Of `1e3/ul`, `mg/dl`, `mmol*l-1`: factors from left to right; only the first may be missing, as in `/min`."""
+    """Parse `1e3/ul`, `mg/dl`, `mmol*l-1`: factors from left to right; only the first may be missing, as in `/min`."""
     number, powers, sign = 1.0, Counter[str](), 1
     first, *rest = re.split(r"([/*.])", text)
     for operator, part in zip(["*", *rest[::2]], [first or "1", *rest[1::2]], strict=True):
@@ -123,7 +123,7 @@ def _parse_factors(text: str) -> Parsed | None:
 
 
 def _parse_factor(part: str) -> Parsed | None:
-    """Of `mmhg`, `mm3`, `l-1`, `1e3`, `100ml`."""
+    """Parse a single factor: `mmhg`, `mm3`, `l-1`, `1e3`, `100ml`."""
     if part in _ATOMS:
         return 1.0, ((_ATOMS[part], 1),) if _ATOMS[part] else ()
     found = _FACTOR.fullmatch(part)
@@ -135,7 +135,7 @@ def _parse_factor(part: str) -> Parsed | None:
 
 _METRE, _KILOGRAM, _SECOND, _KELVIN = ("m", 1), ("kg", 1), ("s", 1), ("K", 1)
 _PRESSURE = (("kg", 1), ("m", -1), ("s", -2))
-_SIZES: dict[str, tuple[float, tuple[tuple[str, int], ...]]] = {  # of each unit, in SI's base units
+_SIZES: dict[str, tuple[float, tuple[tuple[str, int], ...]]] = {  # size of each unit in SI base units
     "gram": (1e-3, (_KILOGRAM,)),
     "liter": (1e-3, (("m", 3),)),
     "mole": (1.0, (("mol", 1),)),
@@ -165,11 +165,11 @@ _SIZES: dict[str, tuple[float, tuple[tuple[str, int], ...]]] = {  # of each unit
     "year": (365.25 * 86400, (_SECOND,)),
     "percent": (0.01, ()),
 }
-_ZEROS = {"degC": 273.15, "degF": 459.67 * 5 / 9}  # kelvin at 0
+_ZEROS = {"degC": 273.15, "degF": 459.67 * 5 / 9}  # zero of the scale in kelvin
 
 
 def _measure(of: Parsed) -> tuple[float, Counter[str]]:
-    """(how many of SI's base units one of these units is, the powers of those)."""
+    """Return (size of one unit in SI base units, powers of those base units)."""
     size, dimension = of[0], Counter[str]()
     for name, power in of[1]:
         prefix = "" if name in _SIZES else next(p for p in _POWERS if name.startswith(p))
@@ -180,7 +180,7 @@ def _measure(of: Parsed) -> tuple[float, Counter[str]]:
 
 
 def _zero(of: Parsed) -> float:
-    """Where the scale of a temperature begins, in kelvin."""
+    """Return the zero of a temperature scale in kelvin; 0 for any other unit."""
     return _ZEROS.get(of[1][0][0], 0.0) if of[1] else 0.0
 
 
@@ -188,9 +188,9 @@ def _zero(of: Parsed) -> float:
 def conversion(
     said: str, own: str, molar_mass: float | None = None, charge: int | None = None
 ) -> tuple[float, float] | None:
-    """(scale, offset): value * scale + offset turns a value in `said` into one in `own`; None where that cannot be.
+    """Return (scale, offset) such that value * scale + offset converts from `said` to `own`; None if impossible.
 
-    `molar_mass` in g/mol joins masses and amounts of substance, `charge` amounts and equivalents.
+    `molar_mass` (g/mol) relates masses to amounts of substance, `charge` relates amounts to equivalents.
     """
     source, target = parse(said), parse(own)
     if source is None or target is None:
@@ -200,7 +200,7 @@ def conversion(
     (size, dimension), (own_size, own_dimension) = _measure(source), _measure(target)
     if dimension == own_dimension:
         return _exact(size / own_size), (_zero(source) - _zero(target)) / own_size
-    bridges = [(molar_mass and molar_mass / 1000, "kg"), (charge, "eq")]  # of one mole
+    bridges = [(molar_mass and molar_mass / 1000, "kg"), (charge, "eq")]  # per mole
     for powers in product((-1, 0, 1), repeat=len(bridges)):
         bridged, bridged_dimension = size, Counter(dimension)
         for (per_mole, base), power in zip(bridges, powers, strict=True):
@@ -214,5 +214,5 @@ def conversion(
 
 
 def _exact(scale: float) -> float:
-    """Without the last digit, which the arithmetic may have spoilt: ng/mL to ug/L is 1."""
+    """Return the scale without its last digits, which have rounding errors, so that ng/mL to ug/L is exactly 1."""
     return float(f"{scale:.14g}")

@@ -1,8 +1,8 @@
-"""Features of the virtual patient behind a stay: the lung model fitted to its gases before the landmark, and what-ifs.
+"""Features of a stay's virtual patient: the lung model fitted to its gases before the landmark, and what-if outputs.
 
-Everything comes from the hourly grid before the landmark, so that nothing later can enter. A fit knows one stay's own
-readings only: no patient's data reaches another's features, and no simulated twin is a row. Stays without a ventilated
-gas have nulls, and vp_known 0.
+Only the hourly grid before the landmark is used, so that no later value can enter. Each fit uses one stay's readings
+only: no data passes between patients, and simulated patients are never rows. Stays without a ventilated gas have nulls,
+and vp_known is 0.
 """
 
 import polars as pl
@@ -24,13 +24,13 @@ WHAT_IFS = {
     "vp_pf_low_output": ({"fio2": 0.5, "cardiac_output_L_per_min": 4.0}, "pf_mmHg"),
     "vp_paco2_usual": ({"fio2": 0.5}, "paco2_mmHg"),
 }
-"""Of the fitted lung under usual settings (parameters.SETTINGS) and these: what two patients' gases say when they are
-taken at the same FiO2 and ventilation."""
+"""Outputs of the fitted lung under standard settings (parameters.SETTINGS) changed by these, so that gases of patients
+can be compared at the same FiO2 and ventilation."""
 VIRTUAL = ("vp_known", *FITTED, "vp_shunt_width", *WHAT_IFS)
 
 
 def virtual_patients(samples: pl.DataFrame, table: pl.DataFrame, landmark_h: int) -> pl.DataFrame:
-    """`samples` with the columns VIRTUAL, float32; `table` is its hourly grid (hours.parquet)."""
+    """Return `samples` with the columns VIRTUAL, float32; `table` is their hourly grid (hours.parquet)."""
     readings = gases.gases(events(samples, table.filter(pl.col("hour") < landmark_h)))
     if readings.is_empty():
         nothing = [pl.lit(None, pl.Float32).alias(name) for name in VIRTUAL[1:]]
@@ -42,17 +42,17 @@ def virtual_patients(samples: pl.DataFrame, table: pl.DataFrame, landmark_h: int
     lung = {parameter: torch.tensor(fits[parameter].to_numpy().copy()) for parameter in FITTED.values()}
     for name, (settings, output) in WHAT_IFS.items():
         with torch.no_grad():
-            found = steady_state(inputs({**lung, "collapsed": 0.0, **settings}, rows=fits.height))
-        columns[name] = pl.Series(found.values[output].numpy()).fill_nan(None)
-    known = pl.DataFrame(columns).with_columns(pl.exclude("stay_id").cast(pl.Float32))
-    joined = samples.join(known, "stay_id", "left", maintain_order="left")
+            state = steady_state(inputs({**lung, "collapsed": 0.0, **settings}, rows=fits.height))
+        columns[name] = pl.Series(state.values[output].numpy()).fill_nan(None)
+    features = pl.DataFrame(columns).with_columns(pl.exclude("stay_id").cast(pl.Float32))
+    joined = samples.join(features, "stay_id", "left", maintain_order="left")
     joined = joined.with_columns(vp_known=pl.col("vp_shunt").is_not_null().cast(pl.Float32))
     return joined.select(*samples.columns, *VIRTUAL)
 
 
 def events(samples: pl.DataFrame, table: pl.DataFrame) -> pl.LazyFrame:
-    """What the grid shows as events again: stay_id, time (h), concept, value; the last value of each hour, and a null
-    where a value that could not be used ended the carry."""
+    """Convert the grid back to events: stay_id, time (h), concept, value; the last value of each hour, and a null where
+    an unusable record ended the carry."""
     wanted = [name for name in ("pao2", *gases.BACK_h, *gases.SAMPLE) if name in table.columns]
     known = {name: pl.col(f"{name}__since").is_not_null() for name in wanted}
     rows = [

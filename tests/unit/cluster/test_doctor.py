@@ -67,19 +67,19 @@ def texts(findings) -> str:
 def test_a_site_on_which_all_is_well(local, tmp_path, fakes):
     found = examine(local, tmp_path, fakes())
     # this machine may have no network, and another Ray
-    here = [one for one in found if "other nodes do not reach" not in one.what and ", the default of" not in one.what]
+    here = [one for one in found if "other nodes cannot reach" not in one.what and ", the default of" not in one.what]
     assert not bad(here), bad(here)
     host = socket.gethostname()
     for said in (
         "Slurm 23.11.1 answers",
         "30 s to save",
-        "Slurm takes jobs of type cpu",
-        f"{host}: Python and packages are those of the login node",
-        f"{host}: shared storage: a file that is replaced is seen whole",
-        f"{host}: shared storage: a lock of the login node holds here",
-        f"{host}: Ray takes its token from a private file",
-        f"{host}: scratch /tmp holds Ray's sockets",
-        f"what {host} wrote is seen on the login node",
+        "Slurm accepts jobs of type cpu",
+        f"{host}: Python and packages are the same as on the login node",
+        f"{host}: shared storage: replacing a file is atomic",
+        f"{host}: shared storage: file locks of the login node work here",
+        f"{host}: Ray reads its token from a private file",
+        f"{host}: scratch /tmp can hold Ray's sockets",
+        f"files of {host} are visible on the login node",
         f"{host}: clock within",
     ):
         assert said in texts(found)
@@ -110,18 +110,18 @@ def test_a_queue_that_does_not_start_is_said_with_slurms_reason_and_the_job_is_c
     (late,) = bad(found)
     assert late.what == "no node of type cpu within 0 s: other jobs have a higher priority" and "--wait" in late.do
     assert (slurm.directory / "scancel.calls").read_text().split() == ["77"]
-    assert "Slurm takes jobs of type cpu" in texts(found), "the login node's part stands"
+    assert "Slurm accepts jobs of type cpu" in texts(found), "the login node's findings are reported"
 
 
 def test_a_job_that_could_not_be_cancelled_is_named(local, tmp_path, fakes, monkeypatch):
     monkeypatch.setattr("cluster.slurm.TRIES", 1)
     slurm = fakes(srun="exit 0", squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
-    assert any("may still be there" in one.what and "scancel" in one.do for one in bad(examine(local, tmp_path, slurm)))
+    assert any("may still exist" in one.what and "scancel" in one.do for one in bad(examine(local, tmp_path, slurm)))
 
 
 def test_a_node_without_our_python_says_what_it_said(local, tmp_path, fakes):
     (found,) = bad(examine(local, tmp_path, fakes(), command=["/p/none/python", "-m", "x"]))
-    assert "1 of 1 nodes of type cpu gave no answer" in found.what and "/p/none/python" in found.what
+    assert "1 of 1 nodes of type cpu did not answer" in found.what and "/p/none/python" in found.what
     assert "`python`" in found.do
 
 
@@ -157,7 +157,7 @@ def test_partitions_on_which_a_cluster_would_not_do(local, changed, said):
 
 def test_preemption_and_its_grace_are_told(local):
     facts = {"State": "UP", "MaxTime": "UNLIMITED", "PreemptMode": "REQUEUE", "GraceTime": "60"}
-    assert "60 s of grace" in texts(site_checks.partition("p", facts, local))
+    assert "a grace time of 60 s" in texts(site_checks.partition("p", facts, local))
 
 
 def test_settings_of_slurm_that_cost_work(local):
@@ -180,7 +180,7 @@ def test_a_home_that_cannot_be_written(local, fakes, tmp_path):
 
 def test_what_several_nodes_say_is_said_once():
     same, own = Finding("well"), Finding("sick", False, "mend it")
-    assert site_checks.merged({"n2": [same], "n1": [same, own]}) == [
+    assert site_checks.merge_findings({"n2": [same], "n1": [same, own]}) == [
         Finding("n1, n2: well"),
         Finding("n1: sick", False, "mend it"),
     ]
@@ -192,7 +192,7 @@ def test_what_several_nodes_say_is_said_once():
 def test_storage_that_is_not_shared(tmp_path, monkeypatch):
     monkeypatch.setattr(node_checks, "SEE_SECONDS", 0.2)
     found, shared = node_checks.storage(tmp_path / "clusters" / ".doctor-1", "word")
-    assert not shared and f"{tmp_path} is not seen here" in found[0].what and "RAYLAB_HOME" in found[0].do
+    assert not shared and f"{tmp_path} are not visible here" in found[0].what and "RAYLAB_HOME" in found[0].do
 
 
 def test_another_word_is_another_directory(tmp_path, monkeypatch):
@@ -215,10 +215,10 @@ def test_a_file_that_is_seen_half_and_one_that_never_changes(tmp_path, monkeypat
     monkeypatch.setattr(node_checks, "SEE_SECONDS", 0.3)
     path = tmp_path / "swap"
     path.write_text("a" * node_checks.LETTERS)
-    assert "not seen here within" in node_checks._replaced(path).what
+    assert "not visible here within" in node_checks._check_replacement(path).what
     texts_read = iter(["a" * node_checks.LETTERS, "ab"])
     monkeypatch.setattr(Path, "read_text", lambda self: next(texts_read))
-    assert "half" in node_checks._replaced(path).what
+    assert "not atomic" in node_checks._check_replacement(path).what
 
 
 def test_scratch_that_cannot_hold_rays_sockets(tmp_path):
@@ -266,7 +266,7 @@ def test_another_ray_is_said_and_harmless(tmp_path):
             (found,) = node_checks.other_rays()
         finally:
             process.kill()
-    assert found.ok and f"pid {process.pid}" in found.what and "ours has ports" in found.what
+    assert found.ok and f"pid {process.pid}" in found.what and "raylab uses its own ports" in found.what
 
 
 @pytest.mark.parametrize(("given", "visible", "well"), [("2", "0,1", True), ("1", "0", False), ("2", "0", False)])
@@ -282,7 +282,7 @@ def test_gpus_promised_given_and_visible(monkeypatch, tmp_path, given, visible, 
     (found,) = node_checks.gpus(NodeType(cpus=1, memory_mb=1000, gpus=2))
     assert not found.ok
     (found,) = node_checks.gpus(NodeType(cpus=1, memory_mb=1000, gpus=2, pretended_gpus=True))
-    assert found.ok == well == ("pretended" in found.what)
+    assert found.ok == well == ("fake" in found.what)
     assert node_checks.gpus(NodeType(cpus=1, memory_mb=1000)) == []
 
 

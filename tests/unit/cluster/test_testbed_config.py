@@ -76,7 +76,7 @@ def test_shared_are_what_is_private_otherwise(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("asked", ["relative", "/no/such/directory"])
 def test_a_share_that_is_not_there_is_refused(asked):
-    with pytest.raises(UsageError, match=f"'{asked}', which is no directory"):
+    with pytest.raises(UsageError, match=f"'{asked}', which is not a directory"):
         control.shared(PLAN.root, {"RAYLAB_TESTBED_SHARE": asked})
 
 
@@ -108,7 +108,7 @@ def test_a_pid_that_went_to_another_process_is_not_the_controller(tmp_path: Path
 
 def test_what_is_not_a_testbed_is_left_alone(tmp_path: Path):
     (tmp_path / "precious").write_text("data")
-    with pytest.raises(UsageError, match="left alone"):
+    with pytest.raises(UsageError, match="was not changed"):
         control.down(tmp_path)
     control.down(tmp_path / "absent")
     assert (tmp_path / "precious").read_text() == "data"

@@ -36,7 +36,7 @@ def outline(directory: Path) -> dict[str, bytes]:
 def test_prepared_data_is_replaced_only_when_asked(tmp_path):
     first = prepared.publish(tmp_path / "out", write(), "new")
     before = outline(tmp_path)
-    with pytest.raises(DataError, match="holds prepared data already") as refused:
+    with pytest.raises(DataError, match="already holds prepared data") as refused:
         prepared.publish(tmp_path / "out", write("two"), "new")
     assert "--replace" in refused.value.do and outline(tmp_path) == before
     again = prepared.publish(tmp_path / "out", write("two"), "new", replace=True)
@@ -93,11 +93,11 @@ def link(out: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    (mine, "not of its prepared data: notes.txt"),
-    (link, "not of its prepared data: link"),
-    (foreign_meta, "holds no prepared data"),
-    (lambda out: (out / "meta.json").write_text("{"), "holds no prepared data"),
-    (lambda out: (out / "meta.json").unlink(), "holds no prepared data"),
+    (mine, "do not belong to its prepared data: notes.txt"),
+    (link, "do not belong to its prepared data: link"),
+    (foreign_meta, "is not prepared data"),
+    (lambda out: (out / "meta.json").write_text("{"), "is not prepared data"),
+    (lambda out: (out / "meta.json").unlink(), "is not prepared data"),
 ])  # fmt: skip
 def test_what_is_not_raylabs_is_never_removed(tmp_path, change, says):
     prepared.publish(tmp_path / "out", write(), "new")

@@ -54,7 +54,7 @@ def test_our_own_error_stays_what_it_is(tmp_path):
 
 
 def test_a_chunk_without_its_file_is_an_error(tmp_path):
-    with pytest.raises(RunError, match="chunk 000 ended without its file"):
+    with pytest.raises(RunError, match="chunk 000 wrote no file"):
         run_chunks(lambda number, path: None, chunks(tmp_path, 1))
 
 

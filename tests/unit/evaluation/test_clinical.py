@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from raylab.errors import DataError
-from raylab.evaluation.clinical import THRESHOLDS, decision_curve, ici, recalibrated, subgroups
+from raylab.evaluation.clinical import THRESHOLDS, decision_curve, ici, recalibrate, subgroups
 
 
 def draw(n: int = 3000, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -44,10 +44,10 @@ def test_subgroups_are_scored_or_only_counted():
 def test_recalibration_mends_a_shift():
     y, p, group = draw(6000)
     wrong = 1 / (1 + np.exp(-(2 * np.log(p / (1 - p)) + 1)))
-    mended, fit = recalibrated(wrong[1000:], y[:1000], wrong[:1000])
+    mended, fit = recalibrate(wrong[1000:], y[:1000], wrong[:1000])
     assert fit["slope"] == pytest.approx(0.5, abs=0.1) and fit["intercept"] == pytest.approx(-0.5, abs=0.2)
     before, after = (ici(y[1000:], q, group[1000:], bootstraps=1).value for q in (wrong[1000:], mended))
     assert after < 0.03 < before
     assert (np.argsort(mended) == np.argsort(wrong[1000:])).all()
     with pytest.raises(DataError, match="too few to recalibrate"):
-        recalibrated(wrong, y[:3] * 0, wrong[:3])
+        recalibrate(wrong, y[:3] * 0, wrong[:3])

@@ -64,7 +64,7 @@ def test_other_classes_are_refused(framed: Path, tmp_path: Path) -> None:
     probe = border_probe(framed / "out", tmp_path)
     test = load_images(framed / "out", "test")
     test.spec = {**test.spec, "classes": ["a", "b", "c"]}
-    with pytest.raises(DataError, match="the border probe knows"):
+    with pytest.raises(DataError, match="the border probe has the classes"):
         probe(test)
 
 

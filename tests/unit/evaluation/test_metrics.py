@@ -450,7 +450,7 @@ def test_bad_binary_inputs_are_named(y, p, group, says):
 
 def test_bad_multiclass_and_paired_inputs_are_named():
     y, p, group = three(N=10)
-    with pytest.raises(DataError, match="do not add up to 1"):
+    with pytest.raises(DataError, match="do not sum to 1"):
         multiclass_scores(y, p / 2, group, CLASSES)
     with pytest.raises(DataError, match="p has 3 columns"):
         multiclass_scores(y, p, group, CLASSES[:2])

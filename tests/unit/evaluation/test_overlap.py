@@ -207,7 +207,7 @@ def test_stays_of_two_hospitals_pooled_and_apart(tmp_path, monkeypatch):
     )
     found = leakage("ards", tmp_path / "pool", hirid, "all")
     assert 0.7 * found["patients"] < found["shared"] < 0.9 * found["patients"]
-    with pytest.raises(DataError, match="their identifiers have one numbering: yaib eicu"):
+    with pytest.raises(DataError, match="these identifiers have the same scope: yaib eicu"):
         resplit([eicu, later], tmp_path / "twice", Split("patient"))
     assert resplit([eicu, last], tmp_path / "one", Split("patient")).numbering == ["yaib eicu"]
     found = leakage("ards", tmp_path / "one", last, "all")  # parts of one numbering keep their identifiers

@@ -63,7 +63,7 @@ def test_a_model_trained_elsewhere_is_scored_on_yaib_data(tmp_path, ards_data, c
         raylab("prepare", "ards", "--source", "yaib", "--path", yaib(tmp_path / "eicu"), "--out", tmp_path / "y") == 0
     )
     said = capsys.readouterr().out
-    assert "ventilation is not recorded here" in said and "how the rows end" in said
+    assert "ventilation is not recorded here" in said and "outcomes of the rows" in said
     words = ["evaluate", "ards", "--run", "far", "--data", tmp_path / "y", "--split", "all", "--recalibrate", 20]
     assert raylab(*words, "--json", tmp_path / "scores.json") == 0
     said = capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_a_label_of_an_earlier_version_is_compared():
     framing = {"framing": "landmark", "horizon_h": 24, "gap_h": 0}
     meta = IcuMeta.model_construct(label={"name": "ahrf", "onset": "others"}, **framing)
     found = scores.differences({"label": mine, **framing}, meta)
-    assert found == ["min_age: the model's 18.0, this data's not said"]
+    assert found == ["min_age: the model's 18.0, this data's not recorded"]
 
 
 def test_rolling_predictions_are_scored_by_events(tmp_path, capsys):

@@ -104,7 +104,7 @@ def test_it_goes_on_from_what_is_there(done, monkeypatch):
 
 def test_other_data_in_the_same_place_is_refused(done, capsys):
     assert cli.main([*WORDS, "--folds", "3", "--out", str(done / "b")]) == 2
-    assert "holds a benchmark of other data or folds" in capsys.readouterr().err
+    assert "contains a benchmark of other data or folds" in capsys.readouterr().err
     assert cli.main(["benchmark", "ards", "--models", "xgboost", "--out", str(done / "c")]) == 2
     assert "boosting" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.common import benchmark_covidnet
-from jobs.common.benchmark_covidnet import Benchmark, markdown, spent
+from jobs.common.benchmark_covidnet import Benchmark, markdown, measure_search
 from raylab.errors import UsageError
 from raylab.files import write_json
 
@@ -55,7 +55,7 @@ def test_what_a_search_spent(tmp_path: Path) -> None:
         write_json(folder / "end.json", {"objective": objective})
         os.utime(folder / "params.json", (begin, begin))
         os.utime(folder / "end.json", (end, end))
-    found = spent(tmp_path)
+    found = measure_search(tmp_path)
     assert found["curve"] == [(60, 0.5), (200, 0.7)] and found["seconds_to_best"] == 200
     assert found["hours"] == pytest.approx((60 + 90 + 180 + 180) / 3600)
 
@@ -81,7 +81,7 @@ def test_rows_are_called_by_what_they_are_and_not_by_their_run(tmp_path: Path) -
     (tmp_path / "steps").mkdir()
     args = argparse.Namespace(size=64, epochs=1, set=[], quiet=True, seeds=1, networks=["vgg19"])
     bench = Benchmark(args, tmp_path)
-    bench.scored = lambda name, run, data: scored(f"out-{name}")  # type: ignore[method-assign]
+    bench.evaluate_run = lambda name, run, data: scored(f"out-{name}")  # type: ignore[method-assign]
     bench.run = lambda name, verb, *words: {"name": f"out-{name}"}  # type: ignore[method-assign]
     assert [row["name"] for row in bench.networks()] == ["vgg19", "covidnet-masked"]
     assert [row["name"] for row in bench.transfers()] == ["before transfer", "scratch", "lp-ft"]

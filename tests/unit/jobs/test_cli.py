@@ -138,8 +138,8 @@ def test_options_are_not_abbreviated():
         (["ards", "--set", "data.cohort=alll"], "all"),
         (["ards", "--set", "optim.class_weight=(1,2,3)"], "3 values for 2 classes"),
         (["covidnet"], "was prepared for 'ards', not for 'covidnet'"),
-        (["ards", "--name", "a/b"], "cannot name a run"),
-        (["ards", "--name", ".hidden"], "cannot name a run"),
+        (["ards", "--name", "a/b"], "not a valid run name"),
+        (["ards", "--name", ".hidden"], "not a valid run name"),
         (["ards", "--from", "nobody"], "nobody"),
     ],
 )
@@ -196,7 +196,7 @@ def test_exit_codes_of_the_ways_to_end(monkeypatch):
     for end, code, said in (
         (lambda args: {"exit_code": 1}, 1, ""),
         (lambda args: (_ for _ in ()).throw(KeyboardInterrupt), 130, "raylab resume NAME"),
-        (lambda args: os.kill(os.getpid(), signal.SIGTERM) or {}, 130, "stopped"),
+        (lambda args: os.kill(os.getpid(), signal.SIGTERM) or {}, 130, "interrupted"),
     ):
         monkeypatch.setattr(sync, "main", end)
         got, _, err = raylab("sync")
@@ -250,14 +250,14 @@ def test_evaluate_and_the_count_of_test_reads(trained, ards_data, tmp_path):
     assert "test/prevalence_low" in kept.metrics
     assert "auroc" in json.loads(kept.tags["raylab.no_interval.test"])[scored["auroc"]["why"]]
     assert set(scored["cohorts"]) == {"all", "ventilated_pf", "ventilated", "gas", "matched"}
-    assert f"test split: {n} rows" in out and "has now been read" not in out
+    assert f"test split: {n} rows" in out and "has now been scored on these test rows" not in out
     code, out, _ = raylab("evaluate", "ards", "--run", trained[0]["run_id"], "--data", ards_data)  # by its MLflow id
-    assert code == 0 and "has now been read 2 times" in out
+    assert code == 0 and "has now been scored on these test rows 2 times" in out
 
 
 def test_evaluate_refuses_what_the_model_has_learnt_from(trained, ards_data):
     said = refused("evaluate", "ards", "--run", "first", "--data", ards_data, "--split", "all")
-    assert "learnt" in said and "--split test" in said
+    assert "include training rows" in said and "--split test" in said
 
 
 def test_scores_on_other_data_are_one_row_however_often_they_are_computed(trained, tmp_path, own_home):
@@ -269,7 +269,7 @@ def test_scores_on_other_data_are_one_row_however_often_they_are_computed(traine
         assert code == 0, err
         scored = json.loads((tmp_path / "scores.json").read_text())
         assert scored["evaluation_run_id"] != scored["run_id"] and scored["test_reads"] == times
-        assert ("has now been read 2 times" in out) == (times == 2)
+        assert ("has now been scored on these test rows 2 times" in out) == (times == 2)
         code, out, err = raylab("compare", "--out", tmp_path / "report.html", "--json", tmp_path / "runs.json")
         assert code == 0, err
         rows = [r for r in json.loads((tmp_path / "runs.json").read_text())["runs"] if r["kind"] == "evaluate"]
@@ -368,10 +368,12 @@ def test_patients_that_the_starting_weights_know_are_counted_too(copied, ards_da
         "another source (synthetic seed 5; synthetic seed 0): other patients, as far as identifiers can tell"
     )
     assert leaked["parents"]["first"]["shared"] == rows(ards_data, "train") + rows(ards_data, "val")
-    assert "leakage from first, whose weights were the start: WARNING" in out
+    assert "leakage from first, which provided the initial weights: WARNING" in out
     home.annotate(home.find(name), parent="gone")
     code, out, _ = raylab(*words)
-    assert code == 0 and "leakage from gone, whose weights were the start: not checked, the run is no longer" in out
+    assert (
+        code == 0 and "leakage from gone, which provided the initial weights: not checked, the run is no longer" in out
+    )
 
 
 def test_a_run_of_another_task_is_refused(trained, ards_data, covidnet_data):
@@ -411,17 +413,17 @@ def test_predict(trained, ards_data, tmp_path):
     words = ("predict", "ards", "--run", "first", "--data", ards_data, "--split", "val", "--out")
     assert "is a directory" in refused(*words, tmp_path)
     assert "does not end in .parquet" in refused(*words, tmp_path / "p.csv")
-    assert "a directory that raylab keeps" in refused(*words, ards_data / "samples.parquet")
+    assert "a directory that raylab manages" in refused(*words, ards_data / "samples.parquet")
     pl.DataFrame({"id": [1], "mine": [2]}).write_parquet(tmp_path / "own.parquet")
-    assert "holds no predictions" in refused(*words, tmp_path / "own.parquet")
+    assert "is not a predictions file" in refused(*words, tmp_path / "own.parquet")
     assert raylab(*words, out)[0] == 0  # an earlier file of the kind is replaced
 
 
 def test_a_result_or_report_replaces_no_other_file(tmp_path, ards_data, trained):
     (tmp_path / "notes.txt").write_text("mine")
     for words in (("models", "--json"), ("compare", "--out")):
-        for path, said in ((tmp_path / "notes.txt", "exists and holds no"), (tmp_path, "is a directory"),
-                           (ards_data / "meta.json", "a directory that raylab keeps")):  # fmt: skip
+        for path, said in ((tmp_path / "notes.txt", "exists and is not a"), (tmp_path, "is a directory"),
+                           (ards_data / "meta.json", "a directory that raylab manages")):  # fmt: skip
             assert said in refused(*words, path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -429,7 +431,7 @@ def test_a_result_or_report_replaces_no_other_file(tmp_path, ards_data, trained)
 def test_resuming_a_finished_run_changes_nothing(trained, tmp_path):
     code, out, err = raylab("resume", "first", "--json", tmp_path / "again.json")
     assert code == 0, err
-    assert "has reached its last step" in out
+    assert "has already finished training" in out
     again = json.loads((tmp_path / "again.json").read_text())
     for fact in ("weights_sha256", "run_id", "steps", "auroc", "val_loss", "gaps", "steps_repeated"):
         assert again[fact] == trained[0][fact], fact
@@ -468,7 +470,7 @@ def test_a_search_registers_its_winner_once_and_best_stays_with_the_better_one(t
     winners = []
     for name, auroc in (("better", 0.9), ("worse", 0.2)):
         search = home.new_run(name, "ards")
-        run_tracking.opening(search, recipe, meta, ards_data, "tune", uri)
+        run_tracking.create_run(search, recipe, meta, ards_data, "tune", uri)
         winner = search / "trials" / "000"
         winner.mkdir(parents=True)
         run_tracking.open_trial(winner, recipe, home.note(search), 0)
@@ -503,7 +505,7 @@ def last_epoch(directory: Path) -> dict[str, float]:
 
 def test_resuming_with_other_data_is_refused(copied):
     said = refused("resume", copied("altered", "ards", data_hash="0" * 64))
-    assert "no longer the data that altered began with" in said
+    assert "no longer the data with which altered started" in said
 
 
 def test_logging_a_model_leaves_the_tracking_address_as_it_was(trained, own_home, monkeypatch):
@@ -515,7 +517,7 @@ def test_logging_a_model_leaves_the_tracking_address_as_it_was(trained, own_home
 
 
 def test_a_run_is_worked_on_by_one_process_at_a_time(trained, own_home):
-    with home.held(own_home / "runs" / "first"):
+    with home.lock_run(own_home / "runs" / "first"):
         code, _, err = raylab("resume", "first")
     assert code == 1 and "another process" in err
 
@@ -538,7 +540,7 @@ def test_a_sweep_goes_on_and_is_one_run(tmp_path):
     (tmp_path / "sweep" / "meta.json").unlink()
     code, out, err = raylab(*words, "--json", tmp_path / "again.json")
     assert code == 0, err
-    assert "2 of 3 chunks are there already" in out
+    assert "2 of 3 chunks exist already" in out
     assert json.loads((tmp_path / "again.json").read_text()) == first
     assert "contains another sweep" in refused(*words, "--seed", 5)
     assert "peep_cmH2O" in refused("simulate", "patient", "--set", "peep=3", "--out", tmp_path / "x")
@@ -557,8 +559,8 @@ def test_a_virtual_patient_is_viewed(tmp_path):
     assert moved["shunt"]["pf_mmHg/down"] > moved["shunt"]["pf_mmHg/here"] > moved["shunt"]["pf_mmHg/up"]
     assert moved["peep_cmH2O"]["pf_mmHg/down"] < moved["peep_cmH2O"]["pf_mmHg/up"]
     assert "fio2 is not within" in refused("simulate", "view", "--set", "fio2=60")
-    assert "no values to view" in refused("simulate", "view", "--set", "cardiac_output_L_per_min=1.5")
-    assert "is no change" in refused("simulate", "view", "--change", "fio2=0.9")
+    assert "no solution for this patient" in refused("simulate", "view", "--set", "cardiac_output_L_per_min=1.5")
+    assert "is not MINUTE:SETTING=VALUE" in refused("simulate", "view", "--change", "fio2=0.9")
 
 
 def test_a_surrogate_is_a_task_like_the_others(tmp_path):

@@ -93,5 +93,5 @@ def test_last_ratio_looks_at_one_value():
 
 def test_one_class_cannot_be_learnt():
     x, y = data()
-    with pytest.raises(DataError, match="one class only: 0 of 300"):
+    with pytest.raises(DataError, match="only one class: 0 of 300"):
         baselines.logistic(LinearModel(name="logistic"), SPEC, 1).fit(x, y * 0)

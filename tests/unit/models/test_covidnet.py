@@ -79,5 +79,5 @@ def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
     save_file(narrow.state_dict(), tmp_path / "w.safetensors")
     again = covidnet(SMALL.model_copy(update={"weights": str(tmp_path / "w.safetensors")}), {}, 3)
     assert torch.equal(again.head.weight, narrow.head.weight)
-    with pytest.raises(DataError, match=r"stem\.0\.weight \(16, 1, 7, 7\), here \(64, 1, 7, 7\)"):
+    with pytest.raises(DataError, match=r"stem\.0\.weight \(16, 1, 7, 7\), expected \(64, 1, 7, 7\)"):
         covidnet(CovidNetModel(name="covidnet", weights=str(tmp_path / "w.safetensors")), {}, 3)

@@ -7,7 +7,7 @@ from raylab.config.recipe import Recipe, RecurrentModel
 from raylab.errors import UsageError
 from raylab.models.ensemble import Ensemble
 from raylab.models.recurrent import KNOTS, SHARE_KNOTS, GruD, Pooled
-from raylab.models.weights import by_name, fill
+from raylab.models.weights import fill, match_inputs
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe, with_search_space
 from raylab.training.predict import predict
@@ -71,7 +71,7 @@ def test_weights_go_by_the_names_of_inputs(name, members):
     parent = job.model(recipe, theirs).eval()
     child = job.model(override(recipe, {"seed": 9}), mine).eval()
     network = child.members[0] if members > 1 else child
-    state = by_name(child.state_dict(), parent.state_dict(), network.inputs(mine), network.inputs(theirs))
+    state = match_inputs(child.state_dict(), parent.state_dict(), network.inputs(mine), network.inputs(theirs))
     before = child.state_dict()
     fill(child, state, "the parent", own_head=True)
     a, b = torch.randn(3, 4), torch.randn(3, 4)

@@ -63,18 +63,18 @@ def test_pretrained_weights(tmp_path: Path, suffix: str) -> None:
     model = make("resnet18", weights=str(path))
     assert torch.equal(model.body.conv1.weight, trained.conv1.weight)
     assert model.head.out_features == 3
-    with pytest.raises(DataError, match=r"do not fit[\s\S]*body\.features\.0\.weight is not in it"):
+    with pytest.raises(DataError, match=r"do not fit[\s\S]*body\.features\.0\.weight is missing"):
         make("vgg11", weights=str(path))
     wider = torchvision.models.wide_resnet50_2().state_dict()
     torch.save(wider, tmp_path / "wide.pt")
-    with pytest.raises(DataError, match=r"body\.layer1\.0\.conv1\.weight \(128, 64, 1, 1\), here \(64, 64, 1, 1\)"):
+    with pytest.raises(DataError, match=r"body\.layer1\.0\.conv1\.weight \(128, 64, 1, 1\), expected \(64, 64, 1, 1\)"):
         make("resnet50", weights=str(tmp_path / "wide.pt"))
 
 
 def test_weights_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From torch's cache where they are; else fetched, and what to do where that fails."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(DataError, match="torchvision knows no weights 'ResNet18'"):
+    with pytest.raises(DataError, match="torchvision has no weights 'ResNet18'"):
         make("resnet18", weights="torchvision:ResNet18")
     trained = torchvision.models.resnet18()
     file = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
@@ -107,6 +107,6 @@ def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
     torch.save(torch.zeros(2), tmp_path / "tensor.pt")
     torch.save(torch.nn.Linear(1, 1), tmp_path / "pickle.pt")  # a whole module: code, refused by weights_only
     for name, what in {"bad.pt": "cannot read", "bad.safetensors": "cannot read", "pickle.pt": "cannot read",
-                       "tensor.pt": "no state dict"}.items():  # fmt: skip
+                       "tensor.pt": "not a state dict"}.items():  # fmt: skip
         with pytest.raises(DataError, match=what):
             make("resnet18", weights=str(tmp_path / name))

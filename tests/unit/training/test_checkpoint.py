@@ -11,7 +11,7 @@ import torch
 
 from raylab.errors import CheckpointError
 from raylab.training import checkpoint
-from raylab.training.checkpoint import adopt, listed, load, newest, save, valid
+from raylab.training.checkpoint import adopt, find_newest, is_valid, list_checkpoints, load, save
 
 
 def state(step: int, size: int = 100) -> dict:
@@ -33,20 +33,20 @@ def damage(path: Path) -> None:
 
 
 def steps(directory: Path) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in listed(directory)]
+    return [int(path.name.removeprefix("step-")) for path in list_checkpoints(directory)]
 
 
 def test_what_is_saved_comes_back(tmp_path):
     path = save(tmp_path / "deep" / "checkpoints", 7, state(7))
-    assert path.name == "step-00000007" and valid(path)
-    assert newest(path.parent) == (path, [])
+    assert path.name == "step-00000007" and is_valid(path)
+    assert find_newest(path.parent) == (path, [])
     back = load(path)
     assert torch.equal(back["model"]["w"], state(7)["model"]["w"]) and back["progress"] == {"step": 7}
     assert sorted(p.name for p in path.iterdir()) == ["sha256", "state.pt"]
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path):
-    assert newest(tmp_path / "nothing") == (None, [])
+    assert find_newest(tmp_path / "nothing") == (None, [])
 
 
 def test_the_newest_are_kept(tmp_path):
@@ -72,7 +72,7 @@ def test_a_kill_at_any_point_leaves_the_older_checkpoint_and_no_half_one(operati
         with pytest.raises(Killed):
             save(tmp_path, 10, state(10))
     assert steps(tmp_path) == [5]
-    assert newest(tmp_path) == (tmp_path / "step-00000005", [])
+    assert find_newest(tmp_path) == (tmp_path / "step-00000005", [])
     save(tmp_path, 10, state(10))  # clears up what the killed writer left
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000010"]
 
@@ -93,7 +93,7 @@ def test_a_failed_rename_is_said_and_leaves_the_older_one(tmp_path, monkeypatch)
 def test_a_flipped_bit_falls_back_to_the_predecessor_and_is_named(tmp_path):
     filled(tmp_path, 5, 10)
     damage(tmp_path / "step-00000010")
-    assert newest(tmp_path) == (tmp_path / "step-00000005", [tmp_path / "step-00000010"])
+    assert find_newest(tmp_path) == (tmp_path / "step-00000005", [tmp_path / "step-00000010"])
 
 
 @pytest.mark.parametrize("name", ["state.pt", "sha256"])
@@ -102,16 +102,16 @@ def test_a_missing_or_cut_file_is_damage_too(name, tmp_path):
     (tmp_path / "step-00000015" / name).unlink()
     file = tmp_path / "step-00000010" / name
     file.write_bytes(file.read_bytes()[:10])
-    found, damaged = newest(tmp_path)
+    found, damaged = find_newest(tmp_path)
     assert found == tmp_path / "step-00000005" and len(damaged) == 2
 
 
 def test_when_all_are_damaged_it_says_so(tmp_path):
     filled(tmp_path, 5, 10)
-    for path in listed(tmp_path):
+    for path in list_checkpoints(tmp_path):
         damage(path)
     with pytest.raises(CheckpointError, match="every checkpoint") as caught:
-        newest(tmp_path)
+        find_newest(tmp_path)
     assert "step-00000005" in caught.value.why and "step-00000010" in caught.value.why
 
 
@@ -122,7 +122,7 @@ def test_the_same_step_again_keeps_a_good_one_and_replaces_a_damaged_one(tmp_pat
     assert (tmp_path / "step-00000010" / "state.pt").stat().st_ino == before
     damage(tmp_path / "step-00000010")
     filled(tmp_path, 10)
-    assert valid(tmp_path / "step-00000010") and steps(tmp_path) == [10, 5]
+    assert is_valid(tmp_path / "step-00000010") and steps(tmp_path) == [10, 5]
 
 
 def test_damaged_newer_ones_never_push_out_the_good_ones(tmp_path):
@@ -131,7 +131,7 @@ def test_damaged_newer_ones_never_push_out_the_good_ones(tmp_path):
     damage(tmp_path / "step-00000020")
     damage(tmp_path / "step-00000030")
     save(tmp_path, 15, state(15), keep=2)
-    assert newest(tmp_path) == (tmp_path / "step-00000015", [])
+    assert find_newest(tmp_path) == (tmp_path / "step-00000015", [])
     assert steps(tmp_path) == [15, 10]
 
 
@@ -149,7 +149,7 @@ def test_no_pickle_is_executed(tmp_path):
         else:
             torch.save(content, path / "state.pt")
         (path / "sha256").write_text(checkpoint.sha256(path / "state.pt"))
-        assert valid(path)
+        assert is_valid(path)
         with pytest.raises(CheckpointError, match="could not be read"):
             load(path)
         assert not (tmp_path / "executed").exists()
@@ -159,7 +159,7 @@ def test_another_trials_checkpoint_is_adopted(tmp_path):
     donor = filled(tmp_path / "donor", 5) / "step-00000005"
     own = filled(tmp_path / "own", 5, 10)
     adopt(own, donor)
-    assert steps(own) == [5] and valid(own / "step-00000005") and valid(donor)
+    assert steps(own) == [5] and is_valid(own / "step-00000005") and is_valid(donor)
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_a_full_disk_is_said_and_spares_the_checkpoint_that_is_there(small_disk)
     with pytest.raises(CheckpointError, match="step 10 could not be written") as caught:
         save(small_disk, 10, state(10, size=400_000))
     assert caught.value.exit_code == 1 and "free space" in caught.value.do
-    assert newest(small_disk) == (small_disk / "step-00000005", [])
+    assert find_newest(small_disk) == (small_disk / "step-00000005", [])
     assert [p.name for p in small_disk.iterdir()] == ["step-00000005"]
     save(small_disk, 11, state(11, size=100_000))  # when there is space again
-    assert newest(small_disk)[0] == small_disk / "step-00000011"
+    assert find_newest(small_disk)[0] == small_disk / "step-00000011"

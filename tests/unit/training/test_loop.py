@@ -317,7 +317,7 @@ def test_a_run_keeps_to_the_augmentation_that_it_started_with(data):
     saved = log.state(2)
     assert saved["augmentation"] == augment.VERSION
     del saved["augmentation"]
-    with pytest.raises(CheckpointError, match="augments images in another way"):
+    with pytest.raises(CheckpointError, match="augments images differently"):
         run(COVIDNET, data, resume=saved)
     run(override(COVIDNET, {"data.augment": False, "loop.epochs": 1}), data, resume=saved)
 

@@ -80,7 +80,7 @@ def test_a_run_leaves_its_result_its_ledger_and_its_model(undisturbed, ards_data
     job, recipe, spec, model = read_model(directory)
     assert (job.name, recipe) == ("ards", RECIPE)
     val = job.load(ards_data, "val", recipe.data, spec)
-    p = runs.checkpoint.load(runs.checkpoint.newest(directory / "checkpoints")[0])["progress"]["best_model"]
+    p = runs.checkpoint.load(runs.checkpoint.find_newest(directory / "checkpoints")[0])["progress"]["best_model"]
     assert all(torch.equal(p[name], tensor) for name, tensor in model.state_dict().items())
     assert len(val) == json.loads((ards_data / "meta.json").read_text())["counts"]["val"]["n"]
 

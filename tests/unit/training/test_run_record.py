@@ -68,7 +68,7 @@ def test_a_record_that_is_cut_off_or_of_something_else_is_refused(tmp_path):
         read_run_record(tmp_path)
     for foreign in ("[1, 2]", "{}"):
         (tmp_path / "run.json").write_text(foreign)
-        with pytest.raises(DataError, match="not a file of raylab"):
+        with pytest.raises(DataError, match="not a raylab file"):
             read_run_record(tmp_path)
 
 
@@ -121,5 +121,5 @@ def test_a_foreign_line_of_a_ledger_is_named(line, said, tmp_path):
         read_ledger(path)
     assert str(path) in caught.value.what
     path.write_text('{"attempt": 0}\n')
-    with pytest.raises(DataError, match="no known kind"):
+    with pytest.raises(DataError, match="unknown kind"):
         read_ledger(path)

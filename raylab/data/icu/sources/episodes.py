@@ -1,4 +1,4 @@
-"""Ventilation recorded as episodes (from, to) -> events as a chart would hold them."""
+"""Converts ventilation recorded as episodes (from, to) to hourly events as in a chart."""
 
 import polars as pl
 
@@ -7,12 +7,12 @@ EPISODES = pl.Schema(
 )
 
 
-def charted(episodes: pl.LazyFrame) -> pl.LazyFrame:
-    """EVENTS of episodes: 1 at the start and every hour, 0 at the end, all within the stay.
+def chart_episodes(episodes: pl.LazyFrame) -> pl.LazyFrame:
+    """Return EVENTS of episodes: 1 at the start and every hour, 0 at the end, all within the stay.
 
-    `episodes` has EPISODES and end_h, the hours that the stay lasts (null: not known); times count from its start and
-    may lie outside it. An episode without an end runs to the end of the stay; one that ends while another goes on
-    leaves no 0.
+    `episodes` has EPISODES and end_h, the length of the stay in hours (null: unknown); times count from the start of
+    the stay and may be outside it. An episode without an end continues to the end of the stay; an episode that ends
+    during another one adds no 0.
     """
     inside = episodes.filter(
         (pl.col("end_h").is_null() | (pl.col("from_h") <= pl.col("end_h")))

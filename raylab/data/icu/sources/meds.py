@@ -1,9 +1,9 @@
 """MEDS (Medical Event Data Standard) parquet event streams: subject_id, time, code, numeric_value.
 
-Which code means what is said by a mapping file; `meds_mimic4.toml`, for MIMIC-IV, is the one used unless another is
-given. A stay runs from its admission code to the patient's next discharge code; only what is charted within it becomes
-an event. Ventilation is an episode: an event at its start, every hour after and at its end, as PhysioNet 2012 charts
-it. Files are read in portions and written by patient, so that a full MIMIC-IV does not have to fit in memory.
+A mapping file defines the meaning of codes; the default is `meds_mimic4.toml`, for MIMIC-IV. A stay lasts from its
+admission code to the patient's next discharge code; only records within it become events. Ventilation is an episode: an
+event at its start, every hour after it and at its end, as PhysioNet 2012 charts it. Files are read in portions and
+written by patient, so that MIMIC-IV does not have to fit in memory.
 """
 
 import tomllib
@@ -25,7 +25,7 @@ from raylab.data.icu.concepts import (
     whole_stays,
 )
 from raylab.data.icu.demographics import age, sex
-from raylab.data.icu.sources.episodes import charted
+from raylab.data.icu.sources.episodes import chart_episodes
 from raylab.data.icu.sources.schema import DATE, NUMBER, TEXT, Column
 from raylab.data.icu.sources.tables import PIECE, Conversions, Findings, Pieces, rows_of
 from raylab.errors import DataError, UsageError
@@ -34,9 +34,9 @@ SHIPPED = Path(__file__).with_name("meds_mimic4.toml")
 PARTS = ("begin", "end", "left", "died", "death", "birth")
 
 
-EVENT_COLUMNS = {  # other names are those of older MEDS schemas and of writers near it
+EVENT_COLUMNS = {  # `names` are those of older MEDS schemas and of similar formats
     "subject_id": Column(pl.String(), nullable=False, identifier="text", names=("patient_id",)),
-    "time": replace(DATE, names=("timestamp",)),  # null of what has no time, such as sex
+    "time": replace(DATE, names=("timestamp",)),  # null for static values such as sex
     "code": TEXT,
     "numeric_value": replace(NUMBER, names=("value",)),
     "text_value": replace(TEXT, is_optional=True),
@@ -45,14 +45,14 @@ EVENT_COLUMNS = {  # other names are those of older MEDS schemas and of writers 
 
 @dataclass(frozen=True)
 class Mapping:
-    """A mapping file, checked."""
+    """A validated mapping of codes."""
 
     source: str
     dates: str
     ids: str | None
     kinds: tuple[str, ...]
-    concepts: dict[str, str]  # beginning of a code -> concept
-    units: dict[str, str | None]  # beginning of a code -> the unit it is recorded in
+    concepts: dict[str, str]  # prefix of a code -> concept
+    units: dict[str, str | None]  # prefix of a code -> unit in which it is recorded
     stay: dict[str, str]
     sex: dict[str, float]
     icu_type: dict[str, float]
@@ -61,11 +61,13 @@ class Mapping:
 
 
 def read_mapping(file: Path) -> Mapping:
-    """The mapping in a TOML file; UsageError when it cannot be read or names an unknown concept."""
+    """Read the mapping in a TOML file; UsageError if it cannot be read or names an unknown concept."""
     try:
         document: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{file} is no mapping of MEDS codes", str(error), f"write one like {SHIPPED.name}") from error
+        raise UsageError(
+            f"{file} is not a mapping of MEDS codes", str(error), f"write one like {SHIPPED.name}"
+        ) from error
     concepts, units = {}, {}
     for name, codes in document.get("concepts", {}).items():
         for text in codes:
@@ -112,7 +114,7 @@ def read(path: Path, work: Path, mapping: Path | None = None) -> SourceData:
     codes, conversions = Codes(by), Conversions()
     edges, last, from_text = [], [], 0
     for number, file in enumerate(files):
-        findings = Findings(flat(file, work / f"flat-{number:05d}.parquet"), conversions)
+        findings = Findings(flatten_events(file, work / f"flat-{number:05d}.parquet"), conversions)
         for part, lines in rows_of(findings, EVENT_COLUMNS, "MEDS events"):
             rows = findings.check(part, EVENT_COLUMNS, lines, asked=codes.mean_something(part["code"]))
             last.append(rows.group_by("subject_id").agg(pl.col("time").max()))
@@ -140,9 +142,9 @@ def read(path: Path, work: Path, mapping: Path | None = None) -> SourceData:
 
 
 def event_files(path: Path) -> list[Path]:
-    """All event files below `path` (below its `data/`, if it has one), or `path` itself, if it is a file.
+    """Return all event files below `path` (below its `data/`, if it has one), or `path` itself if it is a file.
 
-    Tables of `metadata/` and hidden files (those that other systems leave behind begin with `.` or `_`) are none.
+    Tables in `metadata/` and hidden files (with names that start with `.` or `_`) are excluded.
     """
     if path.is_file():
         return [path]
@@ -159,8 +161,8 @@ def event_files(path: Path) -> list[Path]:
     return files
 
 
-def flat(file: Path, out: Path) -> Path:
-    """`file`, or `out` with the events of a file in the form of MEDS 0.1: a row a patient, with nested events."""
+def flatten_events(file: Path, out: Path) -> Path:
+    """Return `file`, or `out` with the flattened events of a MEDS 0.1 file (one row per patient, nested events)."""
     try:
         kinds = pl.read_parquet_schema(file)
     except (pl.exceptions.PolarsError, OSError):
@@ -184,7 +186,7 @@ def flat(file: Path, out: Path) -> Path:
 
 
 class Codes:
-    """What each code means; every code is looked at once."""
+    """The meaning of codes; every code is looked up once."""
 
     def __init__(self, by: Mapping) -> None:
         self.by = by
@@ -207,7 +209,7 @@ class Codes:
         )
 
     def mean_something(self, codes: pl.Series) -> pl.Series:
-        """Which of the codes mean something."""
+        """Return which of the codes have a meaning."""
         codes = codes.cast(pl.String)
         new = pl.DataFrame({"code": codes.drop_nulls().unique()}).join(self.table, "code", "anti")["code"].to_list()
         if new:
@@ -218,8 +220,9 @@ class Codes:
         return codes.is_in(asked.implode()).fill_null(False)
 
     def known(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """ROWS of the rows whose code means something, and `from_text`: whether the value was read from text_value;
-        `mean_something` has seen all of their codes. A code of a concept without a number is NaN."""
+        """Return ROWS of the rows whose code has a meaning, and `from_text`: whether the value is from text_value.
+
+        `mean_something` must have been called with their codes. The value of a concept without a number is NaN."""
         of_concept = pl.col("role") == "value"
         found = rows.join(self.table.filter(pl.col("role").is_not_null()), "code").with_columns(
             text=pl.when(of_concept & pl.col("numeric_value").is_null()).then("text_value")
@@ -239,8 +242,8 @@ class Codes:
         )
 
     def meaning(self, code: str) -> tuple[str, str | None, str | None, str | None]:
-        """(code, concept, role, unit); role null where the code means nothing here. The longest beginning that the
-        mapping knows decides; what follows it is the unit."""
+        """Return (code, concept, role, unit); the role is None if the code has no meaning. The longest prefix in the
+        mapping decides; the part after it is the unit."""
         parts = code.split("//")
         for n in range(len(parts), 0, -1):
             start = "//".join(parts[:n])
@@ -261,8 +264,8 @@ class Codes:
 def find_stays(
     edges: pl.DataFrame, ends: pl.DataFrame, by: Mapping, path: Path, conversions: Conversions
 ) -> tuple[pl.DataFrame, int]:
-    """One row an ICU admission: STAYS, start and stop (dates), age, sex, icu_type; and how many were cut because the
-    patient's next one begins before they end.
+    """Return one row per ICU admission (STAYS, start and stop (dates), age, sex, icu_type), and the number of stays
+    that were truncated because the patient's next stay starts before they end.
 
     A stay without a discharge ends at the patient's next admission or last event.
     """
@@ -304,7 +307,7 @@ def find_stays(
     number = pl.int_range(pl.len()).over("subject_id") + 1
     stop = pl.min_horizontal("out", "next").fill_null(pl.col("last"))
     died = pl.col("left_code").str.starts_with(by.stay["died"]) if "died" in by.stay else pl.lit(False)
-    # who dies in hospital within 6 h of leaving the unit is taken to have died there: discharge is charted late
+    # discharge is charted late: a patient who dies within 6 h of leaving the unit is counted as having died there
     here = pl.coalesce(pl.col("death"), pl.when(died).then("left")) <= stop + pl.duration(hours=6)
     stays = stays.with_columns(age=hours(pl.col("start") - pl.col("born")) / (24 * 365.25))
     return stays.select(
@@ -318,14 +321,14 @@ def find_stays(
         clock_h=pl.col("start").dt.hour() + pl.col("start").dt.minute() / 60,
         start="start",
         stop=stop,
-        age=age("age", pl.Float64()).round(2),  # .1 would make adults of who is 17.95
+        age=age("age", pl.Float64()).round(2),  # one decimal would turn 17.95 into an adult
         sex="sex",
         icu_type=unit,
     ), cut  # fmt: skip
 
 
 def read_sexes(rows: pl.DataFrame, by: Mapping) -> pl.DataFrame:
-    """subject_id, sex (null where it cannot be read, or where two are said), said (how many rows say one)."""
+    """Return subject_id, sex (null if it cannot be read or if rows differ), and said (number of rows with a sex)."""
     code = pl.col("code")
     mapped = (pl.when((code == start) | code.str.starts_with(f"{start}//")).then(v) for start, v in by.sex.items())
     word = code.str.extract(r"([^/]*)$", 1).alias("word")
@@ -340,11 +343,11 @@ def hours(duration: pl.Expr) -> pl.Expr:
 
 
 def events_of(rows: pl.LazyFrame, window: pl.LazyFrame, by: Mapping) -> pl.LazyFrame:
-    """EVENTS of one piece: ROWS within the stays of `window`."""
+    """Return EVENTS of one batch: ROWS within the stays of `window`."""
     rows = rows.filter(pl.col("time").is_not_null())
     values = rows.filter(pl.col("role") == "value").select("subject_id", "time", "concept", "value", UNIT)
-    measured = pl.concat([values, *(summed(rows, n, by) for n in by.sums)], how="diagonal")
-    # the latest admission at or before the event, and not beyond the end of that stay
+    measured = pl.concat([values, *(sum_parts(rows, n, by) for n in by.sums)], how="diagonal")
+    # an event belongs to the latest admission at or before it, unless that stay has ended
     inside = (
         measured.sort("time")
         .join_asof(window.sort("start"), left_on="time", right_on="start", by="subject_id", check_sortedness=False)
@@ -364,8 +367,8 @@ def events_of(rows: pl.LazyFrame, window: pl.LazyFrame, by: Mapping) -> pl.LazyF
     )
 
 
-def summed(rows: pl.LazyFrame, name: str, by: Mapping) -> pl.LazyFrame:
-    """A score in parts; a part charted twice at one time would make the sum ambiguous, and so there is none."""
+def sum_parts(rows: pl.LazyFrame, name: str, by: Mapping) -> pl.LazyFrame:
+    """Sum a score that is charted in parts; if a part is charted twice at one time, the ambiguous sum is omitted."""
     n = len(by.sums[name])
     return (
         rows.filter((pl.col("role") == f"part of {name}") & pl.col("value").is_not_null())
@@ -377,7 +380,7 @@ def summed(rows: pl.LazyFrame, name: str, by: Mapping) -> pl.LazyFrame:
 
 
 def episodes(rows: pl.LazyFrame, window: pl.LazyFrame, name: str) -> pl.LazyFrame:
-    """EVENTS of the episodes of one concept; each start goes with the patient's next end."""
+    """Return EVENTS of the episodes of one concept; each start is paired with the patient's next end."""
 
     def times(edge: str) -> pl.LazyFrame:
         at = rows.filter(pl.col("role") == f"{edge} {name}")
@@ -394,11 +397,11 @@ def episodes(rows: pl.LazyFrame, window: pl.LazyFrame, name: str) -> pl.LazyFram
         from_h=hours(pl.col("from") - pl.col("start")),
         to_h=hours(pl.col("to") - pl.col("start")),
     )
-    return charted(placed)
+    return chart_episodes(placed)
 
 
 def descriptors(stays: pl.DataFrame) -> pl.DataFrame:
-    """age, sex and icu_type of every stay as events at its start."""
+    """Return age, sex and icu_type of every stay as events at its start."""
     wide = stays.select("subject_id", "stay_id", pl.col("age", "sex", "icu_type").cast(pl.Float64), time=pl.lit(0.0))
     return (
         wide.unpivot(index=["subject_id", "stay_id", "time"], variable_name="concept")

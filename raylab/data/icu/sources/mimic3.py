@@ -1,22 +1,22 @@
 """MIMIC-III raw tables, `CHARTEVENTS.csv.gz` and so on: CSV, CSV.gz or parquet, names in any letter case.
 
-Needed: ICUSTAYS, PATIENTS, ADMISSIONS, CHARTEVENTS, LABEVENTS, PROCEDUREEVENTS_MV. A row is an ICU stay. Charted rows
-belong to the stay that they name, laboratory rows to the stay that they fall into; rows that name a stay that the
-patient does not have in ICUSTAYS are left out and counted. Times are chart times: LABEVENTS has no time of storing.
-Rows marked as errors are left out. Laboratory gases count where a specimen row (50800) of the same patient and time
+Required: ICUSTAYS, PATIENTS, ADMISSIONS, CHARTEVENTS, LABEVENTS, PROCEDUREEVENTS_MV. A row is an ICU stay. Charted rows
+belong to the stay that they name, laboratory rows to the stay at their time; rows that name a stay that the patient
+does not have in ICUSTAYS are excluded and counted. Times are chart times, because LABEVENTS has no store time. Rows
+marked as errors are excluded. Laboratory gases are used only if a specimen row (50800) of the same patient and time
 says ART. Ages above 89 are recorded as about 300 years (demographics.py).
 
-Ventilation. MetaVision has procedures: 225792 invasive, 225794 non-invasive. CareVue has none, so a rule stands in:
+Ventilation. MetaVision has procedures: 225792 invasive, 225794 non-invasive. CareVue has none, so a rule applies:
 
     invasive (mech_vent 1)    at a time with a ventilator mode (720) other than `Other/Remarks`, or with a PEEP (505,
                               506), tidal volume (682, 683), plateau (543), peak (535) or mean airway pressure (444) or
                               minute volume (445, 448, 450) above 0
-    non-invasive (niv 1)      at a time with the oxygen device (467) `Bipap Mask` or `CPAP Mask`: what the ventilator
-                              shows then is not counted as invasive
+    non-invasive (niv 1)      at a time with the oxygen device (467) `Bipap Mask` or `CPAP Mask`; ventilator settings at
+                              that time do not count as invasive
     neither (both 0)          at a time with another device without a tube (nasal cannula, tent, mask, nebuliser,
                               T-piece) and no ventilator setting
 
-`None` as a device says nothing. How long a 1 counts is the label's own window.
+`None` as a device is ignored. The window of the label determines how long a 1 is valid.
 """
 
 from collections import Counter
@@ -35,9 +35,17 @@ from raylab.data.icu.concepts import (
     whole_stays,
 )
 from raylab.data.icu.demographics import age, count_unread, sex
-from raylab.data.icu.sources.episodes import charted
+from raylab.data.icu.sources.episodes import chart_episodes
 from raylab.data.icu.sources.schema import DATE, INTEGER, NUMBER, TEXT, Column, Schema
-from raylab.data.icu.sources.tables import Conversions, Findings, Pieces, needed, piece_count, rows_of, whole
+from raylab.data.icu.sources.tables import (
+    Conversions,
+    Findings,
+    Pieces,
+    find_required,
+    piece_count,
+    read_table,
+    rows_of,
+)
 from raylab.data.identifiers import identifier, is_missing
 from raylab.errors import DataError
 
@@ -59,7 +67,7 @@ VENTILATION = {225792: "mech_vent", 225794: "niv"}
 
 
 ID = Column(pl.String(), nullable=False, identifier="number")
-"""Identifiers are whole numbers by MIMIC-III's documentation."""
+"""By MIMIC-III's documentation, identifiers are whole numbers."""
 OPTIONAL_ID = replace(ID, nullable=True)
 ITEM, TIME = replace(INTEGER, nullable=False), replace(DATE, nullable=False)
 
@@ -111,13 +119,15 @@ def read(path: Path, work: Path) -> SourceData:
         raise DataError(f"no directory at {path}", do=f"give --path the directory with {WHAT}")
     conversions, counts = Conversions(), Counter[str]()
     stays = find_stays(path, conversions, counts)
-    files = {name: needed(path, name, WHAT) for name in ("CHARTEVENTS", "LABEVENTS")}
+    files = {name: find_required(path, name, WHAT) for name in ("CHARTEVENTS", "LABEVENTS")}
     pieces = piece_count(*files.values())
     known = {int(item): concept.name for concept in CONCEPTS.values() for item in concept.ids["mimic3"]}
     rule = (MODE, DEVICE, *COMA_SCALE)
     tell = (conversions, counts)
-    charts = narrow(files["CHARTEVENTS"], CHART_EVENTS, {*known, *rule}, Pieces(work, "charts", pieces), stays, *tell)
-    labs = narrow(files["LABEVENTS"], LAB_EVENTS, {*known, SPECIMEN}, Pieces(work, "labs", pieces), stays, *tell)
+    charts = select_rows(
+        files["CHARTEVENTS"], CHART_EVENTS, {*known, *rule}, Pieces(work, "charts", pieces), stays, *tell
+    )
+    labs = select_rows(files["LABEVENTS"], LAB_EVENTS, {*known, SPECIMEN}, Pieces(work, "labs", pieces), stays, *tell)
     episodes = procedures(path, stays, *tell)
     parts = tuple(events_of(chart, lab, episodes.lazy(), stays.lazy()) for chart, lab in zip(charts, labs, strict=True))
     first = descriptors(stays)
@@ -132,22 +142,22 @@ NOTES = ("times are chart times: a laboratory value may have been known later th
 
 
 def _spread(parts: tuple[pl.LazyFrame, ...], first: pl.DataFrame) -> tuple[pl.LazyFrame, ...]:
-    """The descriptors of every stay go to the piece that its patient is in."""
+    """Add the descriptors of every stay to its patient's batch."""
     part = pl.col("subject_id").hash(seed=0) % len(parts)
     return tuple(pl.concat([piece, first.lazy().filter(part == k)], how="diagonal") for k, piece in enumerate(parts))
 
 
 def find_stays(path: Path, conversions: Conversions, counts: Counter[str]) -> pl.DataFrame:
-    """One row a stay: STAYS, start and end (dates), age, sex, icu_type. Counted are stays that were cut where two
-    overlap, and what PATIENTS and ADMISSIONS do not say."""
-    table = whole(path, "ICUSTAYS", ICU_STAYS, WHAT, conversions).drop_nulls("intime").sort("subject_id", "intime")
+    """Return one row per stay: STAYS, start and end (dates), age, sex, icu_type. Stays that were truncated because they
+    overlap, and values missing in PATIENTS and ADMISSIONS, are counted."""
+    table = read_table(path, "ICUSTAYS", ICU_STAYS, WHAT, conversions).drop_nulls("intime").sort("subject_id", "intime")
     if table.is_empty():
         raise DataError(f"{path}: ICUSTAYS has no rows", do="copy it again")
     if table["icustay_id"].is_duplicated().any():
         n = int(table["icustay_id"].is_duplicated().sum())
-        raise DataError(f"{path}: {n} rows of ICUSTAYS share their icustay_id", do="keep one row a stay")
-    patients = whole(path, "PATIENTS", PATIENTS, WHAT, conversions)
-    admissions = whole(path, "ADMISSIONS", ADMISSIONS, WHAT, conversions)
+        raise DataError(f"{path}: {n} rows of ICUSTAYS share their icustay_id", do="keep one row per stay")
+    patients = read_table(path, "PATIENTS", PATIENTS, WHAT, conversions)
+    admissions = read_table(path, "ADMISSIONS", ADMISSIONS, WHAT, conversions)
     for name, other, lost in (("PATIENTS", patients, "age and sex"), ("ADMISSIONS", admissions, "outcome")):
         key = other.columns[0]
         conversions.match(table[key], other[key], "ICUSTAYS", name)
@@ -180,13 +190,13 @@ def find_stays(path: Path, conversions: Conversions, counts: Counter[str]) -> pl
         clock_h=pl.col("intime").dt.hour() + pl.col("intime").dt.minute() / 60,
         start="intime",
         stop="end",
-        age=age("age", pl.Float64()).round(2),  # .1 would make adults of who is 17.95
+        age=age("age", pl.Float64()).round(2),  # one decimal would turn 17.95 into an adult
         sex="sex",
         icu_type="icu_type",
     )
 
 
-def narrow(
+def select_rows(
     file: Path,
     schema: Schema,
     items: set[int],
@@ -195,8 +205,8 @@ def narrow(
     conversions: Conversions,
     counts: Counter[str],
 ) -> list[pl.LazyFrame]:
-    """Rows with one of `items` of the patients of `stays`, with their unit, written by patient. Memory holds one
-    portion of the table."""
+    """Return the rows of `items` for the patients of `stays`, with their units, written by patient. Only one portion of
+    the table is in memory at a time."""
     findings, table, from_text = Findings(file, conversions), file.name.partition(".")[0].upper(), 0
     wanted = [str(item) for item in sorted(items)]
     named: list[pl.DataFrame] = []
@@ -226,15 +236,15 @@ def narrow(
 
 
 def asked_items(part: pl.DataFrame, wanted: list[str]) -> pl.Series:
-    """The values of itemid that are one of `wanted`, and those that are no item, which the check of their rows refuses.
-    Of the many rows of a portion, each value is looked at once."""
+    """Return the values of itemid that are in `wanted`, and those that are not valid items, which the row check then
+    rejects. Each distinct value of a portion is checked once."""
     values, kind = part.select(pl.col("itemid").unique()), part.schema["itemid"]
     item = identifier("itemid", kind, numeric=True)
     return values.filter(item.is_in(wanted) | (item.is_null() & ~is_missing("itemid", kind)))["itemid"]
 
 
 def of_stays(rows: pl.DataFrame, stays: pl.DataFrame, table: str, counts: Counter[str]) -> pl.DataFrame:
-    """The rows of patients of `stays`; where they name a stay, those whose stay is there and is that patient's."""
+    """Return the rows of patients in `stays`, without rows that name a stay which the patient does not have."""
     mine = rows.join(stays.select("subject_id").unique(), "subject_id", "semi")
     counts[f"{table}: rows of patients without a stay"] += rows.height - mine.height
     if "icustay_id" not in mine.columns:
@@ -249,8 +259,8 @@ def of_stays(rows: pl.DataFrame, stays: pl.DataFrame, table: str, counts: Counte
 
 
 def with_units(rows: pl.DataFrame) -> pl.DataFrame:
-    """ROWS of charted or laboratory rows that hold something; what is no number is NaN. `from_text`: VALUENUM is empty,
-    and VALUE has a number that is written with a unit or a decimal comma."""
+    """Return ROWS of charted or laboratory rows that have a value; a value that is not a number is NaN. `from_text`:
+    VALUENUM is empty, and VALUE has a number written with a unit or a decimal comma."""
     item = pl.col("itemid").cast(pl.String)
     rows = rows.with_columns(item=item, recorded="valueuom", text=pl.when(pl.col("valuenum").is_null()).then("value"))
     pairs = rows.select("item", "recorded").unique()
@@ -274,10 +284,10 @@ def with_units(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def events_of(charts: pl.LazyFrame, labs: pl.LazyFrame, episodes: pl.LazyFrame, stays: pl.LazyFrame) -> pl.LazyFrame:
-    """EVENTS of one piece: `charts` and `labs` are ROWS, `episodes` of all patients, `stays` of all."""
+    """Return EVENTS of one batch: `charts` and `labs` are its ROWS; `episodes` and `stays` of all patients."""
     window = stays.select("subject_id", "stay_id", "start", "stop")
     named = charts.filter(pl.col("stay_id").is_not_null()).join(window.drop("subject_id"), "stay_id")
-    unnamed = placed(pl.concat([charts.filter(pl.col("stay_id").is_null()), arterial(labs)]), window)
+    unnamed = assign_stays(pl.concat([charts.filter(pl.col("stay_id").is_null()), keep_arterial(labs)]), window)
     rows = pl.concat([named, unnamed], how="diagonal").filter(
         pl.col("stop").is_null() | (pl.col("at") <= pl.col("stop"))
     )
@@ -290,12 +300,15 @@ def events_of(charts: pl.LazyFrame, labs: pl.LazyFrame, episodes: pl.LazyFrame, 
         from_h=(pl.col("starttime") - pl.col("start")).dt.total_seconds() / 3600,
         to_h=(pl.col("endtime") - pl.col("start")).dt.total_seconds() / 3600,
     )
-    return pl.concat([measured, coma(rows), carevue_ventilation(rows), charted(going).select(columns)], how="diagonal")
+    return pl.concat(
+        [measured, sum_coma_scores(rows), carevue_ventilation(rows), chart_episodes(going).select(columns)],
+        how="diagonal",
+    )
 
 
-def placed(rows: pl.LazyFrame, window: pl.LazyFrame) -> pl.LazyFrame:
-    """Rows that name no stay get the latest one begun at or before them, if they lie within it. An admission's height
-    and weight charted up to a day before count at its start."""
+def assign_stays(rows: pl.LazyFrame, window: pl.LazyFrame) -> pl.LazyFrame:
+    """Assign rows without a stay to the patient's latest stay that starts at or before them; rows before every stay are
+    dropped."""
     of = window.sort("start")
     return (
         rows.drop("stay_id")
@@ -305,16 +318,16 @@ def placed(rows: pl.LazyFrame, window: pl.LazyFrame) -> pl.LazyFrame:
     )
 
 
-def arterial(labs: pl.LazyFrame) -> pl.LazyFrame:
-    """Laboratory rows, of the gases only those whose specimen is arterial."""
+def keep_arterial(labs: pl.LazyFrame) -> pl.LazyFrame:
+    """Return the laboratory rows without gases whose specimen is not arterial."""
     specimen = labs.filter((pl.col("item") == SPECIMEN) & (pl.col("text").str.to_uppercase() == "ART"))
     gas = pl.col("item").is_in(GASES)
     arterial_gas = labs.filter(gas).join(specimen.select("subject_id", "at").unique(), ["subject_id", "at"], "semi")
     return pl.concat([labs.filter(~gas & (pl.col("item") != SPECIMEN)), arterial_gas])
 
 
-def coma(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """The coma score where all three parts stand at one time, each once."""
+def sum_coma_scores(rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Return the coma score at times with all three parts, each charted once."""
     return (
         rows.filter(pl.col("item").is_in(COMA_SCALE) & pl.col("value").is_not_null())
         .group_by("subject_id", "stay_id", "time")
@@ -325,7 +338,8 @@ def coma(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def carevue_ventilation(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """mech_vent and niv by the rule at the top; `rows` has subject_id, stay_id, time, item, value, text."""
+    """Return mech_vent and niv by the rule at the top of the file; `rows` has subject_id, stay_id, time, item, value,
+    text."""
     text = pl.col("text").str.to_lowercase().str.strip_chars()
     device = pl.col("item") == DEVICE
     setting = (pl.col("item").is_in(SETTINGS) & (pl.col("value") > 0) & pl.col("value").is_not_nan()) | (
@@ -352,8 +366,8 @@ def carevue_ventilation(rows: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def procedures(path: Path, stays: pl.DataFrame, conversions: Conversions, counts: Counter[str]) -> pl.DataFrame:
-    """subject_id, stay_id, concept, starttime, endtime of MetaVision's ventilation; rewritten orders are left out."""
-    table = whole(path, "PROCEDUREEVENTS_MV", PROCEDURES, WHAT, conversions).filter(
+    """Return subject_id, stay_id, concept, starttime and endtime of MetaVision ventilation, except rewritten orders."""
+    table = read_table(path, "PROCEDUREEVENTS_MV", PROCEDURES, WHAT, conversions).filter(
         pl.col("itemid").is_in(list(VENTILATION)) & (pl.col("statusdescription").fill_null("") != "Rewritten")
     )
     conversions.match(table["icustay_id"], stays["stay_id"], "PROCEDUREEVENTS_MV", "ICUSTAYS")
@@ -367,7 +381,7 @@ def procedures(path: Path, stays: pl.DataFrame, conversions: Conversions, counts
 
 
 def descriptors(stays: pl.DataFrame) -> pl.DataFrame:
-    """age, sex and icu_type of every stay as events at its start."""
+    """Return age, sex and icu_type of every stay as events at its start."""
     wide = stays.select("subject_id", "stay_id", "age", "sex", "icu_type", time=pl.lit(0.0))
     return (
         wide.unpivot(index=["subject_id", "stay_id", "time"], variable_name="concept")

@@ -1,8 +1,7 @@
-"""PhysioNet/Computing in Cardiology Challenge 2012: one text file a stay, `Time,Parameter,Value`, 48 h.
+"""PhysioNet/Computing in Cardiology Challenge 2012: one text file per stay, `Time,Parameter,Value`, 48 h.
 
-A directory holds `set-a.tar.gz` (read in memory, never unpacked to disk) or `set-a/`, with `Outcomes-a.txt`;
-several sets may lie side by side, and number their patients together. A patient has one stay. Descriptors stand at
-00:00; -1 means that one is missing.
+A directory has `set-a.tar.gz` (read in memory, never unpacked to disk) or `set-a/`, with `Outcomes-a.txt`; it may have
+several sets, which share one numbering of patients. A patient has one stay. Descriptors are at 00:00; -1 means missing.
 Silva et al., Computing in Cardiology 2012;39:245.
 """
 
@@ -50,7 +49,7 @@ def read(path: Path) -> SourceData:
     events = known.filter(
         (pl.col("parameter") != "recordid") & ~(pl.col("parameter").is_in(MISSING_AS_MINUS_1) & (pl.col("value") == -1))
     ).with_columns(concept=pl.col("parameter").replace_strict(names, return_dtype=pl.String))
-    # the descriptor at 00:00 is both the admission weight and the first of the series
+    # the weight at 00:00 is both the admission weight and the first value of the series
     admission = events.filter((pl.col("concept") == "weight") & (pl.col("time") == 0))
     events = pl.concat([events, admission.with_columns(concept=pl.lit("weight_admission"))])
     events = events.with_columns(subject_id=pl.col("stay_id")).select(EVENTS.names())
@@ -63,14 +62,14 @@ def read(path: Path) -> SourceData:
     )
 
 
-OUTCOMES = {  # beside these, survival (days from admission to death) and length_of_stay (days) where it has them
+OUTCOMES = {  # optional: survival (days from admission to death) and length_of_stay (days)
     "recordid": Column(pl.String(), nullable=False, identifier="number", unique=True),
     "hospital_death": Column(pl.Int64(), nullable=False, is_in=(0, 1)),
 }
 
 
 def find_sets(path: Path) -> dict[str, Path]:
-    """Set name -> its tar or directory."""
+    """Return {name of a set: its tar file or directory}."""
     if not path.is_dir():
         raise DataError(f"no directory at {path}", do="give --path the directory that holds set-a.tar.gz")
     sets: dict[str, Path] = {}
@@ -81,21 +80,21 @@ def find_sets(path: Path) -> dict[str, Path]:
     if not sets:
         raise DataError(
             f"{path} holds no PhysioNet 2012 data",
-            "expected set-*.tar.gz or set-*/ with one text file a patient, and Outcomes-*.txt",
+            "expected set-*.tar.gz or set-*/ with one text file per patient, and Outcomes-*.txt",
             "download a set from physionet.org/content/challenge-2012 and give --path its directory",
         )
     return sets
 
 
 def read_outcomes(path: Path, letter: str, conversions: Conversions) -> pl.DataFrame:
-    """stay_id, died (in hospital), end_h, end of Outcomes-`letter`.txt; the end is that of the stay in hospital, to
-    the day."""
+    """Return stay_id, died (in hospital), end_h and end from Outcomes-`letter`.txt; the end is that of the hospital
+    stay, in whole days."""
     file = find(path, f"outcomes-{letter}", (".txt",))
     if file is None:
         raise DataError(
             f"{path / f'Outcomes-{letter}.txt'} is missing",
-            "in-hospital deaths are counted from it",
-            "download it beside the set it belongs to",
+            "it contains the in-hospital deaths",
+            "download it to the directory of its set",
         )
     try:
         text, other = read_text(file)
@@ -134,14 +133,14 @@ def read_outcomes(path: Path, letter: str, conversions: Conversions) -> pl.DataF
 
 
 def members(place: Path) -> Iterator[tuple[str, bytes]]:
-    """(file name, bytes) of every patient in a tar or a directory."""
+    """Yield (file name, bytes) of every patient in a tar file or a directory."""
     if place.is_dir():
         for file in sorted(place.glob("*.txt")):
             yield file.name, file.read_bytes()
         return
     try:
         with gzip.open(place) if place.suffix == ".gz" else place.open("rb") as archive:
-            data = archive.read()  # some 40 MB a set; tarfile alone would take a cut-off archive for a short one
+            data = archive.read()  # about 40 MB per set; tarfile would accept a truncated archive
         if data[-1024:].strip(b"\0"):
             raise tarfile.ReadError("no end-of-archive mark")
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -155,7 +154,8 @@ def members(place: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def parse(place: Path, conversions: Conversions) -> tuple[pl.DataFrame, list[str]]:
-    """stay_id, time (h), parameter, value of every row of one set, and all its stays (also those without a row)."""
+    """Return stay_id, time (h), parameter and value of every row of a set, and all its stays, even those without
+    rows."""
     not_text = 0
     files: list[str] = []
     counts: list[int] = []
@@ -217,7 +217,7 @@ def parse(place: Path, conversions: Conversions) -> tuple[pl.DataFrame, list[str
     at = wrong.arg_max() if wrong.any() else None
     if at is not None:
         file = rows["file"][at]
-        line = at - sum(counts[:file]) + 2  # counted from 1, after the header
+        line = at - sum(counts[:file]) + 2  # lines count from 1, and the first is the header
         raise DataError(
             f"{place}: {files[file]}, line {line} is not '{HEADER}' with a time hh:mm and a number",
             f"{wrong.sum()} malformed rows in this set",
@@ -227,7 +227,7 @@ def parse(place: Path, conversions: Conversions) -> tuple[pl.DataFrame, list[str
     if of_another:
         raise DataError(
             f"{place}: in {of_another} files RecordID is another number than in the file's name",
-            "which patient they are of is not certain",
+            "the patient is ambiguous",
             "replace these files by the published ones",
         )
     return table.filter(~blank & ~pl.col("unread")).drop("text", "unread"), stay_ids.to_list()

@@ -1,4 +1,4 @@
-"""What a raw table must hold: its columns, and what each of their values must be."""
+"""Schemas of raw tables: their columns, and the constraints on the values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ IDENTIFIERS = {"number": "a whole number", "text": "an identifier that can be ma
 
 @dataclass(frozen=True)
 class Column:
-    """`names` are other names that the column goes by; an `identifier` is text, of whole numbers where it says so
-    (raylab/data/identifiers.py). A text column that `is_optional` is null where the table has none."""
+    """A column of a raw table. `names` are alternative names; an `identifier` is read as text, or as text of whole
+    numbers if it is "number" (raylab/data/identifiers.py). An optional text column is null if the table lacks it."""
 
     dtype: pl.DataType
     nullable: bool = True
@@ -24,7 +24,7 @@ class Column:
     is_optional: bool = False
 
     def describe(self) -> str:
-        """What a value is, in words."""
+        """Return a description of a valid value."""
         return IDENTIFIERS[self.identifier] if self.identifier else TYPES.get(self.dtype, str(self.dtype))
 
     def holds_whole_numbers(self) -> bool:
@@ -32,7 +32,7 @@ class Column:
 
 
 Schema = Mapping[str, Column]
-"""Column name, in lower case -> column."""
+"""Maps a column name in lower case to its column."""
 
 TEXT, NUMBER, INTEGER, DATE = Column(pl.String()), Column(pl.Float64()), Column(pl.Int64()), Column(pl.Datetime("us"))
 

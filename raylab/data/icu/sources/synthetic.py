@@ -1,13 +1,13 @@
-"""Virtual intensive-care stays: the lung model under a ventilator. Synthetic, and named so everywhere.
+"""Synthetic intensive-care stays from the lung model under ventilation, marked as synthetic everywhere.
 
-Every patient has a baseline shunt; in some an injury opens a further shunt and closes lung over hours. Inflammation
-rises some hours before the lung does, and also in patients whose lung stays well, so that an onset can be foreseen but
-never with certainty. Every hour is a steady state of the lung model: tidal volume, PEEP, FiO2 and rate are the
-treatment, and answer the lung of an hour ago. Everything else (who is ventilated when, how often a gas is drawn, how
-exactly it is read) is a plain rule: the numbers are in the tables below and in `read`. Nothing here was fitted to
-patients, but for the compliance, whose spread is that of the MIMIC-IV demo; how many fall ill, and how long before it
-shows, was chosen so that about a fifth has an onset within 24 h after landmark 12 h and a tree model foresees it with
-an AUROC near .8.
+Every patient has a baseline shunt; in some, an injury increases the shunt and collapses lung over hours. Inflammation
+rises some hours before the injury, and also in patients without one, so that an onset is predictable but not certain.
+Every hour is a steady state of the lung model. Tidal volume, PEEP, FiO2 and rate are the treatment, which responds to
+the lung of the previous hour. Everything else (when a patient is ventilated, how often a gas is drawn, how precise a
+reading is) follows simple rules with the numbers in the tables below and in `read`. Nothing was fitted to patients,
+except the compliance, whose spread is that of the MIMIC-IV demo. The incidence of injury and its lead time were chosen
+so that about a fifth of patients have an onset within 24 h after landmark 12 h, and a tree model predicts it with an
+AUROC near 0.8.
 """
 
 import numpy as np
@@ -25,22 +25,26 @@ Array = NDArray[np.float64]
 HOURS = 48
 STEP = 1.0  # h between two states of the model
 
-# what `opened` = 1, a fully opened injury, does to a lung; the healthy value comes first
+# lung parameters: the healthy value, and the change at `opened` = 1, a full injury
 INJURY = {
     "shunt": (0.045, 0.17),
     "collapsed": (0.05, 0.30),
     "vq_log_sd": (0.55, 0.50),
     "alveolar_dead_space": (0.08, 0.30),
 }
-COMPLIANCE = (50.0, 14.0, 0.25)  # mL/cmH2O: mean, sd between patients, share lost to the injury beside what collapses
+COMPLIANCE = (
+    50.0,
+    14.0,
+    0.25,
+)  # mL/cmH2O: mean, sd between patients; fraction lost to the injury in addition to collapse
 
-# relative standard deviation of one reading; settings, scores and what stands nowhere here are read exactly
+# relative standard deviation of a reading; settings, scores and all other concepts are read exactly
 NOISE = dict.fromkeys(
     ("hr", "map", "sysabp", "diasabp", "resp_rate", "tidal_volume", "plateau", "pao2", "paco2", "lactate", "hco3",
      "hemoglobin", "wbc", "platelets", "creatinine", "urine"), 0.03,
 ) | {"temp": 0.004, "spo2": 0.01, "sao2": 0.01, "ph": 0.002}  # fmt: skip
 
-# readings an hour of a patient who is not in trouble; times (1 + 1.5 trouble) for all but the urine
+# readings per hour of a patient without trouble; multiplied by (1 + 1.5 trouble), except for urine
 OFTEN = {
     "vital signs": 0.7,
     "temp, gcs": 0.25,
@@ -53,14 +57,14 @@ OFTEN = {
     "oxygen without ventilator": 0.2,
 }
 VITAL = ("hr", "map", "sysabp", "diasabp", "resp_rate", "spo2")
-GAS = ("pao2", "paco2", "ph", "sao2", "lactate")  # one needle, one time for all of them
+GAS = ("pao2", "paco2", "ph", "sao2", "lactate")  # from one blood sample, so at the same time
 VENTILATOR = ("mech_vent", "peep", "tidal_volume")
 
 
 def lungs(state: dict[str, Array]) -> dict[str, Array]:
-    """Outputs of the lung model for inputs [n, T] each; not a number where a patient has no steady state.
+    """Return outputs of the lung model for inputs [n, T]; NaN where a patient has no steady state.
 
-    What lies outside the model's range is moved to its limit.
+    Inputs outside the model's range are clipped.
     """
     shape = np.broadcast_shapes(*(value.shape for value in state.values()))
     clipped = {
@@ -68,14 +72,14 @@ def lungs(state: dict[str, Array]) -> dict[str, Array]:
         for name, value in state.items()
     }
     with torch.no_grad():
-        found = steady_state(inputs(clipped))
-    return {name: value.numpy().reshape(shape) for name, value in found.values.items()}
+        steady = steady_state(inputs(clipped))
+    return {name: value.numpy().reshape(shape) for name, value in steady.values.items()}
 
 
 def read(patients: int, seed: int) -> SourceData:
-    """`patients` stays of 48 h, the same for the same (patients, seed)."""
+    """Generate `patients` stays of 48 h, deterministic in (patients, seed)."""
     if patients < 1:
-        raise UsageError(f"cannot make {patients} virtual patients", do="give --patients 100 or more")
+        raise UsageError(f"cannot generate {patients} virtual patients", do="give --patients 100 or more")
     rng = np.random.default_rng([seed, 2012])
     n = patients
     t = np.arange(0, HOURS, STEP)[None, :]  # [1, T]
@@ -84,7 +88,7 @@ def read(patients: int, seed: int) -> SourceData:
         return np.clip(rng.normal(mean, sd, (n, 1)), low, high)
 
     def wander(sd: float) -> Array:
-        """Smooth noise [n, T] of standard deviation `sd` that forgets itself over about 4 h."""
+        """Return smooth noise [n, T] with standard deviation `sd` and a correlation time of about 4 h."""
         keep = np.exp(-STEP / 4)
         noise = rng.normal(0, sd, (n, t.size))
         for i in range(1, t.size):
@@ -92,7 +96,7 @@ def read(patients: int, seed: int) -> SourceData:
         return noise
 
     def rise(start: Array, width: Array) -> Array:
-        """0 before `start`, towards 1 over `width` hours."""
+        """Return 0 before `start`, then a rise towards 1 over `width` hours."""
         return 1 - np.exp(-np.clip(t - start, 0, None) / width)
 
     # the patients
@@ -108,7 +112,7 @@ def read(patients: int, seed: int) -> SourceData:
     severity = inflamed * draw(0.75, 0.25, 0.2, 1.2)
     inflammation = severity * rise(begin - rng.uniform(8, 26, (n, 1)), draw(5, 2, 2, 10))
     opened = injured * severity * rise(begin, draw(8, 3, 2, 16))
-    # the ventilator: from the start in some, else when breathing fails and someone acts on it; some never
+    # the ventilator: from the start in some, otherwise some time after breathing fails; never in some
     trouble = inflammation + 2 * opened + wander(0.15)
     failing = np.where((trouble > 1.0).any(axis=1), t[0, (trouble > 1.0).argmax(axis=1)], np.inf)[:, None]
     intubated = np.where(rng.random((n, 1)) < 0.35, 0.0, failing + rng.exponential(2, (n, 1)))
@@ -116,7 +120,7 @@ def read(patients: int, seed: int) -> SourceData:
     extubated = np.where((intubated == 0) & ~injured & (rng.random((n, 1)) < 0.6), rng.uniform(6, 40, (n, 1)), np.inf)
     ventilated = (t >= intubated) & (t < extubated)
 
-    # the settings answer the lung of an hour ago, in the steps that clinicians use
+    # the settings respond to the lung of the previous hour, in the steps that clinicians use
     seen = np.concatenate([opened[:, :1], opened[:, :-1]], axis=1)
     want = np.clip(0.35 + 0.4 * seen + draw(0.03, 0.05, -0.05, 0.2), 0.3, 1.0)
     fio2 = np.where(ventilated, np.ceil(want * 10 - 0.2) / 10, np.where(trouble > 0.8, 0.4, 0.21)).clip(0.21, 1)
@@ -138,7 +142,7 @@ def read(patients: int, seed: int) -> SourceData:
         {
             **injury,
             "fio2": fio2,
-            "peep_cmH2O": np.where(ventilated, peep, 3.0),  # a breath of one's own keeps the lung about as open
+            "peep_cmH2O": np.where(ventilated, peep, 3.0),  # spontaneous breathing keeps the lung about as open
             "tidal_volume_mL": tidal,
             "rate_per_min": resp_rate,
             "opening_pressure_cmH2O": draw(20, 4, 8, 35),
@@ -182,7 +186,7 @@ def read(patients: int, seed: int) -> SourceData:
         "platelets": 210 * np.exp(-0.4 * inflammation + draw(0, 0.35, -1, 1) + wander(0.05)),
         "creatinine": 1.0 * np.exp(0.5 * inflammation + draw(0, 0.4, -0.8, 1.2) + wander(0.05)),
     }
-    # readings an hour; the sicker, the more
+    # readings per hour; sicker patients are measured more often
     sick = 1 + 1.5 * np.clip(trouble, 0, 2)
     rate = dict.fromkeys(state, OFTEN["laboratory"] * sick)
     rate |= dict.fromkeys(VITAL, OFTEN["vital signs"] * sick)
@@ -216,7 +220,9 @@ def read(patients: int, seed: int) -> SourceData:
                 at = at | (ventilated & ~np.roll(ventilated, 1, axis=1))
             if concept in (*VENTILATOR, "plateau"):
                 at = at & ventilated
-        patient, step = np.nonzero(at & np.isfinite(values))  # a patient beyond the lung model has no reading of it
+        patient, step = np.nonzero(
+            at & np.isfinite(values)
+        )  # there are no readings where the lung model has no steady state
         reading = values[patient, step] * (1 + NOISE.get(concept, 0.0) * rng.normal(size=patient.size))
         if concept in ("spo2", "sao2"):
             reading = np.minimum(reading, 100)

@@ -1,6 +1,7 @@
-"""Raw tables as they lie in a directory: found whatever the letter case, read in bounded portions, checked by schema.
+"""Raw tables of a directory: found by name in any letter case, read in portions of limited size, checked by schema.
 
-Violations of a schema are collected over the whole table and refused once, by table, column and number of rows.
+Violations of a schema are collected over the entire table and reported in one error, with table, column and number of
+rows.
 """
 
 import gzip
@@ -17,30 +18,30 @@ from raylab.data.identifiers import identifier, is_missing, not_among
 from raylab.data.text import as_date, as_number, decode, has_zone, not_utf8, separator, usual_date, utf8
 from raylab.errors import DataError
 
-if TYPE_CHECKING:  # loaded where it is needed: a small table of text takes less time than that
+if TYPE_CHECKING:  # imported on demand, because the import takes longer than reading a small text table
     import pyarrow.parquet as pq
 
 CHUNK = 16 << 20  # bytes of text parsed at a time
-PIECE = 256 << 20  # bytes of text whose patients make up one piece
+PIECE = 256 << 20  # bytes of text per batch of patients
 ENDINGS = (".csv", ".csv.gz", ".parquet")
-MANY_STRANGE = 0.1  # of the identifiers of a table may be missing from another before that is a warning
+MANY_STRANGE = 0.1  # fraction of a table's identifiers missing from another table above which there is a warning
 SHOWN = 40  # characters of a value in a message
 
 
 def find(path: Path, name: str, endings: Sequence[str] = ENDINGS) -> Path | None:
-    """The file `name` with one of `endings` in directory `path`, whatever the letter case; None where there is none.
+    """Return the file `name` with one of `endings` in directory `path`, in any letter case; None if there is none.
 
-    Raises DataError when there are several (a table beside its compressed copy): which one counts is not ours to say.
+    Raises DataError if there are several (such as a table and its compressed copy), because the choice is ambiguous.
     """
     wanted = {name.lower() + ending for ending in endings}
-    found = sorted(file for file in path.iterdir() if file.name.lower() in wanted) if path.is_dir() else []
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
+    files = sorted(file for file in path.iterdir() if file.name.lower() in wanted) if path.is_dir() else []
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
         raise DataError(f"{path} holds the table {name} more than once", names, "keep one of them")
-    return found[0] if found else None
+    return files[0] if files else None
 
 
-def needed(path: Path, name: str, what: str, endings: Sequence[str] = ENDINGS) -> Path:
+def find_required(path: Path, name: str, what: str, endings: Sequence[str] = ENDINGS) -> Path:
     file = find(path, name, endings)
     if file is None:
         raise DataError(
@@ -50,24 +51,24 @@ def needed(path: Path, name: str, what: str, endings: Sequence[str] = ENDINGS) -
 
 
 class Conversions:
-    """What was converted while the tables of one data set were read: for the notes of a SourceData."""
+    """Records what was converted while reading the tables of a data set, for the notes of a SourceData."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.warnings: list[str] = []
-        self.zones: dict[bool, str] = {}  # with or without a time zone -> the column where such dates first stood
+        self.zones: dict[bool, str] = {}  # with or without a time zone -> the first column with such dates
 
     def note(self, text: str, count: int, *words: str) -> None:
-        """Note of how many rows or stays something holds, if of any."""
+        """Add a note with the number of rows or stays that `text` describes, unless it is 0."""
         if count:
             self.notes.append(f"{text.format(*words)}: {count:,}")
 
     def match(self, ids: pl.Series, others: pl.Series, table: str, other: str) -> int:
-        """`not_among`, with a warning when many are not."""
+        """Return the result of `not_among`, and add a warning if it is large."""
         strange, all_ids = not_among(ids, others, table, other), ids.drop_nulls().n_unique()
         if strange > MANY_STRANGE * all_ids:
             self.warnings.append(
-                f"{strange:,} of {all_ids:,} identifiers of {table} are not in {other}: are the tables of one data set?"
+                f"{strange:,} of {all_ids:,} identifiers of {table} are not in {other}: do they belong together?"
             )
         return strange
 
@@ -77,25 +78,26 @@ class Conversions:
                 self.zones.setdefault(zone, place)
 
     def close(self) -> tuple[str, ...]:
-        """The notes. DataError when some dates have a time zone and others do not: they cannot be compared."""
+        """Return the notes; DataError if some dates have a time zone and others do not, so that they are not
+        comparable."""
         if len(self.zones) == 2:
             raise DataError(
                 f"dates with and without a time zone: with one in {self.zones[True]}, without in {self.zones[False]}",
-                "how far apart they are is not certain",
-                "write all dates with a zone, or all in one local time without",
+                "the time between them is ambiguous",
+                "write all dates with a time zone, or all in one local time without a zone",
             )
         zones = ("dates have time zones: hours are exact, and the time of day is UTC's",) if True in self.zones else ()
         return (*self.notes, *zones)
 
 
 class Findings:
-    """What is wrong with a table, counted over all its portions."""
+    """The violations of a table's schema, counted over all portions."""
 
     def __init__(self, file: Path, conversions: Conversions | None = None) -> None:
         self.file, self.rows = file, 0
         self.conversions = conversions or Conversions()
         self.wrong: Counter[str] = Counter()
-        self.first: dict[str, str] = {}  # what is wrong -> the first such value and where it stands
+        self.first: dict[str, str] = {}  # violation -> the first such value and its line
         self.separator = ","
         self.not_utf8 = 0  # lines
         self.marks: dict[str, set[str]] = {}  # column -> decimal marks of its numbers
@@ -107,9 +109,9 @@ class Findings:
         lines: pl.Series | None = None,
         asked: pl.Series | None = None,
     ) -> pl.DataFrame:
-        """`rows` (text, or of the right type already) as the schema's types; violations are counted.
+        """Return `rows` (text, or already of the right type) in the types of the schema, and count violations.
 
-        `lines`: where each row stands in the file, for the message. `asked`: the rows in which anything must hold.
+        `lines`: the line of each row in the file, for the message. `asked`: the rows to check.
         """
         absent = [name for name, column in schema.items() if column.is_optional and name not in rows.columns]
         rows = rows.with_columns(pl.lit(None, pl.String).alias(name) for name in absent)
@@ -147,7 +149,7 @@ class Findings:
             self.wrong[what] += n
 
     def read(self, rows: pl.DataFrame, name: str, column: Column) -> pl.DataFrame:
-        """typed, silent (nothing is said), zone (of dates) of the column `name`."""
+        """Return typed, silent (the value is missing) and, for dates, zone of the column `name`."""
         kind = rows.schema[name]
         if kind == pl.String == column.dtype and not column.identifier:
             return rows.select(typed=name, silent=pl.col(name).is_null())
@@ -161,7 +163,7 @@ class Findings:
         return by_value(rows, name, typed=as_date(name, kind), silent=is_missing(name, kind), zone=zone)
 
     def as_type(self, name: str, kind: pl.DataType, column: Column) -> pl.Expr:
-        """The column `name`, of type `kind` in the file, as the schema's type; null where that is not possible."""
+        """Return the column `name`, of type `kind` in the file, in the schema's type; null if that is impossible."""
         if column.identifier:
             return identifier(name, kind, numeric=column.identifier == "number")
         if column.dtype.is_float():
@@ -171,7 +173,7 @@ class Findings:
         return pl.col(name).cast(column.dtype, strict=False)
 
     def close(self) -> None:
-        """DataError when any portion did not hold; what was converted is noted."""
+        """Raise DataError if any portion violated the schema; add notes on conversions."""
         if self.wrong:
             shown = "; ".join(
                 f"column {what} in {n:,} of {self.rows:,} rows{self.first.get(what, '')}"
@@ -192,7 +194,7 @@ class Findings:
 
 
 def by_value(rows: pl.DataFrame, name: str, **made: pl.Expr) -> pl.DataFrame:
-    """What is made of the column `name`, row by row. Of text each value is read once: most stand in many rows."""
+    """Return expressions of the column `name`, row by row. Each distinct text is parsed once, because most repeat."""
     column = rows.select(name)
     if column.schema[name] != pl.String:
         return column.select(**made)
@@ -201,7 +203,7 @@ def by_value(rows: pl.DataFrame, name: str, **made: pl.Expr) -> pl.DataFrame:
 
 
 def example(rows: pl.DataFrame, name: str, lost: pl.Series, lines: pl.Series | None, show: bool) -> str:
-    """The first value that is lost and its line; the value of an identifier is not shown."""
+    """Describe the first lost value and its line; the value of an identifier is not shown."""
     at = lost.arg_max() or 0
     value = f" '{str(rows[name][at])[:SHOWN]}'" if show else ""
     place = "" if lines is None else f" in line {lines[at]:,}"
@@ -209,10 +211,10 @@ def example(rows: pl.DataFrame, name: str, lost: pl.Series, lines: pl.Series | N
 
 
 def rows_of(findings: Findings, schema: Schema, table: str) -> Iterator[tuple[pl.DataFrame, pl.Series]]:
-    """The table's columns of `schema` in portions, names in lower case, all text where the file is text; and the line
-    (of parquet: the row) of each.
+    """Yield portions of the table's columns of `schema`, with names in lower case, and the line (for parquet: the row)
+    of each row. The columns of a text file are text.
 
-    Raises DataError when a column is missing or the file is damaged.
+    Raises DataError if a column is missing or the file is damaged.
     """
     file = findings.file
     parts = _parquet(file, schema, table) if file.suffix.lower() == ".parquet" else _text(findings, schema, table)
@@ -223,9 +225,9 @@ def rows_of(findings: Findings, schema: Schema, table: str) -> Iterator[tuple[pl
 
 
 def _text(findings: Findings, schema: Schema, table: str) -> Iterator[tuple[pl.DataFrame, int]]:
-    """(portion, how many lines it takes) of a text file."""
+    """Yield (portion, number of its lines) of a text file."""
     file = findings.file
-    with _opened(file) as stream:
+    with _open(file) as stream:
         try:
             header, _ = decode(stream.readline(), str(file))
             mark = findings.separator = separator(header)
@@ -239,7 +241,7 @@ def _text(findings: Findings, schema: Schema, table: str) -> Iterator[tuple[pl.D
                 try:
                     part = _parse(clean + text, columns, mark, numbers)
                 except pl.exceptions.PolarsError:
-                    numbers = {}  # 7.0, NA, ...: from here on all is text, which Findings.check reads
+                    numbers = {}  # 7.0, NA, ...: from here on, read all columns as text, which Findings.check parses
                     part = _parse(clean + text, columns, mark, numbers)
                 yield part.rename(columns), body.count(b"\n")
         except (EOFError, zlib.error, OSError) as error:
@@ -256,20 +258,20 @@ def _parse(
     return pl.read_csv(text, columns=list(columns), infer_schema=False, separator=mark, schema_overrides=numbers)
 
 
-def whole(path: Path, table: str, schema: Schema, what: str, conversions: Conversions) -> pl.DataFrame:
-    """A small table as a whole, checked, with exact duplicates gone."""
-    findings = Findings(needed(path, table, what), conversions)
+def read_table(path: Path, table: str, schema: Schema, what: str, conversions: Conversions) -> pl.DataFrame:
+    """Read a small table at once: checked, and without exact duplicates."""
+    findings = Findings(find_required(path, table, what), conversions)
     parts = [findings.check(part, schema, lines) for part, lines in rows_of(findings, schema, table)]
     findings.close()
     return pl.concat([empty_table(schema), *parts]).unique(maintain_order=True)
 
 
-def _opened(file: Path) -> BinaryIO:
+def _open(file: Path) -> BinaryIO:
     return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")  # type: ignore[return-value]
 
 
 def _portions(stream: BinaryIO) -> Iterator[bytes]:
-    """Whole lines, about CHUNK bytes at a time; a line break within quotes ends no line."""
+    """Yield complete lines, about CHUNK bytes at a time; a line break within quotes does not end a line."""
     while block := stream.read(CHUNK):
         parts, quotes, line = [block], block.count(b'"'), block[-1:]
         while line and not (line.endswith(b"\n") and quotes % 2 == 0):
@@ -282,18 +284,18 @@ def _portions(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _columns(file: Path, names: Sequence[str], schema: Schema, table: str) -> dict[str, str]:
-    """Name in the file -> name in the schema."""
+    """Return {name in the file: name in the schema}."""
     by_lower = {name.lower(): name for name in names}
-    known = {name: (name, *column.names) for name, column in schema.items()}
-    found = {name: next((by_lower[n] for n in others if n in by_lower), None) for name, others in known.items()}
-    missing = [name for name, here in found.items() if here is None and not schema[name].is_optional]
+    aliases = {name: (name, *column.names) for name, column in schema.items()}
+    in_file = {name: next((by_lower[n] for n in others if n in by_lower), None) for name, others in aliases.items()}
+    missing = [name for name, here in in_file.items() if here is None and not schema[name].is_optional]
     if missing:
         raise DataError(
             f"{file} is not the table {table}: no column {', '.join(missing)}",
             f"its columns: {', '.join(names[:20])}",
             "give --path the tables as they were published",
         )
-    return {here: name for name, here in found.items() if here is not None}
+    return {here: name for name, here in in_file.items() if here is not None}
 
 
 def _parquet(file: Path, schema: Schema, table: str) -> Iterator[tuple[pl.DataFrame, int]]:
@@ -311,8 +313,8 @@ def _parquet(file: Path, schema: Schema, table: str) -> Iterator[tuple[pl.DataFr
 
 
 class Pieces:
-    """Rows of many patients in `count` pieces by patient, each with all of its patients: on disk, so that memory holds
-    one at a time, or, where there is one alone, in memory."""
+    """Rows of many patients in `count` batches by patient: on disk, so that only one is in memory at a time, or in
+    memory if there is only one."""
 
     def __init__(self, folder: Path, name: str, count: int) -> None:
         self.count, self.folder, self.name = count, folder, name
@@ -320,7 +322,7 @@ class Pieces:
         self.alone: list[pl.DataFrame] = []
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Rows with a column subject_id; every call with the same columns."""
+        """Add rows with a column subject_id; every call must have the same columns."""
         if self.count == 1:
             self.alone.append(rows)
             return
@@ -335,7 +337,7 @@ class Pieces:
             self.writers[k].write_table(table)
 
     def close(self, schema: pl.Schema) -> list[pl.LazyFrame]:
-        """The pieces; one without rows is there too."""
+        """Return all batches, including empty ones."""
         nothing = pl.DataFrame(schema=schema)
         if self.count == 1:
             return [pl.concat([nothing, *self.alone]).lazy()]
@@ -348,6 +350,6 @@ class Pieces:
 
 
 def piece_count(*files: Path) -> int:
-    """How many pieces to cut tables into: by their bytes, of which compression keeps about a tenth."""
+    """Return the number of batches for these tables, by their size; compressed files count ten times theirs."""
     size = sum(file.stat().st_size * (10 if file.suffix.lower() == ".gz" else 1) for file in files)
     return max(1, -(-size // PIECE))

@@ -1,9 +1,9 @@
 """YAIB (Yet Another ICU Benchmark, van de Water et al., ICLR 2024) hourly parquet: dyn.parquet and sta.parquet.
 
-dyn: stay_id, time (a duration, or hours), one column a quantity; sta: stay_id, age, sex, height, weight. Column and
-file names in any letter case, columns in any number: those that the concept dictionary knows are read. FiO2 is in
-percent there. There is no patient id, so a stay counts as a patient; the tables hold no ventilation and no PEEP, so
-labels do not ask for ventilation there, and those that need PEEP are refused. Both is said in the meta file.
+dyn: stay_id, time (a duration, or hours), one column per quantity; sta: stay_id, age, sex, height, weight. Column and
+file names may have any letter case; columns that are not in the concept dictionary are ignored. FiO2 is in percent.
+There is no patient id, so a stay counts as a patient. The tables have no ventilation and no PEEP, so labels do not
+require ventilation here, and labels that need PEEP are rejected. The meta file records both.
 """
 
 from pathlib import Path
@@ -20,21 +20,21 @@ from raylab.errors import DataError
 
 NOTES = (
     "no patient identifiers: a stay counts as a patient, so stays of one patient may be in two splits",
-    "values are hourly: what is stamped h was measured somewhere within an hour",
+    "values are hourly: a value at hour h was measured at some time within an hour",
 )
 VENTILATION = ("mech_vent", "niv")
 PARQUET = (".parquet",)
 
 
-DYN = ("stay_id", "time")  # beside these, a number a column
+DYN = ("stay_id", "time")  # all other columns are numbers
 STA = {"stay_id": Column(pl.String(), nullable=False, identifier="text", unique=True)}
-"""Beside this, what the source has of age, sex, height, weight."""
+"""Optional columns: age, sex, height, weight."""
 
 
 def read(path: Path) -> SourceData:
-    dyn_file, sta_file = place(path)
+    dyn_file, sta_file = find_files(path)
     names = by_id("yaib")
-    dyn = opened(dyn_file, DYN)
+    dyn = scan_table(dyn_file, DYN)
     kinds = dyn.collect_schema()
     known = [name for name in kinds.names() if name in names and names[name] not in STATIC]
     if not known:
@@ -54,8 +54,8 @@ def read(path: Path) -> SourceData:
     conversions = Conversions()
     times = hours(dyn_file, dyn, kinds["time"])
     dyn = dyn.select(stay_id, times, *(measured_values(name, kinds[name]) for name in known))
-    complete(dyn_file, dyn)
-    sta = statics(sta_file, conversions)
+    check_complete(dyn_file, dyn)
+    sta = read_statics(sta_file, conversions)
     measured = dyn.select("stay_id").unique().collect()["stay_id"]
     unknown = conversions.match(measured, sta["stay_id"], dyn_file.name, sta_file.name)
     conversions.note("stays without a row in {} (no age, no sex)", unknown, sta_file.name)
@@ -87,8 +87,8 @@ def read(path: Path) -> SourceData:
     )
 
 
-def place(path: Path) -> tuple[Path, Path]:
-    """dyn.parquet and sta.parquet of `path`, or of the one directory below it that has them."""
+def find_files(path: Path) -> tuple[Path, Path]:
+    """Return dyn.parquet and sta.parquet of `path`, or of the only directory below it that has them."""
     if not path.is_dir():
         raise DataError(f"no directory at {path}", do="give --path the directory with dyn.parquet and sta.parquet")
     folders = [path, *(folder for folder in sorted(path.rglob("*")) if folder.is_dir())]
@@ -103,8 +103,8 @@ def place(path: Path) -> tuple[Path, Path]:
     return found[0]
 
 
-def opened(file: Path, columns: tuple[str, ...]) -> pl.LazyFrame:
-    """The table with column names in lower case; DataError when it is damaged or lacks `columns`."""
+def scan_table(file: Path, columns: tuple[str, ...]) -> pl.LazyFrame:
+    """Scan the table with column names in lower case; DataError if it is damaged or lacks `columns`."""
     try:
         names = list(pl.read_parquet_schema(file))
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -118,7 +118,7 @@ def opened(file: Path, columns: tuple[str, ...]) -> pl.LazyFrame:
 
 
 def hours(file: Path, dyn: pl.LazyFrame, kind: pl.DataType) -> pl.Expr:
-    """`time` as hours: of a duration, or of a number that counts hours already; null where it is neither."""
+    """Return `time` in hours, from a duration or a number of hours; null if it is missing."""
     time = pl.col("time")
     if isinstance(kind, pl.Duration):
         return time.dt.total_seconds() / 3600
@@ -133,18 +133,18 @@ def hours(file: Path, dyn: pl.LazyFrame, kind: pl.DataType) -> pl.Expr:
 
 
 def measured_values(name: str, kind: pl.DataType) -> pl.Expr:
-    """The column as Float64: null where nothing was measured, NaN where what stands there is no number."""
+    """Return the column as Float64: null if nothing was measured, NaN if the entry is not a number."""
     return pl.when(~is_missing(name, kind)).then(as_number(name, kind).fill_null(float("nan"))).alias(name)
 
 
 def first_value(table: pl.LazyFrame, column: str) -> str | None:
-    """The first value of a column, shortened; None where it has none."""
+    """Return the first value of a column, shortened; None if it has none."""
     value = table.select(pl.col(column).drop_nulls().first()).collect().item()
     return None if value is None else str(value)[:SHOWN]
 
 
-def complete(file: Path, dyn: pl.LazyFrame) -> None:
-    """DataError when rows lack what DYN asks of them: an identifier that can be matched exactly, and a time."""
+def check_complete(file: Path, dyn: pl.LazyFrame) -> None:
+    """Raise DataError if rows lack an identifier that can be matched exactly, or a time."""
     rows, *lost = dyn.select(pl.len(), *(pl.col(name).null_count() for name in DYN)).collect().row(0)
     wrong = [
         f"column {name} is empty or cannot be read in {n:,} of {rows:,} rows"
@@ -155,10 +155,10 @@ def complete(file: Path, dyn: pl.LazyFrame) -> None:
         raise DataError(f"{file}: {'; '.join(wrong) or 'no rows'}", do="correct this table")
 
 
-def statics(file: Path, conversions: Conversions) -> pl.DataFrame:
-    """stay_id and the static concepts that the table has, as numbers; what cannot be read is noted."""
+def read_statics(file: Path, conversions: Conversions) -> pl.DataFrame:
+    """Return stay_id and the static concepts of the table as numbers; unreadable values are noted."""
     names = by_id("yaib")
-    table = opened(file, ("stay_id",)).with_row_index("row of the file", offset=1).collect()
+    table = scan_table(file, ("stay_id",)).with_row_index("row of the file", offset=1).collect()
     table = table.unique(pl.exclude("row of the file"), keep="first", maintain_order=True)
     findings = Findings(file, conversions)
     read = findings.check(table.select("stay_id"), STA, table["row of the file"])

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylab.data.icu.concepts import CONCEPTS, DERIVED, EVENTS, charted, charted_ratio
-from raylab.data.icu.derive import derived
+from raylab.data.icu.derive import derive_series
 from raylab.data.icu.labels import SEVERITY, first_onset, label, ratios, severity
 from raylab.data.icu.patient_batch import screen
 
@@ -155,7 +155,7 @@ def test_exactly_at_a_threshold_of_pf(spelling, threshold):
     grade = {300.0: "mild", 200.0: "moderate", 100.0: "severe"}[threshold]
     assert set(found.collect()["ratio"]) == {threshold}
     assert set(severity(found, first_onset(found, rule)).collect()["severity"]) == {grade}
-    series = derived(gases(pairs, SPELLINGS[spelling])).collect()
+    series = derive_series(gases(pairs, SPELLINGS[spelling])).collect()
     assert set(series.filter(pl.col("concept") == "pf")["value"]) == {threshold}
 
 

@@ -12,7 +12,7 @@ from raylab.data import prepared
 from raylab.data.icu import prepare
 from raylab.data.icu.cohorts import Framing, attrition
 from raylab.data.icu.concepts import CONCEPTS, EVENTS, ID_SOURCES, SERIES, STATIC, STAYS, SourceData, by_id
-from raylab.data.icu.derive import derived
+from raylab.data.icu.derive import derive_series
 from raylab.data.icu.labels import label
 from raylab.data.icu.meta import IcuMeta
 from raylab.data.icu.patient_batch import screen
@@ -150,7 +150,7 @@ def test_what_cannot_be_used_ends_the_carry_of_what_is_made_of_it():
             ("c", 1, "tidal_volume", 5000), ("c", 2, "plateau", 4), ("c", 3, "peep", 99), ("c", 4, "plateau", 20),
         )
     )  # fmt: skip
-    rows = derived(unique.select(EVENTS.names())).sort("stay_id", "time").collect()
+    rows = derive_series(unique.select(EVENTS.names())).sort("stay_id", "time").collect()
     found = {name: rows.filter(pl.col("concept") == name)["time", "value"].rows() for name in rows["concept"].unique()}
     assert found == {
         "pf": [(2, 200), (4, None), (6, 180), (7, None)],

@@ -8,7 +8,7 @@ from raylab.data.icu.concepts import SourceData
 from raylab.data.icu.dataset import load_icu
 from raylab.data.icu.meta import IcuMeta
 from raylab.data.icu.prepare import prepare_icu
-from raylab.data.icu.resplit import Split, added, parse, resplit
+from raylab.data.icu.resplit import Split, parse, resplit, sum_counts
 from raylab.data.icu.sources import synthetic
 from raylab.errors import DataError, UsageError
 
@@ -76,8 +76,8 @@ def test_counts_of_values_add_up():
         IcuMeta.model_construct(out_of_range={"fio2": 3}, converted={"temp": {"degF": 4, "K": 1}, "k": {"mg/dL": 1}}),
         IcuMeta.model_construct(),  # prepared before they were counted
     ]
-    assert added(metas, "out_of_range") == {"fio2": 5, "hr": 1}
-    assert added(metas, "converted") == {"k": {"mg/dL": 1}, "temp": {"degF": 7, "K": 1}}
+    assert sum_counts(metas, "out_of_range") == {"fio2": 5, "hr": 1}
+    assert sum_counts(metas, "converted") == {"k": {"mg/dL": 1}, "temp": {"degF": 7, "K": 1}}
 
 
 def test_several_directories_are_pooled(directory, tmp_path, monkeypatch):
