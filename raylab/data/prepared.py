@@ -217,12 +217,6 @@ def _contents(directory: Path) -> Contents | None:
         return None
 
 
-def task_of(directory: Path) -> str | None:
-    """Return the task that a directory was prepared for, or None if it is not prepared data; files are not checked."""
-    contents = _contents(directory)
-    return None if contents is None else contents.task
-
-
 @overload
 def read_meta(directory: Path, task: str | None) -> Meta: ...
 @overload

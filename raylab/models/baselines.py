@@ -80,9 +80,8 @@ class Logistic(Fitted):
         return out.to(x.dtype)
 
     def fit(self, x: Tensor, y: np.ndarray) -> None:
-        from sklearn.linear_model import (
-            LogisticRegression,
-        )  # imported here, because it would slow down every worker's start
+        """Fit the regression on series x [N, hours, features] and labels y [N]."""
+        from sklearn.linear_model import LogisticRegression  # not above: it would slow down every worker's start
 
         check_both_classes(y)
         raw = self.summary(x)

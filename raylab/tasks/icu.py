@@ -115,7 +115,7 @@ def describe(meta: IcuMeta) -> list[str]:
     if meta.onsets is not None:
         onsets = ", ".join(f"{what.replace('_', ' ')} {n:,}" for what, n in meta.onsets.items())
         lines.append(f"  onsets at any time: {onsets}")
-    lines.append("  how the rows end: " + ", ".join(f"{how} {n:,}" for how, n in meta.ends.items()))
+    lines.append("  outcomes of the rows: " + ", ".join(f"{how} {n:,}" for how, n in meta.ends.items()))
     for cell in meta.sensitivity:
         lines.append(
             f"  FiO2 {cell['fio2_back_h']:g} h back, persistence {cell['persist_h']:>2g} h: {cell['stays']:>6,} onsets"
