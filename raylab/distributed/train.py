@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import raylab.errors
 from raylab.config.recipe import Recipe
 from raylab.distributed.allocation import Allocator, Bundle
+from raylab.distributed.draining import list_draining_nodes
 from raylab.distributed.membership import Delivery, Membership
 from raylab.distributed.worker import Worker
 from raylab.errors import IncompleteError, RunError
@@ -227,7 +228,7 @@ def find_allocator() -> Any:
 
 def list_nodes() -> dict[str, Bundle]:
     """The resources of each node that is alive and not about to leave."""
-    leaving = set(ray._private.state.state.get_draining_nodes())
+    leaving = list_draining_nodes()
     nodes = sorted(ray.nodes(), key=lambda node: node["NodeID"])
     return {n["NodeID"]: n["Resources"] for n in nodes if n["Alive"] and n["NodeID"] not in leaving}
 

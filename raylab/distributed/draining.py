@@ -1,0 +1,40 @@
+"""The nodes that are about to leave, and a training process that leaves with its node."""
+
+import threading
+
+import ray
+
+from raylab.training.peers import FixedPeers
+
+LOOK_SECONDS = 1.0
+
+
+def list_draining_nodes() -> set[str]:
+    """The ids of the nodes that Ray drains: because of a time limit, a preemption, or because they are idle."""
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+class TrainsOnNode(FixedPeers):
+    """This process alone, which must hand over as soon as its node drains. A thread of its own looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node = ray.get_runtime_context().get_node_id()
+        self.has_ended = threading.Event()
+        self.drains = False
+        self.thread = threading.Thread(target=self._watch, name="draining", daemon=True)
+
+    def __enter__(self) -> "TrainsOnNode":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.has_ended.set()
+        self.thread.join()
+
+    def is_leaving(self) -> bool:
+        return self.drains
+
+    def _watch(self) -> None:
+        while not self.drains and not self.has_ended.wait(LOOK_SECONDS):
+            self.drains = self.node in list_draining_nodes()
