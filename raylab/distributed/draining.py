@@ -1,17 +1,13 @@
-"""The nodes that are about to leave, and a training process that leaves with its node."""
+"""A training process that leaves with its node: how a trial in its own process is told."""
 
 import threading
 
 import ray
 
+from raylab.distributed.train import list_draining_nodes
 from raylab.training.peers import FixedPeers
 
 LOOK_SECONDS = 1.0
-
-
-def list_draining_nodes() -> set[str]:
-    """The ids of the nodes that Ray drains: because of a time limit, a preemption, or because they are idle."""
-    return set(ray._private.state.state.get_draining_nodes())
 
 
 class TrainsOnNode(FixedPeers):
