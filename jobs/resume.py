@@ -53,7 +53,8 @@ def resume(run: RunReference, *, quiet: bool = False) -> Run:
             return Run.of(tune.continue_search(directory, recipe, data, quiet))
         ancestor = run_record.parent_directory or run_record.parent
         parent = None if ancestor is None else home.find(ancestor)
-        return Run.of(train.continue_run(directory, recipe, data, parent, quiet))
+        with train.start_workers(recipe) as workers:
+            return Run.of(train.continue_run(directory, recipe, data, parent, quiet, workers))
 
 
 if __name__ == "__main__":

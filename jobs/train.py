@@ -3,9 +3,10 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from jobs.common import home, model_card, run_tracking, scores
 from jobs.common.environment import verb_environment
 from jobs.common.progress import Display, say
 from jobs.common.results import Run, RunReference, find_run
-from jobs.common.session import ray_session
+from jobs.common.session import ray_ahead
 from raylab.config.assignments import parse_assignments
 from raylab.config.overrides import override, with_enough_shards
 from raylab.config.recipe import Recipe
@@ -28,6 +29,9 @@ from raylab.training.run import execute, read_model
 from raylab.training.run_record import Kind
 from tracking.outbox import Outbox
 from tracking.system import NodeSampler
+
+if TYPE_CHECKING:  # it imports Ray
+    from raylab.distributed.train import Supervisor
 
 EXAMPLE = "raylab train ards --data prepared/ards --smoke --workers 0"
 
@@ -116,18 +120,46 @@ def start(
 ) -> dict[str, Any]:
     """Train a new run. All input is checked before the run exists."""
     meta = find_task(recipe.task).read_meta(data)
-    uri = run_tracking.checked_address()
-    recipe = enough_shards(run_tracking.with_weights(recipe, uri), quiet)
-    inspect(recipe, data)
-    if parent is not None:
-        read_model(parent)
-    directory = home.new_run(name, recipe.task)
-    with home.lock_run(directory):
-        ancestor = None if parent is None else home.note(parent)
-        run_tracking.create_run(directory, recipe, meta, data, kind, uri, ancestor)
+    with start_workers(recipe) as workers:
+        uri = run_tracking.checked_address()
+        recipe = enough_shards(run_tracking.with_weights(recipe, uri), quiet)
+        inspect(recipe, data)
         if parent is not None:
-            home.annotate(directory, parent_directory=str(parent))  # it may be in another user's home
-        return continue_run(directory, recipe, data, parent, quiet)
+            read_model(parent)
+        directory = home.new_run(name, recipe.task)
+        with home.lock_run(directory):
+            ancestor = None if parent is None else home.note(parent)
+            run_tracking.create_run(directory, recipe, meta, data, kind, uri, ancestor)
+            if parent is not None:
+                home.annotate(directory, parent_directory=str(parent))  # it may be in another user's home
+            return continue_run(directory, recipe, data, parent, quiet, workers)
+
+
+StartedWorkers = Callable[[Path], "Supervisor"]
+"""Waits until the workers of a run are there, with the file for Ray's output."""
+
+
+@contextmanager
+def start_workers(recipe: Recipe) -> Iterator[StartedWorkers]:
+    """Start Ray and the run's workers in the background, if the recipe has any."""
+    made: list[Supervisor] = []
+
+    def supervise() -> "Supervisor":
+        from raylab.distributed.train import Supervisor
+
+        made.append(Supervisor(recipe))
+        return made[0]
+
+    high = recipe.scaling.workers[1]
+    if high == 0:
+        yield lambda log: supervise()
+        return
+    with ray_ahead(high * recipe.scaling.cpus_per_worker, supervise) as workers:
+        try:
+            yield workers
+        finally:
+            for supervisor in made:
+                supervisor.close()
 
 
 def enough_shards(recipe: Recipe, quiet: bool) -> Recipe:
@@ -176,7 +208,9 @@ def inspect(recipe: Recipe, data: Path) -> None:
     job.model(recipe, train.spec)
 
 
-def continue_run(directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool) -> dict[str, Any]:
+def continue_run(
+    directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool, workers: StartedWorkers
+) -> dict[str, Any]:
     """Train a run to its end, from its newest valid checkpoint if there is one."""
     job = find_task(recipe.task)
     samples = job.load(data, "train", recipe.data, None)
@@ -184,10 +218,10 @@ def continue_run(directory: Path, recipe: Recipe, data: Path, parent: Path | Non
     planned = 1 if isinstance(job.model(recipe, samples.spec), Fitted) else recipe.loop.epochs * steps
     low, high = recipe.scaling.workers
     if not quiet:
-        workers = f"{low}:{high}" if low != high else str(low)
+        range_of_workers = f"{low}:{high}" if low != high else str(low)
         synthetic = ", SYNTHETIC data" if home.note(directory).synthetic else ""
         size = f"{len(samples)} samples, {planned} steps"
-        say(f"run {directory.name}: {recipe.task}, {size}, workers {workers}{synthetic}")
+        say(f"run {directory.name}: {recipe.task}, {size}, workers {range_of_workers}{synthetic}")
     rows = run_tracking.ToOutbox(directory)
     with run_tracking.track_run(directory):
         if (directory / "result.json").is_file():
@@ -197,13 +231,11 @@ def continue_run(directory: Path, recipe: Recipe, data: Path, parent: Path | Non
             with Display(directory, recipe.loop.epochs, planned, job.objective, quiet):
                 result = execute(recipe, data, directory, rows.send, parent)
         else:
-            with (
-                ray_session(high * recipe.scaling.cpus_per_worker, directory / "ray.log"),
-                Display(directory, recipe.loop.epochs, planned, job.objective, quiet, lambda: missing(recipe)),
-            ):
-                from raylab.distributed import train
-
-                result = train.train(recipe, data, directory, rows, parent, NodeSampler(), rows.add_node_sample, say)
+            supervisor = workers(directory / "ray.log")
+            with Display(directory, recipe.loop.epochs, planned, job.objective, quiet, lambda: missing(recipe)):
+                result = supervisor.train(
+                    recipe, data, directory, rows, parent, NodeSampler(), rows.add_node_sample, say
+                )
         return finish(directory, recipe, data, result, quiet)
 
 

@@ -4,12 +4,12 @@ import logging
 import os
 import secrets
 import shutil
-import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
+from typing import Generic, TypeVar
 
 import psutil
 
@@ -19,6 +19,8 @@ from raylab.scratch import Scratch, default_parents
 OBJECT_STORE_BYTES = 200_000_000  # small, because every worker reads its data from files
 
 LOGS = "ray-logs"  # directory next to a session's log
+T = TypeVar("T")
+END_SECONDS = 30.0  # that Ray may take to end
 STARTS = 3  # attempts to start a local Ray, which gives its helper processes 15 s: too little on a busy machine
 
 # Ray reads these variables and the token at import: call `ray_environment` before anything imports it
@@ -71,12 +73,24 @@ def ray_environment() -> None:
 
 @contextmanager
 def ray_session(cpus: float, log: Path) -> Iterator[None]:
-    """Connect to Ray while the context is open. `cpus`: logical CPUs that a local Ray declares, at least the real ones.
+    """Connect to Ray while the context is open, see `ray_ahead`; its output goes to the file `log`."""
+    with ray_ahead(cpus, lambda: None) as connect:
+        connect(log)
+        yield
 
-    Ray's output goes to the file `log`. A local Ray keeps its files in a private directory and is stopped on exit;
-    after an error its logs are copied to LOGS next to `log`. A cluster keeps running. Inside another session this
-    does nothing. Raises RunError if Ray cannot be started or reached, and UsageError if there is no directory for its
-    files or no bash. The SIGTERM handler stays in place, also while Ray starts.
+
+@contextmanager
+def ray_ahead(cpus: float, prepare: Callable[[], T]) -> Iterator[Callable[[Path], T]]:
+    """Connect to Ray, and call `prepare`, in a thread of its own, while the caller checks its input.
+
+    Yields the function that waits for both and returns what `prepare` returned. From then on the output of this
+    process, and so of Ray, goes to the file that it is given (`jobs.common.progress` still prints to the screen). It
+    raises RunError if Ray cannot be started or reached.
+
+    `cpus`: logical CPUs that a local Ray declares, at least the real ones. A local Ray keeps its files in a private
+    directory and is stopped on exit; after an error its logs are copied to LOGS next to the log. A cluster keeps
+    running. Inside another session `prepare` alone is called. Raises UsageError if there is no directory for Ray's
+    files or no bash.
     """
     ray_environment()
     remote = cluster_address()
@@ -86,74 +100,119 @@ def ray_session(cpus: float, log: Path) -> Iterator[None]:
             "runs start on the cluster, not on this machine",
             "raylab cluster submit -- python -m jobs.train ..., or unset RAY_ADDRESS",
         )
-    import ray
-
-    if ray.is_initialized():  # inside a caller's session
-        yield
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():  # inside a caller's session
+        yield lambda log: prepare()
         return
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
     with ExitStack() as stack:
         scratch = None if remote else stack.enter_context(_local_scratch())
-        stack.enter_context(_to_file(log))
-        stack.callback(ray.shutdown)
-        if scratch is None:
-            _connect(str(remote))
-        else:
-            _start(cpus, scratch, log)
+        output = stack.enter_context(ExitStack())  # ends after Ray, which writes until its end
+        start = stack.enter_context(_Start(cpus, remote, scratch, prepare))
+        logs: list[Path] = []
+
+        def connect(log: Path) -> T:
+            output.enter_context(_to_file(log))
+            logs.append(log)
+            return start.wait(log)
+
         try:
-            yield
+            yield connect
         except Exception:
-            if scratch is not None:
-                scratch.keep_logs(log.with_name(LOGS))
+            if scratch is not None and logs:
+                scratch.keep_logs(logs[0].with_name(LOGS))
             raise
 
 
-def _connect(address: str) -> None:
-    import ray
+class _Start(Generic[T]):
+    """The thread that connects to Ray and holds the connection.
 
-    try:
-        with _start_of_ray():
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except Exception as error:
-        raise RunError(
-            f"no Ray cluster could be reached at {address}",
-            _first_line(error),
-            "check RAY_ADDRESS and the token (RAY_AUTH_TOKEN_PATH)",
-        ) from error
+    Ray swallows exceptions of signal handlers in parts of its start, so that an interrupt must not find the main thread
+    there. The thread lasts as long as the connection, because the kernel ends Ray's processes with the thread that
+    started them (PR_SET_PDEATHSIG).
+    """
 
+    def __init__(self, cpus: float, address: str | None, scratch: Scratch | None, prepare: Callable[[], T]) -> None:
+        self.cpus, self.address, self.scratch, self.prepare = cpus, address, scratch, prepare
+        self.result: list[T] = []
+        self.error: Exception | None = None
+        self.has_started, self.must_end = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self._run, name="ray-session", daemon=True)
 
-def _start(cpus: float, scratch: Scratch, log: Path) -> None:
-    import ray
+    def __enter__(self) -> "_Start[T]":
+        self.thread.start()
+        return self
 
-    for attempt in range(STARTS):
+    def __exit__(self, *error: object) -> None:
+        self.must_end.set()
+        while not self.has_started.wait(0.2) and self.scratch is not None:
+            _kill_processes(self.scratch)  # the thread waits for them
+        self.thread.join(END_SECONDS)
+
+    def wait(self, log: Path) -> T:
+        """What `prepare` returned, once Ray is connected; raises RunError if it cannot be."""
+        self.has_started.wait()
+        if self.result:
+            return self.result[0]
+        why = (str(self.error).splitlines() or [type(self.error).__name__])[0]
+        if self.scratch is None:
+            do = "check RAY_ADDRESS and the token (RAY_AUTH_TOKEN_PATH)"
+            raise RunError(f"no Ray cluster could be reached at {self.address}", why, do) from self.error
+        do = f"see {log} and {log.with_name(LOGS)}; on a busy machine, try again later"
+        raise RunError(f"a local Ray did not start in {STARTS} attempts", why, do) from self.error
+
+    def _run(self) -> None:
+        import ray
+
+        for _ in range(STARTS if self.scratch is not None else 1):
+            try:
+                self._connect()
+                self.result.append(self.prepare())
+                break
+            except Exception as error:  # Ray raises a plain Exception when its node starts too slowly
+                self.error = error
+                ray.shutdown()
+                if self.scratch is not None:
+                    _kill_processes(self.scratch)
+            if self.must_end.is_set():
+                break
+        self.has_started.set()
+        self.must_end.wait()
+        ray.shutdown()
+
+    def _connect(self) -> None:
+        import ray
+        import ray._private.utils
+
+        for name in ("ray", "ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        # SIGTERM stays ours: outside the main thread Ray's attempt to handle it would fail
+        set_sigterm_handler = ray._private.utils.set_sigterm_handler
+        ray._private.utils.set_sigterm_handler = lambda handler: None
         try:
-            with _start_of_ray():
-                # without "local", Ray joins whatever cluster a file in a shared directory names
-                ray.init(
-                    address="local",
-                    num_cpus=max(int(-(-cpus // 1)), len(os.sched_getaffinity(0))),
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                    _temp_dir=str(scratch.ray),
-                )
-            return
-        except Exception as error:  # Ray raises a plain Exception when its node starts too slowly
-            if attempt < STARTS - 1:
-                continue
-            scratch.keep_logs(log.with_name(LOGS))
-            raise RunError(
-                f"a local Ray did not start in {STARTS} attempts",
-                _first_line(error),
-                f"see {log} and {log.with_name(LOGS)}; on a busy machine, try again later",
-            ) from error
+            if self.scratch is None:
+                ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+                return
+            # without "local", Ray joins whatever cluster a file in a shared directory names
+            ray.init(
+                address="local",
+                num_cpus=max(int(-(-self.cpus // 1)), len(os.sched_getaffinity(0))),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                _temp_dir=str(self.scratch.ray),
+            )
+        finally:
+            ray._private.utils.set_sigterm_handler = set_sigterm_handler
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _kill_processes(scratch: Scratch) -> None:
+    """End the processes of the Ray in `scratch`."""
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if str(scratch.ray) in " ".join(child.cmdline()):
+                for process in (*child.children(recursive=True), child):
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
 
 
 @contextmanager
@@ -172,53 +231,8 @@ def _local_scratch() -> Iterator[Scratch]:
 
 
 @contextmanager
-def _start_of_ray() -> Iterator[None]:
-    """Wrap `ray.init`: keep the SIGTERM handler, and end all processes of a failed start.
-
-    Ray swallows exceptions of signal handlers in parts of its start, so a SIGTERM is also recorded and raised again at
-    the end.
-    """
-    import ray._private.utils
-
-    us = psutil.Process()
-    others = set(us.children())
-    before = signal.getsignal(signal.SIGTERM)
-    handled = callable(before) and threading.current_thread() is threading.main_thread()
-    set_sigterm_handler = ray._private.utils.set_sigterm_handler
-    came = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
-        if callable(before):
-            before(number, frame)
-
-    try:
-        if handled:
-            signal.signal(signal.SIGTERM, note)
-            ray._private.utils.set_sigterm_handler = lambda handler: None
-        yield
-        if came:
-            raise KeyboardInterrupt
-    except BaseException as error:
-        for child in set(us.children()) - others:
-            for process in (*child.children(recursive=True), child):
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-        if came and not isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        ray._private.utils.set_sigterm_handler = set_sigterm_handler
-        if handled:
-            signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
 def _to_file(log: Path) -> Iterator[None]:
     """Redirect this process's standard output and error to `log`; `jobs.common.progress` still prints to the screen."""
-    import sys
-
     from jobs.common import progress
 
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -5,11 +5,13 @@ who are left go on. Only when no worker is left does the newest checkpoint count
 """
 
 import json
+import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -38,32 +40,6 @@ PLACE_SECONDS = 1.0  # between two looks at the cluster
 RENEW_SECONDS = 10.0  # between two looks at claims that nobody renews
 
 
-def train(
-    recipe: Recipe,
-    data: Path,
-    directory: Path,
-    on_rows: OnRows,
-    parent: Path | None = None,
-    sample_node: SampleNode = dict,
-    on_node_sample: OnNodeSample = lambda sample: None,
-    on_warning: OnWarning = lambda text: None,
-) -> dict[str, Any]:
-    """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; return the result of `execute`.
-
-    `on_rows` gets each bundle of metrics, `on_node_sample` what `sample_node` returns on each node, and `on_warning`
-    what the user must know, in this thread.
-    Raises the run's own error, RunError when workers died more often than recipe.scaling.max_failures without getting
-    further, and IncompleteError when they end without a result.
-    """
-    (directory / "failure.json").unlink(missing_ok=True)
-    supervisor = Supervisor(recipe, data, directory, on_rows, parent, sample_node, on_node_sample, on_warning)
-    try:
-        supervisor.run()
-    finally:
-        supervisor.close()
-    return outcome(directory)
-
-
 @dataclass
 class Running:
     """A worker that was started: its actor, the end of its `run`, and the node it is bound to."""
@@ -75,35 +51,21 @@ class Running:
 
 
 class Supervisor:
-    """Keeps a run supplied with workers until it is over. It lives in the driver."""
+    """Keeps a run supplied with workers until it is over. It lives in the driver.
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        data: Path,
-        directory: Path,
-        on_rows: OnRows,
-        parent: Path | None,
-        sample_node: SampleNode,
-        on_node_sample: OnNodeSample,
-        on_warning: OnWarning,
-    ) -> None:
-        self.recipe, self.directory = recipe, directory
-        self.on_rows, self.on_node_sample, self.on_warning = on_rows, on_node_sample, on_warning
-        low, _ = recipe.scaling.workers
-        self.bundle = {"CPU": recipe.scaling.cpus_per_worker} | ({"GPU": 1.0} if recipe.scaling.gpu else {})
-        self.arguments = {
-            "recipe": recipe.model_dump(mode="json"),
-            "data": str(data),
-            "data_hash": find_task(recipe.task).read_meta(data).data_hash,
-            "directory": str(directory),
-            "parent": None if parent is None else str(parent),
-            "sample_node": sample_node,
-        }
+    Made as soon as the recipe is known: the processes of the run's minimum start and import what training needs, while
+    the driver still checks its input. `train` or `close` must follow.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.scaling = recipe.scaling
+        low, _ = self.scaling.workers
+        self.bundle = {"CPU": self.scaling.cpus_per_worker} | ({"GPU": 1.0} if self.scaling.gpu else {})
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         members = ray.remote(num_cpus=0)(Membership)
-        self.membership = members.options(scheduling_strategy=here).remote(low, recipe.scaling.silence_seconds)
+        self.membership = members.options(scheduling_strategy=here).remote(low, self.scaling.silence_seconds)
         self.allocator = find_allocator()
+        self.claim = secrets.token_hex(8)
         self.workers: dict[str, Running] = {}
         self.refused: dict[str, str] = {}  # why, by node: code, packages or data differ, so none is started there again
         self.started = 0
@@ -112,7 +74,46 @@ class Supervisor:
         self.failed_at = -1
         self.is_closing = False  # a worker has finished: the others do as well, and rank 0 writes the result
         self.has_ended = False
+        self.is_closed = False
         self.placed_at = float("-inf")
+        self.warm: dict[str, list[Any]] = {}  # actors by node, which have no work yet
+        for node, count in self.allowed_workers(low).items():
+            self.warm[node] = [self.create_actor(node) for _ in range(count)]
+
+    def train(
+        self,
+        recipe: Recipe,
+        data: Path,
+        directory: Path,
+        on_rows: OnRows,
+        parent: Path | None = None,
+        sample_node: SampleNode = dict,
+        on_node_sample: OnNodeSample = lambda sample: None,
+        on_warning: OnWarning = lambda text: None,
+    ) -> dict[str, Any]:
+        """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; return the result of `execute`.
+
+        `on_rows` gets each bundle of metrics, `on_node_sample` what `sample_node` returns on each node, and
+        `on_warning` what the user must know, in this thread.
+        Raises the run's own error, RunError when workers died more often than recipe.scaling.max_failures without
+        getting further, and IncompleteError when they end without a result.
+        """
+        (directory / "failure.json").unlink(missing_ok=True)
+        self.directory = directory
+        self.on_rows, self.on_node_sample, self.on_warning = on_rows, on_node_sample, on_warning
+        self.arguments = {
+            "recipe": recipe.model_dump(mode="json"),
+            "data": str(data),
+            "data_hash": find_task(recipe.task).read_meta(data).data_hash,
+            "directory": str(directory),
+            "parent": None if parent is None else str(parent),
+            "sample_node": sample_node,
+        }
+        try:
+            self.run()
+        finally:
+            self.close()
+        return outcome(directory)
 
     def run(self) -> None:
         """Until a worker reports the run's end."""
@@ -130,26 +131,38 @@ class Supervisor:
     def place_workers(self) -> None:
         """Start workers where the run may have more, and tell those to leave that must."""
         self.placed_at = time.monotonic()
-        low, high = self.recipe.scaling.workers
         placed = Counter(running.node for running in self.workers.values() if not running.is_leaving)
-        allowed = ray.get(self.allocator.claim.remote(str(self.directory), low, high, self.bundle, dict(placed)))
+        allowed = self.allowed_workers(self.scaling.workers[1], placed)
         if not self.workers and allowed and self.refused.keys() >= allowed.keys():
             self.fail_refused()
         for node, count in allowed.items():
             for _ in range(0 if node in self.refused else count - placed[node]):
                 self.start_worker(node)
+        self.drop_warm()
         for name, running in reversed(self.workers.items()):  # the youngest first
             if not running.is_leaving and placed[running.node] > allowed.get(running.node, 0):
                 placed[running.node] -= 1
                 running.is_leaving = True
                 self.membership.leave.remote(name)
 
-    def start_worker(self, node: str) -> None:
-        name = f"worker-{self.started}"
-        self.started += 1
+    def allowed_workers(self, maximum: int, placed: Mapping[str, int] = {}) -> dict[str, int]:
+        """How many workers the run may have on each node, of which it has those `placed`."""
+        low, _ = self.scaling.workers
+        claim = self.allocator.claim.remote(self.claim, low, maximum, self.bundle, dict(placed))
+        allowed: dict[str, int] = ray.get(claim)
+        return allowed
+
+    def create_actor(self, node: str) -> Any:
         resources = {"num_cpus": self.bundle["CPU"], "num_gpus": self.bundle.get("GPU", 0)}
         there = NodeAffinitySchedulingStrategy(node, soft=False)
         actor = ray.remote(Worker).options(**resources, scheduling_strategy=there).remote()
+        actor.load_libraries.remote()
+        return actor
+
+    def start_worker(self, node: str) -> None:
+        name = f"worker-{self.started}"
+        self.started += 1
+        actor = self.warm[node].pop() if self.warm.get(node) else self.create_actor(node)
         self.workers[name] = Running(actor, actor.run.remote(name, self.membership, self.arguments), node)
 
     def note_end(self, name: str) -> None:
@@ -172,7 +185,7 @@ class Supervisor:
         self.placed_at = float("-inf")  # look for a place for another at once
         self.failures = self.failures + 1 if self.step <= self.failed_at else 1
         self.failed_at = max(self.step, self.failed_at)
-        if self.failures > self.recipe.scaling.max_failures:
+        if self.failures > self.scaling.max_failures:
             raise RunError(
                 f"the workers of run {self.directory.name} died {self.failures} times without a step between",
                 why,
@@ -215,10 +228,19 @@ class Supervisor:
 
     def close(self) -> None:
         """End all workers and give their places back."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self.drop_warm()
         for running in self.workers.values():
             ray.kill(running.actor)
-        ray.get(self.allocator.release.remote(str(self.directory)))
+        ray.get(self.allocator.release.remote(self.claim))
         ray.kill(self.membership)
+
+    def drop_warm(self) -> None:
+        for actor in chain(*self.warm.values()):
+            ray.kill(actor)
+        self.warm.clear()
 
 
 def first_on_node(nodes: dict[str, str]) -> set[str]:

@@ -358,7 +358,7 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
         chosen = override(chosen, {"loop.checkpoint_steps": steps_per_epoch(rows, chosen.loop.global_batch_size)})
     try:
         if options.workers_per_trial:
-            result = train.train(chosen, Path(data), directory, report_epochs)
+            result = train.Supervisor(chosen).train(chosen, Path(data), directory, report_epochs)
         else:
             with TrainsOnNode() as peers:
                 result = execute(chosen, Path(data), directory, send, saved=saved, flush_seconds=0, peers=peers)

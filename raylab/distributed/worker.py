@@ -29,6 +29,11 @@ class End(NamedTuple):
 class Worker:
     """The actor of one worker."""
 
+    def load_libraries(self) -> None:
+        """Import what training needs, while this worker waits for its work."""
+        import raylab.distributed.member
+        import raylab.training.run  # noqa: F401
+
     def run(self, name: str, membership: Any, arguments: Mapping[str, Any]) -> End:
         """Train until the run is over. Whatever is raised is a crash of this worker, not the end of the run."""
         # In the method, so that the process that starts it is quick to answer
