@@ -5,10 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jobs import cli, train, tune
-from jobs.common import home, run_tracking
+from jobs import cli, tune
+from jobs.common import home, run_tracking, training
 from jobs.common.environment import verb_environment
 from jobs.common.results import Run, RunReference, find_run
+from jobs.common.workers import start_workers
 from raylab.errors import DataError, UsageError
 from raylab.tasks import find_task
 from raylab.tasks.recipes import read_recipe
@@ -53,8 +54,8 @@ def resume(run: RunReference, *, quiet: bool = False) -> Run:
             return Run.of(tune.continue_search(directory, recipe, data, quiet))
         ancestor = run_record.parent_directory or run_record.parent
         parent = None if ancestor is None else home.find(ancestor)
-        with train.start_workers(recipe) as workers:
-            return Run.of(train.continue_run(directory, recipe, data, parent, quiet, workers))
+        with start_workers(recipe) as workers:
+            return Run.of(training.continue_run(directory, recipe, data, parent, quiet, workers))
 
 
 if __name__ == "__main__":

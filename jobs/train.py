@@ -1,37 +1,25 @@
 """raylab train: train a recipe on a prepared directory as a tracked run, on any number of workers."""
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from jobs import cli
-from jobs.common import home, model_card, run_tracking, scores
+from jobs.common import home, run_tracking
 from jobs.common.environment import verb_environment
-from jobs.common.progress import Display, say
+from jobs.common.progress import say
 from jobs.common.results import Run, RunReference, find_run
-from jobs.common.session import ray_ahead
+from jobs.common.workers import start_workers
 from raylab.config.assignments import parse_assignments
 from raylab.config.overrides import override, with_enough_shards
 from raylab.config.recipe import Recipe
 from raylab.data.sampler import steps_per_epoch
 from raylab.errors import UsageError
-from raylab.models.baselines import Fitted
 from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipes import shipped_recipe
-from raylab.training import imbalance
-from raylab.training.run import execute, read_model
 from raylab.training.run_record import Kind
-from tracking.outbox import Outbox
-from tracking.system import NodeSampler
-
-if TYPE_CHECKING:  # it imports Ray
-    from raylab.distributed.train import Supervisor
 
 EXAMPLE = "raylab train ards --data prepared/ards --smoke --workers 0"
 
@@ -121,9 +109,12 @@ def start(
     """Train a new run. All input is checked before the run exists."""
     meta = find_task(recipe.task).read_meta(data)
     with start_workers(recipe) as workers:
+        from jobs.common import training  # loads torch, beside the start of Ray
+        from raylab.training.run import read_model
+
         uri = run_tracking.checked_address()
         recipe = enough_shards(run_tracking.with_weights(recipe, uri), quiet)
-        inspect(recipe, data)
+        training.inspect(recipe, data)
         if parent is not None:
             read_model(parent)
         directory = home.new_run(name, recipe.task)
@@ -132,34 +123,7 @@ def start(
             run_tracking.create_run(directory, recipe, meta, data, kind, uri, ancestor)
             if parent is not None:
                 home.annotate(directory, parent_directory=str(parent))  # it may be in another user's home
-            return continue_run(directory, recipe, data, parent, quiet, workers)
-
-
-StartedWorkers = Callable[[Path], "Supervisor"]
-"""Waits until the workers of a run are there, with the file for Ray's output."""
-
-
-@contextmanager
-def start_workers(recipe: Recipe) -> Iterator[StartedWorkers]:
-    """Start Ray and the run's workers in the background, if the recipe has any."""
-    made: list[Supervisor] = []
-
-    def supervise() -> "Supervisor":
-        from raylab.distributed.train import Supervisor
-
-        made.append(Supervisor(recipe))
-        return made[0]
-
-    high = recipe.scaling.workers[1]
-    if high == 0:
-        yield lambda log: supervise()
-        return
-    with ray_ahead(high * recipe.scaling.cpus_per_worker, supervise) as workers:
-        try:
-            yield workers
-        finally:
-            for supervisor in made:
-                supervisor.close()
+            return training.continue_run(directory, recipe, data, parent, quiet, workers)
 
 
 def enough_shards(recipe: Recipe, quiet: bool) -> Recipe:
@@ -175,9 +139,11 @@ def enough_shards(recipe: Recipe, quiet: bool) -> Recipe:
 
 def dry_run(recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
     """Check a recipe and its data as `start` does, and print how its maximum number of workers divides a batch."""
+    from jobs.common import training
+
     find_task(recipe.task).read_meta(data)
     recipe = enough_shards(recipe, quiet)
-    inspect(recipe, data)
+    training.inspect(recipe, data)
     samples = len(find_task(recipe.task).load(data, "train", recipe.data, None))
     batch, shards, most = recipe.loop.global_batch_size, recipe.loop.shards, max(1, recipe.scaling.workers[1])
     least, largest = min(batch, samples) // shards, -(-min(batch, samples) // shards)
@@ -197,99 +163,6 @@ def dry_run(recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
         say(f"{most} worker(s) with at most {plan['most_shards_of_a_worker']} shard(s) each, {plan['cpus']:g} CPUs and "
             f"{plan['gpus']} GPUs in total; the last batch has {plan['last_batch']} samples")  # fmt: skip
     return plan
-
-
-def inspect(recipe: Recipe, data: Path) -> None:
-    """Load train and val and build the model once, to raise errors in recipe and data before anything starts."""
-    job = find_task(recipe.task)
-    train = job.load(data, "train", recipe.data, None)
-    imbalance.check(recipe, train)
-    job.load(data, "val", recipe.data, train.spec)
-    job.model(recipe, train.spec)
-
-
-def continue_run(
-    directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool, workers: StartedWorkers
-) -> dict[str, Any]:
-    """Train a run to its end, from its newest valid checkpoint if there is one."""
-    job = find_task(recipe.task)
-    samples = job.load(data, "train", recipe.data, None)
-    steps = steps_per_epoch(len(samples), recipe.loop.global_batch_size)
-    planned = 1 if isinstance(job.model(recipe, samples.spec), Fitted) else recipe.loop.epochs * steps
-    low, high = recipe.scaling.workers
-    if not quiet:
-        range_of_workers = f"{low}:{high}" if low != high else str(low)
-        synthetic = ", SYNTHETIC data" if home.note(directory).synthetic else ""
-        size = f"{len(samples)} samples, {planned} steps"
-        say(f"run {directory.name}: {recipe.task}, {size}, workers {range_of_workers}{synthetic}")
-    rows = run_tracking.ToOutbox(directory)
-    with run_tracking.track_run(directory):
-        if (directory / "result.json").is_file():
-            say(f"run {directory.name} has already finished training")
-            result = json.loads((directory / "result.json").read_text())
-        elif high == 0:
-            with Display(directory, recipe.loop.epochs, planned, job.objective, quiet):
-                result = execute(recipe, data, directory, rows.send, parent)
-        else:
-            supervisor = workers(directory / "ray.log")
-            with Display(directory, recipe.loop.epochs, planned, job.objective, quiet, lambda: missing(recipe)):
-                result = supervisor.train(
-                    recipe, data, directory, rows, parent, NodeSampler(), rows.add_node_sample, say
-                )
-        return finish(directory, recipe, data, result, quiet)
-
-
-def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], quiet: bool) -> dict[str, Any]:
-    """Score the model of the best epoch on val with intervals, log scores, plots and model, and print the scores."""
-    facts = {"steps": result["steps"], "best_step": result["best"]["step"], "weights_sha256": result["weights_sha256"]}
-    home.annotate(directory, **facts)
-    scored = scores.score_run(directory, data, "val")
-    scores.calibrate(directory, scored)
-    scores.record(directory, scored)
-    samples = scored.samples
-    run_tracking.log_model(directory, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]))
-    if find_task(recipe.task).kind == "images":
-        model_card.write(directory, scored.parameters)
-    run_record = home.note(directory)
-    reported = ("weights_sha256", "attempts", "steps_repeated", "stopped")
-    tags = {f"raylab.{name}": str(result[name]) for name in reported}
-    Outbox(directory / "outbox").append({"kind": "tags", "values": tags})
-    out = {
-        "run_id": run_record.run_id,
-        "name": directory.name,
-        "directory": str(directory),
-        "task": recipe.task,
-        "data": str(data),
-        "synthetic": run_record.synthetic,
-        "parent": run_record.parent,
-        "seed": recipe.seed,
-        "val_loss": result["best"]["loss"],
-        **{k: v for k, v in result.items() if k != "val"},
-        "split": "val",
-        **scored.to_json(),
-    }
-    if not quiet:
-        scores.tell(scored)
-        say(f"finished {directory.name}: {result['steps']} steps, {result['attempts']} start(s), "
-            f"{result['steps_repeated']} steps repeated, weights {result['weights_sha256'][:16]}")  # fmt: skip
-        split = list(scored.meta.counts)[-1]  # val if the data has no test list
-        say(f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split {split}")
-        say("      raylab compare        raylab ui")
-    return out
-
-
-def missing(recipe: Recipe) -> str:
-    """A message about the resources that a run is waiting for; empty if the cluster has them."""
-    import ray
-
-    want = recipe.scaling.workers[0] * recipe.scaling.cpus_per_worker
-    have, free = ray.cluster_resources(), ray.available_resources()
-    text = f"waiting for {recipe.scaling.workers[0]} worker(s): {want:g} CPUs"
-    if recipe.scaling.gpu:
-        text += f" and {recipe.scaling.workers[0]} GPUs; the cluster has {have.get('GPU', 0):g} GPUs,"
-    if have.get("CPU", 0) >= want and free.get("CPU", 0) >= want and not recipe.scaling.gpu:
-        return ""
-    return f"{text}; the cluster has {have.get('CPU', 0):g} CPUs, {free.get('CPU', 0):g} free"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jobs import cli, train
-from jobs.common import home, model_card, run_tracking, scores
+from jobs.common import home, model_card, run_tracking, scores, training
 from jobs.common.environment import verb_environment
 from jobs.common.progress import say
 from jobs.common.results import Run
@@ -125,7 +125,7 @@ def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str
     meta = find_task(recipe.task).read_meta(data)
     uri = run_tracking.checked_address()
     recipe = train.enough_shards(run_tracking.with_weights(recipe, uri), quiet)
-    train.inspect(recipe, data)
+    training.inspect(recipe, data)
     ray_environment()
     from raylab.distributed import tune
 

@@ -1,0 +1,112 @@
+"""What the verbs that train share: a run from its checks to its scores. Importing it loads torch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jobs.common import home, model_card, run_tracking, scores
+from jobs.common.progress import Display, say
+from jobs.common.workers import StartedWorkers
+from raylab.config.recipe import Recipe
+from raylab.data.sampler import steps_per_epoch
+from raylab.models.baselines import Fitted
+from raylab.tasks import find_task
+from raylab.training import imbalance
+from raylab.training.run import execute
+from tracking.outbox import Outbox
+from tracking.system import NodeSampler
+
+
+def inspect(recipe: Recipe, data: Path) -> None:
+    """Load train and val and build the model once, to raise errors in recipe and data before anything starts."""
+    job = find_task(recipe.task)
+    train = job.load(data, "train", recipe.data, None)
+    imbalance.check(recipe, train)
+    job.load(data, "val", recipe.data, train.spec)
+    job.model(recipe, train.spec)
+
+
+def continue_run(
+    directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool, workers: StartedWorkers
+) -> dict[str, Any]:
+    """Train a run to its end, from its newest valid checkpoint if there is one."""
+    job = find_task(recipe.task)
+    samples = job.load(data, "train", recipe.data, None)
+    steps = steps_per_epoch(len(samples), recipe.loop.global_batch_size)
+    planned = 1 if isinstance(job.model(recipe, samples.spec), Fitted) else recipe.loop.epochs * steps
+    low, high = recipe.scaling.workers
+    if not quiet:
+        range_of_workers = f"{low}:{high}" if low != high else str(low)
+        synthetic = ", SYNTHETIC data" if home.note(directory).synthetic else ""
+        size = f"{len(samples)} samples, {planned} steps"
+        say(f"run {directory.name}: {recipe.task}, {size}, workers {range_of_workers}{synthetic}")
+    rows = run_tracking.ToOutbox(directory)
+    with run_tracking.track_run(directory):
+        if (directory / "result.json").is_file():
+            say(f"run {directory.name} has already finished training")
+            result = json.loads((directory / "result.json").read_text())
+        elif high == 0:
+            with Display(directory, recipe.loop.epochs, planned, job.objective, quiet):
+                result = execute(recipe, data, directory, rows.send, parent)
+        else:
+            supervisor = workers(directory / "ray.log")
+            with Display(directory, recipe.loop.epochs, planned, job.objective, quiet, lambda: missing(recipe)):
+                result = supervisor.train(
+                    recipe, data, directory, rows, parent, NodeSampler(), rows.add_node_sample, say
+                )
+        return finish(directory, recipe, data, result, quiet)
+
+
+def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], quiet: bool) -> dict[str, Any]:
+    """Score the model of the best epoch on val with intervals, log scores, plots and model, and print the scores."""
+    facts = {"steps": result["steps"], "best_step": result["best"]["step"], "weights_sha256": result["weights_sha256"]}
+    home.annotate(directory, **facts)
+    scored = scores.score_run(directory, data, "val")
+    scores.calibrate(directory, scored)
+    scores.record(directory, scored)
+    samples = scored.samples
+    run_tracking.log_model(directory, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]))
+    if find_task(recipe.task).kind == "images":
+        model_card.write(directory, scored.parameters)
+    run_record = home.note(directory)
+    reported = ("weights_sha256", "attempts", "steps_repeated", "stopped")
+    tags = {f"raylab.{name}": str(result[name]) for name in reported}
+    Outbox(directory / "outbox").append({"kind": "tags", "values": tags})
+    out = {
+        "run_id": run_record.run_id,
+        "name": directory.name,
+        "directory": str(directory),
+        "task": recipe.task,
+        "data": str(data),
+        "synthetic": run_record.synthetic,
+        "parent": run_record.parent,
+        "seed": recipe.seed,
+        "val_loss": result["best"]["loss"],
+        **{k: v for k, v in result.items() if k != "val"},
+        "split": "val",
+        **scored.to_json(),
+    }
+    if not quiet:
+        scores.tell(scored)
+        say(f"finished {directory.name}: {result['steps']} steps, {result['attempts']} start(s), "
+            f"{result['steps_repeated']} steps repeated, weights {result['weights_sha256'][:16]}")  # fmt: skip
+        split = list(scored.meta.counts)[-1]  # val if the data has no test list
+        say(f"next: raylab evaluate {recipe.task} --run {directory.name} --data {data} --split {split}")
+        say("      raylab compare        raylab ui")
+    return out
+
+
+def missing(recipe: Recipe) -> str:
+    """A message about the resources that a run is waiting for; empty if the cluster has them."""
+    import ray
+
+    want = recipe.scaling.workers[0] * recipe.scaling.cpus_per_worker
+    have, free = ray.cluster_resources(), ray.available_resources()
+    text = f"waiting for {recipe.scaling.workers[0]} worker(s): {want:g} CPUs"
+    if recipe.scaling.gpu:
+        text += f" and {recipe.scaling.workers[0]} GPUs; the cluster has {have.get('GPU', 0):g} GPUs,"
+    if have.get("CPU", 0) >= want and free.get("CPU", 0) >= want and not recipe.scaling.gpu:
+        return ""
+    return f"{text}; the cluster has {have.get('CPU', 0):g} CPUs, {free.get('CPU', 0):g} free"
