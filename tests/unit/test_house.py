@@ -63,6 +63,7 @@ def imports(path: Path, lazy: bool = True) -> Iterator[str]:
         id(node)
         for function in ast.walk(TREES[path])
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(function, ast.If) and ast.unparse(function.test) == "TYPE_CHECKING")
         for node in ast.walk(function)
     }
     for node in ast.walk(TREES[path]):
