@@ -20,7 +20,7 @@ OBJECT_STORE_BYTES = 200_000_000  # small, because every worker reads its data f
 
 LOGS = "ray-logs"  # directory next to a session's log
 T = TypeVar("T")
-END_SECONDS = 30.0  # that Ray may take to end
+END_SECONDS = 60.0  # that a start of Ray and its end may take
 STARTS = 3  # attempts to start a local Ray, which gives its helper processes 15 s: too little on a busy machine
 
 # Ray reads these variables and the token at import: call `ray_environment` before anything imports it
@@ -143,8 +143,7 @@ class _Start(Generic[T]):
 
     def __exit__(self, *error: object) -> None:
         self.must_end.set()
-        while not self.has_started.wait(0.2) and self.scratch is not None:
-            _kill_processes(self.scratch)  # the thread waits for them
+        # A start is waited for: if Ray's processes ended in the middle of it, Ray would end this process as well
         self.thread.join(END_SECONDS)
 
     def wait(self, log: Path) -> T:
