@@ -53,8 +53,8 @@ class Running:
 class Supervisor:
     """Keeps a run supplied with workers until it is over. It lives in the driver.
 
-    Made as soon as the recipe is known: the processes of the run's minimum start and import what training needs, while
-    the driver still checks its input. `train` or `close` must follow.
+    Made as soon as the recipe is known: the processes of the workers start and import what training needs, while the
+    driver still checks its input. `train` or `close` must follow.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -77,7 +77,7 @@ class Supervisor:
         self.is_closed = False
         self.placed_at = float("-inf")
         self.warm: dict[str, list[Any]] = {}  # actors by node, which have no work yet
-        for node, count in self.allowed_workers(low).items():
+        for node, count in self.allowed_workers().items():
             self.warm[node] = [self.create_actor(node) for _ in range(count)]
 
     def train(
@@ -132,7 +132,7 @@ class Supervisor:
         """Start workers where the run may have more, and tell those to leave that must."""
         self.placed_at = time.monotonic()
         placed = Counter(running.node for running in self.workers.values() if not running.is_leaving)
-        allowed = self.allowed_workers(self.scaling.workers[1], placed)
+        allowed = self.allowed_workers(placed)
         if not self.workers and allowed and self.refused.keys() >= allowed.keys():
             self.fail_refused()
         for node, count in allowed.items():
@@ -145,10 +145,9 @@ class Supervisor:
                 running.is_leaving = True
                 self.membership.leave.remote(name)
 
-    def allowed_workers(self, maximum: int, placed: Mapping[str, int] = {}) -> dict[str, int]:
+    def allowed_workers(self, placed: Mapping[str, int] = {}) -> dict[str, int]:
         """How many workers the run may have on each node, of which it has those `placed`."""
-        low, _ = self.scaling.workers
-        claim = self.allocator.claim.remote(self.claim, low, maximum, self.bundle, dict(placed))
+        claim = self.allocator.claim.remote(self.claim, *self.scaling.workers, self.bundle, dict(placed))
         allowed: dict[str, int] = ray.get(claim)
         return allowed
 

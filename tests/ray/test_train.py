@@ -28,8 +28,13 @@ def test_a_killed_worker_changes_nothing(lab: Lab, ards_data: Path, calm: dict[s
     job submitted with Ray's own command, to a cluster that asks for a token."""
     words = ("python", "-m", "jobs.train", "ards", "--data", ards_data, "--workers", "1:3", "--name", "killed")
     job = lab.submit(*words, *RECIPE)
-    groups = [line for line in lab.at_step("killed", 25) if "workers" in line]
-    os.kill(groups[-1]["pids"][-1], signal.SIGKILL)
+    lab.at_step("killed", 15)
+
+    def group() -> list[int]:
+        pids: list[int] = [line["pids"] for line in lab.ledger("killed") if "workers" in line][-1]
+        return pids if len(pids) > 1 else []
+
+    os.kill(wait_for(group, 120, "a second worker")[-1], signal.SIGKILL)
     output, _ = job.communicate(timeout=250)
     assert job.returncode == 0 and "finished killed" in output, output
     result = lab.run("resume", "killed")
