@@ -29,7 +29,7 @@ def save(
     work = directory / f".step-{step:08d}.{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for stale in directory.glob(".step-*"):  # left by a killed writer; there is only one writer at a time
+        for stale in directory.glob(".step-*"):  # left by a process that was killed; there is only one writer at a time
             shutil.rmtree(stale)
         work.mkdir()
         with (work / "state.pt").open("wb") as file:  # given its name, torch would write without releasing the GIL
@@ -43,7 +43,7 @@ def save(
         _fsync(work)
         check()
         if final.exists() and not is_valid(final):
-            shutil.rmtree(final)
+            _remove(final)
         if final.exists():  # the same step again, after a restart from an earlier checkpoint
             shutil.rmtree(work)
         else:
@@ -52,7 +52,7 @@ def save(
         here = list_checkpoints(directory)
         at = here.index(final)  # newer ones are damaged: this run resumed from an earlier one
         for old in [*here[:at], *here[at + keep :]]:
-            shutil.rmtree(old)
+            _remove(old)
     except Exception as error:
         shutil.rmtree(work, ignore_errors=True)
         if not isinstance(error, (OSError, RuntimeError)):  # torch wraps a failed write in RuntimeError
@@ -63,6 +63,13 @@ def save(
             "free space or choose another RAYLAB_HOME, then: raylab resume NAME",
         ) from error
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove it as one: a kill in the middle leaves no half of it under its name."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.old")
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def _fsync(directory: Path) -> None:

@@ -32,7 +32,7 @@ class CheckpointWriter:
         copied = {name: value if name in FIXED else self._copy(value, (name,)) for name, value in state.items()}
         arrival = None
         if self.is_on_gpu:
-            arrival = torch.cuda.Event(blocking=True)
+            arrival = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             arrival.record()
         return self.thread.submit(self._write, step, copied, arrival)
 
