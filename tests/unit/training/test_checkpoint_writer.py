@@ -200,6 +200,20 @@ def test_a_writer_that_was_expelled_leaves_no_checkpoint(gates, tmp_path):
     assert checkpoints(tmp_path) == ([], [])
 
 
+def test_a_process_that_is_no_longer_the_writer_drops_its_checkpoint(gates, tmp_path):
+    group, other = Group(), Group()
+    other.rank = 1
+    with begin(tmp_path, group) as recorder:
+        recorder({"step": 5}, state_of(nn.Linear(3, 4), 5))
+        assert gates(5).arrived.wait(60)
+        group.has_ended = True
+        other.gather = lambda rows, count, width: torch.zeros(1)
+        recorder.start_group(other, 5, is_attempt=False)
+        gates(5).open.set()
+        assert recorder.finish_checkpoint(wait=True) is None
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
 def test_a_writer_that_stays_the_writer_completes_its_checkpoint(gates, tmp_path):
     group = Group()
     with begin(tmp_path, group) as recorder:
