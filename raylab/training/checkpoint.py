@@ -29,8 +29,8 @@ def save(
     work = directory / f".step-{step:08d}.{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for stale in directory.glob(".step-*"):  # left by a process that was killed; there is only one writer at a time
-            shutil.rmtree(stale)
+        for stale in directory.glob(".step-*"):  # left by a writer that was killed, or of one expelled that still writes
+            shutil.rmtree(stale, ignore_errors=True)
         work.mkdir()
         with (work / "state.pt").open("wb") as file:  # given its name, torch would write without releasing the GIL
             torch.save(state, file)
@@ -40,7 +40,6 @@ def save(
             note.write(sha256(work / "state.pt"))
             note.flush()
             os.fsync(note.fileno())
-        _fsync(work)
         check()
         if final.exists() and not is_valid(final):
             _remove(final)
@@ -48,7 +47,11 @@ def save(
             shutil.rmtree(work)
         else:
             work.rename(final)
-        _fsync(directory)
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         here = list_checkpoints(directory)
         at = here.index(final)  # newer ones are damaged: this run resumed from an earlier one
         for old in [*here[:at], *here[at + keep :]]:
@@ -70,14 +73,6 @@ def _remove(checkpoint: Path) -> None:
     hidden = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.old")
     checkpoint.rename(hidden)
     shutil.rmtree(hidden)
-
-
-def _fsync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
