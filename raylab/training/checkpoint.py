@@ -29,7 +29,7 @@ def save(
     work = directory / f".step-{step:08d}.{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for stale in directory.glob(".step-*"):  # left by a writer that was killed, or of one expelled that still writes
+        for stale in directory.glob(".step-*"):  # of a writer that was killed, or expelled and is still writing
             shutil.rmtree(stale, ignore_errors=True)
         work.mkdir()
         with (work / "state.pt").open("wb") as file:  # given its name, torch would write without releasing the GIL
