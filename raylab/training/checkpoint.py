@@ -4,6 +4,8 @@ checkpoints/step-00000120/state.pt       tensors and plain values, loadable with
                           sha256         of state.pt
 """
 
+import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -32,12 +34,12 @@ def save(
         for stale in directory.glob(".step-*"):  # of a writer that was killed, or expelled and is still writing
             shutil.rmtree(stale, ignore_errors=True)
         work.mkdir()
-        with (work / "state.pt").open("wb") as file:  # given its name, torch would write without releasing the GIL
+        with HashingFile(work / "state.pt") as file:  # given a path, torch would hold the GIL while it writes
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         with (work / "sha256").open("w") as note:
-            note.write(sha256(work / "state.pt"))
+            note.write(file.sha256.hexdigest())
             note.flush()
             os.fsync(note.fileno())
         check()
@@ -66,6 +68,18 @@ def save(
             "free space or choose another RAYLAB_HOME, then: raylab resume NAME",
         ) from error
     return final
+
+
+class HashingFile(io.BufferedWriter):
+    """A file with the SHA-256 of what is written to it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self.sha256 = hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        self.sha256.update(content)
+        return super().write(content)
 
 
 def _remove(checkpoint: Path) -> None:

@@ -102,7 +102,7 @@ def arm(victims: list[Victim], folder: Path) -> None:
     before(DeferredMetrics, "fetch", "metrics")
     before(loop, "validate", "validation")
     before(Recorder, "_note", "ledger")
-    before(checkpoint, "sha256", "checkpoint")
+    before(checkpoint.HashingFile, "flush", "checkpoint")
     before(ProcessGroup, "broadcast", "state")
 
 
