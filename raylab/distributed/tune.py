@@ -360,8 +360,9 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
         if options.workers_per_trial:
             result = train.Supervisor(chosen).train(chosen, Path(data), directory, report_epochs)
         else:
+            callback = saved if options.scheduler in WITH_CHECKPOINTS else None
             with TrainsOnNode() as peers:
-                result = execute(chosen, Path(data), directory, send, saved=saved, flush_seconds=0, peers=peers)
+                result = execute(chosen, Path(data), directory, send, saved=callback, flush_seconds=0, peers=peers)
     except AttemptHandedOver as handed_over:
         # Tune starts the trial again elsewhere, and counts no failure
         raise ray.exceptions.RayActorError(error_msg="its node is about to leave", preempted=True) from handed_over

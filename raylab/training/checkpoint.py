@@ -4,7 +4,8 @@ checkpoints/step-00000120/state.pt       tensors and plain values, loadable with
                           sha256         of state.pt
 """
 
-import contextlib
+import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -30,20 +31,20 @@ def save(
     work = directory / f".step-{step:08d}.{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for stale in directory.glob(".step-*"):  # left by a killed writer; there is only one writer at a time
-            shutil.rmtree(stale)
+        for stale in directory.glob(".step-*"):  # of a writer that was killed, or expelled and is still writing
+            shutil.rmtree(stale, ignore_errors=True)
         work.mkdir()
-        with (work / "state.pt").open("wb") as file:
+        with HashingFile(work / "state.pt") as file:  # given a path, torch would hold the GIL while it writes
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         with (work / "sha256").open("w") as note:
-            note.write(sha256(work / "state.pt"))
+            note.write(file.sha256.hexdigest())
             note.flush()
             os.fsync(note.fileno())
         check()
         if final.exists() and not is_valid(final):
-            shutil.rmtree(final)
+            _remove(final)
         if final.exists():  # the same step again, after a restart from an earlier checkpoint
             shutil.rmtree(work)
         else:
@@ -56,16 +57,36 @@ def save(
         here = list_checkpoints(directory)
         at = here.index(final)  # newer ones are damaged: this run resumed from an earlier one
         for old in [*here[:at], *here[at + keep :]]:
-            shutil.rmtree(old)
-    except (OSError, RuntimeError) as error:  # torch wraps a failed write in RuntimeError
-        with contextlib.suppress(OSError):
-            shutil.rmtree(work, ignore_errors=True)
+            _remove(old)
+    except Exception as error:
+        shutil.rmtree(work, ignore_errors=True)
+        if not isinstance(error, (OSError, RuntimeError)):  # torch wraps a failed write in RuntimeError
+            raise
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {directory}",
             str(error).splitlines()[0],
             "free space or choose another RAYLAB_HOME, then: raylab resume NAME",
         ) from error
     return final
+
+
+class HashingFile(io.BufferedWriter):
+    """A file with the SHA-256 of what is written to it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self.sha256 = hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        self.sha256.update(content)
+        return super().write(content)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove it as one: a kill in the middle leaves no half of it under its name."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.old")
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:

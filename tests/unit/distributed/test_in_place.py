@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from raylab.training.peers import Peers
 from raylab.training.process_group import ProcessGroup
 from raylab.training.run import Recorder, execute
 from tests.crew import Crew
+from tests.wait import wait_for
 
 SMALL = {"loop.shards": 5, "loop.ema_decay": 0.9, "model.dropout": 0.2, "schedule.kind": "plateau"}
 ARDS = override(shipped_recipe("ards", smoke=True), {**SMALL, "loop.epochs": 100, "loop.checkpoint_steps": 20})
@@ -100,7 +102,7 @@ def arm(victims: list[Victim], folder: Path) -> None:
     before(DeferredMetrics, "fetch", "metrics")
     before(loop, "validate", "validation")
     before(Recorder, "_note", "ledger")
-    before(checkpoint, "sha256", "checkpoint")
+    before(checkpoint.HashingFile, "flush", "checkpoint")
     before(ProcessGroup, "broadcast", "state")
 
 
@@ -128,7 +130,78 @@ def test_a_death_in_any_phase_of_a_step_repeats_nothing(phases, covidnet_data, c
             crew.start(fault)
         crew.wait_for_end()
         check(crew, calm)
-        saved = {line["checkpoint"] for line in crew.ledger() if "checkpoint" in line}
-        assert saved == {*range(4, calm["steps"], 4), calm["steps"]}, "a death during a save costs no checkpoint"
+        saved = [line["checkpoint"] for line in crew.ledger() if "checkpoint" in line]
+        assert saved == sorted(set(saved)), "each once"
+        for due in (*range(4, calm["steps"], 4), calm["steps"]):
+            assert any(due <= step < due + 4 for step in saved), "a death during a save costs no checkpoint"
         died = [name for name, process in crew.processes.items() if process.exitcode == -signal.SIGKILL]
     assert len(died) == 4
+
+
+# a checkpoint that is being written
+
+
+def fail_while_saving(folder: Path, at: int, how: signal.Signals) -> None:
+    """Patch this worker so that whoever first writes the checkpoint of step `at` is killed when it only has to be
+    renamed, or stopped one step later and goes on renaming when there is a file `go`."""
+    save, note = checkpoint.save, Recorder._note
+    is_ready = threading.Event()
+
+    def save_and_fail(directory: Path, step: int, state: Any, keep: int, check: Callable[[], None]) -> Path:
+        def wait_and_check() -> None:
+            if how == signal.SIGKILL:
+                os.kill(os.getpid(), how)
+            is_ready.set()
+            wait_for((folder / "go").exists, 120, "go")
+            check()
+
+        if step != at or (folder / "pid").exists():
+            return save(directory, step, state, keep, check)
+        (folder / "pid").write_text(str(os.getpid()))
+        path = save(directory, step, state, keep, wait_and_check)
+        (folder / "renamed").touch()
+        return path
+
+    def note_and_stop(recorder: Recorder, row: dict[str, Any]) -> None:
+        note(recorder, row)
+        if row["step"] == at + 1 and recorder.is_writer and not (folder / "stopped").exists():
+            is_ready.wait()
+            (folder / "stopped").touch()
+            os.kill(os.getpid(), how)
+
+    checkpoint.save = save_and_fail  # type: ignore[assignment]
+    Recorder._note = note_and_stop  # type: ignore[method-assign]
+
+
+def test_a_writer_expelled_while_it_writes_is_replaced_and_renames_nothing(covidnet_data, calm, tmp_path):
+    """It hangs when the others have gone on from the state that it writes."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    with Crew(directory, partial(train, COVIDNET, covidnet_data), minimum=3) as crew:
+        for _ in range(3):
+            crew.start(partial(fail_while_saving, tmp_path, 4, signal.SIGSTOP))
+        wait_for((tmp_path / "stopped").exists, 120, "the checkpoint")
+        pid = int((tmp_path / "pid").read_text())
+        name, writer = next(each for each in crew.processes.items() if each[1].pid == pid)
+        crew.desk.call("remove", name, "it hangs")
+        saved = wait_for(lambda: [e["checkpoint"] for e in crew.ledger() if "checkpoint" in e], 120, "its successor's")
+        assert saved[0] in (5, 6), "the next writer does not let an interval pass"
+        (tmp_path / "go").touch()
+        os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: writer.exitcode is not None, 120, "the end of the one expelled")
+        assert writer.exitcode == 3 and not (tmp_path / "renamed").exists()
+        crew.wait_for_end()
+        check(crew, calm)
+        assert not list((directory / "checkpoints").glob(".*"))
+
+
+def test_a_death_while_the_last_checkpoint_is_written_repeats_nothing(covidnet_data, calm, tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    with Crew(directory, partial(train, COVIDNET, covidnet_data), minimum=2) as crew:
+        for _ in range(2):
+            crew.start(partial(fail_while_saving, tmp_path, calm["steps"], signal.SIGKILL))
+        crew.wait_for_end()
+        assert [process.exitcode for process in crew.processes.values()].count(-signal.SIGKILL) == 1
+        check(crew, calm)
+        assert [e["checkpoint"] for e in crew.ledger() if "checkpoint" in e][-1] == calm["steps"]
