@@ -89,6 +89,9 @@ class Crew:
         self.processes[name] = process
         return name
 
+    def name_of(self, pid: int) -> str:
+        return next(name for name, process in self.processes.items() if process.pid == pid)
+
     def kill(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
         os.kill(self.processes[name].pid, how)
 
