@@ -54,15 +54,15 @@ class Report:
         Returns True to ask for a checkpoint at the next step boundary (a clock)."""
         return False
 
-    def start_group(self, group: ProcessGroup, step: int, is_attempt: bool) -> None:
-        """A new group goes on from `step`: as a new attempt, or as what is left or has become of the group before. A
+    def start_group(self, group: ProcessGroup, step: int) -> None:
+        """A new group goes on from `step`: with a new attempt, or as what is left or has become of the group before. A
         collective."""
 
-    def carried(self) -> list[Metrics]:
-        """The metrics that may not have arrived where they go: they travel with the state."""
-        return []
+    def carried(self) -> dict[str, Any]:
+        """What travels with the state, such as the metrics that may not have arrived where they go."""
+        return {}
 
-    def carry(self, rows: list[Metrics]) -> None:
+    def carry(self, carried: dict[str, Any]) -> None:
         """Take over what another rank's `carried` returned."""
 
     def arrived(self) -> int:
@@ -74,6 +74,11 @@ class Report:
 
     def hand_over(self, step: int) -> None:
         """This rank ends here, and so do all others: the run goes on elsewhere, from the checkpoint of `step`."""
+
+    def finish(self, result: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
+        """The run is over, with `result` and the `weights` of its best epoch. Returns the result with what this adds to
+        it."""
+        return result
 
 
 class AttemptHandedOver(Exception):
@@ -119,7 +124,8 @@ def fit(
                 training.regroup()
     finally:
         training.inputs.close()
-    return training.result()
+    model.load_state_dict(training.progress.best_model)
+    return training.final
 
 
 class Training:
@@ -167,7 +173,8 @@ class Training:
         self.progress = Progress()
         self.epoch_loss = torch.zeros((), dtype=torch.float64, device=device)  # sum over the epoch's samples so far
         self.statistics, self.metrics = ShardStatistics(model), DeferredMetrics(device)
-        self.has_begun = False
+        self.has_state = False  # of the run, not just initial weights
+        self.final: dict[str, Any] = {}  # the result, once the run is over
         self.must_reestimate = transferred and recipe.transfer.reestimate
         self.rows: list[Metrics] = []  # fetched and not reported yet
         self.wants_checkpoint = False
@@ -205,22 +212,24 @@ class Training:
     def regroup(self) -> None:
         """Form a group with all who may train, and go on from the state of whoever is farthest, or begin."""
         self.inputs.close()  # another group has other shards
-        was_writer = self.has_begun and self.group.rank == 0
+        was_writer = self.has_state and self.group.rank == 0
         while True:
             self.group, leader = self.peers.form_group(self.position())
-            is_attempt = leader is None and not self.has_begun
+            is_attempt = leader is None and not self.has_state
             was_writer &= self.group.rank == 0 and leader in (None, 0)
             try:
                 if is_attempt and self.group.rank == 0 and (state := self.load()) is not None:
                     self.restore(state)
                 if leader is not None or is_attempt:
                     self.take_state(leader or 0)
-                self.report.start_group(self.group, self.progress.step, is_attempt)
+                self.has_state = True
+                self.report.start_group(self.group, self.progress.step)
             except PeerLost:
                 continue
             if not (is_attempt or was_writer):
                 self.saved_step = 0  # whether its checkpoint was written only the rank 0 before knew: write it again
-            self.has_begun = True
+                if self.group.rank == 0:
+                    self.saved_at = -math.inf
             self.inputs = self.create_prefetcher()
             return
 
@@ -230,7 +239,7 @@ class Training:
 
     def position(self) -> int:
         """How far the state is: -1 for none yet; it changes with each action that lasts."""
-        return self.progress.step + self.progress.epoch + 2 - self.must_reestimate if self.has_begun else -1
+        return self.progress.step + self.progress.epoch + 2 - self.must_reestimate if self.has_state else -1
 
     def take_state(self, source: int) -> None:
         """Replace the state of every rank by that of rank `source`; collective."""
@@ -239,7 +248,7 @@ class Training:
         file = io.BytesIO()
         if self.group.rank == source:
             more = {"must_reestimate": self.must_reestimate, "saved_step": self.saved_step, "waiting": self.rows}
-            torch.save({**self.state(), **more, "rows": self.report.carried()}, file)
+            torch.save({**self.state(), **more, "carried": self.report.carried()}, file)
         content = torch.frombuffer(bytearray(file.getvalue() or b"0"), dtype=torch.uint8)
         size = torch.tensor([len(content)])
         self.group.broadcast(size, source)
@@ -251,7 +260,7 @@ class Training:
             self.restore(state)
             self.must_reestimate, self.saved_step = state["must_reestimate"], state["saved_step"]
             self.rows = state["waiting"]
-            self.report.carry(state["rows"])
+            self.report.carry(state["carried"])
 
     def next_action(self) -> Callable[[], None] | None:
         """What is due, by the state alone; None when the run is over."""
@@ -266,7 +275,7 @@ class Training:
         if self.is_checkpoint_due():
             return self.save
         if self.is_finished():
-            return None
+            return None if self.final else self.finish
         return self.train_step
 
     def is_finished(self) -> bool:
@@ -307,6 +316,7 @@ class Training:
             self.save()
         if is_leaving:
             if everyone_leaves:
+                self.group.add_up([0])  # nobody leaves before the checkpoint is written
                 self.report.hand_over(self.progress.step)
             raise AttemptHandedOver
         if changing or leaving:
@@ -455,11 +465,14 @@ class Training:
             "augmentation": self.augmentation,
         }
 
+    def finish(self) -> None:
+        """Report the result; nobody ends before that is done, so that another rank can do it again."""
+        final = self.report.finish(self.result(), self.progress.best_model)
+        self.group.add_up([0])
+        self.final = final
+
     def result(self) -> dict[str, Any]:
-        """Load the best epoch's weights into the model, and return the result of `fit`."""
         progress, per_epoch = self.progress, self.batches.per_epoch
-        last_sha256 = weights_sha256(self.scored_model)
-        self.model.load_state_dict(progress.best_model)
         return {
             "steps": progress.step,
             "planned_steps": self.planned,
@@ -467,7 +480,7 @@ class Training:
             "stopped": progress.stopped or "planned",
             "val": progress.val,
             "best": {"epoch": progress.best_epoch, "step": (progress.best_epoch + 1) * per_epoch, **progress.best},
-            "weights_sha256": last_sha256,
+            "weights_sha256": weights_sha256(self.scored_model),
         }
 
 
@@ -487,7 +500,7 @@ def fit_at_once(
     """
     torch.set_num_threads(recipe.loop.threads)
     group, _ = (peers or FixedPeers()).form_group(0)
-    report.start_group(group, 0, True)
+    report.start_group(group, 0)
     began = time.perf_counter()
     with torch.no_grad():
         model.fit(train.batch(np.arange(len(train))), train.y)
@@ -497,7 +510,7 @@ def fit_at_once(
     row = {"step": 1, "epoch": 0, "train/loss": train_loss, "train/epoch_loss": train_loss, "train/lr": 0.0}
     row |= {"train/samples_per_s": samples_per_s, **name_metrics(scores), **name_metrics(scores, "best/val")}
     report(row, None)
-    return {
+    result = {
         "steps": 1,
         "planned_steps": 1,
         "epochs": 1,
@@ -506,6 +519,9 @@ def fit_at_once(
         "best": {"epoch": 0, "step": 1, **scores},
         "weights_sha256": weights_sha256(model),
     }
+    final = report.finish(result, model.state_dict())
+    group.add_up([0])  # nobody ends before the result is reported
+    return final
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -66,7 +66,7 @@ def execute(
 
     train = job.load(data, "train", recipe.data, None)
     val = job.load(data, "val", recipe.data, train.spec)
-    recorder = Recorder(directory, recipe, send, saved, flush_seconds)
+    recorder = Recorder(directory, recipe, train.spec, send, saved, flush_seconds)
 
     def load() -> dict[str, Any] | None:
         found, damaged = checkpoint.find_newest(directory / "checkpoints")
@@ -80,18 +80,11 @@ def execute(
             inherit(model, parent, train.spec)
         try:
             if isinstance(model, Fitted):
-                result = fit_at_once(recipe, job, model, train, val, recorder, device, peers)
-            else:
-                result = fit(recipe, job, model, train, val, recorder, load, device, transferred, peers)
-            break
+                recorder.resume(None, [])
+                return fit_at_once(recipe, job, model, train, val, recorder, device, peers)
+            return fit(recipe, job, model, train, val, recorder, load, device, transferred, peers)
         except PeerLost:  # on a GPU: what its queue has done to the weights is unknown
             continue
-    if recorder.is_writer:
-        recorder.flush()
-        write_model(directory / "model", model, recipe, train.spec)
-        result |= ledger.summarise_ledger(directory / ledger.FILE)
-        write_json(directory / "result.json", result)
-    return result
 
 
 class Recorder(Report):
@@ -105,14 +98,14 @@ class Recorder(Report):
         self,
         directory: Path,
         recipe: Recipe,
+        spec: dict[str, Any],
         send: Send,
         saved: Callable[[Path], None] | None = None,
         flush_seconds: float = 1.0,
     ) -> None:
-        self.directory, self.recipe, self.send, self.saved = directory, recipe, send, saved
+        self.directory, self.recipe, self.spec, self.send, self.saved = directory, recipe, spec, send, saved
         self.flush_seconds = flush_seconds
         self.ledger = directory / ledger.FILE
-        self.damaged: list[str] = []
         self.is_writer = False
         self.rows: list[Metrics] = []  # that may not have arrived
         self.group = ProcessGroup()
@@ -120,26 +113,33 @@ class Recorder(Report):
         self.sent = 0  # the last step that this rank has sent
         self.last_arrived = 0
         self.sent_at = time.monotonic()
-        self.attempt = 0
+        self.attempt, self.begun = 0, 0  # this attempt, and the step that it began at
+        self.damaged: tuple[str, ...] = ()  # checkpoints that it could not read
+        self.has_started = False  # whether the ledger has its Start, as far as this rank knows
 
     def resume(self, state: dict[str, Any] | None, damaged: list[str]) -> None:
         """An attempt begins from the checkpoint `state`, past the newer ones named in `damaged`."""
         self.rows = [] if state is None else list(state["rows"])
-        self.damaged = damaged
+        entries = ledger.read_ledger(self.ledger)
+        self.attempt = max((entry.attempt for entry in entries), default=-1) + 1
+        self.begun = 0 if state is None else int(state["progress"]["step"])
+        self.damaged, self.has_started = tuple(damaged), False
 
-    def start_group(self, group: ProcessGroup, step: int, is_attempt: bool) -> None:
+    def start_group(self, group: ProcessGroup, step: int) -> None:
         pids = group.gather({group.rank: torch.tensor([os.getpid()])}, group.size, 1).long().flatten().tolist()
         was_writer, self.group, self.is_writer = self.is_writer, group, group.rank == 0
         if not self.is_writer:
             return
-        if is_attempt or not was_writer:
-            self._take_over(step, is_attempt)
+        if not (was_writer and self.has_started):
+            self._take_over()
+        facts = {"attempt": self.attempt, "workers": group.size, "pids": tuple(pids), "time": time.time()}
+        is_first = not self.has_started
+        if is_first:
+            self._write(ledger.Start(start=self.begun, damaged=self.damaged, **facts))
+            self.has_started = True
         for row in self.rows:  # of steps that this rank has taken over from one that was ahead
             self._note(row)
-        facts = {"attempt": self.attempt, "workers": group.size, "pids": tuple(pids), "time": time.time()}
-        if is_attempt:
-            self._write(ledger.Start(start=step, damaged=tuple(self.damaged), **facts))
-        else:
+        if not is_first:
             self._write(ledger.Regroup(regroup=step, **facts))
 
     def __call__(self, metrics: Metrics, state: dict[str, Any] | None) -> bool:
@@ -158,11 +158,12 @@ class Recorder(Report):
             self._write(ledger.Checkpoint(attempt=self.attempt, checkpoint=step))
         return False
 
-    def carried(self) -> list[Metrics]:
-        return self.rows
+    def carried(self) -> dict[str, Any]:
+        return {"rows": self.rows, "attempt": self.attempt, "begun": self.begun, "damaged": self.damaged}
 
-    def carry(self, rows: list[Metrics]) -> None:
-        self.rows = list(rows)
+    def carry(self, carried: dict[str, Any]) -> None:
+        self.rows, self.attempt = list(carried["rows"]), carried["attempt"]
+        self.begun, self.damaged = carried["begun"], carried["damaged"]
 
     def arrived(self) -> int:
         return self.last_arrived if self.is_writer else 0
@@ -180,17 +181,25 @@ class Recorder(Report):
             self.sent = self.rows[-1]["step"]
         self.sent_at = time.monotonic()
 
-    def _take_over(self, step: int, is_attempt: bool) -> None:
-        """Be the writer from now on, of an attempt that begins at `step` or that goes on; rows are sent again."""
+    def finish(self, result: dict[str, Any], weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+        if not self.is_writer:
+            return result
+        self._check_group()
+        self.flush()
+        write_model(self.directory / "model", weights, self.recipe, self.spec)
+        complete = result | ledger.summarise_ledger(self.ledger)
+        write_json(self.directory / "result.json", complete)
+        return complete
+
+    def _take_over(self) -> None:
+        """Be the writer of this attempt from now on; rows are sent again."""
         entries = ledger.read_ledger(self.ledger)
         if self.ledger.is_file() and not self.ledger.read_bytes().endswith(b"\n"):
             with self.ledger.open("a") as file:
                 file.write("\n")  # ends the line that a crash has torn: readers leave it out
-        self.sent = 0
-        self.attempt = max((entry.attempt for entry in entries), default=-1) + is_attempt
         own = [entry for entry in entries if entry.attempt == self.attempt]
-        begun = step if is_attempt else max((start.start for start in ledger.starts(own)), default=0)
-        self.noted = max(ledger.steps(own), default=begun)
+        self.sent, self.has_started = 0, bool(ledger.starts(own))
+        self.noted = max(ledger.steps(own), default=self.begun)
 
     def _note(self, row: Metrics) -> None:
         if row["step"] > self.noted:
@@ -213,9 +222,10 @@ class Recorder(Report):
             raise PeerLost("this group has ended")
 
 
-def write_model(directory: Path, model: nn.Module, recipe: Recipe, spec: dict[str, Any]) -> None:
+def write_model(directory: Path, weights: dict[str, torch.Tensor], recipe: Recipe, spec: dict[str, Any]) -> None:
+    """Write a network with the state `weights`, so that read_model finds it."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     save_file(tensors, directory / "model.safetensors")
     write_json(directory / "model.json", {"recipe": recipe.model_dump(mode="json"), "spec": spec})
 
