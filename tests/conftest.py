@@ -1,6 +1,7 @@
 """What all tests share: small synthetic data, a home of their own, and no way to anybody's tracking server."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,20 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of one megabyte."""
+    at = tmp_path / "disk"
+    at.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a file system of one megabyte")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", at], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    yield at
+    subprocess.run(["umount", at], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -358,7 +358,8 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
         if options.workers_per_trial:
             result = train.train(chosen, Path(data), directory, report_epochs)
         else:
-            result = execute(chosen, Path(data), directory, send, saved=saved, flush_seconds=0)
+            callback = saved if options.scheduler in WITH_CHECKPOINTS else None
+            result = execute(chosen, Path(data), directory, send, saved=callback, flush_seconds=0)
     except RaylabError as error:
         write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
         raise

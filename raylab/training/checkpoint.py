@@ -4,7 +4,6 @@ checkpoints/step-00000120/state.pt       tensors and plain values, loadable with
                           sha256         of state.pt
 """
 
-import contextlib
 import os
 import pickle
 import shutil
@@ -30,10 +29,10 @@ def save(
     work = directory / f".step-{step:08d}.{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for stale in directory.glob(".step-*"):  # left by a killed writer; there is only one writer at a time
+        for stale in directory.glob(".step-*"):  # left by a process that was killed; there is only one writer at a time
             shutil.rmtree(stale)
         work.mkdir()
-        with (work / "state.pt").open("wb") as file:
+        with (work / "state.pt").open("wb") as file:  # given its name, torch would write without releasing the GIL
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
@@ -41,31 +40,44 @@ def save(
             note.write(sha256(work / "state.pt"))
             note.flush()
             os.fsync(note.fileno())
+        _fsync(work)
         check()
         if final.exists() and not is_valid(final):
-            shutil.rmtree(final)
+            _remove(final)
         if final.exists():  # the same step again, after a restart from an earlier checkpoint
             shutil.rmtree(work)
         else:
             work.rename(final)
-        handle = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _fsync(directory)
         here = list_checkpoints(directory)
         at = here.index(final)  # newer ones are damaged: this run resumed from an earlier one
         for old in [*here[:at], *here[at + keep :]]:
-            shutil.rmtree(old)
-    except (OSError, RuntimeError) as error:  # torch wraps a failed write in RuntimeError
-        with contextlib.suppress(OSError):
-            shutil.rmtree(work, ignore_errors=True)
+            _remove(old)
+    except Exception as error:
+        shutil.rmtree(work, ignore_errors=True)
+        if not isinstance(error, (OSError, RuntimeError)):  # torch wraps a failed write in RuntimeError
+            raise
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {directory}",
             str(error).splitlines()[0],
             "free space or choose another RAYLAB_HOME, then: raylab resume NAME",
         ) from error
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove it as one: a kill in the middle leaves no half of it under its name."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.old")
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _fsync(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:

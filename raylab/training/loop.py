@@ -14,6 +14,7 @@ the state of whoever is ahead, and the loop goes on: at most the step in flight 
 import copy
 import hashlib
 import io
+import json
 import math
 import os
 import time
@@ -57,6 +58,15 @@ class Report:
     def start_group(self, group: ProcessGroup, step: int) -> None:
         """A new group goes on from `step`: with a new attempt, or as what is left or has become of the group before. A
         collective."""
+
+    def finish_checkpoint(self, wait: bool = False) -> CheckpointError | None:
+        """Note that the checkpoint reported last is complete, if it is by now, or `wait` for it. Returns why it could
+        not be written. Raises PeerLost where others may have gone on without this process."""
+        return None
+
+    def saved_step(self, step: int) -> int:
+        """Called by a new rank 0: the step of the last checkpoint up to `step` that is complete or being written."""
+        return step
 
     def carried(self) -> dict[str, Any]:
         """What travels with the state, such as the metrics that may not have arrived where they go."""
@@ -212,11 +222,9 @@ class Training:
     def regroup(self) -> None:
         """Form a group with all who may train, and go on from the state of whoever is farthest, or begin."""
         self.inputs.close()  # another group has other shards
-        was_writer = self.has_state and self.group.rank == 0
         while True:
             self.group, leader = self.peers.form_group(self.position())
             is_attempt = leader is None and not self.has_state
-            was_writer &= self.group.rank == 0 and leader in (None, 0)
             try:
                 if is_attempt and self.group.rank == 0 and (state := self.load()) is not None:
                     self.restore(state)
@@ -226,10 +234,10 @@ class Training:
                 self.report.start_group(self.group, self.progress.step)
             except PeerLost:
                 continue
-            if not (is_attempt or was_writer):
-                self.saved_step = 0  # whether its checkpoint was written only the rank 0 before knew: write it again
-                if self.group.rank == 0:
-                    self.saved_at = -math.inf
+            if self.group.rank == 0:
+                saved_step = self.report.saved_step(self.saved_step)
+                self.wants_checkpoint |= saved_step < self.saved_step  # the rank 0 before did not complete it
+                self.saved_step = saved_step
             self.inputs = self.create_prefetcher()
             return
 
@@ -249,14 +257,9 @@ class Training:
         if self.group.rank == source:
             more = {"must_reestimate": self.must_reestimate, "saved_step": self.saved_step, "waiting": self.rows}
             torch.save({**self.state(), **more, "carried": self.report.carried()}, file)
-        content = torch.frombuffer(bytearray(file.getvalue() or b"0"), dtype=torch.uint8)
-        size = torch.tensor([len(content)])
-        self.group.broadcast(size, source)
+        content = self.group.share(file.getvalue(), source)
         if self.group.rank != source:
-            content = torch.empty(int(size), dtype=torch.uint8)
-        self.group.broadcast(content, source)
-        if self.group.rank != source:
-            state = torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True, map_location=self.device)
+            state = torch.load(io.BytesIO(content), weights_only=True, map_location=self.device)
             self.restore(state)
             self.must_reestimate, self.saved_step = state["must_reestimate"], state["saved_step"]
             self.rows = state["waiting"]
@@ -306,9 +309,12 @@ class Training:
         overdue = seconds is not None and time.monotonic() - self.saved_at >= seconds
         wants_checkpoint = (self.wants_checkpoint or overdue) and self.saved_step < self.progress.step
         is_leaving = self.peers.is_leaving()
-        changing, leaving, saving, arrived = self.group.add_up(
-            [self.peers.must_regroup(), is_leaving, wants_checkpoint, self.report.arrived()]
+        failure = self.report.finish_checkpoint()
+        changing, leaving, saving, arrived, failing = self.group.add_up(
+            [self.peers.must_regroup(), is_leaving, wants_checkpoint, self.report.arrived(), failure is not None]
         )
+        if failing:
+            self.raise_everywhere(failure)
         self.report.forget(arrived)
         everyone_leaves = leaving == self.group.size
         if saving or (everyone_leaves and self.saved_step < self.progress.step):
@@ -316,7 +322,7 @@ class Training:
             self.save()
         if is_leaving:
             if everyone_leaves:
-                self.group.add_up([0])  # nobody leaves before the checkpoint is written
+                self.complete_checkpoint()
                 self.report.hand_over(self.progress.step)
             raise AttemptHandedOver
         if changing or leaving:
@@ -452,6 +458,17 @@ class Training:
         self.report({"step": self.progress.step}, self.state())
         self.saved_at, self.saved_step, self.wants_checkpoint = time.monotonic(), self.progress.step, False
 
+    def complete_checkpoint(self) -> None:
+        """Wait until the checkpoint reported last is complete; a collective."""
+        failure = self.report.finish_checkpoint(wait=True)
+        if self.group.add_up([failure is not None]) == [1]:
+            self.raise_everywhere(failure)
+
+    def raise_everywhere(self, failure: CheckpointError | None) -> None:
+        """Raise rank 0's `failure` on all ranks; a collective."""
+        reasons = "" if failure is None else json.dumps(failure.args)
+        raise CheckpointError(*json.loads(self.group.share(reasons.encode(), 0)))
+
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed run needs. Sampler position and random numbers depend on (seed, step) alone
         (see `_seed`, `shards_of` and the loaders' augmentation), so they need no further state."""
@@ -467,6 +484,7 @@ class Training:
 
     def finish(self) -> None:
         """Report the result; nobody ends before that is done, so that another rank can do it again."""
+        self.complete_checkpoint()
         final = self.report.finish(self.result(), self.progress.best_model)
         self.group.add_up([0])
         self.final = final

@@ -71,6 +71,16 @@ class ProcessGroup:
             options.rootRank, options.rootTensor = source, 0
             self._complete(lambda: self.backend.broadcast([tensor], options), tensor)
 
+    def share(self, content: bytes, source: int) -> bytes:
+        """The `content` of rank `source`, on every rank."""
+        tensor = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.empty(0).byte()
+        size = torch.tensor([len(content)])
+        self.broadcast(size, source)
+        if self.rank != source:
+            tensor = torch.empty(int(size), dtype=torch.uint8)
+        self.broadcast(tensor, source)
+        return tensor.numpy().tobytes()
+
     def all_to_all(self, out: Tensor, out_parts: list[int], sent: Tensor, sent_part: int) -> None:
         """Put what every rank sends to this one into `out`, `out_parts[r]` elements of rank r; `sent` has `sent_part`
         elements for each rank."""

@@ -9,11 +9,14 @@ result.json    or failure.json: how the run ended
 """
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -32,10 +35,15 @@ from raylab.tasks import find_task
 from raylab.tasks.base import Task
 from raylab.tasks.recipes import parse_recipe, update_recipe
 from raylab.training import checkpoint, ledger
-from raylab.training.loop import Report, fit, fit_at_once
+from raylab.training.checkpoint_writer import CheckpointWriter
+from raylab.training.loop import AttemptHandedOver, Report, fit, fit_at_once
 from raylab.training.peers import Peers
 from raylab.training.process_group import PeerLost, ProcessGroup
 from raylab.training.progress import Metrics
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.02  # between two looks whether a group still stands
 
 Send = Callable[[list[Metrics]], int]
 """Passes rows of metrics on; returns the last step whose row has arrived for good. Called by rank 0 alone."""
@@ -53,8 +61,9 @@ def execute(
 ) -> dict[str, Any]:
     """Train to the end, from the newest valid checkpoint in `directory`, else `parent`'s weights, else from scratch.
 
-    Every worker of the run calls it, whenever it comes; rank 0 writes, and calls `saved` with each new checkpoint.
-    Metrics wait for `flush_seconds` at most before they are sent on. Returns fit()'s result with the facts of the
+    Every worker of the run calls it, whenever it comes; rank 0 writes. Checkpoints are written beside the steps that
+    follow, unless `saved` is given, which is called with each before the next step. Metrics wait for `flush_seconds` at
+    most before they are sent on. Returns fit()'s result with the facts of the
     ledger. Raises AttemptHandedOver in a worker that leaves.
     """
     device = "cuda" if recipe.scaling.gpu else "cpu"
@@ -69,26 +78,29 @@ def execute(
     recorder = Recorder(directory, recipe, train.spec, send, saved, flush_seconds)
 
     def load() -> dict[str, Any] | None:
+        recorder.start_attempt()
         found, damaged = checkpoint.find_newest(directory / "checkpoints")
         state = None if found is None else checkpoint.load(found, device)
         recorder.resume(state, [path.name for path in damaged])
         return state
 
-    while True:
-        model = job.model(recipe, train.spec)
-        if parent is not None and not scratch and not checkpoint.list_checkpoints(directory / "checkpoints"):
-            inherit(model, parent, train.spec)
-        try:
-            if isinstance(model, Fitted):
-                recorder.resume(None, [])
-                return fit_at_once(recipe, job, model, train, val, recorder, device, peers)
-            return fit(recipe, job, model, train, val, recorder, load, device, transferred, peers)
-        except PeerLost:  # on a GPU: what its queue has done to the weights is unknown
-            continue
+    with recorder:
+        while True:
+            model = job.model(recipe, train.spec)
+            if parent is not None and not scratch and not checkpoint.list_checkpoints(directory / "checkpoints"):
+                inherit(model, parent, train.spec)
+            try:
+                if isinstance(model, Fitted):
+                    recorder.resume(None, [])
+                    return fit_at_once(recipe, job, model, train, val, recorder, device, peers)
+                return fit(recipe, job, model, train, val, recorder, load, device, transferred, peers)
+            except PeerLost:  # on a GPU: what its queue has done to the weights is unknown
+                continue
 
 
 class Recorder(Report):
-    """The `report` of a run in a directory: ledger, checkpoints, and rows of metrics in bundles to `send`.
+    """The `report` of a run in a directory: ledger, checkpoints, and rows of metrics in bundles to `send`. A context:
+    leaving it ends the thread that writes checkpoints.
 
     Rank 0 writes. Every rank keeps the rows that may not have arrived: they travel in the checkpoint, and whoever is
     rank 0 next sends them again. Whoever receives rows takes each step once.
@@ -116,6 +128,32 @@ class Recorder(Report):
         self.attempt, self.begun = 0, 0  # this attempt, and the step that it began at
         self.damaged: tuple[str, ...] = ()  # checkpoints that it could not read
         self.has_started = False  # whether the ledger has its Start, as far as this rank knows
+        self.writer = CheckpointWriter(directory / "checkpoints", recipe.loop.max_checkpoints, self._wait_for_group)
+        self.writing: futures.Future[Path] | None = None  # the checkpoint of `last_checkpoint`
+        self.last_checkpoint = 0  # the step of the last one in the ledger, or of `writing`
+        self.is_closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            failure = self.finish_checkpoint(wait=True)
+        except PeerLost:
+            failure = None  # the others go on: they write a checkpoint again that is not in the ledger
+        finally:
+            self.is_closed = True
+            self.writer.close()
+        if failure is not None and (error is None or isinstance(error, AttemptHandedOver)):
+            raise failure
+        if failure is not None:
+            log.error("%s", failure)
+
+    def start_attempt(self) -> None:
+        """This process is rank 0 of a new attempt: what it was still writing for the one before is worth having."""
+        self.group = ProcessGroup()  # there is no other writer
+        if failure := self.finish_checkpoint(wait=True):
+            raise failure
 
     def resume(self, state: dict[str, Any] | None, damaged: list[str]) -> None:
         """An attempt begins from the checkpoint `state`, past the newer ones named in `damaged`."""
@@ -127,8 +165,9 @@ class Recorder(Report):
 
     def start_group(self, group: ProcessGroup, step: int) -> None:
         pids = group.gather({group.rank: torch.tensor([os.getpid()])}, group.size, 1).long().flatten().tolist()
-        was_writer, self.group, self.is_writer = self.is_writer, group, group.rank == 0
+        was_writer, self.is_writer, self.group = self.is_writer, group.rank == 0, group
         if not self.is_writer:
+            self.writing = None
             return
         if not (was_writer and self.has_started):
             self._take_over()
@@ -149,14 +188,35 @@ class Recorder(Report):
                 self._note(metrics)
             if self.is_writer and time.monotonic() - self.sent_at >= self.flush_seconds:
                 self.flush()
-        elif self.is_writer:
-            step, keep = metrics["step"], self.recipe.loop.max_checkpoints
-            complete = {**state, "rows": self.rows}
-            path = checkpoint.save(self.directory / "checkpoints", step, complete, keep, self._check_group)
+        elif self.is_writer and self.finish_checkpoint(wait=True) is None:
+            self.last_checkpoint = metrics["step"]
+            self.writing = self.writer.start(metrics["step"], {**state, "rows": list(self.rows)})
             if self.saved is not None:
-                self.saved(path)
-            self._write(ledger.Checkpoint(attempt=self.attempt, checkpoint=step))
+                self.finish_checkpoint(wait=True)
         return False
+
+    def finish_checkpoint(self, wait: bool = False) -> CheckpointError | None:
+        """See Report. A failure stays one: every later call returns it again."""
+        if self.writing is None:
+            return None
+        while wait and not self.writing.done():
+            self._check_group()
+            futures.wait([self.writing], POLL_SECONDS)
+        if not self.writing.done():
+            return None
+        try:
+            path = self.writing.result()
+            self._write(ledger.Checkpoint(attempt=self.attempt, checkpoint=self.last_checkpoint))
+        except CheckpointError as failure:
+            self._check_group()  # whoever has taken over removes what this rank was writing
+            return failure
+        self.writing = None
+        if self.saved is not None:
+            self.saved(path)
+        return None
+
+    def saved_step(self, step: int) -> int:
+        return min(step, self.last_checkpoint)
 
     def carried(self) -> dict[str, Any]:
         return {"rows": self.rows, "attempt": self.attempt, "begun": self.begun, "damaged": self.damaged}
@@ -200,6 +260,8 @@ class Recorder(Report):
         own = [entry for entry in entries if entry.attempt == self.attempt]
         self.sent, self.has_started = 0, bool(ledger.starts(own))
         self.noted = max(ledger.steps(own), default=self.begun)
+        written = [entry.checkpoint for entry in own if isinstance(entry, ledger.Checkpoint)]
+        self.last_checkpoint = max(written, default=self.begun)
 
     def _note(self, row: Metrics) -> None:
         if row["step"] > self.noted:
@@ -215,6 +277,16 @@ class Recorder(Report):
             except OSError as error:
                 do = f"free space, then: raylab resume {self.directory.name}"
                 raise CheckpointError(f"{self.ledger} could not be written", str(error), do) from error
+
+    def _wait_for_group(self) -> None:
+        """Return in the writer of a group that stands; raise PeerLost where the others have gone on without it. While
+        they form the next group, nobody knows."""
+        while self.group.is_broken():
+            if self.is_closed:
+                raise PeerLost("this group has ended")
+            time.sleep(POLL_SECONDS)
+        if not self.is_writer:
+            raise PeerLost("another process writes")
 
     def _check_group(self) -> None:
         """Raise PeerLost in a writer that others have gone on without, as after a long stop of its process."""

@@ -22,6 +22,7 @@ from raylab.training.peers import Peers
 from raylab.training.process_group import ProcessGroup
 from raylab.training.run import Recorder, execute
 from tests.crew import Crew
+from tests.wait import wait_for
 
 SMALL = {"loop.shards": 5, "loop.ema_decay": 0.9, "model.dropout": 0.2, "schedule.kind": "plateau"}
 ARDS = override(shipped_recipe("ards", smoke=True), {**SMALL, "loop.epochs": 100, "loop.checkpoint_steps": 20})
@@ -128,7 +129,55 @@ def test_a_death_in_any_phase_of_a_step_repeats_nothing(phases, covidnet_data, c
             crew.start(fault)
         crew.wait_for_end()
         check(crew, calm)
-        saved = {line["checkpoint"] for line in crew.ledger() if "checkpoint" in line}
-        assert saved == {*range(4, calm["steps"], 4), calm["steps"]}, "a death during a save costs no checkpoint"
+        saved = [line["checkpoint"] for line in crew.ledger() if "checkpoint" in line]
+        assert saved == sorted(set(saved)), "each once"
+        for due in (*range(4, calm["steps"], 4), calm["steps"]):
+            assert any(due <= step < due + 4 for step in saved), "a death during a save costs no checkpoint"
         died = [name for name, process in crew.processes.items() if process.exitcode == -signal.SIGKILL]
     assert len(died) == 4
+
+
+# a checkpoint that is being written
+
+
+def hold_first_checkpoint(folder: Path) -> None:
+    """Patch this worker so that the run's first checkpoint, when it only has to be renamed, waits for a file `go`."""
+    save = checkpoint.save
+
+    def held(directory: Path, step: int, state: Any, keep: int, check: Callable[[], None]) -> Path:
+        def wait_and_check() -> None:
+            (folder / "pid.part").write_text(str(os.getpid()))
+            (folder / "pid.part").rename(folder / "pid")
+            wait_for((folder / "go").exists, 120, "go")
+            check()
+
+        if (folder / "pid").exists():
+            return save(directory, step, state, keep, check)
+        path = save(directory, step, state, keep, wait_and_check)
+        (folder / "renamed").touch()
+        return path
+
+    checkpoint.save = held  # type: ignore[assignment]
+
+
+def test_a_writer_expelled_while_it_writes_is_replaced_and_renames_nothing(covidnet_data, calm, tmp_path):
+    """It hangs when the others have gone on from the state that it writes."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    with Crew(directory, partial(train, COVIDNET, covidnet_data), minimum=3, silence_seconds=2.0) as crew:
+        for _ in range(3):
+            crew.start(partial(hold_first_checkpoint, tmp_path))
+        wait_for((tmp_path / "pid").exists, 120, "the first checkpoint")
+        pid = int((tmp_path / "pid").read_text())
+        writer = next(process for process in crew.processes.values() if process.pid == pid)
+        crew.wait_for_step(5)
+        os.kill(pid, signal.SIGSTOP)
+        saved = wait_for(lambda: [e["checkpoint"] for e in crew.ledger() if "checkpoint" in e], 120, "its successor's")
+        assert 5 <= saved[0] <= 8, "the next writer does not let an interval pass"
+        (tmp_path / "go").touch()
+        os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: writer.exitcode is not None, 120, "the end of the one expelled")
+        assert writer.exitcode == 3 and not (tmp_path / "renamed").exists()
+        crew.wait_for_end()
+        check(crew, calm)
+        assert not list((directory / "checkpoints").glob(".*"))

@@ -23,7 +23,7 @@ from raylab.tasks.recipes import shipped_recipe
 from raylab.training import ledger
 from raylab.training.run import execute
 from tests.crew import Crew
-from tests.faults import IN_STEP, BY_WRITER, WHILE_FORMING, Fault, arm
+from tests.faults import BY_WRITER, IN_STEP, WHILE_FORMING, Fault, arm
 
 COUNT = int(os.environ.get("RAYLAB_SCHEDULES", "10"))
 STEPS, INTERVAL, MAXIMUM = 16, 5, 5
@@ -243,5 +243,5 @@ def test_any_schedule_ends_as_the_undisturbed_run(schedule, ards_data, calm, tmp
     play.run()
     play.check(calm)
     if log := os.environ.get("RAYLAB_SCHEDULE_LOG"):
-        with open(log, "a") as file:
+        with Path(log).open("a") as file:
             print(f"{time.monotonic() - began:.1f} s", len(play.struck()), "struck", play.attempts, schedule, file=file)

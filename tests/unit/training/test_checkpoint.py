@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -160,20 +158,6 @@ def test_another_trials_checkpoint_is_adopted(tmp_path):
     own = filled(tmp_path / "own", 5, 10)
     adopt(own, donor)
     assert steps(own) == [5] and is_valid(own / "step-00000005") and is_valid(donor)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of one megabyte."""
-    at = tmp_path / "disk"
-    at.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a file system of one megabyte")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", at], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
-    yield at
-    subprocess.run(["umount", at], check=True)
 
 
 def test_a_full_disk_is_said_and_spares_the_checkpoint_that_is_there(small_disk):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from test_process_group import in_world
 from raylab.config.old_names import PROGRESS
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
-from raylab.errors import DataError
+from raylab.errors import CheckpointError, DataError
 from raylab.files import read_lines
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
@@ -147,6 +148,34 @@ def test_two_workers_write_one_run(undisturbed, ards_data, tmp_path):
     assert len([line for line in rest if "step" in line]) == 6  # one line a step, not one a worker
 
 
+def error_of(recipe: Recipe, data: Path, directory: Path) -> tuple[str, ...]:
+    """The error with which this rank ends."""
+    with pytest.raises(CheckpointError) as caught:
+        execute(recipe, data, directory, Rows())
+    return caught.value.args
+
+
+def test_a_full_disk_ends_the_run_on_all_ranks_and_spares_the_checkpoint_before(
+    small_disk, undisturbed, ards_data, tmp_path
+):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "checkpoints").symlink_to(small_disk)
+    size = (undisturbed[0] / "checkpoints" / "step-00000003" / "state.pt").stat().st_size
+    resize = ["mount", small_disk, "-o"]
+    subprocess.run([*resize, f"remount,size={3 * size // 2}"], check=True)  # there is space for one
+    recipe = override(RECIPE, {"loop.checkpoint_steps": 2})
+    rank_0, rank_1 = in_world(2, tmp_path / "world", error_of, recipe, ards_data, directory)
+    assert rank_0 == rank_1
+    assert "step 4 could not be written" in rank_0[0] and "raylab resume" in rank_0[2]
+    assert checkpoint.find_newest(small_disk) == (small_disk / "step-00000002", [])
+    assert not (directory / "result.json").exists() and not (directory / "model").exists()
+    subprocess.run([*resize, f"remount,size={9 * size}"], check=True)
+    result = execute(recipe, ards_data, directory, Rows())
+    assert (result["attempts"], result["damaged_checkpoints"], result["gaps"]) == (2, 0, 0)
+    assert result["weights_sha256"] == undisturbed[1]["weights_sha256"]
+
+
 # changes of workers
 
 
@@ -208,7 +237,8 @@ def test_when_every_worker_leaves_the_run_is_saved_and_handed_over(undisturbed, 
     with pytest.raises(AttemptHandedOver):
         execute(RECIPE, ards_data, tmp_path, Rows(), peers=Leaving())
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
-    last = read_lines(tmp_path / "ledger.jsonl")[-1]
+    *_, saved, last = read_lines(tmp_path / "ledger.jsonl")
+    assert saved == {"attempt": 0, "checkpoint": 2}, "it is complete before the run is handed over"
     assert last == {"attempt": 0, "moved": 2, "why": "every worker was told to leave"}
     result = execute(RECIPE, ards_data, tmp_path, Rows())
     assert (result["attempts"], result["steps_repeated"]) == (2, 0)
