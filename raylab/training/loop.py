@@ -82,6 +82,9 @@ class Report:
     def forget(self, step: int) -> None:
         """The metrics up to `step` have arrived: nobody needs to carry them."""
 
+    def note_leaving(self, ranks: list[int]) -> None:
+        """These ranks of the present group leave at this step boundary, as they were told to."""
+
     def hand_over(self, step: int) -> None:
         """This rank ends here, and so do all others: the run goes on elsewhere, from the checkpoint of `step`."""
 
@@ -310,13 +313,15 @@ class Training:
         wants_checkpoint = (self.wants_checkpoint or overdue) and self.saved_step < self.progress.step
         is_leaving = self.peers.is_leaving()
         failure = self.report.finish_checkpoint()
-        changing, leaving, saving, arrived, failing = self.group.add_up(
-            [self.peers.must_regroup(), is_leaving, wants_checkpoint, self.report.arrived(), failure is not None]
+        own = [is_leaving and rank == self.group.rank for rank in range(self.group.size)]
+        changing, saving, arrived, failing, *leaving = self.group.add_up(
+            [self.peers.must_regroup(), wants_checkpoint, self.report.arrived(), failure is not None, *own]
         )
         if failing:
             self.raise_everywhere(failure)
         self.report.forget(arrived)
-        everyone_leaves = leaving == self.group.size
+        self.report.note_leaving([rank for rank, leaves in enumerate(leaving) if leaves])
+        everyone_leaves = all(leaving)
         if saving or (everyone_leaves and self.saved_step < self.progress.step):
             self.fetch_all()
             self.save()
@@ -325,7 +330,7 @@ class Training:
                 self.complete_checkpoint()
                 self.report.hand_over(self.progress.step)
             raise AttemptHandedOver
-        if changing or leaving:
+        if changing or any(leaving):
             self.fetch_all()
             self.regroup()
             return False

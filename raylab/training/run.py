@@ -121,6 +121,8 @@ class Recorder(Report):
         self.is_writer = False
         self.rows: list[Metrics] = []  # that may not have arrived
         self.group = ProcessGroup()
+        self.pids: tuple[int, ...] = ()  # of the group
+        self.left: tuple[int, ...] = ()  # processes that left at the last step boundary
         self.noted = 0  # the last step of this attempt in the ledger
         self.sent = 0  # the last step that this rank has sent
         self.last_arrived = 0
@@ -165,13 +167,14 @@ class Recorder(Report):
 
     def start_group(self, group: ProcessGroup, step: int) -> None:
         pids = group.gather({group.rank: torch.tensor([os.getpid()])}, group.size, 1).long().flatten().tolist()
+        self.pids = tuple(pids)
         was_writer, self.is_writer, self.group = self.is_writer, group.rank == 0, group
         if not self.is_writer:
             self.writing = None
             return
         if not (was_writer and self.has_started):
             self._take_over()
-        facts = {"attempt": self.attempt, "workers": group.size, "pids": tuple(pids), "time": time.time()}
+        facts = {"attempt": self.attempt, "workers": group.size, "pids": self.pids, "time": time.time()}
         is_first = not self.has_started
         if is_first:
             self._write(ledger.Start(start=self.begun, damaged=self.damaged, **facts))
@@ -179,7 +182,7 @@ class Recorder(Report):
         for row in self.rows:  # of steps that this rank has taken over from one that was ahead
             self._note(row)
         if not is_first:
-            self._write(ledger.Regroup(regroup=step, **facts))
+            self._write(ledger.Regroup(regroup=step, left=self.left, **facts))
 
     def __call__(self, metrics: Metrics, state: dict[str, Any] | None) -> bool:
         if state is None:
@@ -230,6 +233,9 @@ class Recorder(Report):
 
     def forget(self, step: int) -> None:
         self.rows = [row for row in self.rows if row["step"] > step]
+
+    def note_leaving(self, ranks: list[int]) -> None:
+        self.left = tuple(self.pids[rank] for rank in ranks)
 
     def hand_over(self, step: int) -> None:
         self._write(ledger.HandOver(attempt=self.attempt, moved=step, why="every worker was told to leave"))
