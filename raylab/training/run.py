@@ -11,6 +11,7 @@ result.json    or failure.json: how the run ended
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -26,7 +27,7 @@ from torch import nn
 from raylab.config.overrides import without_weights
 from raylab.config.recipe import Recipe
 from raylab.errors import CheckpointError, DataError
-from raylab.files import write_json
+from raylab.files import atomic_write, write_json
 from raylab.models.baselines import Fitted
 from raylab.models.ensemble import Ensemble
 from raylab.models.recurrent import GruD, Recurrent
@@ -242,6 +243,7 @@ class Recorder(Report):
 
     def flush(self) -> None:
         """Send the rows that were not sent yet, or not by this rank."""
+        self._check_group()
         self.last_arrived = self.send([row for row in self.rows if row["step"] > self.sent])
         if self.rows:
             self.sent = self.rows[-1]["step"]
@@ -250,19 +252,26 @@ class Recorder(Report):
     def finish(self, result: dict[str, Any], weights: dict[str, torch.Tensor]) -> dict[str, Any]:
         if not self.is_writer:
             return result
-        self._check_group()
         self.flush()
         write_model(self.directory / "model", weights, self.recipe, self.spec)
         complete = result | ledger.summarise_ledger(self.ledger)
+        self._check_group()
         write_json(self.directory / "result.json", complete)
         return complete
 
     def _take_over(self) -> None:
         """Be the writer of this attempt from now on; rows are sent again."""
+        if self.ledger.is_file():
+            # in a new file, without the line that a crash has torn: a writer that hung since it has opened the old one,
+            # and is expelled, still writes to that
+            try:
+                with atomic_write(self.ledger) as copied:
+                    lines, newline, _ = self.ledger.read_bytes().rpartition(b"\n")
+                    copied.write_bytes(lines + newline)
+                    shutil.copymode(self.ledger, copied)
+            except OSError as error:
+                raise self._ledger_error(error) from error
         entries = ledger.read_ledger(self.ledger)
-        if self.ledger.is_file() and not self.ledger.read_bytes().endswith(b"\n"):
-            with self.ledger.open("a") as file:
-                file.write("\n")  # ends the line that a crash has torn: readers leave it out
         own = [entry for entry in entries if entry.attempt == self.attempt]
         self.sent, self.has_started = 0, bool(ledger.starts(own))
         self.noted = max(ledger.steps(own), default=self.begun)
@@ -276,13 +285,16 @@ class Recorder(Report):
 
     def _write(self, entry: ledger.Entry) -> None:
         if self.is_writer:
-            self._check_group()
             try:
                 with self.ledger.open("a") as file:
+                    self._check_group()
                     file.write(json.dumps(entry.to_json()) + "\n")
             except OSError as error:
-                do = f"free space, then: raylab resume {self.directory.name}"
-                raise CheckpointError(f"{self.ledger} could not be written", str(error), do) from error
+                raise self._ledger_error(error) from error
+
+    def _ledger_error(self, error: OSError) -> CheckpointError:
+        do = f"free space, then: raylab resume {self.directory.name}"
+        return CheckpointError(f"{self.ledger} could not be written", str(error), do)
 
     def _wait_for_group(self) -> None:
         """Return in the writer of a group that stands; raise PeerLost where the others have gone on without it. While

@@ -218,6 +218,37 @@ def test_an_attempt_has_its_start_though_its_first_writer_died_before(tmp_path):
     assert (facts["attempts"], facts["steps_repeated"], facts["gaps"]) == (2, 1, 0)
 
 
+def test_a_writer_that_hangs_in_the_middle_of_a_line_writes_nothing_after_the_next_one(tmp_path):
+    """It hangs after it has looked whether its group stands; another takes over meanwhile."""
+    hung, other = (Recorder(tmp_path, RECIPE, {}, Rows()) for _ in range(2))
+    row: dict[str, Any] = {"step": 1, "train/loss": 0.5}
+
+    def hang() -> None:
+        other.carry(hung.carried() | {"rows": []})
+        other.start_group(ProcessGroup(), 0)
+        other(row, None)
+
+    hung.start_group(ProcessGroup(), 0)
+    hung._check_group = hang  # type: ignore[method-assign]
+    hung(row, None)
+    lines = read_lines(tmp_path / "ledger.jsonl")
+    assert [next(name for name in ("start", "step", "regroup") if name in line) for line in lines] == (
+        ["start", "regroup", "step"]
+    )
+
+
+def test_a_line_that_a_crash_has_torn_is_gone_when_another_takes_over(tmp_path):
+    before, other = (Recorder(tmp_path, RECIPE, {}, Rows()) for _ in range(2))
+    before.start_group(ProcessGroup(), 0)
+    path = tmp_path / "ledger.jsonl"
+    complete, mode = path.read_bytes(), path.stat().st_mode
+    path.write_bytes(complete + b'{"attempt": 0, "st')
+    other.carry(before.carried())
+    other.start_group(ProcessGroup(), 0)
+    assert path.read_bytes().startswith(complete) and len(read_lines(path)) == 2
+    assert path.read_bytes().count(b"\n") == 2 and path.stat().st_mode == mode
+
+
 # leaving
 
 
