@@ -42,7 +42,7 @@ def arm(faults: Sequence[Fault], gates: Sequence[int], folder: Path) -> None:
     """Patch this worker so that `faults` strike, and that the writer waits before the step after each of `gates`.
 
     In `folder`, the file fault-N has the process that fault N has struck, at-N says that the writer waits at gate N,
-    and go-N that it need not.
+    and go-N that it need not; "change" in it, that it goes on when it knows that the group changes.
     """
     from raylab.distributed.member import Member
     from raylab.training import checkpoint, loop
@@ -87,6 +87,10 @@ def arm(faults: Sequence[Fault], gates: Sequence[int], folder: Path) -> None:
             if gate <= step and self.group.rank == 0 and not (folder / f"go-{number}").exists():
                 (folder / f"at-{number}").touch()
                 while not (folder / f"go-{number}").exists():
+                    time.sleep(0.005)
+                while (folder / f"go-{number}").read_text() == "change" and not (
+                    self.peers.must_regroup() or self.group.is_broken()
+                ):
                     time.sleep(0.005)
         train_step(self)
 
