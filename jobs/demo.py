@@ -86,7 +86,8 @@ def story(data: Path | None, root: Path, stamp: str, part: Any) -> dict[str, Any
         if hit.details["weights_sha256"] != weights:
             raise RunError("the weights of the disturbed run differ from those of the undisturbed run")
         repeated = hit.details["steps_repeated"]
-        say(f"worker {killer.killed} was killed at step {killer.at_step}; {repeated} steps were repeated;")
+        say(f"worker {killer.killed} was killed at step {killer.killed_at}; training went on after "
+            f"{killer.seconds:.1f} s; {repeated} steps were repeated")  # fmt: skip
         say(f"both runs have identical weights: SHA-256 {weights}")
         part("tune ARDS: 8 trials, ASHA + Optuna TPE")
         search = tune("ards", ards, trials=8, name=f"ards-search-{stamp}", settings=ARDS)
@@ -150,11 +151,13 @@ def check_data(data: Path) -> None:
 
 
 class Killer:
-    """Sends SIGKILL to the last worker of a run when its ledger reaches a step."""
+    """Sends SIGKILL to the last worker of a run when its ledger reaches a step, and waits for the next new step."""
 
     def __init__(self, ledger: Path, at_step: int) -> None:
         self.ledger, self.at_step = ledger, at_step
         self.killed: int | None = None
+        self.killed_at = 0  # the run's last step at that time
+        self.seconds = 0.0  # until the next one
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -168,11 +171,16 @@ class Killer:
     def _watch(self) -> None:
         while not self.over.wait(0.1):
             entries = read_ledger(self.ledger)
-            if max(steps(entries), default=0) >= self.at_step:
+            self.killed_at = max(steps(entries), default=0)
+            if self.killed_at >= self.at_step:
                 pid = groups(entries)[-1].pids[-1]
-                if os.getpid() in {p.pid for p in psutil.Process(pid).parents()}:  # only in the Ray that we started
-                    os.kill(pid, signal.SIGKILL)
-                    self.killed = pid
+                if os.getpid() not in {p.pid for p in psutil.Process(pid).parents()}:
+                    return  # not in the Ray that we started
+                os.kill(pid, signal.SIGKILL)
+                began, self.killed = time.monotonic(), pid
+                while max(steps(read_ledger(self.ledger))) <= self.killed_at and not self.over.wait(0.02):
+                    pass
+                self.seconds = time.monotonic() - began
                 return
 
 

@@ -203,7 +203,7 @@ def continue_run(directory: Path, recipe: Recipe, data: Path, parent: Path | Non
             ):
                 from raylab.distributed import train
 
-                result = train.train(recipe, data, directory, rows, parent, NodeSampler(), rows.add_node_sample)
+                result = train.train(recipe, data, directory, rows, parent, NodeSampler(), rows.add_node_sample, say)
         return finish(directory, recipe, data, result, quiet)
 
 

@@ -13,6 +13,7 @@ from raylab.training import ledger
 
 stream: TextIO | None = None  # set while standard output is redirected for Ray (session.py)
 WAIT_SECONDS = 15.0
+HANG_SECONDS = 30.0  # without a step, unless steps take longer: said then, and whenever it has doubled
 
 
 def say(text: str = "", end: str = "\n") -> None:
@@ -54,6 +55,27 @@ def describe_group(entry: ledger.Group, before: ledger.Group | None, seconds: fl
 def describe_workers(pids: Sequence[int], what: str) -> str:
     """`workers 11, 12 lost`; empty without any."""
     return f"worker{'s' if len(pids) > 1 else ''} {', '.join(map(str, pids))} {what}" if pids else ""
+
+
+class Silence:
+    """Notices that a run takes no steps. Times are in seconds on one clock."""
+
+    def __init__(self, now: float) -> None:
+        self.stepped_at = now
+        self.longest = 0.0  # between two looks that saw a step
+        self.limit = HANG_SECONDS
+
+    def step(self, now: float) -> None:
+        self.longest = max(self.longest, now - self.stepped_at)
+        self.stepped_at, self.limit = now, max(HANG_SECONDS, 3 * self.longest)
+
+    def describe(self, now: float) -> str:
+        """`no step for 40 s`, once per doubling; else an empty string."""
+        seconds = now - self.stepped_at
+        if seconds < self.limit:
+            return ""
+        self.limit = 2 * seconds
+        return f"no step for {seconds:.0f} s"
 
 
 class Tail:
@@ -98,6 +120,7 @@ class Display:
         self.ledger = Tail(directory / ledger.FILE)
         self.group: ledger.Group | None = None
         self.stepped_at = time.time()  # when the last step was seen
+        self.silence: Silence | None = None  # from the first step on
         self.val: float | None = None
         self.thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
@@ -118,6 +141,8 @@ class Display:
         while not last:
             last = self.done.wait(0.5)
             self._tell_groups()
+            if self.silence is not None and not last and (text := self.silence.describe(time.monotonic())):
+                say(("\n" if terminal else "") + text)
             if self.waiting is not None and not reported and first is None and time.monotonic() - began > WAIT_SECONDS:
                 if text := self.waiting():
                     say(text)
@@ -142,6 +167,8 @@ class Display:
         for entry in (ledger.parse_entry(line, self.ledger.path) for line in self.ledger.new()):
             if isinstance(entry, ledger.Step):
                 self.stepped_at = time.time()
+                self.silence = self.silence or Silence(time.monotonic())
+                self.silence.step(time.monotonic())
             if not isinstance(entry, ledger.Group):
                 continue
             say(describe_group(entry, self.group, max(0.0, entry.time - self.stepped_at)))

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from jobs.common import cxr_controls, home
-from jobs.common.figures import draw
 from jobs.common.progress import say
 from raylab.config.recipe import IcuData, Recipe
 from raylab.data.icu import cohorts
@@ -134,6 +133,8 @@ def record(directory: Path, scored: Evaluation) -> None:
         outbox.append({"kind": "tags", "values": {f"raylab.leakage.{split}": json.dumps(scored.leakage)}})
     folder = directory / "plots"
     folder.mkdir(exist_ok=True)
+    from jobs.common.figures import draw  # Matplotlib is needed only here, when a run has ended
+
     for name, figure in draw(scored).items():
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")

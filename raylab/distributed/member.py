@@ -27,6 +27,10 @@ class Expelled(Exception):
     """Raised in a worker that the run goes on without."""
 
 
+class Refused(RunError):
+    """Raised in a worker whose code, packages or data differ from those of the run."""
+
+
 class Member:
     """This process as the worker `name` of a run: its `peers`.
 
@@ -95,8 +99,9 @@ class Member:
     def _join(self) -> None:
         why = self.call("join", self.name, self.identity)
         if why is not None:
-            do = "make code and data the same on all nodes"
-            raise RunError("a worker differs from the others of its run", why, do)
+            raise Refused(
+                "a worker differs from the others of its run", why, "make code and data the same on all nodes"
+            )
         self.watcher.start()
 
     def _connect(self, roster: Roster) -> ProcessGroup:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -20,7 +20,7 @@ import raylab.errors
 from raylab.config.recipe import Recipe
 from raylab.distributed.allocation import Allocator, Bundle
 from raylab.distributed.membership import LEFT, Delivery, Membership
-from raylab.distributed.worker import Worker
+from raylab.distributed.worker import End, Worker
 from raylab.errors import IncompleteError, RunError
 from raylab.tasks import find_task
 
@@ -31,6 +31,7 @@ OnRows = Callable[[list["Metrics"]], None]
 SampleNode = Callable[[], dict[str, float]]
 """What a node's load is now, or {} where nothing is due; sent to the workers, so it can be pickled."""
 OnNodeSample = Callable[[dict[str, float]], None]
+OnWarning = Callable[[str], None]
 
 POLL_SECONDS = 0.1  # between two looks at the workers
 PLACE_SECONDS = 1.0  # between two looks at the cluster
@@ -45,15 +46,17 @@ def train(
     parent: Path | None = None,
     sample_node: SampleNode = dict,
     on_node_sample: OnNodeSample = lambda sample: None,
+    on_warning: OnWarning = lambda text: None,
 ) -> dict[str, Any]:
     """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; return the result of `execute`.
 
-    `on_rows` gets each bundle of metrics, and `on_node_sample` what `sample_node` returns on each node, in this thread.
+    `on_rows` gets each bundle of metrics, `on_node_sample` what `sample_node` returns on each node, and `on_warning`
+    what the user must know, in this thread.
     Raises the run's own error, RunError when workers died more often than recipe.scaling.max_failures without getting
     further, and IncompleteError when they end without a result.
     """
     (directory / "failure.json").unlink(missing_ok=True)
-    supervisor = Supervisor(recipe, data, directory, on_rows, parent, sample_node, on_node_sample)
+    supervisor = Supervisor(recipe, data, directory, on_rows, parent, sample_node, on_node_sample, on_warning)
     try:
         supervisor.run()
     finally:
@@ -83,8 +86,10 @@ class Supervisor:
         parent: Path | None,
         sample_node: SampleNode,
         on_node_sample: OnNodeSample,
+        on_warning: OnWarning,
     ) -> None:
-        self.recipe, self.directory, self.on_rows, self.on_node_sample = recipe, directory, on_rows, on_node_sample
+        self.recipe, self.directory = recipe, directory
+        self.on_rows, self.on_node_sample, self.on_warning = on_rows, on_node_sample, on_warning
         low, _ = recipe.scaling.workers
         self.bundle = {"CPU": recipe.scaling.cpus_per_worker} | ({"GPU": 1.0} if recipe.scaling.gpu else {})
         self.arguments = {
@@ -100,6 +105,7 @@ class Supervisor:
         self.membership = members.options(scheduling_strategy=here).remote(low, recipe.scaling.silence_seconds)
         self.allocator = find_allocator()
         self.workers: dict[str, Running] = {}
+        self.refused: dict[str, str] = {}  # why, by node: code, packages or data differ, so none is started there again
         self.started = 0
         self.step = 0  # the last one whose row has come
         self.failures = 0  # deaths of workers since the run has got further
@@ -127,8 +133,10 @@ class Supervisor:
         low, high = self.recipe.scaling.workers
         placed = Counter(running.node for running in self.workers.values() if not running.is_leaving)
         allowed = ray.get(self.allocator.claim.remote(str(self.directory), low, high, self.bundle, dict(placed)))
+        if not self.workers and allowed and self.refused.keys() >= allowed.keys():
+            self.fail_refused()
         for node, count in allowed.items():
-            for _ in range(count - placed[node]):
+            for _ in range(0 if node in self.refused else count - placed[node]):
                 self.start_worker(node)
         for name, running in reversed(self.workers.items()):  # the youngest first
             if not running.is_leaving and placed[running.node] > allowed.get(running.node, 0):
@@ -148,14 +156,16 @@ class Supervisor:
         """`run` of the worker `name` is over."""
         running = self.workers[name]
         try:
-            how, why = ray.get(running.end), ""
+            how, why = ray.get(running.end)
         except ray.exceptions.RayError as error:
-            how, why = "died", str(error).strip().splitlines()[-1]
+            how, why = End("died", str(error).strip().splitlines()[-1])
         self.end_worker(name, f"it has {how}", was_needed=how == "died")
         self.has_ended = how == "failed" or (how == "finished" and (self.directory / "result.json").is_file())
         self.is_closing = (self.is_closing or how == "finished") and bool(self.workers)
         if how == "died" and not running.is_leaving:
             self.note_failure(why)
+        if how == "refused":
+            self.note_refusal(running.node, why)
 
     def note_failure(self, why: str) -> None:
         """A worker has died; raises RunError when that happens again and again without a step between."""
@@ -168,6 +178,18 @@ class Supervisor:
                 why,
                 f"see Ray's logs, then: raylab resume {self.directory.name}",
             )
+
+    def note_refusal(self, node: str, why: str) -> None:
+        """A worker on `node` was refused; the run goes on without that node, once it has taken steps elsewhere."""
+        self.refused[node] = why
+        if self.step == 0 or not self.workers:
+            self.fail_refused()
+        self.on_warning(f"a new worker was refused: {why}; training goes on without its node")
+
+    def fail_refused(self) -> NoReturn:
+        do = f"make code, packages and data the same on all nodes, then: raylab resume {self.directory.name}"
+        why = "; ".join(sorted(set(self.refused.values())))
+        raise RunError(f"the workers of run {self.directory.name} differ", why, do)
 
     def receive(self) -> None:
         """Pass on the metrics and loads that have come, and end the workers that were expelled."""
@@ -227,9 +249,14 @@ def find_allocator() -> Any:
 
 def list_nodes() -> dict[str, Bundle]:
     """The resources of each node that is alive and not about to leave."""
-    leaving = set(ray._private.state.state.get_draining_nodes())
+    leaving = list_draining_nodes()
     nodes = sorted(ray.nodes(), key=lambda node: node["NodeID"])
     return {n["NodeID"]: n["Resources"] for n in nodes if n["Alive"] and n["NodeID"] not in leaving}
+
+
+def list_draining_nodes() -> set[str]:
+    """The ids of the nodes that Ray drains: because of a time limit, a preemption, or because they are idle."""
+    return set(ray._private.state.state.get_draining_nodes())
 
 
 def request_bundles(bundles: list[Bundle]) -> None:

@@ -36,11 +36,13 @@ from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
 from raylab.data.sampler import steps_per_epoch
 from raylab.distributed import train
+from raylab.distributed.draining import TrainsOnNode
 from raylab.errors import RaylabError, RunError, UsageError, unknown
 from raylab.files import write_json
 from raylab.tasks import find_task
 from raylab.tasks.recipes import parse_recipe
 from raylab.training import checkpoint
+from raylab.training.loop import AttemptHandedOver
 from raylab.training.progress import Metrics
 from raylab.training.run import execute
 
@@ -161,7 +163,7 @@ def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener)
             run_config=RunConfig(
                 name=f"attempt-{sum(1 for _ in (directory / 'ray').glob('*'))}",
                 storage_path=str(directory / "ray"),
-                # a trial whose node is drained restarts on another node from its own checkpoint
+                # a trial whose node died restarts on another from its own checkpoint
                 failure_config=FailureConfig(max_failures=recipe.scaling.max_failures),
                 callbacks=[TrialCallback(trials, listener)],
                 verbose=0,
@@ -359,7 +361,11 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
             result = train.train(chosen, Path(data), directory, report_epochs)
         else:
             callback = saved if options.scheduler in WITH_CHECKPOINTS else None
-            result = execute(chosen, Path(data), directory, send, saved=callback, flush_seconds=0)
+            with TrainsOnNode() as peers:
+                result = execute(chosen, Path(data), directory, send, saved=callback, flush_seconds=0, peers=peers)
+    except AttemptHandedOver as handed_over:
+        # Tune starts the trial again elsewhere, and counts no failure
+        raise ray.exceptions.RayActorError(error_msg="its node is about to leave", preempted=True) from handed_over
     except RaylabError as error:
         write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
         raise

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -19,14 +19,20 @@ PACKAGES = ("torch", "numpy", "polars")  # what decides the bits of a step
 ROOT = Path(__file__).parents[1]
 
 
+class End(NamedTuple):
+    """How a worker ended: "finished", "left", "failed" (failure.json says why), "refused" or "died"."""
+
+    how: str
+    why: str = ""
+
+
 class Worker:
     """The actor of one worker."""
 
-    def run(self, name: str, membership: Any, arguments: Mapping[str, Any]) -> str:
-        """Train until the run is over, and return how it ended for this worker: "finished", "left", or "failed", of
-        which failure.json says why. Whatever else is raised is a crash of this worker, not the end of the run."""
+    def run(self, name: str, membership: Any, arguments: Mapping[str, Any]) -> End:
+        """Train until the run is over. Whatever is raised is a crash of this worker, not the end of the run."""
         # In the method, so that the process that starts it is quick to answer
-        from raylab.distributed.member import Expelled, Member
+        from raylab.distributed.member import Expelled, Member, Refused
         from raylab.distributed.store import interface_of
         from raylab.tasks.recipes import parse_recipe
         from raylab.training.loop import AttemptHandedOver
@@ -55,13 +61,15 @@ class Worker:
             )
         except AttemptHandedOver:
             member.leave()
-            return "left"
+            return End("left")
         except Expelled as error:
             raise RunError("this worker was expelled", str(error)) from error
+        except Refused as error:
+            return End("refused", error.why)
         except RaylabError as error:
             write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
-            return "failed"
-        return "finished"
+            return End("failed")
+        return End("finished")
 
 
 def _sample_node(name: str, call: Callable[..., Any], sample_node: Callable[[], dict[str, float]]) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, qmc
 
 from raylab.errors import UsageError, unknown
 
@@ -71,8 +70,10 @@ def bend(unit: Floats, kind: str, values: tuple[float, ...]) -> Floats:
     middle, sd, low, high = values
     if kind == "lognormal":
         return np.asarray(np.exp(bend(unit, "normal", (math.log(middle), sd, math.log(low), math.log(high)))))
-    inside = norm.cdf((np.array([low, high]) - middle) / sd)
-    return np.asarray(np.clip(middle + sd * norm.ppf(inside[0] + unit * (inside[1] - inside[0])), low, high))
+    from scipy.special import ndtr, ndtri
+
+    inside = ndtr((np.array([low, high]) - middle) / sd)
+    return np.asarray(np.clip(middle + sd * ndtri(inside[0] + unit * (inside[1] - inside[0])), low, high))
 
 
 def count(design: str, size: int, varied: int) -> int:
@@ -97,6 +98,8 @@ def unit_points(design: str, size: int, dimensions: int, seed: int, start: int, 
     if dimensions == 0 or start == stop:
         return np.zeros((stop - start, dimensions))
     if design == "sobol":
+        from scipy.stats import qmc  # 0.7 s of CPU to import, which workers that train do without
+
         sobol = qmc.Sobol(dimensions, scramble=True, rng=np.random.default_rng([seed, 1]))
         if start:  # fast_forward(0) overflows
             sobol.fast_forward(start)

@@ -4,7 +4,8 @@ checkpoints/step-00000120/state.pt       tensors and plain values, loadable with
                           sha256         of state.pt
 """
 
-import contextlib
+import hashlib
+import io
 import os
 import pickle
 import shutil
@@ -32,19 +33,17 @@ def save(
     try:
         check()
         directory.mkdir(parents=True, exist_ok=True)
-        for stale in directory.glob(".step-*"):  # left by a process that was killed; there is only one writer at a time
-            with contextlib.suppress(FileNotFoundError):  # one that hung and was expelled wakes and removes it itself
-                shutil.rmtree(stale)
+        for stale in directory.glob(".step-*"):  # of a writer that was killed, or expelled and is still writing
+            shutil.rmtree(stale, ignore_errors=True)
         work.mkdir()
-        with (work / "state.pt").open("wb") as file:  # given its name, torch would write without releasing the GIL
+        with HashingFile(work / "state.pt") as file:  # given a path, torch would hold the GIL while it writes
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         with (work / "sha256").open("w") as note:
-            note.write(sha256(work / "state.pt"))
+            note.write(file.sha256.hexdigest())
             note.flush()
             os.fsync(note.fileno())
-        _fsync(work)
         check()
         if final.exists() and not is_valid(final):
             _remove(final)
@@ -52,7 +51,11 @@ def save(
             shutil.rmtree(work)
         else:
             work.rename(final)
-        _fsync(directory)
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         here = list_checkpoints(directory)
         old = [path for path in here if path <= final][keep:]
         # This run resumed from one before them. Valid ones are of those who went on while this process hung
@@ -71,19 +74,23 @@ def save(
     return final
 
 
+class HashingFile(io.BufferedWriter):
+    """A file with the SHA-256 of what is written to it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self.sha256 = hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        self.sha256.update(content)
+        return super().write(content)
+
+
 def _remove(checkpoint: Path) -> None:
     """Remove it as one: a kill in the middle leaves no half of it under its name."""
     hidden = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.old")
     checkpoint.rename(hidden)
     shutil.rmtree(hidden)
-
-
-def _fsync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:

@@ -18,6 +18,8 @@ from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
+from raylab.training import checkpoint
+from raylab.training.checkpoint_writer import CheckpointWriter
 from raylab.training.loop import Report, Training, fit, weights_sha256
 from tracking.system import open_gpus
 
@@ -186,6 +188,32 @@ def test_memory_does_not_grow(data, card):
     x = training.train.batch(np.arange(45))
     most = training.inputs.ahead + 2  # batches: those ahead, the one at work, and one whose copy has not ended
     assert peaks[3][1] <= 2 * most * x.nbytes + (1 << 20), "the allocator rounds up to powers of two"
+
+
+def test_a_checkpoint_beside_training_has_the_state_of_its_step(device, tmp_path):
+    """The queue still has to copy it when the host has gone on, and changes it right after."""
+    weights, moments = torch.ones(1 << 24, device=device), {0: torch.ones((), device=device)}
+    writer = CheckpointWriter(tmp_path, 2, lambda: None)
+    for step in (1, 2):
+        writing = writer.start(step, {"model": {"w": weights}, "optim": moments, "rows": []})
+        weights.add_(1)
+        moments[0].add_(1)
+        saved = checkpoint.load(writing.result())
+        assert (saved["model"]["w"] == step).all() and saved["optim"][0] == step
+    writer.close()
+
+
+def test_the_copy_of_a_checkpoint_does_not_wait_for_the_card(card, tmp_path):
+    weights, writer = torch.ones(1 << 24, device=card), CheckpointWriter(tmp_path, 2, lambda: None)
+    writer.start(1, {"model": {"w": weights}}).result()  # what the first one sets up may wait
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        writing = writer.start(2, {"model": {"w": weights}})
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    writing.result()
+    writer.close()
 
 
 @pytest.mark.parametrize("switch", ["loop.bf16", "loop.channels_last"])

@@ -169,7 +169,7 @@ def test_another_user_gets_nothing_and_stops_nothing(local: Local, ards_data: Pa
         ports = listening(run)
         unguarded = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # the attack does work
         assert {address for address, _ in ports} == {"127.0.0.1"}, ports
-        assert "ray::Rendezvous" in {name.split(".")[0] for name in ports.values()}, ports
+        assert "ray::Membership" in {name.split(".")[0] for name in ports.values()}, ports
         attack = subprocess.run(
             [sys.executable, "-c", STORE_ATTACK, *map(str, (NOBODY, unguarded.port, *(port for _, port in ports)))],
             env={"PATH": os.environ["PATH"]},
@@ -184,8 +184,8 @@ def test_another_user_gets_nothing_and_stops_nothing(local: Local, ards_data: Pa
         assert unguarded.get("planted") == b"by a stranger"
         codes = {int(port): code for port, _, code in answers}
         assert "OK" not in codes.values(), codes
-        rendezvous = [port for (_, port), name in ports.items() if name.startswith("ray::Rendezvous")]
-        assert {codes[port] for port in rendezvous} == {"UNAUTHENTICATED"}, codes
+        membership = [port for (_, port), name in ports.items() if name.startswith("ray::Membership")]
+        assert {codes[port] for port in membership} == {"UNAUTHENTICATED"}, codes
     finally:
         if run.poll() is None:
             terminate(run)

@@ -1,10 +1,12 @@
 """Searches on real Ray Tune."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
+from raylab.files import read_lines
 from tests.ray.conftest import Lab
 from tests.wait import wait_for
 
@@ -54,3 +56,34 @@ def test_distributed_trials(lab: Lab, ards_data: Path) -> None:
         "--scheduler", "fifo", "--name", "distributed", *SMALL,
     )  # fmt: skip
     assert result["ended"] == {"planned": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_trial_whose_node_leaves_repeats_nothing(lab: Lab, ards_data: Path) -> None:
+    """Of two trials, each on a node of its own, one is told to leave; it goes on where there is room."""
+    node = lab.cluster.add_node(cpus=2)
+    search = lab.start(
+        "tune", "ards", "--data", ards_data, "--trials", 2, "--concurrent", 2, "--scheduler", "fifo", "--name", "moves",
+        *SMALL, "loop.epochs=300", "loop.checkpoint_steps=100000", "scaling.cpus_per_worker=2",
+        "scaling.max_failures=0",
+    )  # fmt: skip
+    trials = lab.home / "runs" / "moves" / "trials"
+
+    def ledgers() -> list[list[dict[str, int]]]:
+        return [read_lines(path) for path in sorted(trials.glob("*/ledger.jsonl"))]
+
+    def is_training() -> bool:
+        return len(ledgers()) == 2 and all(len(lines) > 20 for lines in ledgers())
+
+    wait_for(lambda: is_training() or search.poll() is not None, 200, "both trials")
+    node.send_signal(signal.SIGTERM)
+    output = search.communicate(400)
+    assert search.returncode == 0, output
+    handed_over = [lines for lines in ledgers() if any("moved" in line for line in lines)]
+    assert len(handed_over) == 1
+    for lines in ledgers():
+        steps = [line["step"] for line in lines if "step" in line]
+        assert steps == list(range(1, 601)), "2 steps an epoch, each of them once"
+    assert {json.loads(path.read_text())["how"] for path in trials.glob("*/end.json")} == {"planned"}
+    wait_for(lambda: node.poll() is not None, 60, "the node's end")

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -101,7 +102,7 @@ def arm(victims: list[Victim], folder: Path) -> None:
     before(DeferredMetrics, "fetch", "metrics")
     before(loop, "validate", "validation")
     before(Recorder, "_note", "ledger")
-    before(checkpoint, "sha256", "checkpoint")
+    before(checkpoint.HashingFile, "flush", "checkpoint")
     before(ProcessGroup, "broadcast", "state")
 
 
@@ -140,40 +141,51 @@ def test_a_death_in_any_phase_of_a_step_repeats_nothing(phases, covidnet_data, c
 # a checkpoint that is being written
 
 
-def hold_first_checkpoint(folder: Path) -> None:
-    """Patch this worker so that the run's first checkpoint, when it only has to be renamed, waits for a file `go`."""
-    save = checkpoint.save
+def fail_while_saving(folder: Path, at: int, how: signal.Signals) -> None:
+    """Patch this worker so that whoever first writes the checkpoint of step `at` is killed when it only has to be
+    renamed, or stopped one step later and goes on renaming when there is a file `go`."""
+    save, note = checkpoint.save, Recorder._note
+    is_ready = threading.Event()
 
-    def held(directory: Path, step: int, state: Any, keep: int, check: Callable[[], None]) -> Path:
+    def save_and_fail(directory: Path, step: int, state: Any, keep: int, check: Callable[[], None]) -> Path:
         def wait_and_check() -> None:
-            (folder / "pid.part").write_text(str(os.getpid()))
-            (folder / "pid.part").rename(folder / "pid")
+            if how == signal.SIGKILL:
+                os.kill(os.getpid(), how)
+            is_ready.set()
             wait_for((folder / "go").exists, 120, "go")
             check()
 
-        if (folder / "pid").exists():
+        if step != at or (folder / "pid").exists():
             return save(directory, step, state, keep, check)
+        (folder / "pid").write_text(str(os.getpid()))
         path = save(directory, step, state, keep, wait_and_check)
         (folder / "renamed").touch()
         return path
 
-    checkpoint.save = held  # type: ignore[assignment]
+    def note_and_stop(recorder: Recorder, row: dict[str, Any]) -> None:
+        note(recorder, row)
+        if row["step"] == at + 1 and recorder.is_writer and not (folder / "stopped").exists():
+            is_ready.wait()
+            (folder / "stopped").touch()
+            os.kill(os.getpid(), how)
+
+    checkpoint.save = save_and_fail  # type: ignore[assignment]
+    Recorder._note = note_and_stop  # type: ignore[method-assign]
 
 
 def test_a_writer_expelled_while_it_writes_is_replaced_and_renames_nothing(covidnet_data, calm, tmp_path):
     """It hangs when the others have gone on from the state that it writes."""
     directory = tmp_path / "run"
     directory.mkdir()
-    with Crew(directory, partial(train, COVIDNET, covidnet_data), minimum=3, silence_seconds=2.0) as crew:
+    with Crew(directory, partial(train, COVIDNET, covidnet_data), minimum=3) as crew:
         for _ in range(3):
-            crew.start(partial(hold_first_checkpoint, tmp_path))
-        wait_for((tmp_path / "pid").exists, 120, "the first checkpoint")
+            crew.start(partial(fail_while_saving, tmp_path, 4, signal.SIGSTOP))
+        wait_for((tmp_path / "stopped").exists, 120, "the checkpoint")
         pid = int((tmp_path / "pid").read_text())
-        writer = next(process for process in crew.processes.values() if process.pid == pid)
-        crew.wait_for_step(5)
-        os.kill(pid, signal.SIGSTOP)
+        name, writer = next(each for each in crew.processes.items() if each[1].pid == pid)
+        crew.desk.call("remove", name, "it hangs")
         saved = wait_for(lambda: [e["checkpoint"] for e in crew.ledger() if "checkpoint" in e], 120, "its successor's")
-        assert 5 <= saved[0] <= 8, "the next writer does not let an interval pass"
+        assert saved[0] in (5, 6), "the next writer does not let an interval pass"
         (tmp_path / "go").touch()
         os.kill(pid, signal.SIGCONT)
         wait_for(lambda: writer.exitcode is not None, 120, "the end of the one expelled")
@@ -181,3 +193,15 @@ def test_a_writer_expelled_while_it_writes_is_replaced_and_renames_nothing(covid
         crew.wait_for_end()
         check(crew, calm)
         assert not list((directory / "checkpoints").glob(".*"))
+
+
+def test_a_death_while_the_last_checkpoint_is_written_repeats_nothing(covidnet_data, calm, tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    with Crew(directory, partial(train, COVIDNET, covidnet_data), minimum=2) as crew:
+        for _ in range(2):
+            crew.start(partial(fail_while_saving, tmp_path, calm["steps"], signal.SIGKILL))
+        crew.wait_for_end()
+        assert [process.exitcode for process in crew.processes.values()].count(-signal.SIGKILL) == 1
+        check(crew, calm)
+        assert [e["checkpoint"] for e in crew.ledger() if "checkpoint" in e][-1] == calm["steps"]

@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
-from raylab.distributed.train import first_on_node
+import pytest
+
+from raylab.distributed.train import Supervisor, first_on_node
+from raylab.errors import RunError
 
 
 def test_a_runs_supervisor_and_its_helpers_load_neither_torch_nor_ray_train():
@@ -20,3 +24,15 @@ def test_one_worker_of_each_node_speaks_for_its_load():
     assert first_on_node(nodes) == {"worker-0", "worker-2"}
     del nodes["worker-0"]
     assert first_on_node(nodes) == {"worker-1", "worker-2"}, "another takes over from one that died"
+
+
+def test_a_run_goes_on_without_a_node_that_differs():
+    warnings: list[str] = []
+    run = Supervisor.__new__(Supervisor)
+    run.directory, run.on_warning = Path("runs/first"), warnings.append
+    run.refused, run.step, run.workers = {}, 7, {"worker-0": None}
+    run.note_refusal("n2", "its version of torch is 2.14")
+    assert warnings == ["a new worker was refused: its version of torch is 2.14; training goes on without its node"]
+    run.step = 0
+    with pytest.raises(RunError, match=r"(?s)workers of run first differ.*torch is 2\.14.*raylab resume first"):
+        run.note_refusal("n3", "its version of torch is 2.14")

@@ -1,6 +1,6 @@
 """What a person is told when the workers of a run change."""
 
-from jobs.common.progress import describe_group
+from jobs.common.progress import Silence, describe_group
 from raylab.training.ledger import Regroup, Start
 
 START = Start(attempt=0, start=0, workers=3, pids=(11, 12, 13), time=0.0)
@@ -34,3 +34,13 @@ def test_workers_that_left_are_not_lost():
 
 def test_growth():
     assert describe_group(regroup(70, 11, 12, 13, 14), START, 0.5) == "now on 4 workers from step 70"
+
+
+def test_a_run_without_steps_is_said_once_per_doubling():
+    silence = Silence(100.0)
+    assert [silence.describe(100.0 + seconds) for seconds in (29, 31, 40, 61, 62, 100)] == [
+        "", "no step for 31 s", "", "", "no step for 62 s", "",
+    ]  # fmt: skip
+    silence.step(200.0)  # steps may take long
+    assert silence.describe(450.0) == ""
+    assert silence.describe(501.0) == "no step for 301 s"
