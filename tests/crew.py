@@ -1,21 +1,33 @@
 """A run on real processes without Ray: its membership lives in this one, and workers are killed, stopped and added."""
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
 
 from raylab.distributed.membership import Membership
-from raylab.files import read_lines
+from raylab.files import read_lines, write_json
 from tests.wait import wait_for
 
+PRELOAD = [
+    "raylab.training.run",
+    "raylab.distributed.member",
+    "raylab.data.icu.dataset",
+    "raylab.data.images.dataset",
+    "raylab.data.lung.sweep_dataset",
+    "pytest",
+    "hypothesis",
+]  # of every worker
+IDENTITY = {"raylab code": "abc", "data": "def", "version of torch": "2.15.0"}
 KEY = b"of these processes alone"
 
 
@@ -42,6 +54,41 @@ class Client(BaseManager):
 Client.register("desk")
 
 
+class Relay:
+    """A way to the desk of its own, which can be cut: what is under way then neither arrives nor fails."""
+
+    def __init__(self, target: str) -> None:
+        self.target, self.address = target, tempfile.mktemp(prefix="relay-")
+        self.is_whole = threading.Event()
+        self.is_whole.set()
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.address)
+        self.listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self.is_whole.clear()
+
+    def mend(self) -> None:
+        self.is_whole.set()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self.listener.accept()
+            far = socket.socket(socket.AF_UNIX)
+            far.connect(self.target)
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._forward, args=(source, sink), daemon=True).start()
+
+    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # an end is gone
+            while content := source.recv(1 << 16):
+                self.is_whole.wait()
+                sink.sendall(content)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+
 class Crew:
     """The workers of the run in `directory`, of which an attempt needs `minimum`. A context: leaving it ends them all.
 
@@ -61,12 +108,12 @@ class Crew:
         server = Own(address=self.socket, authkey=KEY).get_server()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self.processes: dict[str, Any] = {}
+        self.ended: dict[str, int] = {}  # exit code of each that is gone; two threads that ask a process may get 255
         self.rows: list[dict[str, Any]] = []
         self.done = threading.Event()
         self.watcher = threading.Thread(target=self._attend, daemon=True)
         self.context = multiprocessing.get_context("forkserver")
-        preload = ["raylab.training.run", "raylab.distributed.member", "pytest", "hypothesis"]
-        self.context.set_forkserver_preload(preload)
+        self.context.set_forkserver_preload(PRELOAD)
 
     def __enter__(self) -> "Crew":
         self.watcher.start()
@@ -77,17 +124,28 @@ class Crew:
         self.watcher.join()
         for process in self.processes.values():
             process.kill()
-        for process in self.processes.values():
+        for name, process in self.processes.items():
             process.join()
+            self.ended.setdefault(name, process.exitcode)
 
-    def start(self, fault: Callable[[], None] | None = None) -> str:
-        """Start a worker, in which `fault` is called before anything else."""
+    def start(
+        self,
+        fault: Callable[[], None] | None = None,
+        relay: Relay | None = None,
+        identity: Mapping[str, str] = IDENTITY,
+    ) -> str:
+        """Start a worker, in which `fault` is called before anything else, and which speaks with the membership through
+        `relay`."""
         name = f"worker-{len(self.processes)}"
-        arguments = (self.socket, name, self.silence_seconds, self.work, self.directory, fault)
+        address = self.socket if relay is None else relay.address
+        arguments = (address, name, self.silence_seconds, identity, self.work, self.directory, fault)
         process = self.context.Process(target=_worker, args=arguments)
         process.start()
         self.processes[name] = process
         return name
+
+    def name_of(self, pid: int) -> str:
+        return next(name for name, process in self.processes.items() if process.pid == pid)
 
     def kill(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
         os.kill(self.processes[name].pid, how)
@@ -111,12 +169,11 @@ class Crew:
 
     def _attend(self) -> None:
         """What the supervisor of a run does: it hears of deaths, and takes the rows that come."""
-        gone: set[str] = set()
         while not self.done.wait(0.02):
             for name, process in list(self.processes.items()):
-                if name not in gone and process.exitcode is not None:
-                    gone.add(name)
-                    self.desk.call("remove", name, "it has died", process.exitcode != 0)
+                if name not in self.ended and (code := process.exitcode) is not None:
+                    self.desk.call("remove", name, "it has died", code != 0)
+                    self.ended[name] = code
             self._receive()
 
     def _receive(self) -> None:
@@ -126,11 +183,18 @@ class Crew:
 
 
 def _worker(
-    socket: str, name: str, silence: float, work: Callable[..., None], directory: Path, fault: Callable[[], None] | None
+    address: str,
+    name: str,
+    silence: float,
+    identity: Mapping[str, str],
+    work: Callable[..., None],
+    directory: Path,
+    fault: Callable[[], None] | None,
 ) -> None:
     import torch
 
     from raylab.distributed.member import Expelled, Member
+    from raylab.errors import RaylabError
     from raylab.training.loop import AttemptHandedOver
 
     torch.set_num_threads(1)
@@ -141,16 +205,19 @@ def _worker(
 
     def call(method: str, *values: Any) -> Any:
         if not hasattr(local, "call"):  # a connection is of one thread
-            client = Client(address=socket, authkey=KEY)
+            client = Client(address=address, authkey=KEY)
             client.connect()
             local.call = client.desk().call  # type: ignore[attr-defined]
         return local.call(method, *values)
 
-    member = Member(name, call, silence, {"code": "the same"})
+    member = Member(name, call, silence, identity)
     try:
         work(directory, member, partial(call, "send"))
     except AttemptHandedOver:
         member.leave()
     except Expelled:
         os._exit(3)
+    except RaylabError as error:
+        write_json(directory.parent / f"{name}.json", error.args)
+        os._exit(1)
     os._exit(0)  # gloo's threads may still wait for those who are gone

@@ -5,7 +5,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -43,11 +43,18 @@ def describe_group(entry: ledger.Group, before: ledger.Group | None, seconds: fl
     if isinstance(entry, ledger.Start):
         where = f" from step {entry.start}" if entry.start else ""
         return f"{'started' if entry.attempt == 0 else 'restarted'}{where} on {on}"
-    lost = [str(pid) for pid in before.pids if pid not in entry.pids] if before is not None else []
-    if not lost:
+    gone = [pid for pid in before.pids if pid not in entry.pids] if before is not None else []
+    if not gone:
         return f"now on {on} from step {entry.regroup}"
-    who = f"worker{'s' if len(lost) > 1 else ''} {', '.join(lost)}"
-    return f"{who} lost at step {entry.regroup}; training went on after {seconds:.1f} s on {on}"
+    lost = describe_workers([pid for pid in gone if pid not in entry.left], "lost")
+    left = describe_workers([pid for pid in gone if pid in entry.left], "left")
+    who = " and ".join(filter(None, (lost, left)))
+    return f"{who} at step {entry.regroup}; training went on after {seconds:.1f} s on {on}"
+
+
+def describe_workers(pids: Sequence[int], what: str) -> str:
+    """`workers 11, 12 lost`; empty without any."""
+    return f"worker{'s' if len(pids) > 1 else ''} {', '.join(map(str, pids))} {what}" if pids else ""
 
 
 class Silence:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroupGloo
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from raylab.distributed.membership import Roster, Signal
+from raylab.distributed.membership import LEFT, WATCH_SECONDS, Roster, Signal
 from raylab.distributed.store import CallStore
 from raylab.errors import RunError
 from raylab.training.process_group import ProcessGroup
@@ -48,12 +48,18 @@ class Member:
         self.name, self.call, self.on_gpu = name, call, on_gpu
         self.identity, self.silence_seconds = identity, silence_seconds
         self.generation = 0
-        self.signal = Signal()
-        self.answered_at = time.monotonic()
+        self.answer = (0, Signal())  # the last one to a watch, and the generation that it is about
+        self.asked_at = time.monotonic()  # when this process asked for it: from then on it counts as alive
         self.retired: list[tuple[float, Any]] = []  # groups that broke: gloo's threads may still be in a collective
         self.backend: Any = None
         self.store: CallStore | None = None  # torch holds its C++ half only, which calls this one
         self.watcher = threading.Thread(target=self._watch, name="membership", daemon=True)
+
+    @property
+    def signal(self) -> Signal:
+        """What this worker knows about its present group."""
+        generation, signal = self.answer
+        return signal if generation == self.generation or signal.expelled is not None else Signal()
 
     def must_regroup(self) -> bool:
         return self.signal.is_changing
@@ -71,10 +77,12 @@ class Member:
             self._retire()
             roster = None
             while roster is None:
+                if self.signal.expelled is not None:
+                    raise Expelled(self.signal.expelled)
                 roster = self.call("form", self.name, self.generation, position, ANSWER_SECONDS)
             if isinstance(roster, str):
                 raise Expelled(roster)
-            self.generation, self.signal = roster.generation, Signal()
+            self.generation = roster.generation
             try:
                 return self._connect(roster), roster.leader
             except (RuntimeError, dist.DistStoreError):
@@ -86,7 +94,7 @@ class Member:
 
     def leave(self) -> None:
         """This worker has handed over: the others need not wait for it."""
-        self.call("remove", self.name, "it has left")
+        self.call("remove", self.name, LEFT)
 
     def _join(self) -> None:
         why = self.call("join", self.name, self.identity)
@@ -101,7 +109,7 @@ class Member:
         generation = roster.generation
 
         def is_broken() -> bool:
-            is_cut_off = time.monotonic() - self.answered_at > self.silence_seconds
+            is_cut_off = time.monotonic() - self.asked_at > self.silence_seconds
             is_expelled = self.signal.expelled is not None
             return is_cut_off or is_expelled or self.signal.is_broken or self.generation != generation
 
@@ -125,15 +133,15 @@ class Member:
             self.backend = None
 
     def _watch(self) -> None:
+        seconds = min(WATCH_SECONDS, self.silence_seconds / 4)
         while self.signal.expelled is None:
-            generation, known = self.generation, self.signal
+            asked_at, generation, known = time.monotonic(), self.generation, self.signal
             try:
-                signal = self.call("watch", self.name, generation, known)
+                signal = self.call("watch", self.name, generation, known, seconds)
             except Exception as error:  # whatever Ray raises when the driver is gone
                 signal = Signal(expelled=f"the run's driver does not answer: {error}")
-            self.answered_at = time.monotonic()
-            if generation == self.generation or signal.expelled is not None:
-                self.signal = signal
+            # In this order, and not the time of the answer, which may have waited for a process that hung
+            self.answer, self.asked_at = (generation, signal), asked_at
 
 
 def _with_nccl(gloo: ProcessGroupGloo, store: Store, rank: int, size: int, timeout: timedelta) -> Any:

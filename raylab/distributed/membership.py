@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from raylab.distributed.rendezvous import Rendezvous
 
 WATCH_SECONDS = 1.0  # a worker's watch is answered at least this often: its next one is its heartbeat
+LEFT = "it has left"
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,15 @@ class Membership(Rendezvous):
         self.node_samples: list[tuple[str, dict[str, float]]] = []  # member and the load of its node, on their way
 
     async def join(self, member: str, identity: Mapping[str, str]) -> str | None:
-        """Count on `member`; returns why not, where what it runs or trains on differs from what the others do."""
+        """Count on `member`, unless it has been told to leave; returns why not, where what it runs or trains on differs
+        from what the others do."""
         if self.identity is None:
             self.identity = dict(identity)
         for name, own in identity.items():
             if own != self.identity.get(name):
                 return f"its {name} is {own}, that of the other workers {self.identity.get(name)}"
-        self.heard[member] = self.clock()
-        await self._notify()
+        if member not in self.expelled:
+            self.heard[member] = self.clock()
         return None
 
     async def form(self, member: str, generation: int, position: int, seconds: float) -> Roster | str | None:
@@ -103,6 +105,7 @@ class Membership(Rendezvous):
                 self.waiting_since = self.clock()
             self.heard[member], self.positions[member] = self.clock(), position
             await self._close_roster()
+            await self._notify()
         try:
             async with asyncio.timeout(seconds), self.changed:
                 await self.changed.wait_for(is_decided)
@@ -110,7 +113,7 @@ class Membership(Rendezvous):
             return None
         return self.expelled.get(member, self.roster)
 
-    async def watch(self, member: str, generation: int, known: Signal, seconds: float = WATCH_SECONDS) -> Signal:
+    async def watch(self, member: str, generation: int, known: Signal, seconds: float) -> Signal:
         """What `member` of `generation` must know: at once where that differs from `known`, else after `seconds`."""
         if member in self.heard:
             self.heard[member] = self.clock()
@@ -129,10 +132,13 @@ class Membership(Rendezvous):
             await self._notify()
 
     async def leave(self, member: str) -> None:
-        """`member` is to hand over at the next step boundary."""
-        if member in self.heard:
+        """`member` is to hand over at the next step boundary; one that is in no group yet has nothing to hand over."""
+        if member in self.roster.members and member in self.heard:
             self.leaving.add(member)
             await self._notify()
+        elif member not in self.expelled:
+            self.expelled[member] = LEFT
+            await self.remove(member, LEFT)
 
     async def remove(self, member: str, why: str, was_needed: bool = True) -> None:
         """`member` has died, has left or is expelled; the others go on, in a new group if it `was_needed`."""
@@ -143,6 +149,8 @@ class Membership(Rendezvous):
         if was_needed and member in self.roster.members and member not in self.leaving:
             self.is_broken = True
         self.leaving.discard(member)
+        if not set(self.positions) & set(self.roster.members):
+            self.waiting_since = None
         await self._close_roster()
         await self._notify()
 
@@ -152,7 +160,7 @@ class Membership(Rendezvous):
         for member in [m for m, at in self.heard.items() if now - at > limit]:
             await self.remove(member, f"it was silent for {limit:g} s")
         if self.waiting_since is not None and now - self.waiting_since > limit:
-            for member in set(self.heard) - set(self.positions):
+            for member in (set(self.heard) & set(self.roster.members)) - set(self.positions):
                 await self.remove(member, f"it kept the others waiting for {limit:g} s")
 
     async def send(self, rows: list[dict[str, Any]]) -> int:
@@ -180,19 +188,21 @@ class Membership(Rendezvous):
         members = set(self.roster.members)
         return Signal(
             is_broken=self.is_broken or generation != self.roster.generation,
-            is_changing=not set(self.heard) <= members or bool(self.leaving & members),
+            is_changing=not set(self.positions) <= members or bool(self.leaving & members),
             is_leaving=member in self.leaving,
         )
 
     async def _close_roster(self) -> None:
-        """Close the next roster when everyone who may train has come; an attempt begins with the minimum."""
+        """Close the next roster when everyone who trains has come; an attempt begins with the minimum. Who trains does
+        not wait for a newcomer, which may hang before it comes."""
         here = set(self.positions)
-        if not here or not set(self.heard) <= here:
+        training = set(self.heard) & set(self.roster.members)
+        if not here or not (training or set(self.heard)) <= here:
             return
         if max(self.positions.values()) < 0 and len(here) < self.minimum:
             return
         stay = [member for member in self.roster.members if member in here]
-        members = (*stay, *(member for member in self.heard if member not in stay))
+        members = (*stay, *(member for member in self.heard if member in here and member not in stay))
         positions = tuple(self.positions[member] for member in members)
         self.roster = Roster(self.roster.generation + 1, members, positions)
         self.is_broken, self.positions, self.waiting_since = False, {}, None

@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import raylab.errors
 from raylab.config.recipe import Recipe
 from raylab.distributed.allocation import Allocator, Bundle
-from raylab.distributed.membership import Delivery, Membership
+from raylab.distributed.membership import LEFT, Delivery, Membership
 from raylab.distributed.worker import End, Worker
 from raylab.errors import IncompleteError, RunError
 from raylab.tasks import find_task
@@ -217,7 +217,7 @@ class Supervisor:
             self.on_rows(new)
             self.step = new[-1]["step"]
         gone = delivery.gone
-        for name in [name for name in self.workers if name in gone and gone[name] != "it has left"]:
+        for name in [name for name in self.workers if name in gone and gone[name] != LEFT]:
             self.end_worker(name, gone[name])
             self.note_failure(f"a worker was expelled: {gone[name]}")
 

@@ -24,12 +24,14 @@ def save(
 ) -> Path:
     """Write the checkpoint of `step`, keep the `keep` newest up to it, and remove all others.
 
-    `check` is called when all is written and nothing has changed yet: what it raises leaves all as it was.
+    `check` is called before anything is written, and when all is written and nothing has changed yet: what it raises
+    leaves all as it was.
     Raises CheckpointError when the storage is full or not writable; earlier checkpoints are then untouched.
     """
     final = directory / f"step-{step:08d}"
     work = directory / f".step-{step:08d}.{os.getpid()}"
     try:
+        check()
         directory.mkdir(parents=True, exist_ok=True)
         for stale in directory.glob(".step-*"):  # of a writer that was killed, or expelled and is still writing
             shutil.rmtree(stale, ignore_errors=True)
@@ -55,9 +57,11 @@ def save(
         finally:
             os.close(handle)
         here = list_checkpoints(directory)
-        at = here.index(final)  # newer ones are damaged: this run resumed from an earlier one
-        for old in [*here[:at], *here[at + keep :]]:
-            _remove(old)
+        old = [path for path in here if path <= final][keep:]
+        # This run resumed from one before them. Valid ones are of those who went on while this process hung
+        damaged = [path for path in here if path > final and not is_valid(path)]
+        for path in [*old, *damaged]:
+            _remove(path)
     except Exception as error:
         shutil.rmtree(work, ignore_errors=True)
         if not isinstance(error, (OSError, RuntimeError)):  # torch wraps a failed write in RuntimeError

@@ -42,6 +42,8 @@ class Regroup(Entry):
     """process of each worker, by rank"""
     time: float
     """Unix time in seconds"""
+    left: tuple[int, ...] = ()
+    """processes that had been told to leave, and did"""
 
 
 Group = Start | Regroup

@@ -55,8 +55,8 @@ class Report:
         Returns True to ask for a checkpoint at the next step boundary (a clock)."""
         return False
 
-    def start_group(self, group: ProcessGroup, step: int, is_attempt: bool) -> None:
-        """A new group goes on from `step`: as a new attempt, or as what is left or has become of the group before. A
+    def start_group(self, group: ProcessGroup, step: int) -> None:
+        """A new group goes on from `step`: with a new attempt, or as what is left or has become of the group before. A
         collective."""
 
     def finish_checkpoint(self, wait: bool = False) -> CheckpointError | None:
@@ -68,11 +68,11 @@ class Report:
         """Called by a new rank 0: the step of the last checkpoint up to `step` that is complete or being written."""
         return step
 
-    def carried(self) -> list[Metrics]:
-        """The metrics that may not have arrived where they go: they travel with the state."""
-        return []
+    def carried(self) -> dict[str, Any]:
+        """What travels with the state, such as the metrics that may not have arrived where they go."""
+        return {}
 
-    def carry(self, rows: list[Metrics]) -> None:
+    def carry(self, carried: dict[str, Any]) -> None:
         """Take over what another rank's `carried` returned."""
 
     def arrived(self) -> int:
@@ -82,8 +82,16 @@ class Report:
     def forget(self, step: int) -> None:
         """The metrics up to `step` have arrived: nobody needs to carry them."""
 
+    def note_leaving(self, ranks: list[int]) -> None:
+        """These ranks of the present group leave at this step boundary, as they were told to."""
+
     def hand_over(self, step: int) -> None:
         """This rank ends here, and so do all others: the run goes on elsewhere, from the checkpoint of `step`."""
+
+    def finish(self, result: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
+        """The run is over, with `result` and the `weights` of its best epoch. Returns the result with what this adds to
+        it."""
+        return result
 
 
 class AttemptHandedOver(Exception):
@@ -129,7 +137,8 @@ def fit(
                 training.regroup()
     finally:
         training.inputs.close()
-    return training.result()
+    model.load_state_dict(training.progress.best_model)
+    return training.final
 
 
 class Training:
@@ -177,12 +186,12 @@ class Training:
         self.progress = Progress()
         self.epoch_loss = torch.zeros((), dtype=torch.float64, device=device)  # sum over the epoch's samples so far
         self.statistics, self.metrics = ShardStatistics(model), DeferredMetrics(device)
-        self.has_begun = False
+        self.has_state = False  # of the run, not just initial weights
+        self.final: dict[str, Any] = {}  # the result, once the run is over
         self.must_reestimate = transferred and recipe.transfer.reestimate
         self.rows: list[Metrics] = []  # fetched and not reported yet
         self.wants_checkpoint = False
         self.saved_at, self.saved_step = time.monotonic(), 0
-        self.is_complete = False  # the last checkpoint is
         self.timed_since, self.timed_samples = time.perf_counter(), 0
 
     @property
@@ -218,20 +227,20 @@ class Training:
         self.inputs.close()  # another group has other shards
         while True:
             self.group, leader = self.peers.form_group(self.position())
-            is_attempt = leader is None and not self.has_begun
+            is_attempt = leader is None and not self.has_state
             try:
                 if is_attempt and self.group.rank == 0 and (state := self.load()) is not None:
                     self.restore(state)
                 if leader is not None or is_attempt:
                     self.take_state(leader or 0)
-                self.report.start_group(self.group, self.progress.step, is_attempt)
+                self.has_state = True
+                self.report.start_group(self.group, self.progress.step)
             except PeerLost:
                 continue
             if self.group.rank == 0:
                 saved_step = self.report.saved_step(self.saved_step)
                 self.wants_checkpoint |= saved_step < self.saved_step  # the rank 0 before did not complete it
                 self.saved_step = saved_step
-            self.has_begun = True
             self.inputs = self.create_prefetcher()
             return
 
@@ -241,7 +250,7 @@ class Training:
 
     def position(self) -> int:
         """How far the state is: -1 for none yet; it changes with each action that lasts."""
-        return self.progress.step + self.progress.epoch + 2 - self.must_reestimate if self.has_begun else -1
+        return self.progress.step + self.progress.epoch + 2 - self.must_reestimate if self.has_state else -1
 
     def take_state(self, source: int) -> None:
         """Replace the state of every rank by that of rank `source`; collective."""
@@ -250,14 +259,14 @@ class Training:
         file = io.BytesIO()
         if self.group.rank == source:
             more = {"must_reestimate": self.must_reestimate, "saved_step": self.saved_step, "waiting": self.rows}
-            torch.save({**self.state(), **more, "rows": self.report.carried()}, file)
+            torch.save({**self.state(), **more, "carried": self.report.carried()}, file)
         content = self.group.share(file.getvalue(), source)
         if self.group.rank != source:
             state = torch.load(io.BytesIO(content), weights_only=True, map_location=self.device)
             self.restore(state)
             self.must_reestimate, self.saved_step = state["must_reestimate"], state["saved_step"]
             self.rows = state["waiting"]
-            self.report.carry(state["rows"])
+            self.report.carry(state["carried"])
 
     def next_action(self) -> Callable[[], None] | None:
         """What is due, by the state alone; None when the run is over."""
@@ -272,7 +281,7 @@ class Training:
         if self.is_checkpoint_due():
             return self.save
         if self.is_finished():
-            return None if self.is_complete else self.complete
+            return None if self.final else self.finish
         return self.train_step
 
     def is_finished(self) -> bool:
@@ -304,13 +313,15 @@ class Training:
         wants_checkpoint = (self.wants_checkpoint or overdue) and self.saved_step < self.progress.step
         is_leaving = self.peers.is_leaving()
         failure = self.report.finish_checkpoint()
-        changing, leaving, saving, arrived, failing = self.group.add_up(
-            [self.peers.must_regroup(), is_leaving, wants_checkpoint, self.report.arrived(), failure is not None]
+        own = [is_leaving and rank == self.group.rank for rank in range(self.group.size)]
+        changing, saving, arrived, failing, *leaving = self.group.add_up(
+            [self.peers.must_regroup(), wants_checkpoint, self.report.arrived(), failure is not None, *own]
         )
         if failing:
             self.raise_everywhere(failure)
         self.report.forget(arrived)
-        everyone_leaves = leaving == self.group.size
+        self.report.note_leaving([rank for rank, leaves in enumerate(leaving) if leaves])
+        everyone_leaves = all(leaving)
         if saving or (everyone_leaves and self.saved_step < self.progress.step):
             self.fetch_all()
             self.save()
@@ -319,7 +330,7 @@ class Training:
                 self.complete_checkpoint()
                 self.report.hand_over(self.progress.step)
             raise AttemptHandedOver
-        if changing or leaving:
+        if changing or any(leaving):
             self.fetch_all()
             self.regroup()
             return False
@@ -463,11 +474,6 @@ class Training:
         reasons = "" if failure is None else json.dumps(failure.args)
         raise CheckpointError(*json.loads(self.group.share(reasons.encode(), 0)))
 
-    def complete(self) -> None:
-        """Wait for the last checkpoint: until then any rank may have to write it."""
-        self.complete_checkpoint()
-        self.is_complete = True
-
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed run needs. Sampler position and random numbers depend on (seed, step) alone
         (see `_seed`, `shards_of` and the loaders' augmentation), so they need no further state."""
@@ -481,11 +487,15 @@ class Training:
             "augmentation": self.augmentation,
         }
 
+    def finish(self) -> None:
+        """Report the result; nobody ends before that is done, so that another rank can do it again."""
+        self.complete_checkpoint()
+        final = self.report.finish(self.result(), self.progress.best_model)
+        self.group.add_up([0])
+        self.final = final
+
     def result(self) -> dict[str, Any]:
-        """Load the best epoch's weights into the model, and return the result of `fit`."""
         progress, per_epoch = self.progress, self.batches.per_epoch
-        last_sha256 = weights_sha256(self.scored_model)
-        self.model.load_state_dict(progress.best_model)
         return {
             "steps": progress.step,
             "planned_steps": self.planned,
@@ -493,7 +503,7 @@ class Training:
             "stopped": progress.stopped or "planned",
             "val": progress.val,
             "best": {"epoch": progress.best_epoch, "step": (progress.best_epoch + 1) * per_epoch, **progress.best},
-            "weights_sha256": last_sha256,
+            "weights_sha256": weights_sha256(self.scored_model),
         }
 
 
@@ -513,7 +523,7 @@ def fit_at_once(
     """
     torch.set_num_threads(recipe.loop.threads)
     group, _ = (peers or FixedPeers()).form_group(0)
-    report.start_group(group, 0, True)
+    report.start_group(group, 0)
     began = time.perf_counter()
     with torch.no_grad():
         model.fit(train.batch(np.arange(len(train))), train.y)
@@ -523,7 +533,7 @@ def fit_at_once(
     row = {"step": 1, "epoch": 0, "train/loss": train_loss, "train/epoch_loss": train_loss, "train/lr": 0.0}
     row |= {"train/samples_per_s": samples_per_s, **name_metrics(scores), **name_metrics(scores, "best/val")}
     report(row, None)
-    return {
+    result = {
         "steps": 1,
         "planned_steps": 1,
         "epochs": 1,
@@ -532,6 +542,9 @@ def fit_at_once(
         "best": {"epoch": 0, "step": 1, **scores},
         "weights_sha256": weights_sha256(model),
     }
+    final = report.finish(result, model.state_dict())
+    group.add_up([0])  # nobody ends before the result is reported
+    return final
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -96,6 +96,8 @@ class ProcessGroup:
 
         Gloo has no way to end one that hangs. Its thread keeps to the tensor, which nobody may use after PeerLost.
         """
+        if self.is_broken():
+            raise PeerLost("this group has ended")
         try:
             work = start()
             if tensor.device.type == "cpu":

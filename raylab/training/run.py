@@ -11,6 +11,7 @@ result.json    or failure.json: how the run ended
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -26,7 +27,7 @@ from torch import nn
 from raylab.config.overrides import without_weights
 from raylab.config.recipe import Recipe
 from raylab.errors import CheckpointError, DataError
-from raylab.files import write_json
+from raylab.files import atomic_write, write_json
 from raylab.models.baselines import Fitted
 from raylab.models.ensemble import Ensemble
 from raylab.models.recurrent import GruD, Recurrent
@@ -75,7 +76,7 @@ def execute(
 
     train = job.load(data, "train", recipe.data, None)
     val = job.load(data, "val", recipe.data, train.spec)
-    recorder = Recorder(directory, recipe, send, saved, flush_seconds)
+    recorder = Recorder(directory, recipe, train.spec, send, saved, flush_seconds)
 
     def load() -> dict[str, Any] | None:
         recorder.start_attempt()
@@ -91,18 +92,11 @@ def execute(
                 inherit(model, parent, train.spec)
             try:
                 if isinstance(model, Fitted):
-                    result = fit_at_once(recipe, job, model, train, val, recorder, device, peers)
-                else:
-                    result = fit(recipe, job, model, train, val, recorder, load, device, transferred, peers)
-                break
+                    recorder.resume(None, [])
+                    return fit_at_once(recipe, job, model, train, val, recorder, device, peers)
+                return fit(recipe, job, model, train, val, recorder, load, device, transferred, peers)
             except PeerLost:  # on a GPU: what its queue has done to the weights is unknown
                 continue
-    if recorder.is_writer:
-        recorder.flush()
-        write_model(directory / "model", model, recipe, train.spec)
-        result |= ledger.summarise_ledger(directory / ledger.FILE)
-        write_json(directory / "result.json", result)
-    return result
 
 
 class Recorder(Report):
@@ -117,22 +111,26 @@ class Recorder(Report):
         self,
         directory: Path,
         recipe: Recipe,
+        spec: dict[str, Any],
         send: Send,
         saved: Callable[[Path], None] | None = None,
         flush_seconds: float = 1.0,
     ) -> None:
-        self.directory, self.recipe, self.send, self.saved = directory, recipe, send, saved
+        self.directory, self.recipe, self.spec, self.send, self.saved = directory, recipe, spec, send, saved
         self.flush_seconds = flush_seconds
         self.ledger = directory / ledger.FILE
-        self.damaged: list[str] = []
         self.is_writer = False
         self.rows: list[Metrics] = []  # that may not have arrived
         self.group = ProcessGroup()
+        self.pids: tuple[int, ...] = ()  # of the group
+        self.left: tuple[int, ...] = ()  # processes that left at the last step boundary
         self.noted = 0  # the last step of this attempt in the ledger
         self.sent = 0  # the last step that this rank has sent
         self.last_arrived = 0
         self.sent_at = time.monotonic()
-        self.attempt = 0
+        self.attempt, self.begun = 0, 0  # this attempt, and the step that it began at
+        self.damaged: tuple[str, ...] = ()  # checkpoints that it could not read
+        self.has_started = False  # whether the ledger has its Start, as far as this rank knows
         self.writer = CheckpointWriter(directory / "checkpoints", recipe.loop.max_checkpoints, self._wait_for_group)
         self.writing: futures.Future[Path] | None = None  # the checkpoint of `last_checkpoint`
         self.last_checkpoint = 0  # the step of the last one in the ledger, or of `writing`
@@ -163,23 +161,29 @@ class Recorder(Report):
     def resume(self, state: dict[str, Any] | None, damaged: list[str]) -> None:
         """An attempt begins from the checkpoint `state`, past the newer ones named in `damaged`."""
         self.rows = [] if state is None else list(state["rows"])
-        self.damaged = damaged
+        entries = ledger.read_ledger(self.ledger)
+        self.attempt = max((entry.attempt for entry in entries), default=-1) + 1
+        self.begun = 0 if state is None else int(state["progress"]["step"])
+        self.damaged, self.has_started = tuple(damaged), False
 
-    def start_group(self, group: ProcessGroup, step: int, is_attempt: bool) -> None:
+    def start_group(self, group: ProcessGroup, step: int) -> None:
         pids = group.gather({group.rank: torch.tensor([os.getpid()])}, group.size, 1).long().flatten().tolist()
+        self.pids = tuple(pids)
         was_writer, self.is_writer, self.group = self.is_writer, group.rank == 0, group
         if not self.is_writer:
             self.writing = None
             return
-        if is_attempt or not was_writer:
-            self._take_over(step, is_attempt)
+        if not (was_writer and self.has_started):
+            self._take_over()
+        facts = {"attempt": self.attempt, "workers": group.size, "pids": self.pids, "time": time.time()}
+        is_first = not self.has_started
+        if is_first:
+            self._write(ledger.Start(start=self.begun, damaged=self.damaged, **facts))
+            self.has_started = True
         for row in self.rows:  # of steps that this rank has taken over from one that was ahead
             self._note(row)
-        facts = {"attempt": self.attempt, "workers": group.size, "pids": tuple(pids), "time": time.time()}
-        if is_attempt:
-            self._write(ledger.Start(start=step, damaged=tuple(self.damaged), **facts))
-        else:
-            self._write(ledger.Regroup(regroup=step, **facts))
+        if not is_first:
+            self._write(ledger.Regroup(regroup=step, left=self.left, **facts))
 
     def __call__(self, metrics: Metrics, state: dict[str, Any] | None) -> bool:
         if state is None:
@@ -208,6 +212,7 @@ class Recorder(Report):
             path = self.writing.result()
             self._write(ledger.Checkpoint(attempt=self.attempt, checkpoint=self.last_checkpoint))
         except CheckpointError as failure:
+            self._check_group()  # whoever has taken over removes what this rank was writing
             return failure
         self.writing = None
         if self.saved is not None:
@@ -217,11 +222,12 @@ class Recorder(Report):
     def saved_step(self, step: int) -> int:
         return min(step, self.last_checkpoint)
 
-    def carried(self) -> list[Metrics]:
-        return self.rows
+    def carried(self) -> dict[str, Any]:
+        return {"rows": self.rows, "attempt": self.attempt, "begun": self.begun, "damaged": self.damaged}
 
-    def carry(self, rows: list[Metrics]) -> None:
-        self.rows = list(rows)
+    def carry(self, carried: dict[str, Any]) -> None:
+        self.rows, self.attempt = list(carried["rows"]), carried["attempt"]
+        self.begun, self.damaged = carried["begun"], carried["damaged"]
 
     def arrived(self) -> int:
         return self.last_arrived if self.is_writer else 0
@@ -229,29 +235,48 @@ class Recorder(Report):
     def forget(self, step: int) -> None:
         self.rows = [row for row in self.rows if row["step"] > step]
 
+    def note_leaving(self, ranks: list[int]) -> None:
+        self.left = tuple(self.pids[rank] for rank in ranks)
+
     def hand_over(self, step: int) -> None:
         self._write(ledger.HandOver(attempt=self.attempt, moved=step, why="every worker was told to leave"))
 
     def flush(self) -> None:
         """Send the rows that were not sent yet, or not by this rank."""
+        self._check_group()
         self.last_arrived = self.send([row for row in self.rows if row["step"] > self.sent])
         if self.rows:
             self.sent = self.rows[-1]["step"]
         self.sent_at = time.monotonic()
 
-    def _take_over(self, step: int, is_attempt: bool) -> None:
-        """Be the writer from now on, of an attempt that begins at `step` or that goes on; rows are sent again."""
+    def finish(self, result: dict[str, Any], weights: dict[str, torch.Tensor]) -> dict[str, Any]:
+        if not self.is_writer:
+            return result
+        self.flush()
+        write_model(self.directory / "model", weights, self.recipe, self.spec)
+        complete = result | ledger.summarise_ledger(self.ledger)
+        self._check_group()
+        write_json(self.directory / "result.json", complete)
+        return complete
+
+    def _take_over(self) -> None:
+        """Be the writer of this attempt from now on; rows are sent again."""
+        if self.ledger.is_file():
+            # in a new file, without the line that a crash has torn: a writer that hung since it has opened the old one,
+            # and is expelled, still writes to that
+            try:
+                with atomic_write(self.ledger) as copied:
+                    lines, newline, _ = self.ledger.read_bytes().rpartition(b"\n")
+                    copied.write_bytes(lines + newline)
+                    shutil.copymode(self.ledger, copied)
+            except OSError as error:
+                raise self._ledger_error(error) from error
         entries = ledger.read_ledger(self.ledger)
-        if self.ledger.is_file() and not self.ledger.read_bytes().endswith(b"\n"):
-            with self.ledger.open("a") as file:
-                file.write("\n")  # ends the line that a crash has torn: readers leave it out
-        self.sent = 0
-        self.attempt = max((entry.attempt for entry in entries), default=-1) + is_attempt
         own = [entry for entry in entries if entry.attempt == self.attempt]
-        begun = step if is_attempt else max((start.start for start in ledger.starts(own)), default=0)
-        self.noted = max(ledger.steps(own), default=begun)
+        self.sent, self.has_started = 0, bool(ledger.starts(own))
+        self.noted = max(ledger.steps(own), default=self.begun)
         written = [entry.checkpoint for entry in own if isinstance(entry, ledger.Checkpoint)]
-        self.last_checkpoint = max(written, default=begun)
+        self.last_checkpoint = max(written, default=self.begun)
 
     def _note(self, row: Metrics) -> None:
         if row["step"] > self.noted:
@@ -260,13 +285,16 @@ class Recorder(Report):
 
     def _write(self, entry: ledger.Entry) -> None:
         if self.is_writer:
-            self._check_group()
             try:
                 with self.ledger.open("a") as file:
+                    self._check_group()
                     file.write(json.dumps(entry.to_json()) + "\n")
             except OSError as error:
-                do = f"free space, then: raylab resume {self.directory.name}"
-                raise CheckpointError(f"{self.ledger} could not be written", str(error), do) from error
+                raise self._ledger_error(error) from error
+
+    def _ledger_error(self, error: OSError) -> CheckpointError:
+        do = f"free space, then: raylab resume {self.directory.name}"
+        return CheckpointError(f"{self.ledger} could not be written", str(error), do)
 
     def _wait_for_group(self) -> None:
         """Return in the writer of a group that stands; raise PeerLost where the others have gone on without it. While
@@ -284,9 +312,10 @@ class Recorder(Report):
             raise PeerLost("this group has ended")
 
 
-def write_model(directory: Path, model: nn.Module, recipe: Recipe, spec: dict[str, Any]) -> None:
+def write_model(directory: Path, weights: dict[str, torch.Tensor], recipe: Recipe, spec: dict[str, Any]) -> None:
+    """Write a network with the state `weights`, so that read_model finds it."""
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     save_file(tensors, directory / "model.safetensors")
     write_json(directory / "model.json", {"recipe": recipe.model_dump(mode="json"), "spec": spec})
 

@@ -63,6 +63,7 @@ def test_the_state_comes_from_whoever_is_farthest():
         membership = await joined("a", "b", "c")
         await form(membership, a=-1, b=-1, c=-1)
         await membership.join("d", SAME)
+        assert await membership.form("d", 0, -1, 0) is None
         await membership.report_failure(1)
         answers = await form(membership, a=7, b=8, c=8, d=-1)
         assert answers["d"].members == ("a", "b", "c", "d"), "those who stay keep their order, newcomers come last"
@@ -90,10 +91,54 @@ def test_a_newcomer_waits_for_a_step_boundary_and_breaks_nothing():
         membership = await joined("a")
         await form(membership, a=-1)
         await membership.join("b", SAME)
-        assert await membership.watch("a", 1, Signal(), 0) == Signal(is_changing=True)
         assert await membership.form("b", 0, -1, 0.01) is None
+        assert await membership.watch("a", 1, Signal(), 0) == Signal(is_changing=True)
         answers = await form(membership, a=5, b=-1)
         assert answers["b"].leader == 0
+
+    run(story())
+
+
+def test_a_newcomer_that_hangs_before_it_comes_keeps_nobody_waiting():
+    async def story() -> None:
+        membership = await joined("a", "b")
+        await form(membership, a=-1, b=-1)
+        await membership.join("c", SAME)
+        assert await membership.watch("a", 1, Signal(), 0) == Signal()
+        await membership.report_failure(1)
+        assert (await form(membership, a=5, b=5))["a"].members == ("a", "b")
+
+    run(story())
+
+
+def test_whoever_is_told_to_leave_before_it_trains_never_does():
+    async def story() -> None:
+        membership = await joined("a")
+        await form(membership, a=-1)
+        await membership.join("b", SAME)
+        assert await membership.form("b", 0, -1, 0) is None
+        await membership.leave("b")
+        await membership.leave("c")
+        assert await membership.join("c", SAME) is None
+        assert await membership.form("b", 0, -1, 5) == "it has left"
+        assert await membership.form("c", 0, -1, 5) == "it has left"
+        assert await membership.watch("a", 1, Signal(), 0) == Signal()
+        assert set(membership.heard) == {"a"}
+
+    run(story())
+
+
+def test_nobody_is_expelled_after_the_one_who_waited_has_died():
+    async def story() -> None:
+        clock = Clock()
+        membership = await joined("a", "b", "c", clock=clock)
+        await form(membership, a=-1, b=-1, c=-1)
+        assert await membership.form("a", 1, 5, 0) is None
+        await membership.remove("a", "it has died")
+        for clock.now in (5.0, 10.0, 15.0):
+            for member in ("b", "c"):
+                await membership.watch(member, 1, Signal(), 0)
+        assert set(membership.expelled) == {"a"}
 
     run(story())
 

@@ -387,7 +387,7 @@ def test_a_run_of_another_task_is_refused(trained, ards_data, covidnet_data):
     job = find_task("covidnet")
     spec = job.load(covidnet_data, "train", recipe.data, None).spec
     directory = home.new_run("lungs", "covidnet")
-    write_model(directory / "model", job.model(recipe, spec), recipe, spec)
+    write_model(directory / "model", job.model(recipe, spec).state_dict(), recipe, spec)
     facts = {"kind": "train", "task": "covidnet", "data": str(covidnet_data), "synthetic": True}
     home.describe(directory, RunRecord(name="lungs", run_id="0", uri="none", experiment="none", **facts))
     assert "was prepared for 'ards'" in refused("evaluate", "covidnet", "--run", "lungs", "--data", ards_data)

@@ -6,8 +6,8 @@ from raylab.training.ledger import Regroup, Start
 START = Start(attempt=0, start=0, workers=3, pids=(11, 12, 13), time=0.0)
 
 
-def regroup(step: int, *pids: int) -> Regroup:
-    return Regroup(attempt=0, regroup=step, workers=len(pids), pids=pids, time=1.0)
+def regroup(step: int, *pids: int, left: tuple[int, ...] = ()) -> Regroup:
+    return Regroup(attempt=0, regroup=step, workers=len(pids), pids=pids, time=1.0, left=left)
 
 
 def test_a_beginning_and_a_restart():
@@ -23,6 +23,13 @@ def test_lost_workers_are_named():
     assert two == "workers 11, 12 lost at step 54; training went on after 1.0 s on 1 worker"
     replaced = describe_group(regroup(60, 11, 13, 14), START, 2.0)
     assert replaced == "worker 12 lost at step 60; training went on after 2.0 s on 3 workers"
+
+
+def test_workers_that_left_are_not_lost():
+    one = describe_group(regroup(54, 11, 13, left=(12,)), START, 0.1)
+    assert one == "worker 12 left at step 54; training went on after 0.1 s on 2 workers"
+    both = describe_group(regroup(54, 13, left=(12,)), START, 0.5)
+    assert both == "worker 11 lost and worker 12 left at step 54; training went on after 0.5 s on 1 worker"
 
 
 def test_growth():

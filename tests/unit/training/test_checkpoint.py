@@ -51,6 +51,69 @@ def test_the_newest_are_kept(tmp_path):
     assert steps(filled(tmp_path, 5, 10, 15, 99_999_999, keep=2)) == [99_999_999, 15]
 
 
+# two writers: one that hung was expelled, and wakes while the other writes
+
+
+class Stale(Exception):
+    """Raised where a writer notices that it was expelled."""
+
+
+def test_a_writer_that_was_expelled_removes_nothing_of_the_other(tmp_path):
+    work = tmp_path / ".step-00000010.1"
+    work.mkdir()
+
+    def check() -> None:
+        raise Stale
+
+    with pytest.raises(Stale):
+        save(tmp_path, 5, state(5), check=check)
+    assert list(tmp_path.iterdir()) == [work]
+
+
+def test_a_writer_that_hangs_after_its_last_check_spares_newer_checkpoints(tmp_path):
+    checks = iter(range(2))
+
+    def hang() -> None:
+        if next(checks) == 1:
+            filled(tmp_path, 10, 15, keep=2)
+            (tmp_path / ".step-00000005.1").mkdir()  # the other has removed it
+
+    with pytest.raises(CheckpointError):
+        save(tmp_path, 5, state(5), check=hang)
+    assert steps(tmp_path) == [15, 10]
+
+
+def test_a_writer_that_wakes_after_its_rename_spares_newer_checkpoints(tmp_path, monkeypatch):
+    listed = checkpoint.list_checkpoints
+
+    def hang(directory: Path) -> list[Path]:
+        monkeypatch.setattr(checkpoint, "list_checkpoints", listed)
+        filled(directory, 10, 15, keep=3)
+        return listed(directory)
+
+    monkeypatch.setattr(checkpoint, "list_checkpoints", hang)
+    save(tmp_path, 5, state(5), keep=2)
+    assert steps(tmp_path) == [15, 10, 5]
+
+
+def test_whoever_removes_a_stale_checkpoint_may_find_that_its_writer_does(tmp_path, monkeypatch):
+    stale = tmp_path / ".step-00000005.1"
+    stale.mkdir()
+    remove = checkpoint.shutil.rmtree
+
+    def remove_late(path: Path, *rest: bool) -> None:
+        monkeypatch.setattr(checkpoint.shutil, "rmtree", remove)
+        remove(path)
+        remove(path)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", remove_late)
+    save(tmp_path, 10, state(10))
+    assert steps(tmp_path) == [10] and not stale.exists()
+
+
+# kills
+
+
 class Killed(BaseException):
     """As sudden as kill -9: no handler of ours runs after it."""
 

@@ -115,8 +115,8 @@ def test_the_copy_from_a_device_does_not_wait_for_it(tmp_path):
 
 
 def begin(directory: Path, group: ProcessGroup | None = None, step: int = 0) -> Recorder:
-    recorder = Recorder(directory, RECIPE, lambda rows: 0)
-    recorder.start_group(group or ProcessGroup(), step, is_attempt=True)
+    recorder = Recorder(directory, RECIPE, {}, lambda rows: 0)
+    recorder.start_group(group or ProcessGroup(), step)
     return recorder
 
 
@@ -183,8 +183,8 @@ def test_whoever_leaves_completes_its_checkpoint_first(gates, tmp_path):
 
 def test_whoever_asks_to_be_told_hears_of_a_checkpoint_before_the_next_step(tmp_path):
     told: list[Path] = []
-    with Recorder(tmp_path, RECIPE, lambda rows: 0, saved=told.append) as recorder:
-        recorder.start_group(ProcessGroup(), 0, is_attempt=True)
+    with Recorder(tmp_path, RECIPE, {}, lambda rows: 0, saved=told.append) as recorder:
+        recorder.start_group(ProcessGroup(), 0)
         recorder({"step": 5}, state_of(nn.Linear(3, 4), 5))
         assert [path.name for path in told] == ["step-00000005"]
 
@@ -240,7 +240,7 @@ def test_a_writer_that_stays_the_writer_completes_its_checkpoint(gates, tmp_path
         with pytest.raises(PeerLost):
             recorder.finish_checkpoint(wait=True)
         assert recorder.saved_step(5) == 5, "it is not due again"
-        recorder.start_group(Group(), 6, is_attempt=False)
+        recorder.start_group(Group(), 6)
         assert recorder.finish_checkpoint(wait=True) is None
         assert checkpoints(tmp_path) == ([5], [5])
 
@@ -252,8 +252,8 @@ def test_a_new_writer_knows_from_the_ledger_what_was_completed(gates, tmp_path):
     gone.finish_checkpoint(wait=True)
     gone({"step": 10}, state_of(nn.Linear(3, 4), 10))
     assert gates(10).arrived.wait(60)
-    other = Recorder(tmp_path, RECIPE, lambda rows: 0)
-    other.start_group(ProcessGroup(), 11, is_attempt=False)
+    other = Recorder(tmp_path, RECIPE, {}, lambda rows: 0)
+    other.start_group(ProcessGroup(), 11)
     assert other.saved_step(10) == 5
 
 

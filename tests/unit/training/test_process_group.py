@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import strategies as st
 
-from raylab.training.process_group import ProcessGroup
+from raylab.training.process_group import PeerLost, ProcessGroup
 from raylab.training.shard_tree import Node, add_node
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -95,6 +95,24 @@ def test_a_process_alone():
 
 
 SHARDS = 7
+
+
+class Pair:
+    """A backend of which this process is rank 0 of 2."""
+
+    def rank(self) -> int:
+        return 0
+
+    def size(self) -> int:
+        return 2
+
+    def allreduce(self, *values: Any) -> None:
+        raise AssertionError("a collective has begun")
+
+
+def test_a_worker_that_was_expelled_begins_no_collective():
+    with pytest.raises(PeerLost):
+        ProcessGroup(Pair(), lambda: True).all_reduce(torch.ones(1))
 
 
 def shard(number: int) -> torch.Tensor:

@@ -181,22 +181,72 @@ def test_a_full_disk_ends_the_run_on_all_ranks_and_spares_the_checkpoint_before(
 
 def test_the_steps_that_a_writer_takes_over_are_in_its_ledger_once(tmp_path):
     """Of rank 0, which stays so and gets the state of a rank that was a step ahead."""
-    recorder, group = Recorder(tmp_path, RECIPE, Rows()), ProcessGroup()
-    recorder.start_group(group, 0, is_attempt=True)
+    recorder, group = Recorder(tmp_path, RECIPE, {}, Rows()), ProcessGroup()
+    recorder.resume(None, [])
+    recorder.start_group(group, 0)
     rows = [{"step": step, "train/loss": 0.5} for step in (1, 2, 3)]
     for row in rows[:2]:
         recorder(row, None)
-    recorder.carry(rows)
-    recorder.start_group(group, 3, is_attempt=False)
-    other = Recorder(tmp_path, RECIPE, Rows())  # the next rank 0
-    other.carry(rows)
-    other.start_group(group, 3, is_attempt=False)
+    recorder.carry({**recorder.carried(), "rows": rows})
+    recorder.start_group(group, 3)
+    other = Recorder(tmp_path, RECIPE, {}, Rows())  # the next rank 0
+    other.carry(recorder.carried())
+    other.start_group(group, 3)
     lines = read_lines(tmp_path / "ledger.jsonl")
     assert [next(name for name in ("start", "step", "regroup") if name in line) for line in lines] == (
         ["start", "step", "step", "step", "regroup", "regroup"]
     )
     facts = summarise_ledger(tmp_path / "ledger.jsonl")
     assert (facts["attempts"], facts["regroups"], facts["steps_repeated"], facts["gaps"]) == (1, 2, 0, 0)
+
+
+def test_an_attempt_has_its_start_though_its_first_writer_died_before(tmp_path):
+    """A writer that dies before it can note that the attempt has begun, from step 2."""
+    before, first, second = (Recorder(tmp_path, RECIPE, {}, Rows()) for _ in range(3))
+    before.resume(None, [])
+    before.start_group(ProcessGroup(), 0)
+    for step in (1, 2, 3):
+        before({"step": step, "train/loss": 0.5}, None)
+    first.resume({"rows": [], "progress": {"step": 2}}, ["step-00000003"])
+    second.carry(first.carried())
+    second.start_group(ProcessGroup(), 2)
+    second({"step": 3, "train/loss": 0.5}, None)
+    *_, start, step = read_lines(tmp_path / "ledger.jsonl")
+    assert (start["start"], start["attempt"], start["damaged"]) == (2, 1, ["step-00000003"])
+    assert (step["step"], step["attempt"]) == (3, 1)
+    facts = summarise_ledger(tmp_path / "ledger.jsonl")
+    assert (facts["attempts"], facts["steps_repeated"], facts["gaps"]) == (2, 1, 0)
+
+
+def test_a_writer_that_hangs_in_the_middle_of_a_line_writes_nothing_after_the_next_one(tmp_path):
+    """It hangs after it has looked whether its group stands; another takes over meanwhile."""
+    hung, other = (Recorder(tmp_path, RECIPE, {}, Rows()) for _ in range(2))
+    row: dict[str, Any] = {"step": 1, "train/loss": 0.5}
+
+    def hang() -> None:
+        other.carry(hung.carried() | {"rows": []})
+        other.start_group(ProcessGroup(), 0)
+        other(row, None)
+
+    hung.start_group(ProcessGroup(), 0)
+    hung._check_group = hang  # type: ignore[method-assign]
+    hung(row, None)
+    lines = read_lines(tmp_path / "ledger.jsonl")
+    assert [next(name for name in ("start", "step", "regroup") if name in line) for line in lines] == (
+        ["start", "regroup", "step"]
+    )
+
+
+def test_a_line_that_a_crash_has_torn_is_gone_when_another_takes_over(tmp_path):
+    before, other = (Recorder(tmp_path, RECIPE, {}, Rows()) for _ in range(2))
+    before.start_group(ProcessGroup(), 0)
+    path = tmp_path / "ledger.jsonl"
+    complete, mode = path.read_bytes(), path.stat().st_mode
+    path.write_bytes(complete + b'{"attempt": 0, "st')
+    other.carry(before.carried())
+    other.start_group(ProcessGroup(), 0)
+    assert path.read_bytes().startswith(complete) and len(read_lines(path)) == 2
+    assert path.read_bytes().count(b"\n") == 2 and path.stat().st_mode == mode
 
 
 # leaving
@@ -293,7 +343,7 @@ def parent_of(recipe: Recipe, data: Path, directory: Path, **changes: Any) -> Pa
     """A finished run of `recipe`, untrained, whose spec has `changes`."""
     job = find_task(recipe.task)
     spec = {**job.load(data, "train", recipe.data, None).spec, **changes}
-    write_model(directory / "model", job.model(override(recipe, {"seed": 7}), spec), recipe, spec)
+    write_model(directory / "model", job.model(override(recipe, {"seed": 7}), spec).state_dict(), recipe, spec)
     return directory
 
 
