@@ -1,7 +1,6 @@
 """raylab train: train a recipe on a prepared directory as a tracked run, on any number of workers."""
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from raylab.tasks.recipes import shipped_recipe
 from raylab.training import imbalance
 from raylab.training.run import execute, read_model
 from raylab.training.run_record import Kind
+from raylab.training.run_result import read_result
 from tracking.outbox import Outbox
 from tracking.system import NodeSampler
 
@@ -192,7 +192,7 @@ def continue_run(directory: Path, recipe: Recipe, data: Path, parent: Path | Non
     with run_tracking.track_run(directory):
         if (directory / "result.json").is_file():
             say(f"run {directory.name} has already finished training")
-            result = json.loads((directory / "result.json").read_text())
+            result = read_result(directory)
         elif high == 0:
             with Display(directory, recipe.loop.epochs, planned, job.objective, quiet):
                 result = execute(recipe, data, directory, rows.send, parent)

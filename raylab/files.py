@@ -43,14 +43,14 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file that is appended to, without lines truncated by a crash."""
+    """The objects in a JSONL file that is appended to, without lines truncated by a crash."""
     if not path.is_file():
         return []
     found = []
     for line in path.read_text(errors="replace").split("\n")[:-1]:
         with contextlib.suppress(ValueError):
             found.append(json.loads(line))
-    return found
+    return [line for line in found if isinstance(line, dict)]
 
 
 @contextlib.contextmanager

@@ -75,12 +75,14 @@ def write_report(
 
 def _extras(uri: str, run_id: str) -> Extras:
     found = compare.artifacts(uri, run_id, suffix=".json")
-    data = json.loads(found.get("attrition.json", b"{}"))
-    recipe = found.get("recipe.json")
+    data, recipe = (
+        compare.parse_json(found.get(name, b"{}"), f"{name} of MLflow run {run_id}")
+        for name in ("attrition.json", "recipe.json")
+    )
     return Extras(
         compare.artifacts(uri, run_id, "plots", ".png"),
         data if isinstance(data, dict) else {"attrition": data},
-        json.dumps(json.loads(recipe), indent=2) if recipe else "",
+        json.dumps(recipe, indent=2) if recipe else "",
     )
 
 

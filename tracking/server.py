@@ -8,11 +8,11 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from json import loads
 from pathlib import Path
 
 import psutil
 
+from raylab.documents import Document, read_document
 from raylab.errors import TrackingError
 from raylab.files import locked, write_json
 from tracking.access import identity, secret
@@ -37,6 +37,16 @@ ENVIRONMENT = {
 # outside the check (guard.py). gunicorn serves the Flask application alone. Threads rather than processes: one process
 # with one pool of connections is enough for one user.
 GUNICORN = "--worker-class gthread --threads 16 --graceful-timeout 3 --no-control-socket"
+
+
+class Facts(Document):
+    """server.json"""
+
+    uri: str
+    pid: int
+    started: float
+    host: str
+    app: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,8 +124,8 @@ def serve(home: Path, port: int = 5000) -> Server:
             os.close(log)
         started = psutil.Process(process.pid).create_time()
         server = Server(f"http://{HOST}:{port}", process.pid, home)
-        facts = {"uri": server.uri, "pid": server.pid, "started": started, "host": socket.gethostname(), "app": APP}
-        write_json(directory / "server.json", facts)
+        facts = Facts(uri=server.uri, pid=server.pid, started=started, host=socket.gethostname(), app=APP)
+        write_json(directory / "server.json", facts.to_json())
         identity.trust(server.uri, secret.path(home))
         try:
             _wait(server, process)
@@ -150,19 +160,19 @@ def running(home: Path) -> Server | None:
     path = home / "mlflow" / "server.json"
     if not path.exists():
         return None
-    known = loads(path.read_text())
-    if known["host"] != socket.gethostname():
+    known = read_document(path, Facts, f"end the MLflow server that serves {home}, if any, and remove the file")
+    if known.host != socket.gethostname():
         return None
     try:
-        process = psutil.Process(known["pid"])
-        ours = abs(process.create_time() - known["started"]) < 1 and process.uids().real == os.getuid()
+        process = psutil.Process(known.pid)
+        ours = abs(process.create_time() - known.started) < 1 and process.uids().real == os.getuid()
         alive = process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return None
     if not (ours and alive):
         return None
-    identity.trust(known["uri"], secret.path(home))
-    return Server(known["uri"], known["pid"], home, known.get("app", ""))
+    identity.trust(known.uri, secret.path(home))
+    return Server(known.uri, known.pid, home, known.app)
 
 
 def _free(port: int) -> int:

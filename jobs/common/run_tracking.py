@@ -18,12 +18,11 @@ from raylab.config.overrides import override
 from raylab.config.recipe import IcuData, Recipe, flatten
 from raylab.data.prepared import Meta, sha256
 from raylab.errors import RaylabError, TrackingError
-from raylab.files import read_lines
 from raylab.training.run_record import Kind, Registration, RunRecord
 from tracking import models as tracked_model
 from tracking import runs
 from tracking.forwarder import Forwarder
-from tracking.outbox import Outbox
+from tracking.outbox import Outbox, read
 from tracking.system import SystemMonitor, append_sample
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ class ToOutbox:
     def __call__(self, rows: list[dict[str, Any]]) -> None:
         outbox = Outbox(self.directory / "outbox")
         if self.last is None:
-            records = read_lines(outbox.path)
+            records = (record for _, record in read(outbox.directory) if record is not None)
             self.last = max((r["step"] for r in records if "epoch" in r.get("values", {})), default=0)
         new = [row for row in rows if row["step"] > self.last]
         if new:
@@ -313,5 +312,7 @@ def register(directory: Path, run_record: RunRecord, to: Registration) -> None:
 
 def mark_running(directory: Path) -> None:
     """Mark the run and its MLflow run as RUNNING again. It goes through the outbox, so it works without a server."""
-    annotate(directory, status="RUNNING", cluster=os.environ.get("RAYLAB_CLUSTER"))
-    Outbox(directory / "outbox").append({"kind": "status", "status": "RUNNING"})
+    run_record = annotate(directory, status="RUNNING", cluster=os.environ.get("RAYLAB_CLUSTER"))
+    outbox = Outbox(directory / "outbox")
+    outbox.bind(run_record.uri, run_record.run_id)
+    outbox.append({"kind": "status", "status": "RUNNING"})
