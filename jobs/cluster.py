@@ -128,7 +128,7 @@ def tracking_for_nodes(where: Path) -> str:
     uri = login.tracking_uri()
     if not identity.is_local(uri):
         return uri
-    if runs.address(where) == f"sqlite:///{runs.database(where)}":  # the home's own MLflow: the head serves it
+    if runs.address(where) == runs.database_uri(runs.database(where)):  # the home's own MLflow: the head serves it
         return ""
     raise UsageError(
         f"MLFLOW_TRACKING_URI is {uri}, a port of this machine",

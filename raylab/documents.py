@@ -53,7 +53,7 @@ def read_json(path: Path, kind: Any, do: str = "") -> Any:
 
 def _read(path: Path, do: str) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} could not be read as JSON", str(error), do) from error
 

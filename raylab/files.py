@@ -37,9 +37,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as JSON to `path`, completely or not at all."""
-    text = json.dumps(value, indent=1) + "\n"
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, completely or not at all."""
     with atomic_write(path) as beside:
-        beside.write_text(text)
+        beside.write_text(text, encoding="utf-8")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -89,4 +93,4 @@ def keep_out_of_git_and_uploads(directory: Path) -> None:
         return
     for name in IGNORE_FILES:
         if not (directory / name).exists():
-            (directory / name).write_text("# written by raylab: data and results are not committed or uploaded\n*\n")
+            write_text(directory / name, "# written by raylab: data and results are not committed or uploaded\n*\n")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from raylab.documents import Document, read_document
 from raylab.errors import DataError, RaylabError, TrackingError
 from raylab.files import locked, write_json
+from raylab.storage import explain_storage_error
 from tracking import runs
 from tracking.access import login
 from tracking.outbox import Record, read, target
@@ -102,6 +103,8 @@ def sync(root: Path) -> dict[str, Any]:
             if bound["uri"] in down:
                 raise down[bound["uri"]]
             total["sent"] += forward(directory)
+        except OSError as error:
+            total["errors"][str(directory)] = str(explain_storage_error(error) or error)
         except RaylabError as error:
             if isinstance(error, _Down) and bound is not None:
                 down[bound["uri"]] = error
@@ -164,7 +167,8 @@ class Forwarder:
                 key = uri if isinstance(error, _Down) else str(directory)
                 pause = min(2 * self._pauses.get(key, (0.0, 0.5))[1], 30.0)
                 self._pauses[key] = (time.monotonic() + pause, pause)
-                log.warning("tracking retries in %.0f s: %s", pause, error, exc_info=not isinstance(error, RaylabError))
+                is_bug = not isinstance(error, RaylabError | OSError)
+                log.warning("tracking retries in %.0f s: %s", pause, error, exc_info=is_bug)
 
 
 class _Sender:
@@ -255,7 +259,8 @@ def _deliver(client: "MlflowClient", run_id: str, records: list[Record]) -> None
         )
         client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", first["context"])])])
     elif first["status"] in ("FINISHED", "FAILED", "KILLED"):
-        client.set_terminated(run_id, first["status"], first["time"])
+        started = client.get_run(run_id).info.start_time  # the clock may have been set back since
+        client.set_terminated(run_id, first["status"], max(first["time"], started))
     else:
         client.update_run(run_id, first["status"])
 
@@ -333,7 +338,8 @@ def _down(uri: str, error: Exception) -> TrackingError:
         )
     if (known := login.refusal(uri, error)) is not None:
         return _Down(known.what, f"{known.why}; the records are kept on disk", f"{known.do}; then raylab sync")
-    why = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    storage = explain_storage_error(error)
+    why = storage.why if storage else (str(error).splitlines() or [type(error).__name__])[0][:300]
     return _Down(f"MLflow at {uri} does not accept records now", why, "the records are kept; run raylab sync later")
 
 

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from raylab.files import write_text
 from tracking import compare, plots
 
 FACTS = (
@@ -68,8 +68,7 @@ def write_report(
         unknown_source=sum(run["synthetic"] is None for run in runs),
         groups=[_group(list(members), curves, trials) for _, members in groupby(runs, key=_data_set)],
     )
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(page)
+    write_text(path, page)
     return path
 
 

@@ -15,8 +15,9 @@ import psutil
 from raylab.documents import Document, read_document
 from raylab.errors import TrackingError
 from raylab.files import locked, write_json
+from raylab.storage import check_writable
 from tracking.access import identity, secret
-from tracking.runs import database
+from tracking.runs import database, database_uri
 
 START_SECONDS = 180.0  # on a busy machine; about 5 s otherwise
 STOP_SECONDS = 10.0
@@ -86,6 +87,7 @@ def serve(home: Path, port: int = 5000) -> Server:
     home = Path(home).absolute()
     db = database(home)
     directory = db.parent
+    check_writable(directory / "server.json")
     with locked(directory / "server.lock"):
         if ours := running(home):
             if ours.app == APP:
@@ -95,7 +97,7 @@ def serve(home: Path, port: int = 5000) -> Server:
         port = _free(port)
         artifacts = (directory / "artifacts").as_uri()
         command = [sys.executable, "-m", "mlflow", "server"]
-        command += ["--backend-store-uri", f"sqlite:///{db}", "--workers", "1", "--host", HOST, "--port", str(port)]
+        command += ["--backend-store-uri", database_uri(db), "--workers", "1", "--host", HOST, "--port", str(port)]
         # The root is a file address, not mlflow-artifacts:/, so that server and sqlite:// clients can read each
         # other's artifacts. Both see the same file system.
         command += ["--artifacts-destination", artifacts, "--default-artifact-root", artifacts]

@@ -31,7 +31,7 @@ from raylab.documents import Document, read_json, to_plain
 from raylab.errors import UsageError, unknown
 from raylab.evaluation.leakage import VIEWS
 from raylab.evaluation.metrics import binary_scores, paired_difference
-from raylab.files import write_json
+from raylab.files import write_json, write_text
 from raylab.score import Score
 from raylab.tasks.recipes import parse_recipe, shipped_recipe, with_search_space
 from tracking.outbox import Outbox
@@ -114,7 +114,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             row for landmark, folder in folders.items() for row in score_views(args, folder, landmark, views)
         ]
     write_json(out / "table.json", to_plain(result))
-    (out / "table.md").write_text(markdown(result))
+    write_text(out / "table.md", markdown(result))
     track(args, folders, result, uri)
     if not args.quiet:
         say(markdown(result))

@@ -32,7 +32,7 @@ from raylab.data.images.meta import ImageMeta
 from raylab.data.prepared import read_meta
 from raylab.documents import read_json
 from raylab.errors import UsageError, unknown
-from raylab.files import read_lines, write_json
+from raylab.files import read_lines, write_json, write_text
 from raylab.score import Score
 from raylab.training.run_result import read_end
 
@@ -110,7 +110,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if "scaling" in args.parts:
         result["scaling"] = bench.scaling()
     write_json(out / "table.json", result)
-    (out / "table.md").write_text(markdown(result))
+    write_text(out / "table.md", markdown(result))
     plots(result, out)
     if not args.quiet:
         say(markdown(result))

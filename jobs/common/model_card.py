@@ -15,6 +15,7 @@ from raylab.data.prepared import META
 from raylab.documents import Document, read_document, read_json
 from raylab.errors import DataError
 from raylab.evaluation.overlap import in_words
+from raylab.files import write_text
 from raylab.score import Score
 from raylab.tasks.recipes import parse_recipe, update_recipe
 from raylab.training.model_note import PLACE, read_model_note
@@ -138,7 +139,7 @@ def write(directory: Path, parameters: int) -> Path:
         masked=_masked(run_record),
     )
     path = directory / "model_card.md"
-    path.write_text(card)
+    write_text(path, card)
     Outbox(directory / "outbox").append({"kind": "artifact", "path": str(path), "to": ""})
     return path
 

@@ -3,7 +3,6 @@
 Only this process talks to MLflow. Training processes only append to the outbox in the run's directory.
 """
 
-import json
 import logging
 import os
 import warnings
@@ -18,6 +17,7 @@ from raylab.config.overrides import override
 from raylab.config.recipe import IcuData, Recipe, flatten
 from raylab.data.prepared import Meta, sha256
 from raylab.errors import RaylabError, TrackingError
+from raylab.files import write_json, write_text
 from raylab.training.run_record import Kind, Registration, RunRecord
 from tracking import models as tracked_model
 from tracking import runs
@@ -115,7 +115,7 @@ def create_run(
         status="RUNNING",
     )
     describe(directory, run_record)
-    (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
+    write_text(directory / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
     write_attrition(directory, meta)
     outbox = Outbox(directory / "outbox")
     outbox.bind(uri, run_id)
@@ -151,7 +151,7 @@ def open_trial(directory: Path, recipe: Recipe, search: RunRecord, number: int) 
         number=number,
     )
     describe(directory, run_record)
-    (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
+    write_text(directory / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
     outbox = Outbox(directory / "outbox")
     outbox.bind(search.uri, run_id)
     values = {path: str(value) for path, value in flatten(recipe).items() if not path.startswith("search.")}
@@ -206,7 +206,7 @@ def open_work(
 def write_attrition(directory: Path, meta: Meta) -> None:
     content = meta.to_json()
     attrition = {key: content[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in content}
-    (directory / "attrition.json").write_text(json.dumps(attrition, indent=1) + "\n")
+    write_json(directory / "attrition.json", attrition)
 
 
 def experiment_name() -> str:

@@ -1,6 +1,5 @@
 """Scores a finished run on a split, with intervals and plots, and logs the scores to MLflow."""
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ from raylab.data.icu.dataset import IcuSamples
 from raylab.data.icu.meta import IcuMeta
 from raylab.data.samples import Samples
 from raylab.evaluation import temperature
-from raylab.files import write_json
+from raylab.files import atomic_write, write_json
 from raylab.score import Score
 from raylab.tasks import find_task
 from raylab.tasks.base import Task
@@ -135,10 +134,9 @@ def record(directory: Path, scored: Evaluation) -> None:
     folder = directory / "plots"
     folder.mkdir(exist_ok=True)
     for name, figure in draw(scored).items():
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
         file = folder / f"{split}-{name}.png"
-        file.write_bytes(picture.getvalue())
+        with atomic_write(file) as beside:
+            figure.savefig(beside, format="png", dpi=110, bbox_inches="tight")
         outbox.append({"kind": "artifact", "path": str(file), "to": "plots"})
 
 

@@ -19,7 +19,7 @@ def parse_recipe(document: Mapping[str, Any]) -> Recipe:
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a JSON file that a run has written; UsageError when there is none that can be used."""
     try:
-        return parse_recipe(update_recipe(json.loads(path.read_text())))
+        return parse_recipe(update_recipe(json.loads(path.read_text(encoding="utf-8"))))
     except UsageError as error:
         why = f"{error.what}{f': {error.why}' if error.why else ''}"
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # of a document of any other form
