@@ -102,7 +102,7 @@ def scores(row: Mapping[str, Any], split: str) -> list[str]:
 def without_interval(row: Mapping[str, Any], split: str) -> dict[str, str]:
     """{score: why it has no interval}, of the scores on a split, from the tag no_interval.SPLIT."""
     tag = f"{NO_INTERVAL}{split}"
-    found = parse_json(row.get(f"tag/{tag}") or "{}", f"tag {tag} of run {row['name']}")
+    found = parse_json(row.get(f"tag/{tag}") or "{}", f"tag {tag} of run {row.get('name')}")
     found = found if isinstance(found, dict) else {}
     return {name: why for why, names in found.items() for name in names if row.get(f"{split}/{name}") is not None}
 
@@ -369,6 +369,7 @@ def _row(run: "Run", highlights: Mapping[str, Highlights]) -> dict[str, Any]:
         "status": run.info.status,
         "synthetic": {"true": True, "false": False}.get((row["synthetic"] or "").lower()),
         "started": datetime.fromtimestamp(run.info.start_time / 1000, UTC),
-        "seconds": (end - run.info.start_time) / 1000 if end else None,
+        # unknown where the clock was set back meanwhile
+        "seconds": (end - run.info.start_time) / 1000 if end and end >= run.info.start_time else None,
         "parent_run_id": run.data.tags.get("mlflow.parentRunId"),
     }

@@ -25,6 +25,8 @@ class FakeClient:
         self.points: list[tuple[str, int, float]] = []
         self.params: dict[str, str] = {}
         self.ended: list[str] = []
+        self.ended_at: list[int] = []
+        self.started = 0
         self.fails: Any = lambda name, payload: None
 
     def _call(self, name: str, payload: Any = None) -> None:
@@ -33,7 +35,7 @@ class FakeClient:
 
     def get_run(self, run_id: str) -> Any:
         self._call("get_run")
-        return SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active"))
+        return SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active", start_time=self.started))
 
     def log_batch(self, run_id: str, metrics: list, params: list, tags: list) -> None:
         self._call("log_batch", [m.key for m in metrics] + [p.key for p in params])
@@ -44,6 +46,7 @@ class FakeClient:
     def set_terminated(self, run_id: str, status: str, end_time: int) -> None:
         self._call("set_terminated")
         self.ended.append(status)
+        self.ended_at.append(end_time)
 
 
 DAMAGES = [b"", b"{", b"[1]", b'{"x": 1}', b"\xff\xfe\x00", b'{"uri": 5, "run_id": [], "offset": "x"}']
@@ -91,6 +94,13 @@ def test_the_order_is_kept_around_a_status(outbox: Outbox, fake: FakeClient) -> 
     points(outbox, 2)
     forward(outbox.directory)
     assert [len(m) for m, _, _ in fake.batches] == [1, 1] and fake.ended == ["FINISHED"]
+
+
+def test_a_run_does_not_end_before_it_started(outbox: Outbox, fake: FakeClient) -> None:
+    fake.started = time.time_ns() // 1_000_000 + 3_600_000  # the clock was then set back by an hour
+    outbox.append({"kind": "status", "status": "FINISHED"})
+    forward(outbox.directory)
+    assert fake.ended_at == [fake.started]
 
 
 @pytest.mark.parametrize("error", [DEAD, POOL, RestException({"error_code": "INTERNAL_ERROR", "message": "500"})])
