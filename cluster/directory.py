@@ -11,7 +11,6 @@ RAYLAB_HOME/clusters/NAME/
   problems/        why a node did not start, one file per job
 """
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -23,8 +22,40 @@ from typing import Any
 
 from cluster.sites import Site
 from cluster.spec import ClusterSpec, read_spec
+from raylab.documents import Document, read_json
 from raylab.errors import UsageError, unknown
 from raylab.files import atomic_write, write_json
+
+
+class Head(Document):
+    """head.json"""
+
+    job: str
+    generation: int
+    node: str
+    address: str
+    dashboard: str
+    ports: dict[str, int]
+
+
+class Status(Document):
+    """status.json"""
+
+    nodes: list[dict[str, Any]]
+    demand: list[dict[str, Any]]
+    jobs: list[dict[str, Any]]
+    time: float
+
+
+class Problem(Document):
+    """A file in problems/."""
+
+    job: str
+    text: str
+    time: float
+
+
+FILES = {"head": Head, "status": Status}
 
 
 class Directory:
@@ -68,9 +99,12 @@ class Directory:
         return self.spec.site
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """The content of head.json or status.json, None if it does not exist."""
+        """The content of head.json or status.json, None if it does not exist. Raises DataError if it is damaged."""
         path = self.path / f"{name}.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        content: dict[str, Any] = read_json(path, FILES[name], "raylab cluster down, then up again")
+        return content
 
     def problem(self, job: str, text: str) -> None:
         """Record why the node of `job` did not start, for `status` and for the node provider."""
@@ -78,7 +112,7 @@ class Directory:
 
     def problems(self, seconds: float = 600) -> list[dict[str, Any]]:
         """The problems of the last `seconds`, newest first."""
-        problems = [json.loads(path.read_text()) for path in (self.path / "problems").glob("*.json")]
+        problems = [read_json(path, Problem, "remove it") for path in (self.path / "problems").glob("*.json")]
         return sorted((p for p in problems if time.time() - p["time"] < seconds), key=lambda p: -p["time"])
 
 

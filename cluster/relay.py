@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import base64
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -29,6 +28,7 @@ import psutil
 from cluster import client, jobscript
 from cluster.directory import Directory
 from cluster.slurm import Slurm
+from raylab.documents import Document, read_json
 from raylab.errors import RaylabError, SlurmError
 from raylab.files import write_json
 from raylab.loopback import is_own_listener
@@ -39,6 +39,15 @@ START_SECONDS = 60.0
 RETRY_SECONDS = 2.0
 
 Send = Callable[[str], Awaitable[None]]
+
+
+class Record(Document):
+    """relay.json"""
+
+    host: str
+    pid: int
+    ports: dict[str, int]
+    generation: int | None = None
 
 
 class Streams:
@@ -183,7 +192,7 @@ class Near:
                     await self.streams.take(words)
                 elif words == ["ready"]:
                     note = self.directory.path / "relay.json"
-                    write_json(note, {**json.loads(note.read_text()), "generation": found["generation"]})
+                    write_json(note, {**read_json(note, Record), "generation": found["generation"]})
         finally:
             step, self.step = self.step, None
             with contextlib.suppress(ProcessLookupError):
@@ -196,7 +205,7 @@ def running(directory: Directory) -> dict[str, Any] | None:
     path = directory.path / "relay.json"
     if not path.is_file():
         return None
-    known: dict[str, Any] = json.loads(path.read_text())
+    known: dict[str, Any] = read_json(path, Record, "end the relay, if it runs, and remove the file")
     if known["host"] != socket.gethostname() or not psutil.pid_exists(known["pid"]):
         return None
     with contextlib.suppress(psutil.Error):

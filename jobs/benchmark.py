@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import cli
-from jobs.common import benchmark_ards, benchmark_covidnet
+from jobs.common import benchmark_ards, benchmark_covidnet, home, outputs
 from raylab.files import keep_out_of_git_and_uploads
 
 EXAMPLE = "raylab benchmark ards --source physionet2012 --path DIR --landmarks 6 12 24 --folds 5 --out benchmark"
@@ -32,6 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
+    outputs.check_directory(args.out, "--out")
+    home.check_writable()
     args.out.mkdir(parents=True, exist_ok=True)
     if not any(args.out.iterdir()):
         keep_out_of_git_and_uploads(args.out)

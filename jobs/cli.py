@@ -6,6 +6,7 @@ A verb is a module of this package with `arguments(parser)`, which adds its opti
 
 import argparse
 import importlib
+import io
 import json
 import os
 import signal
@@ -15,8 +16,9 @@ from types import ModuleType
 from typing import Any
 
 from raylab import __version__
-from raylab.errors import RaylabError, UsageError, unknown
+from raylab.errors import RaylabError, unknown
 from raylab.files import write_json
+from raylab.storage import explain_storage_error
 
 VERBS = {
     "prepare": "create a checked data directory from raw tables or images",
@@ -47,6 +49,8 @@ STDOUT = Path("-")
 
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):  # in LANG=C and the like: what it cannot show is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not words or words[0] in {"-h", "--help"}:
         print("usage: raylab VERB ...   (raylab VERB --help shows an example)\n")
         print("\n".join(f"  {verb:10} {text}" for verb, text in VERBS.items()))
@@ -59,21 +63,18 @@ def main(argv: list[str] | None = None) -> int:
     except RaylabError as error:
         print(f"raylab: {error}", file=sys.stderr)
         return error.exit_code
-    except PermissionError as error:
-        print(f"raylab: {_denied(error)}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("raylab: interrupted; to resume a training run: raylab resume NAME", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has closed, as in `raylab compare | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def _denied(error: PermissionError) -> UsageError:
-    path = error.filename or "a file"
-    why = "it belongs to another user, whose runs are read-only at most, or it is read-only"
-    return UsageError(f"{path}: permission denied", why, "use your own RAYLAB_HOME (docs/security.md)")
+    except Exception as error:
+        explained = explain_storage_error(error)
+        if explained is None:
+            raise
+        print(f"raylab: {explained}", file=sys.stderr)
+        return explained.exit_code
 
 
 def add_common_options(parser: argparse.ArgumentParser, **default: Any) -> None:
@@ -127,8 +128,12 @@ def _run(module: ModuleType, args: argparse.Namespace) -> int:
     if args.json == STDOUT:
         print(json.dumps(result, indent=1))
     elif args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.json, result)
+        try:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            write_json(args.json, result)
+        except OSError:  # it could be written when the verb began
+            print(json.dumps(result, indent=1))
+            raise
     elif args.quiet:
         print(json.dumps(result))
     return int(result.get("exit_code", 0))

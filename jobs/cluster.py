@@ -1,7 +1,6 @@
 """raylab cluster: manage a Ray cluster on Slurm: up, status, down, tunnel, env, submit, logs, stop, resume."""
 
 import argparse
-import json
 import os
 import secrets
 import shlex
@@ -22,6 +21,7 @@ from jobs.common import home
 from jobs.common.progress import duration, say
 from raylab import loopback
 from raylab.errors import RunError, UsageError
+from raylab.tasks.recipes import read_recipe
 from raylab.training import ledger
 from raylab.training.run_record import RunRecord
 from tracking import runs
@@ -128,7 +128,7 @@ def tracking_for_nodes(where: Path) -> str:
     uri = login.tracking_uri()
     if not identity.is_local(uri):
         return uri
-    if runs.address(where) == f"sqlite:///{runs.database(where)}":  # the home's own MLflow: the head serves it
+    if runs.address(where) == runs.database_uri(runs.database(where)):  # the home's own MLflow: the head serves it
         return ""
     raise UsageError(
         f"MLFLOW_TRACKING_URI is {uri}, a port of this machine",
@@ -303,7 +303,7 @@ def interrupted(cluster: str) -> list[tuple[Path, RunRecord]]:
 
 
 def _workers(run: Path) -> int:
-    return int(json.loads((run / "recipe.json").read_text())["scaling"]["workers"][1])
+    return read_recipe(run / "recipe.json").scaling.workers[1]
 
 
 def do_hold(args: argparse.Namespace) -> dict[str, Any]:

@@ -38,8 +38,7 @@ def compare(experiment: str | None = None, out: Path | str | None = None, *, qui
     or no server answers.
     """
     path = home.home() / "report.html" if out is None else Path(out)
-    if out is not None:
-        outputs.check(path, "--out", "report")
+    outputs.check(path, "--out", "report")
     uri = run_tracking.checked_address()
     experiment = experiment or run_tracking.experiment_name()
     highlights = {name: Highlights(task.primary, task.secondary) for name, task in TASKS.items()}

@@ -71,6 +71,7 @@ def evaluate(
     """
     check_split(split, get_args(Split))
     directory = run_of_task(run, task)
+    home.check_writable(directory)
     run_record = home.note(directory)
     data, task = Path(data).absolute(), run_record.task
     kind = find_task(task).kind

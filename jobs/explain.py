@@ -12,6 +12,7 @@ from jobs.common import home, individuals, run_tracking, scores
 from jobs.common.progress import say
 from jobs.evaluate import run_of_task
 from raylab.errors import UsageError
+from raylab.files import atomic_write
 from raylab.tasks import TASKS, find_task
 from tracking import plots
 from tracking.outbox import Outbox
@@ -34,6 +35,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     from raylab.evaluation.attributions import attributions, by_feature
 
     directory, data = run_of_task(args.run, args.task), args.data.absolute()
+    home.check_writable(directory)
     job, recipe, samples, network = scores.load(directory, data, args.split)
     p = scores.probabilities(job, recipe, samples, network)
     if args.stay is None:
@@ -86,8 +88,8 @@ def write(directory: Path, name: str, figure: Any, private: bool) -> str:
     folder = individuals.folder(directory) if private else directory / "plots"
     folder.mkdir(exist_ok=True)
     file = folder / f"explain-{name}.png"
-    file.touch(mode=0o600)
-    figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    with atomic_write(file) as beside:
+        figure.savefig(beside, format="png", dpi=110, bbox_inches="tight")
     return str(file)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from jobs import cli
-from jobs.common import home, run_tracking
+from jobs.common import home, outputs, run_tracking
 from jobs.common.progress import say
 from jobs.common.session import ray_session
 from raylab.data.icu.patient_batch import screen
@@ -46,6 +46,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     out = args.out.absolute()
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} is not empty", do="choose a new or empty directory for --out")
+    outputs.check_directory(out, "--out")
+    home.check_writable()
     table = source_gases(args.source, args.path or Path(), args.patients, args.seed, args.hours, args.window)
     directory = home.new_run(args.name, "fit")
     synthetic = args.source == "synthetic"

@@ -1,7 +1,6 @@
 """raylab predict: write the probabilities of every row to a parquet file."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,6 +15,7 @@ from jobs.common.progress import say
 from jobs.common.results import Predictions, RunReference
 from jobs.evaluate import check_split, run_of_task
 from raylab.errors import UsageError
+from raylab.files import atomic_write
 from raylab.tasks import find_task
 from tracking.outbox import Outbox
 
@@ -76,6 +76,10 @@ def predict(
     outputs.check(out, "--out", "predictions")
     if explain and find_task(task).kind != "images":
         raise UsageError("--explain requires a task on images", f"'{task}' is not one")
+    run_record = home.note(directory)
+    reads_test = find_task(task).read_meta(data).data_hash == run_record.data_hash and split in {"test", "all"}
+    if reads_test or explain:
+        home.check_writable(directory)
     job, recipe, samples, network = scores.load(directory, data, split)
     if out.suffix != ".parquet":
         raise UsageError(
@@ -89,12 +93,9 @@ def predict(
         columns["outside"] = gradcam_sheets.shares(network, samples, p)
     frame = pl.DataFrame({"id": samples.ids, "source": samples.source, **label, **columns})
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.with_name(f".{out.name}.{os.getpid()}")
-    with os.fdopen(os.open(work, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        frame.write_parquet(file)  # it identifies patients, so only its owner can read it
-    work.replace(out)
-    run_record = home.note(directory)
-    if find_task(task).read_meta(data).data_hash == run_record.data_hash and split in {"test", "all"}:
+    with atomic_write(out) as beside:  # it identifies patients, so only its owner can read it
+        frame.write_parquet(beside)
+    if reads_test:
         reads = run_record.test_reads + 1  # the file holds test rows
         home.annotate(directory, test_reads=reads)
         Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.test_reads": str(reads)}})

@@ -32,6 +32,7 @@ def resume(run: RunReference, *, quiet: bool = False) -> Run:
     Raises UsageError if its verb does not train, DataError if its data has changed, and RunError if it fails again.
     """
     directory = find_run(run)
+    home.check_writable(directory)
     run_record = home.note(directory)
     if run_record.kind not in ("train", "transfer", "tune"):
         raise UsageError(

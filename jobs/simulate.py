@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs import cli
-from jobs.common import home, run_tracking
+from jobs.common import home, outputs, run_tracking
 from jobs.common.progress import duration, say
 from jobs.common.session import ray_session
 from raylab.config.assignments import parse_assignments
 from raylab.data.lung.meta import SweepMeta
 from raylab.data.lung.sweep_dataset import finish
 from raylab.errors import UsageError
-from raylab.files import write_json
+from raylab.files import atomic_write, write_json
 from raylab.physiology import sweep
 from raylab.physiology.parameters import check, inputs
 from raylab.physiology.steady import STATUS, steady_state
@@ -69,6 +69,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Start or continue the sweep in `out`; it stays one MLflow run however often it is interrupted."""
     task = next(task for task in TASKS.values() if task.meta is SweepMeta)
+    outputs.check_directory(out, "--out")
+    home.check_writable()
     chunks = sweep.begin(made, out)
     directory = run_directory(args.name or out.name, out)
     with home.lock_run(directory):
@@ -158,7 +160,8 @@ def view(args: argparse.Namespace, changes: dict[str, str]) -> dict[str, Any]:
             (directory / "plots").mkdir(exist_ok=True)
             for name, figure in figures.items():
                 path = directory / "plots" / f"{name}.png"
-                figure.savefig(path, dpi=110)
+                with atomic_write(path) as beside:
+                    figure.savefig(beside, format="png", dpi=110)
                 outbox.append({"kind": "artifact", "path": str(path), "to": "plots"})
             write_json(directory / "tornado.json", table)
             outbox.append({"kind": "artifact", "path": str(directory / "tornado.json"), "to": ""})

@@ -8,6 +8,7 @@ from typing import Any
 from jobs import cli
 from jobs.common import home, run_tracking
 from jobs.common.progress import say
+from raylab.errors import RaylabError
 from tracking import forwarder
 
 EXAMPLE = "raylab sync"
@@ -29,16 +30,20 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def once(quiet: bool) -> dict[str, Any]:
     """Send all waiting records and models; the result counts what remains, with the errors."""
-    models = 0  # models first, because logging one may add records
+    models, errors = 0, {}  # models first, because logging one may add records
     for directory, run in (*home.records(), *home.records("*/trials/*")):
-        if run.model_logged is False and run_tracking.log_model(directory, run.input_shape):
-            models += 1
+        try:
+            if run.model_logged is False and run_tracking.log_model(directory, run.input_shape):
+                models += 1
+        except RaylabError as error:
+            errors[str(directory)] = str(error)
     done = forwarder.sync(home.home())
+    errors |= done["errors"]
     if not quiet:
         say(f"{done['sent']} records and {models} models sent, {done['unsent']} waiting, {done['rejected']} rejected")
-        for outbox, error in done["errors"].items():
-            say(f"  {outbox}: {error}")
-    return {**done, "models": models, "exit_code": 1 if done["unsent"] else 0}
+        for place, text in errors.items():
+            say(f"  {place}: {text}")
+    return {**done, "errors": errors, "models": models, "exit_code": 1 if done["unsent"] or errors else 0}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """raylab tune: search hyperparameters, logged as a parent run in MLflow with a child run per trial."""
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipes import with_search_space
 from raylab.training.progress import Metrics
 from raylab.training.run_record import Registration
+from raylab.training.run_result import read_end, read_result
 from tracking.forwarder import Forwarder
 from tracking.outbox import Outbox
 
@@ -155,7 +155,7 @@ class ToMlflow:
                 continue
             self.forwarder.add(directory / "outbox")
             if home.note(directory).status not in {"FINISHED", "FAILED"}:
-                self.ended(int(directory.name), json.loads(path.read_text())["how"])
+                self.ended(int(directory.name), read_end(directory)["how"])
 
     def trial(self, number: int) -> Path:
         return self.directory / "trials" / f"{number:03d}"
@@ -183,12 +183,12 @@ class ToMlflow:
         outbox.append({"kind": "tags", "values": {"raylab.stopped": stopped}})
         result = self.trial(number) / "result.json"
         if result.is_file():  # with pbt, a trial's best epoch may come from another trial, so its own rows lack it
-            best = json.loads(result.read_text())["best"]
+            best = read_result(self.trial(number))["best"]
             scored = {f"best/val/{name}": best[name] for name in best.keys() - {"epoch", "step"}}
             scores.append_new_metrics(outbox, best["step"], scored)
         outbox.append({"kind": "status", "status": "FAILED" if how == "failed" else "FINISHED"})
         home.annotate(self.trial(number), status="FAILED" if how == "failed" else "FINISHED")
-        self.table.update(number, **json.loads((self.trial(number) / "end.json").read_text()))
+        self.table.update(number, **read_end(self.trial(number)))
 
     @contextmanager
     def mark_killed(self) -> Iterator[None]:
@@ -232,7 +232,7 @@ def continue_search(directory: Path, recipe: Recipe, data: Path, quiet: bool) ->
         samples = scored.samples
         shape = (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:])
         registered = register(winner, directory, recipe, shape)
-    result = json.loads((directory / "result.json").read_text())
+    result = read_result(directory)
     out = {
         "run_id": home.note(directory).run_id,
         "name": directory.name,
@@ -275,7 +275,7 @@ def keep(directory: Path, winner: Path) -> None:
         work = target / f".{name}"
         work.write_bytes((winner / "model" / name).read_bytes())
         work.replace(target / name)
-    result = json.loads((winner / "result.json").read_text())
+    result = read_result(winner)
     write_json(directory / "result.json", result)
     facts = {"steps": result["steps"], "best_step": result["best"]["step"], "weights_sha256": result["weights_sha256"]}
     home.annotate(directory, **facts)
@@ -286,7 +286,7 @@ def register(winner: Path, directory: Path, recipe: Recipe, shape: tuple[int, ..
     the server is unavailable."""
     run_record = home.note(winner)
     Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.best_run": run_record.run_id}})
-    best = json.loads((winner / "result.json").read_text())["best"]
+    best = read_result(winner)["best"]
     name = f"raylab-{recipe.task}{'-synthetic' if run_record.synthetic else ''}"
     score = best.get(find_task(recipe.task).objective)  # missing if val has only one class
     home.annotate(winner, register_as=Registration(name=name, score=score, loss=best["loss"]))

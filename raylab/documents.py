@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from raylab.errors import DataError
 
@@ -37,8 +37,23 @@ def read_document(path: Path, kind: type[D], do: str = "") -> D:
     Raises DataError, with `do` as the next step, if the file is missing or not JSON, or if a field is missing or
     invalid.
     """
+    return parse_document(_read(path, do), kind, path, do)
+
+
+def read_json(path: Path, kind: Any, do: str = "") -> Any:
+    """Return the content of the JSON file `path` as it was written, if it is of type `kind`: a Document,
+    `dict[str, int]`, ... Raises like `read_document`."""
+    content = _read(path, do)
     try:
-        return parse_document(json.loads(path.read_text()), kind, path, do)
+        TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        raise _damaged(path, error, do) from error
+    return content
+
+
+def _read(path: Path, do: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} could not be read as JSON", str(error), do) from error
 
@@ -48,7 +63,11 @@ def parse_document(content: Any, kind: type[D], path: Path, do: str = "") -> D:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise DataError(f"{path} is damaged, or not a raylab file", describe_problems(error), do) from error
+        raise _damaged(path, error, do) from error
+
+
+def _damaged(path: Path, error: ValidationError, do: str) -> DataError:
+    return DataError(f"{path} is damaged, or not a raylab file", describe_problems(error), do)
 
 
 def describe_problems(error: ValidationError) -> str:

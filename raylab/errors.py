@@ -73,8 +73,16 @@ class IncompleteError(RunError):
 
 
 def redact(text: str) -> str:
-    """`text` with `***` for the credentials of every address in it: `http://***@host`."""
-    return re.sub(r"(\w://)[^\s/'\"]*@", r"\1***@", text)
+    """`text` with `***` for the credentials of every address in it (`http://***@host`), and printable."""
+    return escape_unprintable(re.sub(r"(\w://)[^\s/'\"]*@", r"\1***@", text))
+
+
+def escape_unprintable(text: str) -> str:
+    """`text` with control characters, marks of writing direction and undecodable bytes as escapes: the name of a file
+    may have any of them, and would change what the rest of a terminal shows. Line breaks and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UsageError:

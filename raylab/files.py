@@ -37,20 +37,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as JSON to `path`, completely or not at all."""
-    text = json.dumps(value, indent=1) + "\n"
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, completely or not at all."""
     with atomic_write(path) as beside:
-        beside.write_text(text)
+        beside.write_text(text, encoding="utf-8")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file that is appended to, without lines truncated by a crash."""
+    """The objects in a JSONL file that is appended to, without lines truncated by a crash."""
     if not path.is_file():
         return []
     found = []
     for line in path.read_text(errors="replace").split("\n")[:-1]:
         with contextlib.suppress(ValueError):
             found.append(json.loads(line))
-    return found
+    return [line for line in found if isinstance(line, dict)]
 
 
 @contextlib.contextmanager
@@ -89,4 +93,4 @@ def keep_out_of_git_and_uploads(directory: Path) -> None:
         return
     for name in IGNORE_FILES:
         if not (directory / name).exists():
-            (directory / name).write_text("# written by raylab: data and results are not committed or uploaded\n*\n")
+            write_text(directory / name, "# written by raylab: data and results are not committed or uploaded\n*\n")

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,27 @@ class Verb:
 
 
 class Verbs:
-    """Forks verbs. They have `environment`, with which the libraries are imported, as Ray reads some of it then."""
+    """Forks verbs. They have `environment`, with which the libraries are imported, as Ray reads some of it then.
 
-    def __init__(self, environment: Mapping[str, str], modules: Sequence[str] = MODULES) -> None:
+    `before` is called in the process before it imports anything: what it gives up is given up in every verb.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        modules: Sequence[str] = MODULES,
+        before: Callable[[], object] | None = None,
+    ) -> None:
         self.socket, other = socket.socketpair()
         with other:
             words = [sys.executable, "-m", "tests.verbs", str(other.fileno()), *modules]
             self.server = subprocess.Popen(
-                words, cwd=ROOT, stdin=subprocess.DEVNULL, env=environment, pass_fds=[other.fileno()]
+                words,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                pass_fds=[other.fileno()],
+                preexec_fn=before,
             )
 
     def start(

@@ -1,6 +1,7 @@
 """The runs of an experiment side by side."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,8 @@ from tracking.access import login
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+log = logging.getLogger(__name__)
 
 NO_INTERVAL = "no_interval."  # prefix of the tag with {why: [score, ...]} of a split's scores without an interval
 # Prefixes of a split's metrics, the preferred split first: the test rows of a run's data, all rows of data that it
@@ -98,8 +101,19 @@ def scores(row: Mapping[str, Any], split: str) -> list[str]:
 
 def without_interval(row: Mapping[str, Any], split: str) -> dict[str, str]:
     """{score: why it has no interval}, of the scores on a split, from the tag no_interval.SPLIT."""
-    found = json.loads(row.get(f"tag/{NO_INTERVAL}{split}") or "{}")
+    tag = f"{NO_INTERVAL}{split}"
+    found = parse_json(row.get(f"tag/{tag}") or "{}", f"tag {tag} of run {row.get('name')}")
+    found = found if isinstance(found, dict) else {}
     return {name: why for why, names in found.items() for name in names if row.get(f"{split}/{name}") is not None}
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """What `text` holds; {}, with a warning that names `where`, if it is damaged."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        log.warning("skipped: %s could not be read as JSON: %s", where, error)
+        return {}
 
 
 def list_splits(row: Mapping[str, Any]) -> list[str]:
@@ -355,6 +369,7 @@ def _row(run: "Run", highlights: Mapping[str, Highlights]) -> dict[str, Any]:
         "status": run.info.status,
         "synthetic": {"true": True, "false": False}.get((row["synthetic"] or "").lower()),
         "started": datetime.fromtimestamp(run.info.start_time / 1000, UTC),
-        "seconds": (end - run.info.start_time) / 1000 if end else None,
+        # unknown where the clock was set back meanwhile
+        "seconds": (end - run.info.start_time) / 1000 if end and end >= run.info.start_time else None,
         "parent_run_id": run.data.tags.get("mlflow.parentRunId"),
     }

@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raylab.errors import TrackingError
+from raylab.documents import Document, read_document
+from raylab.errors import DataError, RaylabError, TrackingError
 from raylab.files import locked, write_json
+from raylab.storage import explain_storage_error
 from tracking import runs
 from tracking.access import login
 from tracking.outbox import Record, read, target
@@ -35,6 +37,12 @@ ATTEMPTS = 3
 BATCHED = ("metrics", "params", "tags")
 # Database errors of the server (an exhausted connection pool, a locked database) arrive as HTTP 400.
 DATABASE_TROUBLE = re.compile(r"QueuePool|sqlalche|database is locked|psycopg|OperationalError", re.IGNORECASE)
+
+
+class Sent(Document):
+    """sent.json"""
+
+    offset: int
 
 
 class _Down(TrackingError):
@@ -80,25 +88,27 @@ def rejected(directory: Path) -> int:
 def sync(root: Path) -> dict[str, Any]:
     """Forward every outbox under `root`; safe to repeat.
 
-    Returns {"outboxes", "sent", "rejected", "unsent": counts, "errors": {outbox: text}}. A server
-    that is down is contacted once, not once for each of its runs.
+    Returns {"outboxes", "sent", "rejected", "unsent": counts, "errors": {outbox: text}}. A server that is down is
+    contacted once, not once for each of its runs. An outbox with a damaged file is one of the errors.
     """
     directories = sorted(path.parent for path in Path(root).rglob("outbox/outbox.jsonl"))
     total: dict[str, Any] = {"outboxes": len(directories), "sent": 0, "errors": {}}
     down: dict[str, TrackingError] = {}
     for directory in directories:
-        bound = target(directory)
-        if bound is None:
-            total["errors"][str(directory)] = "not bound to a run yet"
-            continue
         try:
+            bound = target(directory)
+            if bound is None:
+                total["errors"][str(directory)] = "not bound to a run yet"
+                continue
             if bound["uri"] in down:
                 raise down[bound["uri"]]
             total["sent"] += forward(directory)
-        except TrackingError as error:
-            if isinstance(error, _Down):
+        except OSError as error:
+            total["errors"][str(directory)] = str(explain_storage_error(error) or error)
+        except RaylabError as error:
+            if isinstance(error, _Down) and bound is not None:
                 down[bound["uri"]] = error
-            if unsent(directory):
+            if unsent(directory) or isinstance(error, DataError):
                 total["errors"][str(directory)] = str(error)
     return total | {"rejected": sum(map(rejected, directories)), "unsent": sum(map(unsent, directories))}
 
@@ -138,7 +148,7 @@ class Forwarder:
         while not self._closing.wait(self._poll):
             self._pass()
         self._pauses.clear()
-        while time.monotonic() < self._deadline and any(target(d) and unsent(d) for d in self._directories):
+        while time.monotonic() < self._deadline and any(map(_is_waiting, self._directories)):
             self._pass()
             time.sleep(0.1)
 
@@ -157,9 +167,8 @@ class Forwarder:
                 key = uri if isinstance(error, _Down) else str(directory)
                 pause = min(2 * self._pauses.get(key, (0.0, 0.5))[1], 30.0)
                 self._pauses[key] = (time.monotonic() + pause, pause)
-                log.warning(
-                    "tracking retries in %.0f s: %s", pause, error, exc_info=not isinstance(error, TrackingError)
-                )
+                is_bug = not isinstance(error, RaylabError | OSError)
+                log.warning("tracking retries in %.0f s: %s", pause, error, exc_info=is_bug)
 
 
 class _Sender:
@@ -250,7 +259,8 @@ def _deliver(client: "MlflowClient", run_id: str, records: list[Record]) -> None
         )
         client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", first["context"])])])
     elif first["status"] in ("FINISHED", "FAILED", "KILLED"):
-        client.set_terminated(run_id, first["status"], first["time"])
+        started = client.get_run(run_id).info.start_time  # the clock may have been set back since
+        client.set_terminated(run_id, first["status"], max(first["time"], started))
     else:
         client.update_run(run_id, first["status"])
 
@@ -328,7 +338,8 @@ def _down(uri: str, error: Exception) -> TrackingError:
         )
     if (known := login.refusal(uri, error)) is not None:
         return _Down(known.what, f"{known.why}; the records are kept on disk", f"{known.do}; then raylab sync")
-    why = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    storage = explain_storage_error(error)
+    why = storage.why if storage else (str(error).splitlines() or [type(error).__name__])[0][:300]
     return _Down(f"MLflow at {uri} does not accept records now", why, "the records are kept; run raylab sync later")
 
 
@@ -336,6 +347,25 @@ def _cut(value: str, length: int) -> str:
     return value if len(value) <= length else value[: length - len(TRUNCATED)] + TRUNCATED
 
 
+def _is_waiting(directory: Path) -> bool:
+    """Whether an outbox has records that can be sent."""
+    try:
+        return target(directory) is not None and unsent(directory) > 0
+    except DataError:  # its thread has said so
+        return False
+
+
 def _offset(directory: Path) -> int:
-    path = directory / "sent.json"
-    return int(json.loads(path.read_text())["offset"]) if path.exists() else 0
+    """Bytes of the outbox that MLflow has. After damage everything is sent again, which changes nothing there."""
+    path, records = directory / "sent.json", directory / "outbox.jsonl"
+    if not path.exists():
+        return 0
+    try:
+        offset = read_document(path, Sent).offset
+    except DataError as error:
+        log.warning("all records are sent again: %s", error)
+        return 0
+    if 0 <= offset <= (records.stat().st_size if records.exists() else 0):
+        return offset
+    log.warning("all records are sent again: %s does not have the %d bytes that %s names", records, offset, path.name)
+    return 0

@@ -28,7 +28,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raylab.errors import TrackingError
+from raylab.documents import Document, read_document
+from raylab.errors import DataError, TrackingError
 from raylab.files import flock, write_json
 from tracking.access import login
 
@@ -45,6 +46,13 @@ KINDS = {
 }
 
 
+class Target(Document):
+    """target.json"""
+
+    uri: str
+    run_id: str
+
+
 class Outbox:
     """The writing end of one outbox. Any number of threads and processes may append."""
 
@@ -55,7 +63,11 @@ class Outbox:
 
     def bind(self, uri: str, run_id: str) -> None:
         """Set where the records go. The address may change later; another run raises TrackingError."""
-        bound = target(self.directory)
+        try:
+            bound = target(self.directory)
+        except DataError as error:
+            log.warning("written again: %s", error)
+            bound = None
         if bound is not None and bound["run_id"] != run_id:
             raise TrackingError(
                 f"{self.directory} belongs to run {bound['run_id']}, not to {run_id}",
@@ -91,7 +103,7 @@ class Outbox:
 def read(directory: Path, offset: int = 0) -> Iterator[tuple[int, Record | None]]:
     """(offset of its end, record) of every complete line from byte `offset` on.
 
-    A torn line in the middle, from a crash, yields None; an incomplete line at the end is not read yet.
+    A line that is not a record, such as one torn by a crash, yields None; an incomplete last line is not read yet.
     """
     path = Path(directory) / "outbox.jsonl"
     if not path.exists():
@@ -103,20 +115,23 @@ def read(directory: Path, offset: int = 0) -> Iterator[tuple[int, Record | None]
                 return
             offset += len(line)
             try:
-                record = json.loads(line)
-            except ValueError:
-                log.warning("%s: skipped a line torn by a crash, ending at byte %d", path, offset)
+                record = _checked(json.loads(line))
+            except (ValueError, TypeError, AttributeError):
+                log.warning("%s: skipped a line that is not a record, ending at byte %d", path, offset)
                 record = None
-            yield offset, record if isinstance(record, dict) else None
+            yield offset, record
 
 
 def target(directory: Path) -> dict[str, str] | None:
-    """{"uri", "run_id"} of an outbox, None if it is not bound yet. The address has no credentials."""
+    """{"uri", "run_id"} of an outbox, None if it is not bound yet. The address has no credentials.
+
+    Raises DataError if the file is damaged.
+    """
     path = Path(directory) / "target.json"
     if not path.exists():
         return None
-    found: dict[str, str] = json.loads(path.read_text())
-    return {**found, "uri": login.split(found["uri"])[0]}
+    found = read_document(path, Target, f"raylab resume {path.parents[1].name}: it writes the file again")
+    return {"uri": login.split(found.uri)[0], "run_id": found.run_id}
 
 
 def _checked(record: Mapping[str, Any]) -> Record:
@@ -126,6 +141,7 @@ def _checked(record: Mapping[str, Any]) -> Record:
     if missing := KINDS[kind] - record.keys():
         raise ValueError(f"a {kind} record needs {', '.join(sorted(missing))}")
     checked: Record = {"time": time.time_ns() // 1_000_000, **record}
+    checked["time"] = int(checked["time"])
     if kind == "metrics":
         checked["step"] = int(record["step"])
         checked["values"] = {name: _number(float(value)) for name, value in record["values"].items()}

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from raylab.files import write_text
 from tracking import compare, plots
 
 FACTS = (
@@ -68,19 +68,20 @@ def write_report(
         unknown_source=sum(run["synthetic"] is None for run in runs),
         groups=[_group(list(members), curves, trials) for _, members in groupby(runs, key=_data_set)],
     )
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(page)
+    write_text(path, page)
     return path
 
 
 def _extras(uri: str, run_id: str) -> Extras:
     found = compare.artifacts(uri, run_id, suffix=".json")
-    data = json.loads(found.get("attrition.json", b"{}"))
-    recipe = found.get("recipe.json")
+    data, recipe = (
+        compare.parse_json(found.get(name, b"{}"), f"{name} of MLflow run {run_id}")
+        for name in ("attrition.json", "recipe.json")
+    )
     return Extras(
         compare.artifacts(uri, run_id, "plots", ".png"),
         data if isinstance(data, dict) else {"attrition": data},
-        json.dumps(json.loads(recipe), indent=2) if recipe else "",
+        json.dumps(recipe, indent=2) if recipe else "",
     )
 
 

@@ -11,18 +11,20 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 from uuid import uuid4
 
 from raylab import loopback
 from raylab.errors import TrackingError
 from raylab.files import locked
+from raylab.storage import check_writable
 from tracking.access import identity, login, secret
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+DATABASE_BYTES = 1 << 20  # of an empty database
 CHECK_SECONDS = 5.0  # to connect, and again to read
 # MLflow's own defaults block a caller of a dead server for minutes, report usage, and print into training logs.
 ENVIRONMENT = {
@@ -48,7 +50,7 @@ def address(home: Path) -> str:
     """
     uri = login.tracking_uri()
     if not uri:
-        return f"sqlite:///{database(home)}"
+        return database_uri(database(home))
     if not identity.is_local(uri):
         return uri
     file = identity.token_file(uri) or secret.path(home)
@@ -59,14 +61,26 @@ def address(home: Path) -> str:
             return uri
     identity.prove(uri, secret.read(file))
     identity.trust(uri, file)
-    database_uri = f"sqlite:///{file.parent / 'mlflow.db'}"
-    _ways[database_uri] = uri
-    return database_uri
+    embedded = database_uri(file.parent / "mlflow.db")
+    _ways[embedded] = uri
+    return embedded
+
+
+def database_uri(path: Path) -> str:
+    """The address of the SQLite database `path`, with what an address gives another meaning quoted."""
+    return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F").replace("#", "%23")
+
+
+def database_path(uri: str) -> Path:
+    """The file of the SQLite database at the address `uri`."""
+    return Path(unquote(uri.removeprefix("sqlite:///")))
 
 
 def database(home: Path) -> Path:
     """HOME/mlflow/mlflow.db with its tables, 0600 in a directory 0700."""
     directory = Path(home).absolute() / "mlflow"
+    if not (directory / "mlflow.db").exists():
+        check_writable(directory / "mlflow.db", DATABASE_BYTES)
     (directory / "artifacts").mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.chmod(0o700)
     path = directory / "mlflow.db"
@@ -78,7 +92,11 @@ def database(home: Path) -> Path:
 
             beside = directory / "new.db"
             beside.unlink(missing_ok=True)
-            SqlAlchemyStore(f"sqlite:///{beside}", (directory / "artifacts").as_uri()).engine.dispose()
+            try:
+                SqlAlchemyStore(database_uri(beside), (directory / "artifacts").as_uri()).engine.dispose()
+            except BaseException:
+                beside.unlink(missing_ok=True)
+                raise
             beside.chmod(0o600)
             beside.rename(path)
     return path
@@ -120,7 +138,7 @@ def resolve(uri: str, run_id: str, directory: Path) -> str:
         for home in Path(directory).absolute().parents:
             path = home / "mlflow" / "mlflow.db"
             if path.is_file() and _has_run(path, run_id):
-                return f"sqlite:///{path}"
+                return database_uri(path)
     return uri
 
 
@@ -140,7 +158,7 @@ def _has_run(path: Path, run_id: str) -> bool:
 def _home(uri: str) -> Path | None:
     """The home whose embedded store this is, else None."""
     if uri.startswith("sqlite:///") and uri.endswith("/mlflow/mlflow.db"):
-        return Path(uri.removeprefix("sqlite:///")).parents[1]
+        return database_path(uri).parents[1]
     return None
 
 
@@ -169,7 +187,7 @@ def check(uri: str) -> None:
     uri, _ = login.split(uri)
     parts = urlsplit(uri)
     if parts.scheme == "sqlite":
-        path = Path(uri.removeprefix("sqlite:///"))
+        path = database_path(uri)
         if not uri.startswith("sqlite:////") or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise TrackingError(
                 f"cannot write the tracking database {uri}",
@@ -411,7 +429,7 @@ def _artifact_location(uri: str, name: str) -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40] or "experiment"
-    return (Path(uri.removeprefix("sqlite:///")).parent / "artifacts" / f"{slug}-{uuid4().hex[:8]}").as_uri()
+    return (database_path(uri).parent / "artifacts" / f"{slug}-{uuid4().hex[:8]}").as_uri()
 
 
 def _environment() -> None:

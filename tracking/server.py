@@ -8,15 +8,16 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from json import loads
 from pathlib import Path
 
 import psutil
 
+from raylab.documents import Document, read_document
 from raylab.errors import TrackingError
 from raylab.files import locked, write_json
+from raylab.storage import check_writable
 from tracking.access import identity, secret
-from tracking.runs import database
+from tracking.runs import database, database_uri
 
 START_SECONDS = 180.0  # on a busy machine; about 5 s otherwise
 STOP_SECONDS = 10.0
@@ -37,6 +38,16 @@ ENVIRONMENT = {
 # outside the check (guard.py). gunicorn serves the Flask application alone. Threads rather than processes: one process
 # with one pool of connections is enough for one user.
 GUNICORN = "--worker-class gthread --threads 16 --graceful-timeout 3 --no-control-socket"
+
+
+class Facts(Document):
+    """server.json"""
+
+    uri: str
+    pid: int
+    started: float
+    host: str
+    app: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,7 @@ def serve(home: Path, port: int = 5000) -> Server:
     home = Path(home).absolute()
     db = database(home)
     directory = db.parent
+    check_writable(directory / "server.json")
     with locked(directory / "server.lock"):
         if ours := running(home):
             if ours.app == APP:
@@ -85,7 +97,7 @@ def serve(home: Path, port: int = 5000) -> Server:
         port = _free(port)
         artifacts = (directory / "artifacts").as_uri()
         command = [sys.executable, "-m", "mlflow", "server"]
-        command += ["--backend-store-uri", f"sqlite:///{db}", "--workers", "1", "--host", HOST, "--port", str(port)]
+        command += ["--backend-store-uri", database_uri(db), "--workers", "1", "--host", HOST, "--port", str(port)]
         # The root is a file address, not mlflow-artifacts:/, so that server and sqlite:// clients can read each
         # other's artifacts. Both see the same file system.
         command += ["--artifacts-destination", artifacts, "--default-artifact-root", artifacts]
@@ -114,8 +126,8 @@ def serve(home: Path, port: int = 5000) -> Server:
             os.close(log)
         started = psutil.Process(process.pid).create_time()
         server = Server(f"http://{HOST}:{port}", process.pid, home)
-        facts = {"uri": server.uri, "pid": server.pid, "started": started, "host": socket.gethostname(), "app": APP}
-        write_json(directory / "server.json", facts)
+        facts = Facts(uri=server.uri, pid=server.pid, started=started, host=socket.gethostname(), app=APP)
+        write_json(directory / "server.json", facts.to_json())
         identity.trust(server.uri, secret.path(home))
         try:
             _wait(server, process)
@@ -150,19 +162,19 @@ def running(home: Path) -> Server | None:
     path = home / "mlflow" / "server.json"
     if not path.exists():
         return None
-    known = loads(path.read_text())
-    if known["host"] != socket.gethostname():
+    known = read_document(path, Facts, f"end the MLflow server that serves {home}, if any, and remove the file")
+    if known.host != socket.gethostname():
         return None
     try:
-        process = psutil.Process(known["pid"])
-        ours = abs(process.create_time() - known["started"]) < 1 and process.uids().real == os.getuid()
+        process = psutil.Process(known.pid)
+        ours = abs(process.create_time() - known.started) < 1 and process.uids().real == os.getuid()
         alive = process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return None
     if not (ours and alive):
         return None
-    identity.trust(known["uri"], secret.path(home))
-    return Server(known["uri"], known["pid"], home, known.get("app", ""))
+    identity.trust(known.uri, secret.path(home))
+    return Server(known.uri, known.pid, home, known.app)
 
 
 def _free(port: int) -> int:

@@ -70,7 +70,8 @@ def append_sample(outbox: Outbox, values: Mapping[str, float]) -> None:
     goes on where it was."""
     began = next((r["time"] for _, r in read(outbox.directory) if r), time.time_ns() // 1_000_000)
     named = {f"system/{name}": value for name, value in values.items()}
-    outbox.append({"kind": "metrics", "step": time.time() - began / 1000, "values": named})
+    seconds = max(0.0, time.time() - began / 1000)  # the clock may be set back
+    outbox.append({"kind": "metrics", "step": seconds, "values": named})
 
 
 def sample() -> dict[str, float]:

@@ -27,14 +27,22 @@ from raylab.config.overrides import has_field, override, unknown_field
 from raylab.config.recipe import IcuData, Recipe
 from raylab.data import prepared
 from raylab.data.icu.resplit import Split, resplit
-from raylab.documents import to_plain
+from raylab.documents import Document, read_json, to_plain
 from raylab.errors import UsageError, unknown
 from raylab.evaluation.leakage import VIEWS
 from raylab.evaluation.metrics import binary_scores, paired_difference
-from raylab.files import write_json
+from raylab.files import write_json, write_text
 from raylab.score import Score
 from raylab.tasks.recipes import parse_recipe, shipped_recipe, with_search_space
 from tracking.outbox import Outbox
+
+
+class FittedTrial(Document):
+    """A file in trials/, written by raylab/distributed/benchmark_fits.py."""
+
+    recipe: dict[str, Any]
+    refined_loss: float
+
 
 EXPERIMENT = "raylab-benchmark-ards"
 COHORTS = ("all", "ventilated_pf")
@@ -106,7 +114,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             row for landmark, folder in folders.items() for row in score_views(args, folder, landmark, views)
         ]
     write_json(out / "table.json", to_plain(result))
-    (out / "table.md").write_text(markdown(result))
+    write_text(out / "table.md", markdown(result))
     track(args, folders, result, uri)
     if not args.quiet:
         say(markdown(result))
@@ -124,7 +132,7 @@ def prepare(args: argparse.Namespace, out: Path, landmark: int) -> Path:
     options = {"source": args.source or "synthetic", "horizon": args.horizon, "label": args.label, "folds": args.folds}
     options |= {"path": None if args.path is None else str(args.path.absolute()), "seed": args.seed}
     note = folder / "asked.json"
-    if note.is_file() and json.loads(note.read_text()) != options:
+    if note.is_file() and read_json(note, dict[str, Any], "choose another --out") != options:
         raise UsageError(
             f"{out} contains a benchmark of other data or folds",
             f"it was started with {note.read_text()}",
@@ -186,7 +194,7 @@ def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int
         trial, {path: fit for of in chunks.values() for path, fit in of.items()}, tell=teller(args.quiet, "searches")
     )
     for key, of in chunks.items():
-        ended = [json.loads(path.read_text()) for path in of]
+        ended = [read_json(path, FittedTrial, "remove it; then the same command fits it again") for path in of]
         best = min(ended, key=lambda end: end["refined_loss"])
         best_recipes[key] = best["recipe"]
     return best_recipes

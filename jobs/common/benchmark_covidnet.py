@@ -9,7 +9,6 @@ Parts: networks (a), transfer (b), schedulers (c), scaling (d). Every test score
 """
 
 import argparse
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -31,9 +30,11 @@ from raylab.data.images import published
 from raylab.data.images.manifest import discover
 from raylab.data.images.meta import ImageMeta
 from raylab.data.prepared import read_meta
+from raylab.documents import read_json
 from raylab.errors import UsageError, unknown
-from raylab.files import read_lines, write_json
+from raylab.files import read_lines, write_json, write_text
 from raylab.score import Score
+from raylab.training.run_result import read_end
 
 EXPERIMENT = "raylab-benchmark-covidnet"
 PARTS = ("networks", "transfer", "schedulers", "scaling")
@@ -109,7 +110,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if "scaling" in args.parts:
         result["scaling"] = bench.scaling()
     write_json(out / "table.json", result)
-    (out / "table.md").write_text(markdown(result))
+    write_text(out / "table.md", markdown(result))
     plots(result, out)
     if not args.quiet:
         say(markdown(result))
@@ -131,7 +132,7 @@ class Benchmark:
             if not self.args.quiet:
                 say(f"\n{name}")
             write_json(file, work())
-        result: dict[str, Any] = json.loads(file.read_text())
+        result: dict[str, Any] = read_json(file, dict[str, Any], "remove it; then the same command makes it again")
         return result
 
     def data(self) -> dict[str, Any]:
@@ -265,7 +266,7 @@ def measure_search(directory: Path) -> dict[str, Any]:
     hours, and a curve of (seconds since the first trial started, best objective so far)."""
     trials = []
     for end in (directory / "trials").glob("*/end.json"):
-        objective = json.loads(end.read_text())["objective"]
+        objective = read_end(end.parent)["objective"]
         trials.append(((end.parent / "params.json").stat().st_mtime, end.stat().st_mtime, objective))
     first, best, curve = min(t[0] for t in trials), float("-inf"), []
     for _, stop, objective in sorted(trials, key=lambda t: t[1]):

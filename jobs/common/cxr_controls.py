@@ -1,6 +1,5 @@
 """Controls for scores on chest X-rays: border probe, contrasts within a source, strata by view, calibration."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,18 @@ import numpy as np
 
 from jobs.common import home
 from raylab.data.prepared import read_meta
+from raylab.documents import Document, read_json
 from raylab.errors import DataError
 from raylab.evaluation import temperature
 from raylab.evaluation.cxr_controls import border_probe, within_source
 from raylab.evaluation.metrics import confusion, confusion_by, multiclass_scores, paired_difference
+
+
+class Temperature(Document):
+    """model/temperature.json"""
+
+    temperature: float
+    fitted_on: str
 
 
 def compute_controls(directory: Path, samples: Any, p: np.ndarray, bootstraps: int, seed: int) -> dict[str, Any]:
@@ -49,7 +56,7 @@ def compute_controls(directory: Path, samples: Any, p: np.ndarray, bootstraps: i
         result["confusion_by_view"] = confusion_by(samples.view, samples.y, p)
     note = directory / "model" / "temperature.json"
     if note.is_file():
-        fitted = json.loads(note.read_text())
+        fitted = read_json(note, Temperature, "remove it: the scores then have no calibrated ECE")
         scaled = temperature.scaled(p, fitted["temperature"])
         scores = multiclass_scores(samples.y, scaled, samples.group, classes, bootstraps, seed)
         result |= {"temperature": fitted, "ece_calibrated": scores["ece"], "brier_calibrated": scores["brier"]}

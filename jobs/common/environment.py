@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 from jobs.common.home import home
 
-CHATTY = ("mlflow", "alembic", "torch.export")
+CHATTY = {
+    **dict.fromkeys(("mlflow", "alembic", "torch.export"), logging.ERROR),
+    "mlflow.store.db.utils": logging.CRITICAL,  # whose errors, with pages of SQL, are raised as well
+}
 
 
 @contextmanager
@@ -16,8 +19,8 @@ def verb_environment() -> Iterator[None]:
 
     The umask is a setting of the process and is restored when the verb ends.
     """
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name, level in CHATTY.items():
+        logging.getLogger(name).setLevel(level)
     # torch loads compiled code from here; its default is /tmp/torchinductor_USER, which any user may create first
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "compiled"))
     before = os.umask(0o077)  # this may be a shared machine

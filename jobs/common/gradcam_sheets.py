@@ -7,6 +7,7 @@ import numpy as np
 
 from raylab.data.images.dataset import box_px
 from raylab.evaluation.gradcam import grad_cam, outside
+from raylab.files import atomic_write
 from tracking import plots
 
 EACH = 4  # cases per class and source, separately for correct and wrong predictions
@@ -50,5 +51,6 @@ def sheets(network: Any, samples: Any, p: np.ndarray, folder: Path, synthetic: b
         figure = plots.sheet(pictures, maps, captions, box_px(samples.spec["size"]), 2 * EACH, title, synthetic)
         folder.mkdir(parents=True, exist_ok=True)
         written.append(folder / f"gradcam-{name}.png")
-        figure.savefig(written[-1], dpi=130)
+        with atomic_write(written[-1]) as beside:
+            figure.savefig(beside, format="png", dpi=130)
     return written

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from raylab import storage
 from raylab.errors import DataError, RunError, UsageError, unknown
 from raylab.files import keep_out_of_git_and_uploads, locked, write_json
 from raylab.training.run_record import FILE, RunRecord, read_run_record
@@ -23,6 +24,7 @@ from tracking import runs as tracking_runs
 log = logging.getLogger(__name__)
 
 GROUP = "RAYLAB_HOME_GROUP"
+NAME_BYTES = 200  # Linux permits 255, and temporary names are longer
 # The files of a run that the home's group may read. It can never read checkpoints, outbox, trials, logs or pictures of
 # single patients, or other directories: clusters and the embedded MLflow hold tokens, prepared data holds patients.
 OPEN = ("run.json", "recipe.json", "result.json", "failure.json", "attrition.json", "model_card.md",
@@ -42,20 +44,27 @@ def new_run(name: str | None, task: str) -> Path:
     """Create the directory HOME/runs/NAME; without a name, one is made from the task and the time."""
     if name is None:
         name = f"{task}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    if not name or Path(name).name != name or name.startswith("."):
-        raise UsageError(
-            f"'{name}' is not a valid run name", "it names a directory", "use letters, digits, '-' and '_'"
-        )
+    is_plain = name.isprintable() and len(name.encode(errors="replace")) <= NAME_BYTES
+    if not is_plain or not name or Path(name).name != name or name.startswith("."):
+        why = f"it names a directory; at most {NAME_BYTES} bytes"
+        raise UsageError(f"'{name[:80]}' is not a valid run name", why, "use letters, digits, '-' and '_'")
     directory = home() / "runs" / name
     if (directory / "run.json").exists():
         raise UsageError(f"there is already a run named '{name}'", do=f"raylab resume {name}, or choose another --name")
     group()  # raises for a wrong group before the run exists
+    check_writable(directory)
     first = not directory.parent.exists()
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
     if first:
         keep_out_of_git_and_uploads(home())
     return directory
+
+
+def check_writable(directory: Path | None = None) -> None:
+    """Raise OSError unless files can be written into a run's directory, or into that of a new run. Call this before
+    work whose result goes there."""
+    storage.check_writable((directory or home() / "runs" / "new") / FILE)
 
 
 def group() -> int | None:

@@ -4,7 +4,7 @@ It is rendered from the run's own files (recipe, record, scores) and rewritten a
 Mitchell et al., "Model cards for model reporting", arXiv 1810.03993, as far as the data allows.
 """
 
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,34 @@ from jobs.common import home
 from raylab.data.images.dataset import LUNG_BOX
 from raylab.data.images.meta import ImageMeta
 from raylab.data.prepared import META
-from raylab.documents import read_document
+from raylab.documents import Document, read_document, read_json
+from raylab.errors import DataError
 from raylab.evaluation.overlap import in_words
+from raylab.files import write_text
 from raylab.score import Score
 from raylab.tasks.recipes import parse_recipe, update_recipe
+from raylab.training.model_note import PLACE, read_model_note
 from raylab.training.run_record import RunRecord
 from tracking.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+
+class ScoresFile(Document):
+    """What the card shows of a file that `scores.keep` writes."""
+
+    data: str
+    split: str
+    n: int
+    patients: int
+    classes: dict[str, int]
+    macro_recall: Score
+    accuracy: Score
+    auroc: Score
+    ece: Score
+    confusion_by_source: dict[str, list[list[int]]]
+    within_source: list[dict[str, Any]]
+
 
 TEMPLATE = """# Model card: {{ run.name }}
 {% if run.synthetic %}
@@ -90,15 +112,16 @@ def write(directory: Path, parameters: int) -> Path:
     import jinja2
 
     run_record = home.note(directory)
-    note = json.loads((directory / "model" / "model.json").read_text())
-    recipe = parse_recipe(update_recipe(note["recipe"]))
+    note = read_model_note(directory)
+    recipe = parse_recipe(update_recipe(note.recipe))
     place = Path(run_record.data) / META
     meta = read_document(place, ImageMeta) if place.is_file() else None
     if meta is not None and meta.data_hash != run_record.data_hash:
         meta = None
     scored = []
     for file in sorted((directory / "scores").glob("*.json")):
-        s = json.loads(file.read_text())
+        if (s := _read_scores(file)) is None:
+            continue
         where = "own data" if s["data"] == run_record.data_hash else f"data {s['data'][:12]}"
         unchecked = "these rows selected the epoch" if s["split"] == "val" else "not checked"
         s["leakage_words"] = in_words(s["leakage"]) if s.get("leakage") else unchecked
@@ -107,7 +130,7 @@ def write(directory: Path, parameters: int) -> Path:
     card = environment.from_string(TEMPLATE).render(
         run=run_record,
         recipe=recipe,
-        spec=note["spec"],
+        spec=note.spec,
         parameters=parameters,
         meta=meta,
         scored=scored,
@@ -116,9 +139,19 @@ def write(directory: Path, parameters: int) -> Path:
         masked=_masked(run_record),
     )
     path = directory / "model_card.md"
-    path.write_text(card)
+    write_text(path, card)
     Outbox(directory / "outbox").append({"kind": "artifact", "path": str(path), "to": ""})
     return path
+
+
+def _read_scores(file: Path) -> dict[str, Any] | None:
+    """A file of scores/; None, with a warning, if it is damaged: the card is then written without it."""
+    try:
+        content: dict[str, Any] = read_json(file, ScoresFile)
+    except DataError as error:
+        log.warning("skipped: %s", error)
+        return None
+    return content
 
 
 def _shown(score: dict[str, Any]) -> str:
@@ -129,12 +162,16 @@ def _masked(run_record: RunRecord) -> str:
     """The scores of runs on the same data with the lung field blacked out."""
     results = []
     for directory, other in home.records():
-        model = directory / "model" / "model.json"
-        if other.data_hash != run_record.data_hash or not model.is_file():
+        if other.data_hash != run_record.data_hash or not (directory / PLACE).is_file():
             continue
-        if json.loads(model.read_text())["spec"].get("mask") == "centre":
+        try:
+            note = read_model_note(directory)
+        except DataError as error:
+            log.warning("skipped: %s", error)
+            continue
+        if note.spec.get("mask") == "centre":
             for file in sorted((directory / "scores").glob("*.json")):
-                s = json.loads(file.read_text())
-                results.append(f"{other.name}, {s['split']}: macro recall {_shown(s['macro_recall'])}")
+                if (s := _read_scores(file)) is not None:
+                    results.append(f"{other.name}, {s['split']}: macro recall {_shown(s['macro_recall'])}")
     again = "not trained; raylab train covidnet --data DIR --set data.mask=centre"
     return "; ".join(results) or again

@@ -1,4 +1,5 @@
-"""Checks of output paths that the user gives: only an earlier file of the same kind may be replaced."""
+"""Checks of output paths that the user gives, before any work: they can be written, and only an earlier file of the
+same kind is replaced."""
 
 import json
 from pathlib import Path
@@ -6,12 +7,15 @@ from pathlib import Path
 import polars as pl
 
 from raylab.errors import DataError
+from raylab.storage import check_writable, explain_storage_error
 
 OWNED = ("meta.json", "run.json", "sweep.json")  # mark a prepared directory, a run and a sweep
 
 
 def check(path: Path, option: str, kind: str) -> None:
-    """Raise DataError unless `path` is absent or an earlier file of `kind`: "result", "report" or "predictions"."""
+    """Raise DataError unless `path` is absent or an earlier file of `kind`: "result", "report" or "predictions". Raise
+    DataError or RunError unless it can be written."""
+    check_directory(path.parent, option)
     if path.is_dir():
         raise DataError(f"{option} {path} is a directory", do="give a file name")
     if owned := next((name for name in OWNED if (path.parent / name).is_file()), None):
@@ -26,6 +30,16 @@ def check(path: Path, option: str, kind: str) -> None:
             "only an earlier file of the same kind is replaced",
             "give another name, or remove that file yourself",
         )
+
+
+def check_directory(path: Path, option: str) -> None:
+    """Raise DataError or RunError unless files can be written into the directory `path`, which need not exist."""
+    try:
+        check_writable(path / "file")
+    except OSError as error:
+        raise explain_storage_error(error, f"{option} {path}") or DataError(
+            f"{option} {path} cannot be written", error.strerror or "", "give another path"
+        ) from error
 
 
 def _is_result(path: Path) -> bool:

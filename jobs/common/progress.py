@@ -96,7 +96,7 @@ class Tail:
         for line in whole.split(b"\n"):
             with contextlib.suppress(ValueError):  # truncated by a crash, or empty
                 lines.append(json.loads(line))
-        return lines
+        return [line for line in lines if isinstance(line, dict)]
 
 
 class Display:
@@ -147,7 +147,7 @@ class Display:
                 if text := self.waiting():
                     say(text)
                 reported = True
-            records = [r for r in self.outbox.new() if r["kind"] == "metrics" and "train/loss" in r["values"]]
+            records = [r for r in self.outbox.new() if r.get("kind") == "metrics" and "train/loss" in r["values"]]
             rows = [{**r["values"], "step": r["step"]} for r in records]
             for row in rows:
                 if first is None:

@@ -3,7 +3,6 @@
 Only this process talks to MLflow. Training processes only append to the outbox in the run's directory.
 """
 
-import json
 import logging
 import os
 import warnings
@@ -18,12 +17,12 @@ from raylab.config.overrides import override
 from raylab.config.recipe import IcuData, Recipe, flatten
 from raylab.data.prepared import Meta, sha256
 from raylab.errors import RaylabError, TrackingError
-from raylab.files import read_lines
+from raylab.files import write_json, write_text
 from raylab.training.run_record import Kind, Registration, RunRecord
 from tracking import models as tracked_model
 from tracking import runs
 from tracking.forwarder import Forwarder
-from tracking.outbox import Outbox
+from tracking.outbox import Outbox, read
 from tracking.system import SystemMonitor, append_sample
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ class ToOutbox:
     def __call__(self, rows: list[dict[str, Any]]) -> None:
         outbox = Outbox(self.directory / "outbox")
         if self.last is None:
-            records = read_lines(outbox.path)
+            records = (record for _, record in read(outbox.directory) if record is not None)
             self.last = max((r["step"] for r in records if "epoch" in r.get("values", {})), default=0)
         new = [row for row in rows if row["step"] > self.last]
         if new:
@@ -116,7 +115,7 @@ def create_run(
         status="RUNNING",
     )
     describe(directory, run_record)
-    (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
+    write_text(directory / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
     write_attrition(directory, meta)
     outbox = Outbox(directory / "outbox")
     outbox.bind(uri, run_id)
@@ -152,7 +151,7 @@ def open_trial(directory: Path, recipe: Recipe, search: RunRecord, number: int) 
         number=number,
     )
     describe(directory, run_record)
-    (directory / "recipe.json").write_text(recipe.model_dump_json(indent=1) + "\n")
+    write_text(directory / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
     outbox = Outbox(directory / "outbox")
     outbox.bind(search.uri, run_id)
     values = {path: str(value) for path, value in flatten(recipe).items() if not path.startswith("search.")}
@@ -207,7 +206,7 @@ def open_work(
 def write_attrition(directory: Path, meta: Meta) -> None:
     content = meta.to_json()
     attrition = {key: content[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in content}
-    (directory / "attrition.json").write_text(json.dumps(attrition, indent=1) + "\n")
+    write_json(directory / "attrition.json", attrition)
 
 
 def experiment_name() -> str:
@@ -313,5 +312,7 @@ def register(directory: Path, run_record: RunRecord, to: Registration) -> None:
 
 def mark_running(directory: Path) -> None:
     """Mark the run and its MLflow run as RUNNING again. It goes through the outbox, so it works without a server."""
-    annotate(directory, status="RUNNING", cluster=os.environ.get("RAYLAB_CLUSTER"))
-    Outbox(directory / "outbox").append({"kind": "status", "status": "RUNNING"})
+    run_record = annotate(directory, status="RUNNING", cluster=os.environ.get("RAYLAB_CLUSTER"))
+    outbox = Outbox(directory / "outbox")
+    outbox.bind(run_record.uri, run_record.run_id)
+    outbox.append({"kind": "status", "status": "RUNNING"})

@@ -1,6 +1,5 @@
 """Scores a finished run on a split, with intervals and plots, and logs the scores to MLflow."""
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +16,7 @@ from raylab.data.icu.dataset import IcuSamples
 from raylab.data.icu.meta import IcuMeta
 from raylab.data.samples import Samples
 from raylab.evaluation import temperature
-from raylab.files import read_lines, write_json
+from raylab.files import atomic_write, write_json
 from raylab.score import Score
 from raylab.tasks import find_task
 from raylab.tasks.base import Task
@@ -26,7 +25,7 @@ from raylab.tasks.outcomes import Multiclass
 from raylab.training.predict import predict
 from raylab.training.process_group import ProcessGroup
 from raylab.training.run import read_model
-from tracking.outbox import Outbox
+from tracking.outbox import Outbox, read
 
 BOOTSTRAPS = 1000
 
@@ -136,18 +135,17 @@ def record(directory: Path, scored: Evaluation) -> None:
     from jobs.common.figures import draw  # Matplotlib is needed only here, when a run has ended
 
     for name, figure in draw(scored).items():
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
         file = folder / f"{split}-{name}.png"
-        file.write_bytes(picture.getvalue())
+        with atomic_write(file) as beside:
+            figure.savefig(beside, format="png", dpi=110, bbox_inches="tight")
         outbox.append({"kind": "artifact", "path": str(file), "to": "plots"})
 
 
 def append_new_metrics(outbox: Outbox, step: int, values: Mapping[str, float]) -> None:
     """Append the metrics that the outbox does not contain yet, so that a repeated score is logged only once."""
     recorded_values: dict[str, float] = {}
-    for record in read_lines(outbox.path):
-        if record["kind"] == "metrics" and record["step"] == step:
+    for _, record in read(outbox.directory):
+        if record is not None and record["kind"] == "metrics" and record["step"] == step:
             recorded_values |= record["values"]
     if new := {name: float(value) for name, value in values.items() if recorded_values.get(name) != value}:
         outbox.append({"kind": "metrics", "step": step, "values": new})

@@ -1,6 +1,5 @@
 """What the verbs that train share: a run from its checks to its scores. Importing it loads torch."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from raylab.models.baselines import Fitted
 from raylab.tasks import find_task
 from raylab.training import imbalance
 from raylab.training.run import execute
+from raylab.training.run_result import read_result
 from tracking.outbox import Outbox
 from tracking.system import NodeSampler
 
@@ -46,7 +46,7 @@ def continue_run(
     with run_tracking.track_run(directory):
         if (directory / "result.json").is_file():
             say(f"run {directory.name} has already finished training")
-            result = json.loads((directory / "result.json").read_text())
+            result = read_result(directory)
         elif high == 0:
             with Display(directory, recipe.loop.epochs, planned, job.objective, quiet):
                 result = execute(recipe, data, directory, rows.send, parent)

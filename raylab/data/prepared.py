@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from raylab.documents import Document, parse_document
 from raylab.errors import DataError
 from raylab.files import IGNORE_FILES, keep_out_of_git_and_uploads
+from raylab.storage import check_writable
 
 FORMAT = 2
 META = "meta.json"
@@ -123,11 +124,13 @@ def publish(out: Path, write: Callable[[Path], M], task: str, replace: bool = Fa
     out = out.resolve()  # the directory itself, in case `out` is a symbolic link
     check_vacant(out, task, replace)
     try:
+        check_writable(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise DataError(
-            f"cannot write next to {out}: {error.strerror}", do="give --out a path you can write to"
+            f"cannot write next to {out}: {error.strerror}",
+            do="give --out a path you can write to, on a disk with room",
         ) from error
     try:
         meta = write(work)

@@ -19,6 +19,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from raylab.config.recipe import Part
+from raylab.documents import read_json
 from raylab.errors import DataError, RunError, UsageError, unknown
 from raylab.files import atomic_write, keep_out_of_git_and_uploads, write_json
 from raylab.physiology import designs
@@ -85,7 +86,7 @@ def begin(made: Sweep, directory: Path) -> dict[Path, Any]:
     note = directory / "sweep.json"
     wanted = made.model_dump(mode="json")
     if note.is_file():
-        if Sweep.model_validate_json(note.read_text()) != made:
+        if Sweep.model_validate(read_json(note, Sweep, "choose another --out")) != made:
             raise DataError(
                 f"{directory} contains another sweep", f"see {note}", "use the same options, or another --out"
             )

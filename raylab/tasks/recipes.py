@@ -19,12 +19,12 @@ def parse_recipe(document: Mapping[str, Any]) -> Recipe:
 def read_recipe(path: Path) -> Recipe:
     """The recipe in a JSON file that a run has written; UsageError when there is none that can be used."""
     try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path} is not a valid recipe file", str(error), "restore it: the run itself writes it"
-        ) from error
-    return parse_recipe(update_recipe(document))
+        return parse_recipe(update_recipe(json.loads(path.read_text(encoding="utf-8"))))
+    except UsageError as error:
+        why = f"{error.what}{f': {error.why}' if error.why else ''}"
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # of a document of any other form
+        why = f"{type(error).__name__}: {error}"
+    raise UsageError(f"{path} is not a valid recipe file", why, "restore it: the run itself writes it")
 
 
 def update_recipe(document: dict[str, Any]) -> dict[str, Any]:

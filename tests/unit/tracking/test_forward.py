@@ -10,6 +10,7 @@ import pytest
 from mlflow.exceptions import MlflowException, RestException
 
 from raylab.errors import TrackingError
+from tests.wait import wait_for
 from tracking import forwarder as forward_module
 from tracking import runs
 from tracking.forwarder import Forwarder, forward, rejected, sync, unsent
@@ -24,6 +25,8 @@ class FakeClient:
         self.points: list[tuple[str, int, float]] = []
         self.params: dict[str, str] = {}
         self.ended: list[str] = []
+        self.ended_at: list[int] = []
+        self.started = 0
         self.fails: Any = lambda name, payload: None
 
     def _call(self, name: str, payload: Any = None) -> None:
@@ -32,7 +35,7 @@ class FakeClient:
 
     def get_run(self, run_id: str) -> Any:
         self._call("get_run")
-        return SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active"))
+        return SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active", start_time=self.started))
 
     def log_batch(self, run_id: str, metrics: list, params: list, tags: list) -> None:
         self._call("log_batch", [m.key for m in metrics] + [p.key for p in params])
@@ -43,8 +46,10 @@ class FakeClient:
     def set_terminated(self, run_id: str, status: str, end_time: int) -> None:
         self._call("set_terminated")
         self.ended.append(status)
+        self.ended_at.append(end_time)
 
 
+DAMAGES = [b"", b"{", b"[1]", b'{"x": 1}', b"\xff\xfe\x00", b'{"uri": 5, "run_id": [], "offset": "x"}']
 BAD = RestException({"error_code": "INVALID_PARAMETER_VALUE", "message": "no"})
 POOL = RestException({"error_code": "BAD_REQUEST", "message": "QueuePool limit of size 5 overflow 10 reached"})
 DEAD = MlflowException("connection refused")
@@ -89,6 +94,13 @@ def test_the_order_is_kept_around_a_status(outbox: Outbox, fake: FakeClient) -> 
     points(outbox, 2)
     forward(outbox.directory)
     assert [len(m) for m, _, _ in fake.batches] == [1, 1] and fake.ended == ["FINISHED"]
+
+
+def test_a_run_does_not_end_before_it_started(outbox: Outbox, fake: FakeClient) -> None:
+    fake.started = time.time_ns() // 1_000_000 + 3_600_000  # the clock was then set back by an hour
+    outbox.append({"kind": "status", "status": "FINISHED"})
+    forward(outbox.directory)
+    assert fake.ended_at == [fake.started]
 
 
 @pytest.mark.parametrize("error", [DEAD, POOL, RestException({"error_code": "INTERNAL_ERROR", "message": "500"})])
@@ -145,6 +157,58 @@ def test_sync_asks_a_dead_server_once_and_still_serves_the_others(tmp_path: Path
     assert (result["sent"], result["unsent"], len(result["errors"])) == (0, 4, 4)
     fake.fails = lambda name, payload: None
     assert sync(tmp_path) == {"outboxes": 4, "sent": 4, "errors": {}, "rejected": 0, "unsent": 0}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_target_is_named_and_the_other_outboxes_are_sent(
+    damage: bytes, tmp_path: Path, fake: FakeClient
+) -> None:
+    for name in ("a", "b", "c"):
+        outbox = Outbox(tmp_path / name / "outbox")
+        outbox.bind("http://fake", name)
+        points(outbox, 1)
+    target = tmp_path / "b" / "outbox" / "target.json"
+    target.write_bytes(damage)
+    result = sync(tmp_path)
+    assert (result["sent"], result["unsent"]) == (2, 1)
+    (said,) = result["errors"].values()
+    assert str(target) in said and "raylab resume b" in said
+    Outbox(tmp_path / "b" / "outbox").bind("http://fake", "b")  # as `raylab resume` does
+    assert sync(tmp_path)["sent"] == 1
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, b'{"offset": 999999}', b'{"offset": -1}'])
+def test_after_damage_to_the_offset_everything_is_sent_again(damage: bytes, outbox: Outbox, fake: FakeClient) -> None:
+    points(outbox, 1, 2)
+    forward(outbox.directory)
+    (outbox.directory / "sent.json").write_bytes(damage)
+    points(outbox, 3)
+    assert unsent(outbox.directory) == 3 and forward(outbox.directory) == 3
+    assert {step for _, step, _ in fake.points} == {1, 2, 3} and unsent(outbox.directory) == 0
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, b'{"kind": "metrics", "step": 1, "values": 3}', b'{"kind": "status"}'])
+def test_a_foreign_line_is_skipped_and_said(
+    damage: bytes, outbox: Outbox, fake: FakeClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    points(outbox, 1)
+    with outbox.path.open("ab") as file:
+        file.write(damage + b"\n")
+    points(outbox, 2)
+    assert forward(outbox.directory) == 2 and unsent(outbox.directory) == 0
+    assert [step for _, step, _ in fake.points] == [1, 2] and str(outbox.path) in caplog.text
+
+
+def test_the_thread_tells_of_damage_without_a_traceback(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(runs, "client", lambda uri: FakeClient())
+    points(outbox, 1)
+    (outbox.directory / "target.json").write_text("{")
+    forwarder = Forwarder(poll=0.01)
+    forwarder.add(outbox.directory)
+    wait_for(lambda: "target.json" in caplog.text, 30, "the warning")
+    assert forwarder.close(5) == 1 and "Traceback" not in caplog.text
 
 
 def test_the_thread_survives_everything_and_close_counts(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from raylab.errors import TrackingError
 from tracking import runs
+from tracking.access import login
 
 
 class _Other(http.server.BaseHTTPRequestHandler):
@@ -110,6 +111,16 @@ def test_tags_make_a_run_reproducible(tmp_path: Path, monkeypatch: pytest.Monkey
     assert runs.code_revision(tmp_path) == f"{head}-dirty"
     monkeypatch.setenv("RAYLAB_CODE_REVISION", "image-1")
     assert runs.code_revision(tmp_path) == "image-1"
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "100%", "%41", "why?", "why%3Fnot", "no#1", "ü", "a@b", "a:b@c"])
+def test_a_home_may_have_any_name(name: str, tmp_path: Path) -> None:
+    from sqlalchemy.engine import make_url
+
+    path = tmp_path / name / "mlflow" / "mlflow.db"
+    uri = runs.database_uri(path)
+    assert make_url(uri).database == str(path) and runs.database_path(uri) == path
+    assert runs._home(uri) == tmp_path / name and login.split(uri) == (uri, login.Login())
 
 
 def test_importing_tracking_needs_neither_mlflow_nor_torch() -> None:

@@ -9,13 +9,15 @@ written by patient, so that MIMIC-IV does not have to fit in memory.
 import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raylab.data.icu.concepts import (
     CONCEPTS,
     EVENTS,
+    ID_SOURCES,
     STATIC,
     UNIT,
     SourceData,
@@ -28,6 +30,7 @@ from raylab.data.icu.demographics import age, sex
 from raylab.data.icu.sources.episodes import chart_episodes
 from raylab.data.icu.sources.schema import DATE, NUMBER, TEXT, Column
 from raylab.data.icu.sources.tables import PIECE, Conversions, Findings, Pieces, rows_of
+from raylab.documents import describe_problems
 from raylab.errors import DataError, UsageError
 
 SHIPPED = Path(__file__).with_name("meds_mimic4.toml")
@@ -60,37 +63,59 @@ class Mapping:
     sums: dict[str, list[str]]
 
 
+class MappingFile(BaseModel):
+    """The TOML file of a mapping; see meds_mimic4.toml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str
+    dates: Literal["shifted", "real"] = "shifted"
+    ids: str | None = None
+    kinds: tuple[str, ...] = ()
+    concepts: dict[str, list[str]] = Field({})
+    stay: dict[str, str]
+    sex: dict[str, float] = Field({})
+    icu_type: dict[str, float] = Field({})
+    episodes: dict[str, tuple[str, str]] = Field({})
+    sums: dict[str, list[str]] = Field({})
+
+
 def read_mapping(file: Path) -> Mapping:
     """Read the mapping in a TOML file; UsageError if it cannot be read or names an unknown concept."""
+    do = f"compare it with {SHIPPED.name}"
     try:
-        document: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        document = MappingFile.model_validate(tomllib.loads(file.read_text(encoding="utf-8-sig")))
+    except ValidationError as error:
+        what = describe_problems(error)
+        raise UsageError(f"{file} is not a valid mapping of MEDS codes: {what}", do=do) from error
     except (OSError, ValueError) as error:
         raise UsageError(
             f"{file} is not a mapping of MEDS codes", str(error), f"write one like {SHIPPED.name}"
         ) from error
     concepts, units = {}, {}
-    for name, codes in document.get("concepts", {}).items():
+    for name, codes in document.concepts.items():
         for text in codes:
             code, _, unit = text.partition("=")
             concepts[code], units[code] = name, unit or None
-    named = {*concepts.values(), *document.get("episodes", {}), *document.get("sums", {})}
-    stay = document.get("stay", {})
-    wrong = [name for name in named if name not in CONCEPTS] + [f"stay.{k}" for k in stay if k not in PARTS]
-    if wrong or "begin" not in stay or "source" not in document:
+    named = {*concepts.values(), *document.episodes, *document.sums}
+    wrong = [name for name in named if name not in CONCEPTS] + [f"stay.{k}" for k in document.stay if k not in PARTS]
+    if document.ids is not None and document.ids not in ID_SOURCES:
+        wrong.append(f"ids {document.ids!r}")
+    if wrong or "begin" not in document.stay:
         what = f"unknown {', '.join(sorted(wrong))}" if wrong else "it needs source and stay.begin"
-        raise UsageError(f"{file} is not a valid mapping of MEDS codes: {what}", do=f"compare it with {SHIPPED.name}")
+        raise UsageError(f"{file} is not a valid mapping of MEDS codes: {what}", do=do)
     return Mapping(
-        document["source"],
-        document.get("dates", "shifted"),
-        document.get("ids"),
-        tuple(document.get("kinds", ())),
+        document.source,
+        document.dates,
+        document.ids,
+        document.kinds,
         concepts,
         units,
-        stay,
-        {code: float(value) for code, value in document.get("sex", {}).items()},
-        {word: float(value) for word, value in document.get("icu_type", {}).items()},
-        document.get("episodes", {}),
-        document.get("sums", {}),
+        document.stay,
+        document.sex,
+        document.icu_type,
+        {name: list(codes) for name, codes in document.episodes.items()},
+        document.sums,
     )
 
 

@@ -5,15 +5,12 @@ several sets, which share one numbering of patients. A patient has one stay. Des
 Silva et al., Computing in Cardiology 2012;39:245.
 """
 
-import gzip
-import io
-import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 
+from raylab.data.archives import read_tar
 from raylab.data.icu.concepts import EVENTS, SourceData, by_id, whole_stays
 from raylab.data.icu.demographics import age, count_unread, sex
 from raylab.data.icu.sources.schema import Column
@@ -138,19 +135,7 @@ def members(place: Path) -> Iterator[tuple[str, bytes]]:
         for file in sorted(place.glob("*.txt")):
             yield file.name, file.read_bytes()
         return
-    try:
-        with gzip.open(place) if place.suffix == ".gz" else place.open("rb") as archive:
-            data = archive.read()  # about 40 MB per set; tarfile would accept a truncated archive
-        if data[-1024:].strip(b"\0"):
-            raise tarfile.ReadError("no end-of-archive mark")
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            for member in tar:
-                name = Path(member.name).name
-                stream = tar.extractfile(member) if name.endswith(".txt") and not name.startswith(".") else None
-                if stream is not None:
-                    yield name, stream.read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise DataError(f"{place} is damaged or truncated", str(error), "download it again") from error
+    yield from read_tar(place, ".txt")
 
 
 def parse(place: Path, conversions: Conversions) -> tuple[pl.DataFrame, list[str]]:

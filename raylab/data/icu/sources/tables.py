@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # imported on demand, because the import takes longer than re
     import pyarrow.parquet as pq
 
 CHUNK = 16 << 20  # bytes of text parsed at a time
+LINE = 64 << 20  # bytes of the longest line, or of lines within quotes: a small gzip file may unpack to any size
 PIECE = 256 << 20  # bytes of text per batch of patients
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 MANY_STRANGE = 0.1  # fraction of a table's identifiers missing from another table above which there is a warning
@@ -229,7 +230,7 @@ def _text(findings: Findings, schema: Schema, table: str) -> Iterator[tuple[pl.D
     file = findings.file
     with _open(file) as stream:
         try:
-            header, _ = decode(stream.readline(), str(file))
+            header, _ = decode(_read_line(stream), str(file))
             mark = findings.separator = separator(header)
             names = [name.strip().strip('"') for name in header.strip().split(mark)]
             columns = _columns(file, names, schema, table)
@@ -275,12 +276,21 @@ def _portions(stream: BinaryIO) -> Iterator[bytes]:
     while block := stream.read(CHUNK):
         parts, quotes, line = [block], block.count(b'"'), block[-1:]
         while line and not (line.endswith(b"\n") and quotes % 2 == 0):
-            line = stream.readline()
+            line = _read_line(stream)
             parts.append(line)
+            if sum(map(len, parts)) > CHUNK + LINE:
+                raise OSError(f"a quote that is not closed within {LINE >> 20} MiB")
             quotes += line.count(b'"')
         body = b"".join(parts)
         if not body.isspace():
             yield body
+
+
+def _read_line(stream: BinaryIO) -> bytes:
+    line = stream.readline(LINE)
+    if len(line) == LINE:
+        raise OSError(f"a line of more than {LINE >> 20} MiB")
+    return line
 
 
 def _columns(file: Path, names: Sequence[str], schema: Schema, table: str) -> dict[str, str]:
