@@ -38,6 +38,7 @@ from raylab.tasks.recipes import parse_recipe, update_recipe
 from raylab.training import checkpoint, ledger
 from raylab.training.checkpoint_writer import CheckpointWriter
 from raylab.training.loop import AttemptHandedOver, Report, fit, fit_at_once
+from raylab.training.model_note import read_model_note
 from raylab.training.peers import Peers
 from raylab.training.process_group import PeerLost, ProcessGroup
 from raylab.training.progress import Metrics
@@ -329,13 +330,13 @@ def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module
             "it did not reach its last step",
             f"raylab resume {directory.name}",
         )
-    note = json.loads(path.read_text())
-    recipe = parse_recipe(update_recipe(note["recipe"]))
+    note = read_model_note(directory)
+    recipe = parse_recipe(update_recipe(note.recipe))
     job = find_task(recipe.task)
     # The weights that it started from are not needed, and may no longer exist
-    model = job.model(without_weights(recipe), note["spec"])
+    model = job.model(without_weights(recipe), note.spec)
     model.load_state_dict(_tensors(path.with_name("model.safetensors")))
-    return job, recipe, note["spec"], model
+    return job, recipe, note.spec, model
 
 
 def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
@@ -345,8 +346,8 @@ def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
     another hospital measures other things. Raises DataError if the parent was trained on another kind of input, or if
     its layers do not fit.
     """
-    note = json.loads((parent / "model" / "model.json").read_text())
-    parent_spec = note["spec"]
+    note = read_model_note(parent)
+    parent_spec = note.spec
     if parent_spec["kind"] != spec["kind"]:
         raise DataError(
             f"run {parent.name} was trained on '{parent_spec['kind']}', this data is '{spec['kind']}'",
@@ -361,7 +362,7 @@ def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
     try:
         fill(model, state, str(path), own_head=same)
     except DataError as error:
-        do = f"use the parent's model, {note['recipe']['model']['name']}, with its options (--set model....)"
+        do = f"use the parent's model, {note.recipe['model']['name']}, with its options (--set model....)"
         raise DataError(error.what, error.why, do) from error
 
 

@@ -16,7 +16,7 @@ from raylab.models import MODELS
 from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipe_page import markdown
 from raylab.tasks.recipes import parse_recipe, shipped_recipe
-from raylab.training.loop import fit
+from raylab.training.loop import Report, fit
 from tests.recipes import RECIPES
 
 DATA = {"ards": "ards_data", "mortality": "mortality_data", "covidnet": "covidnet_data", "surrogate": "surrogate_data"}
@@ -92,7 +92,6 @@ def test_small_recipes_train_an_epoch(name, request):
     directory = request.getfixturevalue(DATA[chosen.task])
     train = job.load(directory, "train", chosen.data, None)
     val = job.load(directory, "val", chosen.data, train.spec)
-    rows = []
-    result = fit(chosen, job, job.model(chosen, train.spec), train, val, lambda row, state: bool(rows.append(row)))
+    result = fit(chosen, job, job.model(chosen, train.spec), train, val, Report())
     assert result["epochs"] == 1 and result["steps"] == result["planned_steps"] > 0
     assert math.isfinite(result["val"]["loss"]) and result["val"][job.objective] <= 1
