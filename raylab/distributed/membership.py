@@ -173,8 +173,8 @@ class Membership(Rendezvous):
         self.node_samples.append((member, sample))
 
     async def receive(self, delivered: int) -> Delivery:
-        """The driver, which has the rows up to step `delivered`, takes what has come since: each step's row once, though
-        a new writer sends again what the one before has sent."""
+        """The driver, which has the rows up to step `delivered`, takes what has come since: each step's row once, also
+        where a new writer sends again what the one before has sent."""
         await self.expel_silent()
         self.delivered = max(self.delivered, delivered)
         rows: list[dict[str, Any]] = []
