@@ -110,6 +110,7 @@ class Crew:
         self.processes: dict[str, Any] = {}
         self.ended: dict[str, int] = {}  # exit code of each that is gone; two threads that ask a process may get 255
         self.rows: list[dict[str, Any]] = []
+        self.receiving = threading.Lock()
         self.done = threading.Event()
         self.watcher = threading.Thread(target=self._attend, daemon=True)
         self.context = multiprocessing.get_context("forkserver")
@@ -177,9 +178,8 @@ class Crew:
             self._receive()
 
     def _receive(self) -> None:
-        step = self.rows[-1]["step"] if self.rows else 0
-        received = self.desk.call("receive", step)
-        self.rows += [row for row in received.rows if row["step"] > step]
+        with self.receiving:
+            self.rows += self.desk.call("receive", self.rows[-1]["step"] if self.rows else 0).rows
 
 
 def _worker(

@@ -115,5 +115,5 @@ def arm(faults: Sequence[Fault], gates: Sequence[int], folder: Path) -> None:
     surround(DeferredMetrics, "fetch", "metrics")
     surround(loop, "validate", "validation")
     surround(runs.Recorder, "_note", "ledger")
-    surround(checkpoint, "sha256", "checkpoint")
+    surround(checkpoint, "HashingFile", "checkpoint")
     surround(runs, "write_model", "result")

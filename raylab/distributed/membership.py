@@ -173,10 +173,15 @@ class Membership(Rendezvous):
         self.node_samples.append((member, sample))
 
     async def receive(self, delivered: int) -> Delivery:
-        """The driver, which has the rows up to step `delivered`, takes what has come since."""
+        """The driver, which has the rows up to step `delivered`, takes what has come since: each step's row once, also
+        where a new writer sends again what the one before has sent."""
         await self.expel_silent()
         self.delivered = max(self.delivered, delivered)
-        rows, self.rows = self.rows, []
+        rows: list[dict[str, Any]] = []
+        for row in self.rows:
+            if row["step"] > (rows[-1]["step"] if rows else self.delivered):
+                rows.append(row)
+        self.rows = []
         samples, self.node_samples = self.node_samples, []
         return Delivery(rows, samples, self.expelled)
 

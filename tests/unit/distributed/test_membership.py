@@ -236,6 +236,16 @@ def test_rows_wait_until_the_driver_has_them():
     run(story())
 
 
+def test_rows_that_two_writers_send_reach_the_driver_once():
+    async def story() -> None:
+        membership = await joined("a", "b")
+        await membership.send([{"step": 3}, {"step": 4}])
+        await membership.send([{"step": 2}, {"step": 3}, {"step": 4}, {"step": 5}])
+        assert [row["step"] for row in (await membership.receive(2)).rows] == [3, 4, 5]
+
+    run(story())
+
+
 def test_the_load_of_every_node_reaches_the_driver_once():
     async def story() -> None:
         membership = await joined("a", "b")

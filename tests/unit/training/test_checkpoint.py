@@ -96,21 +96,6 @@ def test_a_writer_that_wakes_after_its_rename_spares_newer_checkpoints(tmp_path,
     assert steps(tmp_path) == [15, 10, 5]
 
 
-def test_whoever_removes_a_stale_checkpoint_may_find_that_its_writer_does(tmp_path, monkeypatch):
-    stale = tmp_path / ".step-00000005.1"
-    stale.mkdir()
-    remove = checkpoint.shutil.rmtree
-
-    def remove_late(path: Path, *rest: bool) -> None:
-        monkeypatch.setattr(checkpoint.shutil, "rmtree", remove)
-        remove(path)
-        remove(path)
-
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", remove_late)
-    save(tmp_path, 10, state(10))
-    assert steps(tmp_path) == [10] and not stale.exists()
-
-
 # kills
 
 
