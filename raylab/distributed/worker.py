@@ -72,6 +72,8 @@ class Worker:
         except Refused as error:
             return End("refused", error.why)
         except RaylabError as error:
+            if member.signal.expelled is not None:  # the others go on: this is not the run's failure
+                raise
             write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
             return End("failed")
         return End("finished")
