@@ -19,8 +19,10 @@ All systems train the network of the shipped `ards` recipe at a constant learnin
 (`--data`, else synthetic patients), one thread a worker, with a checkpoint every 50 steps. raylab is `raylab train` as
 it is, with validation after every epoch and MLflow; the stock training (stock_training.py) has neither. Ray has the
 same settings for both: raylab's own, with worker niceness 0 and without metrics and dashboard. Ray Train polls its
-workers every 0.5 s instead of 2, may fail without limit, and considers a new size every second instead of every minute;
-torchrun polls every 0.1 s. All packages have their bytecode compiled (`make setup`).
+workers every 0.5 s instead of 2, may fail without limit, and considers a new size every second instead of every minute.
+torchrun polls every 0.1 s and makes a store for each start: in the shared one, its default in torch 2.15, the gloo of a
+second start finds the addresses of the first and fails several times. All packages have their bytecode compiled
+(`make setup`).
 
 Every system's rank 0 appends a line per step, and a line with all pids per group, to a ledger. An observer here looks
 at it every 10 ms: its clock is the only one. Only processes that descend from one started here are killed.
@@ -336,6 +338,7 @@ class Bench:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
             "RAY_TRAIN_METRICS_ENABLED": "0",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         }
         return {**kept, **ENVIRONMENT, **LOCAL, **own}
 
