@@ -20,6 +20,7 @@ from typing import Any
 EVERY = 50  # steps between checkpoints, as in the shipped recipe
 KEEP = 2  # checkpoints, as in the shipped recipe
 NEWEST = "newest.pt"
+STARTS = 3  # attempts to start a local Ray
 Load = Callable[[], dict[str, Any] | None]
 Save = Callable[[int, dict[str, Any]], None]
 
@@ -132,8 +133,7 @@ def train_with_ray(data: Path, directory: Path, low: int, high: int) -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False)
     else:
-        with_local = {"num_cpus": high, "object_store_memory": 200_000_000, "include_dashboard": False}
-        ray.init("local", log_to_driver=False, _temp_dir=os.environ["RAY_TMPDIR"], **with_local)
+        start_local_ray(high)
     trainer = TorchTrainer(
         train_on_ray_worker,
         train_loop_config={"data": str(data), "directory": str(directory)},
@@ -149,6 +149,20 @@ def train_with_ray(data: Path, directory: Path, low: int, high: int) -> None:
         ),
     )
     trainer.fit()
+
+
+def start_local_ray(cpus: int) -> None:
+    """As often as raylab tries: on a busy machine Ray gives up before its processes have started."""
+    import ray
+
+    options = {"num_cpus": cpus, "object_store_memory": 200_000_000, "include_dashboard": False}
+    for attempt in range(STARTS):
+        try:
+            ray.init("local", log_to_driver=False, _temp_dir=os.environ["RAY_TMPDIR"], **options)
+            return
+        except Exception:  # Ray has no class of its own for it
+            if attempt == STARTS - 1:
+                raise
 
 
 def main() -> None:
