@@ -244,7 +244,7 @@ class Training:
                     self.lines.append(Line(at, json.loads(text)))
 
 
-def end_tree(process: psutil.Popen, seconds: float = 30.0) -> None:
+def end_tree(process: psutil.Popen, seconds: float = 10.0) -> None:
     """End a process that was started here, and all its descendants."""
     with contextlib.suppress(psutil.NoSuchProcess):
         descendants = process.children(recursive=True)
@@ -263,6 +263,7 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="el-", dir="/tmp"))  # short: a socket's path has 107 bytes at most
         port = free_port()
         self.environment = {**bench.environment, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+        del self.environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]  # it keeps a Ray to one node
         self.nodes: list[psutil.Popen] = []
         options = f"--head --port {port} --include-dashboard false --temp-dir {self.folder}/r"
         self.add_node(cpus, f"{options} --ray-client-server-port {free_port()}")
