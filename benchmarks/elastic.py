@@ -13,7 +13,7 @@ kills   a seeded kill every 30 s for ten minutes: new steps per second over thos
         measured before and after; and the same weighted by the worker-seconds alive: a killed worker does not count
         from its kill until the replacement trains. A kill is left out while no worker of the newest group lives.
 step    a step of two workers with in-place membership over the same step in a fixed group of torch.distributed, with
-        raylab's waits for a collective and with plain ones; the variants alternate in each round
+        raylab's waits for a collective and with plain ones; the variants alternate every 10 steps, ten times a round
 
 All systems train the network of the shipped `ards` recipe at a constant learning rate on the same prepared data
 (`--data`, else synthetic patients), one thread a worker, with a checkpoint every 50 steps. raylab is `raylab train` as
@@ -532,7 +532,7 @@ def case_step(bench: Bench) -> None:
 
         membership = ray.remote(num_cpus=0)(Membership).remote(2, 60.0)
         actors = [ray.remote(num_cpus=1)(StepWorker).remote() for _ in range(2)]
-        rounds = max(5, bench.rounds)
+        rounds = 10 * bench.rounds
         arguments = (str(bench.data), str(bench.folder / "store"), membership, rounds)
         found = ray.get([actor.measure.remote(rank, *arguments) for rank, actor in enumerate(actors)])[0]
     base = found.pop("membership")
@@ -558,17 +558,14 @@ class StepWorker:
         from raylab.tasks.recipes import shipped_recipe
         from raylab.training.loop import Report, Training
         from raylab.training.peers import FixedPeers
-        from raylab.training.process_group import ProcessGroup
 
-        class PlainGroup(ProcessGroup):
-            """Waits as a user of torch.distributed would: until the collective is complete, or fails."""
-
-            def _complete(self, start: Callable[[], Any], tensor: Any) -> None:
-                start().wait()
-
-        class PlainPeers(FixedPeers):
-            def form_group(self, position: int) -> tuple[ProcessGroup, int | None]:
-                return PlainGroup(), None
+        def with_plain_waits() -> FixedPeers:
+            """A fixed group that waits as users of torch.distributed do: until a collective is complete, or fails."""
+            peers = FixedPeers()
+            group, leader = peers.form_group(-1)
+            group._complete = lambda start, tensor: start().wait()
+            peers.form_group = lambda position: (group, leader)
+            return peers
 
         def call(method: str, *values: Any) -> Any:
             return ray.get(getattr(membership, method).remote(*values))
@@ -584,7 +581,7 @@ class StepWorker:
         peers = {
             "membership": Member(f"worker-{rank}", call, 60.0, {}),
             "a fixed group": FixedPeers(),
-            "a fixed group, plain waits": PlainPeers(),
+            "a fixed group, plain waits": with_plain_waits(),
         }
         trainings = {
             name: Training(recipe, task, copy.deepcopy(model), train, val, Report(), "cpu", False, peers=each)
@@ -612,7 +609,7 @@ class StepWorker:
         return seconds
 
 
-STEPS = 40  # of each variant in a round of the case step
+STEPS = 10  # of each variant in a round of the case step
 CASES: dict[str, Callable[[Bench], None]] = {
     "kill": case_kill,
     "hang": case_hang,
