@@ -56,6 +56,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 STOCK = ROOT / "benchmarks" / "stock_training.py"
 SYSTEMS = ("raylab", "ray-train", "torchrun")
+STOCK_RAY = ("ray-train", "ray-train, rank 0", "ray-train, the last rank")  # what others are compared with
 EVERY = 50  # steps between checkpoints
 LOOK_SECONDS = 0.01  # between two looks at a ledger
 PATIENCE = 300.0  # seconds that anything may take
@@ -621,18 +622,16 @@ CASES: dict[str, Callable[[Bench], None]] = {
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
-    """The results, each beside its ratio to stock Ray Train where both have one."""
+    """The results, each beside its ratio to stock Ray Train, which starts a Ray of its own."""
     main_figure = {"kill": "seconds", "hang": "seconds", "growth": "longest", "start": "seconds", "kills": "weighted"}
-    print(f"\n{'case':8}{'system':34}{'figure':>12}{'of Ray Train':>14}{'repeated':>10}{'load':>7}")
+    print(f"\n{'case':8}{'system':45}{'figure':>12}{'of Ray Train':>14}{'repeated':>10}{'load':>7}")
     for result in results:
-        case = result["case"]
-        name = main_figure.get(case, "pace")
-        stock = [r[name] for r in results if r["case"] == case and r["system"].split(",")[0] == "ray-train"]
+        case, name = result["case"], main_figure.get(result["case"], "pace")
+        stock = [r[name] for r in results if r["case"] == case and r["system"] in STOCK_RAY]
         ratio = f"{result[name] / statistics.median(stock):.3f}" if stock else ""
-        unit = "" if name in ("weighted", "pace") else " s"
+        figure = f"{result[name]:.3f}{'' if name in ('weighted', 'pace') else ' s'}"
         repeated = result.get("repeated", "")
-        figure = f"{result[name]:.3f}{unit}"
-        print(f"{case:8}{result['system']:34}{figure:>12}{ratio:>14}{repeated:>10}{result['load']:>7}")
+        print(f"{case:8}{result['system']:45}{figure:>12}{ratio:>14}{repeated:>10}{result['load']:>7}")
 
 
 def main() -> None:
