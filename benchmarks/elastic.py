@@ -509,6 +509,7 @@ def case_kills(bench: Bench) -> None:
         figures = {
             "weighted": useful / (pace * (duration - missing / size)),
             "plain": useful / (pace * duration),
+            "steps_per_s": useful / duration,
             "undisturbed": [round(before, 2), round(after, 2)],
             "kills": len(faults),
             "omitted": omitted,
