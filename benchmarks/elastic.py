@@ -476,7 +476,7 @@ def steps_per_second(training: Training, seconds: float) -> float:
 
 
 def case_kills(bench: Bench) -> None:
-    calm = max(15.0, bench.seconds / 10)
+    calm = max(30.0, bench.seconds / 10)
     for system in bench.systems:
         random = np.random.default_rng(bench.seed)
         with Training(system, bench) as training:
