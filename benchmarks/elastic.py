@@ -440,7 +440,8 @@ def case_growth(bench: Bench) -> None:
                 print(f"  {training.name}: {show(figures)}", flush=True)
                 found.append(figures)
         medians = {name: statistics.median(one[name] for one in found) for name in found[0]}
-        bench.note("growth", system, medians | {"each": [round(one["longest"], 3) for one in found]})
+        most = {"repeated": max(one["repeated"] for one in found)}
+        bench.note("growth", system, medians | most | {"each": [round(one["longest"], 3) for one in found]})
 
 
 def gaps(times: list[tuple[float, int]]) -> list[float]:
