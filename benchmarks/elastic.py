@@ -647,6 +647,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file for the results as JSON")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes started here are ended
     folder = Path(tempfile.mkdtemp(prefix="elastic-"))
     try:
         data = options.data and options.data.absolute()
