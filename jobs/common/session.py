@@ -159,8 +159,6 @@ class _Start(Generic[T]):
         raise RunError(f"a local Ray did not start in {STARTS} attempts", why, do) from self.error
 
     def _run(self) -> None:
-        import ray
-
         for _ in range(STARTS if self.scratch is not None else 1):
             try:
                 self._connect()
@@ -168,14 +166,18 @@ class _Start(Generic[T]):
                 break
             except Exception as error:  # Ray raises a plain Exception when its node starts too slowly
                 self.error = error
-                ray.shutdown()
+                self._disconnect()
                 if self.scratch is not None:
                     _kill_processes(self.scratch)
             if self.must_end.is_set():
                 break
         self.has_started.set()
         self.must_end.wait()
-        ray.shutdown()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
 
     def _connect(self) -> None:
         import ray
