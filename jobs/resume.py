@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from jobs import cli, tune
 from jobs.common import home, run_tracking, training
 from jobs.common.environment import verb_environment
+from jobs.common.interrupts import hold_interrupts
 from jobs.common.results import Run, RunReference, find_run
 from jobs.common.workers import start_workers
 from raylab.errors import DataError, UsageError
@@ -41,7 +43,7 @@ def resume(run: RunReference, *, quiet: bool = False) -> Run:
             "run the same command again",
         )
     recipe, data = read_recipe(directory / "recipe.json"), Path(run_record.data)
-    with home.lock_run(directory):
+    with home.lock_run(directory), ExitStack() as stack:
         if find_task(recipe.task).read_meta(data).data_hash != run_record.data_hash:
             raise DataError(
                 f"{data} is no longer the data with which {directory.name} started",
@@ -50,9 +52,11 @@ def resume(run: RunReference, *, quiet: bool = False) -> Run:
             )
         if run_record.kind == "tune":
             run_tracking.checked_address()  # new trials need the server
-        run_tracking.mark_running(directory)
+        with hold_interrupts():
+            run_tracking.mark_running(directory)
+            forwarder = stack.enter_context(run_tracking.track_run(directory))
         if run_record.kind == "tune":
-            return Run.of(tune.continue_search(directory, recipe, data, quiet))
+            return Run.of(tune.continue_search(directory, recipe, data, forwarder, quiet))
         ancestor = run_record.parent_directory or run_record.parent
         parent = None if ancestor is None else home.find(ancestor)
         with start_workers(recipe) as workers:

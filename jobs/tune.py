@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from jobs import cli, train
 from jobs.common import home, model_card, run_tracking, scores, training
 from jobs.common.environment import verb_environment
+from jobs.common.interrupts import hold_interrupts
 from jobs.common.progress import say
 from jobs.common.results import Run
 from jobs.common.session import ray_environment, ray_session
@@ -131,9 +132,11 @@ def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str
 
     tune.check(recipe)  # raises for a wrong scheduler, search or space before the run exists
     directory = home.new_run(name, f"{recipe.task}-search")
-    with home.lock_run(directory):
-        run_tracking.create_run(directory, recipe, meta, data, "tune", uri)
-        return continue_search(directory, recipe, data, quiet)
+    with home.lock_run(directory), ExitStack() as stack:
+        with hold_interrupts():
+            run_tracking.create_run(directory, recipe, meta, data, "tune", uri)
+            forwarder = stack.enter_context(run_tracking.track_run(directory))
+        return continue_search(directory, recipe, data, forwarder, quiet)
 
 
 class ToMlflow:
@@ -204,34 +207,33 @@ class ToMlflow:
             raise
 
 
-def continue_search(directory: Path, recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
-    """Run a search to its end, from its existing trials if there are any."""
+def continue_search(directory: Path, recipe: Recipe, data: Path, forwarder: Forwarder, quiet: bool) -> dict[str, Any]:
+    """Run a search that is tracked to its end, from its existing trials if there are any."""
     options = recipe.search
     objective = f"val/{find_task(recipe.task).objective}"
     if not quiet:
         how = f"{options.scheduler} + {options.search}, at most {recipe.loop.epochs} epochs"
         say(f"search {directory.name}: {options.trials} trials of {recipe.task}, {how}, objective {objective}")
     cpus = options.concurrent * max(1.0, options.workers_per_trial * recipe.scaling.cpus_per_worker + 0.5)
-    with run_tracking.track_run(directory) as forwarder:
-        with ray_session(cpus, directory / "ray.log"):
-            from raylab.distributed import tune
+    with ray_session(cpus, directory / "ray.log"):
+        from raylab.distributed import tune
 
-            watch = ToMlflow(directory, recipe, forwarder, quiet)
-            with watch.mark_killed():
-                tune.search(recipe, data, directory, watch)
-            winner_entry = tune.best(directory)
-            ends = tune.Trials(directory / "trials", 0).ended
-        number, end = winner_entry  # type: ignore[misc]  # search() raises if there is none
-        winner = watch.trial(number)
-        keep(directory, winner)
-        scored = scores.score_run(directory, data, "val")
-        scores.calibrate(directory, scored)
-        scores.record(directory, scored)
-        if find_task(recipe.task).kind == "images":
-            model_card.write(directory, scored.parameters)
-        samples = scored.samples
-        shape = (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:])
-        registered = register(winner, directory, recipe, shape)
+        watch = ToMlflow(directory, recipe, forwarder, quiet)
+        with watch.mark_killed():
+            tune.search(recipe, data, directory, watch)
+        winner_entry = tune.best(directory)
+        ends = tune.Trials(directory / "trials", 0).ended
+    number, end = winner_entry  # type: ignore[misc]  # search() raises if there is none
+    winner = watch.trial(number)
+    keep(directory, winner)
+    scored = scores.score_run(directory, data, "val")
+    scores.calibrate(directory, scored)
+    scores.record(directory, scored)
+    if find_task(recipe.task).kind == "images":
+        model_card.write(directory, scored.parameters)
+    samples = scored.samples
+    shape = (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:])
+    registered = register(winner, directory, recipe, shape)
     result = read_result(directory)
     out = {
         "run_id": home.note(directory).run_id,

@@ -31,7 +31,7 @@ def inspect(recipe: Recipe, data: Path) -> None:
 def continue_run(
     directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool, workers: StartedWorkers
 ) -> dict[str, Any]:
-    """Train a run to its end, from its newest valid checkpoint if there is one."""
+    """Train a run that is tracked to its end, from its newest valid checkpoint if there is one."""
     job = find_task(recipe.task)
     samples = job.load(data, "train", recipe.data, None)
     steps = steps_per_epoch(len(samples), recipe.loop.global_batch_size)
@@ -43,20 +43,17 @@ def continue_run(
         size = f"{len(samples)} samples, {planned} steps"
         say(f"run {directory.name}: {recipe.task}, {size}, workers {range_of_workers}{synthetic}")
     rows = run_tracking.ToOutbox(directory)
-    with run_tracking.track_run(directory):
-        if (directory / "result.json").is_file():
-            say(f"run {directory.name} has already finished training")
-            result = read_result(directory)
-        elif high == 0:
-            with Display(directory, recipe.loop.epochs, planned, job.objective, quiet):
-                result = execute(recipe, data, directory, rows.send, parent)
-        else:
-            supervisor = workers(directory / "ray.log")
-            with Display(directory, recipe.loop.epochs, planned, job.objective, quiet, lambda: missing(recipe)):
-                result = supervisor.train(
-                    recipe, data, directory, rows, parent, NodeSampler(), rows.add_node_sample, say
-                )
-        return finish(directory, recipe, data, result, quiet)
+    if (directory / "result.json").is_file():
+        say(f"run {directory.name} has already finished training")
+        result = read_result(directory)
+    elif high == 0:
+        with Display(directory, recipe.loop.epochs, planned, job.objective, quiet):
+            result = execute(recipe, data, directory, rows.send, parent)
+    else:
+        supervisor = workers(directory / "ray.log")
+        with Display(directory, recipe.loop.epochs, planned, job.objective, quiet, lambda: missing(recipe)):
+            result = supervisor.train(recipe, data, directory, rows, parent, NodeSampler(), rows.add_node_sample, say)
+    return finish(directory, recipe, data, result, quiet)
 
 
 def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], quiet: bool) -> dict[str, Any]:
