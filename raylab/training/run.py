@@ -168,6 +168,7 @@ class Recorder(Report):
         self.damaged, self.has_started = tuple(damaged), False
 
     def start_group(self, group: ProcessGroup, step: int) -> None:
+        """See Report. Rank 0 writes the group into the ledger, after the steps that it has taken over."""
         pids = group.gather({group.rank: torch.tensor([os.getpid()])}, group.size, 1).long().flatten().tolist()
         self.pids = tuple(pids)
         was_writer, self.is_writer, self.group = self.is_writer, group.rank == 0, group

@@ -29,9 +29,8 @@ def running(slurm, directory, **facts):
 
 def ready(slurm, directory, **facts):
     head = running(slurm, directory)
-    (directory.path / "head.json").write_text(
-        json.dumps({"job": head.id, "generation": head.restarts, "node": "n1", "address": "a:1", **facts})
-    )
+    note = {"job": head.id, "generation": head.restarts, "node": "n1", "address": "a:1", "dashboard": "a:2"}
+    (directory.path / "head.json").write_text(json.dumps({**note, "ports": {}, **facts}))
     return head
 
 

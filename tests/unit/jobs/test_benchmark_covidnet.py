@@ -52,7 +52,7 @@ def test_what_a_search_spent(tmp_path: Path) -> None:
         folder = tmp_path / "trials" / f"{number:03d}"
         folder.mkdir(parents=True)
         write_json(folder / "params.json", {})
-        write_json(folder / "end.json", {"objective": objective})
+        write_json(folder / "end.json", {"how": "planned", "objective": objective})
         os.utime(folder / "params.json", (begin, begin))
         os.utime(folder / "end.json", (end, end))
     found = measure_search(tmp_path)

@@ -118,7 +118,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory, ards_data: Path) -> Iterator[
         first, uri = home.new_run("first", "ards"), runs.address(made.home)
         run_tracking.create_run(first, recipe, task.read_meta(ards_data), ards_data, "train", uri)
         samples = task.load(ards_data, "train", recipe.data, None)
-        write_model(first / "model", task.model(recipe, samples.spec), recipe, samples.spec)
+        write_model(first / "model", task.model(recipe, samples.spec).state_dict(), recipe, samples.spec)
         Outbox(first / "outbox").append({"kind": "tags", "values": {"waits": "for sync"}})
     made.home.rename(aside)
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "raylab-test", made.path], capture_output=True)
