@@ -255,8 +255,8 @@ def track_run(directory: Path, system: bool = True) -> Iterator[Forwarder]:
     finally:
         if monitor is not None:
             monitor.stop()
-        annotate(directory, status=status)
         outbox.append({"kind": "status", "status": status})
+        annotate(directory, status=status)  # after it: a run that says so has all its records in the outbox
         left = forwarder.close(FLUSH_SECONDS)
         if left:
             say(f"{left} records wait on disk for the MLflow server; send them with: raylab sync")

@@ -129,7 +129,8 @@ class Lab:
         """States of the MLflow runs whose name begins so, once what waits has been sent."""
         from mlflow import MlflowClient
 
-        self.call("sync")
+        # not while the driver or the head's forwarder is still sending
+        wait_for(lambda: self.call("sync").returncode == 0, 60, "all records to be sent")
         client = MlflowClient(f"sqlite:///{self.home}/mlflow/mlflow.db")
         experiment = client.get_experiment_by_name("raylab")
         assert experiment is not None
