@@ -126,16 +126,21 @@ class Lab:
         return result
 
     def mlflow(self, name: str) -> list[str]:
-        """States of the MLflow runs whose name begins so, once what waits has been sent."""
+        """States of the MLflow runs whose name begins so, which have ended, once what waits has been sent."""
         from mlflow import MlflowClient
 
-        # not while the driver or the head's forwarder is still sending
-        wait_for(lambda: self.call("sync").returncode == 0, 60, "all records to be sent")
+        self.call("sync")
         client = MlflowClient(f"sqlite:///{self.home}/mlflow/mlflow.db")
         experiment = client.get_experiment_by_name("raylab")
         assert experiment is not None
-        found = client.search_runs([experiment.experiment_id], max_results=1000)
-        return [run.info.status for run in found if run.info.run_name.startswith(name)]
+
+        def states() -> list[str]:
+            found = client.search_runs([experiment.experiment_id], max_results=1000)
+            return [run.info.status for run in found if run.info.run_name.startswith(name)]
+
+        # `sync` leaves to the driver and to the head's forwarder what they are sending
+        wait_for(lambda: "RUNNING" not in states(), 60, f"the end of {name} in MLflow")
+        return states()
 
     def workers(self) -> list[dict[str, Any]]:
         """The worker jobs that run now, as `status` tells them."""
