@@ -35,6 +35,7 @@ COMMON = {
     "RAY_BACKEND_LOG_LEVEL": "warning",
     # Ray's Prometheus servers require no token, so none is started: with port -1 Ray continues without that server
     "RAY_enable_metrics_collection": "false",
+    "RAY_kill_worker_timeout_milliseconds": "1000",  # a worker that hangs is killed after so long, not after 5 s
     "AUTOSCALER_METRIC_PORT": "-1",
     "DASHBOARD_METRIC_PORT": "-1",
 }

@@ -38,6 +38,7 @@ LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_enable_metrics_collection": "false",
+    "RAY_kill_worker_timeout_milliseconds": "1000",  # a worker that hangs is killed after so long, not after 5 s
     "AUTOSCALER_METRIC_PORT": "-1",
     "DASHBOARD_METRIC_PORT": "-1",
 }
@@ -106,13 +107,13 @@ def ray_ahead(cpus: float, prepare: Callable[[], T]) -> Iterator[Callable[[Path]
     with ExitStack() as stack:
         scratch = None if remote else stack.enter_context(_local_scratch())
         output = stack.enter_context(ExitStack())  # ends after Ray, which writes until its end
-        start = stack.enter_context(_Start(cpus, remote, scratch, prepare))
+        connection = stack.enter_context(_Connection(cpus, remote, scratch, prepare))
         logs: list[Path] = []
 
         def connect(log: Path) -> T:
             output.enter_context(_to_file(log))
             logs.append(log)
-            return start.wait(log)
+            return connection.wait(log)
 
         try:
             yield connect
@@ -122,7 +123,7 @@ def ray_ahead(cpus: float, prepare: Callable[[], T]) -> Iterator[Callable[[Path]
             raise
 
 
-class _Start(Generic[T]):
+class _Connection(Generic[T]):
     """The thread that connects to Ray and holds the connection.
 
     Ray swallows exceptions of signal handlers in parts of its start, so that an interrupt must not find the main thread
@@ -137,7 +138,7 @@ class _Start(Generic[T]):
         self.has_started, self.must_end = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._run, name="ray-session", daemon=True)
 
-    def __enter__(self) -> "_Start[T]":
+    def __enter__(self) -> "_Connection[T]":
         self.thread.start()
         return self
 

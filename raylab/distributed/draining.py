@@ -10,7 +10,7 @@ from raylab.training.peers import FixedPeers
 LOOK_SECONDS = 1.0
 
 
-class TrainsOnNode(FixedPeers):
+class NodePeers(FixedPeers):
     """This process alone, which must hand over as soon as its node drains. A thread of its own looks."""
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class TrainsOnNode(FixedPeers):
         self.drains = False
         self.thread = threading.Thread(target=self._watch, name="draining", daemon=True)
 
-    def __enter__(self) -> "TrainsOnNode":
+    def __enter__(self) -> "NodePeers":
         self.thread.start()
         return self
 

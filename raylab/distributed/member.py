@@ -27,8 +27,8 @@ class Expelled(Exception):
     """Raised in a worker that the run goes on without."""
 
 
-class Refused(RunError):
-    """Raised in a worker whose code, packages or data differ from those of the run."""
+class Refused(Exception):
+    """Raised, with the reason, in a worker whose code, packages or data differ from those of the run."""
 
 
 class Member:
@@ -99,9 +99,7 @@ class Member:
     def _join(self) -> None:
         why = self.call("join", self.name, self.identity)
         if why is not None:
-            raise Refused(
-                "a worker differs from the others of its run", why, "make code and data the same on all nodes"
-            )
+            raise Refused(why)
         self.watcher.start()
 
     def _connect(self, roster: Roster) -> ProcessGroup:

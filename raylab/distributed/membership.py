@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from raylab.distributed.rendezvous import Rendezvous
 
+START_SECONDS = 60.0  # in which a process that starts says at least once that it is alive: imports may hold it up
 WATCH_SECONDS = 1.0  # a worker's watch is answered at least this often: its next one is its heartbeat
 LEFT = "it has left"
 
@@ -60,10 +61,11 @@ class Delivery(NamedTuple):
 
 
 class Membership(Rendezvous):
-    """Workers `join` when they could train, `form` a group, train and `watch` meanwhile, and `form` again when told to.
+    """Workers `greet` while they start, `join` when they could train, `form` a group, train and `watch` meanwhile, and
+    `form` again when told to.
 
-    `minimum`: workers with which an attempt begins. A worker is expelled that does not watch for `silence_seconds`, or
-    keeps all others waiting for as long.
+    `minimum`: workers with which an attempt begins. A worker is expelled that does not watch for `silence_seconds`,
+    keeps all others waiting for as long, or does not greet for START_SECONDS while it starts.
     """
 
     def __init__(self, minimum: int, silence_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -72,6 +74,7 @@ class Membership(Rendezvous):
         self.identity: Mapping[str, str] | None = None
         self.roster = Roster(0, (), ())
         self.is_broken = False
+        self.starting: dict[str, float] = {}  # of each worker that is yet to join: when it last called
         self.heard: dict[str, float] = {}  # of each worker that may train: when it last called
         self.leaving: set[str] = set()
         self.expelled: dict[str, str] = {}
@@ -81,6 +84,13 @@ class Membership(Rendezvous):
         self.delivered = 0  # the last step whose row the driver has
         self.node_samples: list[tuple[str, dict[str, float]]] = []  # member and the load of its node, on their way
 
+    async def greet(self, member: str) -> bool:
+        """Note that `member` is alive; returns whether it is yet to join."""
+        if member in self.heard or member in self.expelled:
+            return False
+        self.starting[member] = self.clock()
+        return True
+
     async def join(self, member: str, identity: Mapping[str, str]) -> str | None:
         """Count on `member`, unless it has been told to leave; returns why not, where what it runs or trains on differs
         from what the others do."""
@@ -89,6 +99,7 @@ class Membership(Rendezvous):
         for name, own in identity.items():
             if own != self.identity.get(name):
                 return f"its {name} is {own}, that of the other workers {self.identity.get(name)}"
+        self.starting.pop(member, None)
         if member not in self.expelled:
             self.heard[member] = self.clock()
         return None
@@ -142,6 +153,7 @@ class Membership(Rendezvous):
 
     async def remove(self, member: str, why: str, was_needed: bool = True) -> None:
         """`member` has died, has left or is expelled; the others go on, in a new group if it `was_needed`."""
+        self.starting.pop(member, None)
         if self.heard.pop(member, None) is None:
             return
         self.expelled[member] = why
@@ -157,6 +169,10 @@ class Membership(Rendezvous):
     async def expel_silent(self) -> None:
         """Expel whoever has not called for too long, or does not come while the others wait."""
         now, limit = self.clock(), self.silence_seconds
+        to_start = max(limit, START_SECONDS)
+        for member in [m for m, at in self.starting.items() if now - at > to_start]:
+            del self.starting[member]
+            self.expelled[member] = f"it was silent for {to_start:g} s while it started"
         for member in [m for m, at in self.heard.items() if now - at > limit]:
             await self.remove(member, f"it was silent for {limit:g} s")
         if self.waiting_since is not None and now - self.waiting_since > limit:

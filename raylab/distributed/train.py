@@ -76,9 +76,9 @@ class Supervisor:
         self.has_ended = False
         self.is_closed = False
         self.placed_at = float("-inf")
-        self.warm: dict[str, list[Any]] = {}  # actors by node, which have no work yet
+        self.warm: dict[str, list[tuple[str, Any]]] = {}  # workers by node, which have no work yet: name and actor
         for node, count in self.allowed_workers().items():
-            self.warm[node] = [self.create_actor(node) for _ in range(count)]
+            self.warm[node] = [self.create_worker(node) for _ in range(count)]
 
     def train(
         self,
@@ -110,6 +110,8 @@ class Supervisor:
             "sample_node": sample_node,
         }
         try:
+            self.place_workers()
+            self.drop_warm()
             self.run()
         finally:
             self.close()
@@ -138,7 +140,6 @@ class Supervisor:
         for node, count in allowed.items():
             for _ in range(0 if node in self.refused else count - placed[node]):
                 self.start_worker(node)
-        self.drop_warm()
         for name, running in reversed(self.workers.items()):  # the youngest first
             if not running.is_leaving and placed[running.node] > allowed.get(running.node, 0):
                 placed[running.node] -= 1
@@ -151,18 +152,18 @@ class Supervisor:
         allowed: dict[str, int] = ray.get(claim)
         return allowed
 
-    def create_actor(self, node: str) -> Any:
-        resources = {"num_cpus": self.bundle["CPU"], "num_gpus": self.bundle.get("GPU", 0)}
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        actor = ray.remote(Worker).options(**resources, scheduling_strategy=there).remote()
-        actor.load_libraries.remote()
-        return actor
-
-    def start_worker(self, node: str) -> None:
+    def create_worker(self, node: str) -> tuple[str, Any]:
         name = f"worker-{self.started}"
         self.started += 1
-        actor = self.warm[node].pop() if self.warm.get(node) else self.create_actor(node)
-        self.workers[name] = Running(actor, actor.run.remote(name, self.membership, self.arguments), node)
+        resources = {"num_cpus": self.bundle["CPU"], "num_gpus": self.bundle.get("GPU", 0)}
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        actor = ray.remote(Worker).options(**resources, scheduling_strategy=there).remote(name, self.membership)
+        actor.load_libraries.remote()
+        return name, actor
+
+    def start_worker(self, node: str) -> None:
+        name, actor = self.warm[node].pop(0) if self.warm.get(node) else self.create_worker(node)
+        self.workers[name] = Running(actor, actor.run.remote(self.arguments), node)
 
     def note_end(self, name: str) -> None:
         """`run` of the worker `name` is over."""
@@ -237,7 +238,7 @@ class Supervisor:
         ray.kill(self.membership)
 
     def drop_warm(self) -> None:
-        for actor in chain(*self.warm.values()):
+        for _, actor in chain(*self.warm.values()):
             ray.kill(actor)
         self.warm.clear()
 

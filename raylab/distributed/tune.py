@@ -36,7 +36,7 @@ from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
 from raylab.data.sampler import steps_per_epoch
 from raylab.distributed import train
-from raylab.distributed.draining import TrainsOnNode
+from raylab.distributed.draining import NodePeers
 from raylab.errors import RaylabError, RunError, UsageError, unknown
 from raylab.files import write_json
 from raylab.tasks import find_task
@@ -361,7 +361,7 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
             result = train.Supervisor(chosen).train(chosen, Path(data), directory, report_epochs)
         else:
             callback = saved if options.scheduler in WITH_CHECKPOINTS else None
-            with TrainsOnNode() as peers:
+            with NodePeers() as peers:
                 result = execute(chosen, Path(data), directory, send, saved=callback, flush_seconds=0, peers=peers)
     except AttemptHandedOver as handed_over:
         # Tune starts the trial again elsewhere, and counts no failure

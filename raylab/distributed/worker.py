@@ -5,12 +5,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
 
+from raylab.distributed.membership import WATCH_SECONDS
 from raylab.errors import RaylabError, RunError
 from raylab.files import write_json
 
@@ -27,14 +29,18 @@ class End(NamedTuple):
 
 
 class Worker:
-    """The actor of one worker."""
+    """The actor of one worker. From its first second on the membership of its run knows that it is alive."""
+
+    def __init__(self, name: str, membership: Any) -> None:
+        self.name, self.membership = name, membership
+        threading.Thread(target=self._greet, name="greeting", daemon=True).start()
 
     def load_libraries(self) -> None:
         """Import what training needs, while this worker waits for its work."""
         import raylab.distributed.member
         import raylab.training.run  # noqa: F401
 
-    def run(self, name: str, membership: Any, arguments: Mapping[str, Any]) -> End:
+    def run(self, arguments: Mapping[str, Any]) -> End:
         """Train until the run is over. Whatever is raised is a crash of this worker, not the end of the run."""
         # In the method, so that the process that starts it is quick to answer
         from raylab.distributed.member import Expelled, Member, Refused
@@ -43,24 +49,21 @@ class Worker:
         from raylab.training.loop import AttemptHandedOver
         from raylab.training.run import execute
 
-        def call(method: str, *values: Any) -> Any:
-            return ray.get(getattr(membership, method).remote(*values))
-
         directory, parent = Path(arguments["directory"]), arguments["parent"]
         recipe = parse_recipe(arguments["recipe"])
         interface = interface_of(ray.util.get_node_ip_address())
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # = is exact; else eth1 means eth10 as well
-        sampling = threading.Thread(target=_sample_node, args=(name, call, arguments["sample_node"]), daemon=True)
+        sampling = threading.Thread(target=self._sample_node, args=(arguments["sample_node"],), daemon=True)
         sampling.start()
         identity = identify(arguments["data_hash"])
-        member = Member(name, call, recipe.scaling.silence_seconds, identity, recipe.scaling.gpu)
+        member = Member(self.name, self._call, recipe.scaling.silence_seconds, identity, recipe.scaling.gpu)
         try:
             execute(
                 recipe,
                 Path(arguments["data"]),
                 directory,
-                lambda rows: int(call("send", rows)),
+                lambda rows: int(self._call("send", rows)),
                 None if parent is None else Path(parent),
                 peers=member,
             )
@@ -70,7 +73,7 @@ class Worker:
         except Expelled as error:
             raise RunError("this worker was expelled", str(error)) from error
         except Refused as error:
-            return End("refused", error.why)
+            return End("refused", str(error))
         except RaylabError as error:
             if member.signal.expelled is not None:  # the others go on: this is not the run's failure
                 raise
@@ -78,13 +81,21 @@ class Worker:
             return End("failed")
         return End("finished")
 
+    def _call(self, method: str, *values: Any) -> Any:
+        return ray.get(getattr(self.membership, method).remote(*values))
 
-def _sample_node(name: str, call: Callable[..., Any], sample_node: Callable[[], dict[str, float]]) -> None:
-    """Send the load of this node whenever a sample is due, until the process ends."""
-    while True:
-        if sample := sample_node():
-            call("send_node_sample", name, sample)
-        time.sleep(SAMPLE_SECONDS)
+    def _greet(self) -> None:
+        """Tell the membership that this process is alive, until it trains and its watch does so."""
+        with suppress(ray.exceptions.RayError):  # the run is over
+            while self._call("greet", self.name):
+                time.sleep(WATCH_SECONDS)
+
+    def _sample_node(self, sample_node: Callable[[], dict[str, float]]) -> None:
+        """Send the load of this node whenever a sample is due, until the process ends."""
+        while True:
+            if sample := sample_node():
+                self._call("send_node_sample", self.name, sample)
+            time.sleep(SAMPLE_SECONDS)
 
 
 def identify(data_hash: str) -> dict[str, str]:

@@ -172,6 +172,27 @@ def test_a_silent_member_is_expelled_and_stays_so():
     run(story())
 
 
+def test_a_worker_that_falls_silent_before_it_joins_is_expelled():
+    async def story() -> None:
+        clock = Clock()
+        membership = await joined("a", clock=clock)
+        assert not await membership.greet("a")
+        assert await membership.greet("b")
+        for clock.now in (30.0, 59.0):
+            assert await membership.greet("c")
+            await membership.watch("a", 1, Signal(), 0)
+        for clock.now in (61.0, 69.0):
+            await membership.watch("a", 1, Signal(), 0)
+            assert (await membership.receive(0)).gone == {"b": "it was silent for 60 s while it started"}
+        assert not await membership.greet("b")
+        await membership.join("b", SAME)
+        assert await membership.form("b", 0, -1, 0.01) == "it was silent for 60 s while it started"
+        assert await membership.join("c", SAME) is None
+        assert not await membership.greet("c")
+
+    run(story())
+
+
 def test_a_member_that_watches_but_does_not_come_is_expelled():
     async def story() -> None:
         clock = Clock()
