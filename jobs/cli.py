@@ -38,6 +38,7 @@ VERBS = {
     "compare": "print a table of tracked runs and write an HTML report",
     "sync": "send records that are waiting on disk to MLflow",
     "ui": "serve MLflow on loopback, accessible only to you, and print a link",
+    "warm": "keep a Ray running, so that the commands that follow start sooner",
     "cluster": "manage a Ray cluster on Slurm: up, status, down, submit, ...",
     "doctor": "check whether clusters can run at a site",
     "demo": "run the whole workflow, from data to comparison",

@@ -15,6 +15,7 @@ import psutil
 from raylab.documents import Document, read_document
 from raylab.errors import TrackingError
 from raylab.files import locked, write_json
+from raylab.processes import find_own
 from raylab.storage import check_writable
 from tracking.access import identity, secret
 from tracking.runs import database, database_uri
@@ -165,13 +166,7 @@ def running(home: Path) -> Server | None:
     known = read_document(path, Facts, f"end the MLflow server that serves {home}, if any, and remove the file")
     if known.host != socket.gethostname():
         return None
-    try:
-        process = psutil.Process(known.pid)
-        ours = abs(process.create_time() - known.started) < 1 and process.uids().real == os.getuid()
-        alive = process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return None
-    if not (ours and alive):
+    if find_own(known.pid, known.started) is None:
         return None
     identity.trust(known.uri, secret.path(home))
     return Server(known.uri, known.pid, home, known.app)

@@ -13,8 +13,11 @@ from typing import Generic, TypeVar
 
 import psutil
 
+from jobs.common.warm_ray import WarmRay, find_usable
 from raylab.errors import RunError, UsageError
 from raylab.scratch import Scratch, default_parents
+
+log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 200_000_000  # small, because every worker reads its data from files
 
@@ -50,9 +53,10 @@ def cluster_address() -> str | None:
     return None if address in (None, "", "local") else address
 
 
-def ray_environment() -> None:
+def ray_environment() -> WarmRay | None:
     """Set the variables that Ray reads at import; call this before anything imports Ray.
 
+    Returns the Ray that is kept running for commands like this one, if there is one and RAY_ADDRESS names no cluster.
     Raises UsageError if a local Ray could not start workers.
     """
     if cluster_address() is None and shutil.which("bash") is None:
@@ -65,11 +69,14 @@ def ray_environment() -> None:
         )
     for name, text in ENVIRONMENT.items():
         os.environ.setdefault(name, text)
-    if cluster_address() is None:
-        os.environ.update(LOCAL)
-        # Other users of this machine can connect to a local Ray's ports, so it requires a token that they cannot read
-        if not os.environ.get("RAY_AUTH_TOKEN"):
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if cluster_address() is not None:
+        return None
+    os.environ.update(LOCAL)
+    warm = find_usable()
+    # Other users of this machine can connect to a local Ray's ports, so it requires a token that they cannot read
+    token = os.environ.get("RAY_AUTH_TOKEN") or (warm.token if warm else secrets.token_hex(32))
+    os.environ["RAY_AUTH_TOKEN"] = token
+    return warm if warm and warm.token == token else None
 
 
 @contextmanager
@@ -90,10 +97,13 @@ def ray_ahead(cpus: float, prepare: Callable[[], T]) -> Iterator[Callable[[Path]
 
     `cpus`: logical CPUs that a local Ray declares, at least the real ones. A local Ray keeps its files in a private
     directory and is stopped on exit; after an error its logs are copied to LOGS next to the log. A cluster keeps
-    running. Inside another session `prepare` alone is called. Raises UsageError if there is no directory for Ray's
-    files or no bash.
+    running, and so does the Ray of `raylab warm`, which is used where it suits (warm_ray.py). Inside another session
+    `prepare` alone is called. Raises UsageError if there is no directory for Ray's files or no bash.
     """
-    ray_environment()
+    warm = ray_environment()
+    if warm is not None and warm.cpus < cpus:
+        log.warning(f"the Ray that raylab warm keeps running is not used: it has {warm.cpus} of {cpus:g} CPUs")
+        warm = None
     remote = cluster_address()
     if remote and remote.startswith("http"):
         raise UsageError(
@@ -105,7 +115,13 @@ def ray_ahead(cpus: float, prepare: Callable[[], T]) -> Iterator[Callable[[Path]
         yield lambda log: prepare()
         return
     with ExitStack() as stack:
-        scratch = None if remote else stack.enter_context(_local_scratch())
+        scratch = None
+        if warm is not None:
+            remote = warm.address
+            stack.enter_context(_library_files(Path(warm.directory)))
+        elif remote is None:
+            scratch = stack.enter_context(Scratch(default_parents()))
+            stack.enter_context(_library_files(scratch.path))
         output = stack.enter_context(ExitStack())  # ends after Ray, which writes until its end
         connection = stack.enter_context(_Connection(cpus, remote, scratch, prepare))
         logs: list[Path] = []
@@ -154,7 +170,7 @@ class _Connection(Generic[T]):
             return self.result[0]
         why = (str(self.error).splitlines() or [type(self.error).__name__])[0]
         if self.scratch is None:
-            do = "check RAY_ADDRESS and the token (RAY_AUTH_TOKEN_PATH)"
+            do = "check RAY_ADDRESS and the token (RAY_AUTH_TOKEN_PATH)" if cluster_address() else "raylab warm --stop"
             raise RunError(f"no Ray cluster could be reached at {self.address}", why, do) from self.error
         do = f"see {log} and {log.with_name(LOGS)}; on a busy machine, try again later"
         raise RunError(f"a local Ray did not start in {STARTS} attempts", why, do) from self.error
@@ -218,18 +234,17 @@ def _kill_processes(scratch: Scratch) -> None:
 
 
 @contextmanager
-def _local_scratch() -> Iterator[Scratch]:
-    """A private directory for a local Ray. RAY_TMPDIR names it, because Ray's libraries keep lock files there."""
+def _library_files(directory: Path) -> Iterator[None]:
+    """Let Ray's libraries keep their lock files in the private `directory` of a local Ray."""
     before = os.environ.get("RAY_TMPDIR")
-    with Scratch(default_parents()) as scratch:
-        os.environ["RAY_TMPDIR"] = str(scratch.path)
-        try:
-            yield scratch
-        finally:
-            if before is None:
-                del os.environ["RAY_TMPDIR"]
-            else:
-                os.environ["RAY_TMPDIR"] = before
+    os.environ["RAY_TMPDIR"] = str(directory)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAY_TMPDIR"]
+        else:
+            os.environ["RAY_TMPDIR"] = before
 
 
 @contextmanager

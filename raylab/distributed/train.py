@@ -22,6 +22,7 @@ import raylab.errors
 from raylab.config.recipe import Recipe
 from raylab.distributed.allocation import Allocator, Bundle
 from raylab.distributed.membership import LEFT, Delivery, Membership
+from raylab.distributed.spares import find_pool
 from raylab.distributed.worker import End, Worker
 from raylab.errors import IncompleteError, RunError
 from raylab.tasks import find_task
@@ -65,6 +66,7 @@ class Supervisor:
         members = ray.remote(num_cpus=0)(Membership)
         self.membership = members.options(scheduling_strategy=here).remote(low, self.scaling.silence_seconds)
         self.allocator = find_allocator()
+        self.spares = find_pool()
         self.claim = secrets.token_hex(8)
         self.workers: dict[str, Running] = {}
         self.refused: dict[str, str] = {}  # why, by node: code, packages or data differ, so none is started there again
@@ -155,11 +157,19 @@ class Supervisor:
     def create_worker(self, node: str) -> tuple[str, Any]:
         name = f"worker-{self.started}"
         self.started += 1
-        resources = {"num_cpus": self.bundle["CPU"], "num_gpus": self.bundle.get("GPU", 0)}
-        there = NodeAffinitySchedulingStrategy(node, soft=False)
-        actor = ray.remote(Worker).options(**resources, scheduling_strategy=there).remote(name, self.membership)
+        actor = self.take_spare() or self.create_actor(node)
+        actor.belong.remote(name, self.membership)
         actor.load_libraries.remote()
         return name, actor
+
+    def take_spare(self) -> Any:
+        """A worker that waits on this Ray, which then has one node; None if there is none, or none with a GPU."""
+        return None if self.spares is None or self.scaling.gpu else ray.get(self.spares.take.remote())
+
+    def create_actor(self, node: str) -> Any:
+        resources = {"num_cpus": self.bundle["CPU"], "num_gpus": self.bundle.get("GPU", 0)}
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        return ray.remote(Worker).options(**resources, scheduling_strategy=there).remote()
 
     def start_worker(self, node: str) -> None:
         name, actor = self.warm[node].pop(0) if self.warm.get(node) else self.create_worker(node)

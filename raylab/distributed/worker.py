@@ -29,9 +29,11 @@ class End(NamedTuple):
 
 
 class Worker:
-    """The actor of one worker. From its first second on the membership of its run knows that it is alive."""
+    """The actor of one worker: `belong`, `load_libraries` and `run` are called in this order, or the first two in the
+    other, if it was started before its run."""
 
-    def __init__(self, name: str, membership: Any) -> None:
+    def belong(self, name: str, membership: Any) -> None:
+        """Be the worker `name` of the run of `membership`, and tell it from now on that this process is alive."""
         self.name, self.membership = name, membership
         threading.Thread(target=self._greet, name="greeting", daemon=True).start()
 

@@ -76,6 +76,7 @@ EXEMPT = {
     "demo": "it calls prepare, train, transfer, tune, evaluate and compare, each of which is here",
     "models": "it reads no data and no run",
     "recipe": "it reads no data and no run",
+    "warm": "it reads no data and no run",
 }
 ELSEWHERE = ("cluster", "doctor")  # they start processes on other nodes
 WITH_RAY = ("tune",)  # a test of their own: Ray takes long to start, and its environment would stay in this process

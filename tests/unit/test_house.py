@@ -18,7 +18,7 @@ PACKAGES = ("raylab", "jobs", "tracking", "cluster")
 ROOMS: dict[str, set[str]] = {}
 for _room, _more in {
     "errors": "",
-    "files loopback scratch documents score storage": "errors",
+    "files loopback scratch documents score storage processes": "errors",
     "config": "files",
     "physiology": "config",
     "data": "",
@@ -37,7 +37,7 @@ for _room, _more in {
     ROOMS |= dict.fromkeys(_room.split(), _below)
 
 
-SMALL = {"errors", "files", "storage", "documents", "score", "loopback", "scratch", "__version__"}
+SMALL = {"errors", "files", "storage", "documents", "score", "loopback", "scratch", "processes", "__version__"}
 """what tracking and cluster may import"""
 
 
