@@ -8,7 +8,8 @@ kill    kill -9 of one of two workers, rank 0 and the last rank in turn: seconds
 hang    SIGSTOP instead, raylab only, with scaling.silence_seconds=5
 growth  a node for two more workers joins a cluster of one: the longest time without a new step until 50 steps of three
         workers are done, beyond the median step of one; beside it the longest step before
-start   from the command to the first step of two workers, on a local Ray of its own and on one that already runs
+start   from the command to the first step of two workers, on a local Ray of its own, on one that already runs, and on
+        one whose workers wait (`raylab warm`)
 kills   a seeded kill every 30 s for ten minutes: new steps per second over those of the undisturbed run, which is
         measured before and after; and the same weighted by the worker-seconds alive: a killed worker does not count
         from its kill until the replacement trains. A kill is left out while no worker of the newest group lives.
@@ -38,6 +39,7 @@ import shutil
 import signal
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -466,8 +468,28 @@ def case_start(bench: Bench) -> None:
                     name = f"{system}, Ray runs already"
                     found.setdefault(name, []).append(new_steps(training.lines)[0][0] - training.started)
                     print(f"  {name}, round {turn}: {found[name][-1]:.1f} s", flush=True)
+        if "raylab" in bench.systems:
+            name = "raylab, workers wait"
+            with waiting_workers(bench) as environment, Training("raylab", bench, cluster=environment) as training:
+                training.wait(training.is_full, "the first step")
+                found.setdefault(name, []).append(new_steps(training.lines)[0][0] - training.started)
+                print(f"  {name}, round {turn}: {found[name][-1]:.1f} s", flush=True)
     for name, seconds in found.items():
         bench.note("start", name, {"seconds": statistics.median(seconds), "each": [round(one, 1) for one in seconds]})
+
+
+@contextlib.contextmanager
+def waiting_workers(bench: Bench) -> Iterator[dict[str, str]]:
+    """`raylab warm`; yields the environment of commands that use it."""
+    environment = bench.environment
+    command = [str(BIN / "raylab"), "warm", "--workers", "2", "--quiet"]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    try:
+        yield {"RAY_AUTH_TOKEN": environment["RAY_AUTH_TOKEN"]}
+    finally:
+        subprocess.run(
+            [*command[:2], "--stop", "--quiet"], env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+        )
 
 
 def steps_per_second(training: Training, seconds: float) -> float:

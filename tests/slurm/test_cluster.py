@@ -91,6 +91,11 @@ def crashed(bed: Bed, job: str, node: str) -> None:
     bed.verb("crash", node)
 
 
+def unplugged(bed: Bed, job: str, node: str) -> None:
+    """A node that falls silent: no connection is reset, and its worker goes on by itself."""
+    bed.verb("netdown", node)
+
+
 FAULTS = {
     # what happens to a worker's job -> steps that may be computed twice
     cancelled: 0,
@@ -98,8 +103,10 @@ FAULTS = {
     out_of_time: 0,
     preempted: 0,
     requeued: 0,
+    unplugged: 0,
     crashed: 0,
 }
+MENDED_BY = {unplugged: "netup", crashed: "boot"}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
@@ -113,8 +120,8 @@ def test_a_worker_that_goes(lab: Lab, run: str, fault: Any) -> None:
         wait_for(lambda: lab.facts(run)["regroups"] > before["regroups"], 300, "the next group")
         assert lab.facts(run)["steps_repeated"] - before["steps_repeated"] <= FAULTS[fault], lab.groups(run)
     finally:
-        if fault is crashed:
-            lab.bed.verb("boot", victim["node"])
+        if fault in MENDED_BY:
+            lab.bed.verb(MENDED_BY[fault], victim["node"])
 
 
 def test_slurm_itself_away(lab: Lab, run: str) -> None:
