@@ -4,7 +4,7 @@ import threading
 
 import ray
 
-from raylab.distributed.train import list_draining_nodes
+from raylab.distributed.cluster_allocator import list_draining_nodes
 from raylab.training.peers import FixedPeers
 
 LOOK_SECONDS = 1.0

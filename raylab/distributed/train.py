@@ -6,7 +6,6 @@ who are left go on. Only when no worker is left does the newest checkpoint count
 
 import json
 import secrets
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import raylab.errors
 from raylab.config.recipe import Recipe
-from raylab.distributed.allocation import Allocator, Bundle
+from raylab.distributed.cluster_allocator import find_allocator
 from raylab.distributed.membership import LEFT, Delivery, Membership
 from raylab.distributed.spares import find_pool
 from raylab.distributed.worker import End, Worker
@@ -38,7 +37,6 @@ OnWarning = Callable[[str], None]
 
 POLL_SECONDS = 0.1  # between two looks at the workers
 PLACE_SECONDS = 1.0  # between two looks at the cluster
-RENEW_SECONDS = 10.0  # between two looks at claims that nobody renews
 
 
 @dataclass
@@ -256,46 +254,6 @@ class Supervisor:
 def first_on_node(nodes: dict[str, str]) -> set[str]:
     """Of the workers {name: node} the first of each node: all of a node send the same load."""
     return set({node: name for name, node in reversed(nodes.items())}.values())
-
-
-class ClusterAllocator(Allocator):
-    """The Allocator of the connected cluster. A thread of its own drops the claims of runs that were killed."""
-
-    def __init__(self) -> None:
-        super().__init__(list_nodes, request_bundles)
-        threading.Thread(target=self._drop_expired, daemon=True).start()
-
-    def _drop_expired(self) -> None:
-        while True:
-            time.sleep(RENEW_SECONDS)
-            self.drop_expired()
-
-
-def find_allocator() -> Any:
-    """The cluster's one Allocator, made on this node (the head, which outlives workers) by the first run."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ClusterAllocator)
-    options = {"name": "allocator", "namespace": "raylab", "get_if_exists": True, "lifetime": "detached"}
-    return actor.options(**options, scheduling_strategy=here).remote()
-
-
-def list_nodes() -> dict[str, Bundle]:
-    """The resources of each node that is alive and not about to leave."""
-    leaving = list_draining_nodes()
-    nodes = sorted(ray.nodes(), key=lambda node: node["NodeID"])
-    return {n["NodeID"]: n["Resources"] for n in nodes if n["Alive"] and n["NodeID"] not in leaving}
-
-
-def list_draining_nodes() -> set[str]:
-    """The ids of the nodes that Ray drains: because of a time limit, a preemption, or because they are idle."""
-    return set(ray._private.state.state.get_draining_nodes())
-
-
-def request_bundles(bundles: list[Bundle]) -> None:
-    """Ask the autoscaler for nodes on which all of `bundles` fit."""
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(bundles=[dict(bundle) for bundle in bundles])
 
 
 def raise_failure(directory: Path) -> None:
