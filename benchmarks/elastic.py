@@ -1,7 +1,7 @@
-"""Measure what changes of workers cost: raylab beside stock Ray Train and torchrun, on this machine, without a GPU.
+"""Measure what changes of workers cost: raylab beside stock Ray Train, torchrun and torchft, on this machine, on CPUs.
 
-    python benchmarks/elastic.py [--case kill hang growth start kills step] [--system raylab ray-train torchrun]
-        [--data DIR] [--rounds 5] [--seconds 600] [--every 30] [--out FILE]
+    python benchmarks/elastic.py [--case kill hang growth start kills step] [--system raylab ray-train torchrun torchft]
+        [--data DIR] [--rounds 5] [--seconds 600] [--every 30] [--torchft PYTHON] [--out FILE]
 
 kill    kill -9 of one of two workers, rank 0 and the last rank in turn: seconds to the next new step (one that no
         group had reached before), steps repeated, and seconds until the replacement trains; raylab with five workers
@@ -22,8 +22,8 @@ it is, with validation after every epoch and MLflow; the stock training (stock_t
 same settings for both: raylab's own, with worker niceness 0 and without metrics and dashboard. Ray Train polls its
 workers every 0.5 s instead of 2, may fail without limit, and considers a new size every second instead of every minute.
 torchrun polls every 0.1 s and makes a store for each start: in the shared one, its default in torch 2.15, the gloo of a
-second start finds the addresses of the first and fails several times. All packages have their bytecode compiled
-(`make setup`).
+second start finds the addresses of the first and fails several times. torchft has one replica group per worker and no
+checkpoints (torchft_training.py). All packages have their bytecode compiled (`make setup`).
 
 Every system's rank 0 appends a line per step, and a line with all pids per group, to a ledger. An observer here looks
 at it every 10 ms: its clock is the only one. Only processes that descend from one started here are killed.
@@ -57,7 +57,9 @@ from jobs.common.session import ENVIRONMENT, LOCAL
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 STOCK = ROOT / "benchmarks" / "stock_training.py"
-SYSTEMS = ("raylab", "ray-train", "torchrun")
+TORCHFT = ROOT / "benchmarks" / "torchft_training.py"
+SYSTEMS = ("raylab", "ray-train", "torchrun", "torchft")
+WITHOUT_RAY = ("torchrun", "torchft")
 STOCK_RAY = ("ray-train", "ray-train, rank 0", "ray-train, the last rank")  # what others are compared with
 EVERY = 50  # steps between checkpoints
 LOOK_SECONDS = 0.01  # between two looks at a ledger
@@ -160,7 +162,10 @@ class Training:
             environment.pop("RAY_TMPDIR")  # it makes its own directory
         else:
             self.ledger = self.folder / "ledger.jsonl"
-            if system == "torchrun":
+            if system == "torchft":
+                command = [str(bench.torchft), str(TORCHFT), data, str(self.folder), str(self.size)]
+                environment |= {"PYTHONPATH": str(ROOT), "RUST_LOG": "error"}
+            elif system == "torchrun":
                 options = ("--standalone", f"--nproc-per-node={self.size}", "--max-restarts=1000")
                 command = [python, "-m", "torch.distributed.run", *options, str(STOCK), data, str(self.folder)]
             else:
@@ -319,6 +324,7 @@ class Bench:
     folder: Path
     data: Path
     systems: list[str]
+    torchft: Path | None
     rounds: int
     seconds: float
     every: float
@@ -418,7 +424,7 @@ def case_hang(bench: Bench) -> None:
 
 def case_growth(bench: Bench) -> None:
     for system in bench.systems:
-        if system == "torchrun":
+        if system in WITHOUT_RAY:
             continue  # its number of workers on one node is fixed
         found = []
         for _ in range(bench.rounds):
@@ -461,7 +467,7 @@ def case_start(bench: Bench) -> None:
                 print(f"  {system}, round {turn}: {found[system][-1]:.1f} s", flush=True)
         with cluster(bench, 2) as ray:
             for system in bench.systems:
-                if system == "torchrun":
+                if system in WITHOUT_RAY:
                     continue
                 with Training(system, bench, cluster=ray.environment) as training:
                     training.wait(training.is_full, "the first step")
@@ -661,7 +667,10 @@ def print_table(results: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--system", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--system", nargs="+", choices=SYSTEMS, help="(default: all; torchft only with --torchft)")
+    parser.add_argument(
+        "--torchft", type=Path, metavar="PYTHON", help="of an environment with torchft beside raylab's packages"
+    )
     parser.add_argument("--data", type=Path, help="prepared directory of the task ards (default: synthetic patients)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=600, help="duration of the case kills")
@@ -669,6 +678,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file for the results as JSON")
     options = parser.parse_args()
+    systems = options.system or [name for name in SYSTEMS if name != "torchft" or options.torchft]
+    if "torchft" in systems and options.torchft is None:
+        parser.error("--system torchft needs --torchft PYTHON")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes started here are ended
     folder = Path(tempfile.mkdtemp(prefix="elastic-"))
     try:
@@ -678,7 +690,9 @@ def main() -> None:
 
             data = folder / "ards"
             prepare_icu("ards", "synthetic", None, data, patients=2000)
-        bench = Bench(folder, data, options.system, options.rounds, options.seconds, options.every, options.seed)
+        bench = Bench(
+            folder, data, systems, options.torchft, options.rounds, options.seconds, options.every, options.seed
+        )
         try:
             for case in options.case:
                 CASES[case](bench)
