@@ -3,10 +3,11 @@
     python benchmarks/torchft_training.py DATA DIRECTORY WORKERS
 
 torchft (0.2.0, with opentelemetry's OTLP exporter over HTTP) is not among raylab's packages: install it beside them.
-The same network, batch, clipping and moving average as in stock_training.py, in WORKERS replica groups of one process
-each; this process is torchft's lighthouse and starts a replica again that has died. A replica that returns takes the
-state of another, so there are no checkpoints. The first participant appends a line per step to DIRECTORY/ledger.jsonl,
-and one with all pids whenever the participants change.
+torchft's DistributedDataParallel ends a survivor with an AssertionError under torch 2.15, so one call averages all
+gradients here. Network, batch, clipping and moving average are those of stock_training.py, in WORKERS replica groups of
+one process each; this process is torchft's lighthouse and starts a replica again that has died. A replica that returns
+takes the state of another, so there are no checkpoints. The first participant appends a line per step to
+DIRECTORY/ledger.jsonl, and one with all pids whenever the participants change.
 """
 
 import json
@@ -27,8 +28,9 @@ def train(data: Path, directory: Path, replica: str) -> None:
     import numpy as np
     import torch
     from torch.distributed import TCPStore
+    from torch.nn.utils import parameters_to_vector, vector_to_parameters
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-    from torchft import DistributedDataParallel, Manager, Optimizer, ProcessGroupGloo
+    from torchft import Manager, Optimizer, ProcessGroupGloo
 
     from raylab.tasks import find_task
     from raylab.tasks.recipes import shipped_recipe
@@ -67,7 +69,6 @@ def train(data: Path, directory: Path, replica: str) -> None:
         replica_id=replica,
         hostname="127.0.0.1",
     )
-    network = DistributedDataParallel(manager, model)
     optimizer = Optimizer(manager, adamw)
     (directory / f"pid-{replica}").write_text(str(os.getpid()))
     size = 0
@@ -79,8 +80,11 @@ def train(data: Path, directory: Path, replica: str) -> None:
             now = manager.num_participants()
             order = np.random.default_rng((recipe.seed, step)).permutation(len(samples))
             own = np.array_split(order[: recipe.loop.global_batch_size], now)[rank or 0]
-            loss = task.outcome.loss(network(samples.batch(own)), torch.from_numpy(samples.y[own]), None).mean()
+            loss = task.outcome.loss(model(samples.batch(own)), torch.from_numpy(samples.y[own]), None).mean()
             loss.backward()
+            gradient = parameters_to_vector([weight.grad for weight in model.parameters()])
+            manager.allreduce(gradient).wait()  # the mean over the participants
+            vector_to_parameters(gradient, [weight.grad for weight in model.parameters()])
             torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
             optimizer.step()
             if manager.current_step() == step:
