@@ -12,7 +12,7 @@ PREPARED = $(or $(DATA),prepared/$(TASK))
 NAME = $(if $(RUN),--name "$(RUN)")
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: help setup demo prepare train tune transfer evaluate compare submit test test-slow test-slurm test-all \
+.PHONY: help setup demo prepare train tune transfer evaluate compare submit test test-slow test-slurm test-all test-faults soak \
   slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down doctor
 .DEFAULT_GOAL := help
 
@@ -77,12 +77,21 @@ test-all: setup ## every test, each of them once
 	@$(TOGETHER)
 	@$(PYTEST) $(CLUSTERS)
 
+test-faults: setup ## every fault of the fault matrix on real Ray, Slurm and MLflow
+	@$(PYTEST) -m fault tests
+
+soak: setup ## 50 small runs and two searches under random faults
+	@RAYLAB_SOAK=50 $(PYTEST) -s tests/ray/test_soak.py
+
 .PHONY: test-ray test-testbed test-mlflow test-unit
-test-ray test-mlflow: setup
-	@$(PYTEST) tests/$(@:test-%=%)
+test-ray: setup
+	@$(PYTEST) tests/ray --ignore=tests/ray/test_campaign.py
+
+test-mlflow: setup
+	@$(PYTEST) tests/mlflow
 
 test-testbed: setup
-	@$(PYTEST) tests/slurm $(CLUSTERS:%=--ignore=%)
+	@$(PYTEST) tests/slurm $(CLUSTERS:%=--ignore=%) --ignore=tests/slurm/test_campaign.py
 
 test-unit: setup
 	@$(PYTEST) -n 2 --dist loadfile tests/unit

@@ -1,0 +1,60 @@
+"""Faults on real Slurm that `make test-faults` adds to those of test_cluster.py."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.conftest import Bed
+from tests.slurm.lab import ENDLESS, INTERVAL, Lab
+from tests.verbs import Verbs
+from tests.wait import wait_for
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
+PARTITION_SECONDS = 12.0  # shorter than the 25 s after which Ray gives a node up
+
+
+@pytest.fixture(scope="module")
+def lab(testbed: Bed, ards_data: Path, verbs: Verbs) -> Iterator[Lab]:
+    lab = Lab(testbed, ards_data, verbs)
+    lab.run("cluster", "up", "--site", "testbed", "--name", "ray", "--max", 3, "--node-type", "spot", "--time",
+            "01:00:00", "--wait")  # fmt: skip
+    yield lab
+    lab.call("cluster", "down", "--name", "ray")
+
+
+@pytest.fixture(scope="module")
+def run(lab: Lab) -> str:
+    lab.train("far", "2", *ENDLESS)
+    return "far"
+
+
+@pytest.mark.fault(15)
+def test_a_short_partition_is_waited_for(lab: Lab, run: str) -> None:
+    lab.on_workers(run, 2, steps=INTERVAL)
+    head = lab.status()["head"]["node"]
+    victim = next(job for job in lab.workers() if job["node"] != head and lab.is_training(run, job))
+    lab.bed.verb("netdown", victim["node"])
+    try:
+        time.sleep(PARTITION_SECONDS)  # the fault itself
+    finally:
+        lab.bed.verb("netup", victim["node"])
+    step = lab.step(run)
+    wait_for(lambda: lab.step(run) > step + INTERVAL, 120, "steps after the partition")
+    assert lab.facts(run)["steps_repeated"] == 0 and lab.facts(run)["attempts"] == 1
+
+
+@pytest.mark.fault(9)
+def test_ray_s_control_store_is_killed(lab: Lab, run: str) -> None:
+    """The head returns as a new generation and resumes the run from its newest checkpoint."""
+    lab.on_workers(run, 2, steps=INTERVAL)
+    before, attempts = lab.status()["head"], lab.facts(run)["attempts"]
+    own = f"tr '\\0' '\\n' </proc/$pid/environ | grep -qx SLURM_JOB_ID={before['job']}"
+    lab.bed.run(f"for pid in $(pgrep -f gcs/gcs_server); do {own} && kill -9 $pid; done; true", before["node"])
+    wait_for(lambda: lab.facts(run)["attempts"] > attempts, 400, "the run under the new head")
+    lab.on_workers(run, 2, steps=INTERVAL)
+    assert lab.status()["head"]["generation"] > before["generation"]
+    assert lab.facts(run)["steps_repeated"] <= INTERVAL + 1
+    lab.stop(run)
+    lab.compare_with_undisturbed(run)
