@@ -10,7 +10,17 @@ from typing import Any
 import polars as pl
 
 from raylab.data.icu import cohorts
-from raylab.data.icu.concepts import CONCEPT, CONCEPTS, EVENTS, SERIES, UNIT, charted_steps, exact, to_own_units
+from raylab.data.icu.concepts import (
+    CONCEPT,
+    CONCEPTS,
+    EVENTS,
+    SERIES,
+    UNIT,
+    charted_steps,
+    exact,
+    to_own_units,
+    with_coded_ids,
+)
 from raylab.data.icu.derive import derive_series
 from raylab.data.icu.labels import GRADES, Framing, Label, first_onset, ratios, sensitivity, severity
 from raylab.data.icu.timegrid import first_values, grid, hourly_cells
@@ -173,13 +183,6 @@ def summarise_patients(
         onsets=all_onsets,
         sensitivity=windows_table,
     )
-
-
-def with_coded_ids(events: pl.DataFrame) -> pl.DataFrame:
-    """Return `events` with subject_id and stay_id as numbers (Enum of all that occur), on which joins and groups take a
-    fraction of the time."""
-    ids = (events[name].cast(pl.String) for name in ("subject_id", "stay_id"))
-    return events.with_columns(id.cast(pl.Enum(id.drop_nulls().unique())) for id in ids)
 
 
 def with_text_ids(table: pl.DataFrame) -> pl.DataFrame:
