@@ -22,9 +22,9 @@ from raylab.errors import DataError
 if TYPE_CHECKING:  # imported on demand, because the import takes longer than reading a small text table
     import pyarrow.parquet as pq
 
-CHUNK = 16 << 20  # bytes of text parsed at a time
+CHUNK = 8 << 20  # bytes of text parsed at a time
 LINE = 64 << 20  # bytes of the longest line, or of lines within quotes: a small gzip file may unpack to any size
-PIECE = 256 << 20  # bytes of text per batch of patients
+PIECE = 1 << 30  # bytes of text per batch of patients
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 MANY_STRANGE = 0.1  # fraction of a table's identifiers missing from another table above which there is a warning
 PLACES = 1 << 32
