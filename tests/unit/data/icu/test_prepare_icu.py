@@ -2,6 +2,7 @@
 data where it is there (RAYLAB_DATA, or ../shared/data beside the repository)."""
 
 import os
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -234,6 +235,19 @@ def test_row_order_and_duplicates_do_not_matter(tmp_path, monkeypatch):
     again = prepare_icu("ards", "synthetic", None, tmp_path / "b")
     assert first.data_hash == again.data_hash
     assert again.dropped["exact duplicate"] == 7
+
+
+def test_data_do_not_depend_on_the_number_of_pieces(tmp_path, monkeypatch):
+    events = virtual()
+    use(monkeypatch, events)
+    one = prepare_icu("ards", "synthetic", None, tmp_path / "a")
+    whole = prepare.SOURCES["synthetic"](prepare.Raw(Path(), Path()))
+    part = pl.col("stay_id").hash(seed=1) % 3
+    pieces = tuple(events.filter(part == k) for k in range(3))
+    monkeypatch.setitem(prepare.SOURCES, "synthetic", lambda raw: replace(whole, pieces=pieces))
+    three = prepare_icu("ards", "synthetic", None, tmp_path / "b")
+    assert one.data_hash == three.data_hash
+    assert one.model_dump() == three.model_dump()
 
 
 def test_nothing_at_or_after_the_landmark_becomes_a_feature(tmp_path, monkeypatch):
