@@ -5,7 +5,7 @@ value[R], NaN where undefined. Weights are integers, so that their sums and ties
 give shapes: R resamples, N rows, K classes, U distinct probabilities.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raylab.errors import DataError, unknown
-from raylab.evaluation.intervals import Bools, Floats, clustered, proportion, wilson
+from raylab.evaluation.intervals import Bools, Floats, Part, clustered, clustered_parts, proportion, wilson
 from raylab.score import Score
 
 __all__ = [
     "binary_point",
     "binary_scores",
+    "binary_scores_by",
     "calibration_fit",
     "confusion",
     "confusion_by",
@@ -56,24 +57,46 @@ def binary_scores(
 
     (Steyerberg 2010, Epidemiology 21:128; calibration: Cox 1958, Biometrika 45:562.)
     """
+    everybody = {"all": np.ones(np.shape(y), dtype=bool)}
+    return binary_scores_by(y, p, group, everybody, bootstraps, seed)["all"]
+
+
+def binary_scores_by(
+    y: ArrayLike,
+    p: ArrayLike,
+    group: ArrayLike,
+    members: Mapping[str, Bools],
+    bootstraps: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict[str, Score]]:
+    """Return `binary_scores` of each part of the rows, members[name][N], in one pass over resamples of all patients; no
+    part is empty."""
     y_N, p_N = _binary_inputs(y, p)
     group_N = _rows("group", group, len(y_N))
-    order = _from_highest(y_N, p_N)  # sort once; the weights of each resample then follow this order
-    y_N, p_N, group_N = y_N[order], p_N[order], group_N[order]
+    order = _from_highest(y_N, p_N)  # sort once; the parts and the weights of each resample then follow this order
+    rows = {name: order[inside[order]] for name, inside in members.items()}
+    parts = {name: _binary_part(y_N[of], p_N[of], of) for name, of in rows.items()}
+    found = clustered_parts(parts, group_N, bootstraps, seed)
+    return {
+        name: {**found[name], "prevalence": proportion(y_N[of], np.ones(len(of)), group_N[of], "")}
+        for name, of in rows.items()
+    }
+
+
+def _binary_part(y_N: Ints, p_N: Floats, rows: NDArray[np.intp]) -> Part:
     ranking, calibration = _Ranking(y_N, p_N), _Calibration(y_N, _logit(p_N))
 
     def scores(w: Floats) -> dict[str, Floats]:
         slope, intercept = calibration.fits(w)
         by_name = ranking.scores(w) | _brier(y_N, p_N, w)
-        del by_name["prevalence"]  # a proportion, computed below
+        del by_name["prevalence"]  # a proportion, computed apart
         return by_name | {"calibration_slope": slope, "calibration_intercept": intercept}
 
     if 0 < y_N.sum() < len(y_N):
         why = {"calibration_slope": "no finite slope: p separates the classes, or nearly, or is constant"}
     else:
         why = dict.fromkeys(scores(np.ones((1, len(y_N)))), ONE_CLASS)
-    found = clustered(scores, group_N, bootstraps, seed, why, outcomes(y_N))
-    return {**found, "prevalence": proportion(y_N, np.ones(len(y_N)), group_N, "")}
+    return Part(rows, scores, why, outcomes(y_N))
 
 
 def outcomes(y: NDArray[Any]) -> dict[str, Bools]:
@@ -350,8 +373,8 @@ def _r2(y_NK: Floats, p_NK: Floats, w: Floats) -> Floats:
 
 def _brier(y: Ints, p: Floats, w: Floats) -> dict[str, Floats]:
     total = w.sum(axis=1)
-    brier = _weighted_sum(w, (p - y) ** 2) / total
-    prevalence = _weighted_sum(w, y.astype(np.float64)) / total
+    brier = _ratio(_weighted_sum(w, (p - y) ** 2), total)
+    prevalence = _ratio(_weighted_sum(w, y.astype(np.float64)), total)
     return {"brier": brier, "brier_scaled": 1 - _ratio(brier, prevalence * (1 - prevalence))}
 
 

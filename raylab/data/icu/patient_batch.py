@@ -138,8 +138,8 @@ def summarise_patients(
     )
     ages = ages_of(screened)
     too_young = ages.filter(pl.col("age") < rule.min_age)["stay_id"]
-    values = screened.select(EVENTS.names())
-    values = (values.filter(~pl.col("stay_id").is_in(too_young.implode())) if len(too_young) else values).lazy()
+    adults = screened.filter(~pl.col("stay_id").is_in(too_young.implode())) if len(too_young) else screened
+    values = adults.lazy().select(EVENTS.names())
     before = values.filter(pl.col("time") < framing.hours())
     before = pl.concat([before, derive_series(before)])
     by_concept, by_unit, last, cells, static, found = pl.collect_all(

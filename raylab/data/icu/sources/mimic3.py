@@ -230,7 +230,7 @@ def select_rows(
         counts["without a value"] += int(rows.select(nothing.sum()).item())
         rows = with_units(rows.filter(~nothing))
         from_text += int(rows["from_text"].sum())
-        out.add(rows.drop("from_text").cast(kinds))  # type: ignore[arg-type]
+        out.add(rows.drop("from_text").cast(kinds))
     findings.close()
     conversions.note("{}: values read from text such as 50% or 7,4, where VALUENUM is empty", from_text, table)
     for key in named[0].columns if named else ():
