@@ -9,12 +9,14 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
 from raylab.documents import Document, read_document
 from raylab.errors import TrackingError
 from raylab.files import locked, write_json
+from raylab.loopback import listener_uids
 from raylab.processes import find_own
 from raylab.storage import check_writable
 from tracking.access import identity, secret
@@ -59,6 +61,10 @@ class Server:
     pid: int
     home: Path
     app: str = APP
+
+    def is_listening(self) -> bool:
+        """Whether it takes connections by now; True if the kernel does not say."""
+        return listener_uids(urlsplit(self.uri).port or 80) != set()
 
     def stop(self) -> None:
         """End this process group and no other; does nothing if it has already ended."""
