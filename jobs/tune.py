@@ -1,6 +1,7 @@
 """raylab tune: search hyperparameters, logged as a parent run in MLflow with a child run per trial."""
 
 import argparse
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,10 +13,11 @@ import numpy as np
 
 from jobs import cli, train
 from jobs.common import home, model_card, run_tracking, scores, training
+from jobs.common.console import say
 from jobs.common.environment import verb_environment
 from jobs.common.interrupts import hold_interrupts
-from jobs.common.progress import say
 from jobs.common.results import Run
+from jobs.common.run_end import describe_end, free_reserve, record_end
 from jobs.common.session import ray_environment, ray_session
 from jobs.common.trial_table import TrialTable, order, row
 from raylab.config.assignments import parse_assignments
@@ -23,7 +25,7 @@ from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
 from raylab.errors import UsageError
-from raylab.files import write_json
+from raylab.files import atomic_write, write_json
 from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipes import with_search_space
 from raylab.training.progress import Metrics
@@ -189,21 +191,23 @@ class ToMlflow:
             best = read_result(self.trial(number))["best"]
             scored = {f"best/val/{name}": best[name] for name in best.keys() - {"epoch", "step"}}
             scores.append_new_metrics(outbox, best["step"], scored)
-        outbox.append({"kind": "status", "status": "FAILED" if how == "failed" else "FINISHED"})
-        home.annotate(self.trial(number), status="FAILED" if how == "failed" else "FINISHED")
-        self.table.update(number, **read_end(self.trial(number)))
+        end = read_end(self.trial(number))
+        record_end(self.trial(number), "FAILED" if how == "failed" else "FINISHED", end.get("error", ""))
+        self.table.update(number, **end)
 
     @contextmanager
     def mark_killed(self) -> Iterator[None]:
         """Wrap a search: if it is interrupted or fails, mark its unfinished trials KILLED."""
         try:
             yield
-        except BaseException:
-            for number in self.rows:
-                directory = self.trial(number)
-                if (directory / "run.json").is_file() and not (directory / "end.json").is_file():
-                    Outbox(directory / "outbox").append({"kind": "status", "status": "KILLED"})
-                    home.annotate(directory, status="KILLED")
+        except BaseException as error:
+            _, why = describe_end(error)
+            with hold_interrupts():
+                free_reserve(self.directory)  # the disk may be full
+                for number in self.rows:
+                    directory = self.trial(number)
+                    if (directory / "run.json").is_file() and not (directory / "end.json").is_file():
+                        record_end(directory, "KILLED", f"the search has ended: {why}")
             raise
 
 
@@ -274,9 +278,8 @@ def keep(directory: Path, winner: Path) -> None:
     target = directory / "model"
     target.mkdir(exist_ok=True)
     for name in ("model.safetensors", "model.json"):
-        work = target / f".{name}"
-        work.write_bytes((winner / "model" / name).read_bytes())
-        work.replace(target / name)
+        with atomic_write(target / name) as beside:
+            shutil.copyfile(winner / "model" / name, beside)
     result = read_result(winner)
     write_json(directory / "result.json", result)
     facts = {"steps": result["steps"], "best_step": result["best"]["step"], "weights_sha256": result["weights_sha256"]}

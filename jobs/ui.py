@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from jobs import cli
 from jobs.common import home
-from jobs.common.progress import say
+from jobs.common.console import say
 from tracking import runs, server
 from tracking.access import identity, login, secret
 

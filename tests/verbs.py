@@ -129,6 +129,8 @@ def run(words: list[str], environment: dict[str, str], output: str, errors: str)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         os.dup2(file, number)
         os.close(file)
+    sys.stdout = os.fdopen(1, "w", closefd=False)  # the one before may have been another kind of file
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     code: Any = 1
     try:
         code = cli.main(words)
@@ -138,8 +140,11 @@ def run(words: list[str], environment: dict[str, str], output: str, errors: str)
         traceback.print_exc()
     with contextlib.suppress(BaseException):
         atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = 120  # as Python itself
     os._exit(int(code))
 
 

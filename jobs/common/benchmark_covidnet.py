@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from jobs import prepare
 from jobs.common import home
-from jobs.common.progress import say
+from jobs.common.console import say
 from jobs.common.results import Run
 from jobs.evaluate import Split, evaluate
 from jobs.resume import resume

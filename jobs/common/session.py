@@ -92,7 +92,7 @@ def ray_ahead(cpus: float, prepare: Callable[[], T]) -> Iterator[Callable[[Path]
     """Connect to Ray, and call `prepare`, in a thread of its own, while the caller checks its input.
 
     Yields the function that waits for both and returns what `prepare` returned. From then on the output of this
-    process, and so of Ray, goes to the file that it is given (`jobs.common.progress` still prints to the screen). It
+    process, and so of Ray, goes to the file that it is given (`jobs.common.console` still prints to the screen). It
     raises RunError if Ray cannot be started or reached.
 
     `cpus`: logical CPUs that a local Ray declares, at least the real ones. A local Ray keeps its files in a private
@@ -249,8 +249,8 @@ def _library_files(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _to_file(log: Path) -> Iterator[None]:
-    """Redirect this process's standard output and error to `log`; `jobs.common.progress` still prints to the screen."""
-    from jobs.common import progress
+    """Redirect this process's standard output and error to `log`; `jobs.common.console` still prints to the screen."""
+    from jobs.common import console
 
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -259,7 +259,7 @@ def _to_file(log: Path) -> Iterator[None]:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    progress.stream = os.fdopen(os.dup(kept_out), "w", buffering=1)
+    console.stream = os.fdopen(os.dup(kept_out), "w", buffering=1, errors="backslashreplace")
     try:
         yield
     finally:
@@ -267,7 +267,7 @@ def _to_file(log: Path) -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(kept_out, 1)
         os.dup2(kept_err, 2)
-        progress.stream.close()
-        progress.stream = None
+        console.stream.close()
+        console.stream = None
         for fd in (kept_out, kept_err, handle):
             os.close(fd)
