@@ -4,15 +4,18 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import psutil
 
+from jobs.common.interrupts import SIGNALS
 from jobs.common.warm_ray import WarmRay, find_usable
 from raylab.errors import RunError, UsageError
 from raylab.scratch import Scratch, default_parents
@@ -176,6 +179,9 @@ class _Connection(Generic[T]):
         raise RunError(f"a local Ray did not start in {STARTS} attempts", why, do) from self.error
 
     def _run(self) -> None:
+        # A closed terminal, Ctrl+C and Slurm signal every process. Ray's processes inherit this mask and stay until we
+        # have recorded how the run ended: without them Ray ends this process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for _ in range(STARTS if self.scratch is not None else 1):
             try:
                 self._connect()
@@ -219,6 +225,8 @@ class _Connection(Generic[T]):
                 logging_level="ERROR",
                 _temp_dir=str(self.scratch.ray),
             )
+            for process in chain(*ray._private.worker._global_node.all_processes.values()):
+                process.process.terminate = process.process.kill  # instead of a signal that they block
         finally:
             ray._private.utils.set_sigterm_handler = set_sigterm_handler
 
