@@ -19,6 +19,7 @@ from jobs.common.interrupts import handle_interrupts, ignore_interrupts
 from raylab import __version__
 from raylab.errors import RaylabError, unknown
 from raylab.files import write_json
+from raylab.memory import explain_memory_error
 from raylab.storage import explain_storage_error
 
 VERBS = {
@@ -77,7 +78,7 @@ def explain_end(error: BaseException) -> int:
         ignore_interrupts()  # all that is left to do is to exit
         console.tell_error("interrupted; to resume a training run: raylab resume NAME")
         return 130
-    explained = error if isinstance(error, RaylabError) else explain_storage_error(error)
+    explained = error if isinstance(error, RaylabError) else explain_memory_error(error) or explain_storage_error(error)
     if explained is None:
         raise error
     console.tell_error(explained)

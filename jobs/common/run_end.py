@@ -7,6 +7,7 @@ from typing import Literal
 
 from jobs.common.home import annotate, note
 from raylab.errors import RaylabError, RunError
+from raylab.memory import explain_memory_error
 from raylab.storage import explain_storage_error
 from tracking.outbox import Outbox
 
@@ -54,7 +55,7 @@ def describe_end(error: BaseException) -> tuple[End, str]:
     """
     if isinstance(error, KeyboardInterrupt):
         return "KILLED", "interrupted"
-    known = error if isinstance(error, RaylabError) else explain_storage_error(error)
+    known = error if isinstance(error, RaylabError) else explain_memory_error(error) or explain_storage_error(error)
     if isinstance(known, RunError) or (known is not None and known is not error):
         return "FAILED", ": ".join(filter(None, (known.what, known.why)))
     return "FAILED", type(error).__name__

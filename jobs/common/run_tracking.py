@@ -5,6 +5,7 @@ Only this process talks to MLflow. Training processes only append to the outbox 
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from raylab.data.prepared import Meta, sha256
 from raylab.errors import RaylabError, TrackingError
 from raylab.files import write_json, write_text
 from raylab.training.run_record import Kind, Registration, RunRecord
+from raylab.witness import witness
 from tracking import models as tracked_model
 from tracking import runs
 from tracking.forwarder import Forwarder
@@ -251,7 +253,8 @@ def track_run(directory: Path, system: bool = True) -> Iterator[Forwarder]:
     status: End = "FINISHED"
     why = ""
     try:
-        yield forwarder
+        with witness(directory / "death.json", [sys.executable, "-m", "jobs.common.mark_death", str(directory)]):
+            yield forwarder
     except BaseException as error:
         status, why = describe_end(error)
         raise
