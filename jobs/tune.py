@@ -31,6 +31,7 @@ from raylab.tasks.recipes import with_search_space
 from raylab.training.progress import Metrics
 from raylab.training.run_record import Registration
 from raylab.training.run_result import read_end, read_result
+from raylab.training.trials import Trials
 from tracking.forwarder import Forwarder
 from tracking.outbox import Outbox
 
@@ -154,13 +155,13 @@ class ToMlflow:
 
     def _catch_up(self) -> None:
         """Log the ends of trials that finished before an interruption but were not logged."""
-        for path in sorted((self.directory / "trials").glob("*/end.json")):
-            directory = path.parent
+        for number, end in Trials(self.directory / "trials", 0).ended.items():
+            directory = self.trial(number)
             if not (directory / "run.json").is_file():
                 continue
             self.forwarder.add(directory / "outbox")
             if home.note(directory).status not in {"FINISHED", "FAILED"}:
-                self.ended(int(directory.name), read_end(directory)["how"])
+                self.ended(number, end["how"])
 
     def trial(self, number: int) -> Path:
         return self.directory / "trials" / f"{number:03d}"
@@ -218,6 +219,8 @@ def continue_search(directory: Path, recipe: Recipe, data: Path, forwarder: Forw
     if not quiet:
         how = f"{options.scheduler} + {options.search}, at most {recipe.loop.epochs} epochs"
         say(f"search {directory.name}: {options.trials} trials of {recipe.task}, {how}, objective {objective}")
+    for damage in Trials(directory / "trials", 0).damaged:
+        say(damage)
     cpus = options.concurrent * max(1.0, options.workers_per_trial * recipe.scaling.cpus_per_worker + 0.5)
     with ray_session(cpus, directory / "ray.log"):
         from raylab.distributed import tune
@@ -226,7 +229,7 @@ def continue_search(directory: Path, recipe: Recipe, data: Path, forwarder: Forw
         with watch.mark_killed():
             tune.search(recipe, data, directory, watch)
         winner_entry = tune.best(directory)
-        ends = tune.Trials(directory / "trials", 0).ended
+        ends = Trials(directory / "trials", 0).ended
     number, end = winner_entry  # type: ignore[misc]  # search() raises if there is none
     winner = watch.trial(number)
     keep(directory, winner)
