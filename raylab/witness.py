@@ -65,15 +65,20 @@ def watch(end: int, pid: int, note: Path, then: Sequence[str]) -> None:
     """Until `end`, a pipe, closes: with a word if all is well, without one if the process `pid` has died."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    cgroups = memory.list_cgroups(pid)
-    limit, kills, used = memory.read_limit_bytes(cgroups), memory.count_kills(cgroups), 0
-    while not select.select([end], [], [], LOOK_SECONDS)[0]:
+    cgroups: list[Path] = []
+    kills = used = 0
+    while True:
+        here = memory.list_cgroups(pid)
+        if here and here != cgroups:
+            cgroups, kills = here, memory.count_kills(here)
         used = max(used, memory.read_resident_bytes(pid))
+        if select.select([end], [], [], LOOK_SECONDS)[0]:
+            break
     if os.read(end, 1):
         return
     killed = memory.count_kills(cgroups) > kills
     content: dict[str, Any] = {"pid": pid, "host": os.uname().nodename, "killed_for_memory": killed}
-    content |= {"used": memory.read_kernel_log(pid) or used, "limit": limit}
+    content |= {"used": memory.read_kernel_log(pid) or used, "limit": memory.read_limit_bytes(cgroups)}
     note.parent.mkdir(exist_ok=True)
     beside = note.with_name(f".{note.name}")
     beside.write_text(json.dumps(content))

@@ -14,6 +14,7 @@ from tracking.outbox import Outbox
 RESERVE = ".reserve"
 RESERVE_BYTES = 1 << 17  # of a status in the outbox, in run.json, and in an embedded MLflow's database
 
+RESUMABLE = ("train", "transfer", "tune")  # kinds of runs
 End = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -47,15 +48,20 @@ def _record(directory: Path, status: End, error: str) -> None:
     annotate(directory, status=status, error=error or None)  # last: a run that says so has all its records
 
 
-def describe_end(error: BaseException) -> tuple[End, str]:
-    """The status of a run that ended with `error`, and what is recorded as its reason.
+def explain_end(error: BaseException, directory: Path) -> RaylabError | None:
+    """The error for the user if memory or storage is the cause of `error`, which ended the run in `directory`."""
+    explained = explain_memory_error(error, directory.name) or explain_storage_error(error)
+    if isinstance(explained, RunError) and note(directory).kind in RESUMABLE:
+        do = explained.do.replace("run the same command again", f"raylab resume {directory.name}")
+        return type(explained)(explained.what, explained.why, do)
+    return explained
 
-    Messages of other errors than those of runs and of storage may contain values of the data, so only their type is
-    recorded.
+
+def describe_end(error: BaseException, explained: RaylabError | None = None) -> tuple[End, str]:
+    """The status of a run that ended with `error`, `explained` to the user if memory or storage is its cause; and what
+    is recorded as its reason: of other errors than those of runs the type, as their messages may have values of data.
     """
     if isinstance(error, KeyboardInterrupt):
         return "KILLED", "interrupted"
-    known = error if isinstance(error, RaylabError) else explain_memory_error(error) or explain_storage_error(error)
-    if isinstance(known, RunError) or (known is not None and known is not error):
-        return "FAILED", ": ".join(filter(None, (known.what, known.why)))
-    return "FAILED", type(error).__name__
+    told = explained or (error if isinstance(error, RunError) else None)
+    return "FAILED", type(error).__name__ if told is None else ": ".join(filter(None, (told.what, told.why)))

@@ -15,7 +15,7 @@ from typing import Any
 from jobs.common.console import say
 from jobs.common.home import annotate, describe, home, note
 from jobs.common.interrupts import hold_interrupts
-from jobs.common.run_end import End, describe_end, record_end, reserve_room
+from jobs.common.run_end import End, describe_end, explain_end, record_end, reserve_room
 from raylab.config.overrides import override
 from raylab.config.recipe import IcuData, Recipe, flatten
 from raylab.data.prepared import Meta, sha256
@@ -256,7 +256,10 @@ def track_run(directory: Path, system: bool = True) -> Iterator[Forwarder]:
         with witness(directory / "death.json", [sys.executable, "-m", "jobs.common.mark_death", str(directory)]):
             yield forwarder
     except BaseException as error:
-        status, why = describe_end(error)
+        explained = None if isinstance(error, RaylabError) else explain_end(error, directory)
+        status, why = describe_end(error, explained)
+        if explained is not None:
+            raise explained from error
         raise
     finally:
         with hold_interrupts():

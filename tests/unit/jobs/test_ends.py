@@ -12,6 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from raylab.files import read_lines
+from tests.cgroup import memory_cgroup
+from tests.conftest import mount_tmpfs
 from tests.verbs import MODULES, Verb, Verbs
 from tests.wait import wait_for
 from tracking import runs
@@ -25,10 +27,11 @@ SHORT = ("--smoke", "--workers", 0, "--set", "loop.epochs=3")
 class Home:
     """A raylab home, and verbs that use it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, verbs: Verbs | None = None) -> None:
         self.path = path
+        path.mkdir(exist_ok=True)
         self.environment = {**os.environ, "RAYLAB_HOME": str(path), "MLFLOW_TRACKING_URI": ""}
-        self.verbs = Verbs(self.environment, (*MODULES, "jobs.fit", "jobs.ui", "jobs.compare"))
+        self.verbs = verbs or Verbs(self.environment, (*MODULES, "jobs.fit", "jobs.ui", "jobs.compare"))
 
     def start(self, *words: object, output: Path | None = None) -> Verb:
         said = self.path / f"said-{len(list(self.path.glob('said-*')))}"
@@ -62,7 +65,7 @@ class Home:
         assert verb.wait(120) == 0, verb.errors.read_text()
         assert self.record(name)["status"] == self.run(name).info.status == "FINISHED"
         assert self.record(name).get("error") is None
-        assert self.run(name).data.tags["raylab.error"] == ""
+        assert self.run(name).data.tags.get("raylab.error", "") == ""
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +138,50 @@ def test_a_fit_that_is_interrupted_is_marked(home: Home) -> None:
     output = verb.communicate(60)
     assert verb.returncode == 130 and "Traceback" not in output, output
     assert home.record("fit")["status"] == home.run("fit").info.status == "KILLED"
+
+
+def test_a_run_that_the_kernel_ends_for_memory_says_so(home: Home, ards_data: Path) -> None:
+    with memory_cgroup("ends") as cgroup:
+        cgroup.limit(400 << 20)
+        home.start("--version").wait(120)  # what verbs import is loaded outside of it
+        with home.verbs.inside(cgroup):
+            words = ("--data", ards_data, "--name", "too-large", *LONG, "model.hidden=2048")
+            verb = home.start("train", "ards", *words)
+        assert verb.wait(120) == -signal.SIGKILL, verb.errors.read_text()
+        wait_for(lambda: home.record("too-large")["status"] != "RUNNING", 60, "its witness")
+        wait_for(lambda: home.run("too-large").info.status != "RUNNING", 60, "its witness, in MLflow")
+    assert home.record("too-large")["status"] == home.run("too-large").info.status == "FAILED"
+    error = home.run("too-large").data.tags["raylab.error"]
+    assert f"process {verb.pid} on" in error and "0.42 GB are there" in error
+    output = verb.errors.read_text()
+    assert error.partition(":")[0] in output and "raylab resume too-large" in output and "Traceback" not in output
+
+
+def test_a_run_that_is_killed_is_marked_and_can_be_resumed_at_once(home: Home, ards_data: Path) -> None:
+    verb = home.train("killed", ards_data, *LONG)
+    verb.kill()
+    verb.wait(20)
+    home.finish("killed")
+    marked = home.train("killed-too", ards_data, *LONG)
+    marked.kill()
+    wait_for(lambda: home.record("killed-too")["status"] == "KILLED", 60, "its witness")
+    assert "ended without a word" in home.record("killed-too")["error"]
+
+
+def test_a_disk_that_is_full_in_the_middle_does_not_leave_a_run_running(
+    home: Home, ards_data: Path, tmp_path: Path
+) -> None:
+    """The run and MLflow's database are both there."""
+    with mount_tmpfs(tmp_path, "64m"):
+        small = Home(tmp_path / "home", home.verbs)
+        verb = small.train("filled", ards_data, *LONG, "loop.checkpoint_steps=50")
+        ballast = tmp_path / "ballast"
+        with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+            while True:
+                file.write(bytes(1 << 16))
+        output = verb.communicate(120)
+        assert verb.returncode == 1 and "no space is left" in output and "Traceback" not in output, output
+        assert small.record("filled")["status"] == small.run("filled").info.status == "FAILED"
+        assert "no space is left" in small.record("filled")["error"] and "raylab resume filled" in output
+        ballast.unlink()
+        small.finish("filled")
