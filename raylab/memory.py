@@ -92,8 +92,9 @@ def count_kills(cgroups: Iterable[Path]) -> int:
     return int(found[1]) if found else 0
 
 
-def read_kernel_log(pid: int) -> int:
-    """The memory that a process had when the kernel ended it, from the kernel's log; 0 where that cannot be read."""
+def read_kernel_log(pid: int, since: float = 0.0) -> int:
+    """The memory that a process had when the kernel ended it for lack of memory, after `since` seconds from the start
+    of this machine; 0 if it did not, or if the kernel's log cannot be read."""
     used = 0
     with contextlib.suppress(OSError):
         log = os.open(KERNEL_LOG, os.O_RDONLY | os.O_NONBLOCK)
@@ -101,7 +102,8 @@ def read_kernel_log(pid: int) -> int:
             while True:
                 with contextlib.suppress(BrokenPipeError):  # this record was overwritten meanwhile
                     record = os.read(log, 8192).decode(errors="replace")
-                    if f"Killed process {pid} " in record:
+                    written = int(record.split(",", 3)[2]) / 1e6  # priority,number,microseconds,...
+                    if f"Killed process {pid} " in record and written >= since:
                         used = 1024 * sum(int(part) for part in re.findall(r"(?:anon|file|shmem)-rss:(\d+)kB", record))
         except BlockingIOError:
             pass

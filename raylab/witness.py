@@ -22,6 +22,7 @@ from raylab import memory
 from raylab.errors import OutOfMemoryError, RunError
 
 LOOK_SECONDS = 1.0  # between two looks at the memory of the process
+CLOCK_SECONDS = 5.0  # that the kernel's log may differ from this clock
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -30,7 +31,8 @@ def witness(note: Path, then: Sequence[str] = ()) -> Iterator[None]:
     """Be watched while the context is open. If this process dies, `note` says how (`read_death`), and the command
     `then` is run."""
     reading, writing = os.pipe()
-    words = [sys.executable, "-I", "-S", __file__, str(reading), str(os.getpid()), str(note), *then]
+    kills = memory.count_kills(memory.list_cgroups(os.getpid()))
+    words = [sys.executable, "-I", "-S", __file__, str(reading), str(os.getpid()), str(kills), str(note), *then]
     watching = subprocess.Popen(
         words, pass_fds=[reading], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
     )
@@ -61,12 +63,13 @@ def read_death(note: Path, run: str, seconds: float = 0.0) -> RunError | None:
     return RunError(f"{who} ended without a word", why, f"raylab resume {run}")
 
 
-def watch(end: int, pid: int, note: Path, then: Sequence[str]) -> None:
-    """Until `end`, a pipe, closes: with a word if all is well, without one if the process `pid` has died."""
+def watch(end: int, pid: int, kills: int, note: Path, then: Sequence[str]) -> None:
+    """Until `end`, a pipe, closes: with a word if all is well, without one if the process `pid` has died. `kills`: for
+    lack of memory in its cgroup so far."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    cgroups: list[Path] = []
-    kills = used = 0
+    began, used = time.monotonic(), 0
+    cgroups = memory.list_cgroups(os.getpid())  # which are its own, until it is moved
     while True:
         here = memory.list_cgroups(pid)
         if here and here != cgroups:
@@ -76,9 +79,10 @@ def watch(end: int, pid: int, note: Path, then: Sequence[str]) -> None:
             break
     if os.read(end, 1):
         return
-    killed = memory.count_kills(cgroups) > kills
+    used_at_end = memory.read_kernel_log(pid, began - CLOCK_SECONDS)
+    killed = used_at_end > 0 or memory.count_kills(cgroups) > kills
     content: dict[str, Any] = {"pid": pid, "host": os.uname().nodename, "killed_for_memory": killed}
-    content |= {"used": memory.read_kernel_log(pid) or used, "limit": memory.read_limit_bytes(cgroups)}
+    content |= {"used": used_at_end or used, "limit": memory.read_limit_bytes(cgroups)}
     note.parent.mkdir(exist_ok=True)
     beside = note.with_name(f".{note.name}")
     beside.write_text(json.dumps(content))
@@ -88,4 +92,4 @@ def watch(end: int, pid: int, note: Path, then: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    watch(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
+    watch(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5:])

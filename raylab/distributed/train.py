@@ -4,6 +4,7 @@ Training itself survives all of that in place: see membership.py for who trains,
 who are left go on. Only when no worker is left does the newest checkpoint count.
 """
 
+import os
 import secrets
 import shutil
 import time
@@ -14,12 +15,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylab.config.recipe import Recipe
 from raylab.distributed.cluster_allocator import find_allocator
 from raylab.distributed.membership import LEFT, Delivery, Membership
+from raylab.distributed.memory_monitor import explain_memory_kill
 from raylab.distributed.spares import find_pool
 from raylab.distributed.worker import End, Worker, note_of
 from raylab.errors import IncompleteError, OutOfMemoryError, RunError
@@ -40,6 +43,7 @@ OnWarning = Callable[[str], None]
 
 POLL_SECONDS = 0.1  # between two looks at the workers
 WITNESS_SECONDS = 1.0  # that the witness of a worker may take to note its death
+CLAIM_SECONDS = 60.0  # that the allocator may take to answer
 PLACE_SECONDS = 1.0  # between two looks at the cluster
 
 
@@ -154,7 +158,15 @@ class Supervisor:
     def allowed_workers(self, placed: Mapping[str, int] = {}) -> dict[str, int]:
         """How many workers the run may have on each node, of which it has those `placed`."""
         claim = self.allocator.claim.remote(self.claim, *self.scaling.workers, self.bundle, dict(placed))
-        allowed: dict[str, int] = ray.get(claim)
+        try:
+            allowed: dict[str, int] = ray.get(claim, timeout=CLAIM_SECONDS)
+        except ray.exceptions.GetTimeoutError as error:
+            raise RunError(
+                f"Ray's processes on {os.uname().nodename} do not answer within {CLAIM_SECONDS:.0f} s",
+                "the machine is overloaded, or Ray ends them again and again, because the memory is nearly used up: "
+                f"{psutil.virtual_memory().percent:.0f}% at present, by all processes",
+                "free memory, or use another machine; then: raylab resume NAME, if the run has begun",
+            ) from error
         return allowed
 
     def create_worker(self, node: str) -> tuple[str, Any]:
@@ -201,8 +213,8 @@ class Supervisor:
 
     def explain_death(self, name: str, error: Exception) -> End:
         """Why the process of a worker has died: as its witness saw it, or as Ray tells."""
-        if is_memory_kill(error):
-            return End("lacked memory", f"a worker ran out of memory: {describe_memory_kill(error)}")
+        if why := explain_memory_kill(error):
+            return End("lacked memory", why)
         death = read_death(note_of(self.directory, name), self.directory.name, WITNESS_SECONDS)
         if isinstance(death, OutOfMemoryError):
             return End("lacked memory", f"{death.what}: {death.why}")
@@ -278,15 +290,6 @@ def first_on_node(nodes: dict[str, str]) -> set[str]:
     return set({node: name for name, node in reversed(nodes.items())}.values())
 
 
-def is_memory_kill(error: Exception) -> bool:
-    """Whether Ray ended a process because its node was short of memory."""
-    return isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in str(error)
-
-
-def describe_memory_kill(error: Exception) -> str:
-    """The sentence in which Ray says so, with the memory of the node."""
-    lines = str(error).strip().splitlines()
-    return next((line.strip() for line in lines if "memory" in line), lines[0])[:300]
 
 
 def raise_failure(directory: Path) -> None:

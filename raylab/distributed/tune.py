@@ -36,6 +36,7 @@ from raylab.config.search_space import parse_dimension
 from raylab.data.sampler import steps_per_epoch
 from raylab.distributed import train
 from raylab.distributed.draining import NodePeers
+from raylab.distributed.memory_monitor import explain_memory_kill
 from raylab.documents import read_json
 from raylab.errors import DataError, OutOfMemoryError, RaylabError, RunError, UsageError, unknown
 from raylab.files import write_json
@@ -293,8 +294,8 @@ def explain_failure(directory: Path, trial: Any) -> str:
     except DataError as error:
         return error.what
     died_of = trial.get_pickled_error()
-    if died_of is not None and train.is_memory_kill(died_of):
-        return f"out of memory: {train.describe_memory_kill(died_of)}"
+    if died_of is not None and (why := explain_memory_kill(died_of)):
+        return why
     death = read_death(directory / DEATH, directory.name, train.WITNESS_SECONDS)
     if isinstance(death, OutOfMemoryError):
         return f"{death.what}: {death.why}"

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.wait import wait_for
 MB = 1 << 20
 GROW = """
 import sys
+import time
 from pathlib import Path
 from raylab.witness import witness
 with witness(Path(sys.argv[1]), sys.argv[2:]):
@@ -52,9 +54,10 @@ def test_a_process_that_the_kernel_ends_for_memory_is_named(cgroup: Cgroup, tmp_
 
 
 def test_the_kernels_log_says_what_a_process_used(cgroup: Cgroup, tmp_path: Path) -> None:
+    began = time.monotonic() - 5
     ended = subprocess.Popen([sys.executable, "-c", GROW, str(tmp_path / "note")], preexec_fn=cgroup.join)
     ended.wait(30)
-    if not (used := memory.read_kernel_log(ended.pid)):
+    if not (used := memory.read_kernel_log(ended.pid, began)):
         pytest.skip("the kernel's log cannot be read here, or has lost it")
     assert 30 * MB < used <= 110 * MB
 
