@@ -17,6 +17,6 @@ def explain_memory_kill(error: BaseException) -> str:
     if node is None or worker is None:
         return f"a worker ran out of memory: {text.strip().splitlines()[0][:300]}"
     return (
-        f"process {worker[1]} on {node[1]} ran out of memory: Ray ended it, because {node[2]} GB of the node's {node[3]} "
-        f"GB were in use, {worker[2]} GB of them by this process"
+        f"process {worker[1]} on {node[1]} ran out of memory: Ray ended it, because {node[2]} GB of the node's "
+        f"{node[3]} GB were in use, {worker[2]} GB of them by this process"
     )

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -43,6 +44,7 @@ OnWarning = Callable[[str], None]
 
 POLL_SECONDS = 0.1  # between two looks at the workers
 WITNESS_SECONDS = 1.0  # that the witness of a worker may take to note its death
+CLOSE_SECONDS = 5.0  # that it may take to give a claim back
 CLAIM_SECONDS = 60.0  # that the allocator may take to answer
 PLACE_SECONDS = 1.0  # between two looks at the cluster
 
@@ -276,7 +278,8 @@ class Supervisor:
         self.drop_warm()
         for running in self.workers.values():
             ray.kill(running.actor)
-        ray.get(self.allocator.release.remote(self.claim))
+        with suppress(ray.exceptions.RayError):  # Ray itself may be ending; the allocator drops claims of the dead
+            ray.get(self.allocator.release.remote(self.claim), timeout=CLOSE_SECONDS)
         ray.kill(self.membership)
 
     def drop_warm(self) -> None:

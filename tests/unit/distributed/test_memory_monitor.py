@@ -4,7 +4,7 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 
 from raylab.distributed.memory_monitor import explain_memory_kill
 
-SAID = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: a42f9e) \
+SAID = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: a42f9) \
 was 4.44GB used / 23.54GB limit (0.188649)
 OOM kill reason: Memory usage 4645253120B exceeded threshold of 4628943872B (18.3% of 25276502016B limit)
 Ray killed 1 worker(s) based on the killing policy

@@ -1,6 +1,7 @@
 """However a verb ends, the record of its run says so, and the run can be resumed."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from tests.cgroup import memory_cgroup
 from tests.conftest import mount_tmpfs
 from tests.verbs import MODULES, Verb, Verbs
 from tests.wait import wait_for
-from tracking import runs
+from tracking import runs, server
 
 pytestmark = pytest.mark.timeout(300)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -28,13 +29,13 @@ class Home:
     """A raylab home, and verbs that use it."""
 
     def __init__(self, path: Path, verbs: Verbs | None = None) -> None:
-        self.path = path
+        self.path, self.numbers = path, itertools.count()
         path.mkdir(exist_ok=True)
         self.environment = {**os.environ, "RAYLAB_HOME": str(path), "MLFLOW_TRACKING_URI": ""}
         self.verbs = verbs or Verbs(self.environment, (*MODULES, "jobs.fit", "jobs.ui", "jobs.compare"))
 
     def start(self, *words: object, output: Path | None = None) -> Verb:
-        said = self.path / f"said-{len(list(self.path.glob('said-*')))}"
+        said = self.path / f"said-{next(self.numbers)}"
         return self.verbs.start(words, self.environment, output or said, said if output else None)
 
     def record(self, name: str) -> dict[str, Any]:
@@ -185,3 +186,17 @@ def test_a_disk_that_is_full_in_the_middle_does_not_leave_a_run_running(
         assert "no space is left" in small.record("filled")["error"] and "raylab resume filled" in output
         ballast.unlink()
         small.finish("filled")
+
+
+def test_ending_a_second_ui_leaves_the_server_of_the_first(home: Home) -> None:
+    first, second = (home.start("ui", "--port", 0) for _ in range(2))
+    link = "MLflow: http"
+    wait_for(lambda: link in first.output.read_text() and link in second.output.read_text(), 120, "both links")
+    own, other = sorted((first, second), key=lambda verb: "already running" in verb.output.read_text())
+    assert "already running" in other.output.read_text() and "already running" not in own.output.read_text()
+    os.kill(other.pid, signal.SIGTERM)
+    assert other.wait(60) == 130
+    assert server.running(home.path) is not None and own.poll() is None
+    os.kill(own.pid, signal.SIGTERM)
+    assert own.wait(60) == 130
+    assert server.running(home.path) is None
