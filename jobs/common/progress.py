@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs.common import console
 from jobs.common.console import say
+from raylab.errors import DataError
 from raylab.training import ledger
 
 WAIT_SECONDS = 15.0
@@ -161,7 +162,12 @@ class Display:
 
     def _tell_groups(self) -> None:
         """Say how the run's workers have changed."""
-        for entry in (ledger.parse_entry(line, self.ledger.path) for line in self.ledger.new()):
+        for line in self.ledger.new():
+            try:
+                entry = ledger.parse_entry(line, self.ledger.path)
+            except DataError as error:
+                say(str(error))
+                continue
             if isinstance(entry, ledger.Step):
                 self.stepped_at = time.time()
                 self.silence = self.silence or Silence(time.monotonic())
