@@ -293,8 +293,6 @@ def first_on_node(nodes: dict[str, str]) -> set[str]:
     return set({node: name for name, node in reversed(nodes.items())}.values())
 
 
-
-
 def raise_failure(directory: Path) -> None:
     """Raise the error in the run's failure.json, if there is one."""
     if (failure := read_failure(directory)) is not None:
