@@ -23,8 +23,10 @@ def handle_interrupts() -> None:
 
 
 def ignore_interrupts() -> None:
+    """Let SIGNALS change nothing until the next verb of this process."""
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda received, frame: None)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
