@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs import cli
 from jobs.common import home, run_tracking
-from jobs.common.progress import say
+from jobs.common.console import say
 from raylab.errors import RaylabError
 from tracking import forwarder
 

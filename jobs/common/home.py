@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from raylab import storage
@@ -24,6 +24,7 @@ from tracking import runs as tracking_runs
 log = logging.getLogger(__name__)
 
 GROUP = "RAYLAB_HOME_GROUP"
+LOCK_SECONDS = 2.0  # that whoever marks a run which has just died may take
 NAME_BYTES = 200  # Linux permits 255, and temporary names are longer
 # The files of a run that the home's group may read. It can never read checkpoints, outbox, trials, logs or pictures of
 # single patients, or other directories: clusters and the embedded MLflow hold tokens, prepared data holds patients.
@@ -181,8 +182,13 @@ def annotate(directory: Path, **facts: object) -> RunRecord:
 def lock_run(directory: Path) -> Iterator[None]:
     """Lock a run for this process; RunError if another process holds the lock. On exit the run is shared with the
     home's group."""
-    with locked(directory / "lock", wait=False) as mine:
-        if not mine:
+    deadline = time.monotonic() + LOCK_SECONDS
+    with ExitStack() as stack:
+        while not stack.enter_context(locked(directory / "lock", wait=False)):
+            stack.close()
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
             raise RunError(
                 f"another process is using run '{directory.name}'",
                 "two processes would overwrite each other's checkpoints",

@@ -5,20 +5,24 @@ Only this process talks to MLflow. Training processes only append to the outbox 
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jobs.common.console import say
 from jobs.common.home import annotate, describe, home, note
-from jobs.common.progress import say
+from jobs.common.interrupts import hold_interrupts
+from jobs.common.run_end import End, describe_end, explain_end, record_end, reserve_room
 from raylab.config.overrides import override
 from raylab.config.recipe import IcuData, Recipe, flatten
 from raylab.data.prepared import Meta, sha256
 from raylab.errors import RaylabError, TrackingError
 from raylab.files import write_json, write_text
 from raylab.training.run_record import Kind, Registration, RunRecord
+from raylab.witness import witness
 from tracking import models as tracked_model
 from tracking import runs
 from tracking.forwarder import Forwarder
@@ -242,21 +246,26 @@ def track_run(directory: Path, system: bool = True) -> Iterator[Forwarder]:
     """Forward the run's outbox and sample this node's load while the context is open. On exit the run is marked
     FINISHED, FAILED (an error) or KILLED (an interrupt), and the outbox is sent unless the server is unavailable."""
     outbox = Outbox(directory / "outbox")
+    reserve_room(directory)
     forwarder = Forwarder()
     forwarder.add(outbox.directory)
     monitor = SystemMonitor(outbox) if system else None
-    status = "FAILED"
+    status: End = "FINISHED"
+    why = ""
     try:
-        yield forwarder
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+        with witness(directory / "death.json", [sys.executable, "-m", "jobs.common.mark_death", str(directory)]):
+            yield forwarder
+    except BaseException as error:
+        explained = None if isinstance(error, RaylabError) else explain_end(error, directory)
+        status, why = describe_end(error, explained)
+        if explained is not None:
+            raise explained from error
         raise
     finally:
-        if monitor is not None:
-            monitor.stop()
-        outbox.append({"kind": "status", "status": status})
-        annotate(directory, status=status)  # after it: a run that says so has all its records in the outbox
+        with hold_interrupts():
+            if monitor is not None:
+                monitor.stop()
+            record_end(directory, status, why)
         left = forwarder.close(FLUSH_SECONDS)
         if left:
             say(f"{left} records wait on disk for the MLflow server; send them with: raylab sync")

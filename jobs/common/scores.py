@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jobs.common import cxr_controls, home
-from jobs.common.progress import say
+from jobs.common.console import say
 from raylab.config.recipe import IcuData, Recipe
 from raylab.data.icu import cohorts
 from raylab.data.icu.dataset import IcuSamples
