@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from raylab.models.shard_pass import current_pass
+
 
 class Dropout(nn.Dropout):
     """torch.nn.Dropout with its mask from uniform numbers, which takes torch a quarter of the time on a CPU."""
@@ -10,4 +12,6 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cuda or not self.training or self.p == 0:
             return super().forward(x)
-        return x * torch.rand_like(x).ge_(self.p).mul_(1 / (1 - self.p))
+        shards = current_pass()
+        numbers = torch.rand_like(x) if shards is None else shards.sample_uniform(x)
+        return x * numbers.ge_(self.p).mul_(1 / (1 - self.p))

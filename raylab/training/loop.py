@@ -36,13 +36,14 @@ from raylab.training.adamw import AdamW
 from raylab.training.batchnorm import ShardStatistics, reestimate
 from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.finetune import FinetuneSchedule
-from raylab.training.gradients import clip_norm, flatten_gradients, shard_gradient
+from raylab.training.gradients import clip_norm, flatten_gradients
 from raylab.training.imbalance import offsets, sampler
 from raylab.training.loading import loader_threads, pin, to_device
 from raylab.training.peers import FixedPeers, Peers
 from raylab.training.predict import forward, name_metrics, predict, validate
 from raylab.training.process_group import PeerLost, ProcessGroup
 from raylab.training.progress import Metrics, Progress
+from raylab.training.shard_gradients import ShardGradients, ShardInputs, can_take_passes
 from raylab.training.shard_tree import Node, add_node
 
 
@@ -180,6 +181,9 @@ class Training:
         self.phases = FinetuneSchedule(recipe, model, self.batches.per_epoch, transferred)
         self.weights = [weight for _, weight in self.phases.learning]
         self.gradient = flatten_gradients(self.weights)
+        self.shard_gradients = ShardGradients(
+            self.weights, recipe.seed, device, can_take_passes(model, device, loop.bf16)
+        )
         self.optimizer = AdamW(self.weights)
         self.offset = offsets(recipe, train, device)
         self.class_weight = _class_weight(recipe, device)
@@ -244,7 +248,7 @@ class Training:
             self.inputs = self.create_prefetcher()
             return
 
-    def create_prefetcher(self) -> Prefetcher[dict[int, tuple[Tensor, Tensor]]]:
+    def create_prefetcher(self) -> Prefetcher[list[ShardInputs]]:
         """What loads the inputs of this rank in the present group ahead."""
         return Prefetcher(self.load_inputs, self.planned, loader_threads(self.recipe, self.group, self.device))
 
@@ -370,12 +374,10 @@ class Training:
         own: dict[int, Tensor] = {}  # per shard of this rank: loss sum, then batch-norm statistics
         nodes: dict[Node, Tensor] = {}  # sums of this rank's shards
         with self.statistics.per_shard():
-            for shard, (x, y) in self.inputs.get(step).items():
-                _seed(self.recipe.seed, step, shard, self.device)
-                loss = self.shard_loss(x, y, step)
-                gradient = shard_gradient(loss / count, self.weights)
-                add_node(nodes, (0, shard), gradient, len(shards), Tensor.add_)
-                own[shard] = torch.cat([loss.detach().double().reshape(1), *self.statistics.row()])
+            for inputs in self.inputs.get(step):
+                for shard, loss, gradient in self.shard_gradients.compute(inputs, step, count, self.sample_losses):
+                    add_node(nodes, (0, shard), gradient, len(shards), Tensor.add_)
+                    own[shard] = torch.cat([loss.double().reshape(1), *self.statistics.row()])
         table = self.group.gather(own, len(shards), 1 + self.statistics.width, self.device)  # [shards, 1 + S]
         if self.is_exact:
             self.group.sum_in_order(nodes, len(shards), self.gradient)
@@ -384,18 +386,19 @@ class Training:
         self.statistics.fold(table[:, 1:])  # after the last collective, because it lasts
         return table[:, 0].sum()
 
-    def load_inputs(self, step: int) -> dict[int, tuple[Tensor, Tensor]]:
-        """x and y of each shard of this rank, in host memory; in one group a function of `step` alone."""
+    def load_inputs(self, step: int) -> list[ShardInputs]:
+        """Inputs of this rank's shards, in host memory; in one group a function of `step` alone."""
         epoch, shards = self.shards_of(step)
         augment = (self.recipe.seed, epoch) if self.recipe.data.augments else None
-        inputs = {}
-        for shard in self.group.own_shards(len(shards)):
-            x, y = self.train.batch(shards[shard], augment), torch.from_numpy(self.train.y[shards[shard]])
-            inputs[shard] = pin(x, self.device), pin(y, self.device)
+        inputs = []
+        for group in self.shard_gradients.group_shards(shards, self.group.own_shards(len(shards))):
+            rows = np.concatenate([shards[shard] for shard in group])
+            x, y = self.train.batch(rows, augment), torch.from_numpy(self.train.y[rows])
+            inputs.append(ShardInputs(group, pin(x, self.device), pin(y, self.device)))
         return inputs
 
-    def shard_loss(self, x: Tensor, y: Tensor, step: int) -> Tensor:
-        """Return the sum of the losses of a shard's samples, with its autograd graph."""
+    def sample_losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of each sample, with its autograd graph."""
         recipe = self.recipe
         y = to_device(y, self.device)
         try:
@@ -404,12 +407,12 @@ class Training:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise UsageError(
-                f"a shard of {len(x)} sample at step {step} is too small for batch norm",
+                f"a shard of {len(x)} sample at step {self.progress.step} is too small for batch norm",
                 str(error),
                 "use fewer loop.shards, larger images, or a loop.global_batch_size that leaves a larger last batch",
             ) from error
         logits = logits if self.offset is None else logits + self.offset
-        return self.task.outcome.loss(logits, y, self.class_weight).sum()
+        return self.task.outcome.loss(logits, y, self.class_weight)
 
     def must_fetch(self) -> bool:
         """Whether the host needs the numbers of the steps so far."""
@@ -476,7 +479,7 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed run needs. Sampler position and random numbers depend on (seed, step) alone
-        (see `_seed`, `shards_of` and the loaders' augmentation), so they need no further state."""
+        (see `shard_seed`, `shards_of` and the loaders' augmentation), so they need no further state."""
         return {
             "seed": self.recipe.seed,
             "model": self.model.state_dict(),
@@ -554,14 +557,6 @@ def weights_sha256(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _seed(seed: int, step: int, shard: int, device: str) -> None:
-    """Seed dropout and other random layers from (seed, step, shard), so that results do not depend on the rank."""
-    state = int(np.random.SeedSequence([seed, step, shard]).generate_state(1, np.uint64)[0] >> 1)
-    torch.default_generator.manual_seed(state)  # torch.manual_seed does the same for all devices, at 0.6 ms a call
-    if device != "cpu":
-        torch.cuda.manual_seed(state)
 
 
 def _class_weight(recipe: Recipe, device: str) -> Tensor | None:
