@@ -29,13 +29,6 @@ class ShardPass:
         self.generators, self.slots, self.count = generators, slots, len(generators)
         self.written: set[int] = set()
 
-    def sample_uniform(self, like: Tensor) -> Tensor:
-        """Return uniform numbers in [0, 1) of the shape of `like`; each shard's rows come from its own generator."""
-        numbers = torch.empty_like(like, memory_format=torch.contiguous_format)
-        for rows, generator in zip(numbers.chunk(self.count), self.generators, strict=True):
-            rows.uniform_(generator=generator)
-        return numbers
-
 
 _current: ContextVar[ShardPass | None] = ContextVar("shard pass", default=None)
 current_pass = _current.get

@@ -178,6 +178,8 @@ class Training:
         if loop.channels_last:
             model.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(model).requires_grad_(False) if loop.ema_decay else None
+        # the tensors of the average and those that it follows; listing them takes longer than averaging
+        self.averaged = [list(m.state_dict().values()) for m in (self.average, model) if m is not None]
         self.phases = FinetuneSchedule(recipe, model, self.batches.per_epoch, transferred)
         self.weights = [weight for _, weight in self.phases.learning]
         self.gradient = flatten_gradients(self.weights)
@@ -356,7 +358,7 @@ class Training:
         self.optimizer.step(lr, recipe.optim, lr_scales)
         if self.average is not None and recipe.loop.ema_decay is not None:
             # Young averages follow the weights more closely: otherwise the first epochs score the initial weights
-            _update_average(self.average, self.model, min(recipe.loop.ema_decay, (1 + step) / (10 + step)))
+            update_average(*self.averaged, min(recipe.loop.ema_decay, (1 + step) / (10 + step)))
         self.progress.step = step + 1
         self.timed_samples += count
         self.epoch_loss += loss_sum
@@ -566,9 +568,9 @@ def _class_weight(recipe: Recipe, device: str) -> Tensor | None:
 
 
 @torch.no_grad()
-def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    for old, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if old.is_floating_point():
-            old.lerp_(new, 1 - decay)
-        else:
-            old.copy_(new)
+def update_average(average: list[Tensor], values: list[Tensor], decay: float) -> None:
+    """Move each tensor of `average` towards that of `values`; copy integers."""
+    floats = [at for at, value in enumerate(values) if value.is_floating_point()]
+    torch._foreach_lerp_([average[at] for at in floats], [values[at] for at in floats], 1 - decay)
+    for at in set(range(len(values))) - set(floats):
+        average[at].copy_(values[at])

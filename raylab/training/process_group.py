@@ -135,10 +135,11 @@ class ProcessGroup:
 
     def sum_in_any_order(self, nodes: dict[Node, Tensor], out: Tensor) -> None:
         """Write the same sum to `out`; with more than two workers it is equal only up to rounding."""
-        # not in `out`: after PeerLost a thread of gloo may still write to what it adds up
-        total = out.zero_() if self.size == 1 else torch.zeros_like(out)
-        for values in nodes.values():
-            total += values
-        if self.size > 1:
+        if self.size == 1:
+            (total,) = nodes.values()
+        else:  # in new memory: after PeerLost, a thread of gloo may still write to what it adds up
+            total = torch.zeros_like(out)
+            for values in nodes.values():
+                total += values
             self.all_reduce(total)
-            out.copy_(total)
+        out.copy_(total)
