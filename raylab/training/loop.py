@@ -380,11 +380,12 @@ class Training:
                 for shard, loss, gradient in self.shard_gradients.compute(inputs, step, count, self.sample_losses):
                     add_node(nodes, (0, shard), gradient, len(shards), Tensor.add_)
                     own[shard] = torch.cat([loss.double().reshape(1), *self.statistics.row()])
-        table = self.group.gather(own, len(shards), 1 + self.statistics.width, self.device)  # [shards, 1 + S]
+        gather = self.group.start_gather(own, len(shards), 1 + self.statistics.width, self.device)
         if self.is_exact:
             self.group.sum_in_order(nodes, len(shards), self.gradient)
         else:
             self.group.sum_in_any_order(nodes, self.gradient)
+        table = gather()  # [shards, 1 + S]
         self.statistics.fold(table[:, 1:])  # after the last collective, because it lasts
         return table[:, 0].sum()
 

@@ -94,7 +94,7 @@ def arm(victims: list[Victim], folder: Path) -> None:
 
     loop.Training.compute_gradient = at_step  # type: ignore[method-assign]
     before(ProcessGroup, "add_up", "boundary")
-    before(ProcessGroup, "gather", "gather")
+    before(ProcessGroup, "start_gather", "gather")
     before(ProcessGroup, "all_to_all", "sum")
     before(ProcessGroup, "all_gather", "parts of the sum")
     before(ShardStatistics, "fold", "batch norm")
