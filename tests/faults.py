@@ -106,7 +106,7 @@ def arm(faults: Sequence[Fault], gates: Sequence[int], folder: Path) -> None:
     surround(Member, "_connect", "connect")
     surround(loop.Training, "take_state", "state")
     surround(runs.Recorder, "start_group", "pids")
-    surround(ProcessGroup, "add_up", "boundary")
+    surround(ProcessGroup, "start_add_up", "boundary")
     surround(ProcessGroup, "start_gather", "gather")
     surround(ProcessGroup, "all_to_all", "sum")
     surround(ProcessGroup, "all_gather", "parts of the sum")

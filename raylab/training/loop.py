@@ -312,17 +312,23 @@ class Training:
             self.average.load_state_dict(self.model.state_dict())
         self.must_reestimate = False
 
-    def meet_peers(self) -> bool:
-        """At the boundary before a step: do what any rank wants done now. Returns whether to go on with the step."""
+    def ask_peers(self) -> Callable[[], bool]:
+        """At the boundary before a step: ask whether any rank wants something done now. Returns the function that waits
+        for the answers, does it, and returns whether to go on with the step."""
         seconds = self.recipe.loop.checkpoint_seconds
         overdue = seconds is not None and time.monotonic() - self.saved_at >= seconds
         wants_checkpoint = (self.wants_checkpoint or overdue) and self.saved_step < self.progress.step
         is_leaving = self.peers.is_leaving()
         failure = self.report.finish_checkpoint()
         own = [is_leaving and rank == self.group.rank for rank in range(self.group.size)]
-        changing, saving, arrived, failing, *leaving = self.group.add_up(
+        wait = self.group.start_add_up(
             [self.peers.must_regroup(), wants_checkpoint, self.report.arrived(), failure is not None, *own]
         )
+        return lambda: self.meet_peers(wait(), is_leaving, failure)
+
+    def meet_peers(self, answers: list[int], is_leaving: bool, failure: CheckpointError | None) -> bool:
+        """Do what the sums over all ranks of what `ask_peers` asks say; return whether to go on with the step."""
+        changing, saving, arrived, failing, *leaving = answers
         if failing:
             self.raise_everywhere(failure)
         self.report.forget(arrived)
@@ -344,15 +350,21 @@ class Training:
 
     def train_step(self) -> None:
         """One optimiser step on the next batch; its numbers go to the deferred metrics."""
-        if not self.meet_peers():
-            return
         recipe, step = self.recipe, self.progress.step
-        if self.phases.starts_finetuning(step):
-            self.progress.reset_patience()
+        may_go_on = self.ask_peers()
+        # The answers travel beside a short step; before a long one, a worker that leaves must not compute in vain
+        is_short = self.shard_gradients.takes_passes
+        if not is_short and not may_go_on():
+            return
         epoch, shards = self.shards_of(step)
         count = sum(len(rows) for rows in shards)
         lr_scales = self.phases.prepare_step(self.model, step)
-        loss_sum = self.compute_gradient(step, shards, count)  # the last collective: what follows lasts
+        losses, nodes = self.compute_shards(step, shards, count)
+        if is_short and not may_go_on():
+            return
+        if self.phases.starts_finetuning(step):
+            self.progress.reset_patience()
+        loss_sum = self.sum_shards(losses, nodes, len(shards))  # the last collectives: what follows lasts
         norm = clip_norm(self.gradient, recipe.optim.max_grad_norm)
         lr = self.phases.lr(step, self.progress.lr_reductions)
         self.optimizer.step(lr, recipe.optim, lr_scales)
@@ -370,19 +382,26 @@ class Training:
         epoch, shards = self.batches.shards_of(step)
         return epoch, [rows for rows in shards if len(rows) > 0]
 
-    def compute_gradient(self, step: int, shards: list[np.ndarray], count: int) -> Tensor:
-        """Write the mean gradient over all `shards` (row indices, `count` in total) to `self.gradient`, fold their
-        batch-norm statistics, and return the sum of the samples' losses."""
-        own: dict[int, Tensor] = {}  # per shard of this rank: loss sum, then batch-norm statistics
-        nodes: dict[Node, Tensor] = {}  # sums of this rank's shards
+    def compute_shards(
+        self, step: int, shards: list[np.ndarray], count: int
+    ) -> tuple[dict[int, Tensor], dict[Node, Tensor]]:
+        """Return for each shard of this rank its loss sum and batch-norm statistics [1 + S], and the sums of this
+        rank's gradients of the mean loss over all `shards` (row indices, `count` in total). Changes nothing."""
+        own: dict[int, Tensor] = {}
+        nodes: dict[Node, Tensor] = {}
         with self.statistics.per_shard():
             for inputs in self.inputs.get(step):
                 for shard, loss, gradient in self.shard_gradients.compute(inputs, step, count, self.sample_losses):
                     add_node(nodes, (0, shard), gradient, len(shards), Tensor.add_)
                     own[shard] = torch.cat([loss.double().reshape(1), *self.statistics.row()])
-        gather = self.group.start_gather(own, len(shards), 1 + self.statistics.width, self.device)
+        return own, nodes
+
+    def sum_shards(self, own: dict[int, Tensor], nodes: dict[Node, Tensor], count: int) -> Tensor:
+        """Write the gradient over all `count` shards to `self.gradient`, fold their batch-norm statistics, and return
+        the sum of the samples' losses."""
+        gather = self.group.start_gather(own, count, 1 + self.statistics.width, self.device)
         if self.is_exact:
-            self.group.sum_in_order(nodes, len(shards), self.gradient)
+            self.group.sum_in_order(nodes, count, self.gradient)
         else:
             self.group.sum_in_any_order(nodes, self.gradient)
         table = gather()  # [shards, 1 + S]

@@ -62,11 +62,18 @@ class ProcessGroup:
 
     def add_up(self, numbers: list[int]) -> list[int]:
         """The sums over all ranks of whole numbers that each rank has."""
-        if self.size == 1:
-            return numbers
+        return self.start_add_up(numbers)()
+
+    def start_add_up(self, numbers: list[int]) -> Callable[[], list[int]]:
+        """Start `add_up`. Returns the function that waits for the sums."""
         totals = torch.tensor(numbers)
-        self.all_reduce(totals)
-        return [int(total) for total in totals]
+        wait = self.start_all_reduce(totals)
+
+        def complete() -> list[int]:
+            wait()
+            return [int(total) for total in totals]
+
+        return complete
 
     def all_reduce(self, tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
         """Replace `tensor` by its sum, or another reduction, over all ranks."""

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raylab.config.recipe import RecurrentModel
-from raylab.models import recurrent
+from raylab.config.recipe import CovidNetModel, RecurrentModel, ResidualModel
+from raylab.models import IMAGES, network, recurrent
 from raylab.models.ensemble import Ensemble
 from raylab.models.shard_pass import Linear
 from raylab.training.gradients import shard_gradient
@@ -149,16 +149,22 @@ def test_frozen_weights_have_no_gradient():
         assert not gradient[:-head].any() and gradient[-head:].any()
 
 
-def test_models_whose_layers_know_passes_take_them():
+@pytest.mark.parametrize(
+    ("kind", "config", "takes"),
+    [
+        ("icu-hourly", RecurrentModel(name="gru", hidden=4), True),
+        ("icu-hourly", RecurrentModel(name="lstm", hidden=4), False),
+        ("icu-hourly", RecurrentModel(name="grud", hidden=4), False),
+        ("lung-parameters", ResidualModel(name="residual", hidden=4), True),
+        (IMAGES, CovidNetModel(name="covidnet", width=0.1, depth=0.1), False),
+    ],
+)
+def test_models_whose_weights_all_belong_to_such_layers_take_passes(kind, config, takes):
     spec = {"features": ["a", "b"], "static": ["s"], "size": 32}
-    configs = {name: RecurrentModel(name=name, hidden=4) for name in ("gru", "lstm", "grud")}
-    models = {name: getattr(recurrent, name)(config, spec, 1) for name, config in configs.items()}
-    assert {name: can_take_passes(model, "cpu", False) for name, model in models.items()} == {
-        "gru": True,
-        "lstm": False,
-        "grud": False,
-    }
-    assert not can_take_passes(models["gru"], "cuda", False) and not can_take_passes(models["gru"], "cpu", True)
+    model = network(kind, config.name)(config, spec, 2)
+    assert can_take_passes(model, "cpu", False) is takes
+    assert can_take_passes(Ensemble([model, model]), "cpu", False) is takes
+    assert not can_take_passes(model, "cuda", False) and not can_take_passes(model, "cpu", True)
 
 
 def test_a_weight_outside_its_layer_is_an_error():
