@@ -178,8 +178,9 @@ class Training:
         if loop.channels_last:
             model.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(model).requires_grad_(False) if loop.ema_decay else None
-        # the tensors of the average and those that it follows; listing them takes longer than averaging
-        self.averaged = [list(m.state_dict().values()) for m in (self.average, model) if m is not None]
+        # the tensors of the average and those that it follows: listing them takes longer than averaging
+        self.averages = [] if self.average is None else list(self.average.state_dict().values())
+        self.averaged = list(model.state_dict().values())
         self.phases = FinetuneSchedule(recipe, model, self.batches.per_epoch, transferred)
         self.weights = [weight for _, weight in self.phases.learning]
         self.gradient = flatten_gradients(self.weights)
@@ -370,7 +371,7 @@ class Training:
         self.optimizer.step(lr, recipe.optim, lr_scales)
         if self.average is not None and recipe.loop.ema_decay is not None:
             # Young averages follow the weights more closely: otherwise the first epochs score the initial weights
-            update_average(*self.averaged, min(recipe.loop.ema_decay, (1 + step) / (10 + step)))
+            update_average(self.averages, self.averaged, min(recipe.loop.ema_decay, (1 + step) / (10 + step)))
         self.progress.step = step + 1
         self.timed_samples += count
         self.epoch_loss += loss_sum
