@@ -8,6 +8,7 @@ import pytest
 
 from tests.slurm.conftest import Bed
 from tests.slurm.lab import ENDLESS, INTERVAL, Lab
+from tests.slurm.test_cluster import LONG, check
 from tests.verbs import Verbs
 from tests.wait import wait_for
 
@@ -24,37 +25,31 @@ def lab(testbed: Bed, ards_data: Path, verbs: Verbs) -> Iterator[Lab]:
     lab.call("cluster", "down", "--name", "ray")
 
 
-@pytest.fixture(scope="module")
-def run(lab: Lab) -> str:
-    lab.train("far", "2", *ENDLESS)
-    return "far"
-
-
 @pytest.mark.fault(15)
-def test_a_short_partition_is_waited_for(lab: Lab, run: str) -> None:
-    lab.on_workers(run, 2, steps=INTERVAL)
+def test_a_short_partition_is_waited_for(lab: Lab) -> None:
+    lab.train("far", "2", *ENDLESS)
+    lab.on_workers("far", 2, steps=INTERVAL)
     head = lab.status()["head"]["node"]
-    victim = next(job for job in lab.workers() if job["node"] != head and lab.is_training(run, job))
+    victim = next(job for job in lab.workers() if job["node"] != head and lab.is_training("far", job))
     lab.bed.verb("netdown", victim["node"])
     try:
         time.sleep(PARTITION_SECONDS)  # the fault itself
     finally:
         lab.bed.verb("netup", victim["node"])
-    step = lab.step(run)
-    wait_for(lambda: lab.step(run) > step + INTERVAL, 120, "steps after the partition")
-    assert lab.facts(run)["steps_repeated"] == 0 and lab.facts(run)["attempts"] == 1
+    step = lab.step("far")
+    wait_for(lambda: lab.step("far") > step + INTERVAL, 120, "steps after the partition")
+    assert lab.facts("far")["steps_repeated"] == 0 and lab.facts("far")["attempts"] == 1
+    lab.stop("far")
+    lab.compare_with_undisturbed("far")
 
 
 @pytest.mark.fault(9)
-def test_ray_s_control_store_is_killed(lab: Lab, run: str) -> None:
+def test_ray_s_control_store_is_killed(lab: Lab) -> None:
     """The head returns as a new generation and resumes the run from its newest checkpoint."""
-    lab.on_workers(run, 2, steps=INTERVAL)
-    before, attempts = lab.status()["head"], lab.facts(run)["attempts"]
+    lab.train("headless", "2", LONG)
+    lab.on_workers("headless", 2, steps=INTERVAL)
+    before = lab.status()["head"]
     own = f"tr '\\0' '\\n' </proc/$pid/environ | grep -qx SLURM_JOB_ID={before['job']}"
     lab.bed.run(f"for pid in $(pgrep -f gcs/gcs_server); do {own} && kill -9 $pid; done; true", before["node"])
-    wait_for(lambda: lab.facts(run)["attempts"] > attempts, 400, "the run under the new head")
-    lab.on_workers(run, 2, steps=INTERVAL)
+    assert check(lab, "headless", LONG)["steps_repeated"] <= INTERVAL + 1
     assert lab.status()["head"]["generation"] > before["generation"]
-    assert lab.facts(run)["steps_repeated"] <= INTERVAL + 1
-    lab.stop(run)
-    lab.compare_with_undisturbed(run)
