@@ -14,7 +14,7 @@ from jobs import cli
 from jobs.common import home, outputs, run_tracking
 from jobs.common.console import say
 from jobs.common.session import ray_session
-from raylab.data.icu.patient_batch import screen
+from raylab.data.icu.patient_batch import screen, with_text_ids
 from raylab.data.icu.prepare import SOURCES, Raw
 from raylab.data.lung import fits, gases
 from raylab.errors import DataError, UsageError, unknown
@@ -82,7 +82,7 @@ def source_gases(source: str, path: Path, patients: int, seed: int, hours: float
     with tempfile.TemporaryDirectory() as scratch:
         for events in SOURCES[source](Raw(path, Path(scratch), patients, seed)).parts():
             _, unique = screen(events)
-            tables.append(gases.gases(unique))
+            tables.append(with_text_ids(gases.gases(unique)))
     table = pl.concat(tables).filter(pl.col("time") < hours)
     if table.is_empty():
         raise DataError(

@@ -186,6 +186,7 @@ def summarise_patients(
 
 
 def with_text_ids(table: pl.DataFrame) -> pl.DataFrame:
+    """Return `table` with stay_id as text."""
     return table.with_columns(pl.col("stay_id").cast(pl.String))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from jobs.fit import source_gases
 from raylab.data.icu.concepts import to_own_units
 from raylab.data.icu.labels import label
 from raylab.data.icu.patient_batch import screen
@@ -402,3 +403,12 @@ def test_counts_on_the_mimic_iii_demo(real_data, tmp_path):
     assert cells[8, 0] == 29 and cells[8, 8] == 15 and cells[2, 24] == 12
     assert all(cells[f, 0] >= cells[f, 8] for f in (2, 4, 8)) and cells[2, 0] <= cells[8, 0]
     assert {"peep", "plateau", "tidal_volume", "driving_pressure", "compliance"} <= set(meta.features)
+
+
+def test_gases_name_their_stays_as_text(tmp_path):
+    charts = [chart(720, 1, "Assist Control"), chart(190, 1, 0.5), chart(778, 2, 40)]
+    gases = [lab(50800, 2, "ART"), lab(50821, 2, 80, "mm Hg"), lab(50818, 2, 40, "mm Hg")]
+    folder = write(tmp_path / "raw", CHARTEVENTS=charts, LABEVENTS=gases)
+    table = source_gases("mimic3", folder, 0, 0, 24, 24)
+    assert table.schema["stay_id"] == pl.String
+    assert set(table["stay_id"]) == {"100"}
