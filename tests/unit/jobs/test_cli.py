@@ -613,5 +613,10 @@ def test_stays_are_fitted(tmp_path):
     assert told["parameters"]["shunt"]["identified"] > 0
     assert (rows["shunt/low"] <= rows["shunt"]).all()
     assert stat.S_IMODE((tmp_path / "fits" / "fits.parquet").stat().st_mode) == 0o600
+    (tmp_path / "fits" / "parts" / "0000.parquet").unlink()
+    assert raylab(*words, "--json", tmp_path / "again.json")[0] == 0
+    assert json.loads((tmp_path / "again.json").read_text()) == told
+    assert "with other options" in refused(*words, "--hours", 12)
+    (tmp_path / "fits" / "fit.json").unlink()
     assert "not empty" in refused(*words)
     assert "needs the directory" in refused("fit", "--source", "meds", "--out", tmp_path / "x")
