@@ -52,7 +52,7 @@ def once(quiet: bool) -> dict[str, Any]:
                     models += 1
             except RaylabError as error:
                 errors[str(directory)] = str(error)
-    done = forwarder.sync(home.home())
+    done = forwarder.sync(home.home(), lambda outbox: home.is_open(outbox.parent))
     errors |= done["errors"]
     if not quiet:
         say(f"{done['sent']} records and {models} models sent, {done['unsent']} waiting, {done['rejected']} rejected")

@@ -55,6 +55,8 @@ class Writes:
         if not isinstance(path, str | bytes | os.PathLike):
             return
         text = os.fsdecode(path)
+        if event == "os.mkdir" and Path(text).is_dir():  # it may exist, and does
+            return
         if text.startswith(self.directory + os.sep) and not text.endswith(".lock"):
             relative = Path(text).relative_to(self.directory)
             if relative.parts[0] != "mlflow":

@@ -13,7 +13,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,15 +124,13 @@ def rejected(directory: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
-def sync(root: Path) -> dict[str, Any]:
-    """Forward every outbox under `root`; safe to repeat.
+def sync(root: Path, is_open: Callable[[Path], bool] = Path.is_dir) -> dict[str, Any]:
+    """Forward every outbox under `root` whose directory `is_open`; safe to repeat.
 
     Returns {"outboxes", "sent", "rejected", "unsent": counts, "errors": {outbox: text}}. A server that is down is
-    contacted once, not once for each of its runs. An outbox with a damaged file is one of the errors. Those in hidden
-    directories belong to runs that are not open yet.
+    contacted once, not once for each of its runs. An outbox with a damaged file is one of the errors.
     """
-    found = {path.parent: path.relative_to(root).parts for path in Path(root).rglob("outbox/outbox.jsonl")}
-    directories = sorted(path for path, parts in found.items() if not any(part.startswith(".") for part in parts))
+    directories = sorted(filter(is_open, (path.parent for path in Path(root).rglob("outbox/outbox.jsonl"))))
     total: dict[str, Any] = {"outboxes": len(directories), "sent": 0, "errors": {}}
     down: dict[str, TrackingError] = {}
     for directory in directories:

@@ -90,6 +90,11 @@ def new_directory(directory: Path) -> Iterator[Path]:
             raise
 
 
+def is_open(directory: Path) -> bool:
+    """Whether `directory` is a run or trial that has been opened completely."""
+    return directory.name != OPENING and (directory / FILE).is_file()
+
+
 def remove_new(directory: Path) -> None:
     """Remove a run that could not be opened."""
     with locked(directory.with_name(OPENING + ".lock")):
