@@ -43,8 +43,8 @@ class Evaluation:
     run: str
     """name of the run whose model was scored"""
     run_id: str | None
-    """id of the MLflow run with the scores: that of `run` on its own data, otherwise a new one; none if the server could
-    not be reached since it began"""
+    """id of the MLflow run with the scores: that of `run` on its own data, otherwise a new one; none if the server
+    could not be reached since it began"""
     data: Path
     split: str
     test_reads: int
