@@ -11,6 +11,7 @@ from jobs.common import home, run_tracking
 from jobs.common.progress import say
 from raylab import files
 from raylab.errors import RaylabError
+from raylab.storage import explain_storage_error
 from tracking import forwarder
 
 EXAMPLE = "raylab sync"
@@ -41,17 +42,19 @@ def once(quiet: bool) -> dict[str, Any]:
         has_ended = run.status in ENDS
         if has_ended and run.model_logged is not False:
             continue
-        is_unlocked = files.is_unlocked(lock)
-        with files.locked(lock, wait=False) as mine:
-            if not mine:
-                continue  # a process works on it
-            try:
+        try:
+            is_unlocked = files.is_unlocked(lock)
+            with files.locked(lock, wait=False) as mine:
+                if not mine:
+                    continue  # a process works on it
                 if not has_ended and is_unlocked:
                     run_tracking.mark_ended(directory)
                 if run.model_logged is False and run_tracking.log_model(directory, run.input_shape):
                     models += 1
-            except RaylabError as error:
-                errors[str(directory)] = str(error)
+        except RaylabError as error:
+            errors[str(directory)] = str(error)
+        except OSError as error:
+            errors[str(directory)] = str(explain_storage_error(error) or error)
     done = forwarder.sync(home.home(), lambda outbox: home.is_open(outbox.parent))
     errors |= done["errors"]
     if not quiet:

@@ -227,7 +227,7 @@ def open_run(directory: Path, new: NewRun, system: bool = True) -> Iterator[Forw
             except Unavailable as error:
                 if isinstance(error, LoginRefused):
                     remove_new(directory)
-                    raise
+                    raise error.__cause__ or error from None  # no records are kept
                 log.warning("%s", error)
             except TrackingError:
                 remove_new(directory)
