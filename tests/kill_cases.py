@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,6 @@ class Case:
     check: Callable[[], None]
     prepare: Callable[[], None] = lambda: None
     again: Callable[[], None] | None = None
-    status: str = "FINISHED"
 
 
 class Place:
@@ -91,13 +90,6 @@ def look_up(kind: str) -> Any:
     found = client.search_runs(experiments, f"tags.`raylab.kind` = '{kind}'", ViewType.ALL)
     assert len(found) == 1, f"{len(found)} runs of kind {kind}"
     return found[0]
-
-
-def count_runs() -> int:
-    from mlflow.entities import ViewType
-
-    client = runs.client(runs.address(home.home()))
-    return len(client.search_runs([e.experiment_id for e in client.search_experiments(ViewType.ALL)], "", ViewType.ALL))
 
 
 def check_run(kind: str, directory: Path, params: dict[str, str], artifacts: set[str], rows: dict[str, list]) -> Any:
@@ -324,8 +316,8 @@ CASES = {
 }
 
 
-def kill_everywhere(place: Place, verb: str, sample: int | None) -> list[tuple[int, str, str]]:
-    """[(point, what it would have written next, what `sync` said)] of a verb that was killed at these points."""
+def kill_everywhere(place: Place, verb: str, sample: int | None) -> Iterator[tuple[int, str, str]]:
+    """(point, what it would have written next, what `sync` said) of a verb that was killed at these points."""
     case = CASES[verb](place)
 
     def child(work: Callable[[], Any]) -> Any:
@@ -358,20 +350,13 @@ def kill_everywhere(place: Place, verb: str, sample: int | None) -> list[tuple[i
     child(case.check)
     last = len(seen) - 1
     points = range(len(seen)) if sample is None else sorted({round(k * last / (sample - 1)) for k in range(sample)})
-    table = []
     for point in points:
         place.put_back(template)
         code, _ = run_in_child(partial(die, point), place.log)
         assert code in (KILLED, 0), place.log.read_text()[-6000:]
         said = child(partial(complete, point % 2 == 0))
-        table.append((point, seen[point], said))
+        yield point, seen[point], said
     shutil.rmtree(template)
-    return table
-
-
-def show(verb: str, table: list[tuple[int, str, str]]) -> None:
-    for point, before, said in table:
-        print(f"{verb:9} {point:3}  {before:58} {said}")
 
 
 def shorten(root: Path) -> None:
@@ -408,10 +393,11 @@ def main(verbs: list[str]) -> None:
         assert code == 0, (root / "log").read_text()
         place = Place(root, root / "ards")
         for verb in verbs:
-            show(verb, kill_everywhere(place, verb, None))
+            for point, before, said in kill_everywhere(place, verb, None):
+                print(f"{verb:9} {point:3}  {before:58} {said}", flush=True)
         for line in () if verbs else sys.stdin:
             try:
-                answer: dict[str, Any] = {"table": kill_everywhere(place, **json.loads(line))}
+                answer: dict[str, Any] = {"table": [*kill_everywhere(place, **json.loads(line))]}
             except AssertionError as error:
                 answer = {"error": str(error)}
             print(json.dumps(answer), flush=True)
