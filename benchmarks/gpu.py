@@ -37,6 +37,7 @@ from raylab.models import IMAGES
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training.loop import Report, Training
+from raylab.training.shard_gradients import ShardInputs
 
 NETWORKS = ("covidnet", "resnet50")
 CLASSES = ["normal", "pneumonia", "COVID-19"]
@@ -122,7 +123,8 @@ def start_training(recipe: Recipe, samples: ImageSamples, device: str) -> Traini
 
 def compare(title: str, recipe: Recipe, samples: ImageSamples, options: argparse.Namespace) -> None:
     fed, loop = (start_training(recipe, samples, options.device) for _ in range(2))
-    inputs = {shard: (x.to(options.device), y.to(options.device)) for shard, (x, y) in fed.load_inputs(0).items()}
+    device = options.device
+    inputs = [ShardInputs(each.shards, each.x.to(device), each.y.to(device)) for each in fed.load_inputs(0)]
     loop.inputs = SimpleNamespace(get=lambda step: inputs)  # type: ignore[assignment]
     steps = {
         "bare": bare_step(recipe, samples, options, recipe.loop.bf16, recipe.loop.channels_last, False),
@@ -131,7 +133,7 @@ def compare(title: str, recipe: Recipe, samples: ImageSamples, options: argparse
     }
     with fed.inputs:
         paces = time_rounds(steps, options)
-    layers = macs(fed.model, next(iter(inputs.values()))[0])
+    layers = macs(fed.model, inputs[0].x)
     for way, base in (("bare", "bare"), ("loop", "bare"), ("fed", "loop")):
         ratio = statistics.median(a / b for a, b in zip(paces[way], paces[base], strict=True))
         show(title, way, paces[way], layers, options, "" if way == base else f"{ratio:6.3f} of {base}")

@@ -8,16 +8,18 @@ import argparse
 import importlib
 import io
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from jobs.common import console
+from jobs.common.console import say
+from jobs.common.interrupts import handle_interrupts, ignore_interrupts
 from raylab import __version__
 from raylab.errors import RaylabError, unknown
 from raylab.files import write_json
+from raylab.memory import explain_memory_error
 from raylab.storage import explain_storage_error
 
 VERBS = {
@@ -53,29 +55,34 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # in LANG=C and the like: what it cannot show is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     if not words or words[0] in {"-h", "--help"}:
-        print("usage: raylab VERB ...   (raylab VERB --help shows an example)\n")
-        print("\n".join(f"  {verb:10} {text}" for verb, text in VERBS.items()))
+        say("usage: raylab VERB ...   (raylab VERB --help shows an example)\n")
+        say("\n".join(f"  {verb:10} {text}" for verb, text in VERBS.items()))
         return 0 if words else 2
     if words[0] == "--version":
-        print(__version__)
+        say(__version__)
         return 0
     try:
-        return run(words[0], words[1:])
-    except RaylabError as error:
-        print(f"raylab: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("raylab: interrupted; to resume a training run: raylab resume NAME", file=sys.stderr)
+        code = run(words[0], words[1:])
+    except (Exception, KeyboardInterrupt) as error:
+        code = explain_end(error)
+    finally:
+        console.flush_output()
+    if console.lost is not None and code == 0 and (failure := console.explain_lost_output(console.lost)):
+        code = explain_end(failure)
+    return code
+
+
+def explain_end(error: BaseException) -> int:
+    """Say on standard error why the verb ended with `error`; returns the exit code. Raises an error in the program."""
+    if isinstance(error, KeyboardInterrupt):
+        ignore_interrupts()  # all that is left to do is to exit
+        console.tell_error("interrupted; to resume a training run: raylab resume NAME")
         return 130
-    except BrokenPipeError:  # the reader of our output has closed, as in `raylab compare | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        explained = explain_storage_error(error)
-        if explained is None:
-            raise
-        print(f"raylab: {explained}", file=sys.stderr)
-        return explained.exit_code
+    explained = error if isinstance(error, RaylabError) else explain_memory_error(error) or explain_storage_error(error)
+    if explained is None:
+        raise error
+    console.tell_error(explained)
+    return explained.exit_code
 
 
 def add_common_options(parser: argparse.ArgumentParser, **default: Any) -> None:
@@ -113,8 +120,7 @@ def run(verb: str, words: list[str]) -> int:
     args = parser.parse_args(words)
     from jobs.common.environment import verb_environment  # imported late, to keep `raylab --help` fast
 
-    # SIGTERM is handled like Ctrl+C: the outboxes are closed and the run is marked as killed
-    signal.signal(signal.SIGTERM, _interrupt)
+    handle_interrupts()
     with verb_environment():
         return _run(module, args)
 
@@ -127,21 +133,17 @@ def _run(module: ModuleType, args: argparse.Namespace) -> int:
         outputs.check(args.json, "--json", "result")
     result: dict[str, Any] = module.main(args)
     if args.json == STDOUT:
-        print(json.dumps(result, indent=1))
+        say(json.dumps(result, indent=1))
     elif args.json is not None:
         try:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             write_json(args.json, result)
         except OSError:  # it could be written when the verb began
-            print(json.dumps(result, indent=1))
+            say(json.dumps(result, indent=1))
             raise
     elif args.quiet:
-        print(json.dumps(result))
+        say(json.dumps(result))
     return int(result.get("exit_code", 0))
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

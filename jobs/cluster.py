@@ -18,7 +18,8 @@ from cluster.slurm import Slurm
 from cluster.spec import Hooks
 from jobs import cli
 from jobs.common import home
-from jobs.common.progress import duration, say
+from jobs.common.console import say
+from jobs.common.progress import duration
 from raylab import loopback
 from raylab.errors import RunError, UsageError
 from raylab.tasks.recipes import read_recipe

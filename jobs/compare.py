@@ -7,8 +7,8 @@ from typing import Any
 
 from jobs import cli
 from jobs.common import home, outputs, run_tracking
+from jobs.common.console import say
 from jobs.common.environment import verb_environment
-from jobs.common.progress import say
 from jobs.common.results import Comparison
 from raylab.errors import UsageError
 from raylab.tasks import TASKS

@@ -8,6 +8,7 @@ from typing import Any
 import shtab
 
 from jobs import cli
+from jobs.common.console import say
 
 EXAMPLE = "raylab completion bash > ~/.local/share/bash-completion/completions/raylab"
 
@@ -19,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     script = shtab.complete(complete_parser(), args.shell)
     if not args.quiet:
-        print(script)
+        say(script)
     return {"shell": args.shell, "script": script}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from jobs import cli
-from jobs.common.progress import say
+from jobs.common.console import say
 from raylab.data.icu.concepts import CONCEPTS, ID_SOURCES, Concept
 from raylab.data.icu.meta import IcuMeta
 from raylab.data.prepared import read_meta

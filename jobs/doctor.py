@@ -14,7 +14,7 @@ from cluster.doctor.node_checks import Finding, attempt
 from cluster.slurm import Slurm
 from jobs import cli
 from jobs.common import home
-from jobs.common.progress import say
+from jobs.common.console import say
 from raylab.errors import UsageError
 from tracking import runs
 from tracking.access import login

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 
 from jobs import cli, prepare
 from jobs.common import home, icu_evaluation, model_card, run_tracking, scores
+from jobs.common.console import say
 from jobs.common.environment import verb_environment
-from jobs.common.progress import say
 from jobs.common.results import Evaluation, RunReference, find_run
 from raylab.data.images.manifest import SPLITS, discover
 from raylab.data.prepared import sha256

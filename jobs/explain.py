@@ -9,7 +9,7 @@ import numpy as np
 
 from jobs import cli
 from jobs.common import home, individuals, run_tracking, scores
-from jobs.common.progress import say
+from jobs.common.console import say
 from jobs.evaluate import run_of_task
 from raylab.errors import UsageError
 from raylab.files import atomic_write

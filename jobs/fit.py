@@ -12,7 +12,7 @@ import polars as pl
 
 from jobs import cli
 from jobs.common import home, outputs, run_tracking
-from jobs.common.progress import say
+from jobs.common.console import say
 from jobs.common.session import ray_session
 from raylab.data.icu.patient_batch import screen
 from raylab.data.icu.prepare import SOURCES, Raw

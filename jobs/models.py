@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from jobs import cli
-from jobs.common.progress import say
+from jobs.common.console import say
 from raylab.config.recipe import model_family
 
 EXAMPLE = "raylab models --size 96 --names covidnet resnet50 densenet121"

@@ -10,8 +10,8 @@ import polars as pl
 
 from jobs import cli
 from jobs.common import gradcam_sheets, home, individuals, outputs, run_tracking, scores
+from jobs.common.console import say
 from jobs.common.environment import verb_environment
-from jobs.common.progress import say
 from jobs.common.results import Predictions, RunReference
 from jobs.evaluate import check_split, run_of_task
 from raylab.errors import UsageError

@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 
 from jobs import cli
 from jobs.common import home
+from jobs.common.console import say
 from jobs.common.environment import verb_environment
-from jobs.common.progress import say
 from jobs.common.results import PreparedData
 from jobs.common.session import ray_session
 from raylab.data.prepared import META, Meta
@@ -89,7 +89,7 @@ def prepare(task: str, out: Path | str, *, replace: bool = False, quiet: bool = 
 def _resources(quiet: bool) -> Resources:
     def progress(done: int, total: int) -> None:
         if sys.stdout.isatty() and not quiet:
-            say(f"\rdecoded {done}/{total} images", end="\n" if done == total else "")
+            say(f"decoded {done}/{total} images", start="\r", end="\n" if done == total else "")
 
     @contextmanager
     def cluster() -> Iterator[RunChunks | None]:

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from jobs import cli
-from jobs.common.progress import say
+from jobs.common.console import say
 from raylab.config.overrides import override
 from raylab.tasks import TASKS
 from raylab.tasks.recipe_page import lines

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs import cli
 from jobs.common import home, run_tracking
-from jobs.common.progress import say
+from jobs.common.console import say
 from raylab import files
 from raylab.errors import RaylabError
 from raylab.storage import explain_storage_error
@@ -38,7 +38,8 @@ def once(quiet: bool) -> dict[str, Any]:
     home.remove_leftovers()
     models, errors = 0, {}  # models first, because logging one may add records
     for directory, run in (*home.records(), *home.records("[!.]*/trials/*")):
-        lock = (directory if run.number is None else directory.parents[1]) / "lock"
+        owner = directory if run.number is None else directory.parents[1]
+        lock = owner / "lock"
         has_ended = run.status in ENDS
         if has_ended and run.model_logged is not False:
             continue
@@ -47,7 +48,8 @@ def once(quiet: bool) -> dict[str, Any]:
             with files.locked(lock, wait=False) as mine:
                 if not mine:
                     continue  # a process works on it
-                if not has_ended and is_unlocked:
+                # on a Slurm cluster the next head resumes what is RUNNING
+                if not has_ended and is_unlocked and home.note(owner).cluster is None:
                     run_tracking.mark_ended(directory)
                 if run.model_logged is False and run_tracking.log_model(directory, run.input_shape):
                     models += 1

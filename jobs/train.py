@@ -8,8 +8,8 @@ from typing import Any
 
 from jobs import cli
 from jobs.common import home, run_tracking
+from jobs.common.console import say
 from jobs.common.environment import verb_environment
-from jobs.common.progress import say
 from jobs.common.results import Run, RunReference, find_run
 from jobs.common.workers import start_workers
 from raylab.config.assignments import parse_assignments

@@ -1,6 +1,7 @@
 """raylab tune: search hyperparameters, logged as a parent run in MLflow with a child run per trial."""
 
 import argparse
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +13,11 @@ import numpy as np
 
 from jobs import cli, train
 from jobs.common import home, model_card, run_tracking, scores, training
+from jobs.common.console import say
 from jobs.common.environment import verb_environment
-from jobs.common.progress import say
+from jobs.common.interrupts import hold_interrupts
 from jobs.common.results import Run
+from jobs.common.run_end import describe_end, free_reserve, record_end
 from jobs.common.session import ray_environment, ray_session
 from jobs.common.trial_table import TrialTable, order, row
 from raylab.config.assignments import parse_assignments
@@ -22,12 +25,13 @@ from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
 from raylab.errors import UsageError
-from raylab.files import write_json
+from raylab.files import atomic_write, write_json
 from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipes import with_search_space
 from raylab.training.progress import Metrics
 from raylab.training.run_record import Registration
 from raylab.training.run_result import read_end, read_result
+from raylab.training.trials import Trials
 from tracking.forwarder import Forwarder
 from tracking.outbox import Outbox, append_new_metrics
 
@@ -148,13 +152,13 @@ class ToMlflow:
 
     def _catch_up(self) -> None:
         """Log the ends of trials that finished before an interruption but were not logged."""
-        for path in sorted((self.directory / "trials").glob("*/end.json")):
-            directory = path.parent
+        for number, end in Trials(self.directory / "trials", 0).ended.items():
+            directory = self.trial(number)
             if not (directory / "run.json").is_file():
                 continue
             self.forwarder.add(directory / "outbox")
             if home.note(directory).status not in {"FINISHED", "FAILED"}:
-                self.ended(int(directory.name), read_end(directory)["how"])
+                self.ended(number, end["how"])
 
     def trial(self, number: int) -> Path:
         return self.directory / "trials" / f"{number:03d}"
@@ -184,21 +188,23 @@ class ToMlflow:
             best = read_result(self.trial(number))["best"]
             scored = {f"best/val/{name}": best[name] for name in best.keys() - {"epoch", "step"}}
             append_new_metrics(outbox, best["step"], scored)
-        outbox.append({"kind": "status", "status": "FAILED" if how == "failed" else "FINISHED"})
-        home.annotate(self.trial(number), status="FAILED" if how == "failed" else "FINISHED")
-        self.table.update(number, **read_end(self.trial(number)))
+        end = read_end(self.trial(number))
+        record_end(self.trial(number), "FAILED" if how == "failed" else "FINISHED", end.get("error", ""))
+        self.table.update(number, **end)
 
     @contextmanager
     def mark_killed(self) -> Iterator[None]:
         """Wrap a search: if it is interrupted or fails, mark its unfinished trials KILLED."""
         try:
             yield
-        except BaseException:
-            for number in self.rows:
-                directory = self.trial(number)
-                if (directory / "run.json").is_file() and not (directory / "end.json").is_file():
-                    Outbox(directory / "outbox").append({"kind": "status", "status": "KILLED"})
-                    home.annotate(directory, status="KILLED")
+        except BaseException as error:
+            _, why = describe_end(error)
+            with hold_interrupts():
+                free_reserve(self.directory)  # the disk may be full
+                for number in self.rows:
+                    directory = self.trial(number)
+                    if (directory / "run.json").is_file() and not (directory / "end.json").is_file():
+                        record_end(directory, "KILLED", f"the search has ended: {why}")
             raise
 
 
@@ -209,6 +215,8 @@ def continue_search(directory: Path, recipe: Recipe, data: Path, forwarder: Forw
     if not quiet:
         how = f"{options.scheduler} + {options.search}, at most {recipe.loop.epochs} epochs"
         say(f"search {directory.name}: {options.trials} trials of {recipe.task}, {how}, objective {objective}")
+    for damage in Trials(directory / "trials", 0).damaged:
+        say(damage)
     cpus = options.concurrent * max(1.0, options.workers_per_trial * recipe.scaling.cpus_per_worker + 0.5)
     with ray_session(cpus, directory / "ray.log"):
         from raylab.distributed import tune
@@ -217,7 +225,7 @@ def continue_search(directory: Path, recipe: Recipe, data: Path, forwarder: Forw
         with watch.mark_killed():
             tune.search(recipe, data, directory, watch)
         winner_entry = tune.best(directory)
-        ends = tune.Trials(directory / "trials", 0).ended
+        ends = Trials(directory / "trials", 0).ended
     number, end = winner_entry  # type: ignore[misc]  # search() raises if there is none
     winner = watch.trial(number)
     keep(directory, winner)
@@ -269,9 +277,8 @@ def keep(directory: Path, winner: Path) -> None:
     target = directory / "model"
     target.mkdir(exist_ok=True)
     for name in ("model.safetensors", "model.json"):
-        work = target / f".{name}"
-        work.write_bytes((winner / "model" / name).read_bytes())
-        work.replace(target / name)
+        with atomic_write(target / name) as beside:
+            shutil.copyfile(winner / "model" / name, beside)
     result = read_result(winner)
     write_json(directory / "result.json", result)
     facts = {"steps": result["steps"], "best_step": result["best"]["step"], "weights_sha256": result["weights_sha256"]}

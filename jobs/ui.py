@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from jobs import cli
 from jobs.common import home
-from jobs.common.progress import say
+from jobs.common.console import say
 from tracking import runs, server
 from tracking.access import identity, login, secret
 
@@ -47,13 +47,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.detach:
         return {"uri": serving.uri, "pid": serving.pid, "link": link}
     if not args.quiet:
-        say("press Ctrl+C to stop the server")
+        say("press Ctrl+C to stop the server" if serving.is_new else "the server was already running, and stays after "
+            "Ctrl+C; to stop it: raylab ui --stop")  # fmt: skip
     try:
         # The server may belong to another cluster on this node and end with it; the head then restarts this verb
         while server.running(home.home()) is not None:
             time.sleep(1)
     finally:
-        serving.stop()
+        if serving.is_new:
+            serving.stop()
     return {"uri": serving.uri}
 
 

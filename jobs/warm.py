@@ -10,8 +10,8 @@ import psutil
 
 from jobs import cli
 from jobs.common import home
+from jobs.common.console import say
 from jobs.common.keep_ray import IDLE_SECONDS, LOG
-from jobs.common.progress import say
 from jobs.common.session import cluster_address
 from jobs.common.warm_ray import WarmRay, differences, find_running, identify, record_file
 from raylab.errors import RunError, UsageError

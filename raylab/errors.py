@@ -6,6 +6,7 @@
     ├── TrackingError      2  a tracking address that no MLflow server answers
     ├── SlurmError         1  Slurm does not answer, or a cluster on it failed to respond
     └── RunError           1  a run that failed
+        ├── OutOfMemoryError 1 a process that the memory did not suffice for
         ├── NonFiniteError 1  a NaN or infinite loss or gradient
         ├── CheckpointError 1 a checkpoint that cannot be written or read
         └── IncompleteError 1 a run that ended before its planned last step
@@ -57,6 +58,10 @@ class SlurmError(RaylabError):
 
 
 class RunError(RaylabError):
+    pass
+
+
+class OutOfMemoryError(RunError):
     pass
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of one megabyte."""
     at = tmp_path / "disk"
     at.mkdir()
+    with mount_tmpfs(at, "1m"):
+        yield at
+
+
+@contextmanager
+def mount_tmpfs(at: Path, size: str) -> Iterator[None]:
+    """A real file system of this size at the directory `at`; the test is skipped where none can be mounted."""
     if os.geteuid() != 0:
-        pytest.skip("only root can mount a file system of one megabyte")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", at], capture_output=True, text=True)
+        pytest.skip("only root can mount a file system")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", at], capture_output=True, text=True
+    )
     if mounted.returncode != 0:
         pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
-    yield at
-    subprocess.run(["umount", at], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", at], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,11 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tests.cgroup import Cgroup
 
 ROOT = Path(__file__).parents[1]
 MODULES = ("jobs.train", "jobs.tune", "jobs.resume", "jobs.common.run_tracking", "mlflow.pytorch", "torch._dynamo")
@@ -92,6 +94,16 @@ class Verbs:
         assert pid, "the process that forks verbs has ended: its error is above"
         return Verb(int(pid), status, output, errors)
 
+    @contextlib.contextmanager
+    def inside(self, cgroup: Cgroup) -> Iterator[None]:
+        """Verbs that start here are in `cgroup`."""
+        before = cgroup.find_own(self.server.pid)
+        cgroup.take(self.server.pid)
+        try:
+            yield
+        finally:
+            (before / "cgroup.procs").write_text(str(self.server.pid))
+
     def stop(self) -> None:
         self.socket.close()
         self.server.wait(60)
@@ -129,6 +141,8 @@ def run(words: list[str], environment: dict[str, str], output: str, errors: str)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         os.dup2(file, number)
         os.close(file)
+    sys.stdout = os.fdopen(1, "w", closefd=False)  # the one before may have been another kind of file
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     code: Any = 1
     try:
         code = cli.main(words)
@@ -138,8 +152,11 @@ def run(words: list[str], environment: dict[str, str], output: str, errors: str)
         traceback.print_exc()
     with contextlib.suppress(BaseException):
         atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = 120  # as Python itself
     os._exit(int(code))
 
 
@@ -152,3 +169,4 @@ if __name__ == "__main__":
         importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     serve(socket.socket(fileno=int(number)))
+    os._exit(0)  # to tear the libraries down takes seconds

@@ -122,7 +122,7 @@ def reach(uri: str) -> str:
         from tracking import server
 
         serving = server.running(home)
-        return _ways.get(uri, uri) if serving is None else serving.uri
+        return _ways.get(uri, uri) if serving is None or not serving.is_listening() else serving.uri
     if identity.is_local(uri) and identity.token_file(uri) is None and login.find(uri) is None:
         identity.refuse_stranger(uri)
     return uri

@@ -6,15 +6,17 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
 from raylab.documents import Document, read_document
 from raylab.errors import TrackingError
 from raylab.files import locked, write_json
+from raylab.loopback import listener_uids
 from raylab.processes import find_own
 from raylab.storage import check_writable
 from tracking.access import identity, secret
@@ -53,12 +55,20 @@ class Facts(Document):
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: `uri` reaches it, `pid` is its process group, `app` the application that MLflow serves."""
+    """A running server: `uri` reaches it, `pid` is its process group, `app` the application that MLflow serves.
+
+    `is_new`: this call of `serve` has started it; else others may use it.
+    """
 
     uri: str
     pid: int
     home: Path
     app: str = APP
+    is_new: bool = field(default=False, compare=False)
+
+    def is_listening(self) -> bool:
+        """Whether it takes connections by now; True if the kernel does not say."""
+        return listener_uids(urlsplit(self.uri).port or 80) != set()
 
     def stop(self) -> None:
         """End this process group and no other; does nothing if it has already ended."""
@@ -126,7 +136,7 @@ def serve(home: Path, port: int = 5000) -> Server:
         finally:
             os.close(log)
         started = psutil.Process(process.pid).create_time()
-        server = Server(f"http://{HOST}:{port}", process.pid, home)
+        server = Server(f"http://{HOST}:{port}", process.pid, home, is_new=True)
         facts = Facts(uri=server.uri, pid=server.pid, started=started, host=socket.gethostname(), app=APP)
         write_json(directory / "server.json", facts.to_json())
         identity.trust(server.uri, secret.path(home))

@@ -20,7 +20,7 @@ from typing import Any
 import polars as pl
 
 from jobs.common import home, run_tracking, scores
-from jobs.common.progress import say
+from jobs.common.console import say
 from jobs.common.session import ray_session
 from raylab.config.assignments import parse_assignments
 from raylab.config.overrides import has_field, override, unknown_field

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from jobs import prepare
 from jobs.common import home
-from jobs.common.progress import say
+from jobs.common.console import say
 from jobs.common.results import Run
 from jobs.evaluate import Split, evaluate
 from jobs.resume import resume
@@ -32,7 +32,7 @@ from raylab.data.images.meta import ImageMeta
 from raylab.data.prepared import read_meta
 from raylab.documents import read_json
 from raylab.errors import UsageError, unknown
-from raylab.files import read_lines, write_json, write_text
+from raylab.files import atomic_write, read_lines, write_json, write_text
 from raylab.score import Score
 from raylab.training.run_result import read_end
 
@@ -267,7 +267,9 @@ def measure_search(directory: Path) -> dict[str, Any]:
     trials = []
     for end in (directory / "trials").glob("*/end.json"):
         objective = read_end(end.parent)["objective"]
-        trials.append(((end.parent / "params.json").stat().st_mtime, end.stat().st_mtime, objective))
+        stop = end.stat().st_mtime
+        start = min((end.parent / "params.json").stat().st_mtime, stop)  # a clock may have been set back
+        trials.append((start, stop, objective))
     first, best, curve = min(t[0] for t in trials), float("-inf"), []
     for _, stop, objective in sorted(trials, key=lambda t: t[1]):
         if objective is not None and objective > best:
@@ -356,14 +358,16 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 def plots(result: dict[str, Any], out: Path) -> None:
     from tracking.plots import lines
 
+    figures = {}
     if "schedulers" in result:
         curves = {
             row["name"]: ([t for t, _ in row["curve"]], [v for _, v in row["curve"]]) for row in result["schedulers"]
         }
-        lines(curves, "seconds since the first trial", "best val macro recall", "Schedulers").savefig(
-            out / "schedulers.png"
-        )
+        figures["schedulers"] = lines(curves, "seconds since the first trial", "best val macro recall", "Schedulers")
     if "scaling" in result:
         rows = result["scaling"]
         curve = ([r["workers"] for r in rows], [r["samples_per_s"] for r in rows])
-        lines({"measured": curve}, "workers", "images/s", "Workers").savefig(out / "workers.png")
+        figures["workers"] = lines({"measured": curve}, "workers", "images/s", "Workers")
+    for name, figure in figures.items():
+        with atomic_write(out / f"{name}.png") as beside:
+            figure.savefig(beside, format="png")

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from raylab import storage
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 GROUP = "RAYLAB_HOME_GROUP"
 OPENING = ".opening"  # the directory of the run that is being opened
+LOCK_SECONDS = 2.0  # that whoever marks a run which has just died may take
 NAME_BYTES = 200  # Linux permits 255, and temporary names are longer
 # The files of a run that the home's group may read. It can never read checkpoints, outbox, trials, logs or pictures of
 # single patients, or other directories: clusters and the embedded MLflow hold tokens, prepared data holds patients.
@@ -261,8 +262,13 @@ def annotate(directory: Path, **facts: object) -> RunRecord:
 def lock_run(directory: Path, place: Path | None = None) -> Iterator[None]:
     """Lock a run for this process; RunError if another process holds the lock. On exit the run is shared with the
     home's group. `place`: the hidden directory that will be `directory`."""
-    with locked((place or directory) / "lock", wait=False) as mine:
-        if not mine:
+    deadline = time.monotonic() + LOCK_SECONDS
+    with ExitStack() as stack:
+        while not stack.enter_context(locked((place or directory) / "lock", wait=False)):
+            stack.close()
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
             raise RunError(
                 f"another process is using run '{directory.name}'",
                 "two processes would overwrite each other's checkpoints",

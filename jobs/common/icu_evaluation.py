@@ -8,7 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from jobs.common import scores
-from jobs.common.progress import say
+from jobs.common.console import say
 from raylab.config.recipe import Recipe
 from raylab.data.icu.dataset import IcuSamples
 from raylab.errors import DataError, UsageError

@@ -6,7 +6,7 @@ Pictures of synthetic patients are not private and go to MLflow like everything 
 import argparse
 from pathlib import Path
 
-from jobs.common.progress import say
+from jobs.common.console import say
 
 FEW = 10  # patients: a mean over fewer counts as a picture of single patients
 

@@ -7,17 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from jobs.common import console
+from jobs.common.console import say
+from raylab.errors import DataError
 from raylab.training import ledger
 
-stream: TextIO | None = None  # set while standard output is redirected for Ray (session.py)
 WAIT_SECONDS = 15.0
 HANG_SECONDS = 30.0  # without a step, unless steps take longer: said then, and whenever it has doubled
-
-
-def say(text: str = "", end: str = "\n") -> None:
-    print(text, end=end, file=stream or sys.stdout, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -135,7 +133,7 @@ class Display:
             self.thread.join()
 
     def _follow(self) -> None:
-        terminal = (stream or sys.stdout).isatty()
+        terminal = (console.stream or sys.stdout).isatty()
         began, first, reported = time.monotonic(), None, False
         last = False
         while not last:
@@ -158,13 +156,18 @@ class Display:
                 if f"val/{self.objective}" in row and not terminal:
                     say(shown)
             if rows and terminal:
-                say(f"\r{shown:<100}", end="")
+                say(f"{shown:<100}", start="\r", end="")
         if terminal and first is not None:
             say()
 
     def _tell_groups(self) -> None:
         """Say how the run's workers have changed."""
-        for entry in (ledger.parse_entry(line, self.ledger.path) for line in self.ledger.new()):
+        for line in self.ledger.new():
+            try:
+                entry = ledger.parse_entry(line, self.ledger.path)
+            except DataError as error:
+                say(str(error))
+                continue
             if isinstance(entry, ledger.Step):
                 self.stepped_at = time.time()
                 self.silence = self.silence or Silence(time.monotonic())

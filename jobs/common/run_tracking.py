@@ -6,6 +6,7 @@ Only this process talks to MLflow. Training processes only append to the outbox 
 import json
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,15 +16,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from jobs.common.console import say
 from jobs.common.home import annotate, home, lock_run, new_directory, note, remove_new
 from jobs.common.interrupts import hold_interrupts
-from jobs.common.progress import say
+from jobs.common.run_end import End, describe_end, explain_end, record_end, reserve_room
 from raylab.config.overrides import override
 from raylab.config.recipe import IcuData, Recipe, flatten
 from raylab.data.prepared import Meta, sha256
 from raylab.errors import RaylabError, TrackingError, UsageError
 from raylab.files import write_json, write_text
 from raylab.training.run_record import FILE, Kind, Registration, RunRecord
+from raylab.witness import witness
 from tracking import models as tracked_model
 from tracking import runs
 from tracking.forwarder import Forwarder, LoginRefused, Unavailable, ensure_run
@@ -334,21 +337,26 @@ def track_run(directory: Path, system: bool = True) -> Iterator[Forwarder]:
     """Forward the run's outbox and sample this node's load while the context is open. On exit the run is marked
     FINISHED, FAILED (an error) or KILLED (an interrupt), and the outbox is sent unless the server is unavailable."""
     outbox = Outbox(directory / "outbox")
+    reserve_room(directory)
     forwarder = Forwarder()
     forwarder.add(outbox.directory)
     monitor = SystemMonitor(outbox) if system else None
-    status = "FAILED"
+    status: End = "FINISHED"
+    why = ""
     try:
-        yield forwarder
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+        with witness(directory / "death.json", [sys.executable, "-m", "jobs.common.mark_death", str(directory)]):
+            yield forwarder
+    except BaseException as error:
+        explained = None if isinstance(error, RaylabError) else explain_end(error, directory)
+        status, why = describe_end(error, explained)
+        if explained is not None:
+            raise explained from error
         raise
     finally:
-        if monitor is not None:
-            monitor.stop()
-        outbox.append({"kind": "status", "status": status})
-        annotate(directory, status=status)  # after it: a run that says so has all its records in the outbox
+        with hold_interrupts():
+            if monitor is not None:
+                monitor.stop()
+            record_end(directory, status, why)
         left = forwarder.close(FLUSH_SECONDS)
         if left:
             say(f"{left} records wait on disk for the MLflow server; send them with: raylab sync")
@@ -421,7 +429,7 @@ def mark_ended(directory: Path) -> None:
     """Mark a run as ended that no process works on any more: as its outbox says, or else as KILLED."""
     outbox = Outbox(directory / "outbox")
     said = [record["status"] for _, record in read(outbox.directory) if record and record["kind"] == "status"]
-    status = said[-1] if said and said[-1] != "RUNNING" else "KILLED"
-    if said[-1:] != [status]:
-        outbox.append({"kind": "status", "status": status})
-    annotate(directory, status=status)
+    if said and said[-1] != "RUNNING":
+        annotate(directory, status=said[-1])
+    else:
+        record_end(directory, "KILLED", "its process was killed")

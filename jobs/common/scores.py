@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from jobs.common import cxr_controls, home
-from jobs.common.progress import say
+from jobs.common.console import say
 from raylab.config.recipe import IcuData, Recipe
 from raylab.data.icu import cohorts
 from raylab.data.icu.dataset import IcuSamples
 from raylab.data.icu.meta import IcuMeta
 from raylab.data.samples import Samples
 from raylab.evaluation import temperature
+from raylab.evaluation.metrics import binary_scores_by
 from raylab.files import atomic_write, write_json
 from raylab.score import Score
 from raylab.tasks import find_task
@@ -48,6 +49,14 @@ def score_run(directory: Path, data: Path, split: str) -> Evaluation:
     meta = find_task(home.note(directory).task).read_meta(data)
     job, recipe, samples, network = load(directory, data, split)
     p = probabilities(job, recipe, samples, network)
+    icu: dict[str, Any] = {}
+    if isinstance(recipe.data, IcuData):
+        cohort, everybody, p_all = recipe.data.cohort, samples, p
+        if cohort != "all":
+            everybody = job.load(data, split, recipe.data.model_copy(update={"cohort": "all"}), samples.spec)
+            p_all = probabilities(job, recipe, everybody, network)
+        where = f"{data} has no row in split '{split}'"
+        icu = {"cohort": cohort, "cohorts": score_cohorts(everybody, p_all, recipe.seed, where)}  # type: ignore[arg-type]
     scored = Evaluation(
         task=job,
         samples=samples,
@@ -56,41 +65,33 @@ def score_run(directory: Path, data: Path, split: str) -> Evaluation:
         meta=meta,
         parameters=sum(weight.numel() for weight in network.parameters()),
         bootstraps=BOOTSTRAPS,
-        scores=job.outcome.scores(samples, p, BOOTSTRAPS, recipe.seed),
+        scores=icu["cohorts"][cohort].scores if icu else job.outcome.scores(samples, p, BOOTSTRAPS, recipe.seed),
         tables=job.outcome.tables(samples, p),
         differs=differences(samples.spec, samples.meta) if isinstance(samples, IcuSamples) else [],
+        **icu,
     )
-    if isinstance(recipe.data, IcuData):
-        cohort = recipe.data.cohort
-        everybody, p_all = samples, p
-        if cohort != "all":
-            everybody = job.load(data, split, recipe.data.model_copy(update={"cohort": "all"}), samples.spec)
-            p_all = probabilities(job, recipe, everybody, network)
-        where = f"{data} has no row in split '{split}'"
-        known = {cohort: scored.scores}
-        scored = replace(scored, cohort=cohort, cohorts=score_cohorts(job, everybody, p_all, recipe.seed, where, known))  # type: ignore[arg-type]
     if job.kind == "images":
         scored = replace(scored, more=cxr_controls.compute_controls(directory, samples, p, BOOTSTRAPS, recipe.seed))
     return scored
 
 
-def score_cohorts(
-    job: Task, samples: IcuSamples, p: np.ndarray, seed: int, where: str, known: Mapping[str, dict[str, Score]]
-) -> dict[str, Cohort]:
-    """The scores of every cohort, computed from masks over one prediction `p` of all rows.
+def score_cohorts(samples: IcuSamples, p: np.ndarray, seed: int, where: str) -> dict[str, Cohort]:
+    """The scores of every cohort, over one prediction `p` of all rows and the same resamples of all patients.
 
-    `where` names the data in the reason for an empty cohort. Scores of the `known` cohorts are reused.
+    `where` names the data in the reason for an empty cohort.
     """
-    results = {}
-    for cohort in cohorts.COHORTS:
-        inside = np.ones(len(samples), bool) if cohort == "all" else samples.rows[cohort].to_numpy()
-        if not inside.any():
-            results[cohort] = Cohort(0, why=f"{where}, cohort '{cohort}'")
-            continue
-        part = samples.subset(inside)
-        scores = known.get(cohort) or job.outcome.scores(part, p[inside], BOOTSTRAPS, seed)
-        results[cohort] = Cohort(len(part), int(part.y.sum()), scores)
-    return results
+    members = {
+        name: np.ones(len(samples), bool) if name == "all" else samples.rows[name].to_numpy()
+        for name in cohorts.COHORTS
+    }
+    present = {name: inside for name, inside in members.items() if inside.any()}
+    scores = binary_scores_by(samples.y, p, samples.group, present, BOOTSTRAPS, seed)
+    return {
+        name: Cohort(int(inside.sum()), int(samples.y[inside].sum()), scores[name])
+        if name in scores
+        else Cohort(0, why=f"{where}, cohort '{name}'")
+        for name, inside in members.items()
+    }
 
 
 def differences(spec: dict[str, Any], meta: IcuMeta) -> list[str]:

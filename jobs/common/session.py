@@ -4,15 +4,18 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import psutil
 
+from jobs.common.interrupts import SIGNALS
 from jobs.common.warm_ray import WarmRay, find_usable
 from raylab.errors import RunError, UsageError
 from raylab.scratch import Scratch, default_parents
@@ -92,7 +95,7 @@ def ray_ahead(cpus: float, prepare: Callable[[], T]) -> Iterator[Callable[[Path]
     """Connect to Ray, and call `prepare`, in a thread of its own, while the caller checks its input.
 
     Yields the function that waits for both and returns what `prepare` returned. From then on the output of this
-    process, and so of Ray, goes to the file that it is given (`jobs.common.progress` still prints to the screen). It
+    process, and so of Ray, goes to the file that it is given (`jobs.common.console` still prints to the screen). It
     raises RunError if Ray cannot be started or reached.
 
     `cpus`: logical CPUs that a local Ray declares, at least the real ones. A local Ray keeps its files in a private
@@ -176,6 +179,9 @@ class _Connection(Generic[T]):
         raise RunError(f"a local Ray did not start in {STARTS} attempts", why, do) from self.error
 
     def _run(self) -> None:
+        # A closed terminal, Ctrl+C and Slurm signal every process. Ray's processes inherit this mask and stay until we
+        # have recorded how the run ended: without them Ray ends this process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for _ in range(STARTS if self.scratch is not None else 1):
             try:
                 self._connect()
@@ -219,6 +225,8 @@ class _Connection(Generic[T]):
                 logging_level="ERROR",
                 _temp_dir=str(self.scratch.ray),
             )
+            for process in chain(*ray._private.worker._global_node.all_processes.values()):
+                process.process.terminate = process.process.kill  # instead of a signal that they block
         finally:
             ray._private.utils.set_sigterm_handler = set_sigterm_handler
 
@@ -249,8 +257,8 @@ def _library_files(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _to_file(log: Path) -> Iterator[None]:
-    """Redirect this process's standard output and error to `log`; `jobs.common.progress` still prints to the screen."""
-    from jobs.common import progress
+    """Redirect this process's standard output and error to `log`; `jobs.common.console` still prints to the screen."""
+    from jobs.common import console
 
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -259,7 +267,7 @@ def _to_file(log: Path) -> Iterator[None]:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    progress.stream = os.fdopen(os.dup(kept_out), "w", buffering=1)
+    console.stream = os.fdopen(os.dup(kept_out), "w", buffering=1, errors="backslashreplace")
     try:
         yield
     finally:
@@ -267,7 +275,7 @@ def _to_file(log: Path) -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(kept_out, 1)
         os.dup2(kept_err, 2)
-        progress.stream.close()
-        progress.stream = None
+        console.stream.close()
+        console.stream = None
         for fd in (kept_out, kept_err, handle):
             os.close(fd)

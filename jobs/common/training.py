@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from jobs.common import home, model_card, run_tracking, scores
-from jobs.common.progress import Display, say
+from jobs.common.console import say
+from jobs.common.progress import Display
 from jobs.common.workers import StartedWorkers
 from raylab.config.recipe import Recipe
 from raylab.data.sampler import steps_per_epoch

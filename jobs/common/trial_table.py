@@ -4,11 +4,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.common import progress
-from jobs.common.progress import say
+from jobs.common import console
+from jobs.common.console import say
+from raylab.errors import escape_unprintable
 
 ROWS = 12  # finished trials shown, best first; all running trials are shown
-UP, CLEAR = "\x1b[{}A", "\x1b[K"
+UP = "\x1b[{}A\x1b[J"  # moves the cursor up, and clears all below
 
 
 def row(number: int, trial: Mapping[str, Any], objective: str) -> str:
@@ -32,7 +33,7 @@ class TrialTable:
 
     def __init__(self, planned: int, objective: str, quiet: bool) -> None:
         self.planned, self.objective, self.quiet = planned, objective, quiet
-        self.moves = not quiet and (progress.stream or sys.stdout).isatty()
+        self.moves = not quiet and (console.stream or sys.stdout).isatty()
         self.trials: dict[int, dict[str, Any]] = {}
         self.lines_shown = 0
 
@@ -54,7 +55,7 @@ class TrialTable:
 
     def _draw(self) -> None:
         lines = self.lines()
-        back = UP.format(self.lines_shown) if self.lines_shown else ""
         # lines are truncated, because a wrapped line would move the cursor back too little
-        say(back + "\n".join(line[:118] + CLEAR for line in lines))
+        text = "\n".join(escape_unprintable(line)[:118] for line in lines)
+        say(text, start=UP.format(self.lines_shown) if self.lines_shown else "")
         self.lines_shown = len(lines)

@@ -98,6 +98,11 @@ def as_number(name: str, kind: pl.DataType, comma_is_decimal: bool = False) -> p
     return pl.when(~is_missing(name, kind)).then(number).alias(name)
 
 
+def usual_number(name: str) -> pl.Expr:
+    """Text such as `36.6` as `as_number` reads it, in a fraction of its time; null or NaN of any other."""
+    return pl.col(name).cast(pl.Float64, strict=False)
+
+
 DATE_FORMS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 _ZONE = r"(?:\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?)\s*(Z|z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)$"
 

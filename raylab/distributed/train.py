@@ -4,27 +4,34 @@ Training itself survives all of that in place: see membership.py for who trains,
 who are left go on. Only when no worker is left does the newest checkpoint count.
 """
 
-import json
+import os
 import secrets
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import raylab.errors
 from raylab.config.recipe import Recipe
 from raylab.distributed.cluster_allocator import find_allocator
 from raylab.distributed.membership import LEFT, Delivery, Membership
+from raylab.distributed.memory_monitor import explain_memory_kill
 from raylab.distributed.spares import find_pool
-from raylab.distributed.worker import End, Worker
-from raylab.errors import IncompleteError, RunError
+from raylab.distributed.worker import End, Worker, note_of
+from raylab.errors import IncompleteError, OutOfMemoryError, RunError
+from raylab.memory import advise
 from raylab.tasks import find_task
+from raylab.training.run_failure import read_failure
+from raylab.training.run_result import read_result
+from raylab.witness import read_death
 
 if TYPE_CHECKING:  # it loads torch, which the actors beside the workers do without
     from raylab.training.progress import Metrics
@@ -36,6 +43,9 @@ OnNodeSample = Callable[[dict[str, float]], None]
 OnWarning = Callable[[str], None]
 
 POLL_SECONDS = 0.1  # between two looks at the workers
+WITNESS_SECONDS = 1.0  # that the witness of a worker may take to note its death
+CLOSE_SECONDS = 5.0  # that it may take to give a claim back
+CLAIM_SECONDS = 60.0  # that the allocator may take to answer
 PLACE_SECONDS = 1.0  # between two looks at the cluster
 
 
@@ -99,6 +109,7 @@ class Supervisor:
         getting further, and IncompleteError when they end without a result.
         """
         (directory / "failure.json").unlink(missing_ok=True)
+        shutil.rmtree(directory / "deaths", ignore_errors=True)
         self.directory = directory
         self.on_rows, self.on_node_sample, self.on_warning = on_rows, on_node_sample, on_warning
         self.arguments = {
@@ -149,7 +160,15 @@ class Supervisor:
     def allowed_workers(self, placed: Mapping[str, int] = {}) -> dict[str, int]:
         """How many workers the run may have on each node, of which it has those `placed`."""
         claim = self.allocator.claim.remote(self.claim, *self.scaling.workers, self.bundle, dict(placed))
-        allowed: dict[str, int] = ray.get(claim)
+        try:
+            allowed: dict[str, int] = ray.get(claim, timeout=CLAIM_SECONDS)
+        except ray.exceptions.GetTimeoutError as error:
+            raise RunError(
+                f"Ray's processes on {os.uname().nodename} do not answer within {CLAIM_SECONDS:.0f} s",
+                "the machine is overloaded, or Ray ends them again and again, because the memory is nearly used up: "
+                f"{psutil.virtual_memory().percent:.0f}% at present, by all processes",
+                "free memory, or use another machine; then: raylab resume NAME, if the run has begun",
+            ) from error
         return allowed
 
     def create_worker(self, node: str) -> tuple[str, Any]:
@@ -176,28 +195,45 @@ class Supervisor:
     def note_end(self, name: str) -> None:
         """`run` of the worker `name` is over."""
         running = self.workers[name]
+        death = None
         try:
             how, why = ray.get(running.end)
         except ray.exceptions.RayError as error:
-            how, why = End("died", str(error).strip().splitlines()[-1])
-        self.end_worker(name, f"it has {how}", was_needed=how == "died")
+            death, how = error, "died"
+        has_died = how in ("died", "lacked memory")
+        self.end_worker(name, f"it has {how}", was_needed=has_died)
+        if death is not None:  # the others go on meanwhile
+            how, why = self.explain_death(name, death)
         self.has_ended = how == "failed" or (how == "finished" and (self.directory / "result.json").is_file())
         self.is_closing = (self.is_closing or how == "finished") and bool(self.workers)
-        if how == "died" and not running.is_leaving:
-            self.note_failure(why)
+        if how == "lacked memory" and not running.is_leaving:
+            self.on_warning(why)
+        if has_died and not running.is_leaving:
+            self.note_failure(why, OutOfMemoryError if how == "lacked memory" else RunError)
         if how == "refused":
             self.note_refusal(running.node, why)
 
-    def note_failure(self, why: str) -> None:
-        """A worker has died; raises RunError when that happens again and again without a step between."""
+    def explain_death(self, name: str, error: Exception) -> End:
+        """Why the process of a worker has died: as its witness saw it, or as Ray tells."""
+        if why := explain_memory_kill(error):
+            return End("lacked memory", why)
+        death = read_death(note_of(self.directory, name), self.directory.name, WITNESS_SECONDS)
+        if isinstance(death, OutOfMemoryError):
+            return End("lacked memory", f"{death.what}: {death.why}")
+        return End("died", death.what if death else str(error).strip().splitlines()[-1])
+
+    def note_failure(self, why: str, kind: type[RunError] = RunError) -> None:
+        """A worker has died; raises an error of this kind when that happens again and again without a step between."""
         self.placed_at = float("-inf")  # look for a place for another at once
         self.failures = self.failures + 1 if self.step <= self.failed_at else 1
         self.failed_at = max(self.step, self.failed_at)
         if self.failures > self.scaling.max_failures:
-            raise RunError(
+            raise kind(
                 f"the workers of run {self.directory.name} died {self.failures} times without a step between",
                 why,
-                f"see Ray's logs, then: raylab resume {self.directory.name}",
+                advise(self.directory.name)
+                if kind is OutOfMemoryError
+                else f"see Ray's logs, then: raylab resume {self.directory.name}",
             )
 
     def note_refusal(self, node: str, why: str) -> None:
@@ -242,7 +278,8 @@ class Supervisor:
         self.drop_warm()
         for running in self.workers.values():
             ray.kill(running.actor)
-        ray.get(self.allocator.release.remote(self.claim))
+        with suppress(ray.exceptions.RayError):  # Ray itself may be ending; the allocator drops claims of the dead
+            ray.get(self.allocator.release.remote(self.claim), timeout=CLOSE_SECONDS)
         ray.kill(self.membership)
 
     def drop_warm(self) -> None:
@@ -258,21 +295,18 @@ def first_on_node(nodes: dict[str, str]) -> set[str]:
 
 def raise_failure(directory: Path) -> None:
     """Raise the error in the run's failure.json, if there is one."""
-    failure = directory / "failure.json"
-    if failure.is_file():
-        note = json.loads(failure.read_text())
-        raise getattr(raylab.errors, note["kind"])(*note["args"])
+    if (failure := read_failure(directory)) is not None:
+        raise failure
 
 
 def outcome(directory: Path) -> dict[str, Any]:
     """Return the result that the workers wrote, or raise their failure."""
     raise_failure(directory)
-    result = directory / "result.json"
-    if not result.is_file():
+    if not (directory / "result.json").is_file():
         raise IncompleteError(
             f"run {directory.name} ended without reaching its last step", do=f"raylab resume {directory.name}"
         )
-    content: dict[str, Any] = json.loads(result.read_text())
+    content = read_result(directory)
     if content["stopped"] == "planned" and content["steps"] != content["planned_steps"]:
         raise IncompleteError(f"run {directory.name} ended at step {content['steps']} of {content['planned_steps']}")
     return content

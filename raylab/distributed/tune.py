@@ -11,8 +11,8 @@ are suggested again with the same parameters and resume from their own checkpoin
 Tune's own experiment state, which is pickled and overwritten in place, is not needed.
 """
 
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,22 +30,28 @@ from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler, PopulationBasedTraining
 from ray.tune.search.optuna import OptunaSearch
 
-from raylab.config.old_names import rename_fields
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
 from raylab.data.sampler import steps_per_epoch
 from raylab.distributed import train
 from raylab.distributed.draining import NodePeers
-from raylab.errors import RaylabError, RunError, UsageError, unknown
+from raylab.distributed.memory_monitor import explain_memory_kill
+from raylab.documents import read_json
+from raylab.errors import DataError, OutOfMemoryError, RaylabError, RunError, UsageError, unknown
 from raylab.files import write_json
+from raylab.memory import explain_memory_error
 from raylab.tasks import find_task
 from raylab.tasks.recipes import parse_recipe
-from raylab.training import checkpoint
+from raylab.training import checkpoint, run_failure
 from raylab.training.loop import AttemptHandedOver
 from raylab.training.progress import Metrics
 from raylab.training.run import execute
+from raylab.training.run_failure import read_failure, write_failure
+from raylab.training.trials import Trials
+from raylab.witness import read_death
 
+DEATH = "death.json"  # of a trial's process, by its witness
 OBJECTIVE = "objective"  # reported by trials: the best validation score of any epoch so far; higher is better
 
 SEARCHES: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
@@ -189,36 +195,6 @@ def best(directory: Path) -> tuple[int, dict[str, Any]] | None:
     return max(completed.items(), key=lambda item: (item[1][OBJECTIVE], -item[0]), default=None)
 
 
-class Trials:
-    """The trials of a search, read from its directory. `planned`: the total number of trials."""
-
-    def __init__(self, directory: Path, planned: int) -> None:
-        self.directory, self.planned = directory, planned
-        directory.mkdir(parents=True, exist_ok=True)
-        files = sorted(directory.glob("*/params.json"))
-        read = {int(path.parent.name): rename_fields(json.loads(path.read_text())) for path in files}
-        self.params: dict[int, dict[str, Any]] = read
-        ends = {n: json.loads(p.read_text()) for n in read if (p := self.path(n) / "end.json").is_file()}
-        self.ended = {n: {**end, "params": rename_fields(end.get("params", {}))} for n, end in ends.items()}
-        self.begun = [n for n in read if n not in self.ended]
-
-    def path(self, number: int) -> Path:
-        return self.directory / f"{number:03d}"
-
-    def new(self, params: dict[str, Any]) -> int:
-        number = max(self.params, default=-1) + 1
-        self.params[number] = params
-        self.path(number).mkdir(
-            exist_ok=True
-        )  # a killed search may have left it empty: a trial exists once it has params.json
-        write_json(self.path(number) / "params.json", params)
-        return number
-
-    def end(self, number: int, facts: dict[str, Any]) -> None:
-        self.ended[number] = facts
-        write_json(self.path(number) / "end.json", facts)
-
-
 class PersistentOptunaSearch(OptunaSearch):
     """An Optuna search that writes each suggestion to the search directory before returning it."""
 
@@ -274,6 +250,8 @@ class TrialCallback(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = self.number(trial)
+        # Tune counts failures alone, and would start a trial with a NaN loss again and again
+        trial.should_recover = partial(should_start_again, trial, self.trials.path(number))
         self.listener.started(number, {**self.trials.params[number], **trial.config["trial"]["assigned"]})
 
     def on_trial_result(
@@ -302,10 +280,31 @@ class TrialCallback(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = self.number(trial)
-        failure = self.trials.path(number) / "failure.json"
-        why = json.loads(failure.read_text())["args"][0] if failure.is_file() else "its process died"
-        self.trials.end(number, {"how": "failed", OBJECTIVE: None, "error": why})
+        self.trials.end(
+            number, {"how": "failed", OBJECTIVE: None, "error": explain_failure(self.trials.path(number), trial)}
+        )
         self.listener.ended(number, "failed")
+
+
+def explain_failure(directory: Path, trial: Any) -> str:
+    """Why a trial failed: as it said itself, as the witness of its process saw it, or as Ray tells."""
+    try:
+        if (failure := read_failure(directory)) is not None:
+            return failure.what
+    except DataError as error:
+        return error.what
+    died_of = trial.get_pickled_error()
+    if died_of is not None and (why := explain_memory_kill(died_of)):
+        return why
+    death = read_death(directory / DEATH, directory.name, train.WITNESS_SECONDS)
+    if isinstance(death, OutOfMemoryError):
+        return f"{death.what}: {death.why}"
+    return "its process died" if death is None else death.what
+
+
+def should_start_again(trial: Any, directory: Path) -> bool:
+    """Whether a trial that failed is worth another start: not if it said itself why it failed."""
+    return not (directory / run_failure.FILE).is_file() and bool(type(trial).should_recover(trial))
 
 
 def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) -> None:
@@ -315,8 +314,9 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
     if not number_file.exists():
         number_file.parent.mkdir(exist_ok=True)
         write_json(number_file, settings["trial"]["number"])
-    directory = Path(at) / "trials" / f"{json.loads(number_file.read_text()):03d}"
-    train.raise_failure(directory)  # Tune also restarts trials that failed, not only those whose node was lost
+    number = read_json(number_file, int, "raylab resume, which writes the file again")
+    directory = Path(at) / "trials" / f"{number:03d}"
+    train.raise_failure(directory)  # of an attempt that was killed before the search had noted it
     base = parse_recipe(recipe)
     options = base.search
     assigned = settings["trial"]["assigned"]
@@ -367,7 +367,12 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
         # Tune starts the trial again elsewhere, and counts no failure
         raise ray.exceptions.RayActorError(error_msg="its node is about to leave", preempted=True) from handed_over
     except RaylabError as error:
-        write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
+        write_failure(directory, error)
+        raise
+    except Exception as error:
+        if failure := explain_memory_error(error, Path(at).name):
+            write_failure(directory, failure)
+            raise failure from error
         raise
     best_score = result["best"].get(objective.removeprefix("val/"), -result["best"]["loss"])
     final = {f"val/{name}": score for name, score in result["val"].items()}

@@ -14,7 +14,9 @@ import ray
 
 from raylab.distributed.membership import WATCH_SECONDS
 from raylab.errors import RaylabError, RunError
-from raylab.files import write_json
+from raylab.memory import explain_memory_error
+from raylab.training.run_failure import write_failure
+from raylab.witness import witness
 
 SAMPLE_SECONDS = 1.0  # between two questions whether a sample of the node's load is due
 PACKAGES = ("torch", "numpy", "polars")  # what decides the bits of a step
@@ -22,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class End(NamedTuple):
-    """How a worker ended: "finished", "left", "failed" (failure.json says why), "refused" or "died"."""
+    """Its end: "finished", "left", "failed" (failure.json says why), "refused", "died", or "lacked memory"."""
 
     how: str
     why: str = ""
@@ -61,14 +63,15 @@ class Worker:
         identity = identify(arguments["data_hash"])
         member = Member(self.name, self._call, recipe.scaling.silence_seconds, identity, recipe.scaling.gpu)
         try:
-            execute(
-                recipe,
-                Path(arguments["data"]),
-                directory,
-                lambda rows: int(self._call("send", rows)),
-                None if parent is None else Path(parent),
-                peers=member,
-            )
+            with witness(note_of(directory, self.name)):
+                execute(
+                    recipe,
+                    Path(arguments["data"]),
+                    directory,
+                    lambda rows: int(self._call("send", rows)),
+                    None if parent is None else Path(parent),
+                    peers=member,
+                )
         except AttemptHandedOver:
             member.leave()
             return End("left")
@@ -79,8 +82,12 @@ class Worker:
         except RaylabError as error:
             if member.signal.expelled is not None:  # the others go on: this is not the run's failure
                 raise
-            write_json(directory / "failure.json", {"kind": type(error).__name__, "args": error.args})
+            write_failure(directory, error)
             return End("failed")
+        except Exception as error:
+            if failure := explain_memory_error(error, directory.name):  # there may be room in another process
+                return End("lacked memory", f"{failure.what}: {failure.why}")
+            raise
         return End("finished")
 
     def _call(self, method: str, *values: Any) -> Any:
@@ -98,6 +105,11 @@ class Worker:
             if sample := sample_node():
                 self._call("send_node_sample", self.name, sample)
             time.sleep(SAMPLE_SECONDS)
+
+
+def note_of(directory: Path, worker: str) -> Path:
+    """Where the witness of a run's worker notes its death."""
+    return directory / "deaths" / f"{worker}.json"
 
 
 def identify(data_hash: str) -> dict[str, str]:

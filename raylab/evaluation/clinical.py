@@ -4,7 +4,7 @@ Scores are weighted over rows, as in metrics.py, so that they use the same boots
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from raylab.documents import to_plain
 from raylab.errors import DataError
 from raylab.evaluation.intervals import Floats, clustered
-from raylab.evaluation.metrics import LOGIT_CLIP, ONE_CLASS, binary_scores, calibration_fit, outcomes
+from raylab.evaluation.metrics import LOGIT_CLIP, ONE_CLASS, binary_scores_by, calibration_fit, outcomes
 from raylab.score import NetBenefit, Score
 
 BINS = 50
@@ -100,15 +100,16 @@ def subgroups(
 ) -> dict[str, Subgroup]:
     """Return the scores `names` of each subgroup; a subgroup with few rows or a single class is only counted."""
     y_N, p_N, group_N = _rows(y, p, group)
-    results = {}
+    results, scored = {}, {}
     for name, inside in members.items():
         n, positive = int(inside.sum()), int(y_N[inside].sum())
         if n < FEW or positive in (0, n):
             why = ONE_CLASS if n >= FEW else f"fewer than {FEW} rows"
             results[name] = Subgroup(n=n, positive=positive, why=why)
-            continue
-        scores = binary_scores(y_N[inside], p_N[inside], group_N[inside], bootstraps, seed)
-        results[name] = Subgroup(n=n, positive=positive, scores={score: scores[score] for score in names})
+        else:
+            results[name], scored[name] = Subgroup(n=n, positive=positive), inside
+    for name, scores in binary_scores_by(y_N, p_N, group_N, scored, bootstraps, seed).items():
+        results[name] = replace(results[name], scores={score: scores[score] for score in names})
     return results
 
 

@@ -13,6 +13,7 @@ with the counts.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import Any
 
@@ -87,21 +88,42 @@ def effective_size(hits_G: Floats, of_G: Floats) -> float:
     return min(max(rate * (1 - rate) / variance, minimum), n) if variance > 0 else n
 
 
-def resample_weights(group: NDArray[Any], bootstraps: int, seed: int) -> Iterator[Floats]:
-    """Yield blocks w[r, N] of resamples, `bootstraps` in total: how often the patient of each row was drawn.
+@dataclass(frozen=True)
+class Part:
+    """Rows of the data that are scored together, such as a cohort.
+
+    `rows` are their indices [n]. `score` takes the weights of these rows in this order, and `strata` mark them in this
+    order: such as {"with the outcome": rows[n]}, the parts that need at least FEW patients each. `why` gives the reason
+    for a score that is undefined on the data.
+    """
+
+    rows: NDArray[np.intp]
+    score: WeightedScores
+    why: Mapping[str, str]
+    strata: Mapping[str, Bools]
+
+
+def resample_counts(patients: int, rows: int, bootstraps: int, seed: int) -> Iterator[Floats]:
+    """Yield blocks [r, patients] of resamples, `bootstraps` in total: how often each patient was drawn; a block is made
+    for data with so many rows.
 
     A resample draws as many patients as there are, with replacement (multinomial counts). It depends only on the seed
-    and the set of patients, and not on the order of the rows or the size of the blocks.
+    and the number of patients, and not on the size of the blocks.
     """
-    patients, index = np.unique(group, return_inverse=True)
-    G, N = len(patients), len(index)
     rng = np.random.default_rng(seed)
-    block = max(1, CELLS // N)
+    block = max(1, CELLS // rows)
     for start in range(0, bootstraps, block):
         r = min(block, bootstraps - start)
-        drawn_RG = rng.integers(G, size=(r, G)) + G * np.arange(r)[:, None]
-        counts_RG = np.bincount(drawn_RG.ravel(), minlength=r * G).reshape(r, G).astype(np.float64)
-        yield np.take(counts_RG, index, axis=1)
+        drawn = rng.integers(patients, size=(r, patients)) + patients * np.arange(r)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=r * patients).reshape(r, patients).astype(np.float64)
+
+
+def resample_weights(group: NDArray[Any], bootstraps: int, seed: int) -> Iterator[Floats]:
+    """Yield blocks w[r, N] of resamples, `bootstraps` in total: how often the patient of each row was drawn, whatever
+    the order of the rows."""
+    patients, index = np.unique(group, return_inverse=True)
+    for counts in resample_counts(len(patients), len(index), bootstraps, seed):
+        yield np.take(counts, index, axis=1)
 
 
 def clustered(
@@ -112,23 +134,39 @@ def clustered(
     why: Mapping[str, str],
     strata: Mapping[str, Bools],
 ) -> dict[str, Score]:
-    """Return every score with its 95% percentile interval over resamples of patients; never NaN.
+    """Return the result of `clustered_parts` for all rows as one part."""
+    part = Part(np.arange(len(group)), score, why, strata)
+    return clustered_parts({"all": part}, group, bootstraps, seed)["all"]
 
-    Resamples in which a score is undefined are excluded from its interval and counted (`undefined`). A score that is
-    undefined on the data gets its reason from `why`. `strata`, such as {"with the outcome": rows[N]}, are the parts of
-    the data that need at least FEW patients each; otherwise, or if the resamples are not informative, a score has no
-    interval.
+
+def clustered_parts(
+    parts: Mapping[str, Part], group: NDArray[Any], bootstraps: int, seed: int
+) -> dict[str, dict[str, Score]]:
+    """Return every score of every part with its 95% percentile interval over resamples of patients; never NaN.
+
+    All parts share the resamples, which draw from all patients of group[N]: how many patients of a part a resample has
+    is random, as it was when the data were sampled. Resamples in which a score is undefined are excluded from its
+    interval and counted (`undefined`). A part without enough patients in its strata, and a score whose resamples are
+    not informative, has no interval.
     """
     if bootstraps < 1:
         raise UsageError(f"bootstraps = {bootstraps}", "an interval needs resamples", "use 1000 or more")
-    values = score(np.ones((1, len(group))))
-    if few := too_few(group, strata):
-        return {name: _without(float(value[0]), few, why.get(name, "")) for name, value in values.items()}
-    blocks = [score(w) for w in resample_weights(group, bootstraps, seed)]
-    return {
-        name: _interval(float(value[0]), np.concatenate([b[name] for b in blocks]), why.get(name, ""))
-        for name, value in values.items()
-    }
+    values = {name: part.score(np.ones((1, len(part.rows)))) for name, part in parts.items()}
+    few = {name: too_few(group[part.rows], part.strata) for name, part in parts.items()}
+    patients, index = np.unique(group, return_inverse=True)
+    patient_of = {name: index[part.rows] for name, part in parts.items() if few[name] is None}
+    blocks: dict[str, list[dict[str, Floats]]] = {name: [] for name in patient_of}
+    for counts in resample_counts(len(patients), len(index), bootstraps, seed) if patient_of else ():
+        for name, of in patient_of.items():
+            blocks[name].append(parts[name].score(np.take(counts, of, axis=1)))
+
+    def interval(part: str, name: str) -> Score:
+        value, why = float(values[part][name][0]), parts[part].why.get(name, "")
+        if reason := few[part]:
+            return _without(value, reason, why)
+        return _interval(value, np.concatenate([block[name] for block in blocks[part]]), why)
+
+    return {part: {name: interval(part, name) for name in scores} for part, scores in values.items()}
 
 
 def too_few(group: NDArray[Any], strata: Mapping[str, Bools]) -> str | None:

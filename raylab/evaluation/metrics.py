@@ -5,7 +5,7 @@ value[R], NaN where undefined. Weights are integers, so that their sums and ties
 give shapes: R resamples, N rows, K classes, U distinct probabilities.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raylab.errors import DataError, unknown
-from raylab.evaluation.intervals import Bools, Floats, clustered, proportion, wilson
+from raylab.evaluation.intervals import Bools, Floats, Part, clustered, clustered_parts, proportion, wilson
 from raylab.score import Score
 
 __all__ = [
     "binary_point",
     "binary_scores",
+    "binary_scores_by",
     "calibration_fit",
     "confusion",
     "confusion_by",
@@ -56,24 +57,46 @@ def binary_scores(
 
     (Steyerberg 2010, Epidemiology 21:128; calibration: Cox 1958, Biometrika 45:562.)
     """
+    everybody = {"all": np.ones(np.shape(y), dtype=bool)}
+    return binary_scores_by(y, p, group, everybody, bootstraps, seed)["all"]
+
+
+def binary_scores_by(
+    y: ArrayLike,
+    p: ArrayLike,
+    group: ArrayLike,
+    members: Mapping[str, Bools],
+    bootstraps: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict[str, Score]]:
+    """Return `binary_scores` of each part of the rows, members[name][N], in one pass over resamples of all patients; no
+    part is empty."""
     y_N, p_N = _binary_inputs(y, p)
     group_N = _rows("group", group, len(y_N))
-    order = _from_highest(y_N, p_N)  # sort once; the weights of each resample then follow this order
-    y_N, p_N, group_N = y_N[order], p_N[order], group_N[order]
-    calibration = _Calibration(y_N, _logit(p_N))
+    order = _from_highest(y_N, p_N)  # sort once; the parts and the weights of each resample then follow this order
+    rows = {name: order[inside[order]] for name, inside in members.items()}
+    parts = {name: _binary_part(y_N[of], p_N[of], of) for name, of in rows.items()}
+    found = clustered_parts(parts, group_N, bootstraps, seed)
+    return {
+        name: {**found[name], "prevalence": proportion(y_N[of], np.ones(len(of)), group_N[of], "")}
+        for name, of in rows.items()
+    }
+
+
+def _binary_part(y_N: Ints, p_N: Floats, rows: NDArray[np.intp]) -> Part:
+    ranking, calibration = _Ranking(y_N, p_N), _Calibration(y_N, _logit(p_N))
 
     def scores(w: Floats) -> dict[str, Floats]:
         slope, intercept = calibration.fits(w)
-        by_name = _ranking(y_N, p_N, w) | _brier(y_N, p_N, w)
-        del by_name["prevalence"]  # a proportion, computed below
+        by_name = ranking.scores(w) | _brier(y_N, p_N, w)
+        del by_name["prevalence"]  # a proportion, computed apart
         return by_name | {"calibration_slope": slope, "calibration_intercept": intercept}
 
     if 0 < y_N.sum() < len(y_N):
         why = {"calibration_slope": "no finite slope: p separates the classes, or nearly, or is constant"}
     else:
         why = dict.fromkeys(scores(np.ones((1, len(y_N)))), ONE_CLASS)
-    found = clustered(scores, group_N, bootstraps, seed, why, outcomes(y_N))
-    return {**found, "prevalence": proportion(y_N, np.ones(len(y_N)), group_N, "")}
+    return Part(rows, scores, why, outcomes(y_N))
 
 
 def outcomes(y: NDArray[Any]) -> dict[str, Bools]:
@@ -112,11 +135,12 @@ def multiclass_scores(
     gaps_NB = np.eye(ECE_BINS)[bin_N] * (hit_N - confidence_N)[:, None]
     square_N = ((p_NK - np.eye(K)[y_N]) ** 2).sum(axis=1)
     present = np.unique(y_N).tolist()
-    rankings = [(k, _from_highest(y_N == k, p_NK[:, k])) for k in present]
+    orders = [_from_highest(y_N == k, p_NK[:, k]) for k in present]
+    rankings = [_Ranking((y_N == k)[order], p_NK[order, k]) for k, order in zip(present, orders, strict=True)]
 
     def scores(w: Floats) -> dict[str, Floats]:
         total = w.sum(axis=1)
-        aurocs = [_auroc((y_N == k)[order], p_NK[order, k], w[:, order]) for k, order in rankings]
+        aurocs = [ranking.areas(w[:, order])[0] for ranking, order in zip(rankings, orders, strict=True)]
         return {
             "macro_recall": _macro_recall(y_N, p_NK, w),
             "auroc": np.mean(aurocs, axis=0),
@@ -251,28 +275,67 @@ def calibration_fit(y: ArrayLike, p: ArrayLike) -> tuple[float, float]:
 
 def _ranking(y: NDArray[Any], p: Floats, w: Floats) -> dict[str, Floats]:
     """Return the scores that depend only on the order of p; rows are sorted from the highest p down, w[R, N]."""
-    tp_RU, fp_RU = _called(y, p, w)
-    positives, negatives = tp_RU[:, -1], fp_RU[:, -1]
-    called_RU = np.maximum(tp_RU + fp_RU, 1)  # avoids 0 / 0 where no weight is called; the gain is 0 there
-    # the last place with few enough false positives, the first with enough true ones; 0.1 has no exact float, but a
-    # tenth of an integer compares correctly with every integer
-    specific_R = _places(fp_RU, negatives / 10, "right") - 1
-    sensitive_R = _places(tp_RU, 4 * positives / 5, "left")
-    rows = np.arange(len(w))
-    found = np.where(specific_R < 0, 0.0, tp_RU[rows, specific_R])
-    ppv = tp_RU[rows, sensitive_R] / called_RU[rows, sensitive_R]
-    both = (positives > 0) & (negatives > 0)
-    gained_RU = np.diff(tp_RU, prepend=0.0)
-    auroc = _area(tp_RU, fp_RU, gained_RU)
-    gained_RU *= tp_RU
-    gained_RU /= called_RU
-    return {
-        "auroc": auroc,
-        "auprc": np.where(both, _ratio(gained_RU.sum(axis=1), positives), np.nan),
-        "prevalence": positives / (positives + negatives),
-        "sensitivity_at_specificity_90": np.where(both, _ratio(found, positives), np.nan),
-        "ppv_at_sensitivity_80": np.where(both, ppv, np.nan),
-    }
+    return _Ranking(y, p).scores(w)
+
+
+class _Ranking:
+    """The ROC curve of many resamples of the rows y, p[N], from the highest p down, at the thresholds where it rises.
+
+    Those are the distinct p of positive rows (suffix T); rows between them count as sums only. With few positives a
+    resample then costs little more than one pass over the weights.
+    """
+
+    def __init__(self, y: NDArray[Any], p: Floats) -> None:
+        self.positive = np.flatnonzero(y == 1)
+        p_positive = p[self.positive]
+        self.last_T = np.flatnonzero(np.append(p_positive[1:] != p_positive[:-1], len(p_positive) > 0))
+        first_U = np.flatnonzero(np.append(True, p[1:] != p[:-1]))  # equal probabilities are called together
+        place_T = np.searchsorted(first_U, self.positive[self.last_T], "right")
+        start_T, end_T = first_U[place_T - 1], np.append(first_U, len(p))[place_T]
+        edges = np.unique(np.concatenate([[0], start_T, end_T]))
+        self.edges = edges[edges < len(p)]
+        self.start_T, self.end_T = np.searchsorted(edges, start_T), np.searchsorted(edges, end_T)
+
+    def areas(self, w: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+        """Return auroc [R], and at each threshold tp, called and the tp gained [R, T], and the negatives [R]."""
+        called = np.cumsum(np.add.reduceat(w, self.edges, axis=1), axis=1)
+        called = np.concatenate([np.zeros((len(w), 1)), called], axis=1)
+        total = called[:, -1]
+        before_RT, called_RT = called[:, self.start_T], called[:, self.end_T]
+        tp_RT = np.cumsum(w[:, self.positive], axis=1)[:, self.last_T]
+        gained_RT = np.diff(tp_RT, prepend=0.0, axis=1)
+        positives = tp_RT[:, -1] if tp_RT.shape[1] else np.zeros(len(w))
+        negatives = total - positives
+        # Mann-Whitney, with ties counted half: of the negatives, those called before and with each positive lose
+        lost_RT = (called_RT - tp_RT) + (before_RT - (tp_RT - gained_RT))
+        twice = 2 * positives * negatives - np.einsum("rt,rt->r", gained_RT, lost_RT)
+        return _ratio(twice, 2 * positives * negatives), tp_RT, called_RT, gained_RT, negatives
+
+    def scores(self, w: Floats) -> dict[str, Floats]:
+        auroc, tp_RT, called_RT, gained_RT, negatives = self.areas(w)
+        undefined = np.full(len(w), np.nan)
+        if tp_RT.shape[1] == 0:
+            names = ("auroc", "auprc", "sensitivity_at_specificity_90", "ppv_at_sensitivity_80")
+            return {"prevalence": np.zeros(len(w)) / negatives, **dict.fromkeys(names, undefined)}
+        positives = tp_RT[:, -1]
+        # the last place with few enough false positives, the first with enough true ones; 0.1 has no exact float, but
+        # a tenth of an integer compares correctly with every integer
+        specific_R = _places(called_RT - tp_RT, negatives / 10, "right") - 1
+        sensitive_R = _places(tp_RT, 4 * positives / 5, "left")
+        rows = np.arange(len(w))
+        found = np.where(specific_R < 0, 0.0, tp_RT[rows, specific_R])
+        called_RT = np.maximum(called_RT, 1)  # avoids 0 / 0 where no weight is called; the gain is 0 there
+        ppv = tp_RT[rows, sensitive_R] / called_RT[rows, sensitive_R]
+        both = (positives > 0) & (negatives > 0)
+        gained_RT *= tp_RT
+        gained_RT /= called_RT
+        return {
+            "auroc": auroc,
+            "auprc": np.where(both, _ratio(gained_RT.sum(axis=1), positives), np.nan),
+            "prevalence": positives / (positives + negatives),
+            "sensitivity_at_specificity_90": np.where(both, _ratio(found, positives), np.nan),
+            "ppv_at_sensitivity_80": np.where(both, ppv, np.nan),
+        }
 
 
 def _places(rising_RU: Floats, limit_R: Floats, side: Literal["left", "right"]) -> NDArray[np.intp]:
@@ -281,28 +344,8 @@ def _places(rising_RU: Floats, limit_R: Floats, side: Literal["left", "right"]) 
     return np.array([np.searchsorted(row, limit, side) for row, limit in pairs], dtype=np.intp)
 
 
-def _called(y: NDArray[Any], p: Floats, w: Floats) -> tuple[Floats, Floats]:
-    """Return tp[R, U] and fp[R, U]: the weights of positives and negatives at or above each distinct p, highest
-    first."""
-    all_RN = np.cumsum(w, axis=1)
-    tp_RN = np.cumsum(w * y, axis=1)
-    last_U = np.flatnonzero(np.append(p[1:] != p[:-1], True))  # equal probabilities are called together
-    if len(last_U) < len(p):
-        all_RN, tp_RN = all_RN[:, last_U], tp_RN[:, last_U]
-    return tp_RN, all_RN - tp_RN
-
-
-def _area(tp_RU: Floats, fp_RU: Floats, gained_RU: Floats) -> Floats:
-    """Return the area under the ROC curve by trapezoids, which is the Mann-Whitney statistic with ties counted half;
-    `gained` holds the steps of tp."""
-    steps_RU = np.diff(fp_RU, prepend=0.0)
-    twice = 2 * np.einsum("ru,ru->r", steps_RU, tp_RU) - np.einsum("ru,ru->r", steps_RU, gained_RU)
-    return _ratio(twice, 2 * tp_RU[:, -1] * fp_RU[:, -1])
-
-
 def _auroc(y: NDArray[Any], p: Floats, w: Floats) -> Floats:
-    tp_RU, fp_RU = _called(y, p, w)
-    return _area(tp_RU, fp_RU, np.diff(tp_RU, prepend=0.0))
+    return _Ranking(y, p).areas(w)[0]
 
 
 def _auroc_unsorted(y: Ints, p: Floats, w: Floats) -> Floats:
@@ -330,8 +373,8 @@ def _r2(y_NK: Floats, p_NK: Floats, w: Floats) -> Floats:
 
 def _brier(y: Ints, p: Floats, w: Floats) -> dict[str, Floats]:
     total = w.sum(axis=1)
-    brier = _weighted_sum(w, (p - y) ** 2) / total
-    prevalence = _weighted_sum(w, y.astype(np.float64)) / total
+    brier = _ratio(_weighted_sum(w, (p - y) ** 2), total)
+    prevalence = _ratio(_weighted_sum(w, y.astype(np.float64)), total)
     return {"brier": brier, "brier_scaled": 1 - _ratio(brier, prevalence * (1 - prevalence))}
 
 

@@ -10,19 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raylab.models.dropout import Dropout
+from raylab.models.shard_pass import ShardPass, current_pass, gradient_slot
+
 
 class Gru(nn.GRU):
     """A unidirectional torch.nn.GRU with batch_first: x [B, T, I] -> states [B, T, H], and last states or None."""
 
+    def __init__(self, *sizes: int, dropout: float = 0.0, **more: Any) -> None:
+        super().__init__(*sizes, dropout=dropout, **more)
+        self.between = Dropout(dropout)
+
     def forward(self, x: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         if x.is_cuda or hx is not None or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(x, hx)
-        x_TBI = x.transpose(0, 1)
         for layer, weights in enumerate(self.all_weights):
-            if layer:
-                x_TBI = nn.functional.dropout(x_TBI, self.dropout, self.training)
-            x_TBI = _Layer.apply(x_TBI.contiguous(), *weights)
-        return x_TBI.transpose(0, 1), None
+            x_TBI = (self.between(x) if layer else x).transpose(0, 1).contiguous()
+            x = _Layer.apply(x_TBI, *weights, current_pass()).transpose(0, 1)
+        return x, None
 
 
 class _Layer(torch.autograd.Function):
@@ -32,7 +37,9 @@ class _Layer(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_TBI: Tensor, w: Tensor, u: Tensor, b_w: Tensor, b_u: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_TBI: Tensor, w: Tensor, u: Tensor, b_w: Tensor, b_u: Tensor, shards: ShardPass | None
+    ) -> Tensor:
         hours, batch, _ = x_TBI.shape
         hidden = u.shape[1]
         of_x = torch.addmm(b_w, x_TBI.flatten(0, 1), w.t()).view(hours, batch, 3 * hidden)
@@ -49,12 +56,13 @@ class _Layer(torch.autograd.Function):
             gates[t].add_(of_h_gates[t]).sigmoid_()
             news[t].addcmul_(resets[t], of_h_news[t]).tanh_()
             torch.lerp(news[t], h[t], updates[t], out=h[t + 1])
-        ctx.save_for_backward(x_TBI, w, u, of_x, of_h, states)
+        ctx.shards = shards
+        ctx.save_for_backward(x_TBI, w, u, b_w, b_u, of_x, of_h, states)
         return states[1:]
 
     @staticmethod
     def backward(ctx: Any, of_states: Tensor) -> tuple[Tensor | None, ...]:
-        x_TBI, w, u, gates, of_h, states = ctx.saved_tensors
+        x_TBI, w, u, b_w, b_u, gates, of_h, states = ctx.saved_tensors
         hours, batch, hidden = of_states.shape
         r, z, n = gates.view(hours, batch, 3, hidden).unbind(2)
         # The derivative of h' with respect to each gate's pre-activation, for all time steps at once
@@ -73,9 +81,21 @@ class _Layer(torch.autograd.Function):
             torch.mul(d[t][:, None], s[t], out=a[t])
             if t:
                 d[t - 1].addcmul_(d[t], k[t]).addmm_(flat[t], u)
-        down = down.view(-1, 3 * hidden)
-        before = states[:-1].flatten(0, 1)
-        of_u, of_b_u = down.t() @ before, down.sum(0)
-        down[:, 2 * hidden :] = (total * of_new).reshape(-1, hidden)
-        of_x = (down @ w).view_as(x_TBI) if ctx.needs_input_grad[0] else None
-        return of_x, down.t() @ x_TBI.flatten(0, 1), of_u, down.sum(0), of_b_u
+        of_w, of_u, of_b_w, of_b_u = (gradient_slot(ctx.shards, weight) for weight in (w, u, b_w, b_u))
+        down_SRG = cut_rows(down.view(hours, batch, 3 * hidden), len(of_u))
+        torch.bmm(down_SRG.transpose(1, 2), cut_rows(states[:-1], len(of_u)), out=of_u)
+        torch.sum(down_SRG, 1, out=of_b_u)
+        torch.mul(total, of_new, out=down[:, :, 2])
+        down_SRG = cut_rows(down.view(hours, batch, 3 * hidden), len(of_u))
+        torch.bmm(down_SRG.transpose(1, 2), cut_rows(x_TBI, len(of_u)), out=of_w)
+        torch.sum(down_SRG, 1, out=of_b_w)
+        of_x = (down.view(-1, 3 * hidden) @ w).view_as(x_TBI) if ctx.needs_input_grad[0] else None
+        if ctx.shards is None:
+            return of_x, of_w[0], of_u[0], of_b_w[0], of_b_u[0], None
+        return of_x, None, None, None, None, None
+
+
+def cut_rows(values_TBN: Tensor, shards: int) -> Tensor:
+    """Return the rows of each shard, hour by hour: [T, shards * B, N] -> [shards, T * B, N]."""
+    hours, _, width = values_TBN.shape
+    return values_TBN.view(hours, shards, -1, width).transpose(0, 1).reshape(shards, -1, width)

@@ -9,6 +9,7 @@ from raylab.config.recipe import RecurrentModel
 from raylab.models.baselines import PER_SERIES, Summary
 from raylab.models.dropout import Dropout
 from raylab.models.gru import Gru
+from raylab.models.shard_pass import LayerNorm, Linear
 
 CLIP = 4.0  # standard deviations; without clipping, a few outliers would dominate the gradients
 
@@ -41,8 +42,8 @@ class Pooled(nn.Module):
         self.features = features
         values = (PER_SERIES - 2) * features + static
         inputs = (len(KNOTS) - 1) * values + (len(SHARE_KNOTS) - 1) * 2 * features
-        self.layer = nn.Linear(inputs, POOLED)
-        self.norm = nn.LayerNorm(POOLED)
+        self.layer = Linear(inputs, POOLED)
+        self.norm = LayerNorm(POOLED)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,12 +99,12 @@ class Recurrent(nn.Module):
     ) -> None:
         super().__init__()
         self.features = features
-        self.embed = nn.Sequential(nn.Linear(3 * features + static, config.hidden), nn.LayerNorm(config.hidden))
+        self.embed = nn.Sequential(Linear(3 * features + static, config.hidden), LayerNorm(config.hidden))
         between = config.dropout if config.layers > 1 else 0.0
         self.cell = cell(config.hidden, config.hidden, config.layers, batch_first=True, dropout=between)  # type: ignore[arg-type]
         self.pooled = Pooled(features, static, config)
         self.dropout = Dropout(config.dropout)
-        self.head = nn.Linear(2 * config.hidden + POOLED, outputs)
+        self.head = Linear(2 * config.hidden + POOLED, outputs)
 
     @staticmethod
     def inputs(spec: dict[str, Any]) -> dict[str, list[str]]:

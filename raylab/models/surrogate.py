@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from raylab.config.recipe import ResidualModel
+from raylab.models.dropout import Dropout
+from raylab.models.shard_pass import Linear
 
 
 class Residual(nn.Module):
@@ -13,10 +15,10 @@ class Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, config: ResidualModel) -> None:
         super().__init__()
-        self.first = nn.Linear(inputs, config.hidden)
-        self.layers = nn.ModuleList(nn.Linear(config.hidden, config.hidden) for _ in range(config.layers))
-        self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.hidden, outputs)
+        self.first = Linear(inputs, config.hidden)
+        self.layers = nn.ModuleList(Linear(config.hidden, config.hidden) for _ in range(config.layers))
+        self.dropout = Dropout(config.dropout)
+        self.head = Linear(config.hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch
 
 from raylab.data.prepared import sha256
 from raylab.errors import CheckpointError
+
+NAME = re.compile(r"step-\d{8}")
 
 
 def save(
@@ -90,12 +93,16 @@ def _remove(checkpoint: Path) -> None:
     """Remove it as one: a kill in the middle leaves no half of it under its name."""
     hidden = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.old")
     checkpoint.rename(hidden)
-    shutil.rmtree(hidden)
+    if hidden.is_dir():
+        shutil.rmtree(hidden)
+    else:
+        hidden.unlink()
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """Return all checkpoints, newest first, whether valid or not."""
-    return sorted(directory.glob("step-*"), reverse=True)
+    """Return all checkpoints, newest first, whether valid or not. Other files and directories are left alone."""
+    here = [path for path in directory.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(here, reverse=True)
 
 
 def is_valid(path: Path) -> bool:

@@ -36,13 +36,14 @@ from raylab.training.adamw import AdamW
 from raylab.training.batchnorm import ShardStatistics, reestimate
 from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.finetune import FinetuneSchedule
-from raylab.training.gradients import clip_norm, flatten_gradients, shard_gradient
+from raylab.training.gradients import clip_norm, flatten_gradients
 from raylab.training.imbalance import offsets, sampler
 from raylab.training.loading import loader_threads, pin, to_device
 from raylab.training.peers import FixedPeers, Peers
 from raylab.training.predict import forward, name_metrics, predict, validate
 from raylab.training.process_group import PeerLost, ProcessGroup
 from raylab.training.progress import Metrics, Progress
+from raylab.training.shard_gradients import ShardGradients, ShardInputs, can_take_passes
 from raylab.training.shard_tree import Node, add_node
 
 
@@ -177,9 +178,15 @@ class Training:
         if loop.channels_last:
             model.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(model).requires_grad_(False) if loop.ema_decay else None
+        # the tensors of the average and those that it follows: listing them takes longer than averaging
+        self.averages = [] if self.average is None else list(self.average.state_dict().values())
+        self.averaged = list(model.state_dict().values())
         self.phases = FinetuneSchedule(recipe, model, self.batches.per_epoch, transferred)
         self.weights = [weight for _, weight in self.phases.learning]
         self.gradient = flatten_gradients(self.weights)
+        self.shard_gradients = ShardGradients(
+            self.weights, recipe.seed, device, can_take_passes(model, device, loop.bf16)
+        )
         self.optimizer = AdamW(self.weights)
         self.offset = offsets(recipe, train, device)
         self.class_weight = _class_weight(recipe, device)
@@ -244,7 +251,7 @@ class Training:
             self.inputs = self.create_prefetcher()
             return
 
-    def create_prefetcher(self) -> Prefetcher[dict[int, tuple[Tensor, Tensor]]]:
+    def create_prefetcher(self) -> Prefetcher[list[ShardInputs]]:
         """What loads the inputs of this rank in the present group ahead."""
         return Prefetcher(self.load_inputs, self.planned, loader_threads(self.recipe, self.group, self.device))
 
@@ -306,17 +313,23 @@ class Training:
             self.average.load_state_dict(self.model.state_dict())
         self.must_reestimate = False
 
-    def meet_peers(self) -> bool:
-        """At the boundary before a step: do what any rank wants done now. Returns whether to go on with the step."""
+    def ask_peers(self) -> Callable[[], bool]:
+        """At the boundary before a step: ask whether any rank wants something done now. Returns the function that waits
+        for the answers, does it, and returns whether to go on with the step."""
         seconds = self.recipe.loop.checkpoint_seconds
         overdue = seconds is not None and time.monotonic() - self.saved_at >= seconds
         wants_checkpoint = (self.wants_checkpoint or overdue) and self.saved_step < self.progress.step
         is_leaving = self.peers.is_leaving()
         failure = self.report.finish_checkpoint()
         own = [is_leaving and rank == self.group.rank for rank in range(self.group.size)]
-        changing, saving, arrived, failing, *leaving = self.group.add_up(
+        wait = self.group.start_add_up(
             [self.peers.must_regroup(), wants_checkpoint, self.report.arrived(), failure is not None, *own]
         )
+        return lambda: self.meet_peers(wait(), is_leaving, failure)
+
+    def meet_peers(self, answers: list[int], is_leaving: bool, failure: CheckpointError | None) -> bool:
+        """Do what the sums over all ranks of what `ask_peers` asks say; return whether to go on with the step."""
+        changing, saving, arrived, failing, *leaving = answers
         if failing:
             self.raise_everywhere(failure)
         self.report.forget(arrived)
@@ -338,21 +351,27 @@ class Training:
 
     def train_step(self) -> None:
         """One optimiser step on the next batch; its numbers go to the deferred metrics."""
-        if not self.meet_peers():
-            return
         recipe, step = self.recipe, self.progress.step
-        if self.phases.starts_finetuning(step):
-            self.progress.reset_patience()
+        may_go_on = self.ask_peers()
+        # The answers travel beside a short step; before a long one, a worker that leaves must not compute in vain
+        is_short = self.shard_gradients.takes_passes
+        if not is_short and not may_go_on():
+            return
         epoch, shards = self.shards_of(step)
         count = sum(len(rows) for rows in shards)
         lr_scales = self.phases.prepare_step(self.model, step)
-        loss_sum = self.compute_gradient(step, shards, count)  # the last collective: what follows lasts
+        losses, nodes = self.compute_shards(step, shards, count)
+        if is_short and not may_go_on():
+            return
+        if self.phases.starts_finetuning(step):
+            self.progress.reset_patience()
+        loss_sum = self.sum_shards(losses, nodes, len(shards))  # the last collectives: what follows lasts
         norm = clip_norm(self.gradient, recipe.optim.max_grad_norm)
         lr = self.phases.lr(step, self.progress.lr_reductions)
         self.optimizer.step(lr, recipe.optim, lr_scales)
         if self.average is not None and recipe.loop.ema_decay is not None:
             # Young averages follow the weights more closely: otherwise the first epochs score the initial weights
-            _update_average(self.average, self.model, min(recipe.loop.ema_decay, (1 + step) / (10 + step)))
+            update_average(self.averages, self.averaged, min(recipe.loop.ema_decay, (1 + step) / (10 + step)))
         self.progress.step = step + 1
         self.timed_samples += count
         self.epoch_loss += loss_sum
@@ -364,38 +383,45 @@ class Training:
         epoch, shards = self.batches.shards_of(step)
         return epoch, [rows for rows in shards if len(rows) > 0]
 
-    def compute_gradient(self, step: int, shards: list[np.ndarray], count: int) -> Tensor:
-        """Write the mean gradient over all `shards` (row indices, `count` in total) to `self.gradient`, fold their
-        batch-norm statistics, and return the sum of the samples' losses."""
-        own: dict[int, Tensor] = {}  # per shard of this rank: loss sum, then batch-norm statistics
-        nodes: dict[Node, Tensor] = {}  # sums of this rank's shards
+    def compute_shards(
+        self, step: int, shards: list[np.ndarray], count: int
+    ) -> tuple[dict[int, Tensor], dict[Node, Tensor]]:
+        """Return for each shard of this rank its loss sum and batch-norm statistics [1 + S], and the sums of this
+        rank's gradients of the mean loss over all `shards` (row indices, `count` in total). Changes nothing."""
+        own: dict[int, Tensor] = {}
+        nodes: dict[Node, Tensor] = {}
         with self.statistics.per_shard():
-            for shard, (x, y) in self.inputs.get(step).items():
-                _seed(self.recipe.seed, step, shard, self.device)
-                loss = self.shard_loss(x, y, step)
-                gradient = shard_gradient(loss / count, self.weights)
-                add_node(nodes, (0, shard), gradient, len(shards), Tensor.add_)
-                own[shard] = torch.cat([loss.detach().double().reshape(1), *self.statistics.row()])
-        table = self.group.gather(own, len(shards), 1 + self.statistics.width, self.device)  # [shards, 1 + S]
+            for inputs in self.inputs.get(step):
+                for shard, loss, gradient in self.shard_gradients.compute(inputs, step, count, self.sample_losses):
+                    add_node(nodes, (0, shard), gradient, len(shards), Tensor.add_)
+                    own[shard] = torch.cat([loss.double().reshape(1), *self.statistics.row()])
+        return own, nodes
+
+    def sum_shards(self, own: dict[int, Tensor], nodes: dict[Node, Tensor], count: int) -> Tensor:
+        """Write the gradient over all `count` shards to `self.gradient`, fold their batch-norm statistics, and return
+        the sum of the samples' losses."""
+        gather = self.group.start_gather(own, count, 1 + self.statistics.width, self.device)
         if self.is_exact:
-            self.group.sum_in_order(nodes, len(shards), self.gradient)
+            self.group.sum_in_order(nodes, count, self.gradient)
         else:
             self.group.sum_in_any_order(nodes, self.gradient)
+        table = gather()  # [shards, 1 + S]
         self.statistics.fold(table[:, 1:])  # after the last collective, because it lasts
         return table[:, 0].sum()
 
-    def load_inputs(self, step: int) -> dict[int, tuple[Tensor, Tensor]]:
-        """x and y of each shard of this rank, in host memory; in one group a function of `step` alone."""
+    def load_inputs(self, step: int) -> list[ShardInputs]:
+        """Inputs of this rank's shards, in host memory; in one group a function of `step` alone."""
         epoch, shards = self.shards_of(step)
         augment = (self.recipe.seed, epoch) if self.recipe.data.augments else None
-        inputs = {}
-        for shard in self.group.own_shards(len(shards)):
-            x, y = self.train.batch(shards[shard], augment), torch.from_numpy(self.train.y[shards[shard]])
-            inputs[shard] = pin(x, self.device), pin(y, self.device)
+        inputs = []
+        for group in self.shard_gradients.group_shards(shards, self.group.own_shards(len(shards))):
+            rows = np.concatenate([shards[shard] for shard in group])
+            x, y = self.train.batch(rows, augment), torch.from_numpy(self.train.y[rows])
+            inputs.append(ShardInputs(group, pin(x, self.device), pin(y, self.device)))
         return inputs
 
-    def shard_loss(self, x: Tensor, y: Tensor, step: int) -> Tensor:
-        """Return the sum of the losses of a shard's samples, with its autograd graph."""
+    def sample_losses(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of each sample, with its autograd graph."""
         recipe = self.recipe
         y = to_device(y, self.device)
         try:
@@ -404,12 +430,12 @@ class Training:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise UsageError(
-                f"a shard of {len(x)} sample at step {step} is too small for batch norm",
+                f"a shard of {len(x)} sample at step {self.progress.step} is too small for batch norm",
                 str(error),
                 "use fewer loop.shards, larger images, or a loop.global_batch_size that leaves a larger last batch",
             ) from error
         logits = logits if self.offset is None else logits + self.offset
-        return self.task.outcome.loss(logits, y, self.class_weight).sum()
+        return self.task.outcome.loss(logits, y, self.class_weight)
 
     def must_fetch(self) -> bool:
         """Whether the host needs the numbers of the steps so far."""
@@ -476,7 +502,7 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """Return everything that a resumed run needs. Sampler position and random numbers depend on (seed, step) alone
-        (see `_seed`, `shards_of` and the loaders' augmentation), so they need no further state."""
+        (see `shard_seed`, `shards_of` and the loaders' augmentation), so they need no further state."""
         return {
             "seed": self.recipe.seed,
             "model": self.model.state_dict(),
@@ -556,14 +582,6 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _seed(seed: int, step: int, shard: int, device: str) -> None:
-    """Seed dropout and other random layers from (seed, step, shard), so that results do not depend on the rank."""
-    state = int(np.random.SeedSequence([seed, step, shard]).generate_state(1, np.uint64)[0] >> 1)
-    torch.default_generator.manual_seed(state)  # torch.manual_seed does the same for all devices, at 0.6 ms a call
-    if device != "cpu":
-        torch.cuda.manual_seed(state)
-
-
 def _class_weight(recipe: Recipe, device: str) -> Tensor | None:
     if recipe.optim.class_weight is None:
         return None
@@ -571,9 +589,9 @@ def _class_weight(recipe: Recipe, device: str) -> Tensor | None:
 
 
 @torch.no_grad()
-def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    for old, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if old.is_floating_point():
-            old.lerp_(new, 1 - decay)
-        else:
-            old.copy_(new)
+def update_average(average: list[Tensor], values: list[Tensor], decay: float) -> None:
+    """Move each tensor of `average` towards that of `values`; copy integers."""
+    floats = [at for at, value in enumerate(values) if value.is_floating_point()]
+    torch._foreach_lerp_([average[at] for at in floats], [values[at] for at in floats], 1 - decay)
+    for at in set(range(len(values))) - set(floats):
+        average[at].copy_(values[at])

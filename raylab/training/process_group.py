@@ -39,30 +39,53 @@ class ProcessGroup:
         return range(rank * count // self.size, (rank + 1) * count // self.size)
 
     def gather(self, rows: dict[int, Tensor], count: int, width: int, device: str = "cpu") -> Tensor:
-        """Gather the rows of all shards in shard order, float64 [count, width] on `device`; missing shards are zero.
+        """Gather the rows of all shards in shard order, float64 [count, width] on `device`; missing shards are zero."""
+        return self.start_gather(rows, count, width, device)()
+
+    def start_gather(
+        self, rows: dict[int, Tensor], count: int, width: int, device: str = "cpu"
+    ) -> Callable[[], Tensor]:
+        """Start `gather`, so that other collectives can run beside it. Returns the function that waits for the table.
 
         Each row comes from one rank and the others add zero, so the sum is bitwise equal to the row.
         """
         table = torch.zeros(count, width, dtype=torch.float64, device=device)
         for shard, row in rows.items():
             table[shard] = row.to(device, torch.float64)
-        self.all_reduce(table)
-        return table
+        wait = self.start_all_reduce(table)
+
+        def complete() -> Tensor:
+            wait()
+            return table
+
+        return complete
 
     def add_up(self, numbers: list[int]) -> list[int]:
         """The sums over all ranks of whole numbers that each rank has."""
-        if self.size == 1:
-            return numbers
+        return self.start_add_up(numbers)()
+
+    def start_add_up(self, numbers: list[int]) -> Callable[[], list[int]]:
+        """Start `add_up`. Returns the function that waits for the sums."""
         totals = torch.tensor(numbers)
-        self.all_reduce(totals)
-        return [int(total) for total in totals]
+        wait = self.start_all_reduce(totals)
+
+        def complete() -> list[int]:
+            wait()
+            return [int(total) for total in totals]
+
+        return complete
 
     def all_reduce(self, tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
         """Replace `tensor` by its sum, or another reduction, over all ranks."""
-        if self.size > 1:
-            options = dist.AllreduceOptions()
-            options.reduceOp = operation
-            self._complete(lambda: self.backend.allreduce([tensor], options), tensor)
+        self.start_all_reduce(tensor, operation)()
+
+    def start_all_reduce(self, tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> Callable[[], None]:
+        """Start `all_reduce`. Returns the function that waits for its end."""
+        if self.size == 1:
+            return lambda: None
+        options = dist.AllreduceOptions()
+        options.reduceOp = operation
+        return self._start(lambda: self.backend.allreduce([tensor], options), tensor)
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """Replace `tensor` by that of rank `source`."""
@@ -92,7 +115,11 @@ class ProcessGroup:
         self._complete(lambda: self.backend._allgather_base(out, part), out)
 
     def _complete(self, start: Callable[[], Any], tensor: Tensor) -> None:
-        """Start a collective on `tensor` and wait for it; on a GPU, whose queue it joins, the host does not wait.
+        self._start(start, tensor)()
+
+    def _start(self, start: Callable[[], Any], tensor: Tensor) -> Callable[[], None]:
+        """Start a collective on `tensor`. Returns the function that waits for its end; on a GPU, whose queue it joins,
+        the host does not wait.
 
         Gloo has no way to end one that hangs. Its thread keeps to the tensor, which nobody may use after PeerLost.
         """
@@ -100,15 +127,22 @@ class ProcessGroup:
             raise PeerLost("this group has ended")
         try:
             work = start()
-            if tensor.device.type == "cpu":
-                while not work.is_completed():
-                    if self.is_broken():
-                        raise PeerLost("another member has noticed that this group is broken")
-                    with suppress(RuntimeError):  # it is not complete yet, or failed: `wait` below tells which
-                        work.wait(LOOK)
-            work.wait()
         except RuntimeError as error:
             raise PeerLost(str(error)) from error
+
+        def wait() -> None:
+            try:
+                if tensor.device.type == "cpu":
+                    while not work.is_completed():
+                        if self.is_broken():
+                            raise PeerLost("another member has noticed that this group is broken")
+                        with suppress(RuntimeError):  # it is not complete yet, or failed: `wait` below tells which
+                            work.wait(LOOK)
+                work.wait()
+            except RuntimeError as error:
+                raise PeerLost(str(error)) from error
+
+        return wait
 
     def sum_in_order(self, nodes: dict[Node, Tensor], count: int, out: Tensor) -> None:
         """Write the sum of all `count` shards' vectors [P] to `out`, bitwise identical for any placement of the shards.
@@ -135,10 +169,11 @@ class ProcessGroup:
 
     def sum_in_any_order(self, nodes: dict[Node, Tensor], out: Tensor) -> None:
         """Write the same sum to `out`; with more than two workers it is equal only up to rounding."""
-        # not in `out`: after PeerLost a thread of gloo may still write to what it adds up
-        total = out.zero_() if self.size == 1 else torch.zeros_like(out)
-        for values in nodes.values():
-            total += values
-        if self.size > 1:
+        if self.size == 1:
+            (total,) = nodes.values()
+        else:  # in new memory: after PeerLost, a thread of gloo may still write to what it adds up
+            total = torch.zeros_like(out)
+            for values in nodes.values():
+                total += values
             self.all_reduce(total)
-            out.copy_(total)
+        out.copy_(total)

@@ -47,6 +47,8 @@ class RunRecord(Document):
     cluster: str | None = None
     """name of the Slurm cluster on which it runs"""
     status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"] | None = None
+    error: str | None = None
+    """why it did not finish"""
     number: int | None = None
     """number of a trial"""
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from raylab.memory import KERNEL_LOG
+from tests.cgroup import memory_cgroup
 from tests.ray.conftest import Lab
 from tests.wait import wait_for
 
@@ -83,6 +85,43 @@ def test_a_loss_that_is_no_number_fails_at_once(lab: Lab, ards_data: Path) -> No
     assert "Traceback" not in failed["output"]
     assert sum("start" in line for line in lab.ledger("nan")) == 1, "it was retried, though it would fail again"
     assert [run.info.status for run in lab.mlflow_runs() if run.info.run_name == "nan"] == ["FAILED"]
+
+
+def test_a_signal_ends_a_run_and_a_search_on_ray(lab: Lab, ards_data: Path) -> None:
+    words = ("--data", ards_data, "--smoke", "--set", "loop.epochs=100000")
+    run = lab.start("train", "ards", *words, "--workers", "1:1", "--name", "ended")
+    lab.at_step("ended", 10)
+    os.kill(run.pid, signal.SIGHUP)
+    output = run.communicate(120)
+    assert run.returncode == 130 and "Traceback" not in output, output
+    search = lab.start("tune", "ards", *words, "--trials", 2, "--scheduler", "fifo", "--name", "ended-search")
+    trials = lab.home / "runs" / "ended-search" / "trials"
+    wait_for(lambda: list(trials.glob("*/ledger.jsonl")) or search.poll() is not None, 200, "a trial that trains")
+    os.kill(search.pid, signal.SIGTERM)
+    output = search.communicate(120)
+    assert search.returncode == 130 and "Traceback" not in output, output
+    states = {run.info.run_name: run.info.status for run in lab.mlflow_runs() if run.info.run_name.startswith("ended")}
+    assert states.keys() >= {"ended", "ended-search", "ended-search-000"} and set(states.values()) == {"KILLED"}
+
+
+def test_a_worker_that_runs_out_of_memory_is_named(lab: Lab, ards_data: Path) -> None:
+    """It is put into a cgroup in which there is no room for what it allocates next."""
+    if not os.access(KERNEL_LOG, os.R_OK):
+        pytest.skip("a process that has moved to another cgroup is recognised in the kernel's log alone")
+    with memory_cgroup("ray") as cgroup:
+        cgroup.limit(2 << 20)
+        run = lab.start(
+            "train", "ards", "--data", ards_data, "--smoke", "--workers", "1:1", "--name", "large",
+            "--set", "loop.epochs=100000", "scaling.max_failures=0",
+        )  # fmt: skip
+        lines = lab.at_step("large", 10)
+        (pid,) = next(line["pids"] for line in lines if "pids" in line)
+        cgroup.take(pid)
+        output = run.communicate(120)
+    assert run.returncode == 1 and "Traceback" not in output, output
+    assert f"process {pid} on" in output and "ran out of memory" in output and "loop.global_batch_size" in output
+    (tracked,) = [run for run in lab.mlflow_runs() if run.info.run_name == "large"]
+    assert tracked.info.status == "FAILED" and "ran out of memory" in tracked.data.tags["raylab.error"]
 
 
 def history_of(lab: Lab, run_id: str, metric: str) -> list[Any]:

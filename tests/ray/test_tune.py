@@ -47,6 +47,9 @@ def test_population_based_training_and_a_trial_that_fails(lab: Lab, ards_data: P
     )  # fmt: skip
     assert result["trials"] == 3
     assert set(result["ended"]) <= {"planned", "stopped", "failed"}
+    failures = [path.read_text() for path in (lab.home / "runs" / "with-failures" / "ray").rglob("error.txt")]
+    assert len(failures) == result["ended"]["failed"] > 0
+    assert all(text.count("Failure #") == 1 for text in failures), "what would fail again was started again"
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ PACKAGES = ("raylab", "jobs", "tracking", "cluster")
 ROOMS: dict[str, set[str]] = {}
 for _room, _more in {
     "errors": "",
-    "files loopback scratch documents score storage processes": "errors",
+    "files loopback scratch documents score storage processes memory": "errors",
+    "witness": "memory",
     "config": "files",
     "physiology": "config",
     "data": "",
@@ -29,9 +30,9 @@ for _room, _more in {
     "evaluation": "data.icu data.images models",
     "tasks": "evaluation",
     "training": "tasks",
-    "distributed": "training",
+    "distributed": "training witness",
 }.items():
-    _below = {"errors", "files", "documents", "score", "storage"}.union(
+    _below = {"errors", "files", "documents", "memory", "score", "storage"}.union(
         *({name} | ROOMS[name] for name in _more.split())
     )
     ROOMS |= dict.fromkeys(_room.split(), _below)

@@ -54,12 +54,12 @@ def summed(steps: list[list[tuple[str, int, int]]]) -> list[dict[str, Any]]:
     return table
 
 
-def flags(rows: pl.DataFrame, measured: pl.LazyFrame, gases: pl.LazyFrame, rule: Label) -> pl.DataFrame:
+def flags(rows: pl.DataFrame, measured: pl.LazyFrame, found: pl.LazyFrame, rule: Label) -> pl.DataFrame:
     """`rows` with `ventilated` (the latest record at most `vent_back_h` back says so), `gas` (a P/F at or before the
-    prediction) and `ventilated_pf` (both). `gases` as from `pf_ratios`."""
+    prediction) and `ventilated_pf` (both). `found` as from `ratios`."""
     seconds = (pl.col("time") * 3600).round().cast(pl.Int64)
     ventilation = measured.filter(pl.col("concept") == "mech_vent").with_columns(s=seconds).sort("s", "value")
-    first = gases.group_by("stay_id").agg(first_gas=pl.col("time").min())
+    first = found.filter(pl.col("kind") == "pf").group_by("stay_id").agg(first_gas=pl.col("time").min())
     at = (
         rows.lazy()
         .with_columns(s=(pl.col("at_h") * 3600).round().cast(pl.Int64))

@@ -6,7 +6,7 @@ so that no future value enters. A part whose record is unusable gives a null, wh
 
 import polars as pl
 
-from raylab.data.icu.concepts import CONCEPTS, EVENTS, charted, charted_ratio
+from raylab.data.icu.concepts import CONCEPT, CONCEPTS, EVENTS, charted, charted_ratio
 
 BACK_H = {"fio2": 8.0, "peep": 4.0, "volume": 4.0}
 SOURCES = ("pao2", "spo2", "sao2", "fio2", "plateau", "peep", "tidal_volume", "tidal_volume_set")
@@ -34,7 +34,9 @@ def derive_series(events: pl.LazyFrame) -> pl.LazyFrame:
 
     def named(at: pl.LazyFrame, concept: str, value: pl.Expr) -> pl.LazyFrame:
         inside = value.is_between(CONCEPTS[concept].low, CONCEPTS[concept].high)
-        return at.with_columns(concept=pl.lit(concept), value=pl.when(inside).then(value)).select(EVENTS.names())
+        return at.with_columns(concept=pl.lit(concept, CONCEPT), value=pl.when(inside).then(value)).select(
+            EVENTS.names()
+        )
 
     pulse = of("spo2").drop_nulls("value").select("stay_id").unique()
     oxygen = pl.concat([of("spo2"), of("sao2").join(pulse, "stay_id", "anti")]).sort("s", "value")

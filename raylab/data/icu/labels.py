@@ -212,11 +212,6 @@ def label(name: str, settings: Mapping[str, Any] | None = None, among: Mapping[s
     return replace(among[name], **(settings or {}))
 
 
-def pf_ratios(events: pl.LazyFrame, rule: Label | None = None) -> pl.LazyFrame:
-    """Every arterial gas with an FiO2: stay_id, time (h), pf (mmHg), vent (bool). The gases of cohorts and features."""
-    return ratios(events, replace(rule or LABELS["ahrf"], sf=None)).select("stay_id", "time", pf="ratio", vent="vent")
-
-
 def ratios(events: pl.LazyFrame, rule: Label) -> pl.LazyFrame:
     """Every gas, and SpO2 where the label asks for it, with an FiO2: stay_id, time (h), kind (pf, sf), ratio, vent,
     support (bool: what the label asks for beside the ratio).

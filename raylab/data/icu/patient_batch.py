@@ -3,15 +3,26 @@
 Only one batch is in memory at a time. Each patient is in exactly one batch, so counts of patients and stays add up.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from raylab.data.icu import cohorts
-from raylab.data.icu.concepts import CONCEPTS, EVENTS, SERIES, UNIT, charted_steps, exact, to_own_units
+from raylab.data.icu.concepts import (
+    CONCEPT,
+    CONCEPTS,
+    EVENTS,
+    SERIES,
+    UNIT,
+    charted_steps,
+    exact,
+    to_own_units,
+    with_coded_ids,
+)
 from raylab.data.icu.derive import derive_series
-from raylab.data.icu.labels import GRADES, Framing, Label, first_onset, pf_ratios, ratios, sensitivity, severity
+from raylab.data.icu.labels import GRADES, Framing, Label, first_onset, ratios, sensitivity, severity
 from raylab.data.icu.timegrid import first_values, grid, hourly_cells
 from raylab.errors import DataError
 
@@ -28,6 +39,9 @@ COUNTS = (*PROBLEMS, "no_unit", "converted", "unknown_units")
 UNITS_SHOWN, UNIT_LENGTH = 10, 40  # limits per concept, because a column of units may contain anything
 LOST = {"out_of_range": "out of range", "unreadable": "not numbers", "unknown_unit": "in an unknown unit"}
 OUTSIDE, UNREADABLE, UNKNOWN_UNIT = "out of range", "unreadable", "unknown unit"
+PROBLEM = pl.Enum([OUTSIDE, UNREADABLE, UNKNOWN_UNIT])
+_LOW = {name: float(concept.low) for name, concept in CONCEPTS.items()}
+_HIGH = {name: float(concept.high) for name, concept in CONCEPTS.items()}
 
 
 def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
@@ -41,30 +55,24 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
     of range and not 0, which often stands for a missing value; `like_kpa` marks a partial pressure as low as in kPa.
     `unit` and `unit_is` come from `to_own_units`; `percent` and `room_air` mark FiO2 that was converted that way.
     """
-    ranges = pl.LazyFrame(
-        [
-            (concept.name, per, round(concept.low * per), round(concept.high * per), concept.low, concept.high)
-            for concept in CONCEPTS.values()
-            for per in [10.0 ** concept.decimals()]
-        ],
-        schema=["concept", "per", "low_steps", "high_steps", "low", "high"],
-        orient="row",
-    )
     value, steps, fio2 = pl.col("value"), pl.col("steps"), pl.col("concept") == "fio2"
-    kpa = pl.col("concept").replace_strict(AS_LOW_AS_KPA, default=None, return_dtype=pl.Float64)
+    per = {name: 10.0 ** concept.decimals() for name, concept in CONCEPTS.items()}
+    low_steps, high_steps = (
+        _by_concept({name: float(round(bound * per[name])) for name, bound in bounds.items()})
+        for bounds in (_LOW, _HIGH)
+    )
     present = events.drop_nulls(["time", "value", "concept"])
     unique = (
-        to_own_units(present)
-        .filter(pl.col("time") >= 0)
+        to_own_units(present.with_columns(pl.col("concept").cast(CONCEPT, strict=False)))
+        .filter(pl.col("time") >= 0, pl.col("concept").is_not_null())
         .with_columns(unknown=(pl.col("unit_is") == "unknown").fill_null(False))
-        .unique([*EVENTS.names(), "unknown"], keep="first")
-        .join(ranges, "concept")
+        .unique([*EVENTS.names(), "unknown"], keep="first", maintain_order=True)
         .with_columns(exact=exact(value))
         .with_columns(percent=fio2 & (pl.col("exact") >= PERCENT))
         .with_columns(
             pl.when("percent").then(pl.col(name) / 100).otherwise(name).alias(name) for name in ("value", "exact")
         )
-        .with_columns(steps=charted_steps(pl.col("exact"), pl.col("per")))
+        .with_columns(steps=charted_steps(pl.col("exact"), _by_concept(per)))
         .with_columns(room=fio2 & steps.is_between(*ROOM_AIR_STEPS))
         .with_columns(
             value=pl.when("room").then(ROOM_AIR).otherwise(value),
@@ -73,21 +81,28 @@ def screen(events: pl.LazyFrame) -> tuple[pl.LazyFrame, pl.LazyFrame]:
         )
         .with_columns(
             problem=pl.when(value.is_nan())
-            .then(pl.lit(UNREADABLE))
+            .then(pl.lit(UNREADABLE, PROBLEM))
             .when("unknown")
-            .then(pl.lit(UNKNOWN_UNIT))
-            .when(~steps.is_between("low_steps", "high_steps"))
-            .then(pl.lit(OUTSIDE))
+            .then(pl.lit(UNKNOWN_UNIT, PROBLEM))
+            .when(~steps.is_between(low_steps, high_steps))
+            .then(pl.lit(OUTSIDE, PROBLEM))
         )
         .with_columns(
             # values that are inside only after rounding are set to the bound
-            value=pl.when(pl.col("problem").is_null()).then(value.clip("low", "high")),
+            value=pl.when(pl.col("problem").is_null()).then(value.clip(_by_concept(_LOW), _by_concept(_HIGH))),
             strange=(pl.col("problem") == OUTSIDE).fill_null(False) & (value != 0),
-            like_kpa=(value > 0) & (value <= kpa) & ~pl.col("unknown"),
+            like_kpa=(value > 0) & (value <= _by_concept(AS_LOW_AS_KPA)) & ~pl.col("unknown"),
         )
-        .drop("per", "low", "high", "low_steps", "high_steps", "exact", "steps", "room", "unknown")
+        .drop("exact", "steps", "room", "unknown")
     )
     return present, unique
+
+
+def _by_concept(values: Mapping[str, float]) -> pl.Expr:
+    """Return the value of each row's concept (of type CONCEPT); null for one that is not in `values`."""
+    return pl.lit(pl.Series([values.get(name) for name in CONCEPTS], dtype=pl.Float64)).gather(
+        pl.col("concept").to_physical()
+    )
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,7 @@ def summarise_patients(
     events: pl.LazyFrame, stays: pl.DataFrame, framing: Framing, rule: Label, windows: bool
 ) -> PatientBatch:
     """Reduce one batch: the `events` of some patients, with all of their stays."""
+    events = with_coded_ids(events.collect()).lazy()
     present, unique = screen(events)
     counts, screened = pl.collect_all(
         [
@@ -122,41 +138,31 @@ def summarise_patients(
     )
     ages = ages_of(screened)
     too_young = ages.filter(pl.col("age") < rule.min_age)["stay_id"]
-    defined = screened.lazy().filter(~pl.col("stay_id").is_in(too_young.implode()))
-    values = defined.select(EVENTS.names())
-    label_ratios, gases = ratios(values, rule), pf_ratios(values, rule)
-    before = pl.concat([values, derive_series(values)]).filter(pl.col("time") < framing.hours())
-    problem = pl.col("problem")
-    by_concept, by_unit, onsets, last, cells, static, all_ratios, all_gases = pl.collect_all(
+    adults = screened.filter(~pl.col("stay_id").is_in(too_young.implode())) if len(too_young) else screened
+    values = adults.lazy().select(EVENTS.names())
+    before = values.filter(pl.col("time") < framing.hours())
+    before = pl.concat([before, derive_series(before)])
+    by_concept, by_unit, last, cells, static, found = pl.collect_all(
         [
-            screened.lazy()
-            .group_by("concept")
-            .agg(
-                rows=pl.len(),
-                out_of_range=(problem == OUTSIDE).sum(),
-                unreadable=(problem == UNREADABLE).sum(),
-                unknown_unit=(problem == UNKNOWN_UNIT).sum(),
-                strange=pl.col("strange").sum(),
-                like_kpa=pl.col("like_kpa").sum(),
-                percent=(pl.col("percent") & problem.is_null()).sum(),
-                room_air=pl.col("room_air").sum(),
-                stays=pl.col("stay_id").filter(problem.is_null()).n_unique(),
-            ),
-            screened.lazy().drop_nulls("unit_is").group_by("concept", UNIT, "unit_is").agg(n=pl.len()),
-            first_onset(label_ratios, rule),
+            count_by_concept(screened.lazy()),
+            count_by_unit(screened.lazy()),
             screened.lazy().group_by("stay_id").agg(last=pl.col("time").max()),
             hourly_cells(before),
             first_values(before),
-            label_ratios,
-            gases,
+            ratios(values, rule),
         ]
     )
-    here = stays.join(last, "stay_id").join(onsets, "stay_id", "left").join(ages, "stay_id", "left")
+    onsets = first_onset(found.lazy(), rule).collect()
+    here = stays.join(with_text_ids(last), "stay_id")
+    for table in (onsets, ages):
+        here = here.join(with_text_ids(table), "stay_id", "left")
     at_risk, steps = cohorts.attrition(here, framing, rule)
-    rows = cohorts.flags(rule.rows(at_risk.drop("age"), framing), values, all_gases.lazy(), rule)
-    rows = rows.join(static, "stay_id", "left").sort("stay_id", "at_h")
+    rows = rule.rows(at_risk.drop("age"), framing).with_columns(pl.col("stay_id").cast(screened.schema["stay_id"]))
+    rows = cohorts.flags(rows, values, found.lazy(), rule).join(static, "stay_id", "left")
+    rows = with_text_ids(rows).sort("stay_id", "at_h")
+    cells = with_text_ids(cells)
     table = grid(cells, rows["stay_id"].unique(maintain_order=True), framing.hours())
-    grades = dict(severity(all_ratios.lazy(), onsets.lazy()).collect()["severity"].value_counts().iter_rows())
+    grades = dict(severity(found.lazy(), onsets.lazy()).collect()["severity"].value_counts().iter_rows())
     all_onsets = {
         "stays": onsets.height,
         "after_6_h": onsets.filter(pl.col("onset_h") > 6).height,
@@ -166,7 +172,7 @@ def summarise_patients(
     windows_table = [count_onsets(values, other) for other in sensitivity(rule)] if windows else []
     return PatientBatch(
         seen=here["stay_id"].to_list(),
-        unlisted=last.join(stays, "stay_id", "anti")["stay_id"],
+        unlisted=with_text_ids(last).join(stays, "stay_id", "anti")["stay_id"],
         of_unknown_age=here["age"].null_count(),
         rows=rows,
         table=table,
@@ -177,6 +183,35 @@ def summarise_patients(
         onsets=all_onsets,
         sensitivity=windows_table,
     )
+
+
+def with_text_ids(table: pl.DataFrame) -> pl.DataFrame:
+    return table.with_columns(pl.col("stay_id").cast(pl.String))
+
+
+def count_by_concept(screened: pl.LazyFrame) -> pl.LazyFrame:
+    """Return the counts of values of each concept, and the number of stays with a usable one."""
+    problem, concept = pl.col("problem"), pl.col("concept").cast(pl.String)
+    usable = problem.is_null()
+    counts = screened.group_by("concept").agg(
+        rows=pl.len(),
+        out_of_range=(problem == OUTSIDE).sum(),
+        unreadable=(problem == UNREADABLE).sum(),
+        unknown_unit=(problem == UNKNOWN_UNIT).sum(),
+        strange=pl.col("strange").sum(),
+        like_kpa=pl.col("like_kpa").sum(),
+        percent=(pl.col("percent") & usable).sum(),
+        room_air=pl.col("room_air").sum(),
+    )
+    stays = screened.filter(usable).select("concept", "stay_id").unique().group_by("concept").agg(stays=pl.len())
+    stays = counts.join(stays, "concept", "left").with_columns(pl.col("stays").fill_null(0))
+    return stays.with_columns(concept)
+
+
+def count_by_unit(screened: pl.LazyFrame) -> pl.LazyFrame:
+    """Return concept, unit, unit_is and n, the number of values whose unit the source records."""
+    counts = screened.drop_nulls("unit_is").group_by("concept", UNIT, "unit_is").agg(n=pl.len())
+    return counts.with_columns(pl.col("concept").cast(pl.String))
 
 
 def ages_of(screened: pl.DataFrame) -> pl.DataFrame:

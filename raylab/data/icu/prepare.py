@@ -170,7 +170,7 @@ def prepare_icu(
             "outcome",
         )
         names = [name for name in SERIES if name in totals.found and name not in unfit]
-        table = joined([piece.table for piece in pieces if piece.table.height], names)
+        table = joined([piece.table for piece in pieces if piece.table.height], names).sort("stay_id", "hour")
         if virtual:
             from raylab.data.icu.virtual_patient import virtual_patients  # as `synthetic`: it loads torch
 

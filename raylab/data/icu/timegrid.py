@@ -11,19 +11,21 @@ def hourly_cells(events: pl.LazyFrame) -> pl.LazyFrame:
     """Return one row per stay, hour and recorded series concept: the last usable value (for urine the sum) and its
     time, both null if no record is usable; and `ended`, whether the last record of the hour is unusable.
 
-    Of several values at the last time the largest is used, so that the order of the rows does not matter.
+    Of several values at the last time the largest is used, so that the order of the rows does not matter. The order of
+    the cells is not defined.
     """
-    ordered = events.filter(pl.col("concept").is_in(SERIES)).sort("time", "value")  # nulls first
-    usable = pl.col("value").is_not_null()
-    last = pl.col("value").filter(usable).last()
-    total = pl.when(usable.any()).then(pl.col("value").sum())
-    return ordered.group_by(
-        "stay_id", "concept", pl.col("time").floor().cast(pl.Int32).alias("hour"), maintain_order=True
-    ).agg(
-        value=pl.when(pl.col("concept").first().is_in(SUMMED)).then(total).otherwise(last),
-        time=pl.col("time").filter(usable).last(),
-        ended=pl.col("value").last().is_null(),
+    hour = pl.col("time").floor().cast(pl.Int32)
+    series = events.filter(pl.col("concept").is_in(SERIES)).select("stay_id", "concept", "time", "value", hour=hour)
+    cell = ["stay_id", "concept", "hour"]
+    usable = series.drop_nulls("value").sort("time", "value").group_by(cell)
+    last, total = pl.col("value").last(), pl.col("value").sum()
+    values = usable.agg(
+        value=pl.when(pl.col("concept").first().is_in(SUMMED)).then(total).otherwise(last), time=pl.col("time").last()
     )
+    unusable = series.filter(pl.col("value").is_null()).group_by(cell).agg(end=pl.col("time").max())
+    cells = values.join(unusable, cell, "full", coalesce=True)
+    ended = pl.col("end").is_not_null() & (pl.col("time").is_null() | (pl.col("end") > pl.col("time")))
+    return cells.select(*cell, "value", "time", ended=ended)
 
 
 def grid(cells: pl.DataFrame, stay_ids: pl.Series, hours: int) -> pl.DataFrame:
@@ -34,25 +36,27 @@ def grid(cells: pl.DataFrame, stay_ids: pl.Series, hours: int) -> pl.DataFrame:
     before the first one, and from an unusable record until the next usable one. A value counts for the hour in which
     it was measured even if an unusable record follows in the same hour.
     """
-    cells = cells.filter(pl.col("stay_id").is_in(stay_ids.to_list()))
+    cells = cells.filter(pl.col("stay_id").is_in(stay_ids.implode()))
     measured = set(cells.drop_nulls("value")["concept"].unique())
-    nowhere = pl.lit(float("nan"))  # ends the carry of the previous time
-    cells = cells.with_columns(carry=pl.when("ended").then(nowhere).otherwise("time"))
     names = [name for name in SERIES if name in measured]
+    nothing = pl.lit(float("nan"))  # ends the carry of the previous time
+    cells = cells.filter(pl.col("concept").is_in(names)).with_columns(
+        carry=pl.when("ended").then(nothing).otherwise("time")
+    )
+    wide = cells.pivot("concept", on_columns=names, index=["stay_id", "hour"], values=["value", "time", "carry"])
     table = pl.DataFrame({"stay_id": stay_ids}).join(
         pl.DataFrame({"hour": pl.int_range(hours, dtype=pl.Int32, eager=True)}), how="cross"
     )
-    for column, suffix in (("value", ""), ("time", "__time"), ("carry", "__carry")):
-        wide = cells.pivot("concept", index=["stay_id", "hour"], values=column)
-        wide = wide.select("stay_id", "hour", *(pl.col(name).alias(name + suffix) for name in names))
-        table = table.join(wide, ["stay_id", "hour"], "left", maintain_order="left")
+    table = table.join(wide, ["stay_id", "hour"], "left", maintain_order="left")
 
     def columns(name: str) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
-        carried = pl.col(f"{name}__carry").forward_fill().over("stay_id").fill_nan(None)
-        last_time = pl.coalesce(f"{name}__time", carried)
+        value, carry = pl.col(f"value_{name}"), pl.col(f"carry_{name}")
+        # the first hour of a stay always has a carry, so that none crosses from the stay above
+        carried = pl.when(pl.col("hour") == 0).then(carry.fill_null(nothing)).otherwise(carry).forward_fill()
+        last_time = pl.coalesce(f"time_{name}", carried.fill_nan(None))
         return (
-            pl.col(name).cast(pl.Float32),
-            pl.col(name).is_not_null().alias(f"{name}__mask"),
+            value.cast(pl.Float32).alias(name),
+            value.is_not_null().alias(f"{name}__mask"),
             (pl.col("hour") + 1 - last_time).cast(pl.Float32).alias(f"{name}__since"),
         )
 

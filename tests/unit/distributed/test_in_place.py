@@ -63,12 +63,12 @@ Victim = tuple[str, int]
 def arm(victims: list[Victim], folder: Path) -> None:
     """Patch this worker so that at each phase and step of `victims` whoever comes there first is killed."""
     step = 0
-    compute_gradient = loop.Training.compute_gradient
+    compute_shards = loop.Training.compute_shards
 
     def at_step(self: Any, number: int, *rest: Any) -> Any:
         nonlocal step
         step = number
-        return compute_gradient(self, number, *rest)
+        return compute_shards(self, number, *rest)
 
     def die(phase: str) -> None:
         for name, number in victims:
@@ -92,9 +92,9 @@ def arm(victims: list[Victim], folder: Path) -> None:
 
         setattr(owner, name, patched)
 
-    loop.Training.compute_gradient = at_step  # type: ignore[method-assign]
-    before(ProcessGroup, "add_up", "boundary")
-    before(ProcessGroup, "gather", "gather")
+    loop.Training.compute_shards = at_step  # type: ignore[method-assign]
+    before(ProcessGroup, "start_add_up", "boundary")
+    before(ProcessGroup, "start_gather", "gather")
     before(ProcessGroup, "all_to_all", "sum")
     before(ProcessGroup, "all_gather", "parts of the sum")
     before(ShardStatistics, "fold", "batch norm")

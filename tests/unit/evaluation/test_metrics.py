@@ -192,6 +192,33 @@ def test_intervals_cover_the_truth():
     assert naive < 65
 
 
+def test_parts_share_resamples_and_everybody_scores_as_alone():
+    y, p, group = binary(N=400)
+    inside = np.arange(400) % 2 == 0
+    members = {"all": np.ones(400, dtype=bool), "half": inside, "again": inside}
+    scores = metrics.binary_scores_by(y, p, group, members, 200, 3)
+    assert scores["all"] == binary_scores(y, p, group, 200, 3)
+    assert scores["half"] == scores["again"]
+    alone = binary_scores(y[inside], p[inside], group[inside], 200, 3)
+    for name, score in scores["half"].items():
+        assert score.value == alone[name].value, name
+    w = np.concatenate(list(intervals.resample_weights(group, 200, 3)))[:, inside]
+    draws = metrics._auroc_unsorted(y[inside], p[inside], w)
+    assert [scores["half"]["auroc"].low, scores["half"]["auroc"].high] == np.percentile(draws, [2.5, 97.5]).tolist()
+
+
+def test_intervals_of_a_cohort_cover_the_truth():
+    covered, truth = 0, 0.76  # of two normals with means 0 and 1: Phi(1 / sqrt(2))
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        y = (rng.random(300) < 0.4).astype(int)
+        p = 1 / (1 + np.exp(-(rng.normal(size=300) + y)))
+        score = metrics.binary_scores_by(y, p, np.arange(300), {"a": rng.random(300) < 0.3}, 200, seed)["a"]["auroc"]
+        assert score.low is not None and score.high is not None
+        covered += score.low <= truth <= score.high
+    assert covered >= 52  # of 60, with 57 expected
+
+
 def test_weights_count_patients_and_do_not_depend_on_blocks(monkeypatch):
     group = np.array([7, 7, 7, 3, 9, 9])
     w = np.concatenate(list(intervals.resample_weights(group, 50, seed=5)))

@@ -58,6 +58,8 @@ def test_what_a_search_spent(tmp_path: Path) -> None:
     found = measure_search(tmp_path)
     assert found["curve"] == [(60, 0.5), (200, 0.7)] and found["seconds_to_best"] == 200
     assert found["hours"] == pytest.approx((60 + 90 + 180 + 180) / 3600)
+    os.utime(tmp_path / "trials" / "000" / "end.json", (40, 40))
+    assert measure_search(tmp_path)["hours"] == pytest.approx((90 + 180 + 180) / 3600), "its clock was set back"
 
 
 def test_a_step_is_done_once(tmp_path: Path) -> None:

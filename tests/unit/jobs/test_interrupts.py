@@ -2,24 +2,22 @@
 
 import signal
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
 
 import pytest
 
-from jobs.common.interrupts import hold_interrupts
+from jobs.common.interrupts import SIGNALS, handle_interrupts, hold_interrupts
 
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """SIGTERM interrupts, as in `jobs.cli`; SIGINT is ignored, as in a background job of a shell."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals interrupt, as in `jobs.cli`; SIGINT is ignored, as in a background job of a shell."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handle_interrupts()
     yield
-    signal.signal(signal.SIGTERM, before[0])
-    signal.signal(signal.SIGINT, before[1])
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_an_interrupt_waits_until_the_block_has_ended() -> None:
@@ -42,3 +40,33 @@ def test_an_error_in_the_block_is_not_lost() -> None:
     with pytest.raises(ValueError, match="broken"), hold_interrupts():
         raise ValueError("broken")
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_does_not_interrupt_what_an_earlier_one_has_begun(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = []
+
+    @contextmanager
+    def recorded() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            try:
+                raise OSError("in the middle of it")
+            except OSError:
+                signal.raise_signal(number)
+            signal.raise_signal(signal.SIGTERM)
+            done.append("recorded")
+
+    with pytest.raises(KeyboardInterrupt), recorded():
+        signal.raise_signal(number)
+    assert done == ["recorded"]
+    assert "already stopping" in capfd.readouterr().err
+
+
+def test_an_interrupt_that_a_library_swallows_can_be_repeated() -> None:
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from jobs.common import progress
+from jobs.common import console
 from jobs.common.trial_table import UP, TrialTable
 
 
@@ -18,7 +18,7 @@ def screen(text: str) -> list[str]:
     """What a terminal shows after `text`: lines, and ways up."""
     lines: list[str] = []
     at = 0
-    for part in text.replace("\x1b[K", "").splitlines():
+    for part in text.replace("\x1b[J", "").splitlines():
         if match := re.match(r"\x1b\[(\d+)A", part):
             at -= int(match[1])
             part = part[match.end() :]
@@ -38,7 +38,7 @@ def fill(table: TrialTable) -> None:
 
 
 def test_on_a_terminal_the_table_moves_in_place(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(progress, "stream", terminal := Terminal())
+    monkeypatch.setattr(console, "stream", terminal := Terminal())
     table = TrialTable(5, "val/auroc", quiet=False)
     fill(table)
     shown = screen(terminal.getvalue())
@@ -49,13 +49,13 @@ def test_on_a_terminal_the_table_moves_in_place(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_in_a_file_a_trial_is_a_line_when_it_has_ended(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(progress, "stream", file := io.StringIO())
+    monkeypatch.setattr(console, "stream", file := io.StringIO())
     fill(TrialTable(5, "val/auroc", quiet=False))
     assert [line.split()[1] for line in file.getvalue().splitlines()] == ["0", "1"]
     assert "\x1b" not in file.getvalue()
 
 
 def test_quiet_is_quiet(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(progress, "stream", terminal := Terminal())
+    monkeypatch.setattr(console, "stream", terminal := Terminal())
     fill(TrialTable(5, "val/auroc", quiet=True))
     assert terminal.getvalue() == ""

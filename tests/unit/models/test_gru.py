@@ -63,7 +63,7 @@ def test_dropout_keeps_the_mean_and_drops_that_many(p):
     out = Dropout(p)(x)
     assert (out == 0).double().mean().item() == pytest.approx(p, abs=0.005)
     assert out.double().mean().item() == pytest.approx(1, abs=0.02)
-    assert out.max().item() == pytest.approx(1 / (1 - p))
+    assert out.max().item() == pytest.approx(1 / (1 - p), rel=2e-4)
     out.sum().backward()
     assert torch.equal(x.grad, out.detach())
 

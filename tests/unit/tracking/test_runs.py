@@ -2,17 +2,20 @@
 
 import http.server
 import os
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from raylab.errors import TrackingError
-from tracking import runs
-from tracking.access import login
+from raylab.files import write_json
+from tracking import runs, server
+from tracking.access import login, secret
 
 
 class _Other(http.server.BaseHTTPRequestHandler):
@@ -81,6 +84,22 @@ def test_the_environment_names_the_address(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000/")
     assert runs.address(tmp_path) == "http://tracking:5000"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_does_not_listen_yet_is_not_asked(tmp_path: Path) -> None:
+    """A command that comes while a home's server starts uses the database, as without a server."""
+    own = psutil.Process()
+    database = runs.database(tmp_path)
+    secret.create(tmp_path)
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{port.getsockname()[1]}"
+        host = socket.gethostname()
+        facts = server.Facts(uri=uri, pid=own.pid, started=own.create_time(), host=host, app=server.APP)
+        write_json(database.parent / "server.json", facts.to_json())
+        assert runs.reach(runs.database_uri(database)) == runs.database_uri(database)
+        port.listen()
+        assert runs.reach(runs.database_uri(database)) == uri
 
 
 def test_tags_make_a_run_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,3 +217,18 @@ def test_a_full_disk_is_said_and_spares_the_checkpoint_that_is_there(small_disk)
     assert [p.name for p in small_disk.iterdir()] == ["step-00000005"]
     save(small_disk, 11, state(11, size=100_000))  # when there is space again
     assert find_newest(small_disk)[0] == small_disk / "step-00000011"
+
+
+def test_what_is_no_checkpoint_is_left_alone(tmp_path):
+    filled(tmp_path, 1, 2)
+    (tmp_path / "step-99999999").write_text("stray")
+    (tmp_path / "step-notes").mkdir()
+    assert find_newest(tmp_path) == (tmp_path / "step-00000002", [])
+    filled(tmp_path, 3, keep=1)
+    assert steps(tmp_path) == [3]
+    assert (tmp_path / "step-99999999").read_text() == "stray" and (tmp_path / "step-notes").is_dir()
+
+
+def test_a_file_in_the_place_of_a_checkpoint_is_replaced(tmp_path):
+    (tmp_path / "step-00000001").write_text("stray")
+    assert is_valid(save(tmp_path, 1, state(1)))

@@ -89,6 +89,8 @@ TRANSFER = override(
 CASES = {
     "ards": ARDS,
     "ards-early": override(ARDS, {"loop.early_stopping_patience": 3, "loop.ema_decay": None, "loop.epochs": 12}),
+    # batches of 96 and 28: shards of 32 rows, which share passes, and of 9 and 10, which do not
+    "ards-passes": override(ARDS, {"loop.global_batch_size": 96, "loop.shards": 3, "loop.epochs": 12}),
     "ards-lstm": override(ARDS, {"model.name": "lstm", "loop.epochs": 1, "loop.shards": 1}),
     "covidnet": COVIDNET,
     "covidnet-plain": override(COVIDNET, {"loop.ema_decay": None, "loop.epochs": 1, "loop.shards": 5}),
@@ -177,7 +179,7 @@ def all_cases(data: dict[str, Path]) -> dict[str, dict[str, Any]]:
     return {name: facts(recipe, data) for name, recipe in CASES.items()}
 
 
-# 6, 1, 4 and 5 shards: workers that divide them, that do not, and more workers than shards
+# 6, 3, 1, 4 and 5 shards: workers that divide them, that do not, and more workers than shards
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_any_number_of_workers_gives_the_same_curve_and_weights(size, data, alone, tmp_path):
     for rank in in_world(size, tmp_path / "world", all_cases, data):
@@ -262,6 +264,7 @@ def test_plain_float_sums_agree_with_exact_ones_to_rounding(data, tmp_path):
     [
         ("ards", [1, 3, 4, 8, 12]),  # epochs end at 3, 6, 9, 12
         ("ards-early", [3, 5]),
+        ("ards-passes", [3, 20]),
         ("covidnet", [1, 3, 4]),
         ("transfer", [2, 6, 7, 11]),  # within the probe, at its end, after it; epochs of 3 steps
         ("transfer-probe", [4]),

@@ -20,12 +20,14 @@ Ventilation. MetaVision has procedures: 225792 invasive, 225794 non-invasive. Ca
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
 from raylab.data.icu.concepts import (
+    CONCEPT,
     CONCEPTS,
     EVENTS,
     UNIT,
@@ -33,6 +35,7 @@ from raylab.data.icu.concepts import (
     read_quantities,
     stated_units,
     whole_stays,
+    with_coded_ids,
 )
 from raylab.data.icu.demographics import age, count_unread, sex
 from raylab.data.icu.sources.episodes import chart_episodes
@@ -42,6 +45,7 @@ from raylab.data.icu.sources.tables import (
     Findings,
     Pieces,
     find_required,
+    in_batches,
     piece_count,
     read_table,
     rows_of,
@@ -100,25 +104,28 @@ PROCEDURES = {
     "statusdescription": TEXT,
 }
 
-ROWS = pl.Schema(
-    {
-        "subject_id": pl.String(),
-        "stay_id": pl.String(),
-        "at": pl.Datetime("us"),
-        "item": pl.Int64(),
-        "concept": pl.String(),
-        "value": pl.Float64(),
-        "text": pl.String(),
-        UNIT: pl.String(),
-    }
-)
+
+def rows_schema(stays: pl.DataFrame) -> pl.Schema:
+    """Return the columns of the selected rows; patients and stays are of the types of `stays`."""
+    return pl.Schema(
+        {
+            "subject_id": stays.schema["subject_id"],
+            "stay_id": stays.schema["stay_id"],
+            "at": pl.Datetime("us"),
+            "item": pl.Int64(),
+            "concept": CONCEPT,
+            "value": pl.Float64(),
+            "text": pl.String(),
+            UNIT: pl.String(),
+        }
+    )
 
 
 def read(path: Path, work: Path) -> SourceData:
     if not path.is_dir():
         raise DataError(f"no directory at {path}", do=f"give --path the directory with {WHAT}")
     conversions, counts = Conversions(), Counter[str]()
-    stays = find_stays(path, conversions, counts)
+    stays = with_coded_ids(find_stays(path, conversions, counts))
     files = {name: find_required(path, name, WHAT) for name in ("CHARTEVENTS", "LABEVENTS")}
     pieces = piece_count(*files.values())
     known = {int(item): concept.name for concept in CONCEPTS.values() for item in concept.ids["mimic3"]}
@@ -143,7 +150,7 @@ NOTES = ("times are chart times: a laboratory value may have been known later th
 
 def _spread(parts: tuple[pl.LazyFrame, ...], first: pl.DataFrame) -> tuple[pl.LazyFrame, ...]:
     """Add the descriptors of every stay to its patient's batch."""
-    part = pl.col("subject_id").hash(seed=0) % len(parts)
+    part = pl.col("subject_id").cast(pl.String).hash(seed=0) % len(parts)
     return tuple(pl.concat([piece, first.lazy().filter(part == k)], how="diagonal") for k, piece in enumerate(parts))
 
 
@@ -206,17 +213,13 @@ def select_rows(
     counts: Counter[str],
 ) -> list[pl.LazyFrame]:
     """Return the rows of `items` for the patients of `stays`, with their units, written by patient. Only one portion of
-    the table is in memory at a time."""
+    the table, and the selected rows of some portions, are in memory at a time."""
     findings, table, from_text = Findings(file, conversions), file.name.partition(".")[0].upper(), 0
-    wanted = [str(item) for item in sorted(items)]
     named: list[pl.DataFrame] = []
+    kinds = rows_schema(stays)
     keys = {"subject_id": "subject_id", "icustay_id": "stay_id"}  # here -> in `stays`
-    for part, lines in rows_of(findings, schema, table):
-        asked = part["itemid"].is_in(asked_items(part, wanted).implode()).fill_null(False)
-        findings.rows += part.height - int(asked.sum())
-        if not asked.any():
-            continue
-        rows = findings.check(part.filter(asked), schema, lines.filter(asked))
+    for rows in in_batches(of_items(findings, schema, table, [str(item) for item in sorted(items)])):
+        rows = findings.check(rows.drop("place"), schema, rows["place"])
         if "error" in rows.columns:
             wrong = (pl.col("error") == 1).fill_null(False)
             counts["marked as an error"] += int(rows.select(wrong.sum()).item())
@@ -227,12 +230,22 @@ def select_rows(
         counts["without a value"] += int(rows.select(nothing.sum()).item())
         rows = with_units(rows.filter(~nothing))
         from_text += int(rows["from_text"].sum())
-        out.add(rows.drop("from_text"))
+        out.add(rows.drop("from_text").cast(kinds))
     findings.close()
     conversions.note("{}: values read from text such as 50% or 7,4, where VALUENUM is empty", from_text, table)
     for key in named[0].columns if named else ():
-        conversions.match(pl.concat(named)[key], stays[keys[key]], table, "ICUSTAYS")
-    return out.close(ROWS)
+        conversions.match(pl.concat(named)[key], stays[keys[key]].cast(pl.String), table, "ICUSTAYS")
+    return out.close(kinds)
+
+
+def of_items(findings: Findings, schema: Schema, table: str, wanted: list[str]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of each portion whose item is in `wanted` or not valid, with their `place`; count the others."""
+    for part, places in rows_of(findings, schema, table):
+        asked = part["itemid"].is_in(asked_items(part, wanted).implode()).fill_null(False)
+        rows = part.with_columns(place=places).filter(asked)
+        findings.rows += part.height - rows.height
+        if rows.height:
+            yield rows
 
 
 def asked_items(part: pl.DataFrame, wanted: list[str]) -> pl.Series:
@@ -244,43 +257,55 @@ def asked_items(part: pl.DataFrame, wanted: list[str]) -> pl.Series:
 
 
 def of_stays(rows: pl.DataFrame, stays: pl.DataFrame, table: str, counts: Counter[str]) -> pl.DataFrame:
-    """Return the rows of patients in `stays`, without rows that name a stay which the patient does not have."""
-    mine = rows.join(stays.select("subject_id").unique(), "subject_id", "semi")
+    """Return the rows of patients in `stays`, without rows that name a stay which the patient does not have;
+    subject_id and icustay_id have the types of `stays`."""
+    mine = rows.with_columns(pl.col("subject_id").cast(stays.schema["subject_id"], strict=False))
+    mine = mine.filter(pl.col("subject_id").is_not_null())
     counts[f"{table}: rows of patients without a stay"] += rows.height - mine.height
     if "icustay_id" not in mine.columns:
         return mine
-    pairs = stays.select("subject_id", icustay_id="stay_id")
-    placed = mine.filter(pl.col("icustay_id").is_null())
-    named = mine.filter(pl.col("icustay_id").is_not_null()).join(pairs, ["subject_id", "icustay_id"], "semi")
-    counts[f"{table}: rows that name a stay which the patient does not have"] += (
-        mine.height - placed.height - named.height
-    )
-    return pl.concat([named, placed])
+    mine = mine.with_columns(stay=pl.col("icustay_id").cast(stays.schema["stay_id"], strict=False))
+    patients = stays.select(stay="stay_id", patient="subject_id")
+    mine = mine.join(patients, "stay", "left", maintain_order="left")
+    placed = mine.filter(pl.col("icustay_id").is_null() | (pl.col("patient") == pl.col("subject_id")))
+    counts[f"{table}: rows that name a stay which the patient does not have"] += mine.height - placed.height
+    return placed.with_columns(icustay_id="stay").drop("stay", "patient")
 
 
 def with_units(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return ROWS of charted or laboratory rows that have a value; a value that is not a number is NaN. `from_text`:
-    VALUENUM is empty, and VALUE has a number written with a unit or a decimal comma."""
-    item = pl.col("itemid").cast(pl.String)
-    rows = rows.with_columns(item=item, recorded="valueuom", text=pl.when(pl.col("valuenum").is_null()).then("value"))
-    pairs = rows.select("item", "recorded").unique()
-    rows = rows.join(stated_units("mimic3", pairs.iter_rows()), ["item", "recorded"], "left", nulls_equal=True)
-    texts = rows.filter(pl.col("concept").is_not_null()).select("concept", UNIT, "text").drop_nulls("text").unique()
-    rows = rows.join(read_quantities(texts), ["concept", UNIT, "text"], "left")
-    stay = pl.col("icustay_id") if "icustay_id" in rows.columns else pl.lit(None, pl.String)
-    plain = pl.col("value").cast(pl.Float64, strict=False)
-    of_concept = pl.coalesce("valuenum", "number").fill_null(float("nan"))
+    """Return the columns of `rows_schema` of charted or laboratory rows that have a value; a value that is not a number
+    is NaN. `from_text`: VALUENUM is empty, and VALUE has a number written with a unit or a decimal comma."""
+    pairs = rows.select("itemid", "valueuom").unique()
+    stated = stated_units("mimic3", ((str(item), unit) for item, unit in pairs.iter_rows()))
+    stated = stated.select(pl.col("item").cast(pl.Int64), "recorded", pl.col("concept").cast(CONCEPT), UNIT)
+    rows = rows.join(
+        stated, left_on=["itemid", "valueuom"], right_on=["item", "recorded"], how="left", nulls_equal=True,
+        maintain_order="left",
+    ).with_row_index("row")  # fmt: skip
+    texts = rows.filter(pl.col("valuenum").is_null()).select("row", "concept", UNIT, text="value")
+    read = texts.drop_nulls("concept").with_columns(pl.col("concept").cast(pl.String))
+    read = read.join(
+        read_quantities(read.select("concept", UNIT, "text").unique()), ["concept", UNIT, "text"], nulls_equal=True
+    )
+    read = texts.select("row", plain=pl.col("text").cast(pl.Float64, strict=False)).join(
+        read.select("row", "number", "unit_read"), "row", "left"
+    )
+    rows = rows.join(read, "row", "left", maintain_order="left")
+    stay = pl.col("icustay_id") if "icustay_id" in rows.columns else pl.lit(None)
+    has_concept = pl.col("concept").is_not_null()
     return rows.select(
         subject_id="subject_id",
         stay_id=stay,
         at="charttime",
-        item=pl.col("itemid"),
+        item="itemid",
         concept="concept",
-        value=pl.when(pl.col("concept").is_not_null()).then(of_concept).otherwise(pl.coalesce("valuenum", plain)),
+        value=pl.coalesce(
+            "valuenum", pl.when(has_concept).then(pl.col("number").fill_null(float("nan"))).otherwise("plain")
+        ),
         text=pl.when(pl.col("itemid").is_in([MODE, DEVICE, SPECIMEN])).then("value"),
         unit=pl.coalesce("unit_read", UNIT),
-        from_text=pl.col("number").is_not_null() & plain.is_null(),
-    ).cast(ROWS)
+        from_text=pl.col("number").is_not_null() & pl.col("plain").is_null(),
+    )
 
 
 def events_of(charts: pl.LazyFrame, labs: pl.LazyFrame, episodes: pl.LazyFrame, stays: pl.LazyFrame) -> pl.LazyFrame:
@@ -333,7 +358,7 @@ def sum_coma_scores(rows: pl.LazyFrame) -> pl.LazyFrame:
         .group_by("subject_id", "stay_id", "time")
         .agg(pl.col("value").sum(), parts=pl.col("item").n_unique(), n=pl.len())
         .filter((pl.col("parts") == len(COMA_SCALE)) & (pl.col("n") == len(COMA_SCALE)))
-        .select("subject_id", "stay_id", "time", concept=pl.lit("gcs"), value="value")
+        .select("subject_id", "stay_id", "time", concept=pl.lit("gcs", CONCEPT), value="value")
     )
 
 
@@ -362,6 +387,7 @@ def carevue_ventilation(rows: pl.LazyFrame) -> pl.LazyFrame:
         wide.unpivot(index=["subject_id", "stay_id", "time"], variable_name="concept")
         .drop_nulls("value")
         .select(EVENTS.names())
+        .with_columns(pl.col("concept").cast(CONCEPT))
     )
 
 
@@ -370,11 +396,11 @@ def procedures(path: Path, stays: pl.DataFrame, conversions: Conversions, counts
     table = read_table(path, "PROCEDUREEVENTS_MV", PROCEDURES, WHAT, conversions).filter(
         pl.col("itemid").is_in(list(VENTILATION)) & (pl.col("statusdescription").fill_null("") != "Rewritten")
     )
-    conversions.match(table["icustay_id"], stays["stay_id"], "PROCEDUREEVENTS_MV", "ICUSTAYS")
+    conversions.match(table["icustay_id"], stays["stay_id"].cast(pl.String), "PROCEDUREEVENTS_MV", "ICUSTAYS")
     return of_stays(table, stays, "PROCEDUREEVENTS_MV", counts).select(
         subject_id="subject_id",
         stay_id="icustay_id",
-        concept=pl.col("itemid").replace_strict(VENTILATION, return_dtype=pl.String),
+        concept=pl.col("itemid").replace_strict(VENTILATION, return_dtype=CONCEPT),
         starttime="starttime",
         endtime="endtime",
     )
@@ -387,4 +413,5 @@ def descriptors(stays: pl.DataFrame) -> pl.DataFrame:
         wide.unpivot(index=["subject_id", "stay_id", "time"], variable_name="concept")
         .drop_nulls("value")
         .select(EVENTS.names())
+        .with_columns(pl.col("concept").cast(CONCEPT))
     )

@@ -5,7 +5,7 @@ import pytest
 
 from raylab.data.icu.cohorts import flags
 from raylab.data.icu.concepts import EVENTS
-from raylab.data.icu.labels import first_onset, label, pf_ratios, ratios, sensitivity, severity
+from raylab.data.icu.labels import first_onset, label, ratios, sensitivity, severity
 from raylab.data.icu.patient_batch import screen
 from raylab.errors import UsageError
 
@@ -73,7 +73,7 @@ def test_onset(rows, expected):
 
 def test_one_stay_never_answers_for_another():
     rows = [("p", "a", 9.0, "fio2", 0.5), ("p", "a", 9.0, "mech_vent", 1.0), ("p", "b", 10.0, "pao2", 80.0)]
-    assert pf_ratios(pl.LazyFrame(rows, schema=EVENTS, orient="row")).collect().is_empty()
+    assert ratios(pl.LazyFrame(rows, schema=EVENTS, orient="row"), label("ahrf")).collect().is_empty()
 
 
 def test_windows_are_parameters():
@@ -210,6 +210,6 @@ def test_sensitivity_is_a_grid_of_the_same_label():
 )
 def test_cohort_ventilated_with_pf(rows, member):
     table = screen(events(*rows))[1]
-    at = flags(pl.DataFrame({"stay_id": ["s"], "at_h": [12.0]}), table, pf_ratios(table), label("ahrf"))
+    at = flags(pl.DataFrame({"stay_id": ["s"], "at_h": [12.0]}), table, ratios(table, label("ahrf")), label("ahrf"))
     assert at["ventilated_pf"].to_list() == [member]
     assert member == (at["ventilated"][0] and at["gas"][0])

@@ -2,6 +2,7 @@
 data where it is there (RAYLAB_DATA, or ../shared/data beside the repository)."""
 
 import os
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -11,11 +12,21 @@ import pytest
 from raylab.data import prepared
 from raylab.data.icu import prepare
 from raylab.data.icu.cohorts import Framing, attrition
-from raylab.data.icu.concepts import CONCEPTS, EVENTS, ID_SOURCES, SERIES, STATIC, STAYS, SourceData, by_id
+from raylab.data.icu.concepts import (
+    CONCEPTS,
+    EVENTS,
+    ID_SOURCES,
+    SERIES,
+    STATIC,
+    STAYS,
+    SourceData,
+    by_id,
+    whole_stays,
+)
 from raylab.data.icu.derive import derive_series
 from raylab.data.icu.labels import label
 from raylab.data.icu.meta import IcuMeta
-from raylab.data.icu.patient_batch import screen
+from raylab.data.icu.patient_batch import screen, summarise_patients
 from raylab.data.icu.prepare import prepare_icu
 from raylab.data.icu.sources import synthetic
 from raylab.data.icu.timegrid import first_values, grid, hourly_cells, statistics
@@ -70,7 +81,8 @@ def test_screen_counts_what_it_removes():
         )
     )
     assert present.collect().height == 9
-    rows = unique.sort("time", "concept", "value").select("time", "concept", "value").collect().rows()
+    text = unique.with_columns(pl.col("concept").cast(pl.String))
+    rows = text.sort("time", "concept", "value").select("time", "concept", "value").collect().rows()
     assert rows == [
         (1, "hr", 80),
         (1, "hr", 81),
@@ -225,6 +237,19 @@ def test_row_order_and_duplicates_do_not_matter(tmp_path, monkeypatch):
     assert again.dropped["exact duplicate"] == 7
 
 
+def test_data_do_not_depend_on_the_number_of_pieces(tmp_path, monkeypatch):
+    events = virtual()
+    use(monkeypatch, events)
+    one = prepare_icu("ards", "synthetic", None, tmp_path / "a")
+    whole = prepare.SOURCES["synthetic"](prepare.Raw(Path(), Path()))
+    part = pl.col("stay_id").hash(seed=1) % 3
+    pieces = tuple(events.filter(part == k) for k in range(3))
+    monkeypatch.setitem(prepare.SOURCES, "synthetic", lambda raw: replace(whole, pieces=pieces))
+    three = prepare_icu("ards", "synthetic", None, tmp_path / "b")
+    assert one.data_hash == three.data_hash
+    assert one.model_dump() == three.model_dump()
+
+
 def test_nothing_at_or_after_the_landmark_becomes_a_feature(tmp_path, monkeypatch):
     events = virtual().collect()
     use(monkeypatch, events.lazy())
@@ -241,6 +266,17 @@ def test_nothing_at_or_after_the_landmark_becomes_a_feature(tmp_path, monkeypatc
     prepare_icu("ards", "synthetic", None, tmp_path / "b")
     for name in ("hours.parquet", "samples.parquet"):
         assert pl.read_parquet(tmp_path / "a" / name).equals(pl.read_parquet(tmp_path / "b" / name))
+
+
+def test_the_oximeter_after_the_landmark_does_not_choose_the_feature(tmp_path):
+    before = table(("a", 1, "fio2", 0.5), ("a", 2, "sao2", 95), ("a", 20, "hr", 80))
+    stays = whole_stays(pl.DataFrame({"stay_id": ["a"], "subject_id": ["a"], "source": ["test"], "died": [False]}))
+    grids = [
+        summarise_patients(events, stays, Framing(), label("ahrf"), False).table
+        for events in (before, pl.concat([before, table(("a", 13, "spo2", 95))]))
+    ]
+    assert grids[0].equals(grids[1])
+    assert grids[0]["sf"].drop_nulls().to_list() == [190]
 
 
 def test_features_of_kept_stays_do_not_change_when_their_future_is_cut(tmp_path, monkeypatch):

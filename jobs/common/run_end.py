@@ -1,0 +1,67 @@
+"""How a run has ended, recorded in its record and, through its outbox, in MLflow."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Literal
+
+from jobs.common.home import annotate, note
+from raylab.errors import RaylabError, RunError
+from raylab.memory import explain_memory_error
+from raylab.storage import explain_storage_error
+from tracking.outbox import Outbox
+
+RESERVE = ".reserve"
+RESERVE_BYTES = 1 << 17  # of a status in the outbox, in run.json, and in an embedded MLflow's database
+
+RESUMABLE = ("train", "transfer", "tune")  # kinds of runs
+End = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+def reserve_room(directory: Path) -> None:
+    """Keep room on the run's disk for the record of its end, so that a disk that fills up does not prevent it."""
+    path = directory / RESERVE
+    if not path.exists():
+        path.write_bytes(os.urandom(RESERVE_BYTES))  # which no file system compresses
+
+
+def record_end(directory: Path, status: End, error: str = "") -> None:
+    """Record how the run ended and, if it did not finish, the `error` that ended it."""
+    try:
+        _record(directory, status, error)
+    except OSError:
+        free_reserve(directory)
+        _record(directory, status, error)
+    free_reserve(directory)
+
+
+def free_reserve(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # of a disk that is read-only by now
+        (directory / RESERVE).unlink(missing_ok=True)
+
+
+def _record(directory: Path, status: End, error: str) -> None:
+    outbox = Outbox(directory / "outbox")
+    if error or note(directory).error:  # of an earlier attempt
+        outbox.append({"kind": "tags", "values": {"raylab.error": error}})
+    outbox.append({"kind": "status", "status": status})
+    annotate(directory, status=status, error=error or None)  # last: a run that says so has all its records
+
+
+def explain_end(error: BaseException, directory: Path) -> RaylabError | None:
+    """The error for the user if memory or storage is the cause of `error`, which ended the run in `directory`."""
+    explained = explain_memory_error(error, directory.name) or explain_storage_error(error)
+    if isinstance(explained, RunError) and note(directory).kind in RESUMABLE:
+        do = explained.do.replace("run the same command again", f"raylab resume {directory.name}")
+        return type(explained)(explained.what, explained.why, do)
+    return explained
+
+
+def describe_end(error: BaseException, explained: RaylabError | None = None) -> tuple[End, str]:
+    """The status of a run that ended with `error`, `explained` to the user if memory or storage is its cause; and what
+    is recorded as its reason: of other errors than those of runs the type, as their messages may have values of data.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return "KILLED", "interrupted"
+    told = explained or (error if isinstance(error, RunError) else None)
+    return "FAILED", type(error).__name__ if told is None else ": ".join(filter(None, (told.what, told.why)))
