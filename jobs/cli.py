@@ -38,7 +38,7 @@ VERBS = {
     "simulate": "sweep the lung model over parameters, or plot one virtual patient",
     "fit": "fit the lung model to the blood gases of every stay, with posterior widths",
     "compare": "print a table of tracked runs and write an HTML report",
-    "sync": "send records that are waiting on disk to MLflow",
+    "sync": "send records that are waiting on disk to MLflow, and mark runs whose process was killed",
     "ui": "serve MLflow on loopback, accessible only to you, and print a link",
     "warm": "keep a Ray running, so that the commands that follow start sooner",
     "cluster": "manage a Ray cluster on Slurm: up, status, down, submit, ...",

@@ -108,13 +108,12 @@ def evaluate(
         recipe = read_recipe(directory / "recipe.json")
         target = home.new_run(None, f"{directory.name}-on-{data.name}")
         tags = {"raylab.split": split, **read_tag}
-        opened = run_tracking.create_run(
-            target, recipe, meta, data, "evaluate", uri, run_record, run_record.run_id, tags
+        new = run_tracking.describe_run(
+            target, recipe, meta, data, "evaluate", uri, directory, directory, tags, run_record.best_step
         )
-        run_id = opened.run_id
-        home.annotate(target, best_step=run_record.best_step)
-        with run_tracking.track_run(target, system=False):
+        with run_tracking.open_run(target, new, system=False):
             scores.record(target, scored)
+        run_id = home.note(target).run_id
     if kind == "images":
         scores.keep(directory, scored)  # the model card includes scores on other data
         model_card.write(directory, scored.parameters)

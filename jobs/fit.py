@@ -18,8 +18,8 @@ from raylab.data.icu.patient_batch import screen, with_text_ids
 from raylab.data.icu.prepare import SOURCES, Raw
 from raylab.data.lung import fits, gases
 from raylab.errors import DataError, UsageError, unknown
-from raylab.files import atomic_write, keep_out_of_git_and_uploads, write_json
-from tracking.outbox import Outbox
+from raylab.files import atomic_write, is_empty, write_json
+from tracking.outbox import Outbox, append_new_metrics
 
 EXAMPLE = "raylab fit --source synthetic --patients 100 --out fits/synthetic"
 
@@ -32,7 +32,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hours", type=float, default=48, help="use gases before this hour of the stay (default: 48)")
     parser.add_argument("--window", type=float, default=fits.WINDOW_h,
                         help=f"hours that share one set of parameters (default: {fits.WINDOW_h:g})")  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new directory on shared storage")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory on shared storage; the same command continues interrupted fits",
+    )
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of a local Ray; 0 computes in this "
                         "process; if RAY_ADDRESS is set, its whole cluster is used (default: 0)")  # fmt: skip
     parser.add_argument("--name", help="name of the tracked run (default: made from the time)")
@@ -44,32 +50,31 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.path is None and args.source != "synthetic":
         raise UsageError(f"source '{args.source}' needs the directory of its raw data", do="add --path DIR")
     out = args.out.absolute()
-    if out.exists() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty", do="choose a new or empty directory for --out")
+    if not is_empty(out) and not (out / fits.NOTE).is_file():
+        raise DataError(f"{out} is not empty and contains no fits", do="choose a new or empty directory for --out")
     outputs.check_directory(out, "--out")
     home.check_writable()
     table = source_gases(args.source, args.path or Path(), args.patients, args.seed, args.hours, args.window)
-    directory = home.new_run(args.name, "fit")
+    params = {
+        "source": args.source,
+        "hours": args.hours,
+        "window_h": args.window,
+        "stays": table["stay_id"].n_unique(),
+        "gases": len(table),
+    }
+    begun = home.find_work("fit", out, args.name) if (out / fits.NOTE).is_file() else None
+    directory = begun or home.new_run(args.name, "fit")
+    chunks = fits.begin(table, params, out)
     synthetic = args.source == "synthetic"
-    with home.lock_run(directory):
-        params = {
-            "source": args.source,
-            "hours": args.hours,
-            "window_h": args.window,
-            "stays": table["stay_id"].n_unique(),
-            "gases": len(table),
-        }
-        run_tracking.open_work(directory, "fit", "fit", args.seed, synthetic, args.source, out, params)
-        with run_tracking.track_run(directory):
-            if not args.quiet:
-                say(f"{len(table):,} gases of {params['stays']:,} ventilated stays{', SYNTHETIC' if synthetic else ''}")
-            summary = fit_chunks(table, out, directory, args)
-            write_json(out / "summary.json", {**params, "synthetic": synthetic, **summary})
-            numbers = {f"fit/{name}/median": facts["median"] for name, facts in summary["parameters"].items()}
-            Outbox(directory / "outbox").append(
-                {"kind": "metrics", "step": 0, "values": {k: v for k, v in numbers.items() if v is not None}},
-                {"kind": "artifact", "path": str(out / "summary.json"), "to": ""},
-            )
+    with run_tracking.open_work(directory, "fit", "fit", args.seed, synthetic, args.source, out, params):
+        if not args.quiet:
+            say(f"{len(table):,} gases of {params['stays']:,} ventilated stays{', SYNTHETIC' if synthetic else ''}")
+        summary = fit_chunks(chunks, out, directory, args)
+        write_json(out / "summary.json", {**params, "synthetic": synthetic, **summary})
+        numbers = {f"fit/{name}/median": facts["median"] for name, facts in summary["parameters"].items()}
+        outbox = Outbox(directory / "outbox")
+        append_new_metrics(outbox, 0, {name: value for name, value in numbers.items() if value is not None})
+        outbox.append({"kind": "artifact", "path": str(out / "summary.json"), "to": ""})
     if not args.quiet:
         tell(summary)
         say(f"wrote {out / 'fits.parquet'}: a row per stay and window, readable only by you")
@@ -92,10 +97,8 @@ def source_gases(source: str, path: Path, patients: int, seed: int, hours: float
     return table.with_columns(window=(pl.col("time") / window_h).floor().cast(pl.Int32))
 
 
-def fit_chunks(table: pl.DataFrame, out: Path, directory: Path, args: argparse.Namespace) -> dict[str, Any]:
+def fit_chunks(chunks: dict[Path, Any], out: Path, directory: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Fit all chunks, in this process or on Ray; writes fits.parquet in `out` and returns its summary."""
-    chunks = fits.chunks(table, out)
-    keep_out_of_git_and_uploads(out)
     remote = args.workers > 0 or bool(os.environ.get("RAY_ADDRESS"))
 
     def progress(done: int, total: int) -> None:

@@ -17,7 +17,7 @@ from jobs.evaluate import check_split, run_of_task
 from raylab.errors import UsageError
 from raylab.files import atomic_write
 from raylab.tasks import find_task
-from tracking.outbox import Outbox
+from tracking.outbox import Outbox, append_new_metrics
 
 EXAMPLE = "raylab predict ards --run NAME --data prepared/ards --split val --out probabilities.parquet"
 
@@ -143,7 +143,7 @@ def write_sheets(
             outbox.append({"kind": "artifact", "path": str(path), "to": f"plots/gradcam-{split}"})
     step = home.note(directory).best_step
     if mean is not None:
-        scores.append_new_metrics(outbox, step, {f"{split}/gradcam_outside": mean})
+        append_new_metrics(outbox, step, {f"{split}/gradcam_outside": mean})
     run_tracking.forward_now(directory)
     sheets = [str(path) for path in written]
     return {"sheets": sheets, "private": sheets if private else [], "outside": mean}

@@ -2,14 +2,12 @@
 
 import argparse
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from jobs import cli, tune
 from jobs.common import home, run_tracking, training
 from jobs.common.environment import verb_environment
-from jobs.common.interrupts import hold_interrupts
 from jobs.common.results import Run, RunReference, find_run
 from jobs.common.workers import start_workers
 from raylab.errors import DataError, UsageError
@@ -43,18 +41,13 @@ def resume(run: RunReference, *, quiet: bool = False) -> Run:
             "run the same command again",
         )
     recipe, data = read_recipe(directory / "recipe.json"), Path(run_record.data)
-    with home.lock_run(directory), ExitStack() as stack:
-        if find_task(recipe.task).read_meta(data).data_hash != run_record.data_hash:
-            raise DataError(
-                f"{data} is no longer the data with which {directory.name} started",
-                "its data hash differs, so the result would not be that of an undisturbed run",
-                f"restore the data, or start a new run: raylab {run_record.kind} {recipe.task} --data {data}",
-            )
-        if run_record.kind == "tune":
-            run_tracking.checked_address()  # new trials need the server
-        with hold_interrupts():
-            run_tracking.mark_running(directory)
-            forwarder = stack.enter_context(run_tracking.track_run(directory))
+    if find_task(recipe.task).read_meta(data).data_hash != run_record.data_hash:
+        raise DataError(
+            f"{data} is no longer the data with which {directory.name} started",
+            "its data hash differs, so the result would not be that of an undisturbed run",
+            f"restore the data, or start a new run: raylab {run_record.kind} {recipe.task} --data {data}",
+        )
+    with run_tracking.reopen_run(directory) as forwarder:
         if run_record.kind == "tune":
             return Run.of(tune.continue_search(directory, recipe, data, forwarder, quiet))
         ancestor = run_record.parent_directory or run_record.parent

@@ -23,7 +23,7 @@ from raylab.physiology.parameters import check, inputs
 from raylab.physiology.steady import STATUS, steady_state
 from raylab.physiology.sweep import Sweep
 from raylab.tasks import TASKS
-from tracking.outbox import Outbox
+from tracking.outbox import Outbox, append_new_metrics
 
 EXAMPLE = "raylab simulate living --size 65536 --out sweeps/living"
 VIEW = "view"
@@ -74,21 +74,19 @@ def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
     home.check_writable()
     chunks = sweep.begin(made, out)
     directory = run_directory(args.name or out.name, out)
-    with home.lock_run(directory):
-        params = {"design": made.design, "size": made.size, "rows": made.rows(), "chunk": made.chunk, **made.inputs}
-        run_tracking.open_work(directory, "simulate", "sweep", made.seed, True, "lung model sweep", out, params)
-        with run_tracking.track_run(directory):
-            progress = Rate(made, args.quiet, directory)
-            remote = args.workers > 0 or bool(os.environ.get("RAY_ADDRESS"))
-            with ray_session(args.workers, directory / "ray.log") if remote else nullcontext():
-                from raylab.distributed.map import run_chunks
+    params = {"design": made.design, "size": made.size, "rows": made.rows(), "chunk": made.chunk, **made.inputs}
+    with run_tracking.open_work(directory, "simulate", "sweep", made.seed, True, "lung model sweep", out, params):
+        progress = Rate(made, args.quiet, directory)
+        remote = args.workers > 0 or bool(os.environ.get("RAY_ADDRESS"))
+        with ray_session(args.workers, directory / "ray.log") if remote else nullcontext():
+            from raylab.distributed.map import run_chunks
 
-                run_chunks(sweep.write_chunk, chunks, tell=progress)
-            meta = finish(made, out, task.name)
-            Outbox(directory / "outbox").append(
-                {"kind": "tags", "values": {"raylab.data_hash": meta.data_hash}},
-                {"kind": "artifact", "path": str(out / "meta.json"), "to": ""},
-            )
+            run_chunks(sweep.write_chunk, chunks, tell=progress)
+        meta = finish(made, out, task.name)
+        Outbox(directory / "outbox").append(
+            {"kind": "tags", "values": {"raylab.data_hash": meta.data_hash}},
+            {"kind": "artifact", "path": str(out / "meta.json"), "to": ""},
+        )
     task.read_meta(out)  # raises if the task could not load it
     facts = {"rows": meta.rows, "status": meta.status, "counts": meta.counts, "data_hash": meta.data_hash}
     if not args.quiet:
@@ -97,6 +95,12 @@ def run(made: Sweep, out: Path, args: argparse.Namespace) -> dict[str, Any]:
         say(f"next: raylab train {task.name} --data {out}")
     run_record = home.note(directory)
     return {"run_id": run_record.run_id, "name": directory.name, "out": str(out), "synthetic": True, **facts}
+
+
+def view_directory(name: str | None) -> Path:
+    """The run of a view: the one of this name that was begun, or a new one."""
+    begun = None if name is None else home.find_work("simulate", home.home() / "runs" / name, name)
+    return begun or home.new_run(name, "patient")
 
 
 def run_directory(name: str, out: Path) -> Path:
@@ -123,6 +127,8 @@ class Rate:
             self.first, self.began, self.reported_at = done, now, now
             if done and not self.quiet:
                 say(f"{done} of {total} chunks exist already")
+            if done == total:  # the sweep was interrupted after its last chunk
+                append_new_metrics(self.outbox, done, {"rows": self.made.rows()})
             return
         if done < total and now - self.reported_at < TELL_SECONDS:
             return
@@ -153,21 +159,22 @@ def view(args: argparse.Namespace, changes: dict[str, str]) -> dict[str, Any]:
     words = ", ".join(f"{name} {value:g}" for name, value in values.items()) or "usual values"
     title = f"virtual patient (synthetic): {words}"
     figures = {"tornado": views.tornado(table, title), "course": views.traces(patient, steps, args.minutes, title)}
-    directory = home.new_run(args.name, "patient")
-    with home.lock_run(directory):
-        run_tracking.open_work(directory, "simulate", "patient", 0, True, "lung model", directory, values)
-        with run_tracking.track_run(directory, system=False):
-            outbox = Outbox(directory / "outbox")
-            (directory / "plots").mkdir(exist_ok=True)
-            for name, figure in figures.items():
-                path = directory / "plots" / f"{name}.png"
-                with atomic_write(path) as beside:
-                    figure.savefig(beside, format="png", dpi=110)
-                outbox.append({"kind": "artifact", "path": str(path), "to": "plots"})
-            write_json(directory / "tornado.json", table)
-            outbox.append({"kind": "artifact", "path": str(directory / "tornado.json"), "to": ""})
-            here = {name: value.item() for name, value in state.values.items()}
-            outbox.append({"kind": "metrics", "step": 0, "values": here})
+    directory = view_directory(args.name)
+    params = {**values, "minutes": args.minutes, "change": " ".join(args.change or MANOEUVRE)}
+    with run_tracking.open_work(
+        directory, "simulate", "patient", 0, True, "lung model", directory, params, system=False
+    ):
+        outbox = Outbox(directory / "outbox")
+        (directory / "plots").mkdir(exist_ok=True)
+        for name, figure in figures.items():
+            path = directory / "plots" / f"{name}.png"
+            with atomic_write(path) as beside:
+                figure.savefig(beside, format="png", dpi=110)
+            outbox.append({"kind": "artifact", "path": str(path), "to": "plots"})
+        write_json(directory / "tornado.json", table)
+        outbox.append({"kind": "artifact", "path": str(directory / "tornado.json"), "to": ""})
+        here = {name: value.item() for name, value in state.values.items()}
+        append_new_metrics(outbox, 0, here)
     if not args.quiet:
         say("  ".join(f"{name} {value:.4g}" for name, value in here.items()))
         say(f"wrote {directory / 'plots' / 'tornado.png'} and course.png")

@@ -1,4 +1,5 @@
-"""raylab sync: send records that are waiting on disk to MLflow. It is safe to repeat."""
+"""raylab sync: send records that are waiting on disk to MLflow, also how runs ended whose process was killed. It is
+safe to repeat."""
 
 import argparse
 import sys
@@ -8,13 +9,16 @@ from typing import Any
 from jobs import cli
 from jobs.common import home, run_tracking
 from jobs.common.console import say
+from raylab import files
 from raylab.errors import RaylabError
+from raylab.storage import explain_storage_error
 from tracking import forwarder
 
 EXAMPLE = "raylab sync"
 
 
 FOLLOW_SECONDS = 15.0
+ENDS = ("FINISHED", "FAILED", "KILLED")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,15 +33,31 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def once(quiet: bool) -> dict[str, Any]:
-    """Send all waiting records and models; the result counts what remains, with the errors."""
+    """Send all waiting records and models, and mark the runs whose process was killed; the result counts what remains,
+    with the errors."""
+    home.remove_leftovers()
     models, errors = 0, {}  # models first, because logging one may add records
-    for directory, run in (*home.records(), *home.records("*/trials/*")):
+    for directory, run in (*home.records(), *home.records("[!.]*/trials/*")):
+        owner = directory if run.number is None else directory.parents[1]
+        lock = owner / "lock"
+        has_ended = run.status in ENDS
+        if has_ended and run.model_logged is not False:
+            continue
         try:
-            if run.model_logged is False and run_tracking.log_model(directory, run.input_shape):
-                models += 1
+            is_unlocked = files.is_unlocked(lock)
+            with files.locked(lock, wait=False) as mine:
+                if not mine:
+                    continue  # a process works on it
+                # on a Slurm cluster the next head resumes what is RUNNING
+                if not has_ended and is_unlocked and home.note(owner).cluster is None:
+                    run_tracking.mark_ended(directory)
+                if run.model_logged is False and run_tracking.log_model(directory, run.input_shape):
+                    models += 1
         except RaylabError as error:
             errors[str(directory)] = str(error)
-    done = forwarder.sync(home.home())
+        except OSError as error:
+            errors[str(directory)] = str(explain_storage_error(error) or error)
+    done = forwarder.sync(home.home(), lambda outbox: home.is_open(outbox.parent))
     errors |= done["errors"]
     if not quiet:
         say(f"{done['sent']} records and {models} models sent, {done['unsent']} waiting, {done['rejected']} rejected")

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from jobs import cli
 from jobs.common import home, run_tracking
 from jobs.common.console import say
 from jobs.common.environment import verb_environment
-from jobs.common.interrupts import hold_interrupts
 from jobs.common.results import Run, RunReference, find_run
 from jobs.common.workers import start_workers
 from raylab.config.assignments import parse_assignments
@@ -120,13 +118,9 @@ def start(
         if parent is not None:
             read_model(parent)
         directory = home.new_run(name, recipe.task)
-        with home.lock_run(directory), ExitStack() as stack:
-            ancestor = None if parent is None else home.note(parent)
-            with hold_interrupts():
-                run_tracking.create_run(directory, recipe, meta, data, kind, uri, ancestor)
-                if parent is not None:
-                    home.annotate(directory, parent_directory=str(parent))  # it may be in another user's home
-                stack.enter_context(run_tracking.track_run(directory))
+        with run_tracking.open_run(
+            directory, run_tracking.describe_run(directory, recipe, meta, data, kind, uri, parent)
+        ):
             return training.continue_run(directory, recipe, data, parent, quiet, workers)
 
 

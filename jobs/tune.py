@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from raylab.training.run_record import Registration
 from raylab.training.run_result import read_end, read_result
 from raylab.training.trials import Trials
 from tracking.forwarder import Forwarder
-from tracking.outbox import Outbox
+from tracking.outbox import Outbox, append_new_metrics
 
 EXAMPLE = 'raylab tune ards --data prepared/ards --trials 20 --space "optim.lr=loguniform(1e-4,1e-2)"'
 
@@ -135,19 +135,16 @@ def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str
 
     tune.check(recipe)  # raises for a wrong scheduler, search or space before the run exists
     directory = home.new_run(name, f"{recipe.task}-search")
-    with home.lock_run(directory), ExitStack() as stack:
-        with hold_interrupts():
-            run_tracking.create_run(directory, recipe, meta, data, "tune", uri)
-            forwarder = stack.enter_context(run_tracking.track_run(directory))
+    new = run_tracking.describe_run(directory, recipe, meta, data, "tune", uri)
+    with run_tracking.open_run(directory, new) as forwarder:
         return continue_search(directory, recipe, data, forwarder, quiet)
 
 
 class ToMlflow:
-    """Creates a nested MLflow run for each trial and appends to its outbox."""
+    """Opens a nested run for each trial and appends to its outbox."""
 
     def __init__(self, directory: Path, recipe: Recipe, forwarder: Forwarder, quiet: bool) -> None:
         self.directory, self.recipe, self.forwarder = directory, recipe, forwarder
-        self.parent = home.note(directory)
         self.rows: dict[int, run_tracking.ToOutbox] = {}
         self.objective = f"val/{find_task(recipe.task).objective}"
         self.table = TrialTable(recipe.search.trials, self.objective, quiet)
@@ -168,15 +165,14 @@ class ToMlflow:
 
     def started(self, number: int, params: dict[str, Any]) -> None:
         directory = self.trial(number)
-        outbox = Outbox(directory / "outbox")
-        self.forwarder.add(outbox.directory)
+        self.forwarder.add(directory / "outbox")
         self.rows.setdefault(number, run_tracking.ToOutbox(directory))
         self.table.update(number, how="running", params=params)
-        recipe = override(self.recipe, {p: v for p, v in params.items()})
         if (directory / "run.json").is_file():
-            outbox.append({"kind": "status", "status": "RUNNING"})
+            run_tracking.mark_running(directory)
             return
-        run_tracking.open_trial(directory, recipe, self.parent, number)
+        recipe = override(self.recipe, {p: v for p, v in params.items()})
+        run_tracking.write_run(directory, run_tracking.describe_trial(recipe, self.directory, number))
 
     def row(self, number: int, metrics: Metrics) -> None:
         self.rows[number]([metrics])
@@ -191,7 +187,7 @@ class ToMlflow:
         if result.is_file():  # with pbt, a trial's best epoch may come from another trial, so its own rows lack it
             best = read_result(self.trial(number))["best"]
             scored = {f"best/val/{name}": best[name] for name in best.keys() - {"epoch", "step"}}
-            scores.append_new_metrics(outbox, best["step"], scored)
+            append_new_metrics(outbox, best["step"], scored)
         end = read_end(self.trial(number))
         record_end(self.trial(number), "FAILED" if how == "failed" else "FINISHED", end.get("error", ""))
         self.table.update(number, **end)
@@ -292,10 +288,8 @@ def keep(directory: Path, winner: Path) -> None:
 def register(winner: Path, directory: Path, recipe: Recipe, shape: tuple[int, ...]) -> str | None:
     """Log the best trial's model to its MLflow run and register it as raylab-TASK; returns "NAME/VERSION", or None if
     the server is unavailable."""
-    run_record = home.note(winner)
-    Outbox(directory / "outbox").append({"kind": "tags", "values": {"raylab.best_run": run_record.run_id}})
     best = read_result(winner)["best"]
-    name = f"raylab-{recipe.task}{'-synthetic' if run_record.synthetic else ''}"
+    name = f"raylab-{recipe.task}{'-synthetic' if home.note(winner).synthetic else ''}"
     score = best.get(find_task(recipe.task).objective)  # missing if val has only one class
     home.annotate(winner, register_as=Registration(name=name, score=score, loss=best["loss"]))
     run_tracking.log_model(winner, shape)

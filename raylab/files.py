@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 IGNORE_FILES = (".gitignore", ".rayignore")
+UNFINISHED = re.compile(r"\..+\.\d+\.\d+")  # names of files that `atomic_write` has not renamed
 
 
 @contextlib.contextmanager
@@ -33,6 +35,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def is_empty(directory: Path) -> bool:
+    """Whether `directory` is missing, or has nothing but what a killed `atomic_write` has left."""
+    return not directory.exists() or all(UNFINISHED.fullmatch(path.name) for path in directory.iterdir())
 
 
 def write_json(path: Path, value: object) -> None:
@@ -73,8 +80,20 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         os.close(fd)
 
 
-def flock(fd: int, how: int) -> None:
-    """Call fcntl.flock, not lockf: the lock belongs to the open file, so it also works between threads of a process."""
+def is_unlocked(path: Path) -> bool:
+    """Whether nobody holds the lock file `path`; False where the file system has no locks, as nobody can know."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        return flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def flock(fd: int, how: int) -> bool:
+    """Call fcntl.flock, not lockf: the lock belongs to the open file, so it also works between threads of a process.
+    Returns False if the file system has no locks."""
     try:
         fcntl.flock(fd, how)
     except OSError as error:
@@ -82,6 +101,8 @@ def flock(fd: int, how: int) -> None:
             raise
         # Lustre mounted without -o flock. On one node, an O_APPEND write is still one line.
         log.warning("this file system has no locks: use one writer per run")
+        return False
+    return True
 
 
 def keep_out_of_git_and_uploads(directory: Path) -> None:

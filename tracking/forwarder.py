@@ -2,8 +2,9 @@
 
     training -> Outbox.append -> outbox.jsonl -> forward() -> MLflow
 
-`forward` may be interrupted anywhere and run again: it sends from the last saved offset, and MLflow
-drops what it already has (points by their primary key; params, tags, inputs and artifacts are equal).
+`forward` may be interrupted anywhere and run again: it finds the run that it has created by its idempotency key, it
+sends from the last saved offset, and MLflow drops what it already has (points by their primary key; params, tags,
+inputs and artifacts are equal).
 The `Forwarder` thread calls it while a run trains; `sync` calls it for everything under a directory.
 """
 
@@ -12,7 +13,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from raylab.files import locked, write_json
 from raylab.storage import explain_storage_error
 from tracking import runs
 from tracking.access import login
-from tracking.outbox import Record, read, target
+from tracking.outbox import Outbox, Record, read, target
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,8 +46,12 @@ class Sent(Document):
     offset: int
 
 
-class _Down(TrackingError):
-    """The server does not answer at present; try again later."""
+class Unavailable(TrackingError):
+    """The server does not accept records at present; try again later."""
+
+
+class LoginRefused(Unavailable):
+    """It does not accept them from this user."""
 
 
 def forward(directory: Path, client: "MlflowClient | None" = None) -> int:
@@ -55,20 +60,54 @@ def forward(directory: Path, client: "MlflowClient | None" = None) -> int:
     Returns 0 if the outbox is not bound yet or another forwarder is sending it. Raises TrackingError if the server is
     down or does not know the run; the records stay.
     """
-    bound = target(directory)
-    if bound is None:
+    if target(directory) is None:
         return 0
     with locked(directory / "sending.lock", wait=False) as mine:
         if not mine or unsent(directory) == 0:
             return 0
-        uri = runs.resolve(bound["uri"], bound["run_id"], directory)
-        sender = _Sender(directory, client or runs.client(uri), uri, bound["run_id"])
+        uri, run_id = _ensure_run(directory)
+        sender = _Sender(directory, client or runs.client(uri), uri, run_id)
         count = 0
         for end, records in _requests(directory, _offset(directory)):
             sender.send(records)
             write_json(directory / "sent.json", {"offset": end})
             count += len(records)
         return count
+
+
+def ensure_run(directory: Path) -> str:
+    """The id of the MLflow run of an outbox that is bound. The run is created if MLflow does not have it yet, once,
+    however often this is interrupted.
+
+    Raises TrackingError if it cannot be created: Unavailable if that may change by itself.
+    """
+    with locked(directory / "sending.lock"):
+        return _ensure_run(directory)[1]
+
+
+def _ensure_run(directory: Path) -> tuple[str, str]:
+    """(address, run id) of an outbox whose lock this process holds; see `ensure_run`."""
+    bound = target(directory)
+    if bound is None:
+        raise TrackingError(f"{directory} is not bound to a run yet")
+    uri, new = runs.resolve(bound.uri, bound.run_id, directory), bound.request
+    if bound.run_id is not None:
+        return uri, bound.run_id
+    if new is None:
+        what = f"{directory / 'target.json'} names no MLflow run, and none to create"
+        raise DataError(what, do=f"raylab resume {directory.parent.name}: it writes the file again")
+    parent = None if new.nested_in is None else ensure_run(Path(new.nested_in))
+    try:
+        run_id = runs.start_run(uri, new.experiment, new.name, parent, new.tags, new.time)
+    except TrackingError as error:
+        cause = error.__cause__
+        if not isinstance(cause, Exception) or _refused(cause):
+            raise
+        raise _down(uri, cause) from error
+    except Exception as error:
+        raise _down(uri, error) from error
+    Outbox(directory).bind(bound.uri, run_id)
+    return uri, run_id
 
 
 def unsent(directory: Path) -> int:
@@ -85,13 +124,13 @@ def rejected(directory: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
-def sync(root: Path) -> dict[str, Any]:
-    """Forward every outbox under `root`; safe to repeat.
+def sync(root: Path, is_open: Callable[[Path], bool] = Path.is_dir) -> dict[str, Any]:
+    """Forward every outbox under `root` whose directory `is_open`; safe to repeat.
 
     Returns {"outboxes", "sent", "rejected", "unsent": counts, "errors": {outbox: text}}. A server that is down is
     contacted once, not once for each of its runs. An outbox with a damaged file is one of the errors.
     """
-    directories = sorted(path.parent for path in Path(root).rglob("outbox/outbox.jsonl"))
+    directories = sorted(filter(is_open, (path.parent for path in Path(root).rglob("outbox/outbox.jsonl"))))
     total: dict[str, Any] = {"outboxes": len(directories), "sent": 0, "errors": {}}
     down: dict[str, TrackingError] = {}
     for directory in directories:
@@ -100,14 +139,14 @@ def sync(root: Path) -> dict[str, Any]:
             if bound is None:
                 total["errors"][str(directory)] = "not bound to a run yet"
                 continue
-            if bound["uri"] in down:
-                raise down[bound["uri"]]
+            if bound.uri in down:
+                raise down[bound.uri]
             total["sent"] += forward(directory)
         except OSError as error:
             total["errors"][str(directory)] = str(explain_storage_error(error) or error)
         except RaylabError as error:
-            if isinstance(error, _Down) and bound is not None:
-                down[bound["uri"]] = error
+            if isinstance(error, Unavailable) and bound is not None:
+                down[bound.uri] = error
             if unsent(directory) or isinstance(error, DataError):
                 total["errors"][str(directory)] = str(error)
     return total | {"rejected": sum(map(rejected, directories)), "unsent": sum(map(unsent, directories))}
@@ -156,7 +195,8 @@ class Forwarder:
         for directory in list(self._directories):
             uri = ""
             try:
-                uri = (target(directory) or {}).get("uri", "")
+                bound = target(directory)
+                uri = "" if bound is None else bound.uri
                 if any(time.monotonic() < self._pauses.get(key, (0.0, 0.0))[0] for key in (uri, str(directory))):
                     continue
                 forward(directory)
@@ -164,7 +204,7 @@ class Forwarder:
                 self._pauses.pop(str(directory), None)
             except Exception as error:  # whatever it is: training continues, and the records are on disk
                 # Only a server that is down delays its other runs.
-                key = uri if isinstance(error, _Down) else str(directory)
+                key = uri if isinstance(error, Unavailable) else str(directory)
                 pause = min(2 * self._pauses.get(key, (0.0, 0.5))[1], 30.0)
                 self._pauses[key] = (time.monotonic() + pause, pause)
                 is_bug = not isinstance(error, RaylabError | OSError)
@@ -337,10 +377,11 @@ def _down(uri: str, error: Exception) -> TrackingError:
             "check that the address is the one with which the run started; its records are kept",
         )
     if (known := login.refusal(uri, error)) is not None:
-        return _Down(known.what, f"{known.why}; the records are kept on disk", f"{known.do}; then raylab sync")
+        return LoginRefused(known.what, f"{known.why}; the records are kept on disk", f"{known.do}; then raylab sync")
     storage = explain_storage_error(error)
     why = storage.why if storage else (str(error).splitlines() or [type(error).__name__])[0][:300]
-    return _Down(f"MLflow at {uri} does not accept records now", why, "the records are kept; run raylab sync later")
+    do = "the records are kept; run raylab sync later"
+    return Unavailable(f"MLflow at {uri} does not accept records now", why, do)
 
 
 def _cut(value: str, length: int) -> str:

@@ -3,7 +3,7 @@
 An outbox is a directory:
 
     outbox.jsonl    one record per line, append-only, fsynced, 0600
-    target.json     {"uri", "run_id"}: where the records go
+    target.json     where the records go, and the run to create there if MLflow does not have it yet
     sent.json       {"offset"}: bytes of outbox.jsonl that MLflow has (written by forwarder.py)
     rejected.jsonl  records that MLflow rejected permanently, with the reason (forwarder.py)
 
@@ -24,13 +24,13 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from raylab.documents import Document, read_document
 from raylab.errors import DataError, TrackingError
-from raylab.files import flock, write_json
+from raylab.files import atomic_write, flock, write_json
 from tracking.access import login
 
 log = logging.getLogger(__name__)
@@ -46,11 +46,25 @@ KINDS = {
 }
 
 
+class RunRequest(Document):
+    """A run to create in MLflow. One of its tags is an idempotency key (`runs.KEY`)."""
+
+    experiment: str
+    name: str
+    tags: dict[str, str]
+    time: int
+    """when it began, in ms since 1970"""
+    nested_in: str | None = None
+    """outbox of the run under which MLflow shows it"""
+
+
 class Target(Document):
-    """target.json"""
+    """target.json. The address has no credentials."""
 
     uri: str
-    run_id: str
+    run_id: str | None = None
+    """none until MLflow has the run"""
+    request: RunRequest | None = None
 
 
 class Outbox:
@@ -61,20 +75,34 @@ class Outbox:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = self.directory / "outbox.jsonl"
 
-    def bind(self, uri: str, run_id: str) -> None:
-        """Set where the records go. The address may change later; another run raises TrackingError."""
+    def bind(self, uri: str, run_id: str | None, request: RunRequest | None = None) -> None:
+        """Set where the records go: to the run `run_id`, or to `request`, which the first delivery creates.
+
+        The address may change later, and the id may become known; another id raises TrackingError.
+        """
         try:
             bound = target(self.directory)
         except DataError as error:
             log.warning("written again: %s", error)
             bound = None
-        if bound is not None and bound["run_id"] != run_id:
-            raise TrackingError(
-                f"{self.directory} belongs to run {bound['run_id']}, not to {run_id}",
-                "records of two runs in one outbox cannot be told apart",
-                "give the new run a directory of its own",
-            )
-        write_json(self.directory / "target.json", {"uri": login.split(uri)[0], "run_id": run_id})
+        if bound is not None:
+            if run_id is not None and bound.run_id not in (None, run_id):
+                raise TrackingError(
+                    f"{self.directory} belongs to run {bound.run_id}, not to {run_id}",
+                    "records of two runs in one outbox cannot be told apart",
+                    "give the new run a directory of its own",
+                )
+            run_id, request = run_id or bound.run_id, bound.request or request
+        given = {"run_id": run_id, "request": request}
+        bound = Target(uri=login.split(uri)[0], **{name: value for name, value in given.items() if value is not None})
+        write_json(self.directory / "target.json", bound.to_json())
+
+    def begin(self, uri: str, request: RunRequest, *records: Mapping[str, Any]) -> None:
+        """Bind a new outbox and write its first records; after a kill the same call completes what is missing."""
+        self.bind(uri, None, request)
+        if not self.path.exists():
+            with atomic_write(self.path) as beside:
+                beside.write_bytes(_lines(records))
 
     def append(self, *records: Mapping[str, Any]) -> None:
         """Write `records` to disk in one write: once this returns, a crash cannot lose them.
@@ -82,7 +110,7 @@ class Outbox:
         Raises ValueError for a record of an unknown kind and OSError if the disk fails; failed records leave no trace
         in the file.
         """
-        line = "".join(json.dumps(_checked(record), allow_nan=False) + "\n" for record in records).encode()
+        line = _lines(records)
         fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             flock(fd, fcntl.LOCK_EX)
@@ -122,16 +150,27 @@ def read(directory: Path, offset: int = 0) -> Iterator[tuple[int, Record | None]
             yield offset, record
 
 
-def target(directory: Path) -> dict[str, str] | None:
-    """{"uri", "run_id"} of an outbox, None if it is not bound yet. The address has no credentials.
-
-    Raises DataError if the file is damaged.
-    """
+def target(directory: Path) -> Target | None:
+    """Where the records of an outbox go, None if it is not bound yet. Raises DataError if the file is damaged."""
     path = Path(directory) / "target.json"
     if not path.exists():
         return None
     found = read_document(path, Target, f"raylab resume {path.parents[1].name}: it writes the file again")
-    return {"uri": login.split(found.uri)[0], "run_id": found.run_id}
+    return found.model_copy(update={"uri": login.split(found.uri)[0]})
+
+
+def append_new_metrics(outbox: Outbox, step: int, values: Mapping[str, float]) -> None:
+    """Append the metrics that the outbox does not contain yet, so that a repeated score is logged only once."""
+    recorded_values: dict[str, float] = {}
+    for _, record in read(outbox.directory):
+        if record is not None and record["kind"] == "metrics" and record["step"] == step:
+            recorded_values |= record["values"]
+    if new := {name: float(value) for name, value in values.items() if recorded_values.get(name) != value}:
+        outbox.append({"kind": "metrics", "step": step, "values": new})
+
+
+def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(_checked(record), allow_nan=False) + "\n" for record in records).encode()
 
 
 def _checked(record: Mapping[str, Any]) -> Record:

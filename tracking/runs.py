@@ -24,6 +24,7 @@ from tracking.access import identity, login, secret
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+KEY = "raylab.idempotency_key"  # a tag: no two runs have the same one
 DATABASE_BYTES = 1 << 20  # of an empty database
 CHECK_SECONDS = 5.0  # to connect, and again to read
 # MLflow's own defaults block a caller of a dead server for minutes, report usage, and print into training logs.
@@ -127,14 +128,14 @@ def reach(uri: str) -> str:
     return uri
 
 
-def resolve(uri: str, run_id: str, directory: Path) -> str:
+def resolve(uri: str, run_id: str | None, directory: Path) -> str:
     """The store of a run whose record in `directory` says `uri`.
 
     Older records name the port of a home's server. Such a run is in the database of the home that contains the record,
     whoever listens on that port now.
     """
     uri, _ = login.split(uri)  # older versions stored credentials
-    if identity.is_local(uri):
+    if run_id is not None and identity.is_local(uri):
         for home in Path(directory).absolute().parents:
             path = home / "mlflow" / "mlflow.db"
             if path.is_file() and _has_run(path, run_id):
@@ -260,16 +261,31 @@ def _check_http(uri: str) -> None:
 
 
 def start_run(
-    uri: str, experiment: str, name: str, parent_run_id: str | None = None, tags: Mapping[str, str] | None = None
+    uri: str,
+    experiment: str,
+    name: str,
+    parent_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    time: int | None = None,
 ) -> str:
-    """Create a run in state RUNNING, and its experiment if it is missing; returns the run id."""
+    """Create a run in state RUNNING, and its experiment if it is missing; returns the run id.
+
+    With the tag KEY it is created once: if a run has this key already, from a call that was interrupted, its id is
+    returned. `time`: when the run began, in ms since 1970; now by default.
+    """
+    from mlflow.entities import ViewType
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     every = dict(tags or {})
     if parent_run_id:
         every[MLFLOW_PARENT_RUN_ID] = parent_run_id
     with login.explained(uri):
-        run = client(uri).create_run(_experiment(uri, experiment), tags=every, run_name=name)
+        id = _experiment(uri, experiment)
+        if key := every.get(KEY):
+            created = client(uri).search_runs([id], f"tags.`{KEY}` = '{key}'", ViewType.ALL, max_results=1)
+            if created:
+                return str(created[0].info.run_id)
+        run = client(uri).create_run(id, start_time=time, tags=every, run_name=name)
     return str(run.info.run_id)
 
 

@@ -341,8 +341,8 @@ def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, 
     recipe = recipe_of(args, args.models[0])
     name = f"benchmark-{args.out.absolute().name}"
     top = home.new_run(next_name(name), "ards")
-    parent = run_tracking.create_run(top, recipe, prepared.read_meta(first, "ards"), first, "benchmark", uri)
-    with run_tracking.track_run(top, system=False):
+    new = run_tracking.describe_run(top, recipe, prepared.read_meta(first, "ards"), first, "benchmark", uri)
+    with run_tracking.open_run(top, new, system=False):
         outbox = Outbox(top / "outbox")
         for file in ("table.json", "table.md"):
             outbox.append({"kind": "artifact", "path": str(args.out.absolute() / file), "to": ""})
@@ -352,9 +352,9 @@ def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, 
                 own = recipe_of(args, model) if model in MODELS else recipe
                 assert isinstance(own.data, IcuData)  # the benchmark is of an intensive-care task
                 child = home.new_run(f"{top.name}-{landmark}h-{model}", "ards")
-                run_tracking.create_run(child, own, meta, folder / "data", "benchmark", uri, None, parent.run_id)
+                new = run_tracking.describe_run(child, own, meta, folder / "data", "benchmark", uri, None, top)
                 rows = [r for r in result["table"] if (r["landmark_h"], r["model"]) == (landmark, model)]
-                with run_tracking.track_run(child, system=False):
+                with run_tracking.open_run(child, new, system=False):
                     outbox = Outbox(child / "outbox")
                     outbox.append({"kind": "metrics", "step": 0, "values": values(rows, own.data.cohort)})
                     if without := scores.without_interval(named_scores(rows, own.data.cohort)):

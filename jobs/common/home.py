@@ -10,6 +10,7 @@ import grp
 import logging
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,12 +19,14 @@ from pathlib import Path
 from raylab import storage
 from raylab.errors import DataError, RunError, UsageError, unknown
 from raylab.files import keep_out_of_git_and_uploads, locked, write_json
-from raylab.training.run_record import FILE, RunRecord, read_run_record
+from raylab.training.run_record import FILE, Kind, RunRecord, read_run_record
 from tracking import runs as tracking_runs
+from tracking.outbox import target
 
 log = logging.getLogger(__name__)
 
 GROUP = "RAYLAB_HOME_GROUP"
+OPENING = ".opening"  # the directory of the run that is being opened
 LOCK_SECONDS = 2.0  # that whoever marks a run which has just died may take
 NAME_BYTES = 200  # Linux permits 255, and temporary names are longer
 # The files of a run that the home's group may read. It can never read checkpoints, outbox, trials, logs or pictures of
@@ -42,7 +45,10 @@ def home() -> Path:
 
 
 def new_run(name: str | None, task: str) -> Path:
-    """Create the directory HOME/runs/NAME; without a name, one is made from the task and the time."""
+    """The directory of a new run, HOME/runs/NAME; without a name, one is made from the task and the time.
+
+    Raises UsageError or OSError if it cannot be created. `new_directory` creates it.
+    """
     if name is None:
         name = f"{task}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     is_plain = name.isprintable() and len(name.encode(errors="replace")) <= NAME_BYTES
@@ -50,16 +56,66 @@ def new_run(name: str | None, task: str) -> Path:
         why = f"it names a directory; at most {NAME_BYTES} bytes"
         raise UsageError(f"'{name[:80]}' is not a valid run name", why, "use letters, digits, '-' and '_'")
     directory = home() / "runs" / name
-    if (directory / "run.json").exists():
-        raise UsageError(f"there is already a run named '{name}'", do=f"raylab resume {name}, or choose another --name")
+    check_free(directory)
     group()  # raises for a wrong group before the run exists
     check_writable(directory)
-    first = not directory.parent.exists()
-    directory.mkdir(parents=True, exist_ok=True)
-    directory.chmod(0o700)
-    if first:
-        keep_out_of_git_and_uploads(home())
     return directory
+
+
+def check_free(directory: Path) -> None:
+    """Raise UsageError if there is anything in the directory of a new run."""
+    name = directory.name
+    if (directory / FILE).exists():
+        raise UsageError(f"there is already a run named '{name}'", do=f"raylab resume {name}, or choose another --name")
+    if directory.exists() and any(directory.iterdir()):
+        raise UsageError(f"{directory} is not empty, and is not a run", do="remove it, or choose another --name")
+
+
+@contextmanager
+def new_directory(directory: Path) -> Iterator[Path]:
+    """Create the directory of a new run: yield a hidden one, which is renamed at the end of the block. So a killed
+    process leaves all of it or nothing; whoever opens the next run, or syncs, removes the hidden directory."""
+    if not directory.parent.exists():
+        directory.parent.mkdir(parents=True)
+        keep_out_of_git_and_uploads(home())
+    with locked(directory.with_name(OPENING + ".lock")):
+        _remove_opening()
+        check_free(directory)
+        hidden = directory.with_name(OPENING)
+        hidden.mkdir(mode=0o700)
+        try:
+            yield hidden
+            hidden.rename(directory)
+        except BaseException:
+            _remove_opening()
+            raise
+
+
+def is_open(directory: Path) -> bool:
+    """Whether `directory` is a run or trial that has been opened completely."""
+    return directory.name != OPENING and (directory / FILE).is_file()
+
+
+def remove_new(directory: Path) -> None:
+    """Remove a run that could not be opened."""
+    with locked(directory.with_name(OPENING + ".lock")):
+        _remove_opening()
+        directory.rename(directory.with_name(OPENING))
+        _remove_opening()
+
+
+def remove_leftovers() -> None:
+    """Remove what a process has left that was killed while it opened a run."""
+    if (home() / "runs" / OPENING).exists():
+        with locked(home() / "runs" / (OPENING + ".lock")):
+            _remove_opening()
+
+
+def _remove_opening() -> None:
+    """Remove the hidden directory of a new run. The caller holds its lock, so that nobody fills it."""
+    hidden = home() / "runs" / OPENING
+    if hidden.exists():
+        shutil.rmtree(hidden)
 
 
 def check_writable(directory: Path | None = None) -> None:
@@ -91,7 +147,7 @@ def group() -> int | None:
 def share(directory: Path) -> None:
     """Let the home's group read the files of a run that OPEN lists; does nothing if no group is set."""
     id = group()
-    if id is None or directory.parent != home() / "runs":
+    if id is None or directory.parent != home() / "runs" or not directory.exists():
         return
     for folder in (home(), home() / "runs", directory):
         _open(folder, id)
@@ -126,7 +182,7 @@ def find(run: str) -> Path:
                     f"use {original.name}, or start a run of its own from its weights: --from {original.name}",
                 )
             return directory
-    names = {path.parent.name for path in runs.glob(f"*/{FILE}")}
+    names = {path.parent.name for path in runs.glob(f"[!.]*/{FILE}")}
     for directory, record in records():
         if record.run_id == run and original_of(directory) is None:
             return directory
@@ -135,7 +191,15 @@ def find(run: str) -> Path:
     raise unknown("run", run, names)
 
 
-def records(pattern: str = "*") -> Iterator[tuple[Path, RunRecord]]:
+def find_work(kind: Kind, out: Path, name: str | None) -> Path | None:
+    """The run that tracks the work of this kind whose output is `out`; with `name`, only the run of that name."""
+    for directory, record in records():
+        if record.kind == kind and record.data == str(out) and name in (None, directory.name):
+            return directory
+    return None
+
+
+def records(pattern: str = "[!.]*") -> Iterator[tuple[Path, RunRecord]]:
     """Yield (directory, record) of every run of this home, or of those matching `pattern` below HOME/runs. A record
     that cannot be read is reported and skipped, so that it does not block the others."""
     for path in sorted((home() / "runs").glob(f"{pattern}/{FILE}")):
@@ -154,13 +218,29 @@ def original_of(directory: Path) -> Path | None:
     original = directory.parent / record.tags.get("raylab.name", directory.name)
     if original == directory or not (original / FILE).is_file():
         return None
-    return original if note(original).run_id == record.run_id else None
+    return original if _identify(note(original)) == _identify(record) else None
+
+
+def _identify(record: RunRecord) -> str | None:
+    """The idempotency key of a run, which older ones do not have, or its MLflow id."""
+    return record.tags.get(tracking_runs.KEY, record.run_id)
 
 
 def note(directory: Path) -> RunRecord:
     """The run's record. Credentials, which older versions stored in its address, are removed."""
     found = read_run_record(directory)
+    if found.run_id is None and (run_id := _find_run_id(directory)) is not None:
+        found = found.model_copy(update={"run_id": run_id})
     return found.model_copy(update={"uri": tracking_runs.resolve(found.uri, found.run_id, directory)})
+
+
+def _find_run_id(directory: Path) -> str | None:
+    """The MLflow id of a run by its outbox, which others than the owner cannot read."""
+    try:
+        bound = target(directory / "outbox")
+    except (PermissionError, DataError):  # `resume` writes a damaged file again
+        return None
+    return None if bound is None else bound.run_id
 
 
 def describe(directory: Path, record: RunRecord) -> RunRecord:
@@ -179,12 +259,12 @@ def annotate(directory: Path, **facts: object) -> RunRecord:
 
 
 @contextmanager
-def lock_run(directory: Path) -> Iterator[None]:
+def lock_run(directory: Path, place: Path | None = None) -> Iterator[None]:
     """Lock a run for this process; RunError if another process holds the lock. On exit the run is shared with the
-    home's group."""
+    home's group. `place`: the hidden directory that will be `directory`."""
     deadline = time.monotonic() + LOCK_SECONDS
     with ExitStack() as stack:
-        while not stack.enter_context(locked(directory / "lock", wait=False)):
+        while not stack.enter_context(locked((place or directory) / "lock", wait=False)):
             stack.close()
             if time.monotonic() < deadline:
                 time.sleep(0.05)

@@ -16,8 +16,8 @@ class Run:
     """
 
     name: str
-    run_id: str
-    """id of its MLflow run"""
+    run_id: str | None
+    """id of its MLflow run; none if the server could not be reached since the run began"""
     task: str
     directory: Path
     data: Path
@@ -42,8 +42,9 @@ class Evaluation:
 
     run: str
     """name of the run whose model was scored"""
-    run_id: str
-    """id of the MLflow run with the scores: that of `run` on its own data, otherwise a new one"""
+    run_id: str | None
+    """id of the MLflow run with the scores: that of `run` on its own data, otherwise a new one; none if the server
+    could not be reached since it began"""
     data: Path
     split: str
     test_reads: int

@@ -3,30 +3,34 @@
 Only this process talks to MLflow. Training processes only append to the outbox in the run's directory.
 """
 
+import json
 import logging
 import os
 import sys
+import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from jobs.common.console import say
-from jobs.common.home import annotate, describe, home, note
+from jobs.common.home import annotate, home, lock_run, new_directory, note, remove_new
 from jobs.common.interrupts import hold_interrupts
 from jobs.common.run_end import End, describe_end, explain_end, record_end, reserve_room
 from raylab.config.overrides import override
 from raylab.config.recipe import IcuData, Recipe, flatten
 from raylab.data.prepared import Meta, sha256
-from raylab.errors import RaylabError, TrackingError
+from raylab.errors import RaylabError, TrackingError, UsageError
 from raylab.files import write_json, write_text
-from raylab.training.run_record import Kind, Registration, RunRecord
+from raylab.training.run_record import FILE, Kind, Registration, RunRecord
 from raylab.witness import witness
 from tracking import models as tracked_model
 from tracking import runs
-from tracking.forwarder import Forwarder
-from tracking.outbox import Outbox, read
+from tracking.forwarder import Forwarder, LoginRefused, Unavailable, ensure_run
+from tracking.outbox import Outbox, RunRequest, read
 from tracking.system import SystemMonitor, append_sample
 
 log = logging.getLogger(__name__)
@@ -69,22 +73,38 @@ class ToOutbox:
         return self.last or 0
 
 
-def create_run(
+@dataclass(frozen=True)
+class NewRun:
+    """What a run begins with."""
+
+    record: RunRecord
+    params: Mapping[str, object]
+    files: Mapping[str, str] = field(default_factory=dict)
+    """{name: text}, which become artifacts of the MLflow run"""
+    records: Sequence[Mapping[str, Any]] = ()
+    """more records for MLflow"""
+    nested_in: Path | None = None
+    """directory of the run under which MLflow shows it"""
+
+
+def describe_run(
     directory: Path,
     recipe: Recipe,
     meta: Meta,
     data: Path,
     kind: Kind,
     uri: str,
-    parent: RunRecord | None = None,
-    nested_in: str | None = None,
+    parent: Path | None = None,
+    nested_in: Path | None = None,
     more_tags: Mapping[str, str] | None = None,
-) -> RunRecord:
-    """Create the MLflow run of a new run directory, write the run's record, and return it.
+    best_step: int = 0,
+) -> NewRun:
+    """A run in `directory` that trains a recipe, or scores the model of `best_step` that was trained with it.
 
-    `parent` is the run whose weights this one starts from (for an evaluation: the run whose model it scores),
-    `nested_in` the id of the MLflow run under which it is shown.
+    `parent` is the run whose weights this one starts from (for an evaluation: the run whose model it scores).
     """
+    ancestor = None if parent is None else note(parent)
+    of_parent = {"raylab.parent": ancestor.run_id or "", "raylab.parent_name": ancestor.name} if ancestor else {}
     tags = runs.standard_tags(
         code=CODE,
         task=recipe.task,
@@ -93,77 +113,145 @@ def create_run(
         data_hash=meta.data_hash,
         split_hash=meta.split_hash,
     ) | {
+        runs.KEY: uuid4().hex,
         "raylab.kind": kind,
         "raylab.name": directory.name,
         "raylab.data_source": meta.source,
         **({"raylab.cohort": recipe.data.cohort} if isinstance(recipe.data, IcuData) else {}),
-        **({"raylab.parent": parent.run_id, "raylab.parent_name": parent.name} if parent else {}),
+        **of_parent,
         **(more_tags or {}),
     }
-    experiment = experiment_name()
-    run_id = runs.start_run(uri, experiment, directory.name, nested_in, tags)
     run_record = RunRecord(
         name=directory.name,
-        run_id=run_id,
         uri=uri,
-        experiment=experiment,
+        experiment=experiment_name(),
         kind=kind,
         task=recipe.task,
         data=str(data),
         data_hash=meta.data_hash,
         split_hash=meta.split_hash,
         synthetic=meta.synthetic,
-        parent=parent.name if parent else None,
+        parent=ancestor.name if ancestor else None,
         tags=tags,
         cluster=os.environ.get("RAYLAB_CLUSTER"),
         status="RUNNING",
+        best_step=best_step,
     )
-    describe(directory, run_record)
-    write_text(directory / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
-    write_attrition(directory, meta)
-    outbox = Outbox(directory / "outbox")
-    outbox.bind(uri, run_id)
-    values = {path: str(value) for path, value in flatten(recipe).items()}
-    outbox.append({"kind": "params", "values": values})
+    if parent is not None:
+        run_record = run_record.model_copy(update={"parent_directory": str(parent)})  # it may be in another user's home
     source = f"{meta.source}{' (synthetic)' if meta.synthetic else ''}"
     context = "evaluation" if kind == "evaluate" else "training"
-    outbox.append(
-        {"kind": "input", "name": source, "digest": meta.data_hash[:36], "source": source, "context": context}
-    )
-    for file in ("recipe.json", "attrition.json"):
-        outbox.append({"kind": "artifact", "path": str(directory / file), "to": ""})
-    return run_record
+    shown = {"kind": "input", "name": source, "digest": meta.data_hash[:36], "source": source, "context": context}
+    files = {"recipe.json": render_recipe(recipe), "attrition.json": render_attrition(meta)}
+    return NewRun(run_record, flatten(recipe), files, [shown], nested_in)
 
 
-def open_trial(directory: Path, recipe: Recipe, search: RunRecord, number: int) -> RunRecord:
-    """Create the MLflow run of a trial, nested under the run of its search."""
-    tags = {**search.tags, "raylab.kind": "trial", "raylab.name": f"{search.name}-{number:03d}"}
-    run_id = runs.start_run(search.uri, search.experiment, tags["raylab.name"], search.run_id, tags)
+def describe_trial(recipe: Recipe, search: Path, number: int) -> NewRun:
+    """A trial of a search, whose MLflow run is nested under that of the search."""
+    parent = note(search)
+    name = f"{parent.name}-{number:03d}"
+    key = f"{parent.tags.get(runs.KEY, parent.run_id)}-{number:03d}"
     run_record = RunRecord(
-        name=tags["raylab.name"],
-        run_id=run_id,
-        uri=search.uri,
-        experiment=search.experiment,
+        name=name,
+        uri=parent.uri,
+        experiment=parent.experiment,
         kind="trial",
-        task=search.task,
-        data=search.data,
-        data_hash=search.data_hash,
-        split_hash=search.split_hash,
-        synthetic=search.synthetic,
+        task=parent.task,
+        data=parent.data,
+        data_hash=parent.data_hash,
+        split_hash=parent.split_hash,
+        synthetic=parent.synthetic,
         parent=None,
-        tags=tags,
+        tags={**parent.tags, "raylab.kind": "trial", "raylab.name": name, runs.KEY: key},
+        status="RUNNING",
         number=number,
     )
-    describe(directory, run_record)
-    write_text(directory / "recipe.json", recipe.model_dump_json(indent=1) + "\n")
-    outbox = Outbox(directory / "outbox")
-    outbox.bind(search.uri, run_id)
-    values = {path: str(value) for path, value in flatten(recipe).items() if not path.startswith("search.")}
-    outbox.append({"kind": "params", "values": values})
-    outbox.append({"kind": "artifact", "path": str(directory / "recipe.json"), "to": ""})
-    return run_record
+    params = {path: value for path, value in flatten(recipe).items() if not path.startswith("search.")}
+    return NewRun(run_record, params, {"recipe.json": render_recipe(recipe)}, nested_in=search)
 
 
+def describe_work(
+    directory: Path,
+    kind: Kind,
+    task: str,
+    seed: int,
+    synthetic: bool,
+    source: str,
+    data: Path,
+    params: Mapping[str, object],
+) -> NewRun:
+    """A run of work that trains nothing."""
+    tags = runs.standard_tags(code=CODE, task=task, seed=seed, synthetic=synthetic, data_hash="", split_hash="") | {
+        runs.KEY: uuid4().hex,
+        "raylab.kind": kind,
+        "raylab.name": directory.name,
+        "raylab.data_source": source,
+    }
+    run_record = RunRecord(
+        name=directory.name,
+        uri=checked_address(),
+        experiment=experiment_name(),
+        kind=kind,
+        task=task,
+        data=str(data),
+        synthetic=synthetic,
+        parent=None,
+        tags=tags,
+        status="RUNNING",
+    )
+    return NewRun(run_record, params)
+
+
+def render_recipe(recipe: Recipe) -> str:
+    return recipe.model_dump_json(indent=1) + "\n"
+
+
+def render_attrition(meta: Meta) -> str:
+    content = meta.to_json()
+    attrition = {key: content[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in content}
+    return json.dumps(attrition, indent=1) + "\n"
+
+
+@contextmanager
+def open_run(directory: Path, new: NewRun, system: bool = True) -> Iterator[Forwarder]:
+    """Open a run in `directory`, which appears with all that the run begins with or not at all, and track it while the
+    context is open (`track_run`).
+
+    The MLflow run is created next. A server that has gone away since `checked_address` gets it later, through the
+    outbox; one that refuses it raises TrackingError, and the directory is removed.
+    """
+    with ExitStack() as stack:
+        with hold_interrupts():
+            with new_directory(directory) as hidden:
+                stack.enter_context(lock_run(directory, hidden))
+                write_run(directory, new, hidden)
+            try:
+                ensure_run(directory / "outbox")
+            except Unavailable as error:
+                if isinstance(error, LoginRefused):
+                    remove_new(directory)
+                    raise error.__cause__ or error from None  # no records are kept
+                log.warning("%s", error)
+            except TrackingError:
+                remove_new(directory)
+                raise
+            annotate(directory)  # with the id of the MLflow run
+            forwarder = stack.enter_context(track_run(directory, system))
+        yield forwarder
+
+
+@contextmanager
+def reopen_run(directory: Path, system: bool = True) -> Iterator[Forwarder]:
+    """Continue a run, which is marked as RUNNING again, and track it while the context is open. It works without a
+    server."""
+    with lock_run(directory), ExitStack() as stack:
+        with hold_interrupts():
+            mark_running(directory)
+            forwarder = stack.enter_context(track_run(directory, system))
+        yield forwarder
+
+
+@contextmanager
 def open_work(
     directory: Path,
     kind: Kind,
@@ -173,44 +261,47 @@ def open_work(
     source: str,
     data: Path,
     params: Mapping[str, object],
-) -> RunRecord:
-    """Create or continue the MLflow run of work that trains nothing (a sweep, a fit); returns its record.
+    system: bool = True,
+) -> Iterator[None]:
+    """Open the run of work that trains nothing (a sweep, a fit), or continue it, and track it while the context is
+    open. Raises UsageError if the run in `directory` began with other parameters.
 
     Its data hash becomes a tag when the work is done.
     """
-    if (directory / "run.json").is_file():
-        mark_running(directory)
-        return note(directory)
-    tags = runs.standard_tags(code=CODE, task=task, seed=seed, synthetic=synthetic, data_hash="", split_hash="") | {
-        "raylab.kind": kind,
-        "raylab.name": directory.name,
-        "raylab.data_source": source,
-    }
-    uri, experiment = checked_address(), experiment_name()
-    run_id = runs.start_run(uri, experiment, directory.name, None, tags)
-    run_record = RunRecord(
-        name=directory.name,
-        run_id=run_id,
-        uri=uri,
-        experiment=experiment,
-        kind=kind,
-        task=task,
-        data=str(data),
-        synthetic=synthetic,
-        parent=None,
-        tags=tags,
+    if not (directory / FILE).is_file():
+        with open_run(directory, describe_work(directory, kind, task, seed, synthetic, source, data, params), system):
+            yield
+        return
+    records = (record for _, record in read(directory / "outbox") if record is not None)
+    first: dict[str, str] = next((record["values"] for record in records if record["kind"] == "params"), {})
+    if first != _to_text(params):
+        why = f"with the parameters {', '.join(f'{name}={value}' for name, value in first.items())}"
+        raise UsageError(f"there is already a run named '{directory.name}'", why, "choose another --name")
+    with reopen_run(directory, system):
+        yield
+
+
+def write_run(directory: Path, new: NewRun, place: Path | None = None) -> None:
+    """Write what a run in `directory` begins with, its record last; the same call completes what a killed one has left.
+    `place`: the hidden directory that will be `directory`."""
+    place = place or directory
+    for name, text in new.files.items():
+        write_text(place / name, text)
+    request = RunRequest(
+        experiment=new.record.experiment,
+        name=new.record.name,
+        tags=new.record.tags,
+        time=time.time_ns() // 1_000_000,
+        nested_in=None if new.nested_in is None else str(new.nested_in / "outbox"),
     )
-    describe(directory, run_record)
-    outbox = Outbox(directory / "outbox")
-    outbox.bind(uri, run_id)
-    outbox.append({"kind": "params", "values": {name: str(value) for name, value in params.items()}})
-    return run_record
+    artifacts = [{"kind": "artifact", "path": str(directory / name), "to": ""} for name in new.files]
+    params = {"kind": "params", "values": _to_text(new.params)}
+    Outbox(place / "outbox").begin(new.record.uri, request, params, *new.records, *artifacts)
+    write_json(place / FILE, new.record.to_json())
 
 
-def write_attrition(directory: Path, meta: Meta) -> None:
-    content = meta.to_json()
-    attrition = {key: content[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in content}
-    write_json(directory / "attrition.json", attrition)
+def _to_text(params: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in params.items()}
 
 
 def experiment_name() -> str:
@@ -287,16 +378,17 @@ def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
     """
     from raylab.training.run import read_model
 
-    run_record = note(directory)
+    run_record, outbox = note(directory), directory / "outbox"
     _, _, _, network = read_model(directory)
     example = tracked_model.synthetic_example(shape)
     try:
         runs.check(run_record.uri)
         with warnings.catch_warnings():  # torch.export warns about its own internals
             warnings.simplefilter("ignore")
-            tracked_model.log_model(run_record.uri, run_record.run_id, network, example)
+            run_id = ensure_run(outbox)
+            tracked_model.log_model(run_record.uri, run_id, network, example)
         if run_record.register_as is not None:
-            register(directory, run_record, run_record.register_as)
+            register(directory, run_record.uri, run_id, run_record.register_as)
     except RaylabError as error:
         log.warning("the model waits for `raylab sync`: %s", error.what)
         annotate(directory, model_logged=False, input_shape=shape)
@@ -305,23 +397,39 @@ def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def register(directory: Path, run_record: RunRecord, to: Registration) -> None:
-    """Register the logged model of a search's best trial as `to`, and tag the search's run with the version."""
+def register(directory: Path, uri: str, run_id: str, to: Registration) -> None:
+    """Register the logged model of a search's best trial as `to`, and tag the search's run with trial and version."""
+    search = Outbox(directory.parents[1] / "outbox")
+    search.append({"kind": "tags", "values": {"raylab.best_run": run_id}})
     try:
-        done = tracked_model.register(run_record.uri, run_record.run_id, to.name, to.score, to.loss)
+        done = tracked_model.register(uri, run_id, to.name, to.score, to.loss)
     except TrackingError as error:
         say(f"the best model is logged but not registered: {error.what}")
         return
     annotate(directory, registered=f"{to.name}/{done.version}", best_version=done.best)
-    search = directory.parents[1]
-    Outbox(search / "outbox").append({"kind": "tags", "values": {"raylab.registered": f"{to.name}/{done.version}"}})
+    search.append({"kind": "tags", "values": {"raylab.registered": f"{to.name}/{done.version}"}})
     if done.best != done.version:
         say(f"{to.name} has a better version already: the alias `best` names version {done.best}")
 
 
 def mark_running(directory: Path) -> None:
     """Mark the run and its MLflow run as RUNNING again. It goes through the outbox, so it works without a server."""
-    run_record = annotate(directory, status="RUNNING", cluster=os.environ.get("RAYLAB_CLUSTER"))
+    record = annotate(directory, status="RUNNING", cluster=os.environ.get("RAYLAB_CLUSTER"))
     outbox = Outbox(directory / "outbox")
-    outbox.bind(run_record.uri, run_record.run_id)
+    now = time.time_ns() // 1_000_000
+    outbox.bind(
+        record.uri,
+        record.run_id,
+        RunRequest(experiment=record.experiment, name=record.name, tags=record.tags, time=now),
+    )
     outbox.append({"kind": "status", "status": "RUNNING"})
+
+
+def mark_ended(directory: Path) -> None:
+    """Mark a run as ended that no process works on any more: as its outbox says, or else as KILLED."""
+    outbox = Outbox(directory / "outbox")
+    said = [record["status"] for _, record in read(outbox.directory) if record and record["kind"] == "status"]
+    if said and said[-1] != "RUNNING":
+        annotate(directory, status=said[-1])
+    else:
+        record_end(directory, "KILLED", "its process was killed")

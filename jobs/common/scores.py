@@ -26,7 +26,7 @@ from raylab.tasks.outcomes import Multiclass
 from raylab.training.predict import predict
 from raylab.training.process_group import ProcessGroup
 from raylab.training.run import read_model
-from tracking.outbox import Outbox, read
+from tracking.outbox import Outbox, append_new_metrics
 
 BOOTSTRAPS = 1000
 
@@ -140,16 +140,6 @@ def record(directory: Path, scored: Evaluation) -> None:
         with atomic_write(file) as beside:
             figure.savefig(beside, format="png", dpi=110, bbox_inches="tight")
         outbox.append({"kind": "artifact", "path": str(file), "to": "plots"})
-
-
-def append_new_metrics(outbox: Outbox, step: int, values: Mapping[str, float]) -> None:
-    """Append the metrics that the outbox does not contain yet, so that a repeated score is logged only once."""
-    recorded_values: dict[str, float] = {}
-    for _, record in read(outbox.directory):
-        if record is not None and record["kind"] == "metrics" and record["step"] == step:
-            recorded_values |= record["values"]
-    if new := {name: float(value) for name, value in values.items() if recorded_values.get(name) != value}:
-        outbox.append({"kind": "metrics", "step": step, "values": new})
 
 
 def without_interval(scores: Mapping[str, Score]) -> dict[str, list[str]]:

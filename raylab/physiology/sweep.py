@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from raylab.config.recipe import Part
 from raylab.documents import read_json
 from raylab.errors import DataError, RunError, UsageError, unknown
-from raylab.files import atomic_write, keep_out_of_git_and_uploads, write_json
+from raylab.files import atomic_write, is_empty, keep_out_of_git_and_uploads, write_json
 from raylab.physiology import designs
 from raylab.physiology.parameters import LIVING, QUANTITIES, impossible, inputs
 from raylab.physiology.steady import OUTPUTS, STATUS, steady_state
@@ -90,7 +90,7 @@ def begin(made: Sweep, directory: Path) -> dict[Path, Any]:
             raise DataError(
                 f"{directory} contains another sweep", f"see {note}", "use the same options, or another --out"
             )
-    elif directory.exists() and any(directory.iterdir()):
+    elif not is_empty(directory):
         raise DataError(
             f"{directory} is not empty and contains no sweep", do="choose a new or empty directory for --out"
         )
@@ -103,9 +103,10 @@ def begin(made: Sweep, directory: Path) -> dict[Path, Any]:
                 f"it may take {need / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free",
                 "lower --size, or give --out another disk",
             )
-        (directory / "rows").mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
         write_json(note, wanted)
-        keep_out_of_git_and_uploads(directory)
+    (directory / "rows").mkdir(exist_ok=True)
+    keep_out_of_git_and_uploads(directory)
     return {directory / "rows" / f"{i:05d}.parquet": (wanted, i) for i in range(made.chunks())}
 
 

@@ -27,8 +27,8 @@ class RunRecord(Document):
     """The record of a run; jobs write it when the run is created and update it as it proceeds."""
 
     name: str
-    run_id: str
-    """id of the MLflow run"""
+    run_id: str | None = None
+    """id of the MLflow run; none until MLflow has it"""
     uri: str
     """URI of the MLflow server or store, without credentials"""
     experiment: str

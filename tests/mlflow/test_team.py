@@ -16,7 +16,9 @@ import polars as pl
 import pytest
 import requests
 
+from jobs.common import home, run_tracking
 from raylab.errors import TrackingError, UsageError
+from raylab.training.run_record import RunRecord
 from tests.team import Team
 from tracking import compare, report, runs
 from tracking.forwarder import forward, unsent
@@ -51,7 +53,9 @@ def tracked(team: Team, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outbo
     return outbox, run_id
 
 
-def test_a_colleague_with_read_compares_and_changes_nothing(team: Team, tracked: tuple[Outbox, str], tmp_path) -> None:
+def test_a_colleague_with_read_compares_and_changes_nothing(
+    team: Team, tracked: tuple[Outbox, str], tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow.exceptions import MlflowException
 
     outbox, run_id = tracked
@@ -65,6 +69,16 @@ def test_a_colleague_with_read_compares_and_changes_nothing(team: Team, tracked:
         with pytest.raises(TrackingError, match="does not permit this") as caught:
             runs.start_run(team.uri, "ards", "mine")
         assert "'ben'" in caught.value.why and "MLFLOW_EXPERIMENT_NAME" in caught.value.do
+        monkeypatch.setenv("RAYLAB_HOME", str(tmp_path / "home"))
+        facts = {"kind": "fit", "task": "fit", "data": "out", "synthetic": True, "tags": {runs.KEY: "of ben"}}
+        new = run_tracking.NewRun(RunRecord(name="mine", uri=team.uri, experiment="ards", **facts), {})
+        directory = home.new_run("mine", "fit")
+        with (
+            pytest.raises(TrackingError, match="does not permit this") as caught,
+            run_tracking.open_run(directory, new),
+        ):
+            pytest.fail("it must not begin")
+        assert "kept" not in caught.value.why and not directory.exists()
         for change in (
             lambda client: client.log_metric(run_id, "val/auroc", 0.9),
             lambda client: client.delete_run(run_id),
@@ -200,8 +214,6 @@ def look(place: Place, user: int, path: Path, how: str = "read") -> bool:
 
 
 def test_the_group_reads_what_describes_a_run_and_nothing_else(place: Place, shared: Path) -> None:
-    from jobs.common import home
-
     read = [path for name in home.OPEN for path in (shared / name, *(shared / name).rglob("*")) if path.exists()]
     assert {"run.json", "model", "model.safetensors", "scores", "val-roc.png"} <= {path.name for path in read}
     for path in read:
@@ -239,8 +251,6 @@ def test_a_member_predicts_with_the_model_and_starts_from_it(
 
 
 def test_a_group_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from jobs.common import home
-
     monkeypatch.setenv("RAYLAB_HOME", str(tmp_path / "home"))
     monkeypatch.setenv(home.GROUP, "no-such-group")
     with pytest.raises(UsageError, match="no such group"):

@@ -7,6 +7,8 @@ Columns: stay_id, window, readings, first_h, last_h, rms, settled, status; for e
 was never measured) and `/identified` (nothing missing, and shrunk to half or less).
 """
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,15 @@ import polars as pl
 import torch
 
 from raylab.data.lung import gases
-from raylab.files import atomic_write
+from raylab.documents import read_json
+from raylab.errors import DataError
+from raylab.files import atomic_write, keep_out_of_git_and_uploads, write_json
 from raylab.physiology.fit import FREE, IDENTIFIED, fit
 
 PARAMETERS = tuple(gases.NEEDS)
 WINDOW_h = 12.0
 STAYS = 200  # stays per chunk
+NOTE = "fit.json"  # what the fits in a directory are of
 
 
 def fit_stays(table: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -56,9 +61,19 @@ def fit_stays(table: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     return fits, pl.concat(parts).filter(pl.col("residual").is_finite())
 
 
-def chunks(table: pl.DataFrame, directory: Path) -> dict[Path, Any]:
-    """{path: argument} for `write_chunk`, with the measurements next to it; creates `directory`."""
-    (directory / "parts").mkdir(parents=True, exist_ok=True)
+def begin(table: pl.DataFrame, params: Mapping[str, object], directory: Path) -> dict[Path, Any]:
+    """Create `directory` for the fits to the gases in `table`, or continue in it; {path: argument} of all its chunks,
+    for `write_chunk`. Raises DataError if it has begun with other gases or `params`."""
+    wanted = {**params, "gases_sha256": hashlib.sha256(table.sort(table.columns).write_csv().encode()).hexdigest()}
+    note = directory / NOTE
+    if not note.is_file():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(note, wanted)
+    elif read_json(note, dict, "choose another --out") != wanted:
+        what = f"{directory} contains fits to other gases, or with other options"
+        raise DataError(what, f"see {note}", "use the same options and data, or another --out")
+    (directory / "parts").mkdir(exist_ok=True)
+    keep_out_of_git_and_uploads(directory)
     with atomic_write(directory / "gases.parquet") as beside:
         table.write_parquet(beside)
     ids = table["stay_id"].unique().sort()

@@ -322,7 +322,7 @@ def copied(own_home: Path, trained: Any) -> Iterator[Any]:
         first, directory = own_home / "runs" / "first", own_home / "runs" / name
         made.append(shutil.copytree(first, directory, ignore=shutil.ignore_patterns("outbox")))
         noted = home.note(first)
-        tags = {**noted.tags, "raylab.name": name}
+        tags = {**noted.tags, "raylab.name": name, runs.KEY: name}
         run_id = runs.start_run(noted.uri, noted.experiment, name, None, tags)
         Outbox(directory / "outbox").bind(noted.uri, run_id)
         home.annotate(directory, name=name, run_id=run_id, tags=tags, task=task_name, **notes)
@@ -470,10 +470,10 @@ def test_a_search_registers_its_winner_once_and_best_stays_with_the_better_one(t
     winners = []
     for name, auroc in (("better", 0.9), ("worse", 0.2)):
         search = home.new_run(name, "ards")
-        run_tracking.create_run(search, recipe, meta, ards_data, "tune", uri)
-        winner = search / "trials" / "000"
-        winner.mkdir(parents=True)
-        run_tracking.open_trial(winner, recipe, home.note(search), 0)
+        with run_tracking.open_run(search, run_tracking.describe_run(search, recipe, meta, ards_data, "tune", uri)):
+            winner = search / "trials" / "000"
+            winner.mkdir(parents=True)
+            run_tracking.write_run(winner, run_tracking.describe_trial(recipe, search, 0))
         shutil.copytree(first / "model", winner / "model")
         result = json.loads((first / "result.json").read_text())
         result["best"]["auroc"] = auroc
@@ -613,5 +613,10 @@ def test_stays_are_fitted(tmp_path):
     assert told["parameters"]["shunt"]["identified"] > 0
     assert (rows["shunt/low"] <= rows["shunt"]).all()
     assert stat.S_IMODE((tmp_path / "fits" / "fits.parquet").stat().st_mode) == 0o600
+    (tmp_path / "fits" / "parts" / "0000.parquet").unlink()
+    assert raylab(*words, "--json", tmp_path / "again.json")[0] == 0
+    assert json.loads((tmp_path / "again.json").read_text()) == told
+    assert "with other options" in refused(*words, "--hours", 12)
+    (tmp_path / "fits" / "fit.json").unlink()
     assert "not empty" in refused(*words)
     assert "needs the directory" in refused("fit", "--source", "meds", "--out", tmp_path / "x")

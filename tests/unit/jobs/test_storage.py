@@ -117,7 +117,9 @@ def disk(tmp_path_factory: pytest.TempPathFactory, ards_data: Path) -> Iterator[
         patch.setenv("RAYLAB_HOME", str(made.home))
         task, recipe = find_task("ards"), shipped_recipe("ards", smoke=True)
         first, uri = home.new_run("first", "ards"), runs.address(made.home)
-        run_tracking.create_run(first, recipe, task.read_meta(ards_data), ards_data, "train", uri)
+        new = run_tracking.describe_run(first, recipe, task.read_meta(ards_data), ards_data, "train", uri)
+        with run_tracking.open_run(first, new):
+            pass
         samples = task.load(ards_data, "train", recipe.data, None)
         write_model(first / "model", task.model(recipe, samples.spec).state_dict(), recipe, samples.spec)
         Outbox(first / "outbox").append({"kind": "tags", "values": {"waits": "for sync"}})

@@ -15,7 +15,7 @@ from raylab.errors import TrackingError
 from tracking import forwarder, runs
 from tracking.access import login
 from tracking.access.login import Login
-from tracking.outbox import Outbox, target
+from tracking.outbox import Outbox, Target, target
 
 SECRET = "hunter2-Z9"
 
@@ -132,7 +132,7 @@ def test_addresses_that_older_versions_stored_are_read_without_credentials(tmp_p
     described = {"name": "old", "experiment": "old", "kind": "train", "task": "ards", "data": "d", "synthetic": True}
     (tmp_path / "target.json").write_text(json.dumps(old))
     (tmp_path / "run.json").write_text(json.dumps(old | described))
-    assert target(tmp_path) == {"uri": "http://host", "run_id": "0" * 32}
+    assert target(tmp_path) == Target(uri="http://host", run_id="0" * 32)
     assert home.note(tmp_path).uri == "http://host"
     home.annotate(tmp_path, status="RUNNING")
     assert SECRET not in (tmp_path / "run.json").read_text()

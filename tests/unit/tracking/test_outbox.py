@@ -11,7 +11,7 @@ import pytest
 
 from raylab.errors import TrackingError
 from raylab.files import locked
-from tracking.outbox import Outbox, read, target
+from tracking.outbox import Outbox, Target, read, target
 
 
 def records(outbox: Outbox) -> list[dict]:
@@ -97,7 +97,7 @@ def test_an_outbox_belongs_to_one_run(tmp_path: Path) -> None:
     assert target(tmp_path) is None
     outbox.bind("http://127.0.0.1:1", "a")
     outbox.bind("http://127.0.0.1:2", "a")
-    assert target(tmp_path) == {"uri": "http://127.0.0.1:2", "run_id": "a"}
+    assert target(tmp_path) == Target(uri="http://127.0.0.1:2", run_id="a")
     assert stat.S_IMODE((tmp_path / "target.json").stat().st_mode) == 0o600
     with pytest.raises(TrackingError, match="belongs to run a"):
         outbox.bind("http://127.0.0.1:2", "b")

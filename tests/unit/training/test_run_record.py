@@ -50,7 +50,7 @@ def test_a_record_of_version_0_1_is_read_and_written_again_with_all_that_it_had(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"run_id": None}, "run_id: Input should be a valid string"),
+        ({"run_id": 5}, "run_id: Input should be a valid string"),
         ({"status": "DONE"}, "status: Input should be 'RUNNING', 'FINISHED', 'FAILED' or 'KILLED'"),
         ({"test_reads_elsewhere": {"x": "many"}}, "test_reads_elsewhere.x: Input should be a valid integer"),
         ({"register": {"name": "n"}}, "register.score: Field required; register.loss: Field required"),

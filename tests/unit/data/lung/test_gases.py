@@ -108,7 +108,7 @@ def test_chunks_of_stays_are_fitted_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(fits, "STAYS", 1)
     one = gases.gases(events(*GAS, *BREATH)).with_columns(window=0)
     rows = pl.concat([one.with_columns(stay_id=pl.lit(name)) for name in ("b", "a")])
-    parts = fits.chunks(rows, tmp_path)
+    parts = fits.begin(rows, {}, tmp_path)
     assert len(parts) == 2
     for path, argument in parts.items():
         fits.write_chunk(argument, path)
