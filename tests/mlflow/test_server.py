@@ -262,6 +262,7 @@ def test_the_report_of_real_runs(tmp_path: Path, served: server.Server) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # four starts of a server
+@pytest.mark.fault(21)
 def test_a_killed_server_loses_no_point_and_doubles_none(tmp_path: Path) -> None:
     """kill -9 in the middle of the traffic, twice; training never waits."""
     home = tmp_path / "home"  # beside the run: a run within goes to the database itself while the server is away

@@ -31,6 +31,7 @@ def test_another_user_cannot_put_his_code_into_a_job(lab: Lab, submitted: None) 
     assert code.read_text() == (ROOT / "jobs" / "train.py").read_text()
 
 
+@pytest.mark.fault(24)
 def test_without_the_token_it_is_refused(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("0" * 64)
     refused = lab.submit("true", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))

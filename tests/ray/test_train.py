@@ -25,6 +25,7 @@ def calm(lab: Lab, ards_data: Path) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.fault(1)
 def test_a_killed_worker_changes_nothing(lab: Lab, ards_data: Path, calm: dict[str, Any]) -> None:
     """Up to three workers, which do not divide the four shards; after the kill the others go on in place. The run is a
     job submitted with Ray's own command, to a cluster that asks for a token."""
@@ -76,6 +77,7 @@ def test_a_preempted_node_repeats_nothing(lab: Lab, ards_data: Path) -> None:
     wait_for(lambda: node.poll() is not None, 60, "the node's end")
 
 
+@pytest.mark.fault(25)
 def test_a_loss_that_is_no_number_fails_at_once(lab: Lab, ards_data: Path) -> None:
     failed = lab.run(
         "train", "ards", "--data", ards_data, "--smoke", "--workers", 2, "--name", "nan",
@@ -104,6 +106,7 @@ def test_a_signal_ends_a_run_and_a_search_on_ray(lab: Lab, ards_data: Path) -> N
     assert states.keys() >= {"ended", "ended-search", "ended-search-000"} and set(states.values()) == {"KILLED"}
 
 
+@pytest.mark.fault(4)
 def test_a_worker_that_runs_out_of_memory_is_named(lab: Lab, ards_data: Path) -> None:
     """It is put into a cgroup in which there is no room for what it allocates next."""
     if not os.access(KERNEL_LOG, os.R_OK):

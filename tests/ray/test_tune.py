@@ -13,6 +13,7 @@ from tests.wait import wait_for
 SMALL = ("--smoke", "--set", "loop.epochs=4")
 
 
+@pytest.mark.fault(10)
 def test_a_killed_search_resumes_without_losing_or_doubling_a_trial(lab: Lab, ards_data: Path) -> None:
     trials = lab.home / "runs" / "search" / "trials"
     search = lab.start("tune", "ards", "--data", ards_data, "--trials", 6, "--name", "search", *SMALL)
@@ -34,6 +35,7 @@ def test_a_killed_search_resumes_without_losing_or_doubling_a_trial(lab: Lab, ar
     assert result["registered"].startswith("raylab-ards-synthetic/")
 
 
+@pytest.mark.fault(25)
 def test_population_based_training_and_a_trial_that_fails(lab: Lab, ards_data: Path) -> None:
     result = lab.run(
         "tune", "ards", "--data", ards_data, "--trials", 3, "--scheduler", "pbt", "--search", "random",

@@ -39,6 +39,7 @@ def check(lab: Lab, run: str, epochs: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.fault(8)
 def test_runs_grow_and_share_the_cluster(lab: Lab) -> None:
     """Workers come on demand. The first run has grown to all three nodes; the second gets its minimum from it, and
     neither waits for the other."""
@@ -110,6 +111,7 @@ MENDED_BY = {unplugged: "netup", crashed: "boot"}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.fault(5, 7, 11, 12, 13, 16)
 def test_a_worker_that_goes(lab: Lab, run: str, fault: Any) -> None:
     lab.on_workers(run, 2, steps=INTERVAL + 10)
     head = lab.status()["head"]["node"]
@@ -124,6 +126,7 @@ def test_a_worker_that_goes(lab: Lab, run: str, fault: Any) -> None:
             lab.bed.verb(MENDED_BY[fault], victim["node"])
 
 
+@pytest.mark.fault(14)
 def test_slurm_itself_away(lab: Lab, run: str) -> None:
     """Without slurmctld nothing new starts, and what runs goes on."""
     lab.on_workers(run, 2)

@@ -49,6 +49,7 @@ def up(lab: Lab, name: str, *more: object) -> dict[str, object]:
     return lab.run("cluster", "up", "--site", "testbed", "--name", name, "--max", 2, "--wait", *more)
 
 
+@pytest.mark.fault(23)
 def test_two_clusters_and_a_stranger_on_one_node(lab: Lab, foreign: None) -> None:
     """The heads of both and a foreign Ray share n1; each keeps to itself, and so does the end of one."""
     head = "\n[testbed.head]\nsbatch = ['--nodelist=n1']\ncpus = 1\nmemory_mb = 3800\n"
@@ -71,6 +72,7 @@ def test_two_clusters_and_a_stranger_on_one_node(lab: Lab, foreign: None) -> Non
     assert lab.call("cluster", "down", "--name", "one").returncode == 2, "it is gone already"
 
 
+@pytest.mark.fault(24)
 def test_files_are_private_and_a_client_without_the_token_is_refused(lab: Lab, tmp_path: Path) -> None:
     directory = lab.home / "clusters" / "two"
     assert directory.stat().st_mode & 0o077 == 0

@@ -106,6 +106,7 @@ def calm(surrogate_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @pytest.mark.parametrize("workers", [2, 5])
+@pytest.mark.fault(3)
 def test_a_hung_writer_is_expelled_and_neither_trains_nor_writes_when_it_wakes(workers, surrogate_data, calm, tmp_path):
     """It hangs while it writes a checkpoint, and wakes when the run has come further."""
     fault = Fault(signal.SIGSTOP, "checkpoint", 4)
@@ -246,6 +247,7 @@ def test_workers_that_are_told_to_leave_hand_over(surrogate_data, calm, tmp_path
 
 
 @pytest.mark.parametrize("cut_off", [(0,), (1, 2)])
+@pytest.mark.fault(16)
 def test_of_a_partitioned_network_only_the_side_with_the_membership_goes_on(cut_off, surrogate_data, calm, tmp_path):
     """Of three workers: the writer, or the two others, who can still reach one another and all workers."""
     with Run(tmp_path, surrogate_data, 0, SHORT, 6, 12) as run:

@@ -153,6 +153,7 @@ def test_what_cannot_be_resumed_is_said():
     assert "nobody" in refused("resume", "nobody")
 
 
+@pytest.mark.fault(27)
 def test_data_that_is_missing_or_changed(ards_data, tmp_path):
     assert f"no data directory at {tmp_path / 'none'}" in refused("train", "ards", "--data", tmp_path / "none")
     assert "no meta.json" in refused("train", "ards", "--data", tmp_path)
@@ -503,6 +504,7 @@ def last_epoch(directory: Path) -> dict[str, float]:
     return scores
 
 
+@pytest.mark.fault(27)
 def test_resuming_with_other_data_is_refused(copied):
     said = refused("resume", copied("altered", "ards", data_hash="0" * 64))
     assert "no longer the data with which altered started" in said
@@ -516,6 +518,7 @@ def test_logging_a_model_leaves_the_tracking_address_as_it_was(trained, own_home
     assert runs.address(own_home) == before
 
 
+@pytest.mark.fault(28)
 def test_a_run_is_worked_on_by_one_process_at_a_time(trained, own_home):
     with home.lock_run(own_home / "runs" / "first"):
         code, _, err = raylab("resume", "first")

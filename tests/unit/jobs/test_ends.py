@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from jobs import cli
 from raylab.files import read_lines
 from tests.cgroup import memory_cgroup
 from tests.conftest import mount_tmpfs
@@ -88,6 +90,33 @@ def test_a_signal_ends_a_run_that_can_be_resumed(home: Home, ards_data: Path, nu
         home.finish(number.name)
 
 
+@pytest.mark.fault(26)
+def test_a_clock_that_is_set_back_changes_no_order(
+    home: Home, ards_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is resumed on a node whose clock is a day behind."""
+    verb = home.train("clock", ards_data, *LONG)
+    os.kill(verb.pid, signal.SIGTERM)
+    assert verb.wait(60) == 130
+    recipe = home.path / "runs" / "clock" / "recipe.json"
+    content = json.loads(recipe.read_text())
+    content["loop"]["epochs"] = max(home.steps("clock")) // 2 + 2
+    recipe.write_text(json.dumps(content))
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 86400)
+    monkeypatch.setenv("RAYLAB_HOME", str(home.path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert cli.main(["resume", "clock", "--quiet"]) == 0
+    result = json.loads((home.path / "runs" / "clock" / "result.json").read_text())
+    assert result["gaps"] == 0 and result["attempts"] == 2
+    run = home.run("clock")
+    assert run.info.status == "FINISHED" and run.info.end_time >= run.info.start_time
+    history = MlflowClient(runs.database_uri(home.path / "mlflow" / "mlflow.db")).get_metric_history(
+        run.info.run_id, "train/loss"
+    )
+    assert sorted(point.step for point in history) == list(range(1, result["steps"] + 1))
+
+
 def test_signals_during_the_end_do_not_spoil_it(home: Home, ards_data: Path) -> None:
     verb = home.train("again", ards_data, *LONG)
     while verb.poll() is None:
@@ -141,6 +170,7 @@ def test_a_fit_that_is_interrupted_is_marked(home: Home) -> None:
     assert home.record("fit")["status"] == home.run("fit").info.status == "KILLED"
 
 
+@pytest.mark.fault(4)
 def test_a_run_that_the_kernel_ends_for_memory_says_so(home: Home, ards_data: Path) -> None:
     with memory_cgroup("ends") as cgroup:
         cgroup.limit(400 << 20)
@@ -158,6 +188,7 @@ def test_a_run_that_the_kernel_ends_for_memory_says_so(home: Home, ards_data: Pa
     assert error.partition(":")[0] in output and "raylab resume too-large" in output and "Traceback" not in output
 
 
+@pytest.mark.fault(10)
 def test_a_run_that_is_killed_is_marked_and_can_be_resumed(home: Home, ards_data: Path) -> None:
     verb = home.train("killed", ards_data, *LONG)
     verb.kill()
@@ -166,6 +197,7 @@ def test_a_run_that_is_killed_is_marked_and_can_be_resumed(home: Home, ards_data
     home.finish("killed")
 
 
+@pytest.mark.fault(17)
 def test_a_disk_that_is_full_in_the_middle_does_not_leave_a_run_running(
     home: Home, ards_data: Path, tmp_path: Path
 ) -> None:

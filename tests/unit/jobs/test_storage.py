@@ -189,6 +189,7 @@ def test_every_verb_is_here_or_exempt() -> None:
     assert set(WORDS) | set(EXEMPT) == set(cli.VERBS) and not set(WORDS) & set(EXEMPT)
 
 
+@pytest.mark.fault(17, 20)
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     fault: str, disk: Disk, forks: Forks, ards_data: Path, tmp_path: Path
 ) -> None:
@@ -204,6 +205,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     assert not (wrong := find_faults(disk, forks, fault, asked)), wrong
 
 
+@pytest.mark.fault(20)
 def test_a_home_that_cannot_be_written_is_refused_before_the_work(
     fault: str, disk: Disk, forks: Forks, ards_data: Path, tmp_path: Path
 ) -> None:

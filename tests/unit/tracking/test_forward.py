@@ -104,6 +104,7 @@ def test_a_run_does_not_end_before_it_started(outbox: Outbox, fake: FakeClient) 
 
 
 @pytest.mark.parametrize("error", [DEAD, POOL, RestException({"error_code": "INTERNAL_ERROR", "message": "500"})])
+@pytest.mark.fault(21)
 def test_an_outage_keeps_every_record(outbox: Outbox, fake: FakeClient, error: Exception) -> None:
     points(outbox, *range(5))
     fake.fails = lambda name, payload: error
@@ -115,6 +116,7 @@ def test_an_outage_keeps_every_record(outbox: Outbox, fake: FakeClient, error: E
     assert len(fake.points) == 5
 
 
+@pytest.mark.fault(22)
 def test_a_storm_of_400_rejects_nothing(outbox: Outbox, fake: FakeClient) -> None:
     """A proxy that says 400 to everything is not a verdict about a record."""
     points(outbox, 1, 2)
@@ -160,6 +162,7 @@ def test_sync_asks_a_dead_server_once_and_still_serves_the_others(tmp_path: Path
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.fault(19)
 def test_a_damaged_target_is_named_and_the_other_outboxes_are_sent(
     damage: bytes, tmp_path: Path, fake: FakeClient
 ) -> None:

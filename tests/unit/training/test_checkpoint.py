@@ -136,6 +136,7 @@ def test_a_failed_rename_is_said_and_leaves_the_older_one(tmp_path, monkeypatch)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
 
 
+@pytest.mark.fault(18)
 def test_a_flipped_bit_falls_back_to_the_predecessor_and_is_named(tmp_path):
     filled(tmp_path, 5, 10)
     damage(tmp_path / "step-00000010")
@@ -143,6 +144,7 @@ def test_a_flipped_bit_falls_back_to_the_predecessor_and_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["state.pt", "sha256"])
+@pytest.mark.fault(18)
 def test_a_missing_or_cut_file_is_damage_too(name, tmp_path):
     filled(tmp_path, 5, 10, 15)
     (tmp_path / "step-00000015" / name).unlink()
@@ -208,6 +210,7 @@ def test_another_trials_checkpoint_is_adopted(tmp_path):
     assert steps(own) == [5] and is_valid(own / "step-00000005") and is_valid(donor)
 
 
+@pytest.mark.fault(17)
 def test_a_full_disk_is_said_and_spares_the_checkpoint_that_is_there(small_disk):
     save(small_disk, 5, state(5, size=100_000))
     with pytest.raises(CheckpointError, match="step 10 could not be written") as caught:

@@ -28,6 +28,7 @@ def test_ended_trials_are_not_begun_again(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]", "null"])
+@pytest.mark.fault(19)
 def test_a_damaged_trial_is_named_and_the_others_go_on(tmp_path, damage):
     trials = Trials(tmp_path, planned=3)
     for rate in (1e-3, 2e-3, 3e-3):

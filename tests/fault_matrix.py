@@ -1,0 +1,33 @@
+"""The fault matrix: what happens to runs on a supercomputer. Tests say with `pytest.mark.fault(ROW)` which row they
+show; `make test-faults` runs them all."""
+
+FAULTS = {
+    1: "a worker is killed",
+    2: "a worker fails again and again",
+    3: "a worker hangs",
+    4: "a worker runs out of memory",
+    5: "a node is told to end",
+    6: "a node is gone before a checkpoint could be saved",
+    7: "a node is lost",
+    8: "a node comes back",
+    9: "the head is killed",
+    10: "the driver is killed",
+    11: "a time limit is reached",
+    12: "a job is preempted",
+    13: "a job is requeued",
+    14: "Slurm's controller is down",
+    15: "the network is away for seconds",
+    16: "the network is away for longer than the limit",
+    17: "the disk is full",
+    18: "the newest checkpoint is corrupt",
+    19: "a small file is truncated",
+    20: "storage is read-only",
+    21: "MLflow is down",
+    22: "MLflow answers with errors",
+    23: "a second Ray runs on the node",
+    24: "the token is wrong",
+    25: "a loss is no number",
+    26: "the clock is set back",
+    27: "the data are gone or changed",
+    28: "a run is resumed twice at a time",
+}
