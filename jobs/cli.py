@@ -39,6 +39,7 @@ VERBS = {
     "fit": "fit the lung model to the blood gases of every stay, with posterior widths",
     "compare": "print a table of tracked runs and write an HTML report",
     "sync": "send records that are waiting on disk to MLflow, and mark runs whose process was killed",
+    "rm": "print what runs occupy on disk, and remove runs or parts of them",
     "ui": "serve MLflow on loopback, accessible only to you, and print a link",
     "warm": "keep a Ray running, so that the commands that follow start sooner",
     "cluster": "manage a Ray cluster on Slurm: up, status, down, submit, ...",

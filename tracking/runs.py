@@ -294,6 +294,21 @@ def resume_run(uri: str, run_id: str) -> None:
     client(uri).update_run(run_id, "RUNNING")
 
 
+def delete_run(uri: str, run_id: str) -> None:
+    """Mark a run as deleted, as MLflow's page does; nothing happens if it is, or is not there."""
+    from mlflow.exceptions import MlflowException
+
+    with login.explained(uri):
+        try:
+            run = client(uri).get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return
+        if run.info.lifecycle_stage == "active":
+            client(uri).delete_run(run_id)
+
+
 def find_run(uri: str, name_or_id: str) -> str:
     """The id of the run with this id, or of the newest with this name. Raises TrackingError if there is none."""
     if re.fullmatch(r"[0-9a-f]{32}", name_or_id):

@@ -96,8 +96,8 @@ def is_open(directory: Path) -> bool:
     return directory.name != OPENING and (directory / FILE).is_file()
 
 
-def remove_new(directory: Path) -> None:
-    """Remove a run that could not be opened."""
+def remove(directory: Path) -> None:
+    """Remove a run: at once it is no run any more, and what an interruption leaves is removed like a leftover."""
     with locked(directory.with_name(OPENING + ".lock")):
         _remove_opening()
         directory.rename(directory.with_name(OPENING))

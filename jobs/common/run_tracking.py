@@ -17,7 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from jobs.common.console import say
-from jobs.common.home import annotate, home, lock_run, new_directory, note, remove_new
+from jobs.common.home import annotate, home, lock_run, new_directory, note, remove
 from jobs.common.interrupts import hold_interrupts
 from jobs.common.run_end import End, describe_end, explain_end, record_end, reserve_room
 from raylab.config.overrides import override
@@ -229,11 +229,11 @@ def open_run(directory: Path, new: NewRun, system: bool = True) -> Iterator[Forw
                 ensure_run(directory / "outbox")
             except Unavailable as error:
                 if isinstance(error, LoginRefused):
-                    remove_new(directory)
+                    remove(directory)
                     raise error.__cause__ or error from None  # no records are kept
                 log.warning("%s", error)
             except TrackingError:
-                remove_new(directory)
+                remove(directory)
                 raise
             annotate(directory)  # with the id of the MLflow run
             forwarder = stack.enter_context(track_run(directory, system))

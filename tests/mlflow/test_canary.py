@@ -67,6 +67,7 @@ STEPS: dict[str, list[str]] = {
     "fit": ["--source physionet2012 --path {few} --hours 12 --out {fits}"],
     "compare": ["--out {out}/report.html"],
     "sync": [""],
+    "rm": ["", "icu --only logs"],
     "ui": [""],
     "cluster": ["up --site local --dry-run"],
     "doctor": ["--site local"],

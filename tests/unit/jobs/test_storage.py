@@ -51,6 +51,7 @@ EXEMPT = {
     "cluster": "it needs Slurm before it writes anything",
     "doctor": "it needs Slurm before it writes anything",
     "warm": "it checks the home before it starts a Ray",
+    "rm": "it writes nothing, and removes what fills a disk",
     "demo": "it begins as `ui` does, and then calls verbs that are here",
 }
 # The rest of a command line that asks for an output, where the verb needs one to be parsed

@@ -1,0 +1,59 @@
+"""What a run occupies on disk, by what it is for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+# Patterns below a run's directory. Whatever is in none of them is the rest: records, model, scores and plots.
+PARTS = {
+    "checkpoints": ("checkpoints", "trials/*/checkpoints"),
+    "logs": ("ray", "ray.log", "ray-logs", "trials/*/ray.log", "trials/*/ray-logs"),
+}
+REST = "rest"
+
+
+class Use(NamedTuple):
+    files: int
+    bytes: int
+
+    def __add__(self, other: object) -> "Use":
+        assert isinstance(other, Use)
+        return Use(self.files + other.files, self.bytes + other.bytes)
+
+
+NOTHING = Use(0, 0)
+
+
+def list_paths(directory: Path, part: str) -> list[Path]:
+    """The files and directories of a part of a run."""
+    return [path for pattern in PARTS[part] for path in sorted(directory.glob(pattern))]
+
+
+def measure(path: Path) -> Use:
+    """Files and bytes of a file or of a directory with all that is in it. Links are not followed."""
+    sizes = [one.lstat().st_size for one in _walk(path) if not one.is_dir() or one.is_symlink()]
+    return Use(len(sizes), sum(sizes))
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    yield path
+    if path.is_dir() and not path.is_symlink():
+        for one in path.iterdir():
+            yield from _walk(one)
+
+
+def measure_parts(directory: Path) -> dict[str, Use]:
+    """Files and bytes of each part of a run, and of the rest."""
+    parts = {part: sum(map(measure, list_paths(directory, part)), NOTHING) for part in PARTS}
+    known = sum(parts.values(), NOTHING)
+    total = measure(directory)
+    return {**parts, REST: Use(total.files - known.files, total.bytes - known.bytes)}
+
+
+def show_bytes(count: int) -> str:
+    """`1.2 GB`, in powers of 1,000."""
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
