@@ -190,8 +190,6 @@ class _Connection(Generic[T]):
             except Exception as error:  # Ray raises a plain Exception when its node starts too slowly
                 self.error = error
                 self._disconnect()
-                if self.scratch is not None:
-                    _kill_processes(self.scratch)
             if self.must_end.is_set():
                 break
         self.has_started.set()
@@ -199,8 +197,13 @@ class _Connection(Generic[T]):
         self._disconnect()
 
     def _disconnect(self) -> None:
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
+        if "ray" not in sys.modules:
+            return
+        processes = [] if self.scratch is None else _list_processes(self.scratch)
+        sys.modules["ray"].shutdown()
+        for process in processes:  # Ray's agents are told to end by a signal that they block
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def _connect(self) -> None:
         import ray
@@ -231,14 +234,14 @@ class _Connection(Generic[T]):
             ray._private.utils.set_sigterm_handler = set_sigterm_handler
 
 
-def _kill_processes(scratch: Scratch) -> None:
-    """End the processes of the Ray in `scratch`."""
+def _list_processes(scratch: Scratch) -> list[psutil.Process]:
+    """All processes of the Ray in `scratch`."""
+    found: list[psutil.Process] = []
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
             if str(scratch.ray) in " ".join(child.cmdline()):
-                for process in (*child.children(recursive=True), child):
-                    with suppress(psutil.NoSuchProcess):
-                        process.kill()
+                found += [child, *child.children(recursive=True)]
+    return found
 
 
 @contextmanager
