@@ -23,7 +23,7 @@ from tests.ray.conftest import Lab
 from tests.verbs import Verb
 from tests.wait import wait_for
 
-COUNT = int(os.environ.get("RAYLAB_SOAK", "2"))
+COUNT = int(os.environ.get("RAYLAB_SOAK", "1"))
 SEED = int(os.environ.get("RAYLAB_SOAK_SEED", "0"))
 STEPS = 400
 RECIPE = (
