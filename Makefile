@@ -61,37 +61,34 @@ check: setup ## ruff and mypy
 # Two suites at a time: those on Ray and Slurm wait as often as they compute
 SUITES := check test-ray test-testbed test-mlflow test-unit
 CLUSTERS := tests/slurm/test_cluster.py tests/slurm/test_cluster_bad_days.py
-PYTEST = $(BIN)/python -m pytest $(SELECT)
+PYTEST = $(BIN)/python -m pytest $(or $(SELECT),-m "not campaign")
 TOGETHER = $(MAKE) --no-print-directory -j2 $(SUITES)
 
 test: setup ## what a change must pass, under 15 minutes on 2 cores
-	@$(TOGETHER) SELECT='-m "not slow"'
+	@$(TOGETHER) SELECT='-m "not slow and not campaign"'
 
 test-slow: setup ## the tests that take minutes each, but those on Slurm
-	@$(PYTEST) -m "slow and not slurm"
+	@$(PYTEST) -m "slow and not slurm and not campaign"
 
 test-slurm: setup ## the tests on a Slurm cluster of this machine (root, Slurm's Debian packages)
 	@$(PYTEST) tests/slurm
 
-test-all: setup ## every test, each of them once
+test-all: setup ## every test once, but those of `make test-faults` alone
 	@$(TOGETHER)
 	@$(PYTEST) $(CLUSTERS)
 
 test-faults: setup ## every fault of the fault matrix on real Ray, Slurm and MLflow
-	@$(PYTEST) -m fault tests
+	@$(PYTEST) -m "fault or campaign" tests
 
 soak: setup ## 50 small runs and two searches under random faults
 	@RAYLAB_SOAK=50 $(PYTEST) -s tests/ray/test_soak.py
 
 .PHONY: test-ray test-testbed test-mlflow test-unit
-test-ray: setup
-	@$(PYTEST) tests/ray --ignore=tests/ray/test_campaign.py
-
-test-mlflow: setup
-	@$(PYTEST) tests/mlflow
+test-ray test-mlflow: setup
+	@$(PYTEST) tests/$(@:test-%=%)
 
 test-testbed: setup
-	@$(PYTEST) tests/slurm $(CLUSTERS:%=--ignore=%) --ignore=tests/slurm/test_campaign.py
+	@$(PYTEST) tests/slurm $(CLUSTERS:%=--ignore=%)
 
 test-unit: setup
 	@$(PYTEST) -n 2 --dist loadfile tests/unit

@@ -13,7 +13,7 @@ from tests.ray.conftest import Lab
 from tests.ray.test_train import RECIPE
 from tests.wait import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.campaign, pytest.mark.timeout(600)]
 WINDOW_SECONDS = 1.0
 
 

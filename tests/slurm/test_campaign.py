@@ -12,7 +12,7 @@ from tests.slurm.test_cluster import LONG, check
 from tests.verbs import Verbs
 from tests.wait import wait_for
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.campaign, pytest.mark.timeout(900)]
 PARTITION_SECONDS = 12.0  # shorter than the 25 s after which Ray gives a node up
 
 

@@ -47,7 +47,7 @@ def test_a_kill_at_some_writes_is_completed(verb: str, kill: Kill) -> None:
     kill(verb, SAMPLE)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_kill_at_any_write_is_completed(verb: str, kill: Kill) -> None:
     kill(verb, None)
