@@ -193,7 +193,7 @@ def _worker(
 ) -> None:
     import torch
 
-    from raylab.distributed.member import Expelled, Member
+    from raylab.distributed.member import Expelled, Member, Refused
     from raylab.errors import RaylabError
     from raylab.training.loop import AttemptHandedOver
 
@@ -217,7 +217,7 @@ def _worker(
         member.leave()
     except Expelled:
         os._exit(3)
-    except RaylabError as error:
+    except (RaylabError, Refused) as error:
         write_json(directory.parent / f"{name}.json", error.args)
         os._exit(1)
     os._exit(0)  # gloo's threads may still wait for those who are gone
