@@ -98,7 +98,12 @@ def test_a_signal_ends_a_run_and_a_search_on_ray(lab: Lab, ards_data: Path) -> N
     assert run.returncode == 130 and "Traceback" not in output, output
     search = lab.start("tune", "ards", *words, "--trials", 2, "--scheduler", "fifo", "--name", "ended-search")
     trials = lab.home / "runs" / "ended-search" / "trials"
-    wait_for(lambda: list(trials.glob("*/ledger.jsonl")) or search.poll() is not None, 200, "a trial that trains")
+
+    def is_there() -> bool:
+        """A trial trains, and the driver, which hears of its start a little later, has opened its run."""
+        return any((path.parent / "run.json").is_file() for path in trials.glob("*/ledger.jsonl"))
+
+    wait_for(lambda: is_there() or search.poll() is not None, 200, "a trial that trains")
     os.kill(search.pid, signal.SIGTERM)
     output = search.communicate(120)
     assert search.returncode == 130 and "Traceback" not in output, output
