@@ -42,7 +42,8 @@ def arm(faults: Sequence[Fault], gates: Sequence[int], folder: Path) -> None:
     """Patch this worker so that `faults` strike, and that the writer waits before the step after each of `gates`.
 
     In `folder`, the file fault-N has the process that fault N has struck, at-N says that the writer waits at gate N,
-    and go-N that it need not; "change" in it, that it goes on when it knows that the group changes.
+    and go-N that it need not; "change" in it, that it goes on when it knows that the group changes, and each of the
+    processes whose ids follow when it knows that it must leave.
     """
     from raylab.distributed.member import Member
     from raylab.training import checkpoint, loop
@@ -80,6 +81,10 @@ def arm(faults: Sequence[Fault], gates: Sequence[int], folder: Path) -> None:
     train_step: Callable[[Any], None] = loop.Training.train_step
     form_group = Member.form_group
 
+    def told_to_leave(number: int) -> list[str]:
+        go = folder / f"go-{number}"
+        return go.read_text().split()[1:] if go.exists() else []
+
     def at_step(self: Any) -> None:
         nonlocal step
         step = self.progress.step
@@ -88,9 +93,12 @@ def arm(faults: Sequence[Fault], gates: Sequence[int], folder: Path) -> None:
                 (folder / f"at-{number}").touch()
                 while not (folder / f"go-{number}").exists():
                     time.sleep(0.005)
-                while (folder / f"go-{number}").read_text() == "change" and not (
+                while (folder / f"go-{number}").read_text().startswith("change") and not (
                     self.peers.must_regroup() or self.group.is_broken()
                 ):
+                    time.sleep(0.005)
+            if gate <= step and str(os.getpid()) in told_to_leave(number):
+                while not (self.peers.is_leaving() or self.group.is_broken()):
                     time.sleep(0.005)
         train_step(self)
 

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -57,10 +58,12 @@ class Run(Crew):
     def wait_for_gate(self, step: int) -> None:
         wait_for((self.folder / f"at-{self.gates.index(step)}").exists, 60, f"step {step}")
 
-    def pass_gate(self, step: int, is_change: bool = False) -> None:
-        """Let the run go on, where the group changes as soon as the writer knows that."""
+    def pass_gate(self, step: int, is_change: bool = False, leaving: Sequence[str] = ()) -> None:
+        """Let the run go on, where the group changes as soon as the writer knows that, and those who are `leaving` as
+        soon as they know."""
+        pids = [str(self.processes[name].pid) for name in leaving]
         with atomic_write(self.folder / f"go-{self.gates.index(step)}") as go:
-            go.write_text("change" if is_change else "")
+            go.write_text(" ".join(["change", *pids]) if is_change or leaving else "")
 
     def wait_until_stopped(self, fault: int = 0) -> str:
         """The worker that `fault` has stopped."""
@@ -225,10 +228,11 @@ def test_workers_that_are_told_to_leave_hand_over(surrogate_data, calm, tmp_path
         told = []
         for gate, choose in ((4, slice(0, 1)), (8, slice(0, -1)), (12, slice(0, None))):
             run.wait_for_gate(gate)
-            for name in run.members[choose]:
+            leaving = run.members[choose]
+            for name in leaving:
                 run.leave(name)
-                told.append(name)
-            run.pass_gate(gate, is_change=True)
+            told += leaving
+            run.pass_gate(gate, leaving=leaving)
         for name in told:
             assert run.wait_until_gone(name) == 0
         before = run.groups()
