@@ -88,7 +88,7 @@ def identify() -> dict[str, str]:
         for path in sorted((ROOT / package).rglob("*.py")):
             code.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     site = Path(sysconfig.get_path("purelib"))  # its time changes whenever a package is installed or removed
-    lock = ROOT / "uv.lock"
+    lock = ROOT / "requirements.lock"
     packages = f"{sys.version} {sys.prefix} {site.stat().st_mtime_ns}".encode()
     packages += lock.read_bytes() if lock.exists() else b""
     variables = {name: text for name, text in os.environ.items() if not OF_SHELLS.fullmatch(name)}

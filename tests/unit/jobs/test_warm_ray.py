@@ -70,6 +70,14 @@ def test_edited_code_never_runs_in_it(
     assert "code" in caplog.text and "changed" in caplog.text
 
 
+def test_a_changed_lock_file_is_another_set_of_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert (warm_ray.ROOT / "requirements.lock").is_file()
+    monkeypatch.setattr(warm_ray, "ROOT", tmp_path)
+    before = identify()
+    (tmp_path / "requirements.lock").write_text("torch==2.16.0\n")
+    assert warm_ray.differences(before, identify()) == ["packages"]
+
+
 def test_one_whose_process_is_gone_is_not_used(record: WarmRay) -> None:
     rewrite(record, started=record.started - 60)
     assert find_running() is None and find_usable() is None
