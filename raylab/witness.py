@@ -21,6 +21,7 @@ if __name__ == "__main__":
 from raylab import memory
 from raylab.errors import OutOfMemoryError, RunError
 
+NOTE = "death.json"  # in the directory of the run or trial whose process is watched
 LOOK_SECONDS = 1.0  # between two looks at the memory of the process
 CLOCK_SECONDS = 5.0  # that the kernel's log may differ from this clock
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -8,9 +8,7 @@ from jobs.common.console import tell_error
 from jobs.common.environment import verb_environment
 from jobs.common.run_end import record_end
 from raylab.errors import OutOfMemoryError, RunError
-from raylab.witness import read_death
-
-NOTE = "death.json"
+from raylab.witness import NOTE, read_death
 
 
 @verb_environment()

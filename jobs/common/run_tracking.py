@@ -26,7 +26,7 @@ from raylab.data.prepared import Meta, sha256
 from raylab.errors import RaylabError, TrackingError, UsageError
 from raylab.files import write_json, write_text
 from raylab.training.run_record import FILE, Kind, Registration, RunRecord
-from raylab.witness import witness
+from raylab.witness import NOTE, witness
 from tracking import models as tracked_model
 from tracking import runs
 from tracking.forwarder import Forwarder, LoginRefused, Unavailable, ensure_run
@@ -170,38 +170,6 @@ def describe_trial(recipe: Recipe, search: Path, number: int) -> NewRun:
     return NewRun(run_record, params, {"recipe.json": render_recipe(recipe)}, nested_in=search)
 
 
-def describe_work(
-    directory: Path,
-    kind: Kind,
-    task: str,
-    seed: int,
-    synthetic: bool,
-    source: str,
-    data: Path,
-    params: Mapping[str, object],
-) -> NewRun:
-    """A run of work that trains nothing."""
-    tags = runs.standard_tags(code=CODE, task=task, seed=seed, synthetic=synthetic, data_hash="", split_hash="") | {
-        runs.KEY: uuid4().hex,
-        "raylab.kind": kind,
-        "raylab.name": directory.name,
-        "raylab.data_source": source,
-    }
-    run_record = RunRecord(
-        name=directory.name,
-        uri=checked_address(),
-        experiment=experiment_name(),
-        kind=kind,
-        task=task,
-        data=str(data),
-        synthetic=synthetic,
-        parent=None,
-        tags=tags,
-        status="RUNNING",
-    )
-    return NewRun(run_record, params)
-
-
 def render_recipe(recipe: Recipe) -> str:
     return recipe.model_dump_json(indent=1) + "\n"
 
@@ -268,16 +236,34 @@ def open_work(
 
     Its data hash becomes a tag when the work is done.
     """
-    if not (directory / FILE).is_file():
-        with open_run(directory, describe_work(directory, kind, task, seed, synthetic, source, data, params), system):
+    if (directory / FILE).is_file():
+        records = (record for _, record in read(directory / "outbox") if record is not None)
+        first: dict[str, str] = next((record["values"] for record in records if record["kind"] == "params"), {})
+        if first != _to_text(params):
+            why = f"with the parameters {', '.join(f'{name}={value}' for name, value in first.items())}"
+            raise UsageError(f"there is already a run named '{directory.name}'", why, "choose another --name")
+        with reopen_run(directory, system):
             yield
         return
-    records = (record for _, record in read(directory / "outbox") if record is not None)
-    first: dict[str, str] = next((record["values"] for record in records if record["kind"] == "params"), {})
-    if first != _to_text(params):
-        why = f"with the parameters {', '.join(f'{name}={value}' for name, value in first.items())}"
-        raise UsageError(f"there is already a run named '{directory.name}'", why, "choose another --name")
-    with reopen_run(directory, system):
+    tags = runs.standard_tags(code=CODE, task=task, seed=seed, synthetic=synthetic, data_hash="", split_hash="") | {
+        runs.KEY: uuid4().hex,
+        "raylab.kind": kind,
+        "raylab.name": directory.name,
+        "raylab.data_source": source,
+    }
+    run_record = RunRecord(
+        name=directory.name,
+        uri=checked_address(),
+        experiment=experiment_name(),
+        kind=kind,
+        task=task,
+        data=str(data),
+        synthetic=synthetic,
+        parent=None,
+        tags=tags,
+        status="RUNNING",
+    )
+    with open_run(directory, NewRun(run_record, params), system):
         yield
 
 
@@ -344,7 +330,7 @@ def track_run(directory: Path, system: bool = True) -> Iterator[Forwarder]:
     status: End = "FINISHED"
     why = ""
     try:
-        with witness(directory / "death.json", [sys.executable, "-m", "jobs.common.mark_death", str(directory)]):
+        with witness(directory / NOTE, [sys.executable, "-m", "jobs.common.mark_death", str(directory)]):
             yield forwarder
     except BaseException as error:
         explained = None if isinstance(error, RaylabError) else explain_end(error, directory)

@@ -29,6 +29,7 @@ from raylab.distributed.worker import End, Worker, note_of
 from raylab.errors import IncompleteError, OutOfMemoryError, RunError
 from raylab.memory import advise
 from raylab.tasks import find_task
+from raylab.training.run_failure import FILE as FAILURE
 from raylab.training.run_failure import read_failure
 from raylab.training.run_result import read_result
 from raylab.witness import read_death
@@ -44,8 +45,8 @@ OnWarning = Callable[[str], None]
 
 POLL_SECONDS = 0.1  # between two looks at the workers
 WITNESS_SECONDS = 1.0  # that the witness of a worker may take to note its death
-CLOSE_SECONDS = 5.0  # that it may take to give a claim back
 CLAIM_SECONDS = 60.0  # that the allocator may take to answer
+CLOSE_SECONDS = 5.0  # that it may take at the end, when nothing depends on the answer
 PLACE_SECONDS = 1.0  # between two looks at the cluster
 
 
@@ -108,7 +109,7 @@ class Supervisor:
         Raises the run's own error, RunError when workers died more often than recipe.scaling.max_failures without
         getting further, and IncompleteError when they end without a result.
         """
-        (directory / "failure.json").unlink(missing_ok=True)
+        (directory / FAILURE).unlink(missing_ok=True)
         shutil.rmtree(directory / "deaths", ignore_errors=True)
         self.directory = directory
         self.on_rows, self.on_node_sample, self.on_warning = on_rows, on_node_sample, on_warning

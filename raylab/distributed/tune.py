@@ -49,9 +49,8 @@ from raylab.training.progress import Metrics
 from raylab.training.run import execute
 from raylab.training.run_failure import read_failure, write_failure
 from raylab.training.trials import Trials
-from raylab.witness import read_death
+from raylab.witness import NOTE, read_death
 
-DEATH = "death.json"  # of a trial's process, by its witness
 OBJECTIVE = "objective"  # reported by trials: the best validation score of any epoch so far; higher is better
 
 SEARCHES: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
@@ -296,7 +295,7 @@ def explain_failure(directory: Path, trial: Any) -> str:
     died_of = trial.get_pickled_error()
     if died_of is not None and (why := explain_memory_kill(died_of)):
         return why
-    death = read_death(directory / DEATH, directory.name, train.WITNESS_SECONDS)
+    death = read_death(directory / NOTE, directory.name, train.WITNESS_SECONDS)
     if isinstance(death, OutOfMemoryError):
         return f"{death.what}: {death.why}"
     return "its process died" if death is None else death.what
