@@ -38,11 +38,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if not args.runs:
         if args.only:
             raise UsageError("--only needs a run", do="raylab rm RUN --only ..., or raylab rm for a list")
-        return tell([directory for directory, _ in home.records()], list(PARTS), True, args.quiet)
+        return tell([directory for directory, _ in home.records()], [*PARTS, REST], args.quiet)
     directories = list(dict.fromkeys(find_run(run) for run in args.runs))
     for directory in directories:
         check(directory, directories, args.only)
-    result = tell(directories, args.only or [], args.only is None, args.quiet)
+    result = tell(directories, args.only or [*PARTS, REST], args.quiet)
     if args.dry_run:
         if not args.quiet:
             say("nothing was removed")
@@ -89,9 +89,8 @@ def is_parent(directory: Path, record: RunRecord, child: RunRecord) -> bool:
     return str(directory) == child.parent_directory or (child.parent_directory is None and child.parent == record.name)
 
 
-def tell(directories: list[Path], parts: list[str], whole: bool, quiet: bool) -> dict[str, Any]:
-    """Print a table of what the runs occupy: their `parts` and, if `whole`, all the rest; return it with the sums."""
-    names = [*PARTS, REST] if whole else parts
+def tell(directories: list[Path], names: list[str], quiet: bool) -> dict[str, Any]:
+    """Print a table of what the parts `names` of the runs occupy; return it with the sums."""
     rows = [
         Row(directory.name, str(home.note(directory).status), measure_parts(directory)) for directory in directories
     ]

@@ -1,6 +1,5 @@
 """What a run occupies on disk, by what it is for."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,15 +30,9 @@ def list_paths(directory: Path, part: str) -> list[Path]:
 
 def measure(path: Path) -> Use:
     """Files and bytes of a file or of a directory with all that is in it. Links are not followed."""
-    sizes = [one.lstat().st_size for one in _walk(path) if not one.is_dir() or one.is_symlink()]
+    inside = () if path.is_symlink() else path.rglob("*")
+    sizes = [one.lstat().st_size for one in (path, *inside) if not one.is_dir() or one.is_symlink()]
     return Use(len(sizes), sum(sizes))
-
-
-def _walk(path: Path) -> Iterator[Path]:
-    yield path
-    if path.is_dir() and not path.is_symlink():
-        for one in path.iterdir():
-            yield from _walk(one)
 
 
 def measure_parts(directory: Path) -> dict[str, Use]:
