@@ -4,6 +4,8 @@ import json
 import secrets
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +156,13 @@ class Lab:
         tell = f"tr '\\0' '\\n' <{parent}/environ | grep -x SLURM_JOB_ID={job['job']}"
         found = f"for pid in {pids}; do grep -q ray::Worker /proc/$pid/cmdline && {tell}; done; true"
         return bool(self.bed.run(f"{{ {found}; }} 2>/dev/null", job["node"]).strip())
+
+
+@contextmanager
+def preemptible_cluster(testbed: Bed, data: Path, verbs: Verbs) -> Iterator[Lab]:
+    """A cluster named ray, of up to three preemptible nodes, that keeps none without work."""
+    lab = Lab(testbed, data, verbs)
+    lab.run("cluster", "up", "--site", "testbed", "--name", "ray", "--max", 3, "--node-type", "spot", "--time",
+            "01:00:00", "--wait")  # fmt: skip
+    yield lab
+    lab.call("cluster", "down", "--name", "ray")

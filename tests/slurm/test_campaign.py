@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.conftest import Bed
-from tests.slurm.lab import ENDLESS, INTERVAL, Lab
+from tests.slurm.lab import ENDLESS, INTERVAL, Lab, preemptible_cluster
 from tests.slurm.test_cluster import LONG, check
 from tests.verbs import Verbs
 from tests.wait import wait_for
@@ -18,11 +18,8 @@ PARTITION_SECONDS = 12.0  # shorter than the 25 s after which Ray gives a node u
 
 @pytest.fixture(scope="module")
 def lab(testbed: Bed, ards_data: Path, verbs: Verbs) -> Iterator[Lab]:
-    lab = Lab(testbed, ards_data, verbs)
-    lab.run("cluster", "up", "--site", "testbed", "--name", "ray", "--max", 3, "--node-type", "spot", "--time",
-            "01:00:00", "--wait")  # fmt: skip
-    yield lab
-    lab.call("cluster", "down", "--name", "ray")
+    with preemptible_cluster(testbed, ards_data, verbs) as lab:
+        yield lab
 
 
 @pytest.mark.fault(15)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.slurm.conftest import Bed
-from tests.slurm.lab import ENDLESS, INTERVAL, RECIPE, Lab
+from tests.slurm.lab import ENDLESS, INTERVAL, RECIPE, Lab, preemptible_cluster
 from tests.verbs import Verbs
 from tests.wait import wait_for
 
@@ -17,11 +17,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1500)]
 @pytest.fixture(scope="module")
 def lab(testbed: Bed, ards_data: Path, verbs: Verbs) -> Iterator[Lab]:
     """A cluster named ray, of preemptible nodes, that keeps none without work."""
-    lab = Lab(testbed, ards_data, verbs)
-    lab.run("cluster", "up", "--site", "testbed", "--name", "ray", "--max", 3, "--node-type", "spot", "--time",
-            "01:00:00", "--wait")  # fmt: skip
-    yield lab
-    lab.call("cluster", "down", "--name", "ray")
+    with preemptible_cluster(testbed, ards_data, verbs) as lab:
+        yield lab
 
 
 SHORT, LONG = (f"loop.epochs={epochs}" for epochs in (200, 1500))  # 2 steps an epoch
