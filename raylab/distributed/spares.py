@@ -1,6 +1,6 @@
 """Worker processes that have imported what training needs before any run asks for them: on a Ray that is kept running.
 
-Whoever keeps that Ray (jobs/common/warm_ray.py) makes them; a run's Supervisor takes them. One that a run has had is
+Whoever keeps that Ray (jobs/common/keep_ray.py) makes them; a run's Supervisor takes them. One that a run has had is
 ended with it and never used again.
 """
 

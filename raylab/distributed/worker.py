@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 
 
 class End(NamedTuple):
-    """Its end: "finished", "left", "failed" (failure.json says why), "refused", "died", or "lacked memory"."""
+    """How a worker ended: "finished", "left", "failed" (failure.json says why), "refused", "died" or "lacked memory"
+    (`why` says how)."""
 
     how: str
     why: str = ""
