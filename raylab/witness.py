@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 from raylab import memory
 from raylab.errors import OutOfMemoryError, RunError
+from raylab.files import write_json
 
 NOTE = "death.json"  # in the directory of the run or trial whose process is watched
 LOOK_SECONDS = 1.0  # between two looks at the memory of the process
@@ -85,9 +86,7 @@ def watch(end: int, pid: int, kills: int, note: Path, then: Sequence[str]) -> No
     content: dict[str, Any] = {"pid": pid, "host": os.uname().nodename, "killed_for_memory": killed}
     content |= {"used": used_at_end or used, "limit": memory.read_limit_bytes(cgroups)}
     note.parent.mkdir(exist_ok=True)
-    beside = note.with_name(f".{note.name}")
-    beside.write_text(json.dumps(content))
-    beside.replace(note)
+    write_json(note, content)
     if then:
         os.execv(then[0], list(then))
 
