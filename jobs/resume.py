@@ -53,7 +53,8 @@ def resume(run: RunReference, *, quiet: bool = False) -> Run:
         ancestor = run_record.parent_directory or run_record.parent
         parent = None if ancestor is None else home.find(ancestor)
         with start_workers(recipe) as workers:
-            return Run.of(training.continue_run(directory, recipe, data, parent, quiet, workers))
+            work = training.inspect(recipe, data)
+            return Run.of(training.continue_run(directory, recipe, data, parent, quiet, workers, work))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from jobs.common.workers import start_workers
 from raylab.config.assignments import parse_assignments
 from raylab.config.overrides import override, with_enough_shards
 from raylab.config.recipe import Recipe
-from raylab.data.sampler import steps_per_epoch
 from raylab.errors import UsageError
 from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipes import shipped_recipe
@@ -114,14 +113,14 @@ def start(
 
         uri = run_tracking.checked_address()
         recipe = enough_shards(run_tracking.with_weights(recipe, uri), quiet)
-        training.inspect(recipe, data)
+        work = training.inspect(recipe, data)
         if parent is not None:
             read_model(parent)
         directory = home.new_run(name, recipe.task)
         with run_tracking.open_run(
             directory, run_tracking.describe_run(directory, recipe, meta, data, kind, uri, parent)
         ):
-            return training.continue_run(directory, recipe, data, parent, quiet, workers)
+            return training.continue_run(directory, recipe, data, parent, quiet, workers, work)
 
 
 def enough_shards(recipe: Recipe, quiet: bool) -> Recipe:
@@ -141,23 +140,23 @@ def dry_run(recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
 
     find_task(recipe.task).read_meta(data)
     recipe = enough_shards(recipe, quiet)
-    training.inspect(recipe, data)
-    samples = len(find_task(recipe.task).load(data, "train", recipe.data, None))
-    batch, shards, most = recipe.loop.global_batch_size, recipe.loop.shards, max(1, recipe.scaling.workers[1])
-    least, largest = min(batch, samples) // shards, -(-min(batch, samples) // shards)
+    work = training.inspect(recipe, data)
+    batch, shards = min(recipe.loop.global_batch_size, work.samples), recipe.loop.shards
+    most = max(1, recipe.scaling.workers[1])
+    least, largest = batch // shards, -(-batch // shards)
     plan = {
         "workers": most,
         "shards": shards,
         "most_shards_of_a_worker": -(-shards // most),
         "samples_of_a_shard": [least, largest],
-        "steps": recipe.loop.epochs * steps_per_epoch(samples, batch),
-        "last_batch": (samples - 1) % batch + 1,
+        "steps": work.steps,
+        "last_batch": (work.samples - 1) % batch + 1,
         "cpus": most * recipe.scaling.cpus_per_worker,
         "gpus": most if recipe.scaling.gpu else 0,
     }
     if not quiet:
         each = f"{least} to {largest}" if least < largest else str(least)
-        say(f"nothing was started: {plan['steps']} steps of {min(batch, samples)} samples in {shards} shards of {each}")
+        say(f"nothing was started: {plan['steps']} steps of {batch} samples in {shards} shards of {each}")
         say(f"{most} worker(s) with at most {plan['most_shards_of_a_worker']} shard(s) each, {plan['cpus']:g} CPUs and "
             f"{plan['gpus']} GPUs in total; the last batch has {plan['last_batch']} samples")  # fmt: skip
     return plan

@@ -1,7 +1,7 @@
 """What the verbs that train share: a run from its checks to its scores. Importing it loads torch."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,39 +20,45 @@ from tracking.outbox import Outbox
 from tracking.system import NodeSampler
 
 
-def inspect(recipe: Recipe, data: Path) -> None:
+class Work(NamedTuple):
+    """How much a run trains."""
+
+    samples: int
+    steps: int
+
+
+def inspect(recipe: Recipe, data: Path) -> Work:
     """Load train and val and build the model once, to raise errors in recipe and data before anything starts."""
     job = find_task(recipe.task)
     train = job.load(data, "train", recipe.data, None)
     imbalance.check(recipe, train)
     job.load(data, "val", recipe.data, train.spec)
-    job.model(recipe, train.spec)
+    is_fitted = isinstance(job.model(recipe, train.spec), Fitted)
+    steps = recipe.loop.epochs * steps_per_epoch(len(train), recipe.loop.global_batch_size)
+    return Work(len(train), 1 if is_fitted else steps)
 
 
 def continue_run(
-    directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool, workers: StartedWorkers
+    directory: Path, recipe: Recipe, data: Path, parent: Path | None, quiet: bool, workers: StartedWorkers, work: Work
 ) -> dict[str, Any]:
     """Train a run that is tracked to its end, from its newest valid checkpoint if there is one."""
     job = find_task(recipe.task)
-    samples = job.load(data, "train", recipe.data, None)
-    steps = steps_per_epoch(len(samples), recipe.loop.global_batch_size)
-    planned = 1 if isinstance(job.model(recipe, samples.spec), Fitted) else recipe.loop.epochs * steps
     low, high = recipe.scaling.workers
     if not quiet:
         range_of_workers = f"{low}:{high}" if low != high else str(low)
         synthetic = ", SYNTHETIC data" if home.note(directory).synthetic else ""
-        size = f"{len(samples)} samples, {planned} steps"
+        size = f"{work.samples} samples, {work.steps} steps"
         say(f"run {directory.name}: {recipe.task}, {size}, workers {range_of_workers}{synthetic}")
     rows = run_tracking.ToOutbox(directory)
     if (directory / "result.json").is_file():
         say(f"run {directory.name} has already finished training")
         result = read_result(directory)
     elif high == 0:
-        with Display(directory, recipe.loop.epochs, planned, job.objective, quiet):
+        with Display(directory, recipe.loop.epochs, work.steps, job.objective, quiet):
             result = execute(recipe, data, directory, rows.send, parent)
     else:
         supervisor = workers(directory / "ray.log")
-        with Display(directory, recipe.loop.epochs, planned, job.objective, quiet, lambda: missing(recipe)):
+        with Display(directory, recipe.loop.epochs, work.steps, job.objective, quiet, lambda: missing(recipe)):
             result = supervisor.train(recipe, data, directory, rows, parent, NodeSampler(), rows.add_node_sample, say)
     return finish(directory, recipe, data, result, quiet)
 
