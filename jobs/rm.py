@@ -3,6 +3,7 @@
 import argparse
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jobs.common.console import say
 from jobs.common.disk_use import NOTHING, PARTS, REST, Use, list_paths, measure_parts, show_bytes
 from jobs.common.results import find_run
 from raylab.errors import UsageError
-from raylab.training.run_record import RunRecord
+from raylab.training.run_record import FILE, RunRecord
 from tracking import runs
 
 EXAMPLE = "raylab rm NAME --only checkpoints --dry-run"
@@ -31,17 +32,31 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="*", metavar="RUN", help=what)
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART",
                         help=f"remove only these parts of finished runs: {', '.join(PARTS)}")  # fmt: skip
+    parser.add_argument("--older-than", type=days, metavar="DAYS",
+                        help="choose all ended runs that nothing has changed for so many days")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
 
 
+def days(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return value
+
+
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    if not args.runs:
-        if args.only:
-            raise UsageError("--only needs a run", do="raylab rm RUN --only ..., or raylab rm for a list")
+    if args.older_than is not None:
+        if args.runs:
+            raise UsageError("runs are chosen by name or by --older-than", do="leave one of them out")
+        directories = choose_old(args.older_than, args.only, args.quiet)
+    elif args.runs:
+        directories = list(dict.fromkeys(find_run(run) for run in args.runs))
+        for directory in directories:
+            check(directory, directories, args.only)
+    elif args.only:
+        raise UsageError("--only needs runs", do="raylab rm RUN --only ..., or --older-than DAYS; raylab rm for a list")
+    else:
         return tell([directory for directory, _ in home.records()], [*PARTS, REST], args.quiet)
-    directories = list(dict.fromkeys(find_run(run) for run in args.runs))
-    for directory in directories:
-        check(directory, directories, args.only)
     result = tell(directories, args.only or [*PARTS, REST], args.quiet)
     if args.dry_run:
         if not args.quiet:
@@ -59,6 +74,34 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return {**result, "removed": True}
 
 
+def choose_old(age: float, only: list[str] | None, quiet: bool) -> list[Path]:
+    """The runs that have ended and that nothing has changed for `age` days, but those that something still needs."""
+    until = time.time() - age * 86400
+    old = [path for path, record in home.records() if record.status != "RUNNING" and changed_at(path) <= until]
+    kept: list[UsageError] = []
+    chosen = old
+    while True:  # whoever stays may need another
+        refused = []
+        for directory in chosen:
+            try:
+                check(directory, chosen, only)
+            except UsageError as error:
+                kept.append(error)
+                refused.append(directory)
+        if not refused:
+            break
+        chosen = [directory for directory in chosen if directory not in refused]
+    if not quiet:
+        for refusal in kept:
+            say(f"kept: {refusal.what}")
+    return chosen
+
+
+def changed_at(directory: Path) -> float:
+    """When the record of a run was last changed: at its end, or by an evaluation. In Unix time."""
+    return (directory / FILE).stat().st_mtime
+
+
 def check(directory: Path, others: list[Path], only: list[str] | None) -> None:
     """Raise UsageError if something still needs the run in `directory`, or its parts. `others` go with it."""
     record = home.note(directory)
@@ -69,6 +112,9 @@ def check(directory: Path, others: list[Path], only: list[str] | None) -> None:
                 "it resumes from its checkpoints",
                 f"raylab resume {directory.name}, or remove the whole run",
             )
+        waiting = [home.note(path.parent).name for path in directory.glob(f"trials/*/{FILE}") if is_unsent(path.parent)]
+        if "trials" in only and waiting:
+            raise UsageError(f"the models of {', '.join(waiting)} are not in MLflow yet", do="raylab sync")
         return
     if record.registered is not None:
         raise UsageError(
@@ -82,6 +128,10 @@ def check(directory: Path, others: list[Path], only: list[str] | None) -> None:
                 f"'{child.name}' starts from the weights of '{directory.name}', and has not finished",
                 do=f"raylab resume {child.name}, or remove both",
             )
+
+
+def is_unsent(directory: Path) -> bool:
+    return home.note(directory).model_logged is False
 
 
 def is_parent(directory: Path, record: RunRecord, child: RunRecord) -> bool:
@@ -118,7 +168,7 @@ def show_use(use: Use) -> str:
 def remove(directory: Path) -> None:
     """Remove a run and its trials, in MLflow first: if this is interrupted, the same command completes it."""
     with home.lock_run(directory):
-        for path in (*sorted(directory.glob("trials/*/run.json")), directory / "run.json"):
+        for path in (*sorted(directory.glob(f"trials/*/{FILE}")), directory / FILE):
             record = home.note(path.parent)
             if record.run_id is not None:
                 runs.delete_run(record.uri, record.run_id)

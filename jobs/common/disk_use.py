@@ -1,5 +1,6 @@
 """What a run occupies on disk, by what it is for."""
 
+import filecmp
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ from typing import NamedTuple
 PARTS = {
     "checkpoints": ("checkpoints", "trials/*/checkpoints"),
     "logs": ("ray", "ray.log", "ray-logs", "trials/*/ray.log", "trials/*/ray-logs"),
+    "trials": ("trials/*/model",),  # of a search, but the winner's
 }
 REST = "rest"
 
@@ -25,7 +27,14 @@ NOTHING = Use(0, 0)
 
 def list_paths(directory: Path, part: str) -> list[Path]:
     """The files and directories of a part of a run."""
-    return [path for pattern in PARTS[part] for path in sorted(directory.glob(pattern))]
+    found = [path for pattern in PARTS[part] for path in sorted(directory.glob(pattern))]
+    return [path for path in found if not is_of_winner(path, directory)] if part == "trials" else found
+
+
+def is_of_winner(model: Path, search: Path) -> bool:
+    """Whether the model of a trial is that of its search."""
+    ours, theirs = (folder / "model.safetensors" for folder in (model, search / "model"))
+    return ours.is_file() and theirs.is_file() and filecmp.cmp(ours, theirs, shallow=False)
 
 
 def measure(path: Path) -> Use:

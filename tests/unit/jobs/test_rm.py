@@ -1,6 +1,9 @@
 """What `raylab rm` measures and removes, and what it refuses to."""
 
 import json
+import os
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,6 +87,50 @@ def test_checkpoints_of_a_finished_run(own_home: Path, capsys: pytest.CaptureFix
     assert code == 0 and (result["files"], result["bytes"]) == expected
     assert not (own_home / "runs" / "parent" / "checkpoints").exists()
     assert cli.main(["evaluate", "ards", "--run", "parent", "--data", str(ards_data), "--split", "val"]) == 0
+
+
+def test_models_of_trials_but_that_of_the_winner(own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = own_home / "runs" / "parent"
+    for number, more in ((0, b""), (1, b"another"), (2, b"and another")):
+        trial = directory / "trials" / f"{number:03d}"
+        shutil.copytree(directory / "model", trial / "model")
+        with (trial / "model/model.safetensors").open("ab") as file:
+            file.write(more)
+        shutil.copy(directory / "run.json", trial)
+    mark(own_home, "parent/trials/002", model_logged=False)
+    code, _, said = asked(capsys, "parent", "--only", "trials")
+    assert code == 2 and "not in MLflow yet" in said
+    mark(own_home, "parent/trials/002", model_logged=True)
+    assert asked(capsys, "parent", "--only", "trials")[0] == 0
+    assert [path.parent.name for path in sorted(directory.glob("trials/*/model"))] == ["000"]
+    assert len(list(directory.glob("trials/*/run.json"))) == 3 and (directory / "model").exists()
+    shutil.rmtree(directory / "trials")
+
+
+def test_runs_are_chosen_by_their_age(own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def age(name: str, days: float) -> None:
+        os.utime(own_home / "runs" / name / "run.json", (time.time() - days * 86400,) * 2)
+
+    def chosen(*words: str) -> list[str]:
+        code, result, _ = asked(capsys, "--older-than", "30", "--dry-run", *words)
+        assert code == 0
+        return [run["run"] for run in result["runs"]]
+
+    mark(own_home, "child", status="KILLED")
+    age("parent", 31), age("child", 29)
+    assert chosen() == []  # the child still needs it
+    assert chosen("--only", "checkpoints") == ["parent"]
+    age("child", 31)
+    assert chosen() == ["child", "parent"]
+    assert chosen("--only", "checkpoints") == ["parent"]
+    mark(own_home, "child", status="RUNNING")
+    age("child", 31)
+    assert chosen() == []
+    mark(own_home, "child", status="FINISHED")
+    for wrong in (["--older-than", "-1"], ["--older-than", "nan"], ["--older-than", "soon"]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["rm", *wrong])
+    assert asked(capsys, "parent", "--older-than", "1")[0] == 2
 
 
 def test_what_others_need_stays(own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
