@@ -16,20 +16,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-EXPIRE_SECONDS = 180.0  # a claim is forgotten when its run has not renewed it
+EXPIRE_SECONDS = 180.0  # a claim is forgotten when its run lives but has not renewed it
 
 Bundle = Mapping[str, float]
 
 
 @dataclass
 class Claim:
-    """What a run wants: `minimum` to `maximum` workers of `bundle` each; `placed`: how many it has now, by node."""
+    """What a run wants: `minimum` to `maximum` workers of `bundle` each; `placed`: how many it has now, by node.
 
+    `membership`: the id of its Membership, an actor that Ray ends with the process that runs it.
+    """
+
+    membership: str
     minimum: int
     maximum: int
     bundle: Bundle
     placed: Mapping[str, int]
-    renewed: float = field(compare=False)
+    renewed: float = field(default=0.0, compare=False)
 
 
 def allocate(claims: Sequence[Claim], nodes: Mapping[str, Bundle]) -> list[Counter[str]]:
@@ -89,24 +93,29 @@ def _take(bundle: Bundle, resources: dict[str, float]) -> None:
 class Allocator:
     """The one place of a cluster where its runs claim workers: an actor on the head, which outlives runs.
 
-    `nodes` returns the resources of every node that stays; `request` asks the autoscaler for bundles.
+    `nodes` returns the resources of every node that stays; `request` asks the autoscaler for bundles; `lives` says
+    whether there is an actor of this id.
     """
 
     def __init__(
         self,
         nodes: Callable[[], Mapping[str, Bundle]],
         request: Callable[[list[Bundle]], None],
+        lives: Callable[[str], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.nodes, self.request, self.clock = nodes, request, clock
+        self.nodes, self.request, self.lives, self.clock = nodes, request, lives, clock
         self.lock = threading.Lock()
         self.claims: dict[str, Claim] = {}
         self.requested: list[Bundle] = []
 
-    def claim(self, run: str, minimum: int, maximum: int, bundle: Bundle, placed: Mapping[str, int]) -> dict[str, int]:
+    def claim(
+        self, run: str, membership: str, minimum: int, maximum: int, bundle: Bundle, placed: Mapping[str, int]
+    ) -> dict[str, int]:
         """Make or renew the claim of `run`; returns {node: workers} that it may have now."""
         with self.lock:
-            self.claims[run] = Claim(minimum, maximum, bundle, placed, self.clock())
+            self._forget()  # a run that is resumed must not wait for its own claim
+            self.claims[run] = Claim(membership, minimum, maximum, bundle, placed, self.clock())
             self._request()
             names = list(self.claims)
             return dict(allocate(list(self.claims.values()), self.nodes())[names.index(run)])
@@ -118,11 +127,19 @@ class Allocator:
             self._request()
 
     def drop_expired(self) -> None:
-        """Forget the claims that were not renewed for EXPIRE_SECONDS: their runs were killed."""
+        """Forget the claims of runs that were killed or hang."""
         with self.lock:
-            now = self.clock()
-            self.claims = {name: claim for name, claim in self.claims.items() if now - claim.renewed <= EXPIRE_SECONDS}
+            self._forget()
             self._request()
+
+    def _forget(self) -> None:
+        """Drop the claims of runs whose process has ended, and those that were not renewed for EXPIRE_SECONDS."""
+        now = self.clock()
+        self.claims = {
+            name: claim
+            for name, claim in self.claims.items()
+            if now - claim.renewed <= EXPIRE_SECONDS and self.lives(claim.membership)
+        }
 
     def _request(self) -> None:
         wanted = self.claims.values()

@@ -19,7 +19,7 @@ class ClusterAllocator(Allocator):
     """The Allocator of the connected cluster. A thread of its own drops the claims of runs that were killed."""
 
     def __init__(self) -> None:
-        super().__init__(list_nodes, request_bundles)
+        super().__init__(list_nodes, request_bundles, lives)
         threading.Thread(target=self._drop_expired, daemon=True).start()
 
     def _drop_expired(self) -> None:
@@ -46,6 +46,11 @@ def list_nodes() -> dict[str, Bundle]:
 def list_draining_nodes() -> set[str]:
     """The ids of the nodes that Ray drains: because of a time limit, a preemption, or because they are idle."""
     return set(ray._private.state.state.get_draining_nodes())
+
+
+def lives(actor: str) -> bool:
+    """Whether the actor of this id is there or will be: Ray does not know one yet that was just made."""
+    return bool(ray._private.state.actors(actor).get("State") != "DEAD")
 
 
 def request_bundles(bundles: list[Bundle]) -> None:

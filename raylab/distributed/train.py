@@ -88,6 +88,9 @@ class Supervisor:
         self.is_closed = False
         self.placed_at = float("-inf")
         self.warm: dict[str, list[tuple[str, Any]]] = {}  # workers by node, which have no work yet: name and actor
+        # Actors that were killed. Where the last reference goes together with the kill, Ray may take the kill for
+        # superfluous and wait for the actor's own end, up to 30 s, in which it keeps its CPUs.
+        self.killed: list[Any] = []
         for node, count in self.allowed_workers().items():
             self.warm[node] = [self.create_worker(node) for _ in range(count)]
 
@@ -160,7 +163,8 @@ class Supervisor:
 
     def allowed_workers(self, placed: Mapping[str, int] = {}) -> dict[str, int]:
         """How many workers the run may have on each node, of which it has those `placed`."""
-        claim = self.allocator.claim.remote(self.claim, *self.scaling.workers, self.bundle, dict(placed))
+        membership = self.membership._actor_id.hex()
+        claim = self.allocator.claim.remote(self.claim, membership, *self.scaling.workers, self.bundle, dict(placed))
         try:
             allowed: dict[str, int] = ray.get(claim, timeout=CLAIM_SECONDS)
         except ray.exceptions.GetTimeoutError as error:
@@ -269,7 +273,11 @@ class Supervisor:
 
     def end_worker(self, name: str, why: str, was_needed: bool = True) -> None:
         ray.get(self.membership.remove.remote(name, why, was_needed))
-        ray.kill(self.workers.pop(name).actor)
+        self.kill(self.workers.pop(name).actor)
+
+    def kill(self, actor: Any) -> None:
+        self.killed.append(actor)
+        ray.kill(actor)
 
     def close(self) -> None:
         """End all workers and give their places back."""
@@ -278,14 +286,14 @@ class Supervisor:
         self.is_closed = True
         self.drop_warm()
         for running in self.workers.values():
-            ray.kill(running.actor)
+            self.kill(running.actor)
         with suppress(ray.exceptions.RayError):  # Ray itself may be ending; the allocator drops claims of the dead
             ray.get(self.allocator.release.remote(self.claim), timeout=CLOSE_SECONDS)
         ray.kill(self.membership)
 
     def drop_warm(self) -> None:
         for _, actor in chain(*self.warm.values()):
-            ray.kill(actor)
+            self.kill(actor)
         self.warm.clear()
 
 

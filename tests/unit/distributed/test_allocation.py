@@ -16,7 +16,7 @@ def capacity(most, *types):
 
 
 def claim(minimum, maximum, bundle=CPU, **placed):
-    return Claim(minimum, maximum, bundle, placed, 0.0)
+    return Claim("membership", minimum, maximum, bundle, placed)
 
 
 def test_a_wish_is_cut_to_the_largest_cluster():
@@ -62,7 +62,7 @@ def test_a_node_that_leaves_has_no_place():
 
 claims = st.lists(
     st.builds(
-        lambda low, more, bundle: Claim(low, low + more, bundle, {}, 0.0),
+        lambda low, more, bundle: Claim("membership", low, low + more, bundle, {}),
         st.integers(1, 3), st.integers(0, 4), st.sampled_from([CPU, BIG, GPU]),
     ),
     max_size=4,
@@ -88,11 +88,11 @@ def asked() -> list[list[dict[str, float]]]:
 
 def test_a_claim_asks_for_nodes_until_it_is_released_or_expires(asked):
     now = 0.0
-    allocator = Allocator(lambda: {"n1": {"CPU": 1}}, asked.append, lambda: now)
-    assert allocator.claim("first", 1, 2, CPU, {}) == {"n1": 1}
-    allocator.claim("first", 1, 2, CPU, {"n1": 1})
+    allocator = Allocator(lambda: {"n1": {"CPU": 1}}, asked.append, lambda actor: True, lambda: now)
+    assert allocator.claim("first", "a", 1, 2, CPU, {}) == {"n1": 1}
+    allocator.claim("first", "a", 1, 2, CPU, {"n1": 1})
     assert asked == [[CPU, CPU]], "asked for again only when it changes"
-    assert allocator.claim("second", 1, 1, BIG, {}) == {}
+    assert allocator.claim("second", "b", 1, 1, BIG, {}) == {}
     assert asked[-1] == [CPU, BIG, CPU], "both minimums first"
     allocator.release("second")
     assert asked[-1] == [CPU, CPU]
@@ -101,7 +101,17 @@ def test_a_claim_asks_for_nodes_until_it_is_released_or_expires(asked):
     assert asked[-1] == []
 
 
+def test_a_run_does_not_wait_for_the_claim_of_a_killed_one(asked):
+    alive = {"before", "after"}
+    allocator = Allocator(lambda: {"n1": {"CPU": 3}}, asked.append, alive.__contains__)
+    assert allocator.claim("before", "before", 2, 2, CPU, {}) == {"n1": 2}
+    assert allocator.claim("after", "after", 2, 2, CPU, {}) == {"n1": 1}
+    alive.remove("before")
+    assert allocator.claim("after", "after", 2, 2, CPU, {}) == {"n1": 2}
+    assert asked[-1] == [CPU, CPU]
+
+
 def test_no_more_is_asked_for_than_the_cluster_can_be(asked, monkeypatch):
     monkeypatch.setenv("RAYLAB_CLUSTER_CAPACITY", '{"max": 1, "types": [{"count": 1, "resources": {"CPU": 1}}]}')
-    Allocator(dict, asked.append).claim("first", 1, 5, CPU, {})
+    Allocator(dict, asked.append, lambda actor: True).claim("first", "a", 1, 5, CPU, {})
     assert asked == [[CPU]]
