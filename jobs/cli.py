@@ -37,6 +37,7 @@ VERBS = {
     "models": "list image networks with parameters, MACs and images/s, next to the published figures",
     "simulate": "sweep the lung model over parameters, or plot one virtual patient",
     "fit": "fit the lung model to the blood gases of every stay, with posterior widths",
+    "runs": "list the runs of this home with their status, their score, and the command that comes next",
     "compare": "print a table of tracked runs and write an HTML report",
     "sync": "send records that are waiting on disk to MLflow, and mark runs whose process was killed",
     "rm": "print what runs occupy on disk, and remove runs or parts of them",

@@ -29,6 +29,7 @@ GUIDES = {
     "predict": "[Security: patients](security.md#patients)",
     "simulate": "[Virtual patients: sweeps](physiology.md#sweeps)",
     "fit": "[Virtual patients: fitting](physiology.md#fitting)",
+    "runs": "[Tracking: find a run](tracking.md)",
     "compare": "[Tracking: compare and the report](tracking.md#compare-and-the-report)",
     "sync": "[Tracking: the outbox](tracking.md#the-outbox)",
     "ui": "[Tracking: the server](tracking.md#the-server)",

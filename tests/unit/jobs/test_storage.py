@@ -47,6 +47,7 @@ EXEMPT = {
     "concepts": "it writes nothing",
     "recipe": "it writes nothing",
     "models": "it writes nothing",
+    "runs": "it writes nothing",
     "prepare": "it writes nothing into the home",
     "cluster": "it needs Slurm before it writes anything",
     "doctor": "it needs Slurm before it writes anything",

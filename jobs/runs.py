@@ -1,0 +1,132 @@
+"""raylab runs: list the runs of this home with their status, their score, and the command that comes next."""
+
+import argparse
+import logging
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jobs import cli
+from jobs.common import home
+from jobs.common.console import say
+from jobs.common.disk_use import measure, show_bytes
+from raylab.documents import parse_document, read_json
+from raylab.errors import DataError
+from raylab.score import Score
+from raylab.tasks import TASKS
+from raylab.training.ledger import FILE as LEDGER
+from raylab.training.ledger import read_ledger, steps
+from raylab.training.run_record import FILE, RunRecord
+
+log = logging.getLogger(__name__)
+
+EXAMPLE = "raylab runs"
+CONTINUED = ("train", "transfer", "tune")  # verbs whose runs `resume` continues
+
+
+class Row(NamedTuple):
+    """A run in the list."""
+
+    run: str
+    verb: str
+    task: str
+    status: str
+    steps: int | None
+    score: str
+    """the first score of its task on val, with its interval"""
+    bytes: int
+    changed: float
+    """Unix time at which its record was last changed"""
+    next: str
+    """the command that comes next; empty if there is none"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", choices=TASKS, metavar="TASK", help=f"only runs of this task: {', '.join(TASKS)}")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    for directory, record in home.records():
+        if args.task in (None, record.task):
+            try:
+                rows.append(describe(directory, record))
+            except DataError as error:
+                log.warning("skipped: %s", error)
+    rows.sort(key=lambda row: row.changed)
+    if not args.quiet:
+        tell(rows)
+    return {"runs": [row._asdict() for row in rows]}
+
+
+def describe(directory: Path, record: RunRecord) -> Row:
+    return Row(
+        run=directory.name,
+        verb=record.kind,
+        task=record.task,
+        status=record.status or "",
+        steps=record.steps if record.steps is not None else last_step(directory),
+        score=read_score(directory, record),
+        bytes=measure(directory).bytes,
+        changed=(directory / FILE).stat().st_mtime,
+        next=next_command(directory.name, record),
+    )
+
+
+def last_step(directory: Path) -> int | None:
+    """The last step that the run has taken; None for work without steps."""
+    return max(steps(read_ledger(directory / LEDGER)), default=None)
+
+
+def read_score(directory: Path, record: RunRecord) -> str:
+    """`auroc 0.812 [0.760, 0.861]`: the first of the task's scores on the run's own val rows; empty before its end."""
+    path = directory / "scores" / f"val-{(record.data_hash or '')[:12]}.json"
+    if record.task not in TASKS or not path.is_file():
+        return ""
+    name = TASKS[record.task].primary[0]
+    try:
+        score = parse_document(read_json(path, dict[str, Any]).get(name), Score, path)
+    except DataError as error:
+        return error.what
+    if score.value is not None and score.low is None:
+        return f"{name} {score.value:.3f} (no interval)"
+    return f"{name} {score}"
+
+
+def next_command(name: str, record: RunRecord) -> str:
+    if record.kind in CONTINUED and record.status in ("FAILED", "KILLED"):
+        return f"raylab resume {name}"
+    if record.kind in CONTINUED and record.status == "FINISHED" and not record.test_reads:
+        return f"raylab evaluate {record.task} --run {name} --data {shlex.quote(record.data)}"
+    return ""
+
+
+def tell(rows: list[Row]) -> None:
+    if not rows:
+        say("no runs yet: raylab train TASK --data DIR")
+        return
+    table = [("run", "verb", "task", "status", "steps", "changed", "size", "score on val")]
+    table += [
+        (
+            row.run,
+            row.verb,
+            row.task,
+            row.status,
+            "" if row.steps is None else f"{row.steps:,}",
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(row.changed)),
+            show_bytes(row.bytes),
+            row.score,
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for number, cells in enumerate(table):
+        say("  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
+        if number and (following := rows[number - 1].next):
+            say(f"    next: {following}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["runs", *sys.argv[1:]]))

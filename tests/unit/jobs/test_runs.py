@@ -1,0 +1,70 @@
+"""What `raylab runs` lists: the runs of a home, and what comes next for each."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import cli
+from raylab.files import write_json
+
+DATA_HASH = "0123456789abcdef"
+RECORD = {
+    "uri": "sqlite:///x", "experiment": "raylab", "kind": "train", "task": "ards", "data": "/data/a b",
+    "data_hash": DATA_HASH, "synthetic": True, "status": "FINISHED", "steps": 400,
+}  # fmt: skip
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RAYLAB_HOME", str(tmp_path))
+    return tmp_path / "runs"
+
+
+def write_run(directory: Path, **facts: object) -> None:
+    directory.mkdir(parents=True)
+    write_json(directory / "run.json", {**RECORD, "name": directory.name, **facts})
+
+
+def listed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, dict[str, object]]:
+    assert cli.main(["runs", "--quiet", *words]) == 0
+    return {run["run"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
+
+
+def test_a_run_has_its_score_and_what_comes_next(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(runs / "done")
+    score = {"value": 0.8125, "low": 0.76, "high": 0.861}
+    (runs / "done/scores").mkdir()
+    write_json(runs / "done/scores" / f"val-{DATA_HASH[:12]}.json", {"auroc": score})
+    write_run(runs / "read", test_reads=1)
+    write_run(runs / "killed", status="KILLED", steps=None)
+    (runs / "killed/ledger.jsonl").write_text('{"attempt": 0, "step": 7, "loss": 0.5}\n')
+    write_run(runs / "running", status="RUNNING")
+    write_run(runs / "sweep", kind="simulate", task="living", status="KILLED", steps=None)
+    found = listed(capsys)
+    assert found["done"]["score"] == "auroc 0.812 [0.760, 0.861]"
+    assert found["done"]["next"] == "raylab evaluate ards --run done --data '/data/a b'"
+    assert found["killed"]["next"] == "raylab resume killed" and found["killed"]["steps"] == 7
+    assert not found["read"]["next"] and not found["running"]["next"] and not found["sweep"]["next"]
+    assert found["sweep"]["steps"] is None
+    assert set(listed(capsys, "--task", "ards")) == {"done", "read", "killed", "running"}
+    assert cli.main(["runs"]) == 0
+    said = capsys.readouterr().out
+    assert "auroc 0.812 [0.760, 0.861]" in said and "    next: raylab resume killed" in said
+
+
+def test_a_damaged_run_does_not_hide_the_others(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(runs / "whole")
+    (runs / "whole/scores").mkdir()
+    (runs / "whole/scores" / f"val-{DATA_HASH[:12]}.json").write_text("{")
+    write_run(runs / "broken")
+    (runs / "broken/run.json").write_text("[]")
+    write_run(runs / "torn", steps=None)
+    (runs / "torn/ledger.jsonl").write_text('{"foreign": 1}\n')
+    found = listed(capsys)
+    assert set(found) == {"whole"} and "damaged" in str(found["whole"]["score"])
+
+
+def test_without_runs_it_says_how_to_make_one(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["runs"]) == 0
+    assert "raylab train" in capsys.readouterr().out
