@@ -15,6 +15,14 @@ from raylab.errors import UsageError
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES")  # which GPUs, from Slurm
 FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", *SECRETS, "RAY_JOB_ID", "CUDA_VISIBLE_DEVICES")
 
+# Since Slurm 22.05 a step does not inherit its job's CPUs per task: where Slurm binds tasks to cores, it would get one
+# core. It gets all CPUs of the job on the node that has the fewest, as many as a partition of whole nodes allocates.
+CPU_LINES = (
+    r"""cpus=$(tr , '\n' <<<"$SLURM_JOB_CPUS_PER_NODE" | sort -n | head -n 1)  # of a list such as 4(x2),8""",
+    'export SRUN_CPUS_PER_TASK="${cpus%(*}"',
+    'unset "${!SLURM_CPU_BIND@}"  # inherited from the step of the head that submitted this job',
+)
+
 
 def script(
     site: Site,
@@ -46,6 +54,7 @@ def script(
     lines += [f"#SBATCH {'--requeue' if requeue else '--no-requeue'}"]
     lines += [f"#SBATCH {option}" for option in (*site.sbatch, *node.sbatch)]
     srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    srun = [*srun, '--cpus-per-task="$SRUN_CPUS_PER_TASK"', shlex.join(_in_image(site, node, environment, command))]
     return "\n".join(
         [
             "#!/bin/bash",
@@ -53,7 +62,8 @@ def script(
             "trap '' TERM USR1  # these signals are for the agent; this shell outlives it",
             f"unset {' '.join(FOREIGN)}",
             *_setup_lines(site, environment),
-            *_with_proxy(site, proxy, shlex.join([*srun, *_in_image(site, node, environment, command)])),
+            *CPU_LINES,
+            *_with_proxy(site, proxy, " ".join(srun)),
             "",
         ]
     )

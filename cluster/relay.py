@@ -180,7 +180,8 @@ class Near:
         environment = {"PYTHONPATH": spec.code, "RAYLAB_HOME": spec.home}
         far = [spec.python, "-m", "cluster.relay", "far", *map(str, self.targets.values())]
         self.step = await asyncio.create_subprocess_exec(
-            program, f"--jobid={found['job']}", "--overlap", "--nodes=1", "--ntasks=1", "--mem=0", "--quiet",
+            program, f"--jobid={found['job']}", "--overlap", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=0",
+            "--quiet",
             *jobscript.shell(site, site.head, environment, far),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=LINE,
         )  # fmt: skip

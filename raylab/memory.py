@@ -64,13 +64,13 @@ def read_limit_bytes(cgroups: Iterable[Path]) -> int:
     return min(limits, default=0)
 
 
-def list_cgroups(pid: int) -> list[Path]:
-    """The directories of the memory cgroup of a process and of those that contain it, where they are visible."""
+def list_cgroups(pid: int, controller: str = "memory") -> list[Path]:
+    """The directories of a process's cgroup of this controller and of those that contain it, where they are visible."""
     found: list[Path] = []
     with contextlib.suppress(OSError):
         for line in (PROC / str(pid) / "cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers not in ("", "memory"):
+            if controllers and controller not in controllers.split(","):  # one without controllers: version 2
                 continue
             root = CGROUPS / controllers
             here = root / path.lstrip("/")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 
 from cluster.node.agent import compare
-from cluster.node.ray_process import OBJECT_STORE_LEAST, Allocation, address_of, free_ports
+from cluster.node.allocation import OBJECT_STORE_LEAST, Allocation
+from cluster.node.network import address_of, free_ports
 from cluster.sites import NodeType, Site
 from raylab.errors import RaylabError, UsageError
 from raylab.files import locked, write_json
@@ -64,7 +65,8 @@ def here(facts: dict[str, Any]) -> list[Finding]:
     stored, shared = storage(Path(facts["probe"]), facts["word"])
     findings += [*stored, *scratch(site.scratch), shared_memory(), *other_rays(), *default_ports()]
     findings += network(site.interface, Path(facts["probe"]) if shared else None, facts["nodes"])
-    return findings + gpus(site.nodes[facts["kind"]])
+    node = site.nodes[facts["kind"]]
+    return [*findings, cpus(node, Allocation.read(os.environ), list_affinity()), *gpus(node)]
 
 
 def storage(probe: Path, word: str) -> tuple[list[Finding], bool]:
@@ -227,6 +229,35 @@ def _can_connect(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def list_affinity() -> list[int]:
+    """The CPUs of this node on which Slurm lets this process run."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def cpus(node: NodeType, allocation: Allocation, affinity: list[int]) -> Finding:
+    """Compare the CPUs of the site's node type, of Slurm's allocation, of the affinity mask, and those Ray counts."""
+    mask = f"this step may run on {allocation.usable_cpus} (affinity {format_cpus(affinity)})"
+    counts = f"Slurm allocated {allocation.allocated_cpus} CPU(s), {mask}, and Ray counts {allocation.cpus}"
+    if allocation.cpus >= node.cpus:
+        return Finding(counts)
+    if allocation.allocated_cpus < node.cpus:
+        do = "correct `cpus` of the node type: `sinfo -o '%P %c'` lists them"
+    else:
+        do = "a step is bound to fewer CPUs than its job has: remove options that bind it from `sbatch` and `setup`"
+    return Finding(f"the site has {node.cpus} CPU(s), {counts}", False, do)
+
+
+def format_cpus(cpus: Sequence[int]) -> str:
+    """Numbers of CPUs as Slurm writes them: `0-3,8`."""
+    runs: list[list[int]] = []
+    for cpu in cpus:
+        if runs and cpu == runs[-1][-1] + 1:
+            runs[-1].append(cpu)
+        else:
+            runs.append([cpu])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def gpus(node: NodeType) -> list[Finding]:

@@ -228,7 +228,7 @@ def on_nodes(
     )  # fmt: skip
     if slurm.directory is not None:
         words[0] = str(slurm.directory / words[0])
-    foreign = ("SLURM_", *jobscript.FOREIGN)  # variables of a job in which we may be running, and of its Ray
+    foreign = ("SLURM_", "SRUN_", *jobscript.FOREIGN)  # variables of a job in which we may be running, and of its Ray
     clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     try:
         process = subprocess.Popen(

@@ -18,8 +18,10 @@ from types import FrameType
 
 from cluster.directory import Directory, versions
 from cluster.node import gcs
+from cluster.node.allocation import Allocation
 from cluster.node.head import Head
-from cluster.node.ray_process import WORKER, RayProcess, StartError, address_of
+from cluster.node.network import address_of
+from cluster.node.ray_process import WORKER, RayProcess, StartError
 from raylab.errors import RaylabError, SlurmError
 from raylab.loopback import no_proxy
 
@@ -76,7 +78,9 @@ def main() -> int:
                 with RayNode(directory, name) as node:
                     if not leads:
                         return node.work(signals, generation, args.type, f"{job}.{restarts}")
-                    head = Head(directory, node.ray, node.ip, signals, job, generation, args.role == "static")
+                    is_static = args.role == "static"
+                    allocation = read_allocation() if is_static else None
+                    head = Head(directory, node.ray, node.ip, signals, job, generation, is_static, allocation)
                     head.serve()
                 return head.requeue()
             except StartError as error:
@@ -100,6 +104,18 @@ def compare(wanted: dict[str, str]) -> None:
             f"its Python is {sys.executable}; all nodes of a cluster need the same",
             "put the environment on shared storage, or correct `python`, `setup` or `image` of the site",
         )
+
+
+def read_allocation() -> Allocation:
+    """What Ray may use on this node; a step that cannot run on all CPUs of its job is logged."""
+    allocation = Allocation.read(os.environ)
+    if allocation.usable_cpus < allocation.allocated_cpus:
+        log.warning(
+            "Slurm allocated %d CPUs, but this step may run on %d only, and Ray counts these: raylab doctor checks why",
+            allocation.allocated_cpus,
+            allocation.usable_cpus,
+        )
+    return allocation
 
 
 class RayNode:
@@ -129,7 +145,7 @@ class RayNode:
             "RAY_CLOUD_INSTANCE_ID": instance,
             "RAY_NODE_TYPE_NAME": kind,
         }
-        self.ray.start(sys.executable, self.ip, [f"--address={address}"], environment)
+        self.ray.start(sys.executable, self.ip, [f"--address={address}"], environment, read_allocation())
         self.ray.wait_for(self.ip, self.ray.agent_port)
         log.info("worker %s of %s on %s", instance, address, self.ip)
         while signals.received is None:

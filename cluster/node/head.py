@@ -13,7 +13,9 @@ from cluster import jobscript
 from cluster.directory import Directory
 from cluster.job_tag import JobTag
 from cluster.node import gcs
-from cluster.node.ray_process import OBJECT_STORE_LEAST, RayProcess, free_ports
+from cluster.node.allocation import Allocation
+from cluster.node.network import free_ports
+from cluster.node.ray_process import RayProcess
 from cluster.slurm import Slurm
 from raylab.errors import RaylabError, SlurmError
 from raylab.files import atomic_write, write_json
@@ -40,7 +42,10 @@ RESOURCE = "raylab_head"  # drivers of trials request it, because the head outli
 
 
 class Head:
-    """The head of a cluster, on the node `ip`, as restart `generation` of Slurm job `job`."""
+    """The head of a cluster, on the node `ip`, as restart `generation` of Slurm job `job`.
+
+    `allocation`: what Ray's tasks may use on this node; None: it has no CPUs for work.
+    """
 
     def __init__(
         self,
@@ -51,9 +56,10 @@ class Head:
         job: str,
         generation: int,
         static: bool,
+        allocation: Allocation | None,
     ) -> None:
         self.directory, self.ray, self.ip, self.signals = directory, ray, ip, signals
-        self.job, self.generation, self.static = job, generation, static
+        self.job, self.generation, self.static, self.allocation = job, generation, static, allocation
         self.spec, self.site = directory.spec, directory.site
         self.slurm = Slurm()
         self.services: dict[str, subprocess.Popen[bytes]] = {}
@@ -102,10 +108,7 @@ class Head:
                         self.spec.min, self.spec.max, self.site.idle_seconds,
                     )
                 )  # fmt: skip
-            options += [
-                f"--autoscaling-config={path}", "--num-cpus=0", "--num-gpus=0",
-                f"--object-store-memory={OBJECT_STORE_LEAST}",
-            ]  # fmt: skip
+            options += [f"--autoscaling-config={path}"]
             # the most a run may request: requests are all or nothing (raylab/distributed/elastic.py)
             capacity = jobscript.capacity(nodes, self.spec.max)
             environment |= {
@@ -113,7 +116,7 @@ class Head:
                 "RAYLAB_CLUSTER_CAPACITY": json.dumps({"max": self.spec.max, "types": capacity}),
             }
         self.environment = {**os.environ, **environment}
-        self.ray.start(sys.executable, self.ip, options, environment)
+        self.ray.start(sys.executable, self.ip, options, environment, self.allocation)
         # the dashboard's agent accepts jobs and starts last
         for ip, at in ((self.ip, port), ("127.0.0.1", dashboard), (self.ip, self.ray.agent_port)):
             self.ray.wait_for(ip, at)

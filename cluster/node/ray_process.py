@@ -1,4 +1,4 @@
-"""One Ray node as a process group: its ports, temporary directory, resources and end."""
+"""One Ray node as a process group: its ports, temporary directory and end."""
 
 import contextlib
 import os
@@ -8,15 +8,15 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from cluster.node.allocation import OBJECT_STORE_LEAST, Allocation
+from cluster.node.network import free_ports
 from raylab.errors import SlurmError, UsageError
 from raylab.scratch import Scratch
 
-OBJECT_STORE_SHARE, OBJECT_STORE_MOST, OBJECT_STORE_LEAST = 0.1, 2 * 10**9, 80 * 10**6  # data is read from files
 START_SECONDS = 120.0
 
 # A node that ends is noticed after 5 s, because its port refuses connections; one that does not answer, after half a
@@ -41,75 +41,6 @@ COMMON = {
 }
 
 
-@dataclass(frozen=True)
-class Allocation:
-    """The resources that Slurm allocated to this job on this node."""
-
-    cpus: int
-    gpus: int
-    memory: int  # bytes
-
-    @classmethod
-    def read(cls, environment: Mapping[str, str]) -> "Allocation":
-        """From the variables of a step; Ray itself would count the whole machine (ray#13607)."""
-        cpus = int(environment.get("SLURM_CPUS_ON_NODE") or len(os.sched_getaffinity(0)))
-        per_node, per_cpu = environment.get("SLURM_MEM_PER_NODE"), environment.get("SLURM_MEM_PER_CPU")
-        if per_node:
-            memory = int(per_node) << 20
-        elif per_cpu:
-            memory = (int(per_cpu) << 20) * cpus
-        else:
-            memory = psutil.virtual_memory().total
-        return cls(cpus, int(environment.get("SLURM_GPUS_ON_NODE") or 0), memory)
-
-    def options(self, shared_memory: int) -> list[str]:
-        """`ray start` options; `shared_memory`: bytes free in /dev/shm."""
-        most = min(OBJECT_STORE_MOST, int(0.8 * shared_memory))
-        store = max(OBJECT_STORE_LEAST, min(most, int(OBJECT_STORE_SHARE * self.memory)))
-        return [
-            f"--num-cpus={self.cpus}", f"--num-gpus={self.gpus}",
-            f"--memory={max(0, self.memory - store)}", f"--object-store-memory={store}",
-        ]  # fmt: skip
-
-
-def address_of(interface: str | None) -> str:
-    """The address at which other nodes reach this one. Raises SlurmError for an interface that does not exist."""
-    here = {
-        name: [a.address for a in addresses if a.family == socket.AF_INET]
-        for name, addresses in psutil.net_if_addrs().items()
-    }
-    if interface is not None:
-        if not here.get(interface):
-            raise SlurmError(
-                f"this node has no network interface '{interface}'",
-                f"it has: {', '.join(name for name, found in here.items() if found)}",
-                "correct `interface` of the site",
-            )
-        return str(here[interface][0])
-    try:
-        named = socket.gethostbyname(socket.gethostname())
-    except OSError:
-        named = "127.0.0.1"
-    if not named.startswith("127."):
-        return named
-    others = [a for name, found in here.items() if name != "lo" for a in found if not a.startswith("127.")]
-    return others[0] if others else named
-
-
-def free_ports(host: str, count: int) -> list[int]:
-    """`count` different ports that are free on `host` now."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind((host, 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    except OSError as error:
-        raise SlurmError(f"no free port on {host}", str(error), "use another node") from error
-    finally:
-        for probe in probes:
-            probe.close()
-
-
 class StartError(SlurmError):
     """Ray did not start."""
 
@@ -130,8 +61,18 @@ class RayProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self.started: list[psutil.Process] = []
 
-    def start(self, python: str, ip: str, options: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start Ray with `options`, and with free ports wherever two Rays on a node would collide."""
+    def start(
+        self,
+        python: str,
+        ip: str,
+        options: Sequence[str],
+        environment: Mapping[str, str],
+        allocation: Allocation | None,
+    ) -> None:
+        """Start Ray with `options`, and with free ports wherever two Rays on a node would collide.
+
+        `allocation`: what Ray's tasks may use; None: no tasks run on this node.
+        """
         ports = free_ports(ip, 6)
         self.agent_port = ports[4]
         names = (
@@ -146,8 +87,11 @@ class RayProcess:
             "--max-worker-port=0",
         ]
         command += [f"--temp-dir={self.temp}", *(f"--{name}={port}" for name, port in zip(names, ports, strict=True))]
-        shm = shutil.disk_usage("/dev/shm").free
-        command += [*options, *(Allocation.read(os.environ).options(shm) if "--num-cpus=0" not in options else [])]
+        if allocation is None:
+            resources = ["--num-cpus=0", "--num-gpus=0", f"--object-store-memory={OBJECT_STORE_LEAST}"]
+        else:
+            resources = allocation.options(shutil.disk_usage("/dev/shm").free)
+        command += [*resources, *options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,

@@ -38,7 +38,18 @@ for _room, _more in {
     ROOMS |= dict.fromkeys(_room.split(), _below)
 
 
-SMALL = {"errors", "files", "storage", "documents", "score", "loopback", "scratch", "processes", "__version__"}
+SMALL = {
+    "errors",
+    "files",
+    "storage",
+    "documents",
+    "score",
+    "loopback",
+    "memory",
+    "scratch",
+    "processes",
+    "__version__",
+}
 """what tracking and cluster may import"""
 
 

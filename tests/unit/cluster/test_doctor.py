@@ -17,21 +17,23 @@ from cluster import scripts
 from cluster.directory import versions
 from cluster.doctor import node_checks, site_checks
 from cluster.doctor.node_checks import Finding
+from cluster.node.allocation import Allocation
 from cluster.sites import NodeType, Site
 from cluster.slurm import Slurm
 
 CODE = Path(__file__).parents[3]
+CPUS = len(os.sched_getaffinity(0))
 CONFIG = "KillWait = 30 sec\nProctrackType = proctrack/cgroup\nSLURM_VERSION = 23.11.1\nJobRequeue = 1"
 PARTITION = "PartitionName=batch State=UP MaxTime=1-00:00:00 PreemptMode=OFF GraceTime=0 OverSubscribe=NO"
 # words until `bash` are srun's; as the step on node n1 of one
-STEP = """while [ "$1" != bash ]; do shift; done
-export SLURM_CPUS_ON_NODE=4 SLURM_MEM_PER_NODE=4000
+STEP = f"""while [ "$1" != bash ]; do shift; done
+export SLURM_CPUS_ON_NODE={CPUS} SLURM_MEM_PER_NODE=4000
 exec "$@" """
 
 
 @pytest.fixture
 def local(tmp_path) -> Site:
-    return Site(name="here", partition="batch", nodes={"cpu": NodeType(cpus=4, memory_mb=4000)})
+    return Site(name="here", partition="batch", nodes={"cpu": NodeType(cpus=CPUS, memory_mb=4000)})
 
 
 @pytest.fixture
@@ -79,6 +81,7 @@ def test_a_site_on_which_all_is_well(local, tmp_path, fakes):
         f"{host}: shared storage: file locks of the login node work here",
         f"{host}: Ray reads its token from a private file",
         f"{host}: scratch /tmp can hold Ray's sockets",
+        f"and Ray counts {CPUS}",
         f"files of {host} are visible on the login node",
         f"{host}: clock within",
     ):
@@ -90,7 +93,7 @@ def test_what_the_step_asks_of_slurm_is_what_a_job_of_the_site_would(local, tmp_
     slurm = fakes(srun="exit 0")
     examine(local, tmp_path, slurm)
     (line,) = (slurm.directory / "srun.calls").read_text().splitlines()[:1]
-    for option in ("--partition=batch", "--cpus-per-task=4", "--mem=4000M", "--nodes=1", "--time=00:05:00"):
+    for option in ("--partition=batch", f"--cpus-per-task={CPUS}", "--mem=4000M", "--nodes=1", "--time=00:05:00"):
         assert option in line
 
 
@@ -267,6 +270,21 @@ def test_another_ray_is_said_and_harmless(tmp_path):
         finally:
             process.kill()
     assert found.ok and f"pid {process.pid}" in found.what and "raylab uses its own ports" in found.what
+
+
+@pytest.mark.parametrize(
+    ("allocated", "affinity", "ok", "what", "do"),
+    [
+        (4, [0, 1, 2, 3], True, "allocated 4 CPU(s), this step may run on 4 (affinity 0-3), and Ray counts 4", ""),
+        (4, [0, 1, 2, 3, 8, 10, 11], True, "may run on 7 (affinity 0-3,8,10-11), and Ray counts 4", ""),
+        (4, [5], False, "the site has 4 CPU(s), Slurm allocated 4 CPU(s), this step may run on 1", "`sbatch`"),
+        (2, [0, 1, 2, 3], False, "the site has 4 CPU(s), Slurm allocated 2 CPU(s)", "`cpus`"),
+    ],
+)
+def test_cpus_of_the_site_of_the_allocation_of_the_step_and_of_ray(allocated, affinity, ok, what, do):
+    given = Allocation(allocated_cpus=allocated, usable_cpus=len(affinity), gpus=0, memory=10**9)
+    found = node_checks.cpus(NodeType(cpus=4, memory_mb=1000), given, affinity)
+    assert found.ok == ok and what in found.what and do in found.do
 
 
 @pytest.mark.parametrize(("given", "visible", "well"), [("2", "0,1", True), ("1", "0", False), ("2", "0", False)])

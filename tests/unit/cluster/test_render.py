@@ -189,6 +189,15 @@ def test_the_step_gets_its_command_its_environment_and_nothing_foreign(tmp_path)
     assert seen["umask"] == 0o077
 
 
+@pytest.mark.parametrize(("per_node", "cpus"), [("8", "8"), ("8(x3)", "8"), ("80(x2),128", "80"), ("16,4(x2)", "4")])
+def test_the_step_gets_the_cpus_of_its_job_and_not_the_binding_of_the_step_that_submitted_it(tmp_path, per_node, cpus):
+    inherited = {"SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SLURM_CPU_BIND_LIST": "0x1", "SRUN_CPUS_PER_TASK": "1"}
+    seen = run(text(PLAIN), tmp_path, SLURM_JOB_CPUS_PER_NODE=per_node, **inherited)
+    assert f"--cpus-per-task={cpus}" in seen["words"]
+    assert seen["environment"]["SRUN_CPUS_PER_TASK"] == cpus, "of a step that the user starts in this job"
+    assert not [name for name in seen["environment"] if name.startswith("SLURM_CPU_BIND")]
+
+
 @settings(max_examples=3)
 @given(st.dictionaries(st.from_regex(r"\AX_[A-Z]{1,6}\Z"), ANY, min_size=10, max_size=30))
 def test_any_value_arrives_as_it_is_through_real_bash(tmp_path_factory, values):
