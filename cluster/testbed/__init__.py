@@ -1,6 +1,7 @@
 """The test cluster: real Slurm on this machine, a login node `ctl` and nodes n1 to n3.
 
     config.py      configuration files of Slurm and the machines, rendered from one frozen dataclass
+    faults.py      faults of foreign sites that it can be started with
     machine.sh     the machines themselves: namespaces, cgroups, network, daemons
     control.py     up, down, crash, boot and other commands, run on the host
     __main__.py    `python -m cluster.testbed VERB`

@@ -6,7 +6,7 @@ import sys
 import time
 
 from cluster import testbed
-from cluster.testbed import control
+from cluster.testbed import control, faults
 from raylab.errors import RaylabError
 
 VERBS = {
@@ -31,6 +31,11 @@ def main(words: list[str]) -> int:
         verb = verbs.add_parser(name, help=text, description=text)
         if name in {"crash", "boot", "netdown", "netup"}:
             verb.add_argument("node", metavar="NODE")
+        if name == "up":
+            verb.formatter_class = argparse.RawDescriptionHelpFormatter
+            verb.epilog = "faults:\n" + "\n".join(f"  {fault:18} {what}" for fault, what in faults.ABOUT.items())
+            verb.add_argument("--fault", action="append", default=[], metavar="FAULT",
+                              help="start it as a foreign site that differs so; may be repeated")  # fmt: skip
         if name == "exec":
             verb.add_argument("--on", metavar="NODE", default="ctl")
             verb.add_argument("command", nargs=argparse.REMAINDER)
@@ -47,11 +52,12 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     match args.verb:
         case "up":
             began = time.monotonic()
-            plan = control.up(root)
+            plan = control.up(root, faults.parse(args.fault))
             size = f"{plan.cpus} CPUs, {plan.memory} MB, {plan.gpus} fake GPUs"
             lines = [f"{plan.nodes} nodes of {size} after {time.monotonic() - began:.1f} s, in {root}"]
             if not plan.cgroups:
                 lines.append("cgroups version 1 is not available: a job's memory is checked every 2 s, not limited")
+            lines += [f"fault {fault}: {faults.ABOUT[fault]}" for fault in sorted(plan.faults)]
             print("\n".join([*lines, f"  export PATH={root}/bin:$PATH"]))
         case "down":
             control.down(root)

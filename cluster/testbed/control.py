@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cluster.testbed import INSIDE, config, controller
 from cluster.testbed.config import Plan
+from cluster.testbed.faults import Fault
 from raylab.errors import RaylabError, UsageError, unknown
 
 CHECKOUT = Path(__file__).parents[2]
@@ -84,11 +85,12 @@ def shared(root: Path, environment: dict[str, str]) -> tuple[tuple[Path, ...], t
 # --- up and down ---
 
 
-def up(root: Path) -> Plan:
+def up(root: Path, faults: frozenset[Fault] = frozenset()) -> Plan:
     """Start a testbed in the directory `root`, which is created and replaces an earlier testbed that is down."""
     if why := obstacle():
         raise UsageError("this machine cannot run a testbed", why=why)
     check_name(root)
+    plan = prepare(Plan(root, faults=faults))
     if controller(root) is not None:
         raise UsageError(f"the testbed {root} is up already", do="make slurm-down")
     down(root)
@@ -97,9 +99,8 @@ def up(root: Path) -> Plan:
         root.mkdir(mode=0o711)
     except OSError as error:
         raise UsageError(f"the testbed's directory {root} cannot be created", why=str(error)) from None
-    plan = Plan(root, shares=directories, links=links)
     try:
-        plan = replace(plan, cgroups=has_cgroups(plan.cgroup))
+        plan = replace(plan, shares=directories, links=links, cgroups=has_cgroups(plan.cgroup))
         write(plan)
         start(plan)
     except BaseException as error:
@@ -109,6 +110,38 @@ def up(root: Path) -> Plan:
             raise
         raise RaylabError(f"the testbed {root} did not start", why=logs, do="read its logs above") from None
     return plan
+
+
+def prepare(plan: Plan) -> Plan:
+    """The plan with what its faults need of this host. Raises UsageError for a fault that this host cannot produce."""
+    if Fault.ONE_CORE_AFFINITY in plan.faults:
+        plan = replace(
+            plan, cpus=min(plan.cpus, len(os.sched_getaffinity(0)))
+        )  # a core that is not there binds nothing
+        if plan.cpus < 2:
+            raise _impossible(Fault.ONE_CORE_AFFINITY, "this machine has one core")
+    if Fault.TWO_PYTHONS in plan.faults:
+        python = Path(sys.executable).resolve()
+        others = sorted({path.resolve() for path in Path("/usr/bin").glob("python3*") if path.is_file()} - {python})
+        other = next((path for path in others if _python_version(path) not in ("", _python_version(python))), None)
+        if other is None:
+            raise _impossible(Fault.TWO_PYTHONS, f"/usr/bin has no Python of another version than {python}")
+        plan = replace(plan, python=python, other_python=other)
+    if Fault.CLOCK_SKEW in plan.faults:
+        library = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+        if library is None:
+            raise _impossible(Fault.CLOCK_SKEW, "libfaketime is not installed (Debian: apt-get install libfaketime)")
+        plan = replace(plan, faketime=library)
+    return plan
+
+
+def _impossible(fault: Fault, why: str) -> UsageError:
+    return UsageError(f"this machine cannot produce the fault {fault}", why=why)
+
+
+def _python_version(python: Path) -> str:
+    """The version that an interpreter prints; empty for a program that is none."""
+    return subprocess.run([python, "--version"], capture_output=True, text=True).stdout.strip()
 
 
 def check_name(root: Path) -> None:
@@ -140,6 +173,8 @@ def start(plan: Plan) -> None:
         return (root / "run/ctl.pid").exists() and controller(root) is None
 
     wait_until(lambda: _all_idle(plan), START_SECONDS, ended)
+    for words in config.commands(plan):
+        _do(root, *words)
 
 
 def _all_idle(plan: Plan) -> bool:
@@ -185,6 +220,8 @@ def write(plan: Plan) -> None:
         "lib/task-prolog.sh": config.task_prolog(plan),
         "lib/epilog.sh": config.epilog(),
     }
+    if script := config.job_submit(plan):
+        texts["etc/job_submit.lua"] = script
     for command in config.COMMANDS:
         texts[f"bin/{command}"] = config.shim(plan, Path(str(shutil.which(command))))
     for name, text in texts.items():

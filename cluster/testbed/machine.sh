@@ -59,6 +59,8 @@ controller() {
   become ctl
   ip link add bridge type bridge && ip address add "$network.254/24" dev bridge && ip link set bridge up ||
     fail "cannot create a network bridge: the kernel may not support it"
+  [ -z "$fast_network" ] || { ip link add bridge-ib type bridge && ip link set bridge-ib up; } || fail "no second bridge"
+  [ -z "$home_mb" ] || full_home
   munge ctl || fail "munged did not start"
   slurmctld || fail "slurmctld did not start"
   local node
@@ -66,6 +68,11 @@ controller() {
   wait
   touch "$root/run/booted"
   stay
+}
+
+full_home() { # the nodes, whose namespaces are nested in this one, have it as well
+  mount -t tmpfs -o mode=700,size="${home_mb}m" tmpfs "$root/shared/home"
+  head -c "${home_mb}M" /dev/zero >"$root/shared/home/results"
 }
 
 # --- nodes ---
@@ -91,6 +98,12 @@ join_cgroup() { # NODE: move this shell into the node's cgroup
   done
 }
 
+plug_in() { # CABLE INTERFACE NODE BRIDGE
+  ip link delete "$1" 2>/dev/null # left over from a crash
+  ip link add "$1" type veth peer name "$2" netns "$(<"$root/run/$3.pid")"
+  ip link set "$1" master "$4" up
+}
+
 boot() {
   local node=$1
   rm -f "$root/run/$node".*
@@ -99,9 +112,8 @@ boot() {
     exec setsid unshare --pid --fork --kill-child --mount --net --uts --ipc --cgroup bash "$root/lib/machine.sh" node "$root" "$node"
   ) </dev/null >>"$root/log/$node.log" 2>&1 &
   within 10 test -s "$root/run/$node.pid" || fail "$node did not start: see $root/log/$node.log"
-  ip link delete "to-$node" 2>/dev/null # left over from a crash
-  ip link add "to-$node" type veth peer name eth0 netns "$(<"$root/run/$node.pid")"
-  ip link set "to-$node" master bridge up
+  plug_in "to-$node" eth0 "$node" bridge
+  [ -z "$fast_network" ] || plug_in "ib-$node" ib0 "$node" bridge-ib
   within 10 test -e "$root/run/$node.ready" || fail "$node did not start: see $root/log/$node.log"
 }
 
@@ -114,21 +126,37 @@ node() {
   fi
   mount -t tmpfs -o mode=1777,size="$((memory / 2))m" tmpfs /dev/shm
   private_tmp "$node"
-  within 10 ip link show eth0
-  ip address add "$network.${node#n}/24" dev eth0
-  ip link set eth0 up
+  address eth0 "$network.${node#n}/24"
+  [ -z "$fast_network" ] || { address ib0 "$fast_network.${node#n}/24" && firewall "$node"; } || fail "no second network"
+  [ -z "$scratch" ] || install -d -m 1777 "$scratch"
+  [ -z "$python" ] || mount --bind "$other_python" "$python"
   munge "$node" || fail "munged did not start"
   slurmd -N "$node" || fail "slurmd did not start"
   touch "$root/run/$node.ready"
   stay
 }
 
+address() { # INTERFACE ADDRESS
+  within 10 ip link show "$1"
+  ip address add "$2" dev "$1"
+  ip link set "$1" up
+}
+
+firewall() { # NODE: between nodes, let nothing but slurmd's port through on eth0
+  local peer
+  ip rule add priority 1 ipproto tcp sport 6818 lookup main
+  ip rule add priority 2 ipproto tcp dport 6818 lookup main
+  for peer in $nodes; do
+    [ "$peer" = "$1" ] || ip rule add priority 3 to "$network.${peer#n}" unreachable
+  done
+}
+
 private_tmp() { # mount an empty /tmp, as after a reboot, with the shared directories in it
   local tmp=$root/nodes/$1/tmp new=/run/tmp path
   rm -rf "$tmp"; mkdir -p "$tmp" "$root/nodes/$1/spool" $new
   chmod 1777 "$tmp"
-  mount --bind "$tmp" $new
-  for path in "${shares[@]}"; do mkdir -p "$new/${path#/tmp/}"; mount --bind "$path" "$new/${path#/tmp/}"; done
+  if [ -z "$tmp_mb" ]; then mount --bind "$tmp" $new; else mount -t tmpfs -o mode=1777,size="${tmp_mb}m" tmpfs $new; fi
+  for path in "${shares[@]}"; do mkdir -p "$new/${path#/tmp/}"; mount --rbind "$path" "$new/${path#/tmp/}"; done
   for path in "${links[@]}"; do mkdir -p "$(dirname "$new/${path#/tmp/}")"; ln -s "$(readlink "$path")" "$new/${path#/tmp/}"; done
   cd /
   mount --move $new /tmp

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.testbed import control
+from cluster.testbed.faults import Fault
 from tests.verbs import MODULES, Verbs
 from tests.wait import wait_for
 
@@ -85,8 +86,9 @@ class Bed:
         return self.run("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '", node)
 
 
-def make_testbed() -> Iterator[Bed]:
-    """A testbed, and beside it a process that waits for our end, of whatever kind, and then removes it."""
+def make_testbed(*faults: Fault) -> Iterator[Bed]:
+    """A testbed, with faults of foreign sites, and a process beside it that waits for our end, of whatever kind, and
+    then removes it."""
     if why := control.obstacle():
         pytest.skip(f"no Slurm testbed: {why}")
     directory = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp"))
@@ -100,7 +102,7 @@ def make_testbed() -> Iterator[Bed]:
         start_new_session=True,
     )
     try:
-        control.up(root)
+        control.up(root, frozenset(faults))
         yield Bed(root)
     finally:
         watcher.communicate(timeout=60)

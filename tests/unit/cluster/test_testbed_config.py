@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster import testbed
 from cluster.testbed import config, control
+from cluster.testbed.__main__ import main
 from cluster.testbed.config import Plan
+from cluster.testbed.faults import ABOUT, Fault
 from raylab.errors import UsageError
 
 PLAN = Plan(Path("/tmp/bed"), nodes=3, cpus=4, memory=6000, gpus=2)
@@ -44,6 +47,55 @@ def test_other_sizes():
     assert "CPUs=8 RealMemory=4000 Gres=gpu:fake:1" in config.slurm_conf(plan)
     assert config.gres_conf(plan) == "NodeName=n[1-2] Name=gpu Type=fake File=/tmp/bed/etc/gpu[0-0]\n"
     assert config.hosts(plan).splitlines()[1:] == ["10.77.0.254 ctl", "10.77.0.1 n1", "10.77.0.2 n2"]
+
+
+def render(plan: Plan) -> str:
+    """All that the faults of a plan change."""
+    files = (config.slurm_conf, config.gres_conf, config.job_submit, config.hosts, config.settings, config.task_prolog)
+    return "\n".join(write(plan) for write in files) + repr(config.commands(plan))
+
+
+EXPECTED = {
+    Fault.ONE_CORE_AFFINITY: "TaskPlugin=task/affinity,task/cgroup\nTaskPluginParam=autobind=cores\n",
+    Fault.WRONG_INTERFACE: "10.78.0.2 n2i\n",
+    Fault.WHOLE_NODES: "GraceTime=0 OverSubscribe=EXCLUSIVE\n",
+    Fault.TYPED_GRES: "Name=gpu Type=new File=/tmp/bed/etc/gpu[1-1]\n",
+    Fault.MISSING_ACCOUNT: "return slurm.ESLURM_INVALID_ACCOUNT\n",
+    Fault.JOB_LIMIT: "MaxTime=10 MaxNodes=1",
+    Fault.NO_REQUEUE: "JobRequeue=0\n",
+    Fault.QUOTA_FULL: "home_mb=1\n",
+    Fault.MAINTENANCE: "'StartTime=now+10minutes'",
+    Fault.TWO_PYTHONS: "python=/p/python3\nother_python=/usr/bin/python3\n",
+    Fault.CLOCK_SKEW: "echo export FAKETIME=+90s\n",
+    Fault.LONG_SCRATCH: "echo export TMPDIR=/run/node-local-scratch/",
+}
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_each_fault_changes_what_it_is_about(fault: Fault):
+    plan = replace(
+        PLAN,
+        faults=frozenset({fault}),
+        python=Path("/p/python3"),
+        other_python=Path("/usr/bin/python3"),
+        faketime=Path("/usr/lib/faketime.so"),
+    )
+    assert EXPECTED[fault] in render(plan) and EXPECTED[fault] not in render(replace(plan, faults=frozenset()))
+    assert ABOUT[fault]
+
+
+def test_a_wrong_fault_is_answered_with_the_right_names(capsys: pytest.CaptureFixture[str]):
+    assert main(["up", "--fault", "quota"]) == 2
+    assert "quota-full" in capsys.readouterr().err
+    assert main(["up", "--fault", "?"]) == 2
+    names = capsys.readouterr().err
+    assert all(fault in names for fault in Fault)
+
+
+def test_a_fault_that_this_machine_cannot_produce_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    with pytest.raises(UsageError, match="cannot produce the fault one-core-affinity"):
+        control.prepare(replace(PLAN, faults=frozenset({Fault.ONE_CORE_AFFINITY})))
 
 
 def test_any_shared_path_survives_the_shell(tmp_path: Path):
