@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from cluster import jobscript, scripts, sites
+from cluster import autoscaling, scripts, sites
 from cluster.directory import Directory, versions
 from cluster.job_tag import JobTag
 from cluster.sites import Site
@@ -38,11 +38,13 @@ def make_spec(
     python: str,
     login: bool = False,
     group: str = "",
+    dedicated_head: bool = False,
 ) -> ClusterSpec:
     """The checked specification of a cluster. Raises UsageError if there cannot be such a cluster.
 
     `tracking`: an address without credentials; `login`: whether the cluster's directory holds credentials
-    (scripts.LOGIN); `group`: the Unix group that may read runs of the home, if any.
+    (scripts.LOGIN); `group`: the Unix group that may read runs of the home, if any; `dedicated_head`: the head has a
+    node of its own even where nodes are allocated whole.
     """
     if not name.replace("-", "").replace("_", "").isalnum():
         raise UsageError(f"'{name}' is not a valid cluster name", do="use letters, digits, '-' and '_'")
@@ -55,11 +57,16 @@ def make_spec(
         raise UsageError(f"--static {static}: a cluster has at least one node", do="--static 2")
     limit = time or site.time
     sites.check(site, home, limit)
+    types = types or list(site.nodes)[:1]
+    shares_node = site.whole_nodes and not dedicated_head and not static
+    if shares_node:
+        check_shared_node(site, types[0])
     return ClusterSpec(
         name=name,
         id=secrets.token_hex(4),
         site=site,
-        types=types or list(site.nodes)[:1],
+        types=types,
+        head_type=types[0] if shares_node or static else "",
         min=low,
         max=high,
         static=static or 0,
@@ -74,6 +81,18 @@ def make_spec(
         versions=versions(),
         hooks=hooks,
     )
+
+
+def check_shared_node(site: Site, kind: str) -> None:
+    """Raise UsageError if a node of this type has no room for work beside the head."""
+    node, head = site.nodes[kind], site.head
+    if node.cpus <= head.cpus or node.memory_mb <= head.memory_mb:
+        raise UsageError(
+            f"node type '{kind}' of site '{site.name}' has no room for the head and a worker",
+            f"it has {node.cpus} CPUs and {node.memory_mb} MB, of which the head takes {head.cpus} CPUs and "
+            f"{head.memory_mb} MB (`head` of the site)",
+            "give the type all that its nodes have, or start the cluster with --dedicated-head",
+        )
 
 
 def python_of(site: Site, here: str) -> str:
@@ -91,22 +110,18 @@ def hash_image(image: str | None) -> str:
 
 def dry_run(spec: ClusterSpec, directory: Path) -> dict[str, str]:
     """Every text that `up` would submit: {"head.sbatch", "TYPE.sbatch"..., "autoscaling.json"}."""
-    site = spec.site
     texts = {"head.sbatch": scripts.text(directory, spec, head_tag(spec))}
     if not spec.static:
         for kind in spec.types:
             worker = JobTag(spec.id, 0, "worker", kind, "REQUEST")
             texts[f"{kind}.sbatch"] = scripts.text(directory, spec, worker)
-        nodes = {kind: site.nodes[kind] for kind in spec.types}
-        texts["autoscaling.json"] = jobscript.autoscaling(
-            spec.name, directory, 0, nodes, spec.min, spec.max, site.idle_seconds
-        )
+        texts["autoscaling.json"] = autoscaling.configuration(spec, directory, 0)
     return texts
 
 
 def head_tag(spec: ClusterSpec) -> JobTag:
     """The tag of the job that `up` submits."""
-    return JobTag(spec.id, 0, "head", spec.types[0] if spec.static else "")
+    return JobTag(spec.id, 0, "head", spec.head_type)
 
 
 def up(

@@ -1,10 +1,8 @@
-"""Renders job scripts and Ray's autoscaling configuration: pure functions, tested as text."""
+"""Renders job scripts: pure functions, tested as text."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from cluster.job_tag import JobTag
 from cluster.sites import NodeType, Site
@@ -208,65 +206,3 @@ def _mount(path: str) -> str:
     """The option of apptainer's --mount for a directory at its own path; CSV quoting allows any name."""
     quoted = path.replace('"', '""')
     return f'type=bind,"source={quoted}","destination={quoted}"'
-
-
-def resources(node: NodeType) -> dict[str, int]:
-    """The resources that Ray expects of a node before it starts. Memory is omitted: no raylab task requests it."""
-    return {"CPU": node.cpus} | ({"GPU": node.gpus} if node.gpus else {})
-
-
-def capacity(nodes: Mapping[str, NodeType], limit: int) -> list[dict[str, Any]]:
-    """The maximum size of this cluster, one row per node type: [{"count", "resources"}], for clamping requests."""
-    return [{"count": min(limit, node.max or limit), "resources": resources(node)} for node in nodes.values()]
-
-
-def autoscaling(
-    name: str, directory: Path, generation: int, nodes: Mapping[str, NodeType], low: int, high: int, idle_seconds: float
-) -> str:
-    """Ray's autoscaling configuration (JSON, which is YAML): our node provider and every key that Ray requires.
-
-    `low`: nodes of the first type to keep; `high`: maximum of all types together.
-    """
-    types: dict[str, Any] = {
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0},
-    }
-    for at, (kind, node) in enumerate(nodes.items()):
-        types[kind] = {
-            "resources": resources(node),
-            "node_config": {"type": kind},
-            "min_workers": low if at == 0 else 0,
-            "max_workers": min(high, node.max or high),
-            "idle_timeout_s": idle_seconds,
-        }
-    return json.dumps(
-        {
-            "cluster_name": name,
-            "max_workers": high,
-            "upscaling_speed": 100.0,
-            "idle_timeout_minutes": max(1, round(idle_seconds / 60)),
-            "provider": {
-                "type": "external",
-                "module": "cluster.provider.SlurmProvider",
-                "disable_node_updaters": True,
-                "disable_launch_config_check": True,
-                "directory": str(directory),
-                "generation": generation,
-            },
-            "available_node_types": types,
-            "head_node_type": "head",
-            "auth": {},
-            "docker": {},
-            "initialization_commands": [],
-            "setup_commands": [],
-            "head_setup_commands": [],
-            "worker_setup_commands": [],
-            "head_start_ray_commands": [],
-            "worker_start_ray_commands": [],
-            "file_mounts": {},
-            "cluster_synced_files": [],
-            "file_mounts_sync_continuously": False,
-            "rsync_exclude": [],
-            "rsync_filter": [],
-        },
-        indent=1,
-    )

@@ -44,20 +44,17 @@ def agent(spec: ClusterSpec, directory: Path, role: str, generation: int, kind: 
 def text(directory: Path, spec: ClusterSpec, tag: JobTag) -> str:
     """The script of the head (kind "head"), of a worker, or of a static cluster (spec.static nodes)."""
     site = spec.site
-    node: NodeType = site.head if tag.kind == "head" else site.nodes[tag.type]
-    role = tag.kind
-    if static := spec.static:
-        node, role = site.nodes[tag.type], "static"
+    node: NodeType = site.nodes[tag.type] if tag.type else site.head
     return jobscript.script(
         site=site,
         node=node,
         tag=tag,
-        job_name=f"raylab-{spec.name}-{tag.type or tag.kind}",
+        job_name=f"raylab-{spec.name}-{tag.type if tag.kind == 'worker' or spec.static else tag.kind}",
         time=spec.time,
         log=directory / "logs",
         environment=environment(spec, directory),
-        command=agent(spec, directory, role, tag.generation, tag.type),
-        nodes=static or 1,
+        command=agent(spec, directory, "static" if spec.static else tag.kind, tag.generation, tag.type),
+        nodes=spec.static or 1,
         proxy=Path(spec.code) / "cluster" / "slurm_proxy.py" if tag.kind == "head" else None,
     )
 

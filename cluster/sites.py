@@ -66,6 +66,7 @@ class Site(Part):
     environment: dict[Variable, str] = {}  # for example a proxy
     scratch: Text = "/tmp"  # node-local and short: Ray's sockets are below it
     shared: Text | None = None  # storage that all nodes share; RAYLAB_HOME must be below it
+    whole_nodes: bool = False  # a job is billed whole nodes: the head shares the node of the first worker
     interface: Text | None = None  # network interface between nodes, e.g. ib0
     ssh: bool = False  # compute nodes can be reached by ssh from the login node
     sbatch: tuple[Line, ...] = ()  # further options of every job

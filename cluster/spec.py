@@ -38,6 +38,8 @@ class ClusterSpec(BaseModel):
     min: int
     max: int
     """nodes"""
+    head_type: str = ""
+    """the node type of the head's job where that node works as well; empty: the head has a node of its own"""
     static: int = 0
     """nodes of one fixed allocation; 0: the number of nodes follows the work"""
     time: str

@@ -52,6 +52,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                     help="node types of the site (default: its first)")  # fmt: skip
     up.add_argument("--time", help="time limit of each job, e.g. 02:00:00 (default: the site's)")
     up.add_argument("--static", type=int, metavar="N", help="one allocation of N nodes that never grows or shrinks")
+    up.add_argument("--dedicated-head", action="store_true",
+                    help="give the head a node of its own, where nodes are allocated whole (whole_nodes)")  # fmt: skip
     up.add_argument("--dry-run", action="store_true", help="print all scripts and configurations, submit nothing")
     up.add_argument("--wait", action="store_true", help="wait until the cluster is ready")
     verb("status", "print nodes, resources, demand, Slurm's reasons and running jobs")
@@ -100,6 +102,7 @@ def do_up(args: argparse.Namespace) -> dict[str, Any]:
         python=sys.executable,
         login=bool(files),
         group=os.environ.get(home.GROUP, ""),
+        dedicated_head=args.dedicated_head,
     )
     if args.dry_run:
         texts = client.dry_run(spec, where / "clusters" / name)
@@ -166,7 +169,8 @@ def tell(status: dict[str, Any]) -> None:
     say(f"cluster {status['name']} at {status['site']}: {status['state']}{where}")
     for job in status["jobs"]:
         left = "" if job["seconds_left"] is None else f"{duration(job['seconds_left'])} left"
-        what = f"{job['type'] or job['kind']:8} {job['state']:10} {job['node']:12}"
+        what = "+".join(filter(None, (job["kind"] if job["kind"] == "head" else "", job["type"])))
+        what = f"{what:8} {job['state']:10} {job['node']:12}"
         say(f"  job {job['job']:>8}  {what} {left}{job['why']}")
     for node in status["nodes"]:
         used = "  ".join(f"{name} {a:g}/{b:g}" for name, (a, b) in node["resources"].items())

@@ -78,9 +78,10 @@ def main() -> int:
                 with RayNode(directory, name) as node:
                     if not leads:
                         return node.work(signals, generation, args.type, f"{job}.{restarts}")
-                    is_static = args.role == "static"
-                    allocation = read_allocation() if is_static else None
-                    head = Head(directory, node.ray, node.ip, signals, job, generation, is_static, allocation)
+                    allocation = read_allocation() if spec.head_type else None
+                    if allocation is not None and not spec.static:
+                        allocation = allocation.without(spec.site.head)
+                    head = Head(directory, node.ray, node.ip, signals, job, generation, allocation)
                     head.serve()
                 return head.requeue()
             except StartError as error:

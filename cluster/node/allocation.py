@@ -3,11 +3,13 @@
 import contextlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
+from cluster.sites import NodeType
+from raylab.errors import SlurmError
 from raylab.memory import list_cgroups
 
 OBJECT_STORE_SHARE, OBJECT_STORE_MOST, OBJECT_STORE_LEAST = 0.1, 2 * 10**9, 80 * 10**6  # data is read from files
@@ -35,6 +37,20 @@ class Allocation:
         else:
             memory = psutil.virtual_memory().total
         return cls(allocated, usable, int(environment.get("SLURM_GPUS_ON_NODE") or 0), memory)
+
+    def without(self, share: NodeType) -> "Allocation":
+        """What is left beside the head's share. Raises SlurmError if nothing is."""
+        if self.cpus <= share.cpus:
+            raise SlurmError(
+                f"the head leaves no CPU of this node for work: it takes {share.cpus} of {self.cpus}",
+                do="give the node type all CPUs of its nodes, or start the cluster with --dedicated-head",
+            )
+        return replace(
+            self,
+            allocated_cpus=self.allocated_cpus - share.cpus,
+            usable_cpus=self.usable_cpus - share.cpus,
+            memory=max(0, self.memory - (share.memory_mb << 20)),
+        )
 
     @property
     def cpus(self) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 DRAIN_SECONDS = 3.0  # of one request: a hanging store must not use up the node's remaining time
 
 
-def drain(address: str, seconds: float, why: str, instance: str | None = None) -> list[str]:
-    """Tell Ray that nodes will end in `seconds`: the one started as `instance`, or all workers.
+def drain(address: str, seconds: float, why: str, instance: str | None = None, with_head: bool = False) -> list[str]:
+    """Tell Ray that nodes will end in `seconds`: the one started as `instance`, or all, the head's only `with_head`.
 
     Returns the ids (hex) of the draining nodes. Runs notice it, because Ray lists them as draining.
     """
@@ -21,7 +21,7 @@ def drain(address: str, seconds: float, why: str, instance: str | None = None) -
     deadline = int((time.time() + seconds) * 1000)
     drained = []
     for node_id, node in client.get_all_node_info(timeout=DRAIN_SECONDS).items():
-        wanted = not node.is_head_node if instance is None else node.instance_id == instance
+        wanted = with_head or not node.is_head_node if instance is None else node.instance_id == instance
         if wanted and node.state == gcs_pb2.GcsNodeInfo.ALIVE:
             # the hexadecimal id: Ray accepts a binary one but drains nothing
             accepted, _ = client.drain_node(

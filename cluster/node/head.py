@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from cluster import jobscript
+from cluster import autoscaling
 from cluster.directory import Directory
 from cluster.job_tag import JobTag
 from cluster.node import gcs
@@ -55,11 +55,10 @@ class Head:
         signals: "Signals",
         job: str,
         generation: int,
-        static: bool,
         allocation: Allocation | None,
     ) -> None:
         self.directory, self.ray, self.ip, self.signals = directory, ray, ip, signals
-        self.job, self.generation, self.static, self.allocation = job, generation, static, allocation
+        self.job, self.generation, self.allocation = job, generation, allocation
         self.spec, self.site = directory.spec, directory.site
         self.slurm = Slurm()
         self.services: dict[str, subprocess.Popen[bytes]] = {}
@@ -97,24 +96,14 @@ class Head:
             f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
             f"--resources={json.dumps({RESOURCE: 1000})}",
         ]  # fmt: skip
-        nodes = {kind: self.site.nodes[kind] for kind in self.spec.types}
         environment = {"RAY_ADDRESS": self.address, "RAY_CLOUD_INSTANCE_ID": "head", "RAY_NODE_TYPE_NAME": "head"}
-        if not self.static:
+        if not self.spec.static:
             path = self.directory.path / "autoscaling.json"
             with atomic_write(path) as beside:
-                beside.write_text(
-                    jobscript.autoscaling(
-                        self.spec.name, self.directory.path, self.generation, nodes,
-                        self.spec.min, self.spec.max, self.site.idle_seconds,
-                    )
-                )  # fmt: skip
+                beside.write_text(autoscaling.configuration(self.spec, self.directory.path, self.generation))
             options += [f"--autoscaling-config={path}"]
-            # the most a run may request: requests are all or nothing (raylab/distributed/elastic.py)
-            capacity = jobscript.capacity(nodes, self.spec.max)
-            environment |= {
-                **AUTOSCALER,
-                "RAYLAB_CLUSTER_CAPACITY": json.dumps({"max": self.spec.max, "types": capacity}),
-            }
+            # the most a run may request: requests are all or nothing (raylab/distributed/allocation.py)
+            environment |= {**AUTOSCALER, "RAYLAB_CLUSTER_CAPACITY": json.dumps(autoscaling.capacity(self.spec))}
         self.environment = {**os.environ, **environment}
         self.ray.start(sys.executable, self.ip, options, environment, self.allocation)
         # the dashboard's agent accepts jobs and starts last
@@ -193,7 +182,7 @@ class Head:
         received = self.signals.received
         log.info("%s: %.0f s left", received.name if received else "", self.signals.left)
         try:
-            gcs.drain(self.address, self.signals.left, "the head ends")
+            gcs.drain(self.address, self.signals.left, "the head ends", with_head=self.allocation is not None)
         except Exception as error:  # as in the workers' agent
             log.warning("Ray could not drain the workers: %s", error)
         self._run("drain", *self.spec.hooks.drain, seconds=self.signals.left)

@@ -4,6 +4,8 @@ import pytest
 
 from cluster.node import allocation
 from cluster.node.allocation import Allocation, count_usable_cpus, read_cpu_quotas
+from cluster.sites import NodeType
+from raylab.errors import SlurmError
 
 
 @pytest.mark.parametrize(("affinity", "cpus"), [({0}, 1), ({0, 1, 2, 3}, 4), (set(range(8)), 4)])
@@ -13,6 +15,14 @@ def test_ray_counts_the_cpus_that_slurm_allocated_and_the_step_may_use(monkeypat
     assert (found.allocated_cpus, found.usable_cpus, found.cpus, found.gpus) == (4, len(affinity), cpus, 2)
     assert found.memory == 4000 << 20, "of the allocation, not of the CPUs that are usable"
     assert f"--num-cpus={cpus}" in found.options(shared_memory=10**9)
+
+
+def test_the_head_leaves_the_rest_of_a_node_that_it_shares():
+    node = Allocation(allocated_cpus=8, usable_cpus=4, gpus=2, memory=8000 << 20)
+    left = node.without(NodeType(cpus=1, memory_mb=1500))
+    assert (left.cpus, left.gpus, left.memory) == (3, 2, 6500 << 20)
+    with pytest.raises(SlurmError, match="no CPU of this node for work: it takes 4 of 4"):
+        node.without(NodeType(cpus=4, memory_mb=1500))
 
 
 def test_a_quota_of_a_cgroup_counts_less(monkeypatch, tmp_path):

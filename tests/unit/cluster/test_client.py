@@ -254,6 +254,41 @@ def test_a_static_cluster_is_one_allocation(make_spec, slurm, tmp_path):
     assert "#SBATCH --nodes=3" in text and "#SBATCH --gres=gpu:2" in text and " static " in text
 
 
+@pytest.fixture
+def whole(site):
+    """The site, where a job is allocated whole nodes."""
+    head = site.head.model_copy(update={"cpus": 1, "memory_mb": 1500, "partition": "small"})
+    return site.model_copy(update={"whole_nodes": True, "head": head})
+
+
+def test_where_nodes_are_allocated_whole_the_head_takes_a_node_that_works(make_spec, whole, slurm, tmp_path):
+    directory, _ = client.up(make_spec(site=whole, types=["gpu"]), tmp_path, slurm)
+    text = (directory.scripts / "head.sbatch").read_text()
+    for option in ("--cpus-per-task=8", "--mem=16000M", "--gres=gpu:2", "--job-name=raylab-ray-head"):
+        assert f"#SBATCH {option}" in text
+    assert "--partition=small" not in text and " head --generation 0" in text
+    tag = JobTag.parse(slurm.table[0].comment)
+    assert (tag.kind, tag.type) == ("head", "gpu")
+    assert client.status(directory, slurm)["jobs"][0]["kind"] == "head"
+
+
+def test_a_dedicated_head_has_a_small_node_as_everywhere_else(make_spec, whole, site, slurm, tmp_path):
+    assert make_spec(site=site).head_type == ""
+    spec = make_spec(site=whole, dedicated_head=True)
+    assert spec.head_type == ""
+    text = client.dry_run(spec, tmp_path)["head.sbatch"]
+    assert "#SBATCH --cpus-per-task=1\n" in text and "#SBATCH --partition=small" in text
+
+
+def test_a_node_without_room_beside_the_head_is_refused(make_spec, whole):
+    for share in ({"cpus": 4}, {"memory_mb": 4000}):
+        site = whole.model_copy(update={"head": whole.head.model_copy(update=share)})
+        with pytest.raises(UsageError, match="no room for the head and a worker") as refused:
+            make_spec(site=site)
+        assert "--dedicated-head" in refused.value.do
+        assert make_spec(site=site, dedicated_head=True).head_type == ""
+
+
 def test_a_directory_of_nothing_is_no_cluster(tmp_path, slurm):
     with pytest.raises(SlurmError):
         client.status(Directory(tmp_path / "none"), slurm)

@@ -9,7 +9,7 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.instance_manager.node_provider import LaunchNodeError, NodeProviderAdapter, TerminateNodeError
 from ray.core.generated.instance_manager_pb2 import NodeKind
 
-from cluster import jobscript
+from cluster import autoscaling
 from cluster import provider as module
 from cluster.job_tag import JobTag
 from cluster.provider import HEAD, SlurmProvider
@@ -173,10 +173,10 @@ class Reader:
 
 
 @pytest.fixture
-def adapter(directory, site, slurm, monkeypatch):
+def adapter(directory, slurm, monkeypatch):
     """The locked Ray's own way to our provider: by its name in the file, and through its adapter."""
     monkeypatch.setattr(module, "Slurm", lambda: slurm)
-    reader = Reader(jobscript.autoscaling("ray", directory.path, GENERATION, site.nodes, 0, 4, 60))
+    reader = Reader(autoscaling.configuration(directory.spec, directory.path, GENERATION))
     _clear_provider_cache()
     found = _get_node_provider(reader.config.get_provider_config(), "ray")
     assert isinstance(found, SlurmProvider)

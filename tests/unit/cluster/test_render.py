@@ -217,57 +217,6 @@ def test_the_shell_outlives_the_signals_that_are_for_the_agent(tmp_path):
     assert run(text(PLAIN), tmp_path)["ignored"] == ["SIGTERM", "SIGUSR1"]
 
 
-# --- Ray's autoscaling configuration ---
-
-
-NODES = {"cpu": NodeType(cpus=4, memory_mb=4000), "gpu": NodeType(cpus=8, memory_mb=9000, gpus=2, max=3)}
-
-
-def autoscaling(low: int = 1, high: int = 8, idle: float = 90) -> dict:
-    return json.loads(jobscript.autoscaling("ray", Path("/p/ray"), 2, NODES, low, high, idle))
-
-
-def test_the_locked_rays_own_checks_take_the_autoscaling_configuration():
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = autoscaling()
-    prepared = prepare_config(dict(config))
-    validate_config(prepared)
-    validate_config(config)
-    assert set(prepared) == set(config), "Ray fills in what is missing and its monitor then reads the file without it"
-
-
-def test_the_locked_ray_reads_our_limits_from_it():
-    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
-
-    read = AutoscalingConfig(autoscaling())
-    types = read.get_node_type_configs()
-    assert read.get_head_node_type() == "head"
-    assert read.get_max_num_worker_nodes() == 8
-    assert (types["cpu"].min_worker_nodes, types["cpu"].max_worker_nodes) == (1, 8)
-    assert (types["gpu"].min_worker_nodes, types["gpu"].max_worker_nodes) == (0, 3)
-    assert types["gpu"].resources == {"CPU": 8, "GPU": 2}
-    assert types["cpu"].idle_timeout_s == 90
-
-
-def test_the_provider_finds_its_cluster_in_it():
-    provider = autoscaling()["provider"]
-    assert (provider["directory"], provider["generation"]) == ("/p/ray", 2)
-    module, name = provider["module"].rsplit(".", 1)
-    assert hasattr(__import__(module, fromlist=[name]), name)
-
-
-def test_all_nodes_at_once_may_be_asked_for():
-    assert autoscaling()["upscaling_speed"] >= 8
-
-
-def test_the_largest_that_a_cluster_can_be():
-    assert jobscript.capacity(NODES, 5) == [
-        {"count": 5, "resources": {"CPU": 4}},
-        {"count": 3, "resources": {"CPU": 8, "GPU": 2}},
-    ]
-
-
 # --- in an image ---
 
 # as apptainer: none of the caller's environment but APPTAINERENV_*, and the proxy's socket at its mounted path
