@@ -11,7 +11,10 @@ from raylab.errors import UsageError
 
 # Variables of the submitting shell's own clusters, which must not reach a node
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES")  # which GPUs, from Slurm
-FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", *SECRETS, "RAY_JOB_ID", "CUDA_VISIBLE_DEVICES")
+FOREIGN = (
+    "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", *SECRETS, "RAY_JOB_ID", "CUDA_VISIBLE_DEVICES", "GLOO_SOCKET_IFNAME",
+    "NCCL_SOCKET_IFNAME",
+)  # fmt: skip
 
 # Since Slurm 22.05 a step does not inherit its job's CPUs per task: where Slurm binds tasks to cores, it would get one
 # core. It gets all CPUs of the job on the node that has the fewest, as many as a partition of whole nodes allocates.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raylab.errors import UsageError, redact, unknown
 from raylab.scratch import RAY_BYTES, SOCKET_BYTES
@@ -68,10 +68,18 @@ class Site(Part):
     shared: Text | None = None  # storage that all nodes share; RAYLAB_HOME must be below it
     whole_nodes: bool = False  # a job is billed whole nodes: the head shares the node of the first worker
     interface: Text | None = None  # network interface between nodes, e.g. ib0
+    # of the names that nodes have in the fast network, instead of `interface`
+    hostname_suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
     ssh: bool = False  # compute nodes can be reached by ssh from the login node
     sbatch: tuple[Line, ...] = ()  # further options of every job
     head: NodeType = NodeType(cpus=2, memory_mb=6000)  # Ray, the drivers of all jobs, MLflow
     nodes: dict[Kind, NodeType] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_one_network(self) -> "Site":
+        if self.interface is not None and self.hostname_suffix is not None:
+            raise ValueError("`interface` and `hostname_suffix` both name the network between nodes: remove one")
+        return self
 
 
 def own_file() -> Path:
@@ -213,5 +221,6 @@ def _explain(error: ValidationError, name: str, where: Path) -> UsageError:
         if problem["type"] == "extra_forbidden":
             part: type[Part] = NodeType if len(path) > 1 else Site
             return unknown(f"key of [{name}] in {where}:", ".".join(path), part.model_fields.keys() - {"name"})
-        lines.append(f"{'.'.join(path)}: {problem['msg']}, got {problem.get('input')!r}")
+        got = f", got {problem.get('input')!r}" if path else ""  # without a path: the whole section
+        lines.append(f"{'.'.join(path) or name}: {problem['msg']}{got}")
     return UsageError(f"[{name}] in {where} is not valid: " + "; ".join(lines), do="docs/sites.md lists the keys")

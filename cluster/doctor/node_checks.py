@@ -6,26 +6,29 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from cluster.doctor import traffic
+from cluster.doctor.traffic import Traffic
 from cluster.node.agent import compare
 from cluster.node.allocation import OBJECT_STORE_LEAST, Allocation
 from cluster.node.network import address_of, free_ports
 from cluster.sites import NodeType, Site
 from raylab.errors import RaylabError, UsageError
 from raylab.files import locked, write_json
+from raylab.interfaces import interface_of, list_addresses
 from raylab.scratch import Scratch
 
 SEE_SECONDS = 10.0  # limit for a file of another node to become visible here
 LETTERS = 4096  # size of the file that the login node keeps replacing
 SCRATCH_BYTES = 10**9  # for Ray's logs and objects spilled from its store
+FASTER = 3.0  # so many times as fast must another network be to be recommended
 PORTS = 12  # ports that a head needs
 NOTES = ("node-*.json", "peer-*.json", "met-*.json")  # files that nodes leave in the probe
 DEFAULT_PORTS = {6379: "Ray's head", 8265: "Ray's dashboard", 10001: "Ray's client server"}
@@ -64,7 +67,7 @@ def here(facts: dict[str, Any]) -> list[Finding]:
     findings = [attempt(same + ", ".join(f"{k} {v}" for k, v in wanted.items()), lambda: compare(wanted))]
     stored, shared = storage(Path(facts["probe"]), facts["word"])
     findings += [*stored, *scratch(site.scratch), shared_memory(), *other_rays(), *default_ports()]
-    findings += network(site.interface, Path(facts["probe"]) if shared else None, facts["nodes"])
+    findings += network(site, Path(facts["probe"]) if shared else None, facts["nodes"])
     node = site.nodes[facts["kind"]]
     return [*findings, cpus(node, Allocation.read(os.environ), list_affinity()), *gpus(node)]
 
@@ -181,54 +184,70 @@ def default_ports() -> list[Finding]:
     return findings
 
 
-def network(interface: str | None, probe: Path | None, nodes: int) -> list[Finding]:
-    """Check this node's address and ports, and that the nodes of this step, listed in `probe`, can connect to each
-    other."""
+def network(site: Site, probe: Path | None, nodes: int) -> list[Finding]:
+    """Check this node's address and ports, that the nodes of this step, listed in `probe`, can connect to each other,
+    and which interface carries what they send."""
     try:
-        address = address_of(interface)
+        address = address_of(site)
         free_ports(address, PORTS)
     except RaylabError as error:
         return [Finding.of(error)]
     if address.startswith("127."):
         name = "name the network that nodes share: `interface` of the site (`ip address` lists them)"
         return [Finding(f"this node's host name resolves to {address}, which other nodes cannot reach", False, name)]
-    findings = [Finding(f"address {address}, {PORTS} free ports")]
-    return findings if probe is None else [*findings, _meet(address, probe, nodes)]
+    findings = [Finding(f"address {address} ({interface_of(address)}), {PORTS} free ports")]
+    return findings if probe is None else [*findings, *_meet(address, probe, nodes)]
 
 
-def _meet(address: str, probe: Path, nodes: int) -> Finding:
-    host = socket.gethostname()
-    with socket.create_server((address, 0)) as server:
-        threading.Thread(target=_accept, args=(server,), daemon=True).start()
-        write_json(probe / f"peer-{host}.json", [address, server.getsockname()[1]])
+def _meet(address: str, probe: Path, nodes: int) -> list[Finding]:
+    """Connect to the other nodes at the address that Ray uses, and to the next one at its other addresses too."""
+    host, own = socket.gethostname(), interface_of(address)
+    addresses = {name: other for name, other in list_addresses().items() if not other.startswith("127.")}
+    with traffic.Listener({**addresses, own: address}, host) as listener:
+        write_json(probe / f"peer-{host}.json", {"interface": own, "places": listener.places})
         _until(lambda: len(list(probe.glob("peer-*.json"))) >= nodes, SEE_SECONDS)
-        peers = {path.stem.removeprefix("peer-"): path for path in probe.glob("peer-*.json")}
-        away = [peer for peer, path in sorted(peers.items()) if not _can_connect(path)]
-        write_json(probe / f"met-{host}.json", away)
+        notes = {path.stem.removeprefix("peer-"): json.loads(path.read_text()) for path in probe.glob("peer-*.json")}
+        peers = sorted(notes)
+        findings = []
+        for peer in peers:
+            if peer != host:
+                findings.append(_send_to(peer, own, notes[peer], peer == peers[(peers.index(host) + 1) % len(peers)]))
+        write_json(probe / f"met-{host}.json", len(findings))
         _until(lambda: len(list(probe.glob("met-*.json"))) >= nodes, SEE_SECONDS)
     if len(peers) < nodes:
-        return Finding(f"only {len(peers)} of {nodes} nodes reported an address", False, "see the other nodes' output")
-    if away:
-        name = "`interface` of the site must be a network that nodes share; ask for the ports between nodes"
-        return Finding(f"{', '.join(away)} cannot be reached from here", False, name)
-    return Finding(f"{nodes} nodes can connect to each other" if nodes > 1 else "this node can connect to itself")
+        few = f"only {len(peers)} of {nodes} nodes reported an address"
+        return [Finding(few, False, "see the other nodes' output"), *findings]
+    return findings
 
 
-def _accept(server: socket.socket) -> None:
-    while True:
-        try:
-            server.accept()[0].close()
-        except OSError:  # the server was closed, because all nodes have connected
-            return
+def _send_to(peer: str, own: str, note: dict[str, Any], with_others: bool) -> Finding:
+    """Send to a node at the address that Ray uses; `with_others`, or if that fails, at its other addresses too."""
+    places = {name: (str(address), int(port)) for name, (address, port) in note["places"].items()}
+    used = traffic.send(places.pop(note["interface"]), peer)
+    others = {}
+    if used is None or with_others:
+        others = {name: sent for name, place in places.items() if (sent := traffic.send(place, peer)) is not None}
+    return judge_traffic(peer, own, used, others)
 
 
-def _can_connect(path: Path) -> bool:
-    address, port = json.loads(path.read_text())
-    try:
-        socket.create_connection((address, port), timeout=5).close()
-    except OSError:
-        return False
-    return True
+def judge_traffic(peer: str, own: str, used: Traffic | None, others: Mapping[str, Traffic]) -> Finding:
+    """The finding on what was sent to `peer` at the address that Ray uses, of this node's interface `own`, and at its
+    addresses at `others`."""
+    best = max(others, key=lambda name: others[name].rate, default=None)
+    if used is None:
+        if best is None:
+            name = "`interface` of the site must be a network that nodes share; ask for the ports between nodes"
+            return Finding(f"{peer} cannot be reached from here", False, name)
+        through = f"{peer} cannot be reached from here through {own}, but through {best}"
+        return Finding(through, False, f"set `interface` of the site to '{best}'")
+    text = f"traffic to {peer} goes through {used.carrier} at {traffic.describe_rate(used.rate)}"
+    if used.carrier != own:
+        routes = "ask for the routes between nodes, or name another `interface` of the site"
+        return Finding(f"{text}, though the address is that of {own}", False, routes)
+    if best is not None and others[best].rate > FASTER * used.rate:
+        faster = f"{text}; through {best}, at {traffic.describe_rate(others[best].rate)}"
+        return Finding(faster, False, f"set `interface` of the site to '{best}'")
+    return Finding(text)
 
 
 def list_affinity() -> list[int]:

@@ -20,7 +20,7 @@ from cluster.directory import Directory, versions
 from cluster.node import gcs
 from cluster.node.allocation import Allocation
 from cluster.node.head import Head
-from cluster.node.network import address_of
+from cluster.node.network import address_of, socket_variables
 from cluster.node.ray_process import WORKER, RayProcess, StartError
 from raylab.errors import RaylabError, SlurmError
 from raylab.loopback import no_proxy
@@ -125,7 +125,8 @@ class RayNode:
     def __init__(self, directory: Directory, name: str) -> None:
         self.directory, self.name = directory, name
         site = directory.site
-        self.ip = address_of(site.interface)
+        self.ip = address_of(site)
+        os.environ.update(socket_variables(site, self.ip))
         self.ray = RayProcess(site.scratch, directory.logs / f"ray-{name}.out")
 
     def __enter__(self) -> "RayNode":

@@ -7,11 +7,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-import psutil
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
-
-from raylab.errors import RunError
 
 CALL_SECONDS = 1.0  # a wait asks again after this long, so that one of a member that died soon ends
 
@@ -79,15 +76,3 @@ class CallStore(Store):
 
 def _to_bytes(value: str | bytes) -> bytes:
     return value.encode() if isinstance(value, str) else value
-
-
-def interface_of(address: str) -> str:
-    """Return the network interface with the IPv4 or IPv6 `address`: lo for a local Ray, the site's on a cluster."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if address in [a.address.partition("%")[0] for a in addresses]:
-            return str(name)
-    raise RunError(
-        f"no network interface of this node has the address {address}",
-        "Ray uses this address for this node, and the workers of a run would communicate over it",
-        "start Ray with --node-ip-address=ADDRESS of an interface of this node",
-    )

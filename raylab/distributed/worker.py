@@ -14,6 +14,7 @@ import ray
 
 from raylab.distributed.membership import WATCH_SECONDS
 from raylab.errors import RaylabError, RunError
+from raylab.interfaces import interface_of
 from raylab.memory import explain_memory_error
 from raylab.training.run_failure import write_failure
 from raylab.witness import witness
@@ -49,7 +50,6 @@ class Worker:
         """Train until the run is over. Whatever is raised is a crash of this worker, not the end of the run."""
         # In the method, so that the process that starts it is quick to answer
         from raylab.distributed.member import Expelled, Member, Refused
-        from raylab.distributed.store import interface_of
         from raylab.tasks.recipes import parse_recipe
         from raylab.training.loop import AttemptHandedOver
         from raylab.training.run import execute

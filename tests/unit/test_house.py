@@ -18,7 +18,7 @@ PACKAGES = ("raylab", "jobs", "tracking", "cluster")
 ROOMS: dict[str, set[str]] = {}
 for _room, _more in {
     "errors": "",
-    "files loopback scratch documents score storage processes memory": "errors",
+    "files loopback interfaces scratch documents score storage processes memory": "errors",
     "witness": "memory",
     "config": "files",
     "physiology": "config",
@@ -30,7 +30,7 @@ for _room, _more in {
     "evaluation": "data.icu data.images models",
     "tasks": "evaluation",
     "training": "tasks",
-    "distributed": "training witness",
+    "distributed": "training witness interfaces",
 }.items():
     _below = {"errors", "files", "documents", "memory", "score", "storage"}.union(
         *({name} | ROOMS[name] for name in _more.split())
@@ -45,6 +45,7 @@ SMALL = {
     "documents",
     "score",
     "loopback",
+    "interfaces",
     "memory",
     "scratch",
     "processes",

@@ -15,8 +15,9 @@ import pytest
 
 from cluster import scripts
 from cluster.directory import versions
-from cluster.doctor import node_checks, site_checks
+from cluster.doctor import node_checks, site_checks, traffic
 from cluster.doctor.node_checks import Finding
+from cluster.doctor.traffic import Traffic
 from cluster.node.allocation import Allocation
 from cluster.sites import NodeType, Site
 from cluster.slurm import Slurm
@@ -233,24 +234,58 @@ def test_scratch_that_cannot_hold_rays_sockets(tmp_path):
     assert list(long.iterdir()) == [], "what was tried is gone"
 
 
-def test_an_interface_that_is_not_here_names_those_there_are():
-    (found,) = node_checks.network("ib77", None, 1)
+def test_an_interface_that_is_not_here_names_those_there_are(local):
+    (found,) = node_checks.network(local.model_copy(update={"interface": "ib77"}), None, 1)
     assert not found.ok and "'ib77'" in found.what and "lo" in found.what and "`interface`" in found.do
 
 
-def test_a_loopback_address_is_none_for_other_nodes():
-    (found,) = node_checks.network("lo", None, 1)
+def test_a_loopback_address_is_none_for_other_nodes(local):
+    (found,) = node_checks.network(local.model_copy(update={"interface": "lo"}), None, 1)
     assert not found.ok and "127.0.0.1" in found.what
 
 
 def test_nodes_that_do_not_meet_are_said(tmp_path, monkeypatch):
     monkeypatch.setattr(node_checks, "SEE_SECONDS", 0.5)
-    assert "1 of 2 nodes" in node_checks._meet("127.0.0.1", tmp_path, 2).what
+    assert "1 of 2 nodes" in node_checks._meet("127.0.0.1", tmp_path, 2)[0].what
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        (tmp_path / "peer-n9.json").write_text(json.dumps(closed.getsockname()))
-        found = node_checks._meet("127.0.0.1", tmp_path, 2)
+        note = {"interface": "lo", "places": {"lo": closed.getsockname()}}
+        (tmp_path / "peer-n9.json").write_text(json.dumps(note))
+        (found,) = node_checks._meet("127.0.0.1", tmp_path, 2)
     assert not found.ok and found.what == "n9 cannot be reached from here"
+
+
+def test_what_is_sent_to_a_node_is_measured_where_it_leaves_and_only_if_that_node_answers():
+    with traffic.Listener({"lo": "127.0.0.1"}, "n2") as there:
+        sent = traffic.send(there.places["lo"], "n2")
+        assert sent is not None and sent.carrier == "lo" and sent.rate > 1e6
+        assert traffic.send(there.places["lo"], "n3") is None, "another node has this address as well"
+    assert traffic.send(there.places["lo"], "n2") is None
+
+
+SLOW, FAST = 1e8, 2e9
+
+
+@pytest.mark.parametrize(
+    ("used", "others", "ok", "what", "do"),
+    [
+        (Traffic("ib0", FAST), {"eth0": Traffic("eth0", SLOW)}, True, "goes through ib0 at 2.0 GB/s", ""),
+        (Traffic("ib0", FAST), {"eth0": Traffic("eth0", 2 * FAST)}, True, "goes through ib0 at 2.0 GB/s", ""),
+        (
+            Traffic("eth0", FAST),
+            {},
+            False,
+            "goes through eth0 at 2.0 GB/s, though the address is that of ib0",
+            "routes",
+        ),
+        (Traffic("ib0", SLOW), {"hsn0": Traffic("hsn0", FAST)}, False, "through hsn0, at 2.0 GB/s", "'hsn0'"),
+        (None, {"hsn0": Traffic("hsn0", FAST)}, False, "cannot be reached from here through ib0, but", "'hsn0'"),
+        (None, {}, False, "n2 cannot be reached from here", "ports between nodes"),
+    ],
+)
+def test_the_interface_that_carries_traffic_is_judged(used, others, ok, what, do):
+    found = node_checks.judge_traffic("n2", "ib0", used, others)
+    assert found.ok == ok and what in found.what and do in found.do
 
 
 def test_a_default_port_that_somebody_holds(monkeypatch):

@@ -62,8 +62,8 @@ def test_concurrent_additions_are_all_counted():
 
 
 def test_the_interface_of_an_address():
-    from raylab.distributed.store import interface_of
     from raylab.errors import RunError
+    from raylab.interfaces import interface_of
 
     assert interface_of("127.0.0.1") == "lo"
     with pytest.raises(RunError, match=r"192\.0\.2\.99"):
