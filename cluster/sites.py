@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from raylab.errors import UsageError, redact, unknown
 from raylab.scratch import RAY_BYTES, SOCKET_BYTES
@@ -75,11 +75,12 @@ class Site(Part):
     head: NodeType = NodeType(cpus=2, memory_mb=6000)  # Ray, the drivers of all jobs, MLflow
     nodes: dict[Kind, NodeType] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _has_one_network(self) -> "Site":
-        if self.interface is not None and self.hostname_suffix is not None:
+    @field_validator("hostname_suffix")
+    @classmethod
+    def _is_the_only_network(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and info.data.get("interface") is not None:
             raise ValueError("`interface` and `hostname_suffix` both name the network between nodes: remove one")
-        return self
+        return value
 
 
 def own_file() -> Path:
@@ -221,6 +222,5 @@ def _explain(error: ValidationError, name: str, where: Path) -> UsageError:
         if problem["type"] == "extra_forbidden":
             part: type[Part] = NodeType if len(path) > 1 else Site
             return unknown(f"key of [{name}] in {where}:", ".".join(path), part.model_fields.keys() - {"name"})
-        got = f", got {problem.get('input')!r}" if path else ""  # without a path: the whole section
-        lines.append(f"{'.'.join(path) or name}: {problem['msg']}{got}")
+        lines.append(f"{'.'.join(path)}: {problem['msg']}, got {problem.get('input')!r}")
     return UsageError(f"[{name}] in {where} is not valid: " + "; ".join(lines), do="docs/sites.md lists the keys")

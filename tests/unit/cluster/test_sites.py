@@ -72,9 +72,8 @@ def test_a_site_whose_blanks_are_filled_in(own_sites):
 
 def test_a_site_names_its_network_once(own_sites):
     own_sites('[ours]\ninterface = "ib0"\nhostname_suffix = "i"\n[ours.nodes.cpu]\ncpus = 1\nmemory_mb = 2000')
-    with pytest.raises(UsageError, match="`interface` and `hostname_suffix` both name the network") as refused:
+    with pytest.raises(UsageError, match="`interface` and `hostname_suffix` both name the network"):
         sites.site("ours")
-    assert "got {" not in refused.value.what
 
 
 def test_an_unknown_site_prints_the_right_ones(own_sites):
