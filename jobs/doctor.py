@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import client, scripts, sites
-from cluster.doctor import node_checks, site_checks
+from cluster.doctor import first_look, node_checks, site_checks
 from cluster.doctor.node_checks import Finding, attempt
 from cluster.slurm import Slurm
 from jobs import cli
@@ -65,7 +65,7 @@ def look(args: argparse.Namespace) -> Any:
     yield Finding(f"site {site.name} has no blanks")
     tracking = login.tracking_uri()
     python = client.python_of(site, sys.executable)
-    command = [python, "-m", "jobs.doctor", "--here"]
+    command = [python, "-m", "cluster.doctor.first_look", "jobs.doctor", "--here"]
     slurm = Slurm()
     files = login.files(tracking, scripts.LOGIN)
     yield from site_checks.examine(site, home.home(), CODE, slurm, command, tracking, args.nodes, args.wait, files)
@@ -73,9 +73,9 @@ def look(args: argparse.Namespace) -> Any:
 
 def on_node(facts: dict[str, Any]) -> dict[str, Any]:
     """Run the checks of a compute node: print its time immediately, then its findings."""
-    print(site_checks.answer(time=time.time()), flush=True)
+    print(first_look.answer(time=time.time()), flush=True)
     findings = [*node_checks.here(facts), mlflow(facts["tracking"])]
-    print(site_checks.answer(findings=[dataclasses.asdict(finding) for finding in findings]), flush=True)
+    print(first_look.answer(findings=[dataclasses.asdict(finding) for finding in findings]), flush=True)
     return {}
 
 

@@ -23,7 +23,7 @@ from cluster.sites import NodeType, Site
 from raylab.errors import RaylabError, UsageError
 from raylab.files import locked, write_json
 from raylab.interfaces import interface_of, list_addresses
-from raylab.scratch import Scratch
+from raylab.scratch import Scratch, check_parent, default_parents
 
 SEE_SECONDS = 10.0  # limit for a file of another node to become visible here
 LETTERS = 4096  # size of the file that the login node keeps replacing
@@ -143,11 +143,25 @@ def scratch(path: str) -> list[Finding]:
     except (OSError, UsageError) as error:
         reason = error.why if isinstance(error, UsageError) else error.strerror or error
         why = f"scratch {path} cannot hold Ray's sockets ({reason})"
-        return [Finding(why, False, "correct `scratch` of the site")]
+        return [Finding(why, False, f"correct `scratch` of the site{suggest_scratch(path)}")]
     if free < SCRATCH_BYTES:
         room = f"scratch {path} has {free / 1e9:.1f} GB free, less than {SCRATCH_BYTES / 1e9:.0f} GB"
-        return [Finding(room, False, "free some space, or choose another `scratch` of the site")]
+        do = f"free some space, or choose another `scratch` of the site{suggest_scratch(path)}"
+        return [Finding(room, False, do)]
     return [Finding(f"scratch {path} can hold Ray's sockets")]
+
+
+def suggest_scratch(path: str) -> str:
+    """The directories of this node that are short, private enough and have room, as the end of a sentence."""
+    suited = []
+    for place in dict.fromkeys((*default_parents(), "/scratch", "/local", "/dev/shm")):
+        try:
+            check_parent(Path(place))
+            if place != path and os.access(place, os.W_OK) and shutil.disk_usage(place).free >= SCRATCH_BYTES:
+                suited.append(place)
+        except OSError:
+            continue
+    return f"; suited here: {', '.join(suited)}" if suited else "; ask for a short, node-local directory"
 
 
 def shared_memory() -> Finding:

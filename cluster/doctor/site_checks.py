@@ -1,39 +1,41 @@
 """`raylab doctor`: check whether clusters can start, save and end on this site as it is described.
 
-The checks of the login node are here, those of compute nodes in node_checks.py, which runs in a short Slurm step on a
-few nodes of each type. The two communicate through a directory below RAYLAB_HOME and through the step's output.
+The checks of the login node are here and in slurm_checks.py, those of compute nodes in node_checks.py, which runs in a
+short Slurm step on a few nodes of each type. The two communicate through a directory below RAYLAB_HOME and through the
+step's output.
 """
 
+import errno
 import json
 import os
 import queue
-import re
 import secrets
 import shutil
-import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from cluster import jobscript, scripts, sites
 from cluster.directory import versions
-from cluster.doctor import node_checks
+from cluster.doctor import node_checks, slurm_checks
+from cluster.doctor.first_look import MARK
 from cluster.doctor.node_checks import Finding, attempt
 from cluster.job_tag import JobTag
 from cluster.sites import NodeType, Site
 from cluster.slurm import Slurm
+from raylab import storage
 from raylab.errors import RaylabError, SlurmError
 from raylab.files import atomic_write, locked
 
-MARK = "raylab-doctor "  # prefix of our lines in the step's output
 STEP_TIME, STEP_SECONDS = "00:05:00", 120.0  # time limit of the step in Slurm, and our limit once it is running
 CLOCK_SECONDS = 5.0
-SAVE_SECONDS = 10.0  # minimum time to write a checkpoint
+ROOM_BYTES = 64 << 20  # of a checkpoint; a quota shows only when something is written
 
 
 def examine(
@@ -60,8 +62,12 @@ def examine(
         yield config
         return
     yield Finding(f"Slurm {config.get('SLURM_VERSION', '')} answers")
-    yield from settings(config, site)
-    yield from partitions(slurm, site)
+    yield from slurm_checks.settings(config, site)
+    yield from slurm_checks.partitions(slurm, site, config, datetime.now())
+    yield from slurm_checks.accounting(slurm, config, site)
+    full = check_room(home, site)
+    if full is not None:
+        yield full
     try:
         with probe(home) as (directory, word):
             yield Finding(f"private files can be created in {home}")
@@ -89,7 +95,8 @@ def examine(
                 if seen := sorted(path.stem.removeprefix("node-") for path in directory.glob("node-*.json")):
                     yield Finding(f"files of {', '.join(seen)} are visible on the login node")
     except OSError as error:
-        yield Finding(f"{home} cannot be written ({error})", False, "export RAYLAB_HOME=DIRECTORY that you own")
+        if full is None:
+            yield Finding(f"{home} cannot be written ({error})", False, "export RAYLAB_HOME=DIRECTORY that you own")
     except RaylabError as error:
         yield Finding.of(error)
 
@@ -105,61 +112,18 @@ def answers(slurm: Slurm) -> dict[str, str] | Finding:
         return Finding.of(error)
 
 
-def settings(config: Mapping[str, str], site: Site) -> Iterator[Finding]:
-    """Findings on the settings of Slurm that decide how nodes and jobs end."""
-    kill = _number(config.get("KillWait", ""))
-    if kill < SAVE_SECONDS:
-        lead = "a cancelled or preempted node loses the steps since its last checkpoint: save often (loop.checkpoint)"
-        yield Finding(f"Slurm kills a job {kill:.0f} s after it asks it to end (KillWait)", False, lead)
-    else:
-        yield Finding(f"a cancelled or preempted job has {kill:.0f} s to save (KillWait)")
-    track, epilog = config.get("ProctrackType", ""), config.get("Epilog", "(null)")
-    if "cgroup" in track or "pgid" in track:
-        yield Finding(f"{track} ends all processes of a job")
-    elif epilog not in ("(null)", ""):
-        yield Finding(f"{track} lets daemons survive their job; the site's epilog must end them")
-    else:
-        ask = "raylab's agent ends Ray's daemons unless it is killed itself: ask for proctrack/cgroup"
-        yield Finding(f"{track} lets daemons survive their job", False, ask)
-    if _number(config.get("JobRequeue", "1")) == 0:
-        yield Finding("the site does not requeue jobs by default; raylab's jobs request it (--requeue)")
-
-
-def partitions(slurm: Slurm, site: Site) -> Iterator[Finding]:
-    """Findings on each partition of the site: whether it exists and is up, its time limit and its preemption mode."""
-    named = [node.partition or site.partition for node in (site.head, *site.nodes.values())]
-    for name in dict.fromkeys(part for names in named if names for part in names.split(",")):
-        try:
-            shown = slurm.run("scontrol", "--oneliner", "show", "partition", name)
-        except RaylabError as error:
-            yield Finding(
-                f"Slurm does not know the partition '{name}' ({error.why})", False,
-                "correct `partition` of the site; `sinfo` lists the partitions",
-            )  # fmt: skip
-            continue
-        facts = dict(re.findall(r"(\w+)=(\S+)", shown))
-        yield from partition(name, facts, site)
-
-
-def partition(name: str, facts: Mapping[str, str], site: Site) -> Iterator[Finding]:
-    """Findings on one partition, from `scontrol show partition`."""
-    if facts.get("State") != "UP":
-        yield Finding(f"partition {name} is {facts.get('State', 'unknown')}", False, "`sinfo` shows which are up")
-        return
-    limit = facts.get("MaxTime", "UNLIMITED")
-    if limit != "UNLIMITED" and sites.seconds(site.time) > sites.seconds(limit):
-        yield Finding(f"partition {name} has a time limit of {limit}", False, f"set `time` of the site to {limit}")
-    mode, grace = facts.get("PreemptMode", "OFF").split(",")[-1], _number(facts.get("GraceTime", "0"))
-    if mode in ("SUSPEND", "GANG"):
-        stop = "Ray treats a suspended node as dead: choose a partition whose jobs are not suspended"
-        yield Finding(f"jobs in partition {name} can be suspended by other jobs", False, stop)
-    elif mode in ("REQUEUE", "CANCEL"):
-        yield Finding(f"partition {name} is up; its jobs may be preempted after a grace time of {grace:.0f} s")
-    else:
-        yield Finding(f"partition {name} is up; its jobs are not preempted")
-    oversubscribed = facts.get("OverSubscribe", "NO")
-    if oversubscribed.startswith("FORCE"):
-        yield Finding(f"partition {name} runs several jobs on the same cores", False, "choose another partition")
+def check_room(home: Path, site: Site) -> Finding | None:
+    """A finding if the disk of `home`, or its quota, has no room for a checkpoint; None otherwise."""
+    try:
+        storage.check_writable(home / "checkpoint", ROOM_BYTES)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return None  # the probe says it
+        why = storage.CAUSES[error.errno][0]
+        where = f", such as {site.shared}/raylab" if site.shared else ""
+        room = f"`raylab rm` shows what runs occupy; or export RAYLAB_HOME=DIRECTORY on storage with room{where}"
+        return Finding(f"{home} has no room for {ROOM_BYTES >> 20} MB: {why}", False, room)
+    return None
 
 
 def try_submission(slurm: Slurm, site: Site, kind: str, node: NodeType, directory: Path) -> Finding:
@@ -305,9 +269,9 @@ def _listen(
     yield from merge_findings(findings)
     for host, apart in clocks.items():
         if abs(apart) > CLOCK_SECONDS:
-            yield Finding(
-                f"{host}: its clock differs by {apart:+.0f} s from the login node's", False, "ask for NTP on the nodes"
-            )
+            way = "behind" if apart > 0 else "ahead of"
+            ask = "ask for NTP on the nodes; until then times in logs and MLflow are wrong"
+            yield Finding(f"{host}: its clock is {abs(apart):.0f} s {way} the login node's", False, ask)
     if clocks and all(abs(apart) <= CLOCK_SECONDS for apart in clocks.values()):
         yield Finding(f"{', '.join(sorted(clocks))}: clock within {CLOCK_SECONDS:.0f} s of the login node's clock")
 
@@ -319,11 +283,6 @@ def merge_findings(findings: Mapping[str, Sequence[Finding]]) -> list[Finding]:
         for finding in findings[host]:
             hosts.setdefault(finding, []).append(host)
     return [Finding(f"{', '.join(names)}: {one.what}", one.ok, one.do) for one, names in hosts.items()]
-
-
-def answer(**facts: Any) -> str:
-    """An output line of the node's part."""
-    return MARK + json.dumps({"host": socket.gethostname(), **facts})
 
 
 def _why(slurm: Slurm, tag: JobTag) -> str:
@@ -341,8 +300,3 @@ def _cancel(slurm: Slurm, tag: JobTag) -> Finding | None:
         look = f"scancel --name raylab-doctor; otherwise it ends after {STEP_TIME}"
         return Finding(f"the doctor's job may still exist ({error.what})", False, look)
     return None
-
-
-def _number(text: str) -> float:
-    match = re.match(r"\d+", text)
-    return float(match[0]) if match else 0.0

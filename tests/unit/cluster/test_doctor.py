@@ -1,6 +1,8 @@
 """Slurm is a few executables here; its srun runs the step in this process's place, on this machine."""
 
+import ast
 import dataclasses
+import errno
 import http.server
 import json
 import os
@@ -9,27 +11,38 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from cluster import scripts
 from cluster.directory import versions
-from cluster.doctor import node_checks, site_checks, traffic
+from cluster.doctor import first_look, node_checks, site_checks, slurm_checks, traffic
 from cluster.doctor.node_checks import Finding
 from cluster.doctor.traffic import Traffic
+from cluster.inventory import Limit, Node, Reservation
 from cluster.node.allocation import Allocation
 from cluster.sites import NodeType, Site
 from cluster.slurm import Slurm
 
 CODE = Path(__file__).parents[3]
 CPUS = len(os.sched_getaffinity(0))
+NOW = datetime(2026, 11, 26, 12)
 CONFIG = "KillWait = 30 sec\nProctrackType = proctrack/cgroup\nSLURM_VERSION = 23.11.1\nJobRequeue = 1"
 PARTITION = "PartitionName=batch State=UP MaxTime=1-00:00:00 PreemptMode=OFF GraceTime=0 OverSubscribe=NO"
 # words until `bash` are srun's; as the step on node n1 of one
 STEP = f"""while [ "$1" != bash ]; do shift; done
 export SLURM_CPUS_ON_NODE={CPUS} SLURM_MEM_PER_NODE=4000
 exec "$@" """
+
+
+def scontrol(partition: str = PARTITION, reservation: str = "No reservations in the system") -> str:
+    """The script of a scontrol that shows these."""
+    return f'''case "$*" in
+      *config) echo "{CONFIG}" ;; *partition) echo "{partition}" ;; *reservation) echo "{reservation}" ;;
+      *hostnames*) echo n1 ;;
+    esac'''
 
 
 @pytest.fixture
@@ -41,7 +54,8 @@ def local(tmp_path) -> Site:
 def fakes(commands):
     def make(**other: str) -> Slurm:
         scripts = {
-            "scontrol": f'if [ "$2" = config ]; then echo "{CONFIG}"; else echo "{PARTITION}"; fi',
+            "scontrol": scontrol(),
+            "sinfo": f"echo 'n1|{CPUS}|8000|(null)'",
             "sbatch": "echo 'sbatch: Job 1 to start at once' >&2",
             "squeue": "true",
             "scancel": "true",
@@ -138,9 +152,9 @@ def test_a_refused_job_keeps_slurms_words_and_no_step_is_tried(local, tmp_path, 
 
 
 def test_a_partition_that_slurm_does_not_know(local, fakes):
-    slurm = fakes(scontrol="echo 'Partition batch not found'; exit 1")
-    (found,) = site_checks.partitions(slurm, local)
-    assert not found.ok and "'batch'" in found.what and "sinfo" in found.do
+    slurm = fakes(scontrol=scontrol(PARTITION.replace("=batch", "=main")))
+    (found,) = slurm_checks.partitions(slurm, local, {}, NOW)
+    assert not found.ok and "'batch'" in found.what and "main" in found.do
 
 
 @pytest.mark.parametrize(
@@ -155,20 +169,108 @@ def test_a_partition_that_slurm_does_not_know(local, fakes):
 )
 def test_partitions_on_which_a_cluster_would_not_do(local, changed, said):
     facts = {"State": "UP", "MaxTime": "UNLIMITED", "PreemptMode": "OFF", "OverSubscribe": "NO"}
-    assert not bad(site_checks.partition("p", facts, local))
-    assert said in texts(bad(site_checks.partition("p", {**facts, **changed}, local)))
+    assert not bad(slurm_checks.partition("p", facts, local))
+    assert said in texts(bad(slurm_checks.partition("p", {**facts, **changed}, local)))
 
 
 def test_preemption_and_its_grace_are_told(local):
     facts = {"State": "UP", "MaxTime": "UNLIMITED", "PreemptMode": "REQUEUE", "GraceTime": "60"}
-    assert "a grace time of 60 s" in texts(site_checks.partition("p", facts, local))
+    assert "a grace time of 60 s" in texts(slurm_checks.partition("p", facts, local))
 
 
 def test_settings_of_slurm_that_cost_work(local):
     config = {"KillWait": "5 sec", "ProctrackType": "proctrack/linuxproc", "Epilog": "(null)"}
-    kill, track = bad(site_checks.settings(config, local))
+    kill, track = bad(slurm_checks.settings(config, local))
     assert "5 s after" in kill.what and "daemons survive" in track.what
-    assert not bad(site_checks.settings({**config, "KillWait": "30 sec", "Epilog": "/etc/slurm/epilog.sh"}, local))
+    assert not bad(slurm_checks.settings({**config, "KillWait": "30 sec", "Epilog": "/etc/slurm/epilog.sh"}, local))
+
+
+def test_what_raylab_does_about_settings_by_itself_is_said(local):
+    config = {"KillWait": "30 sec", "ProctrackType": "proctrack/cgroup"}
+    odd = slurm_checks.settings({**config, "JobRequeue": "0", "TaskPluginParam": "Verbose,autobind=Cores"}, local)
+    assert "--requeue" in texts(odd) and "SRUN_CPUS_PER_TASK" in texts(
+        slurm_checks.settings({**config, "TaskPluginParam": "autobind=cores"}, local)
+    )
+    assert "SRUN" not in texts(slurm_checks.settings(config, local))
+
+
+def test_whole_nodes_that_a_type_uses_in_part(local, fakes):
+    """The head is a small job wherever it runs: only types of workers are compared."""
+    slurm = fakes(scontrol=scontrol(PARTITION.replace("OverSubscribe=NO", "OverSubscribe=EXCLUSIVE")))
+    assert not bad(slurm_checks.partitions(slurm, local, {}, NOW))
+    nodes = [Node("n1", 16, 64000, {"": 2}), Node("n2", 16, 60000, {"": 2})]
+    (part,) = bad(slurm_checks.whole_nodes("p", nodes, {"head": local.head, **local.nodes}))
+    assert f"node type cpu uses {CPUS} CPUs, 4000 MB, 0 GPUs" in part.what and "billed in full" in part.what
+    assert part.do == "describe the whole node: cpus = 16, memory_mb = 60000, gpus = 2"
+    assert list(slurm_checks.whole_nodes("p", [], local.nodes)) == []
+
+
+@pytest.mark.parametrize(
+    ("gpu_type", "said"),
+    [(None, "several types (a100, v100)"), ("h100", "no node of partition p has GPUs of type 'h100'"), ("v100", "")],
+)
+def test_gpus_of_several_types_must_be_named(gpu_type, said):
+    nodes = [Node("n1", 16, 64000, {"a100": 4}), Node("n2", 16, 64000, {"v100": 4})]
+    types = {
+        "gpu": NodeType(cpus=4, memory_mb=4000, gpus=1, gpu_type=gpu_type),
+        "head": NodeType(cpus=1, memory_mb=1000),
+    }
+    found = list(slurm_checks.gpu_types("p", nodes, types))
+    assert said in texts(found) and bool(found) == bool(said)
+    assert all(one.do == "set `gpu_type` of node type gpu to one of: a100, v100" for one in found)
+
+
+def test_gpus_of_one_type_need_no_name():
+    types = {"gpu": NodeType(cpus=4, memory_mb=4000, gpus=1)}
+    assert not list(slurm_checks.gpu_types("p", [Node("n1", 16, 64000, {"a100": 4})], types))
+
+
+@pytest.mark.parametrize(
+    ("minutes", "nodes", "said", "do"),
+    [
+        (30, {"n1", "n2"}, "jobs of 02:00:00 would wait for its end", "raylab cluster up --time 00:30:00"),
+        (2, {"n1", "n2"}, "jobs wait until then", "start after 2026-11-26 14:02"),
+        (-5, {"n1", "n2", "n3"}, "jobs wait until then", "start after"),
+        (30, {"n1"}, "", ""),  # the other node is free
+        (150, {"n1", "n2"}, "", ""),  # after the end of a job
+    ],
+)
+def test_a_maintenance_before_a_job_would_end(local, minutes, nodes, said, do):
+    start = NOW + timedelta(minutes=minutes)
+    reservation = Reservation("upgrade", start, start + timedelta(hours=2), frozenset(nodes), True)
+    found = list(slurm_checks.maintenance("p", [Node("n1", 1, 1), Node("n2", 1, 1)], [reservation], local, NOW))
+    assert bool(found) == bool(said) and said in texts(found) and all(do in one.do for one in found)
+    others = dataclasses.replace(reservation, is_maintenance=False)
+    assert not list(slurm_checks.maintenance("p", [Node("n1", 1, 1)], [others], local, NOW))
+
+
+def test_the_smallest_limit_of_jobs_decides():
+    (few,) = slurm_checks.job_limits([Limit(8, "account a"), Limit(1, "QOS normal")])
+    assert not few.ok and "QOS normal lets you run 1 job(s)" in few.what and "--static" in few.do
+    (enough,) = slurm_checks.job_limits([Limit(8, "account a")])
+    assert enough.ok and "at most 7 workers" in enough.what
+    assert not list(slurm_checks.job_limits([]))
+
+
+def test_an_account_of_others_is_named_with_ones_own(local, fakes):
+    slurm = fakes(sacctmgr="echo lungs; echo hearts")
+    site = local.model_copy(update={"account": "kidneys"})
+    config = {"AccountingStorageType": "accounting_storage/slurmdbd"}
+    (found,) = slurm_checks.accounting(slurm, config, site)
+    assert "no account 'kidneys'" in found.what and "lungs, hearts" in found.do
+    assert not list(slurm_checks.accounting(slurm, {"AccountingStorageType": "accounting_storage/none"}, site))
+    assert not list(slurm_checks.accounting(fakes(sacctmgr="exit 1"), config, site)), "sbatch decides"
+
+
+def test_a_full_disk_is_named_once_with_other_storage(local, fakes, tmp_path, monkeypatch):
+    def full(path, room):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", str(path))
+
+    monkeypatch.setattr("raylab.storage.check_writable", full)
+    (tmp_path / "clusters").write_text("no directory")  # the probe fails as well
+    (found,) = bad(examine(local.model_copy(update={"shared": str(tmp_path)}), tmp_path, fakes()))
+    assert "no room for 64 MB: the disk quota is used up" in found.what
+    assert "raylab rm" in found.do and f"{tmp_path}/raylab" in found.do
 
 
 def test_a_time_limit_shorter_than_the_lead_is_said(local, tmp_path, fakes):
@@ -191,6 +293,42 @@ def test_what_several_nodes_say_is_said_once():
 
 
 # --- on a node ---
+
+
+def run_first_look(*words: str, version: str) -> "subprocess.CompletedProcess[str]":
+    facts = json.dumps({"versions": {"python": version}})
+    return subprocess.run(
+        [sys.executable, "-m", "cluster.doctor.first_look", *words, facts], cwd=CODE, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(("version", "do"), [("2.7.18", "the same Python in `setup`"), ("", "shared storage")])
+def test_a_python_that_cannot_run_the_doctor_is_a_finding(version, do, tmp_path):
+    here = ".".join(map(str, sys.version_info[:3]))
+    done = run_first_look("no_such_module", version=version or here)
+    assert done.returncode == 0, done.stderr
+    notes = [json.loads(line.removeprefix(first_look.MARK)) for line in done.stdout.splitlines()]
+    (found,) = notes[1]["findings"]
+    assert "no_such_module" in found["what"] and do in found["do"]
+    assert (f"is Python {here} here and 2.7.18" in found["what"]) == bool(version)
+
+
+def test_a_python_that_can_runs_the_module_with_its_options():
+    done = run_first_look("json.tool", "--help", version="x")
+    assert done.returncode == 0 and "usage:" in done.stdout and first_look.MARK not in done.stdout
+
+
+def test_the_first_look_is_of_python_3_6():
+    ast.parse(Path(first_look.__file__).read_text(), feature_version=(3, 6))
+
+
+def test_scratch_that_is_small_names_places_that_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(node_checks, "SCRATCH_BYTES", 0)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("s" * 100)))
+    assert "/dev/shm" in node_checks.suggest_scratch("/tmp") and "sss" not in node_checks.suggest_scratch("/tmp")
+    monkeypatch.setattr(node_checks, "SCRATCH_BYTES", 1 << 60)
+    (found,) = node_checks.scratch("/tmp")
+    assert not found.ok and found.do.endswith("ask for a short, node-local directory")
 
 
 def test_storage_that_is_not_shared(tmp_path, monkeypatch):

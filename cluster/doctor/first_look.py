@@ -1,0 +1,48 @@
+"""The first lines of the doctor's part on a node: whether the Python there can run it.
+
+    python -m cluster.doctor.first_look MODULE [OPTION...] FACTS
+
+runs MODULE, as `python -m` would. A node's Python may be another one, or lack packages, so this file needs only the
+standard library of Python 3.6 or newer.
+"""
+
+import json
+import platform
+import runpy
+import socket
+import sys
+import time
+
+MARK = "raylab-doctor "  # prefix of our lines in the step's output
+
+
+def answer(**facts: object) -> str:
+    """An output line of the node's part."""
+    return MARK + json.dumps(dict(facts, host=socket.gethostname()))
+
+
+def main() -> None:
+    module, facts = sys.argv[1], json.loads(sys.argv[-1])
+    del sys.argv[0]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except (ImportError, SyntaxError) as error:
+        print(answer(time=time.time()))
+        print(answer(findings=[explain(error, facts["versions"]["python"])]), flush=True)
+
+
+def explain(error: Exception, wanted: str) -> "dict[str, object]":
+    """The finding on a Python that cannot run the doctor: another version than `wanted`, or one without packages."""
+    here = platform.python_version()
+    cause = f"{type(error).__name__}: {error}"
+    if here != wanted:
+        what = f"{sys.executable} is Python {here} here and {wanted} on the login node ({cause})"
+        do = "load the same Python in `setup` of the site on all nodes, or set `python` to one on shared storage"
+    else:
+        what = f"{sys.executable} cannot run raylab here ({cause})"
+        do = "put the environment on shared storage, or correct `python`, `setup` or `image` of the site"
+    return {"what": what, "ok": False, "do": do}
+
+
+if __name__ == "__main__":
+    main()
