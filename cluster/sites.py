@@ -17,6 +17,10 @@ BLANK = "<fill in:"
 
 Text = Annotated[str, Field(min_length=1)]
 Line = Annotated[str, Field(pattern=r"^[^\n\r]*$")]  # of a script
+# A number with a unit, as people write it for a key that has its unit in its name
+QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]+)")
+SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hour": 3600, "hours": 3600, "d": 86400, "days": 86400}
+MEGABYTES = {"k": 1 / 1024, "m": 1, "g": 1024, "t": 1024**2}
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -24,6 +28,14 @@ def _not_head(kind: str) -> str:
     if kind == "head":
         raise ValueError("'head' is reserved for the head")
     return kind
+
+
+def _is_time(text: str) -> str:
+    try:
+        seconds(text)
+    except UsageError as error:
+        raise ValueError(f"not a time limit; {error.do}") from None
+    return text
 
 
 # Part of a job's comment, whose parts are separated by colons; 'head' is Ray's type of the head
@@ -56,7 +68,7 @@ class Site(Part):
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    time: str = "02:00:00"  # of each job, as in --time
+    time: Annotated[str, AfterValidator(_is_time)] = "02:00:00"  # of each job, as in --time
     lead_seconds: int = Field(120, ge=10)  # how long before its time limit a job is drained
     idle_seconds: int = Field(300, ge=5)  # after this time a node without work is released
     setup: tuple[str, ...] = ()  # shell lines before anything else: module load ..., source ...
@@ -102,8 +114,6 @@ def site(name: str) -> Site:
             "these values are not publicly known, and raylab does not guess them",
             f"write them into [{name}] of {own_file()}",
         )
-    if "name" in merged:
-        raise unknown(f"key of [{name}] in {where}:", "name", Site.model_fields.keys() - {"name"})
     try:
         found = Site.model_validate({"name": name, **merged})
     except ValidationError as error:
@@ -124,13 +134,21 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 def blanks(name: str) -> dict[str, str]:
-    """Keys of the site that must be filled in, with a description. Raises UsageError for an unknown site."""
-    return {key: text.removeprefix(BLANK).strip("> ") for key, text in _blanks(_section(name)[0])}
+    """Keys of the site that must be filled in, with a description. Raises UsageError for an unknown site or key."""
+    section, where = _section(name)
+    if "name" in section:
+        raise unknown(f"key of [{name}] in {where}:", "name", Site.model_fields.keys() - {"name"})
+    try:
+        Site.model_validate({"name": name, **section})
+    except ValidationError as error:
+        if wrong := next((one for one in error.errors() if one["type"] == "extra_forbidden"), None):
+            raise _unknown_key([str(part) for part in wrong["loc"]], name, where) from error
+    return {key: text.removeprefix(BLANK).partition(">")[0].strip() for key, text in _blanks(section)}
 
 
 def _section(name: str) -> tuple[dict[str, Any], Path]:
     """The section `name`, with the user's values over the shipped ones, and the file to correct."""
-    shipped, own = _read(SHIPPED), _read(own_file())
+    shipped, own = read_file(SHIPPED), read_file(own_file())
     if name not in shipped | own:
         raise unknown("site", name, shipped | own)
     where = own_file() if name in own else SHIPPED
@@ -188,7 +206,8 @@ def check(site: Site, home: Path, time: str) -> None:
         )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
+    """The sections of a sites file; none if it does not exist. Raises UsageError if it is not TOML."""
     if not path.is_file():
         return {}
     try:
@@ -210,17 +229,38 @@ def _blanks(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
     for key, value in section.items():
         if isinstance(value, dict):
             found += _blanks(value, f"{prefix}{key}.")
-        elif isinstance(value, str) and value.startswith(BLANK):
-            found.append((prefix + key, value))
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and BLANK in text:
+                found.append((prefix + key, text[text.index(BLANK) :]))
     return found
+
+
+def _unknown_key(path: list[str], name: str, where: Path) -> UsageError:
+    part: type[Part] = NodeType if len(path) > 1 else Site
+    return unknown(f"key of [{name}] in {where}:", ".".join(path), part.model_fields.keys() - {"name"})
 
 
 def _explain(error: ValidationError, name: str, where: Path) -> UsageError:
     lines = []
     for problem in error.errors(include_url=False):
         path = [str(part) for part in problem["loc"]]
-        if problem["type"] == "extra_forbidden":
-            part: type[Part] = NodeType if len(path) > 1 else Site
-            return unknown(f"key of [{name}] in {where}:", ".".join(path), part.model_fields.keys() - {"name"})
-        lines.append(f"{'.'.join(path)}: {problem['msg']}, got {problem.get('input')!r}")
+        lines.append(f"{'.'.join(path)}: {problem['msg']}, got {problem.get('input')!r}{_correct(path[-1], problem)}")
     return UsageError(f"[{name}] in {where} is not valid: " + "; ".join(lines), do="docs/sites.md lists the keys")
+
+
+def _correct(key: str, problem: Mapping[str, Any]) -> str:
+    """The right value, if this one has the unit that the key's name has already, or another one; else nothing."""
+    value = problem.get("input")
+    match = QUANTITY.fullmatch(value.strip()) if isinstance(value, str) else None
+    number, unit = (float(match[1]), match[2].lower()) if match else (0.0, "")
+    if key.endswith("_mb"):
+        if isinstance(value, int) and problem["type"] == "greater_than_equal":
+            return f" (in MB; {value} GB are {value * 1024})"
+        if megabytes := MEGABYTES.get(unit.removesuffix("b").removesuffix("i")):
+            return f" (in MB: {key} = {number * megabytes:.0f})"
+    elif span := number * SECONDS.get(unit, 0):
+        if key.endswith("_seconds"):
+            return f" (in seconds: {key} = {span:.0f})"
+        if key == "time":
+            return f' ({key} = "{int(span // 3600):02d}:{int(span % 3600 // 60):02d}:{int(span % 60):02d}")'
+    return ""

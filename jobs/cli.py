@@ -44,6 +44,7 @@ VERBS = {
     "ui": "serve MLflow on loopback, accessible only to you, and print a link",
     "warm": "keep a Ray running, so that the commands that follow start sooner",
     "cluster": "manage a Ray cluster on Slurm: up, status, down, submit, ...",
+    "site": "write a site section from what Slurm says, and check it",
     "doctor": "check whether clusters can run at a site",
     "demo": "run the whole workflow, from data to comparison",
     "completion": "print the shell script that completes verbs and options",

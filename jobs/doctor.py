@@ -25,11 +25,16 @@ CODE = Path(__file__).resolve().parents[1]
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--site", help="a section of sites.toml")
+    add_check_options(parser)
+    parser.add_argument("--here", help=argparse.SUPPRESS)  # on a node: facts from the login node, as JSON
+
+
+def add_check_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a check, for `doctor` and `site check`."""
     parser.add_argument("--nodes", type=int, default=2,
                         help="nodes of the site's first type to check (default: 2)")  # fmt: skip
     parser.add_argument("--wait", type=float, default=60.0,
                         help="seconds to wait in the queue for each node type (default: 60)")  # fmt: skip
-    parser.add_argument("--here", help=argparse.SUPPRESS)  # on a node: facts from the login node, as JSON
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -37,6 +42,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         return on_node(json.loads(args.here))
     if args.site is None:
         raise UsageError("doctor needs --site", do=f"for example: {EXAMPLE}")
+    return check_site(args)
+
+
+def check_site(args: argparse.Namespace) -> dict[str, Any]:
+    """Run all checks of `args.site` and print the findings; the result of the verb."""
     if args.nodes < 1:
         raise UsageError(f"--nodes is {args.nodes}, but must be at least 1", do="--nodes 2")
     findings = []

@@ -34,6 +34,7 @@ GUIDES = {
     "sync": "[Tracking: the outbox](tracking.md#the-outbox)",
     "ui": "[Tracking: the server](tracking.md#the-server)",
     "cluster": "[Slurm](slurm.md), [sites](sites.md)",
+    "site": "[Sites: a new site](sites.md#a-new-site)",
     "doctor": "[Sites: raylab doctor](sites.md#raylab-doctor)",
 }
 

@@ -61,6 +61,19 @@ def test_blanks_are_refused_with_what_to_fill_in_and_where(own_sites):
     assert f"write them into [juwels] of {path}" in text
 
 
+def test_a_wrong_key_is_said_before_the_blank_that_it_was_to_fill(own_sites):
+    own_sites("[juwels]\nacount = 'mine'\n")
+    for read in (sites.site, sites.blanks):
+        with pytest.raises(UsageError, match="'acount'") as caught:
+            read("juwels")
+        assert "account" in caught.value.do
+
+
+def test_a_blank_in_a_list_is_a_blank(own_sites):
+    own_sites('[local]\nsetup = ["umask 077", "source <fill in: your environment>/bin/activate"]\n')
+    assert sites.blanks("local") == {"setup": "your environment"}
+
+
 def test_a_site_whose_blanks_are_filled_in(own_sites):
     own_sites(
         "[juwels]\naccount = 'cstao'\nshared = '/p/scratch/cstao'\ninterface = 'ib0'\nhead.partition = 'batch'\n"
@@ -113,6 +126,12 @@ def test_a_wrong_key_prints_the_right_ones(own_sites, text, named, right):
         ("[local.nodes.head]\ncpus = 1\nmemory_mb = 2000\n", "head"),
         ("[local.environment]\n'A B' = 'x'\n", "A B"),
         ('[local]\nsbatch = ["--x\\n#SBATCH --y"]\n', "sbatch"),
+        ("[local.nodes.cpu]\nmemory_mb = '180G'\n", "(in MB: memory_mb = 184320)"),
+        ("[local.nodes.cpu]\nmemory_mb = '1.5 TiB'\n", "(in MB: memory_mb = 1572864)"),
+        ("[local.nodes.cpu]\nmemory_mb = 180\n", "(in MB; 180 GB are 184320)"),
+        ("[local]\nlead_seconds = '2min'\n", "(in seconds: lead_seconds = 120)"),
+        ("[local]\ntime = '2h'\n", '(time = "02:00:00")'),
+        ("[local]\ntime = '1 fortnight'\n", "write for example 02:00:00"),
     ],
 )
 def test_a_value_that_does_not_hold_is_named(own_sites, text, said):

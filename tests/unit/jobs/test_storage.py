@@ -51,6 +51,7 @@ EXEMPT = {
     "prepare": "it writes nothing into the home",
     "cluster": "it needs Slurm before it writes anything",
     "doctor": "it needs Slurm before it writes anything",
+    "site": "it needs Slurm before it writes anything",
     "warm": "it checks the home before it starts a Ray",
     "rm": "it writes nothing, and removes what fills a disk",
     "demo": "it begins as `ui` does, and then calls verbs that are here",
@@ -64,6 +65,8 @@ FILLED = {
     "cluster up": "--site local",
     "cluster logs": "job",
     "cluster stop": "job",
+    "site new": "ours",
+    "site check": "local",
 }
 FAULTS = {"full": "no space", "read-only": "read-only", "denied": "permission denied"}
 DROP_FROM_BOUNDING_SET, OVERRIDE, READ_SEARCH = 24, 1, 2  # of Linux's prctl.h and capability.h
