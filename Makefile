@@ -12,8 +12,8 @@ PREPARED = $(or $(DATA),prepared/$(TASK))
 NAME = $(if $(RUN),--name "$(RUN)")
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: help setup demo prepare train tune transfer evaluate compare submit test test-slow test-slurm test-all test-faults soak \
-  slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down doctor
+.PHONY: help setup demo prepare train tune transfer evaluate compare submit test test-slow test-slurm test-all test-faults test-sites soak \
+  slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down site doctor
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -80,6 +80,9 @@ test-all: setup ## every test once, but those of `make test-faults` alone
 test-faults: setup ## every fault of the fault matrix on real Ray, Slurm and MLflow
 	@$(PYTEST) -m "fault or campaign" tests
 
+test-sites: setup ## what `raylab doctor` says of twelve faults of foreign sites, each on a Slurm cluster of its own
+	@$(BIN)/python -m pytest -m campaign tests/slurm/test_foreign_sites.py
+
 soak: setup ## 50 small runs and two searches under random faults
 	@RAYLAB_SOAK=50 $(PYTEST) -s tests/ray/test_soak.py
 
@@ -110,6 +113,10 @@ cluster-status: setup ## its nodes, demand and jobs
 
 cluster-down: setup ## end it
 	@$(BIN)/raylab cluster down
+
+site: setup ## SITE=NAME: write a section of your own sites file from what Slurm says (ARGS="--partition P")
+	@test "$(origin SITE)" != file || { echo "raylab: which name? for example: make site SITE=ours" >&2; exit 2; }
+	@$(BIN)/raylab site new "$(SITE)" $(ARGS)
 
 doctor: setup ## what of SITE fits raylab, and what to do about the rest
 	@$(BIN)/raylab doctor --site "$(SITE)"

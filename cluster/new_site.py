@@ -105,12 +105,13 @@ def render_section(name: str, facts: PartitionFacts, modules: str, date: str) ->
         *([f"account = {_quote(_account(facts.accounts))}"] if facts.needs_account else []),
         f"time = {_quote(time)}" + ("  # the partition's limit" if shorter else ""),
         f"shared = {_quote(SHARED)}",
+        *(["whole_nodes = true"] if facts.has_whole_nodes else []),
     ]
     if modules:
         load = "module load " + " ".join(modules.split(":"))
         lines += [f"# setup = [{_quote(load)}]  # loaded here; needed if your Python is of a module"]
     for kind, values in node_types(facts.nodes, facts.has_whole_nodes).items():
-        lines.append(f"[{name}.nodes.{kind}]" + ("  # whole nodes" if facts.has_whole_nodes else ""))
+        lines.append(f"[{name}.nodes.{kind}]")
         lines += [f"{key} = {_quote(value) if isinstance(value, str) else value}" for key, value in values.items()]
     return "\n".join(lines) + "\n"
 

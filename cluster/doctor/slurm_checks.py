@@ -70,7 +70,7 @@ def partitions(slurm: Slurm, site: Site, config: Mapping[str, str], now: datetim
         types = {kind: _types(site)[kind] for kind in used}
         yield from gpu_types(name, nodes, types)
         if inventory.allocates_whole_nodes(known[name], config):
-            yield from whole_nodes(name, nodes, types)
+            yield from whole_nodes(name, nodes, types, site.whole_nodes)
         yield from maintenance(name, nodes, reservations, site, now)
 
 
@@ -115,14 +115,20 @@ def gpu_types(name: str, nodes: Sequence[Node], types: Mapping[str, NodeType]) -
             yield Finding(f"no node of partition {name} has GPUs of type '{node.gpu_type}'", False, right)
 
 
-def whole_nodes(name: str, nodes: Sequence[Node], types: Mapping[str, NodeType]) -> Iterator[Finding]:
-    """Findings on node types that use a part of the whole nodes which their jobs get, and are billed for."""
+def whole_nodes(name: str, nodes: Sequence[Node], types: Mapping[str, NodeType], is_known: bool) -> Iterator[Finding]:
+    """Findings on jobs that use a part of the whole nodes which they get, and are billed for: the head's, unless the
+    site says so (`is_known`), and those of node types."""
     if not nodes:
         return
     least = Node("", *(min(getattr(node, part) for node in nodes) for part in ("cpus", "memory_mb")))
     gpus = min(sum(node.gpus.values()) for node in nodes)
     size = f"{least.cpus} CPUs, {least.memory_mb} MB, {gpus} GPUs"
-    yield Finding(f"partition {name} allocates whole nodes, of at least {size}")
+    whole = f"partition {name} allocates whole nodes, of at least {size}"
+    if is_known or "head" not in types:
+        yield Finding(whole)
+    else:
+        head = "set `whole_nodes = true` of the site: the head then shares the first worker's node"
+        yield Finding(f"{whole}, and a head would be billed one of its own", False, head)
     for kind, node in types.items():
         if kind == "head" or (node.cpus >= least.cpus and node.gpus >= gpus):
             continue

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,27 @@ def test_a_tracking_server_that_no_node_reaches(doctor):
     code, findings, _ = doctor("", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert code == 1
     assert "n1, n2: nothing answers at http://127.0.0.1:9" in bad(findings)
+
+
+def test_a_new_site_of_the_test_cluster(testbed, tmp_path):
+    """What Slurm says becomes a section that lacks nothing but the shared directory; it is written once."""
+    own = tmp_path / "sites.toml"
+    own.write_text("[mine]  # kept\n")
+
+    def create() -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "jobs.cli", "site", "new", "ours"],
+            cwd=ROOT, capture_output=True, text=True, timeout=60,
+            env={**testbed.environment, "RAYLAB_SITES": str(own)},
+        )  # fmt: skip
+
+    done = create()
+    assert done.returncode == 0, done.stderr
+    assert "to fill in there: shared: a directory" in done.stdout
+    text = own.read_text()
+    written = tomllib.loads(text)["ours"]
+    assert text.startswith("[mine]  # kept\n\n") and written.pop("shared").startswith("<fill in:")
+    gpu = {"cpus": 2, "memory_mb": 4000, "gpus": 1, "gpu_type": "fake", "max": 6}
+    assert written == {"partition": "batch", "time": "02:00:00", "nodes": {"gpu": gpu}}
+    again = create()
+    assert again.returncode == 2 and "section [ours] already" in again.stderr and own.read_text() == text

@@ -194,15 +194,17 @@ def test_what_raylab_does_about_settings_by_itself_is_said(local):
     assert "SRUN" not in texts(slurm_checks.settings(config, local))
 
 
-def test_whole_nodes_that_a_type_uses_in_part(local, fakes):
-    """The head is a small job wherever it runs: only types of workers are compared."""
+def test_whole_nodes_that_a_job_uses_in_part(local, fakes):
+    """A head of its own, and a node type that is less than a node."""
     slurm = fakes(scontrol=scontrol(PARTITION.replace("OverSubscribe=NO", "OverSubscribe=EXCLUSIVE")))
-    assert not bad(slurm_checks.partitions(slurm, local, {}, NOW))
+    (head,) = bad(slurm_checks.partitions(slurm, local, {}, NOW))
+    assert "a head would be billed one of its own" in head.what and "`whole_nodes = true`" in head.do
+    assert not bad(slurm_checks.partitions(slurm, local.model_copy(update={"whole_nodes": True}), {}, NOW))
     nodes = [Node("n1", 16, 64000, {"": 2}), Node("n2", 16, 60000, {"": 2})]
-    (part,) = bad(slurm_checks.whole_nodes("p", nodes, {"head": local.head, **local.nodes}))
+    (part,) = bad(slurm_checks.whole_nodes("p", nodes, {"head": local.head, **local.nodes}, True))
     assert f"node type cpu uses {CPUS} CPUs, 4000 MB, 0 GPUs" in part.what and "billed in full" in part.what
     assert part.do == "describe the whole node: cpus = 16, memory_mb = 60000, gpus = 2"
-    assert list(slurm_checks.whole_nodes("p", [], local.nodes)) == []
+    assert list(slurm_checks.whole_nodes("p", [], local.nodes, False)) == []
 
 
 @pytest.mark.parametrize(

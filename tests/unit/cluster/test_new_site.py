@@ -47,8 +47,9 @@ def test_a_section_is_a_site_once_its_blank_is_filled_in(own_sites):
 
 
 def test_whole_nodes_are_described_whole():
-    gpu = read(make_facts(has_whole_nodes=True))["nodes"]["gpu"]
-    assert gpu == {"cpus": 48, "memory_mb": 512_000, "gpus": 4, "gpu_type": "a100", "max": 3}
+    site = read(make_facts(has_whole_nodes=True))
+    assert site["whole_nodes"] and "whole_nodes" not in read(make_facts())
+    assert site["nodes"]["gpu"] == {"cpus": 48, "memory_mb": 512_000, "gpus": 4, "gpu_type": "a100", "max": 3}
 
 
 def test_the_time_limit_of_the_partition_holds():

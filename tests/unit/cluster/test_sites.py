@@ -1,6 +1,7 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,21 +15,26 @@ from raylab.scratch import RAY_BYTES, SOCKET_BYTES
 SECTIONS = tomllib.loads(SHIPPED.read_text())
 
 
-def filled(section: dict) -> dict:
-    """The section with every blank written in."""
-    return {
-        key: filled(value)
-        if isinstance(value, dict)
-        else "/p/x"
-        if isinstance(value, str) and value.startswith(sites.BLANK)
-        else value
-        for key, value in section.items()
-    }
+def filled(value: object) -> Any:
+    """The section with every blank written in: numbers for numbers, a path for texts."""
+    if isinstance(value, dict):
+        return {key: filled(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [filled(one) for one in value]
+    if isinstance(value, str) and sites.BLANK in value:
+        return "4000" if "of a worker" in value else "/p/x"
+    return value
 
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_every_shipped_site_holds_once_its_blanks_are_filled_in(name):
     assert Site.model_validate({"name": name, **filled(SECTIONS[name])}).nodes
+
+
+@pytest.mark.parametrize("name", ["juwels", "juwels-booster", "jureca-dc", "deep-dam"])
+def test_only_account_storage_and_what_is_not_documented_is_blank(name):
+    documented = {"deep-dam": {"setup"}}.get(name, set())
+    assert set(sites.blanks(name)) == {"account", "shared"} | documented
 
 
 @pytest.mark.parametrize("name", ["local", "testbed"])
@@ -52,13 +58,13 @@ def test_a_site_of_the_users_own(own_sites):
 
 
 def test_blanks_are_refused_with_what_to_fill_in_and_where(own_sites):
-    path = own_sites("[juwels]\naccount = 'mine'\n")
+    path = own_sites("[generic]\naccount = 'mine'\n")
     with pytest.raises(UsageError) as caught:
-        sites.site("juwels")
+        sites.site("generic")
     text = str(caught.value)
-    assert "shared: " in text and "head.partition: " in text
+    assert "shared: " in text and "nodes.gpu.cpus: " in text
     assert "account" not in text
-    assert f"write them into [juwels] of {path}" in text
+    assert f"write them into [generic] of {path}" in text
 
 
 def test_a_wrong_key_is_said_before_the_blank_that_it_was_to_fill(own_sites):
@@ -76,7 +82,7 @@ def test_a_blank_in_a_list_is_a_blank(own_sites):
 
 def test_a_site_whose_blanks_are_filled_in(own_sites):
     own_sites(
-        "[juwels]\naccount = 'cstao'\nshared = '/p/scratch/cstao'\ninterface = 'ib0'\nhead.partition = 'batch'\n"
+        "[juwels]\naccount = 'cstao'\nshared = '/p/scratch/cstao'\nhead.memory_mb = 9000\n"
         "setup = ['module load Python']\n"
     )
     site = sites.site("juwels")
