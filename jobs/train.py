@@ -32,6 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", metavar="N|MIN:MAX", help="number of workers (default: the recipe's); 0 trains in this process"
     )
+    add_priority(parser)
     parser.add_argument("--name", help="name of the run (default: made from task and time)")
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything and print the work of each worker; start nothing"
@@ -46,14 +47,20 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_priority(parser: argparse.ArgumentParser) -> None:
+    text = "weight of this run where several share a cluster: workers beyond the minimums go to runs in proportion to "
+    parser.add_argument("--priority", type=float, metavar="P", help=f"{text}(MAX - MIN) x P (default: the recipe's)")
+
+
 def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.dry_run:
-        recipe = build_recipe(args.task, parse_assignments(args.set), args.workers, args.smoke)
+        recipe = build_recipe(args.task, parse_assignments(args.set), args.workers, args.smoke, args.priority)
         return dry_run(recipe, args.data.absolute(), args.quiet)
     return train(
         args.task,
         args.data,
         workers=args.workers,
+        priority=args.priority,
         name=args.name,
         parent=args.parent,
         settings=parse_assignments(args.set),
@@ -72,6 +79,7 @@ def train(
     data: Path | str,
     *,
     workers: Workers | None = None,
+    priority: float | None = None,
     name: str | None = None,
     parent: RunReference | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -81,25 +89,31 @@ def train(
     """Train a new run, log it to MLflow, and score its best epoch on the validation split.
 
     `recipe`: a recipe, or the name of a task for its shipped recipe (with `smoke`, its small one). `data`: a prepared
-    directory of the task. `settings`: recipe fields by path, {"optim.lr": 3e-4}. `workers` defaults to the recipe's,
-    `name` to one made from task and time. `parent`: the run whose weights this one starts from.
+    directory of the task. `settings`: recipe fields by path, {"optim.lr": 3e-4}. `workers` and `priority`, its weight
+    where several runs share a cluster, default to the recipe's, `name` to one made from task and time. `parent`: the
+    run whose weights this one starts from.
 
     Raises UsageError, DataError or TrackingError for invalid input, before the run exists, and RunError if the run
     fails; `resume` then continues it.
     """
-    recipe = build_recipe(recipe, settings or {}, workers, smoke)
+    recipe = build_recipe(recipe, settings or {}, workers, smoke, priority)
     start_from = None if parent is None else find_run(parent)
     return Run.of(start(recipe, Path(data).absolute(), name, start_from, quiet))
 
 
 def build_recipe(
-    recipe: Recipe | str, settings: Mapping[str, Any], workers: Workers | None = None, smoke: bool = False
+    recipe: Recipe | str,
+    settings: Mapping[str, Any],
+    workers: Workers | None = None,
+    smoke: bool = False,
+    priority: float | None = None,
 ) -> Recipe:
-    """The given recipe, or the shipped one of a task, with `settings` and `workers` applied."""
+    """The given recipe, or the shipped one of a task, with `settings`, `workers` and `priority` applied."""
     if smoke and isinstance(recipe, Recipe):
         raise UsageError("`smoke` selects a task's small recipe, but a recipe was given", do="pass only one of them")
     chosen = recipe if isinstance(recipe, Recipe) else shipped_recipe(recipe, smoke)
-    return override(chosen, {**settings, **({} if workers is None else {"scaling.workers": workers})})
+    scaling = {"scaling.workers": workers, "scaling.priority": priority}
+    return override(chosen, {**settings, **{path: value for path, value in scaling.items() if value is not None}})
 
 
 def start(

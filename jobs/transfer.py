@@ -26,6 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", metavar="N|MIN:MAX", help="number of workers (default: the recipe's); 0 trains in this process"
     )
+    train.add_priority(parser)
     parser.add_argument("--name", help="name of the run (default: made from task and time)")
 
 
@@ -35,6 +36,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         args.data,
         task=args.task,
         workers=args.workers,
+        priority=args.priority,
         name=args.name,
         settings=parse_assignments(args.set),
         quiet=args.quiet,
@@ -48,6 +50,7 @@ def transfer(
     *,
     task: str | None = None,
     workers: train.Workers | None = None,
+    priority: float | None = None,
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
     quiet: bool = False,
@@ -60,7 +63,7 @@ def transfer(
     _, recipe, _, _ = read_model(directory)  # the parent's recipe: its network, so that the weights fit
     if task not in (None, recipe.task):
         raise DataError(f"run {directory.name} is of task '{recipe.task}', not '{task}'")
-    recipe = train.build_recipe(recipe, settings or {}, workers)
+    recipe = train.build_recipe(recipe, settings or {}, workers, priority=priority)
     return Run.of(train.start(recipe, Path(data).absolute(), name, directory, quiet, kind="transfer"))
 
 

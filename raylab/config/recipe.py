@@ -265,6 +265,9 @@ class Scaling(Part):
     """trains on GPUs, one per worker"""
     cpus_per_worker: float = Field(1, gt=0)
     """logical CPUs per worker"""
+    priority: float = Field(1, gt=0, allow_inf_nan=False)
+    """weight of this run where several share a cluster: workers beyond the minimums go to runs in proportion to
+    (MAX - MIN) x priority"""
     max_failures: int = Field(3, ge=0)
     """deaths of workers in a row without a step between; workers that were told to leave are not counted"""
     silence_seconds: float = Field(60, gt=0)

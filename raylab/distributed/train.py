@@ -163,8 +163,10 @@ class Supervisor:
 
     def allowed_workers(self, placed: Mapping[str, int] = {}) -> dict[str, int]:
         """How many workers the run may have on each node, of which it has those `placed`."""
-        membership = self.membership._actor_id.hex()
-        claim = self.allocator.claim.remote(self.claim, membership, *self.scaling.workers, self.bundle, dict(placed))
+        scaling, membership = self.scaling, self.membership._actor_id.hex()
+        claim = self.allocator.claim.remote(
+            self.claim, membership, *scaling.workers, self.bundle, dict(placed), scaling.priority
+        )
         try:
             allowed: dict[str, int] = ray.get(claim, timeout=CLAIM_SECONDS)
         except ray.exceptions.GetTimeoutError as error:

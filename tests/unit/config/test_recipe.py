@@ -78,6 +78,7 @@ SETTABLE: dict[str, tuple[str, Any]] = {
     "scaling.workers": ("1:3", (1, 3)),
     "scaling.gpu": ("true", True),
     "scaling.cpus_per_worker": ("0.5", 0.5),
+    "scaling.priority": ("2.5", 2.5),
     "scaling.max_failures": ("0", 0),
     "scaling.silence_seconds": ("5", 5.0),
     "search.trials": ("2", 2),

@@ -1,12 +1,13 @@
 """Which workers a run may have, from numbers alone; Ray itself is in tests/ray and tests/slurm."""
 
 from collections import Counter
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylab.distributed.allocation import EXPIRE_SECONDS, Allocator, Claim, allocate, clamp
+from raylab.distributed.allocation import EXPIRE_SECONDS, Allocator, Claim, allocate, apportion, clamp
 
 CPU, BIG, GPU = {"CPU": 1}, {"CPU": 4}, {"CPU": 1, "GPU": 1}
 
@@ -62,8 +63,8 @@ def test_a_node_that_leaves_has_no_place():
 
 claims = st.lists(
     st.builds(
-        lambda low, more, bundle: Claim("membership", low, low + more, bundle, {}),
-        st.integers(1, 3), st.integers(0, 4), st.sampled_from([CPU, BIG, GPU]),
+        lambda low, more, bundle, priority: Claim("membership", low, low + more, bundle, {}, priority),
+        st.integers(1, 3), st.integers(0, 4), st.sampled_from([CPU, BIG, GPU]), st.sampled_from([0.1, 1.0, 3.0]),
     ),
     max_size=4,
 )  # fmt: skip
@@ -81,6 +82,85 @@ def test_no_node_is_given_away_twice(claims, machines):
     assert all(own.total() <= c.maximum for c, own in zip(claims, places, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("spare", "weights", "limits", "given"),
+    [
+        (3, [1, 1, 1], [9, 9, 9], [1, 1, 1]),
+        (4, [1, 1, 1], [9, 9, 9], [2, 1, 1]),  # of equal remainders the first
+        (4, [2, 1, 1], [9, 9, 9], [2, 1, 1]),
+        (5, [2, 2, 4], [9, 9, 9], [1, 1, 3]),  # 1.25, 1.25 and 2.5: the largest remainder
+        (6, [6, 3, 1], [9, 9, 9], [4, 2, 0]),  # 3.6, 1.8, 0.6: two of three are rounded up
+        (6, [9, 1, 1], [2, 9, 9], [2, 2, 2]),  # what the first cannot use goes to the others
+        (9, [1, 2], [2, 3], [2, 3]),
+        (0, [1, 2], [2, 3], [0, 0]),
+        (2, [0, 1], [0, 3], [0, 2]),
+        (2, [], [], []),
+    ],
+)
+def test_spare_workers_by_largest_remainders(spare, weights, limits, given):
+    assert apportion(spare, [Fraction(weight) for weight in weights], limits) == given
+
+
+sharers = st.lists(st.tuples(st.integers(0, 12), st.sampled_from([0.1, 1.0, 1.5, 4.0])), max_size=6)
+
+
+@given(sharers, st.integers(0, 40))
+def test_a_share_is_a_runs_part_rounded(runs, spare):
+    """All spare workers are given away, in proportion, but for what limits forbid; and each is rounded up or down."""
+    limits = [growth for growth, _ in runs]
+    weights = [growth * Fraction(priority) for growth, priority in runs]
+    given = apportion(spare, weights, limits)
+    assert sum(given) == min(spare, sum(limits))
+    assert all(0 <= own <= limit for own, limit in zip(given, limits, strict=True))
+    sharing = [run for run in range(len(runs)) if given[run] < limits[run]]
+    for one in sharing:
+        for other in range(len(runs)):  # who is at its limit has no more for its weight than who is not, but a worker
+            assert (given[other] - 1) * weights[one] < (given[one] + 1) * weights[other] or not given[other]
+
+
+@given(claims, machines)
+def test_no_room_is_left_that_somebody_could_use(claims, machines):
+    places = allocate(claims, machines)
+    for node, resources in machines.items():
+        free = {
+            name: amount - sum(own[node] * c.bundle.get(name, 0) for c, own in zip(claims, places, strict=True))
+            for name, amount in resources.items()
+        }
+        for claim, own in zip(claims, places, strict=True):
+            fits = all(free.get(name, 0) >= amount for name, amount in claim.bundle.items())
+            assert own.total() == claim.maximum or not fits
+
+
+THREE = {"n1": {"CPU": 2}, "n2": {"CPU": 2}, "n3": {"CPU": 2}}
+
+
+def totals(claims, nodes):
+    return [own.total() for own in allocate(claims, nodes)]
+
+
+def test_growth_is_shared_and_who_has_more_gives_it_back():
+    first, second, third = claim(1, 6), claim(1, 6), claim(1, 6)
+    assert totals([first], THREE) == [6]
+    assert totals([claim(1, 6, n1=2, n2=2, n3=2), second], THREE) == [3, 3]
+    assert totals([first, second, third], THREE) == [2, 2, 2]
+    urgent = Claim("membership", 1, 6, CPU, {}, priority=3)
+    assert totals([first, second, urgent], THREE) == [2, 1, 3], "3 spare workers by 1 : 1 : 3"
+    assert totals([first, claim(1, 2), third], THREE) == [3, 1, 2], "3 spare workers by 5 : 1 : 5"
+
+
+def test_a_run_that_can_use_gpus_alone_does_not_hold_back_the_others():
+    nodes = {"g": {"CPU": 1, "GPU": 1}, "n1": {"CPU": 4}}
+    assert totals([claim(1, 4, GPU), claim(1, 4)], nodes) == [1, 4]
+    waiting = claim(1, 4, {"CPU": 1, "TPU": 1})
+    assert totals([waiting, claim(1, 3), claim(1, 3)], {"n1": {"CPU": 4}}) == [0, 2, 2]
+
+
+def test_the_share_does_not_depend_on_what_runs_have():
+    """Or two runs could ask in turn and never agree."""
+    for placed in ({}, {"n1": 2}, {"n1": 2, "n2": 2, "n3": 1}):
+        assert totals([claim(1, 6, **placed), claim(1, 6, n3=1)], THREE) == [3, 3]
+
+
 @pytest.fixture
 def asked() -> list[list[dict[str, float]]]:
     return []
@@ -94,6 +174,8 @@ def test_a_claim_asks_for_nodes_until_it_is_released_or_expires(asked):
     assert asked == [[CPU, CPU]], "asked for again only when it changes"
     assert allocator.claim("second", "b", 1, 1, BIG, {}) == {}
     assert asked[-1] == [CPU, BIG, CPU], "both minimums first"
+    allocator.claim("second", "b", 1, 3, BIG, {}, priority=2)
+    assert asked[-1] == [CPU, BIG, BIG, BIG, CPU], "then growth, in an order of which every beginning is fair"
     allocator.release("second")
     assert asked[-1] == [CPU, CPU]
     now = EXPIRE_SECONDS + 1

@@ -12,6 +12,7 @@ import pytest
 import raylab
 from jobs.common import home
 from jobs.common.results import find_run
+from jobs.train import build_recipe
 from raylab.data.icu.meta import IcuMeta
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError, TrackingError, UsageError
@@ -118,3 +119,12 @@ def test_compare_returns_the_runs_and_writes_a_report(run, tmp_path):
     assert compared.report.read_text().startswith("<!doctype html>")
     with pytest.raises(TrackingError, match="no experiment 'nothing'"):
         raylab.compare("nothing")
+
+
+def test_workers_and_priority_are_short_forms_of_their_fields():
+    scaling = build_recipe("ards", {"scaling.gpu": True}, "1:3", smoke=True, priority=2.5).scaling
+    assert (scaling.workers, scaling.priority, scaling.gpu) == ((1, 3), 2.5, True)
+    assert build_recipe("ards", {"scaling.priority": 3.0}).scaling.priority == 3.0
+    for wrong in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(UsageError, match=r"scaling\.priority"):
+            build_recipe("ards", {}, priority=wrong)

@@ -1,0 +1,34 @@
+"""Two runs on one Ray: spare workers are shared by priority, and who has more than its share gives the rest back."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.ray.conftest import Lab
+from tests.wait import wait_for
+
+RECIPE = ("--smoke", "--set", "loop.epochs=400", "loop.shards=4", "loop.checkpoint_steps=10000")
+
+
+@pytest.mark.timeout(600)
+def test_a_second_run_gets_its_share_and_gives_it_back(lab: Lab, ards_data: Path) -> None:
+    """Three CPUs: after both minimums one worker is left, which goes to the run of the higher priority."""
+
+    def workers(name: str) -> list[int]:
+        return [line["workers"] for line in lab.ledger(name) if "workers" in line]
+
+    def has(name: str, count: int) -> None:
+        wait_for(lambda: workers(name)[-1:] == [count], 150, f"{count} workers of {name}, not {workers(name)}")
+
+    first = lab.start("train", "ards", "--data", ards_data, "--workers", "1:3", "--name", "first", *RECIPE)
+    has("first", 3)
+    words = ("train", "ards", "--data", ards_data, "--workers", "1:3", "--priority", 2, "--name", "urgent")
+    urgent = lab.start(*words, *RECIPE)
+    has("urgent", 2)
+    assert workers("first")[-1] == 1
+    urgent.terminate()
+    urgent.communicate(60)
+    has("first", 3)
+    first.terminate()
+    first.communicate(60)
+    assert [line for line in lab.ledger("first") if "start" in line][1:] == [], "it began once"
