@@ -66,8 +66,11 @@ def allocate(claims: Sequence[Claim], nodes: Mapping[str, Bundle]) -> list[Count
         trial = start.copy()
         return trial if all(trial.place(number, count) for number, count in enumerate(counts)) else None
 
-    spare = bisect_left(range(1, sum(limits) + 1), True, key=lambda spare: share(spare) is None)
-    placement = share(spare) or start
+    most = sum(limits)
+    placement = share(most)
+    if placement is None:
+        fewer = bisect_left(range(1, most), True, key=lambda spare: share(spare) is None)
+        placement = share(fewer) or start
     for number in _order_growth(claims):
         if placement.places[number].total() < claims[number].maximum:
             placement.place(number, 1)
@@ -190,6 +193,7 @@ class Allocator:
         self.nodes, self.request, self.lives, self.clock = nodes, request, lives, clock
         self.lock = threading.Lock()
         self.claims: dict[str, Claim] = {}
+        self.decision: tuple[list[Claim], Mapping[str, Bundle], list[Counter[str]]] = ([], {}, [])  # the last one
         self.requested: list[Bundle] = []
 
     def claim(
@@ -207,8 +211,7 @@ class Allocator:
             self._forget()  # a run that is resumed must not wait for its own claim
             self.claims[run] = Claim(membership, minimum, maximum, bundle, placed, priority, self.clock())
             self._request()
-            names = list(self.claims)
-            return dict(allocate(list(self.claims.values()), self.nodes())[names.index(run)])
+            return dict(self._decide()[list(self.claims).index(run)])
 
     def release(self, run: str) -> None:
         """`run` wants no workers any more."""
@@ -221,6 +224,13 @@ class Allocator:
         with self.lock:
             self._forget()
             self._request()
+
+    def _decide(self) -> list[Counter[str]]:
+        """`allocate`, if claims or nodes have changed: every run asks each second."""
+        claims, nodes = list(self.claims.values()), self.nodes()
+        if (claims, nodes) != self.decision[:2]:
+            self.decision = (claims, nodes, allocate(claims, nodes))
+        return self.decision[2]
 
     def _forget(self) -> None:
         """Drop the claims of runs whose process has ended, and those that were not renewed for EXPIRE_SECONDS."""

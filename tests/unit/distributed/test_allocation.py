@@ -197,3 +197,15 @@ def test_no_more_is_asked_for_than_the_cluster_can_be(asked, monkeypatch):
     monkeypatch.setenv("RAYLAB_CLUSTER_CAPACITY", '{"max": 1, "types": [{"count": 1, "resources": {"CPU": 1}}]}')
     Allocator(dict, asked.append, lambda actor: True).claim("first", "a", 1, 5, CPU, {})
     assert asked == [[CPU]]
+
+
+def test_a_claim_that_changes_nothing_decides_nothing_anew(monkeypatch, asked):
+    nodes, calls = {"n1": {"CPU": 2}}, []
+    decide = allocate
+    monkeypatch.setattr("raylab.distributed.allocation.allocate", lambda *words: calls.append(words) or decide(*words))
+    allocator = Allocator(lambda: dict(nodes), asked.append, lambda actor: True)
+    for expected, change in ((1, dict), (1, dict), (2, lambda: nodes.update(n2={"CPU": 1})), (2, dict)):
+        change()
+        allocator.claim("first", "a", 1, 5, CPU, {})
+        assert len(calls) == expected
+    assert allocator.claim("first", "a", 1, 5, CPU, {"n1": 2}) == {"n1": 2, "n2": 1} and len(calls) == 3
