@@ -13,7 +13,7 @@ NAME = $(if $(RUN),--name "$(RUN)")
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
 .PHONY: help setup demo prepare train tune transfer evaluate compare submit test test-slow test-slurm test-all test-faults test-sites soak \
-  slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down site doctor
+  slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down site doctor notebook
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -124,12 +124,17 @@ doctor: setup ## what of SITE fits raylab, and what to do about the rest
 ui: setup ## open the MLflow pages of this directory's runs
 	@$(BIN)/raylab ui
 
+notebook: setup ## JupyterLab with raylab's kernel (SITE=...) and a copy of docs/notebook.ipynb
+	@$(BIN)/raylab notebook --site "$(SITE)"
+	@test -e raylab.ipynb || cp docs/notebook.ipynb raylab.ipynb
+	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 $(ARGS) raylab.ipynb
+
 .PHONY: test-gpu
 test-gpu: setup ## the tests that need an NVIDIA card; skipped without one
 	@$(BIN)/python -m pytest tests/gpu
 
 lock: setup ## pin again what pyproject.toml allows
-	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --group dev pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --group dev --extra notebook pyproject.toml -o requirements.lock
 
 clean: ## remove the environment and caches; runs in .raylab stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

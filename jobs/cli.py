@@ -43,6 +43,7 @@ VERBS = {
     "rm": "print what runs occupy on disk, and remove runs or parts of them",
     "ui": "serve MLflow on loopback, accessible only to you, and print a link",
     "warm": "keep a Ray running, so that the commands that follow start sooner",
+    "notebook": "write a Jupyter kernel with the modules, the environment and the home of a site",
     "cluster": "manage a Ray cluster on Slurm: up, status, down, submit, ...",
     "site": "write a site section from what Slurm says, and check it",
     "doctor": "check whether clusters can run at a site",

@@ -2,12 +2,14 @@
 
 import argparse
 import os
+import re
 import secrets
 import shlex
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from cluster import client, relay, scripts, sites
 from cluster.directory import Directory, find
 from cluster.node import head
 from cluster.slurm import Slurm
-from cluster.spec import Hooks
+from cluster.spec import ClusterSpec, Hooks
 from jobs import cli
 from jobs.common import home
 from jobs.common.console import say
+from jobs.common.environment import verb_environment
 from jobs.common.progress import duration
+from jobs.common.submitted import Cluster, Process, Submission, ThisMachine
 from raylab import loopback
 from raylab.errors import RunError, UsageError
 from raylab.tasks.recipes import read_recipe
@@ -32,6 +36,7 @@ EXAMPLE = "raylab cluster up --site testbed --min 0 --max 3 --wait"
 CODE = Path(__file__).resolve().parents[1]
 LINK = "open it in Chrome, Edge or Firefox within 15 minutes; it works once; `raylab cluster tunnel` prints a new link"
 WAIT_SECONDS = 24 * 3600.0
+APPEAR_SECONDS = 120.0  # in which a job that was submitted, or that a new head resumes, is in the cluster's status
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,29 +86,45 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def do_up(args: argparse.Namespace) -> dict[str, Any]:
-    site = sites.site(args.site)
-    where = home.home()
-    name, tracking = args.name or "ray", tracking_for_nodes(where)
+def describe_cluster(
+    site: str,
+    name: str,
+    low: int,
+    high: int,
+    types: Sequence[str],
+    time: str | None,
+    static: int | None = None,
+    dedicated_head: bool = False,
+) -> tuple[ClusterSpec, dict[str, str]]:
+    """The specification of a new cluster of this home, and the secrets that go into its directory."""
+    found, where = sites.site(site), home.home()
+    tracking = tracking_for_nodes(where)
     files = login.files(tracking, scripts.LOGIN)
     spec = client.make_spec(
-        site=site,
+        site=found,
         home=where,
         code=CODE,
         name=name,
-        low=args.min,
-        high=args.max,
-        types=args.node_type,
-        time=args.time,
-        static=args.static,
+        low=low,
+        high=high,
+        types=list(types),
+        time=time,
+        static=static,
         revision=runs.code_revision(CODE),
         tracking=tracking,
-        hooks=hooks(name, tracking, client.python_of(site, sys.executable)),
+        hooks=hooks(name, tracking, client.python_of(found, sys.executable)),
         python=sys.executable,
         login=bool(files),
         group=os.environ.get(home.GROUP, ""),
-        dedicated_head=args.dedicated_head,
+        dedicated_head=dedicated_head,
     )
+    return spec, files
+
+
+def do_up(args: argparse.Namespace) -> dict[str, Any]:
+    nodes = (args.min, args.max, args.node_type, args.time, args.static, args.dedicated_head)
+    spec, files = describe_cluster(args.site, args.name or "ray", *nodes)
+    where, name, site = home.home(), spec.name, spec.site
     if args.dry_run:
         texts = client.dry_run(spec, where / "clusters" / name)
         for file, text in texts.items():
@@ -251,6 +272,86 @@ def do_env(args: argparse.Namespace) -> dict[str, Any]:
     for name, value in environment.items():
         say(f"export {name}={shlex.quote(value)}")
     return environment
+
+
+@verb_environment()
+def cluster(
+    site: str | None = None,
+    *,
+    name: str = "ray",
+    min: int = 0,
+    max: int = 8,
+    node_types: Sequence[str] = (),
+    time: str | None = None,
+) -> Cluster:
+    """Where `submit` starts runs that outlive this process: a Ray cluster on Slurm or, without `site`, this machine.
+
+    The cluster `name` of this home is used if it is up, and brought up else, with `min` to `max` nodes of `node_types`
+    (default: the site's first) and jobs of at most `time` (default: the site's); returns when it is ready. Raises
+    UsageError for an unknown or incomplete site, or if the cluster of this name is at another one, and SlurmError if it
+    does not start.
+    """
+    if site is None:
+        return ThisMachine()
+    slurm = Slurm()
+    directory = Directory(home.home() / "clusters" / name)
+    if (directory.path / "cluster.json").is_file() and client.jobs(directory, slurm):
+        spec = directory.spec
+        if spec.site.name != site:
+            raise UsageError(
+                f"cluster '{name}' is at site '{spec.site.name}', not '{site}'",
+                do="choose another name for the other site",
+            )
+        if (spec.min, spec.max) != (min, max):
+            say(f"cluster {name} is up with {spec.min} to {spec.max} nodes; for {min} to {max}, end it first: down()")
+    else:
+        spec, files = describe_cluster(site, name, min, max, node_types, time)
+        directory, job = client.up(spec, home.home(), slurm, files)
+        say(f"cluster {name}: the head is job {job} of site {site}")
+    client.wait(directory, slurm, WAIT_SECONDS, say)
+    return SlurmCluster(directory)
+
+
+class SlurmCluster(Cluster):
+    """A Ray cluster on Slurm; submitted runs are jobs of its Ray, and continue when its head comes back."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.directory = directory
+        self.name, self.home = directory.path.name, Path(directory.spec.home)
+
+    def __repr__(self) -> str:
+        status = self.status()
+        jobs = ", ".join(f"{job['type'] or job['kind']} {job['state']}" for job in status["jobs"])
+        return f"cluster {self.name} at {status['site']}: {status['state']} ({jobs})"
+
+    def status(self) -> dict[str, Any]:
+        """What `raylab cluster status --json` prints."""
+        return client.status(self.directory, Slurm())
+
+    def down(self) -> None:
+        """End all jobs and processes of this cluster; its runs can be resumed on another one."""
+        relay.stop(self.directory)
+        client.down(self.directory, Slurm())
+
+    def start(self, name: str, words: list[str]) -> Process:
+        client.wait(self.directory, Slurm(), WAIT_SECONDS, say)  # a new head may be on its way
+        return Process(job=submit(self.directory, [self.directory.spec.python, *words], follow=False)["job"])
+
+    def is_alive(self, submission: Submission, name: str) -> bool:
+        if not submission.job or not (self.directory.path / "cluster.json").is_file():
+            return False
+        status = self.status()
+        if status["state"] != "ready":  # a head that comes back resumes what was running
+            return bool(status["state"] != "down")
+        if time.time() - max(submission.time, status["head"].get("since", 0.0)) < APPEAR_SECONDS:
+            return True
+        return any(
+            job["id"] == submission.job or re.search(rf"resume {re.escape(name)}\b", job["entrypoint"])
+            for job in status["ray_jobs"]
+        )
+
+    def stop(self, submission: Submission) -> None:
+        ray_job(self.directory, "stop", submission.job, quiet=True)
 
 
 def do_submit(args: argparse.Namespace) -> dict[str, Any]:

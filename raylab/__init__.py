@@ -8,6 +8,7 @@ What the verbs of the command line do, as functions:
     run = raylab.train("ards", data, workers=2, name="first")
     raylab.evaluate(run, data).scores["auroc"]
     raylab.compare()
+    raylab.cluster("SITE").submit(raylab.tune, "ards", data, name="search").watch()
 
 They live in `jobs`, which joins Ray and MLflow, and are loaded when they are first used: `import raylab` alone is fast.
 """
@@ -16,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jobs.cluster import cluster
     from jobs.compare import compare
     from jobs.evaluate import evaluate
     from jobs.predict import predict
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from jobs.tune import tune
 
 __version__ = "0.1.0"
-__all__ = ["compare", "evaluate", "predict", "prepare", "resume", "train", "transfer", "tune"]
+__all__ = ["cluster", "compare", "evaluate", "predict", "prepare", "resume", "train", "transfer", "tune"]
 
 
 def __getattr__(name: str) -> Any:

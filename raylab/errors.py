@@ -40,6 +40,10 @@ class RaylabError(Exception):
             lines.append(f"  next: {self.do}")
         return "\n".join(lines)
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows instead of a traceback (IPython calls this)."""
+        return [f"raylab: {self}"]
+
 
 class UsageError(RaylabError):
     exit_code = 2

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,7 @@ def verb_environment() -> Iterator[None]:
     """
     for name, level in CHATTY.items():
         logging.getLogger(name).setLevel(level)
+    warnings.filterwarnings("ignore", message="IProgress not found")  # of tqdm in a notebook; no bar is shown
     # torch loads compiled code from here; its default is /tmp/torchinductor_USER, which any user may create first
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home() / "compiled"))
     before = os.umask(0o077)  # this may be a shared machine

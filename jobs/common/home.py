@@ -51,15 +51,20 @@ def new_run(name: str | None, task: str) -> Path:
     """
     if name is None:
         name = f"{task}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    is_plain = name.isprintable() and len(name.encode(errors="replace")) <= NAME_BYTES
-    if not is_plain or not name or Path(name).name != name or name.startswith("."):
-        why = f"it names a directory; at most {NAME_BYTES} bytes"
-        raise UsageError(f"'{name[:80]}' is not a valid run name", why, "use letters, digits, '-' and '_'")
+    check_name(name)
     directory = home() / "runs" / name
     check_free(directory)
     group()  # raises for a wrong group before the run exists
     check_writable(directory)
     return directory
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError unless a run can have this name."""
+    is_plain = name.isprintable() and len(name.encode(errors="replace")) <= NAME_BYTES
+    if not is_plain or not name or Path(name).name != name or name.startswith("."):
+        why = f"it names a directory; at most {NAME_BYTES} bytes"
+        raise UsageError(f"'{name[:80]}' is not a valid run name", why, "use letters, digits, '-' and '_'")
 
 
 def check_free(directory: Path) -> None:

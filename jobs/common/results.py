@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common import home
+from raylab.documents import read_json
 from raylab.score import Score
+from raylab.training.run_result import read_result
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,16 @@ class Run:
         """The run that a verb's result describes."""
         places = {name: Path(details[name]) for name in ("directory", "data")}
         return cls(details["name"], details["run_id"], details["task"], **places, details=details)
+
+    @classmethod
+    def read(cls, directory: Path) -> "Run":
+        """The finished run in `directory`, from its files: `details` has its result and its scores on val."""
+        record = home.note(directory)
+        scores = directory / "scores" / f"val-{(record.data_hash or '')[:12]}.json"
+        facts = {"run_id": record.run_id, "name": directory.name, "directory": str(directory), "task": record.task}
+        scored = read_json(scores, dict[str, Any], f"raylab resume {directory.name}")
+        more = {"data": record.data, "synthetic": record.synthetic, "split": "val"}
+        return cls.of({**read_result(directory), **scored, **facts, **more})
 
     @property
     def scores(self) -> dict[str, Score]:

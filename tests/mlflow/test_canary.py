@@ -69,6 +69,7 @@ STEPS: dict[str, list[str]] = {
     "sync": [""],
     "rm": ["", "icu --only logs"],
     "ui": [""],
+    "notebook": ["--site local"],
     "cluster": ["up --site local --dry-run"],
     "doctor": ["--site local"],
 }

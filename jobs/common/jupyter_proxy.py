@@ -1,0 +1,165 @@
+"""MLflow and Ray's dashboard for the owner of a JupyterLab, through jupyter-server-proxy.
+
+    python -m jobs.common.jupyter_proxy mlflow|dashboard SOCKET
+
+    browser -> Jupyter (its login) -> SOCKET, in a directory that only its owner can open -> loopback port (token)
+
+Jupyter uses the header Authorization itself, and its host name is none of those that MLflow allows: so requests are
+sent on under the address of the loopback port, without Jupyter's credentials, and with the token of the page, which the
+browser never sees. The address is looked up for each request: heads and servers come and go.
+"""
+
+import asyncio
+import atexit
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from aiohttp import ClientError, ClientSession, ClientTimeout, web
+
+from cluster import client, relay
+from cluster.directory import Directory, find
+from cluster.slurm import Slurm
+from jobs.common import home
+from jobs.common.environment import verb_environment
+from raylab.errors import RaylabError, SlurmError, UsageError
+from raylab.loopback import is_own_listener
+from tracking import server
+from tracking.access import identity, login, secret
+
+OWN_REQUEST = ("none", "same-origin")  # values of Sec-Fetch-Site: requested by the user, by a page of Jupyter's origin
+# Of one connection, or of Jupyter: not for the page
+DROPPED = {
+    "authorization", "connection", "cookie", "host", "keep-alive", "origin", "proxy-authorization", "referer", "te",
+    "trailer", "transfer-encoding", "upgrade", "x-xsrftoken",
+}  # fmt: skip
+DROPPED_OF_ANSWER = {"connection", "keep-alive", "set-cookie", "trailer", "transfer-encoding", "upgrade"}
+BODY_BYTES = 1 << 30  # of a request
+
+
+@dataclass(frozen=True)
+class Target:
+    """A page: its address, and the header with which it lets us in."""
+
+    uri: str
+    header: str
+    token: str
+
+
+def find_mlflow() -> Target:
+    """The MLflow of this home: that of its cluster through the relay, else a server on this machine, which is started
+    if there is none and then ends with this process."""
+    if elsewhere := login.tracking_uri():
+        raise UsageError(f"runs are tracked at {elsewhere}", do="open that address")
+    where = home.home()
+    is_served_by_cluster = any(not cluster.spec.tracking for cluster in _list_clusters(where))
+    uri = _relay_port("mlflow") if is_served_by_cluster else None
+    if uri is None:
+        serving = server.serve(where)
+        if serving.is_new:
+            atexit.register(serving.stop)
+        uri = serving.uri
+    return Target(uri, "Authorization", secret.create(where))
+
+
+def find_dashboard() -> Target:
+    """The dashboard of this home's cluster, through the relay."""
+    uri, directory = _relay_port("dashboard"), find(home.home(), None)
+    if uri is None:
+        raise UsageError(f"cluster '{directory.path.name}' is down", do="raylab.cluster(SITE)")
+    return Target(uri, "X-Ray-Authorization", directory.token.read_text().strip())
+
+
+def _list_clusters(where: Path) -> list[Directory]:
+    return [Directory(path.parent) for path in (where / "clusters").glob("*/cluster.json")]
+
+
+def _relay_port(name: str) -> str | None:
+    """The address of a page of this home's cluster; None if the cluster is down. Raises SlurmError while it starts."""
+    directory = find(home.home(), None)
+    state = client.status(directory, Slurm())["state"]
+    if state == "down":
+        return None
+    if state != "ready":
+        raise SlurmError(f"cluster '{directory.path.name}' is {state}", do="reload this page in a while")
+    return f"http://127.0.0.1:{relay.start(directory)['ports'][name]}"
+
+
+class Proxy:
+    """Sends requests on to the page that `find` returns, in a thread, because it may start processes."""
+
+    def __init__(self, find: Callable[[], Target]) -> None:
+        self.find = find
+        self.target: Target | None = None
+        self.finding = asyncio.Lock()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Sec-Fetch-Site", "none") not in OWN_REQUEST:
+            return web.Response(status=403, text="403: this request comes from another page.\n")
+        try:
+            target = await self.locate()
+            return await self.forward(request, target)
+        except RaylabError as error:
+            return web.Response(status=502, text=f"raylab: {error}\n")
+        except ClientError as error:
+            self.target = None
+            return web.Response(status=502, text=f"raylab: the page does not answer: {error}\n  next: reload\n")
+
+    async def locate(self) -> Target:
+        """The page, which is looked up again when nobody of ours listens at its address any more."""
+        async with self.finding:
+            if self.target is None or not is_own_listener(urlsplit(self.target.uri).port or 80):
+                self.target = None
+                target = await asyncio.to_thread(self.find)
+                if target.header == "Authorization":
+                    await asyncio.to_thread(identity.prove, target.uri, target.token)
+                self.target = target
+            return self.target
+
+    async def forward(self, request: web.Request, target: Target) -> web.StreamResponse:
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in DROPPED}
+        headers[target.header] = f"Bearer {target.token}"
+        async with (
+            ClientSession(auto_decompress=False, timeout=ClientTimeout(total=None, connect=10)) as session,
+            session.request(
+                request.method,
+                target.uri + request.raw_path,
+                headers=headers,
+                data=await request.read(),
+                allow_redirects=False,
+            ) as answer,
+        ):
+            response = web.StreamResponse(status=answer.status, reason=answer.reason)
+            for name, value in answer.headers.items():
+                if name.lower() not in DROPPED_OF_ANSWER:
+                    response.headers.add(name, value)
+            await response.prepare(request)
+            async for chunk in answer.content.iter_any():
+                await response.write(chunk)
+            await response.write_eof()
+            return response
+
+
+def make_app(find: Callable[[], Target]) -> web.Application:
+    """The proxy of one page."""
+    app = web.Application(client_max_size=BODY_BYTES)
+    app.router.add_route("*", "/{path:.*}", Proxy(find).handle)
+    return app
+
+
+PAGES = {"mlflow": find_mlflow, "dashboard": find_dashboard}
+
+
+def main() -> None:
+    page, socket = sys.argv[1], Path(sys.argv[2])
+    if socket.parent.stat().st_mode & 0o077 or socket.parent.stat().st_uid != os.getuid():
+        sys.exit(f"raylab: others can open {socket.parent}, and would be let into {page}")
+    with verb_environment():
+        web.run_app(make_app(PAGES[page]), path=str(socket), access_log=None, print=None)
+
+
+if __name__ == "__main__":
+    main()
