@@ -17,11 +17,12 @@ from jobs.common import home
 from jobs.common.console import say
 from raylab.errors import DataError, UsageError
 from raylab.files import write_json, write_text
+from tracking.access import login
 
 EXAMPLE = "raylab notebook --site local"
 CODE = Path(__file__).resolve().parents[1]
 GONE = Path(__file__).with_name("common") / "gone_kernel.py"
-VARIABLES = ("RAYLAB_SITES", home.GROUP, "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "RAYLAB_MLFLOW_LOGIN")
+VARIABLES = ("RAYLAB_SITES", home.GROUP, "MLFLOW_EXPERIMENT_NAME", login.FILE)
 PAGES = {"raylab-mlflow": "MLflow (raylab)", "raylab-dashboard": "Ray dashboard (raylab)"}
 START_SECONDS = 90  # of the MLflow server, on a busy machine
 
@@ -52,6 +53,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     write_kernel(directory, site, dict(os.environ))
     if not args.quiet:
         say(f"kernel {args.name}: {directory}")
+        if any(os.environ.get(name) for name in login.VARIABLES.values()):
+            say("the MLflow login of this shell is not in the kernel: write it into the login file (docs/security.md)")
         say("in JupyterLab choose the kernel, and open docs/notebook.ipynb; here: make notebook")
     return {"name": args.name, "directory": str(directory), "site": site.name}
 
@@ -83,12 +86,8 @@ def render_script(site: Site, directory: Path, environment: Mapping[str, str]) -
     """kernel.sh, which runs the environment's Python with its arguments. It holds no secret."""
     python = client.python_of(site, sys.executable)
     kept = {name: environment[name] for name in VARIABLES if environment.get(name)}
-    if re.search(r"//[^/]*@", kept.get("MLFLOW_TRACKING_URI", "")):
-        raise UsageError(
-            "MLFLOW_TRACKING_URI holds a password",
-            "the kernel's script would contain it",
-            "write it into the login file (docs/security.md), and export the address alone",
-        )
+    if uri := login.tracking_uri():
+        kept["MLFLOW_TRACKING_URI"] = uri
     exports = {**site.environment, "RAYLAB_HOME": str(home.home()), "PYTHONPATH": str(CODE), **kept}
     return SCRIPT.format(
         setup="\n".join(site.setup),

@@ -197,6 +197,7 @@ def story(team: Team, covidnet_data: Path, tmp_path_factory: pytest.TempPathFact
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYLAB_HOME", str(made.root / "home"))
         patch.setenv("XDG_CONFIG_HOME", str(made.root / "config"))
+        patch.setenv("JUPYTER_DATA_DIR", str(made.root / "jupyter"))
         for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_EXPERIMENT_NAME"):
             patch.setenv(name, "")
             patch.delenv(name)

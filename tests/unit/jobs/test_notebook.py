@@ -60,16 +60,15 @@ def test_a_kernel_is_private_and_has_the_sites_modules_and_environment(place, ca
 
 
 def test_no_secret_of_the_shell_gets_into_a_kernel(place, monkeypatch, capsys):
-    for name in ("MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "CANARY")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
-    directory = write(place)
-    texts = [path.read_text() for path in directory.iterdir()]
-    assert not any("CANARY" in text for text in texts) and any("mlflow.example.org" in text for text in texts)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:CANARY@mlflow.example.org")
-    assert cli.main(["notebook", "--site", "centre"]) == 2
+    assert cli.main(["notebook", "--site", "centre"]) == 0
+    texts = [path.read_text() for path in (place / "jupyter" / "kernels" / "raylab").iterdir()]
+    assert any("MLFLOW_TRACKING_URI=https://mlflow.example.org\n" in text for text in texts)
     said = capsys.readouterr()
-    assert "holds a password" in said.err and "CANARY" not in said.out + said.err
+    assert "is not in the kernel: write it into the login file" in said.out
+    assert not any("CANARY" in text for text in (*texts, said.out, said.err))
 
 
 @pytest.mark.parametrize("name", ["../x", "", "a b"])
