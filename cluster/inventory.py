@@ -36,10 +36,14 @@ class Reservation:
 
 @dataclass(frozen=True)
 class Limit:
-    """The most jobs of this user that may run, or wait and run, at a time, and whose rule this is."""
+    """The most jobs of this user that may run, or wait and run, at a time, and whose rule this is.
+
+    `others`: for the limit of a QOS, the other ones that this user may name.
+    """
 
     jobs: int
     rule: str
+    others: tuple[str, ...] = ()
 
 
 def read_partitions(slurm: Slurm) -> dict[str, dict[str, str]]:
@@ -111,19 +115,17 @@ def read_limits(slurm: Slurm, account: str | None, qos: str | None) -> list[Limi
     """Limits on this user's number of jobs in `account`, or any of the accounts, and `qos`, or the default one."""
     user = f"user={getpass.getuser()}"
     rows = _ask_accounting(slurm, "associations", user, "Account,MaxJobs,MaxSubmitJobs,DefaultQOS,QOS") or []
-    limits, names = [], {qos} if qos else set()
-    for name, running, submitted, default, allowed in rows:
+    limits, allowed, used = [], set(), {qos} if qos else set()
+    for name, running, submitted, default, names in rows:
         if account in (None, name):
-            limits += _limits(f"account {name}", running, submitted)
-            names |= {default or allowed.split(",")[0]} if qos is None else set()
+            limits += [Limit(int(count), f"account {name}") for count in (running, submitted) if count]
+            allowed |= set(names.split(",")) - {""}
+            used |= {default or names.split(",")[0]} if qos is None else set()
     for name, running, submitted in _ask_accounting(slurm, "qos", "", "Name,MaxJobsPU,MaxSubmitJobsPU") or []:
-        if name in names:
-            limits += _limits(f"QOS {name}", running, submitted)
+        others = tuple(sorted(allowed - {name}))
+        if name in used:
+            limits += [Limit(int(count), f"QOS {name}", others) for count in (running, submitted) if count]
     return limits
-
-
-def _limits(rule: str, *counts: str) -> list[Limit]:
-    return [Limit(int(count), rule) for count in counts if count]
 
 
 def _ask_accounting(slurm: Slurm, what: str, where: str, columns: str) -> list[list[str]] | None:

@@ -181,10 +181,9 @@ def job_limits(limits: Sequence[Limit]) -> Iterator[Finding]:
     limit = min(limits, key=lambda limit: limit.jobs)
     jobs = f"{limit.rule} lets you run {limit.jobs} job(s) at a time"
     if limit.jobs < 2:
-        alone = (
-            "a cluster has a job for its head and one for each worker: ask for a higher limit, or name another `qos`"
-        )
-        yield Finding(jobs, False, f"{alone}; raylab cluster up --static N is one job")
+        other = f"set `qos` of the site to one of: {', '.join(limit.others)}" if limit.others else "ask for more"
+        few = "and a cluster has one for its head and one for each worker"
+        yield Finding(f"{jobs}, {few}", False, f"{other}; raylab cluster up --static N is a single job")
     else:
         yield Finding(f"{jobs}: a cluster of a head and at most {limit.jobs - 1} workers (--max {limit.jobs - 1})")
 

@@ -2,6 +2,7 @@
 
     config.py      configuration files of Slurm and the machines, rendered from one frozen dataclass
     faults.py      faults of foreign sites that it can be started with
+    accounting.py  Slurm's accounting, for `up --accounting`
     machine.sh     the machines themselves: namespaces, cgroups, network, daemons
     control.py     up, down, crash, boot and other commands, run on the host
     __main__.py    `python -m cluster.testbed VERB`

@@ -36,6 +36,7 @@ def main(words: list[str]) -> int:
             verb.epilog = "faults:\n" + "\n".join(f"  {fault:18} {what}" for fault, what in faults.ABOUT.items())
             verb.add_argument("--fault", action="append", default=[], metavar="FAULT",
                               help="start it as a foreign site that differs so; may be repeated")  # fmt: skip
+            verb.add_argument("--accounting", action="store_true", help="with slurmdbd: accounts, limits and bills")
         if name == "exec":
             verb.add_argument("--on", metavar="NODE", default="ctl")
             verb.add_argument("command", nargs=argparse.REMAINDER)
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     match args.verb:
         case "up":
             began = time.monotonic()
-            plan = control.up(root, faults.parse(args.fault))
+            plan = control.up(root, args.accounting, faults.parse(args.fault))
             size = f"{plan.cpus} CPUs, {plan.memory} MB, {plan.gpus} fake GPUs"
             lines = [f"{plan.nodes} nodes of {size} after {time.monotonic() - began:.1f} s, in {root}"]
             if not plan.cgroups:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from cluster.testbed.faults import Fault
 
-COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun", "salloc", "sacct")
+COMMANDS = ("sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun", "salloc", "sacct", "sacctmgr")
 LONGEST = 60  # bytes of the root's path: Slurm puts sockets below it, whose paths may have 107
 FULL_MB, SMALL_MB = 1, 64  # of a home directory that is full, and of a small /tmp
 LONG_SCRATCH = "/run/node-local-scratch/of-this-cluster/jobs"
 ACCOUNT = "lungs"  # the only one, where a job must name its account
+QOS = "large"  # without the limit on jobs of the default one
 MAINTENANCE_MINUTES = 10  # until the maintenance begins
 SKEW_SECONDS = 90  # munge refuses credentials only after 300 s
 
@@ -32,6 +33,7 @@ class Plan:
     cgroups: bool = True
     shares: tuple[Path, ...] = ()
     links: tuple[Path, ...] = ()
+    accounting: bool = False  # accounting.py
     network: str = "10.77.0"  # exists in the testbed's own network namespaces only: two testbeds may share it
     fast_network: str = "10.78.0"  # of ib0, which nodes have with WRONG_INTERFACE
     faults: frozenset[Fault] = frozenset()
@@ -70,7 +72,6 @@ def slurm_conf(plan: Plan) -> str:
     if job_submit(plan):
         tracking += "\nJobSubmitPlugins=lua"
     shared = " OverSubscribe=EXCLUSIVE" if Fault.WHOLE_NODES in plan.faults else ""
-    limit = "MaxTime=10 MaxNodes=1" if Fault.JOB_LIMIT in plan.faults else "MaxTime=INFINITE"
     return f"""\
 ClusterName=testbed
 SlurmctldHost=ctl({plan.network}.254)
@@ -114,7 +115,7 @@ JobCompLoc={plan.root}/log/jobs.txt
 AccountingStorageType=accounting_storage/none
 GresTypes=gpu
 NodeName={every} NodeAddr={plan.network}.[1-{plan.nodes}] {size}
-PartitionName=batch Nodes={every} Default=YES {limit} PriorityTier=10 PreemptMode=OFF{shared}
+PartitionName=batch Nodes={every} Default=YES MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF{shared}
 PartitionName=debug Nodes={every} MaxTime=30 PriorityTier=20 PreemptMode=OFF{shared}
 PartitionName=preempt Nodes={every} MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=0{shared}
 """
@@ -168,12 +169,18 @@ end
 
 
 def commands(plan: Plan) -> list[list[str]]:
-    """The commands that the controller runs once all nodes are idle."""
-    if Fault.MAINTENANCE not in plan.faults:
-        return []
-    begin = f"StartTime=now+{MAINTENANCE_MINUTES}minutes"
-    words = ["ReservationName=upgrade", begin, "Duration=120", "Nodes=ALL", "Users=daemon", "Flags=MAINT,IGNORE_JOBS"]
-    return [["scontrol", "create", "reservation", *words]]
+    """The commands that the login node runs once all nodes are idle."""
+    lists = []
+    if Fault.JOB_LIMIT in plan.faults:
+        lists.append(["add", "qos", QOS])
+        lists.append(["modify", "user", "root", "set", f"qos=normal,{QOS}", "defaultqos=normal"])
+        lists.append(["modify", "qos", "normal", "set", "MaxJobsPerUser=1"])
+        lists = [["sacctmgr", "--immediate", *words] for words in lists]
+    if Fault.MAINTENANCE in plan.faults:
+        span = [f"StartTime=now+{MAINTENANCE_MINUTES}minutes", "Duration=120"]
+        words = ["ReservationName=upgrade", *span, "Nodes=ALL", "Users=daemon", "Flags=MAINT,IGNORE_JOBS"]
+        lists.append(["scontrol", "create", "reservation", *words])
+    return lists
 
 
 def cgroup_conf() -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.testbed import INSIDE, config, controller
+from cluster.testbed import INSIDE, accounting, config, controller
 from cluster.testbed.config import Plan
 from cluster.testbed.faults import Fault
 from raylab.errors import RaylabError, UsageError, unknown
@@ -27,7 +27,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 HIERARCHIES = ("freezer", "memory", "cpuset")  # cgroup version 1 mounts that Slurm's plugin requires
 SPACES = ("--pid", "--fork", "--kill-child", "--mount", "--net", "--uts", "--ipc")
 PRIVATE = Path("/tmp")  # every node has its own
-START_SECONDS, END_SECONDS, NOTICE_SECONDS = 30, 10, 90
+START_SECONDS, ACCOUNTING_SECONDS, END_SECONDS, NOTICE_SECONDS = 30, 90, 10, 90
 
 
 def obstacle() -> str:
@@ -85,12 +85,15 @@ def shared(root: Path, environment: dict[str, str]) -> tuple[tuple[Path, ...], t
 # --- up and down ---
 
 
-def up(root: Path, faults: frozenset[Fault] = frozenset()) -> Plan:
-    """Start a testbed in the directory `root`, which is created and replaces an earlier testbed that is down."""
+def up(root: Path, accounts: bool = False, faults: frozenset[Fault] = frozenset()) -> Plan:
+    """Start a testbed in the directory `root`, which is created and replaces an earlier testbed that is down.
+
+    `accounts`: with Slurm's accounting.
+    """
     if why := obstacle():
         raise UsageError("this machine cannot run a testbed", why=why)
     check_name(root)
-    plan = prepare(Plan(root, faults=faults))
+    plan = prepare(Plan(root, accounting=accounts, faults=faults))
     if controller(root) is not None:
         raise UsageError(f"the testbed {root} is up already", do="make slurm-down")
     down(root)
@@ -113,11 +116,14 @@ def up(root: Path, faults: frozenset[Fault] = frozenset()) -> Plan:
 
 
 def prepare(plan: Plan) -> Plan:
-    """The plan with what its faults need of this host. Raises UsageError for a fault that this host cannot produce."""
+    """The plan with what it needs of this host. Raises UsageError for what this host lacks."""
+    if Fault.JOB_LIMIT in plan.faults:
+        plan = replace(plan, accounting=True)
+    if plan.accounting:
+        accounting.check()
     if Fault.ONE_CORE_AFFINITY in plan.faults:
-        plan = replace(
-            plan, cpus=min(plan.cpus, len(os.sched_getaffinity(0)))
-        )  # a core that is not there binds nothing
+        # a core that is not there binds nothing
+        plan = replace(plan, cpus=min(plan.cpus, len(os.sched_getaffinity(0))))
         if plan.cpus < 2:
             raise _impossible(Fault.ONE_CORE_AFFINITY, "this machine has one core")
     if Fault.TWO_PYTHONS in plan.faults:
@@ -172,7 +178,7 @@ def start(plan: Plan) -> None:
     def ended() -> bool:
         return (root / "run/ctl.pid").exists() and controller(root) is None
 
-    wait_until(lambda: _all_idle(plan), START_SECONDS, ended)
+    wait_until(lambda: _all_idle(plan), ACCOUNTING_SECONDS if plan.accounting else START_SECONDS, ended)
     for words in config.commands(plan):
         _do(root, *words)
 
@@ -222,11 +228,14 @@ def write(plan: Plan) -> None:
     }
     if script := config.job_submit(plan):
         texts["etc/job_submit.lua"] = script
+    if plan.accounting:
+        texts["etc/slurm.conf"] = accounting.amend(texts["etc/slurm.conf"])
+        texts |= {"etc/slurmdbd.conf": accounting.slurmdbd_conf(plan), "lib/accounting.sh": accounting.script(plan)}
     for command in config.COMMANDS:
         texts[f"bin/{command}"] = config.shim(plan, Path(str(shutil.which(command))))
     for name, text in texts.items():
         (root / name).write_text(text)
-        (root / name).chmod(0o755 if name.startswith(("bin/", "lib/")) else 0o644)
+        (root / name).chmod(0o755 if name.startswith(("bin/", "lib/")) else 0o600 if "slurmdbd" in name else 0o644)
 
 
 def down(root: Path) -> None:

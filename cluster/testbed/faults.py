@@ -29,7 +29,7 @@ ABOUT = {
     Fault.WHOLE_NODES: "a job gets whole nodes, whatever it asks for (OverSubscribe=EXCLUSIVE)",
     Fault.TYPED_GRES: "nodes have GPUs of two types, and a job must name one",
     Fault.MISSING_ACCOUNT: "a job must name an account",
-    Fault.JOB_LIMIT: "a job may take one node for ten minutes",
+    Fault.JOB_LIMIT: "the default QOS lets a user run one job at a time; another one has no limit",
     Fault.NO_REQUEUE: "jobs are not requeued unless they ask for it (JobRequeue=0)",
     Fault.QUOTA_FULL: "the home directory has no space left",
     Fault.MAINTENANCE: "all nodes are reserved for maintenance in ten minutes",

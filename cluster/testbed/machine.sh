@@ -62,6 +62,7 @@ controller() {
   [ -z "$fast_network" ] || { ip link add bridge-ib type bridge && ip link set bridge-ib up; } || fail "no second bridge"
   [ -z "$home_mb" ] || full_home
   munge ctl || fail "munged did not start"
+  [ ! -e "$root/lib/accounting.sh" ] || . "$root/lib/accounting.sh"
   slurmctld || fail "slurmctld did not start"
   local node
   for node in $nodes; do boot "$node" & done

@@ -102,7 +102,7 @@ def make_testbed(*faults: Fault) -> Iterator[Bed]:
         start_new_session=True,
     )
     try:
-        control.up(root, frozenset(faults))
+        control.up(root, faults=frozenset(faults))
         yield Bed(root)
     finally:
         watcher.communicate(timeout=60)

@@ -82,7 +82,8 @@ CASES = {
         remedy=f'account = "{config.ACCOUNT}"',
     ),
     Fault.JOB_LIMIT: Case(
-        r"partition batch has a time limit of 00:10:00: set `time` of the site to 00:10:00", remedy='time = "00:10:00"'
+        r"QOS normal lets you run 1 job\(s\) at a time.*: set `qos` of the site to one of: large",
+        remedy='qos = "large"',
     ),
     Fault.NO_REQUEUE: Case(r"does not requeue jobs by default .*; raylab's jobs request it", is_harmless=True),
     Fault.QUOTA_FULL: Case(
@@ -123,9 +124,9 @@ def test_the_doctor_names_a_fault_and_its_remedy_heals_it(fault: Fault) -> None:
 
 
 def test_what_the_login_node_can_see_is_named_before_anything_is_submitted() -> None:
-    """Seven faults at once: Slurm refuses the jobs, so no step runs."""
+    """Six faults at once: Slurm refuses the jobs, so no step runs."""
     seen = [
-        Fault.WHOLE_NODES, Fault.TYPED_GRES, Fault.MISSING_ACCOUNT, Fault.JOB_LIMIT, Fault.NO_REQUEUE,
+        Fault.WHOLE_NODES, Fault.TYPED_GRES, Fault.MISSING_ACCOUNT, Fault.NO_REQUEUE,
         Fault.QUOTA_FULL, Fault.MAINTENANCE,
     ]  # fmt: skip
     with start(*seen) as bed:

@@ -248,7 +248,10 @@ def test_a_maintenance_before_a_job_would_end(local, minutes, nodes, said, do):
 
 def test_the_smallest_limit_of_jobs_decides():
     (few,) = slurm_checks.job_limits([Limit(8, "account a"), Limit(1, "QOS normal")])
-    assert not few.ok and "QOS normal lets you run 1 job(s)" in few.what and "--static" in few.do
+    assert not few.ok and "QOS normal lets you run 1 job(s)" in few.what
+    assert few.do.startswith("ask for more") and "--static" in few.do
+    (other,) = slurm_checks.job_limits([Limit(1, "QOS normal", ("large", "long"))])
+    assert other.do.startswith("set `qos` of the site to one of: large, long")
     (enough,) = slurm_checks.job_limits([Limit(8, "account a")])
     assert enough.ok and "at most 7 workers" in enough.what
     assert not list(slurm_checks.job_limits([]))

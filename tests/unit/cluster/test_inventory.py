@@ -68,10 +68,13 @@ esac"""
 def test_accounts_and_limits(commands):
     slurm = Slurm(commands(sacctmgr=ACCOUNTING))
     assert inventory.read_accounts(slurm) == ["lungs", "hearts"]
-    lungs = [Limit(4, "account lungs"), Limit(6, "QOS normal")]
+    lungs = [Limit(4, "account lungs"), Limit(6, "QOS normal", ("long",))]
     assert inventory.read_limits(slurm, "lungs", None) == lungs
     assert inventory.read_limits(slurm, "hearts", None) == [Limit(9, "account hearts"), Limit(2, "QOS long")]
-    assert inventory.read_limits(slurm, "lungs", "long") == [Limit(4, "account lungs"), Limit(2, "QOS long")]
+    assert inventory.read_limits(slurm, "lungs", "long") == [
+        Limit(4, "account lungs"),
+        Limit(2, "QOS long", ("normal",)),
+    ]
     assert len(inventory.read_limits(slurm, None, None)) == 4
 
 

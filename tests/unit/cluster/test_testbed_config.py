@@ -61,7 +61,7 @@ EXPECTED = {
     Fault.WHOLE_NODES: "GraceTime=0 OverSubscribe=EXCLUSIVE\n",
     Fault.TYPED_GRES: "Name=gpu Type=new File=/tmp/bed/etc/gpu[1-1]\n",
     Fault.MISSING_ACCOUNT: "return slurm.ESLURM_INVALID_ACCOUNT\n",
-    Fault.JOB_LIMIT: "MaxTime=10 MaxNodes=1",
+    Fault.JOB_LIMIT: "'MaxJobsPerUser=1'",
     Fault.NO_REQUEUE: "JobRequeue=0\n",
     Fault.QUOTA_FULL: "home_mb=1\n",
     Fault.MAINTENANCE: "'StartTime=now+10minutes'",
