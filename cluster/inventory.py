@@ -10,8 +10,6 @@ from cluster import sites
 from cluster.slurm import Slurm
 from raylab.errors import RaylabError
 
-SHARED_FLAG = "EXCLUSIVE"  # OverSubscribe of a partition whose jobs get whole nodes
-
 
 @dataclass(frozen=True)
 class Node:
@@ -24,14 +22,13 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Reservation:
-    """Nodes that are kept free from `start` to `end`, for a maintenance or for other users."""
+class Maintenance:
+    """Nodes that are reserved for a maintenance from `start` to `end`."""
 
     name: str
     start: datetime
     end: datetime
     nodes: frozenset[str]
-    is_maintenance: bool
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def parse_partitions(text: str) -> dict[str, dict[str, str]]:
 
 def allocates_whole_nodes(partition: Mapping[str, str], config: Mapping[str, str]) -> bool:
     """Whether a job of this partition gets whole nodes, whatever it requests."""
-    return partition.get("OverSubscribe") == SHARED_FLAG or config.get("SelectType") == "select/linear"
+    return partition.get("OverSubscribe") == "EXCLUSIVE" or config.get("SelectType") == "select/linear"
 
 
 def read_nodes(slurm: Slurm, partition: str) -> list[Node]:
@@ -85,24 +82,16 @@ def parse_gpus(gres: str) -> dict[str, int]:
     return gpus
 
 
-def read_reservations(slurm: Slurm) -> list[Reservation]:
-    """All reservations, past ones excepted."""
-    reservations = []
+def read_maintenances(slurm: Slurm) -> list[Maintenance]:
+    """The reservations for maintenances that are not over."""
+    maintenances = []
     for line in slurm.run("scontrol", "--oneliner", "show", "reservation").splitlines():
         fields = dict(re.findall(r"(\w+)=(\S+)", line))
-        if "ReservationName" in fields:
-            listed = fields.get("Nodes", "(null)")
-            names = slurm.run("scontrol", "show", "hostnames", listed).split() if listed != "(null)" else []
-            reservations.append(
-                Reservation(
-                    name=fields["ReservationName"],
-                    start=datetime.fromisoformat(fields["StartTime"]),
-                    end=datetime.fromisoformat(fields["EndTime"]),
-                    nodes=frozenset(names),
-                    is_maintenance="MAINT" in fields.get("Flags", "").split(","),
-                )
-            )
-    return reservations
+        if "MAINT" in fields.get("Flags", "").split(","):
+            start, end = (datetime.fromisoformat(fields[name]) for name in ("StartTime", "EndTime"))
+            nodes = slurm.run("scontrol", "show", "hostnames", fields["Nodes"]).split()
+            maintenances.append(Maintenance(fields["ReservationName"], start, end, frozenset(nodes)))
+    return maintenances
 
 
 def read_accounts(slurm: Slurm) -> list[str] | None:

@@ -185,8 +185,8 @@ def _call(words: list[str]) -> tuple[int, str, str]:
         if code == slurm_proxy.ABSENT:
             raise FileNotFoundError(complaint)
         return code, output, complaint
-    # sbatch passes its whole environment to Slurm, which stores it
-    clean = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    # sbatch passes its whole environment to Slurm, which stores it; a format of times would change what is parsed here
+    clean = {name: value for name, value in os.environ.items() if name not in (*SECRETS, "SLURM_TIME_FORMAT")}
     try:
         done = subprocess.run(
             words, env=clean, capture_output=True, text=True, timeout=ANSWER_SECONDS, stdin=subprocess.DEVNULL

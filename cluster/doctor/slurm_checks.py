@@ -6,7 +6,7 @@ from datetime import datetime
 
 from cluster import inventory, sites
 from cluster.doctor.node_checks import Finding
-from cluster.inventory import Limit, Node, Reservation
+from cluster.inventory import Limit, Maintenance, Node
 from cluster.sites import NodeType, Site
 from cluster.slurm import Slurm
 from raylab.errors import RaylabError
@@ -42,7 +42,7 @@ def partitions(slurm: Slurm, site: Site, config: Mapping[str, str], now: datetim
     """Findings on each partition of the site: whether it exists and is up, its limits, nodes and reservations."""
     try:
         known = inventory.read_partitions(slurm)
-        reservations = inventory.read_reservations(slurm)
+        maintenances = inventory.read_maintenances(slurm)
     except RaylabError as error:
         yield Finding.of(error)
         return
@@ -71,7 +71,7 @@ def partitions(slurm: Slurm, site: Site, config: Mapping[str, str], now: datetim
         yield from gpu_types(name, nodes, types)
         if inventory.allocates_whole_nodes(known[name], config):
             yield from whole_nodes(name, nodes, types, site.whole_nodes)
-        yield from maintenance(name, nodes, reservations, site, now)
+        yield from maintenance(name, nodes, maintenances, site, now)
 
 
 def _types(site: Site) -> dict[str, NodeType]:
@@ -141,17 +141,17 @@ def whole_nodes(name: str, nodes: Sequence[Node], types: Mapping[str, NodeType],
 
 
 def maintenance(
-    name: str, nodes: Sequence[Node], reservations: Sequence[Reservation], site: Site, now: datetime
+    name: str, nodes: Sequence[Node], maintenances: Sequence[Maintenance], site: Site, now: datetime
 ) -> Iterator[Finding]:
     """Findings on maintenances of all nodes of a partition that begin before a job submitted now would end."""
     names = {node.name for node in nodes}
-    for reservation in reservations:
-        left = (reservation.start - now).total_seconds()
-        if not reservation.is_maintenance or not names <= reservation.nodes or left > sites.seconds(site.time):
+    for one in maintenances:
+        left = (one.start - now).total_seconds()
+        if not names <= one.nodes or left > sites.seconds(site.time):
             continue
-        when = f"from {reservation.start:%Y-%m-%d %H:%M} to {reservation.end:%Y-%m-%d %H:%M}"
-        what = f"all nodes of partition {name} are reserved for maintenance ({reservation.name}) {when}"
-        later = f"start after {reservation.end:%Y-%m-%d %H:%M}"
+        span = f"from {one.start:%Y-%m-%d %H:%M} to {one.end:%Y-%m-%d %H:%M}"
+        what = f"all nodes of partition {name} are reserved for maintenance ({one.name}) {span}"
+        later = f"start after {one.end:%Y-%m-%d %H:%M}"
         if left < 2 * site.lead_seconds:
             yield Finding(f"{what}; jobs wait until then", False, later)
             continue

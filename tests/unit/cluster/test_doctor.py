@@ -21,7 +21,7 @@ from cluster.directory import versions
 from cluster.doctor import first_look, node_checks, site_checks, slurm_checks, traffic
 from cluster.doctor.node_checks import Finding
 from cluster.doctor.traffic import Traffic
-from cluster.inventory import Limit, Node, Reservation
+from cluster.inventory import Limit, Maintenance, Node
 from cluster.node.allocation import Allocation
 from cluster.sites import NodeType, Site
 from cluster.slurm import Slurm
@@ -239,11 +239,9 @@ def test_gpus_of_one_type_need_no_name():
 )
 def test_a_maintenance_before_a_job_would_end(local, minutes, nodes, said, do):
     start = NOW + timedelta(minutes=minutes)
-    reservation = Reservation("upgrade", start, start + timedelta(hours=2), frozenset(nodes), True)
-    found = list(slurm_checks.maintenance("p", [Node("n1", 1, 1), Node("n2", 1, 1)], [reservation], local, NOW))
+    upgrade = Maintenance("upgrade", start, start + timedelta(hours=2), frozenset(nodes))
+    found = list(slurm_checks.maintenance("p", [Node("n1", 1, 1), Node("n2", 1, 1)], [upgrade], local, NOW))
     assert bool(found) == bool(said) and said in texts(found) and all(do in one.do for one in found)
-    others = dataclasses.replace(reservation, is_maintenance=False)
-    assert not list(slurm_checks.maintenance("p", [Node("n1", 1, 1)], [others], local, NOW))
 
 
 def test_the_smallest_limit_of_jobs_decides():

@@ -5,7 +5,7 @@ from datetime import datetime
 import pytest
 
 from cluster import inventory
-from cluster.inventory import Limit, Node, Reservation
+from cluster.inventory import Limit, Maintenance, Node
 from cluster.slurm import Slurm
 
 PARTITIONS = """\
@@ -50,12 +50,12 @@ def test_nodes(commands):
     assert inventory.read_nodes(slurm, "batch") == [Node("n1", 4, 8000, {"fake": 2}), Node("n2", 8, 16000, {})]
 
 
-def test_reservations(commands):
+def test_maintenances(commands):
     start, end = datetime(2026, 11, 26, 20, 10), datetime(2026, 11, 26, 22, 10)
-    expected = Reservation("upgrade", start, end, frozenset({"n1", "n2"}), True)
-    assert inventory.read_reservations(Slurm(commands(scontrol=SHOW))) == [expected]
-    none = Slurm(commands(scontrol="echo 'No reservations in the system'"))
-    assert inventory.read_reservations(none) == []
+    expected = Maintenance("upgrade", start, end, frozenset({"n1", "n2"}))
+    assert inventory.read_maintenances(Slurm(commands(scontrol=SHOW))) == [expected]
+    for others in ("No reservations in the system", RESERVATION.replace("MAINT,", "")):
+        assert inventory.read_maintenances(Slurm(commands(scontrol=f"echo '{others}'"))) == []
 
 
 ACCOUNTING = """case "$*" in
