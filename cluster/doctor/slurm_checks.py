@@ -147,7 +147,7 @@ def maintenance(
     names = {node.name for node in nodes}
     for one in maintenances:
         left = (one.start - now).total_seconds()
-        if not names <= one.nodes or left > sites.seconds(site.time):
+        if not names or not names <= one.nodes or left > sites.seconds(site.time):
             continue
         span = f"from {one.start:%Y-%m-%d %H:%M} to {one.end:%Y-%m-%d %H:%M}"
         what = f"all nodes of partition {name} are reserved for maintenance ({one.name}) {span}"

@@ -492,19 +492,29 @@ def test_other_versions_than_the_login_nodes_are_said(local, tmp_path):
 # --- the command ---
 
 
-def command(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+def command(*words: str, verb: str = "doctor", **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", "doctor", *words],
+        [sys.executable, "-m", "jobs.cli", *verb.split(), *words],
         cwd=CODE, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 
 
-def test_blanks_are_lines_of_their_own_with_where_to_write_them(tmp_path):
-    done = command("--site", "juwels", "--json", str(tmp_path / "out.json"))
+@pytest.mark.parametrize(("verb", "words"), [("doctor", ["--site", "juwels"]), ("site check", ["juwels"])])
+def test_blanks_are_lines_of_their_own_with_where_to_write_them(tmp_path, verb, words):
+    done = command(*words, "--json", str(tmp_path / "out.json"), verb=verb)
     assert done.returncode == 1
     assert "!!  `account` of site juwels is blank: your compute project: write it into" in done.stdout
     result = json.loads((tmp_path / "out.json").read_text())
     assert not result["ok"] and all(not finding["ok"] and finding["do"] for finding in result["findings"])
+
+
+@pytest.mark.parametrize(
+    ("line", "right"), [("acount = 'x'", "account"), ("lead_seconds = '2min'", "(in seconds: lead_seconds = 120)")]
+)
+def test_a_wrong_key_or_unit_is_refused_with_the_right_one(own_sites, line, right):
+    own_sites(f"[local]\n{line}\n")
+    done = command("local", verb="site check")
+    assert done.returncode == 2 and right in done.stderr and "Traceback" not in done.stderr
 
 
 def test_an_unknown_site_prints_the_right_ones():
