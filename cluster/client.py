@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cluster import autoscaling, scripts, sites
+from cluster.bills import JobBook
 from cluster.directory import Directory, versions
 from cluster.job_tag import JobTag
 from cluster.sites import Site
@@ -273,6 +274,7 @@ def down(directory: Directory, slurm: Slurm) -> dict[str, Any]:
         slurm.cancel([job.id for job in here if job.alive])
         ended += [job.id for job in here if job.id not in ended]
         time.sleep(0.5)
+    JobBook(directory.path, directory.spec, slurm).note()
     for file in ("head.json", "status.json", "token", scripts.LOGIN, "cluster.json"):
         (directory.path / file).unlink(missing_ok=True)
     return {"name": directory.path.name, "ended": ended}

@@ -6,6 +6,7 @@ RAYLAB_HOME/clusters/NAME/
   mlflow-login.json  the login of the tracking server, 0600; only if it needs one
   head.json        address of the current head; written by each head when it is ready
   status.json      Ray's nodes, demand and jobs, every few seconds, by the head
+  jobs.jsonl       what Slurm has given to its jobs (bills.py); also that of earlier clusters of this name
   scripts/         every script that was submitted
   logs/            output of jobs and services, and Ray's log files
   problems/        why a node did not start, one file per job

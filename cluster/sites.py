@@ -4,6 +4,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,6 +61,14 @@ class NodeType(Part):
     sbatch: tuple[Line, ...] = ()  # further options, e.g. "--exclusive"
 
 
+class Billing(Part):
+    """How the site charges jobs, where Slurm itself does not say so."""
+
+    unit: Text = "core-hours"  # of `rate` and `budget`
+    rate: dict[str, Annotated[Decimal, Field(ge=0, decimal_places=3)]] = {}  # by partition: of a whole node, per hour
+    budget: Annotated[Decimal, Field(ge=0)] | None = None  # for all jobs of a RAYLAB_HOME together
+
+
 class Site(Part):
     """A section of sites.toml."""
 
@@ -84,6 +93,7 @@ class Site(Part):
     hostname_suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
     ssh: bool = False  # compute nodes can be reached by ssh from the login node
     sbatch: tuple[Line, ...] = ()  # further options of every job
+    billing: Billing = Billing()
     head: NodeType = NodeType(cpus=2, memory_mb=6000)  # Ray, the drivers of all jobs, MLflow
     nodes: dict[Kind, NodeType] = Field(min_length=1)
 
@@ -236,7 +246,7 @@ def _blanks(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
 
 
 def _unknown_key(path: list[str], name: str, where: Path) -> UsageError:
-    part: type[Part] = NodeType if len(path) > 1 else Site
+    part: type[Part] = Site if len(path) == 1 else Billing if path[0] == "billing" else NodeType
     return unknown(f"key of [{name}] in {where}:", ".".join(path), part.model_fields.keys() - {"name"})
 
 

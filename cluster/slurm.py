@@ -3,10 +3,11 @@
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
+from types import MappingProxyType
 
 from cluster import slurm_proxy
 from raylab.errors import SlurmError, UsageError
@@ -60,6 +61,7 @@ REASONS = {
     "ReqNodeNotAvail": "the nodes it needs are down or reserved",
     "NodeDown": "the nodes it needs are down",
     "AssocGrpCPUMinutesLimit": "the project's compute time is used up",
+    "AssocGrpBillingMinutes": "the project's compute time is used up",
     "AssocGrpGRES": "the project uses all the GPUs it is allowed",
     "QOSMaxJobsPerUserLimit": "you already run the maximum number of jobs",
     "JobHeldUser": "it is held by its owner: scontrol release",
@@ -134,19 +136,27 @@ class Slurm:
         pairs = (line.split("=", 1) for line in self.run("scontrol", "show", "config").splitlines() if "=" in line)
         return {name.strip(): value.strip() for name, value in pairs}
 
-    def run(self, command: str, *arguments: str, allow: str | None = None, once: bool = False) -> str:
+    def run(
+        self,
+        command: str,
+        *arguments: str,
+        allow: str | None = None,
+        once: bool = False,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> str:
         """Standard output of one Slurm command.
 
         Raises SlurmError if the command does not exist or does not answer within 30 s, three times in a row, and
         _Refused with Slurm's words if Slurm refuses (`allow`: a pattern of refusals that are acceptable). `once`: do
-        not retry a command that Slurm may have executed although its answer was lost.
+        not retry a command that Slurm may have executed although its answer was lost. `environment`: more
+        variables, which the proxy of a container does not pass on.
         """
         program = command if self.directory is None else str(self.directory / command)
         for attempt in range(TRIES):
             if attempt:
                 sleep(2.0**attempt)  # a failover of slurmctld takes seconds
             try:
-                code, output, complaint = _call([program, *arguments])
+                code, output, complaint = _call([program, *arguments], environment)
             except FileNotFoundError as error:
                 raise SlurmError(
                     f"{command} was not found",
@@ -168,7 +178,7 @@ class Slurm:
         raise SlurmError(f"Slurm does not answer ({command})", text, "try again in a minute; running jobs continue")
 
 
-def _call(words: list[str]) -> tuple[int, str, str]:
+def _call(words: list[str], environment: Mapping[str, str]) -> tuple[int, str, str]:
     """(exit code, standard output, standard error) of a command; in a container, run by the proxy of the job script.
 
     Raises TimeoutError after ANSWER_SECONDS, FileNotFoundError if the command does not exist.
@@ -187,6 +197,7 @@ def _call(words: list[str]) -> tuple[int, str, str]:
         return code, output, complaint
     # sbatch passes its whole environment to Slurm, which stores it; a format of times would change what is parsed here
     clean = {name: value for name, value in os.environ.items() if name not in (*SECRETS, "SLURM_TIME_FORMAT")}
+    clean |= environment
     try:
         done = subprocess.run(
             words, env=clean, capture_output=True, text=True, timeout=ANSWER_SECONDS, stdin=subprocess.DEVNULL
@@ -216,7 +227,7 @@ def parse(table: str) -> list[Job]:
                     id=fields["JobID"],
                     state=fields["State"],
                     restarts=int(fields["RestartCnt"] or 0),
-                    left=_left(fields["TimeLeft"]),
+                    left=parse_duration(fields["TimeLeft"]),
                     node=fields["NodeList"],
                     reason=fields["Reason"].strip("()"),
                     comment=fields["Comment"],
@@ -225,8 +236,8 @@ def parse(table: str) -> list[Job]:
     return jobs
 
 
-def _left(text: str) -> float | None:
-    """squeue's time left, D-HH:MM:SS or MM:SS, in seconds; None for INVALID, UNLIMITED, NOT_SET."""
+def parse_duration(text: str) -> float | None:
+    """A duration of squeue, D-HH:MM:SS or MM:SS, in seconds; None for INVALID, UNLIMITED, NOT_SET."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
     if not match:
         return None

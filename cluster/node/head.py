@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cluster import autoscaling
+from cluster.bills import JobBook
 from cluster.directory import Directory
 from cluster.job_tag import JobTag
 from cluster.node import gcs
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("raylab.head")
 STATUS_SECONDS = 3.0
+JOBS_SECONDS = 15.0  # between two looks at what Slurm has given to this cluster
 SERVICE_SECONDS = 10.0  # between two starts of a service that keeps ending
 END_SECONDS = 60.0  # for Slurm to end this job after a requeue
 
@@ -61,6 +63,7 @@ class Head:
         self.job, self.generation, self.allocation = job, generation, allocation
         self.spec, self.site = directory.spec, directory.site
         self.slurm = Slurm()
+        self.book = JobBook(directory.path, self.spec, self.slurm)
         self.services: dict[str, subprocess.Popen[bytes]] = {}
         self.started: dict[str, float] = {}
 
@@ -70,13 +73,16 @@ class Head:
         self._release()
         if self.generation:
             self._run("requeue", *self.spec.hooks.requeue)
-        looked = 0.0
+        looked, noted = 0.0, float("-inf")
         try:
             while self.signals.received is None and self.ray.ended is None:
                 self._keep_services()
                 if time.monotonic() - looked > STATUS_SECONDS:
                     self._status()
                     looked = time.monotonic()
+                if time.monotonic() - noted > JOBS_SECONDS:
+                    self.book.note()
+                    noted = time.monotonic()
                 time.sleep(0.5)
             if self.ray.ended is not None:
                 log.error("Ray's head has ended with %s", self.ray.ended)

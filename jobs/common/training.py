@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jobs.common import home, model_card, run_tracking, scores
+from jobs.common import costs, home, model_card, run_tracking, scores
 from jobs.common.console import say
 from jobs.common.progress import Display
 from jobs.common.workers import StartedWorkers
@@ -16,6 +16,7 @@ from raylab.tasks import find_task
 from raylab.training import imbalance
 from raylab.training.run import execute
 from raylab.training.run_result import read_result
+from raylab.work import WorkMeter, write_to
 from tracking.outbox import Outbox
 from tracking.system import NodeSampler
 
@@ -54,8 +55,10 @@ def continue_run(
         say(f"run {directory.name} has already finished training")
         result = read_result(directory)
     elif high == 0:
-        with Display(directory, recipe.loop.epochs, work.steps, job.objective, quiet):
-            result = execute(recipe, data, directory, rows.send, parent)
+        scaling = recipe.scaling
+        meter = WorkMeter("worker-0", scaling.cpus_per_worker, 1.0, scaling.gpu, write_to(directory))
+        with Display(directory, recipe.loop.epochs, work.steps, job.objective, quiet), meter:
+            result = execute(recipe, data, directory, rows.send, parent, on_training=meter.note_training)
     else:
         supervisor = workers(directory / "ray.log")
         with Display(directory, recipe.loop.epochs, work.steps, job.objective, quiet, lambda: missing(recipe)):
@@ -74,6 +77,7 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
     run_tracking.log_model(directory, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]))
     if find_task(recipe.task).kind == "images":
         model_card.write(directory, scored.parameters)
+    costs.tell_end(directory)
     run_record = home.note(directory)
     reported = ("weights_sha256", "attempts", "steps_repeated", "stopped")
     tags = {f"raylab.{name}": str(result[name]) for name in reported}

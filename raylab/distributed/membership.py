@@ -52,12 +52,13 @@ class Signal:
 
 
 class Delivery(NamedTuple):
-    """What the driver takes at a time: `rows` of metrics, by member the load of its node, and why each worker that is
-    gone is gone."""
+    """What the driver takes at a time: `rows` of metrics, by member the load of its node, why each worker that is gone
+    is gone, and by member records of its work."""
 
     rows: list[dict[str, Any]]
     node_samples: list[tuple[str, dict[str, float]]]
     gone: dict[str, str]
+    work: list[tuple[str, dict[str, Any]]]
 
 
 class Membership(Rendezvous):
@@ -83,6 +84,7 @@ class Membership(Rendezvous):
         self.rows: list[dict[str, Any]] = []  # of metrics, on their way to the driver
         self.delivered = 0  # the last step whose row the driver has
         self.node_samples: list[tuple[str, dict[str, float]]] = []  # member and the load of its node, on their way
+        self.work: list[tuple[str, dict[str, Any]]] = []  # member and a record of its work, on their way
 
     async def greet(self, member: str) -> bool:
         """Note that `member` is alive; returns whether it is yet to join."""
@@ -188,6 +190,10 @@ class Membership(Rendezvous):
         """Take the load of the node of `member` for the driver."""
         self.node_samples.append((member, sample))
 
+    async def send_work(self, member: str, record: dict[str, Any]) -> None:
+        """Take a record of the work of `member` for the driver."""
+        self.work.append((member, record))
+
     async def receive(self, delivered: int) -> Delivery:
         """The driver, which has the rows up to step `delivered`, takes what has come since: each step's row once, also
         where a new writer sends again what the one before has sent."""
@@ -199,7 +205,8 @@ class Membership(Rendezvous):
                 rows.append(row)
         self.rows = []
         samples, self.node_samples = self.node_samples, []
-        return Delivery(rows, samples, self.expelled)
+        work, self.work = self.work, []
+        return Delivery(rows, samples, self.expelled, work)
 
     def _signal(self, member: str, generation: int) -> Signal:
         if member in self.expelled:

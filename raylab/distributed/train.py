@@ -33,6 +33,7 @@ from raylab.training.run_failure import FILE as FAILURE
 from raylab.training.run_failure import read_failure
 from raylab.training.run_result import read_result
 from raylab.witness import read_death
+from raylab.work import write_to
 
 if TYPE_CHECKING:  # it loads torch, which the actors beside the workers do without
     from raylab.training.progress import Metrics
@@ -87,6 +88,7 @@ class Supervisor:
         self.has_ended = False
         self.is_closed = False
         self.placed_at = float("-inf")
+        self.work: dict[str, dict[str, Any]] = {}  # the last record of each worker
         self.warm: dict[str, list[tuple[str, Any]]] = {}  # workers by node, which have no work yet: name and actor
         # Actors that were killed. Where the last reference goes together with the kill, Ray may take the kill for
         # superfluous and wait for the actor's own end, up to 30 s, in which it keeps its CPUs.
@@ -114,7 +116,7 @@ class Supervisor:
         """
         (directory / FAILURE).unlink(missing_ok=True)
         shutil.rmtree(directory / "deaths", ignore_errors=True)
-        self.directory = directory
+        self.directory, self.write_work = directory, write_to(directory)
         self.on_rows, self.on_node_sample, self.on_warning = on_rows, on_node_sample, on_warning
         self.arguments = {
             "recipe": recipe.model_dump(mode="json"),
@@ -258,6 +260,9 @@ class Supervisor:
     def receive(self) -> None:
         """Pass on the metrics and loads that have come, and end the workers that were expelled."""
         delivery: Delivery = ray.get(self.membership.receive.remote(self.step))
+        for name, record in delivery.work:
+            self.work[name] = record
+            self.write_work(record)
         first = first_on_node({name: running.node for name, running in self.workers.items()})
         for name, sample in delivery.node_samples:
             if name in first:
@@ -276,10 +281,16 @@ class Supervisor:
     def end_worker(self, name: str, why: str, was_needed: bool = True) -> None:
         ray.get(self.membership.remove.remote(name, why, was_needed))
         self.kill(self.workers.pop(name).actor)
+        self.close_work(name)
 
     def kill(self, actor: Any) -> None:
         self.killed.append(actor)
         ray.kill(actor)
+
+    def close_work(self, name: str) -> None:
+        """Write that the worker `name` was there until now, if it has reported any work."""
+        if (record := self.work.pop(name, None)) is not None:
+            self.write_work({**record, "end": time.time()})
 
     def close(self) -> None:
         """End all workers and give their places back."""
@@ -287,8 +298,9 @@ class Supervisor:
             return
         self.is_closed = True
         self.drop_warm()
-        for running in self.workers.values():
+        for name, running in self.workers.items():
             self.kill(running.actor)
+            self.close_work(name)
         with suppress(ray.exceptions.RayError):  # Ray itself may be ending; the allocator drops claims of the dead
             ray.get(self.allocator.release.remote(self.claim), timeout=CLOSE_SECONDS)
         ray.kill(self.membership)

@@ -37,6 +37,7 @@ from raylab.data.sampler import steps_per_epoch
 from raylab.distributed import train
 from raylab.distributed.draining import NodePeers
 from raylab.distributed.memory_monitor import explain_memory_kill
+from raylab.distributed.metering import meter_work
 from raylab.documents import read_json
 from raylab.errors import DataError, OutOfMemoryError, RaylabError, RunError, UsageError, unknown
 from raylab.files import write_json
@@ -50,6 +51,7 @@ from raylab.training.run import execute
 from raylab.training.run_failure import read_failure, write_failure
 from raylab.training.trials import Trials
 from raylab.witness import NOTE, read_death
+from raylab.work import write_to
 
 OBJECTIVE = "objective"  # reported by trials: the best validation score of any epoch so far; higher is better
 
@@ -360,8 +362,12 @@ def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) 
             result = train.Supervisor(chosen).train(chosen, Path(data), directory, report_epochs)
         else:
             callback = saved if options.scheduler in WITH_CHECKPOINTS else None
-            with NodePeers() as peers:
-                result = execute(chosen, Path(data), directory, send, saved=callback, flush_seconds=0, peers=peers)
+            meter = meter_work("trial", chosen.scaling, write_to(directory))
+            with meter, NodePeers() as peers:
+                result = execute(
+                    chosen, Path(data), directory, send, saved=callback, flush_seconds=0, peers=peers,
+                    on_training=meter.note_training,
+                )  # fmt: skip
     except AttemptHandedOver as handed_over:
         # Tune starts the trial again elsewhere, and counts no failure
         raise ray.exceptions.RayActorError(error_msg="its node is about to leave", preempted=True) from handed_over

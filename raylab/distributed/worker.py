@@ -50,6 +50,7 @@ class Worker:
         """Train until the run is over. Whatever is raised is a crash of this worker, not the end of the run."""
         # In the method, so that the process that starts it is quick to answer
         from raylab.distributed.member import Expelled, Member, Refused
+        from raylab.distributed.metering import meter_work
         from raylab.tasks.recipes import parse_recipe
         from raylab.training.loop import AttemptHandedOver
         from raylab.training.run import execute
@@ -63,8 +64,9 @@ class Worker:
         sampling.start()
         identity = identify(arguments["data_hash"])
         member = Member(self.name, self._call, recipe.scaling.silence_seconds, identity, recipe.scaling.gpu)
+        meter = meter_work(self.name, recipe.scaling, self._send_work)
         try:
-            with witness(note_of(directory, self.name)):
+            with meter, witness(note_of(directory, self.name)):
                 execute(
                     recipe,
                     Path(arguments["data"]),
@@ -72,6 +74,7 @@ class Worker:
                     lambda rows: int(self._call("send", rows)),
                     None if parent is None else Path(parent),
                     peers=member,
+                    on_training=meter.note_training,
                 )
         except AttemptHandedOver:
             member.leave()
@@ -93,6 +96,10 @@ class Worker:
 
     def _call(self, method: str, *values: Any) -> Any:
         return ray.get(getattr(self.membership, method).remote(*values))
+
+    def _send_work(self, record: dict[str, Any]) -> None:
+        with suppress(ray.exceptions.RayError):  # the driver is gone; what it has written says until when
+            self._call("send_work", self.name, record)
 
     def _greet(self) -> None:
         """Tell the membership that this process is alive, until it trains and its watch does so."""

@@ -58,6 +58,8 @@ class Step(Entry):
 class Checkpoint(Entry):
     checkpoint: int
     """its step"""
+    time: float = 0.0
+    """Unix time in seconds of its state; what is trained later is lost if the next attempt starts from it"""
 
 
 class HandOver(Entry):

@@ -3,6 +3,7 @@
 run.json       name, run ids, data, parent (run_record.py; written by jobs)
 recipe.json    the resolved recipe
 ledger.jsonl   one line a step: which attempt computed it; and each change of workers (ledger.py)
+work.jsonl     which worker was where, from when to when (raylab/work.py)
 checkpoints/   see checkpoint.py
 model/         the trained network: model.safetensors, and model.json with its recipe and input spec
 result.json    or failure.json: how the run ended
@@ -60,13 +61,14 @@ def execute(
     saved: Callable[[Path], None] | None = None,
     flush_seconds: float = 1.0,
     peers: Peers | None = None,
+    on_training: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train to the end, from the newest valid checkpoint in `directory`, else `parent`'s weights, else from scratch.
 
     Every worker of the run calls it, whenever it comes; rank 0 writes. Checkpoints are written beside the steps that
     follow, unless `saved` is given, which is called with each before the next step. Metrics wait for `flush_seconds` at
-    most before they are sent on. Returns fit()'s result with the facts of the
-    ledger. Raises AttemptHandedOver in a worker that leaves.
+    most before they are sent on. `on_training` is called whenever this process is in a new group that trains. Returns
+    fit()'s result with the facts of the ledger. Raises AttemptHandedOver in a worker that leaves.
     """
     device = "cuda" if recipe.scaling.gpu else "cpu"
     job = find_task(recipe.task)
@@ -77,7 +79,7 @@ def execute(
 
     train = job.load(data, "train", recipe.data, None)
     val = job.load(data, "val", recipe.data, train.spec)
-    recorder = Recorder(directory, recipe, train.spec, send, saved, flush_seconds)
+    recorder = Recorder(directory, recipe, train.spec, send, saved, flush_seconds, on_training)
 
     def load() -> dict[str, Any] | None:
         recorder.start_attempt()
@@ -116,9 +118,10 @@ class Recorder(Report):
         send: Send,
         saved: Callable[[Path], None] | None = None,
         flush_seconds: float = 1.0,
+        on_training: Callable[[], None] = lambda: None,
     ) -> None:
         self.directory, self.recipe, self.spec, self.send, self.saved = directory, recipe, spec, send, saved
-        self.flush_seconds = flush_seconds
+        self.flush_seconds, self.on_training = flush_seconds, on_training
         self.ledger = directory / ledger.FILE
         self.is_writer = False
         self.rows: list[Metrics] = []  # that may not have arrived
@@ -135,6 +138,7 @@ class Recorder(Report):
         self.writer = CheckpointWriter(directory / "checkpoints", recipe.loop.max_checkpoints, self._wait_for_group)
         self.writing: futures.Future[Path] | None = None  # the checkpoint of `last_checkpoint`
         self.last_checkpoint = 0  # the step of the last one in the ledger, or of `writing`
+        self.last_checkpoint_time = 0.0  # of its state
         self.is_closed = False
 
     def __enter__(self) -> Self:
@@ -170,6 +174,7 @@ class Recorder(Report):
     def start_group(self, group: ProcessGroup, step: int) -> None:
         """See Report. Rank 0 writes the group into the ledger, after the steps that it has taken over."""
         pids = group.gather({group.rank: torch.tensor([os.getpid()])}, group.size, 1).long().flatten().tolist()
+        self.on_training()
         self.pids = tuple(pids)
         was_writer, self.is_writer, self.group = self.is_writer, group.rank == 0, group
         if not self.is_writer:
@@ -195,7 +200,7 @@ class Recorder(Report):
             if self.is_writer and time.monotonic() - self.sent_at >= self.flush_seconds:
                 self.flush()
         elif self.is_writer and self.finish_checkpoint(wait=True) is None:
-            self.last_checkpoint = metrics["step"]
+            self.last_checkpoint, self.last_checkpoint_time = metrics["step"], time.time()
             self.writing = self.writer.start(metrics["step"], {**state, "rows": list(self.rows)})
             if self.saved is not None:
                 self.finish_checkpoint(wait=True)
@@ -212,7 +217,8 @@ class Recorder(Report):
             return None
         try:
             path = self.writing.result()
-            self._write(ledger.Checkpoint(attempt=self.attempt, checkpoint=self.last_checkpoint))
+            facts = {"checkpoint": self.last_checkpoint, "time": self.last_checkpoint_time}
+            self._write(ledger.Checkpoint(attempt=self.attempt, **facts))
         except CheckpointError as failure:
             self._check_group()  # whoever has taken over removes what this rank was writing
             return failure

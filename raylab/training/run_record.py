@@ -65,6 +65,9 @@ class RunRecord(Document):
     best_version: int | None = None
     """version that the alias `best` names"""
 
+    cost: str | None = None
+    """what it has cost, once MLflow's outbox has it"""
+
     test_reads: int = 0
     """how often the test split of its own data was read"""
     test_reads_elsewhere: dict[str, int] = Field({})

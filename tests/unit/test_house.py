@@ -18,7 +18,8 @@ PACKAGES = ("raylab", "jobs", "tracking", "cluster")
 ROOMS: dict[str, set[str]] = {}
 for _room, _more in {
     "errors": "",
-    "files loopback interfaces scratch documents score storage processes memory": "errors",
+    "files loopback interfaces scratch documents score storage processes memory energy": "errors",
+    "work": "energy",
     "witness": "memory",
     "config": "files",
     "physiology": "config",
@@ -30,7 +31,7 @@ for _room, _more in {
     "evaluation": "data.icu data.images models",
     "tasks": "evaluation",
     "training": "tasks",
-    "distributed": "training witness interfaces",
+    "distributed": "training witness interfaces work",
 }.items():
     _below = {"errors", "files", "documents", "memory", "score", "storage"}.union(
         *({name} | ROOMS[name] for name in _more.split())

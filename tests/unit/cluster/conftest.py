@@ -54,6 +54,11 @@ class FakeSlurm(Slurm):
         self._answer()
         return {"KillWait": "25 sec"}
 
+    def run(self, command: str, *arguments: str, **options: object) -> str:
+        """What other commands answer: that there is nothing."""
+        self._answer()
+        return ""
+
     def _answer(self) -> None:
         if self.away:
             raise SlurmError("Slurm does not answer")

@@ -251,7 +251,7 @@ def test_rows_wait_until_the_driver_has_them():
         membership = await joined("a")
         assert await membership.send([{"step": 1}, {"step": 2}]) == 0, "on their way, not arrived"
         assert [row["step"] for row in (await membership.receive(0)).rows] == [1, 2]
-        assert await membership.receive(2) == Delivery([], [], {})
+        assert await membership.receive(2) == Delivery([], [], {}, [])
         assert await membership.send([]) == 2
 
     run(story())
