@@ -39,6 +39,8 @@ VERBS = {
     "fit": "fit the lung model to the blood gases of every stay, with posterior widths",
     "runs": "list the runs of this home with their status, their score, and the command that comes next",
     "compare": "print a table of tracked runs and write an HTML report",
+    "estimate": "say what a run or search will cost, from 20 measured steps, and whether the budget suffices",
+    "cost": "print what runs have cost: the bills of their Slurm jobs, split to the last core-second",
     "sync": "send records that are waiting on disk to MLflow, and mark runs whose process was killed",
     "rm": "print what runs occupy on disk, and remove runs or parts of them",
     "ui": "serve MLflow on loopback, accessible only to you, and print a link",

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from jobs import cli, train
-from jobs.common import home, model_card, run_tracking, scores, training
+from jobs.common import costs, home, model_card, run_tracking, scores, training
 from jobs.common.console import say
 from jobs.common.environment import verb_environment
 from jobs.common.interrupts import hold_interrupts
+from jobs.common.place import HERE, Place
 from jobs.common.results import Run
 from jobs.common.run_end import describe_end, free_reserve, record_end
 from jobs.common.session import ray_environment, ray_session
@@ -55,9 +56,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--concurrent", type=int, help="trials that run in parallel (default: the recipe's)")
     train.add_recipe_options(parser)
     parser.add_argument("--name", help="name of the search (default: made from task and time)")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and print the cost; start nothing")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
+    if args.dry_run:
+        return dry_run(recipe_of(args), args.data.absolute(), args.quiet)
     return tune(
         args.task,
         args.data,
@@ -72,6 +76,40 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         smoke=args.smoke,
         quiet=args.quiet,
     ).details
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe that the arguments of this verb describe."""
+    options = {
+        name: getattr(args, name) for name in ("trials", "scheduler", "search", "workers_per_trial", "concurrent")
+    }
+    space = None if args.space is None else parse_space(args.space)
+    return build_recipe(args.task, options, space, parse_assignments(args.set), args.smoke)
+
+
+def dry_run(recipe: Recipe, data: Path, quiet: bool, place: Place = HERE) -> dict[str, Any]:
+    """Check a recipe and its data as `start` does, and print what the search will cost at a place. Raises UsageError if
+    the budget does not suffice."""
+    from jobs.common import forecast
+
+    find_task(recipe.task).read_meta(data)
+    recipe = train.enough_shards(recipe, quiet)
+    work = training.inspect(recipe, data)
+    check(recipe)
+    found = forecast.forecast(recipe, data, work, place, is_search=True)
+    if not quiet:
+        trials, together = recipe.search.trials, min(recipe.search.concurrent, recipe.search.trials)
+        say(f"nothing was started: {trials} trials, {together} at a time")
+        forecast.tell(found)
+    return {"trials": recipe.search.trials, "forecast": forecast.to_json(found)}
+
+
+def check(recipe: Recipe) -> None:
+    """Raise UsageError for a wrong scheduler, search or space."""
+    ray_environment()
+    from raylab.distributed import tune
+
+    tune.check(recipe)
 
 
 def parse_space(texts: Sequence[str]) -> dict[str, str]:
@@ -114,15 +152,26 @@ def tune(
         "workers_per_trial": workers_per_trial,
         "concurrent": concurrent,
     }
+    return Run.of(
+        start(build_recipe(recipe, options, space, settings or {}, smoke), Path(data).absolute(), name, quiet)
+    )
+
+
+def build_recipe(
+    recipe: Recipe | str,
+    options: Mapping[str, Any],
+    space: Mapping[str, str] | None,
+    settings: Mapping[str, Any],
+    smoke: bool,
+) -> Recipe:
+    """The given recipe, or the shipped one of a task, with the `options` of a search that are not None."""
     given = {f"search.{option}": value for option, value in options.items() if value is not None}
-    recipe = train.build_recipe(recipe, {**(settings or {}), **given}, smoke=smoke)
+    chosen = train.build_recipe(recipe, {**settings, **given}, smoke=smoke)
     if space is None:
-        recipe = with_search_space(recipe)
-    else:
-        for path, distribution in space.items():
-            parse_dimension(path, distribution)
-        recipe = override(recipe, {"search.space": dict(space), "search.points": ()})
-    return Run.of(start(recipe, Path(data).absolute(), name, quiet))
+        return with_search_space(chosen)
+    for path, distribution in space.items():
+        parse_dimension(path, distribution)
+    return override(chosen, {"search.space": dict(space), "search.points": ()})
 
 
 def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str, Any]:
@@ -130,10 +179,7 @@ def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str
     uri = run_tracking.checked_address()
     recipe = train.enough_shards(run_tracking.with_weights(recipe, uri), quiet)
     training.inspect(recipe, data)
-    ray_environment()
-    from raylab.distributed import tune
-
-    tune.check(recipe)  # raises for a wrong scheduler, search or space before the run exists
+    check(recipe)  # before the run exists
     directory = home.new_run(name, f"{recipe.task}-search")
     new = run_tracking.describe_run(directory, recipe, meta, data, "tune", uri)
     with run_tracking.open_run(directory, new) as forwarder:
@@ -237,6 +283,7 @@ def continue_search(directory: Path, recipe: Recipe, data: Path, forwarder: Forw
     samples = scored.samples
     shape = (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:])
     registered = register(winner, directory, recipe, shape)
+    costs.tell_end(directory)
     result = read_result(directory)
     out = {
         "run_id": home.note(directory).run_id,

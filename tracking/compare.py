@@ -238,8 +238,9 @@ def _block(runs: pl.DataFrame) -> Iterator[str]:
     shown = primary(rows)
     of_cohorts = any(row["cohort"] for row in rows)
     of_splits = any(row["split"] for row in rows)  # a sweep, for example, has no scores
+    are_billed = any(row.get("tag/cost") for row in rows)
     names = ["run", "kind", "status", *(["split"] if of_splits else []), *(["cohort"] if of_cohorts else [])]
-    lines = [[*names, *shown, *(["n"] if of_splits else []), "seed", "run id"]]
+    lines = [[*names, *shown, *(["n"] if of_splits else []), *(["cost"] if are_billed else []), "seed", "run id"]]
     for row in rows:
         n = row.get(f"{row['split']}/n")
         lines.append(
@@ -251,6 +252,7 @@ def _block(runs: pl.DataFrame) -> Iterator[str]:
                 *([row["cohort"] or "-"] if of_cohorts else []),
                 *(_short(interval(row, f"{row['split']}/{score}")) or "-" for score in shown),
                 *(["-" if n is None else f"{n:.0f}"] if of_splits else []),
+                *([row.get("tag/cost") or "-"] if are_billed else []),
                 row["seed"] or "-",
                 row["run_id"][:8],
             ]
