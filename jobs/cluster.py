@@ -19,7 +19,7 @@ from cluster.node import head
 from cluster.slurm import Slurm
 from cluster.spec import ClusterSpec, Hooks
 from jobs import cli
-from jobs.common import home
+from jobs.common import budget, home
 from jobs.common.console import say
 from jobs.common.environment import verb_environment
 from jobs.common.progress import duration
@@ -356,7 +356,9 @@ class SlurmCluster(Cluster):
 
 def do_submit(args: argparse.Namespace) -> dict[str, Any]:
     command = args.command[1:] if args.command[0] == "--" else args.command
-    return submit(find(home.home(), args.name), command, follow=not args.detach)
+    directory = find(home.home(), args.name)
+    budget.check_command(command, directory)
+    return submit(directory, command, follow=not args.detach)
 
 
 def submit(directory: Directory, command: list[str], follow: bool) -> dict[str, Any]:

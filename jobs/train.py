@@ -10,6 +10,7 @@ from jobs import cli
 from jobs.common import home, run_tracking
 from jobs.common.console import say
 from jobs.common.environment import verb_environment
+from jobs.common.place import HERE, Place
 from jobs.common.results import Run, RunReference, find_run
 from jobs.common.workers import start_workers
 from raylab.config.assignments import parse_assignments
@@ -35,7 +36,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_priority(parser)
     parser.add_argument("--name", help="name of the run (default: made from task and time)")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything and print the work of each worker; start nothing"
+        "--dry-run",
+        action="store_true",
+        help="check everything, print the work of each worker and the cost; start nothing",
     )
     parser.add_argument("--from", dest="parent", metavar="RUN", help="start from the weights of this run")
 
@@ -54,8 +57,7 @@ def add_priority(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.dry_run:
-        recipe = build_recipe(args.task, parse_assignments(args.set), args.workers, args.smoke, args.priority)
-        return dry_run(recipe, args.data.absolute(), args.quiet)
+        return dry_run(recipe_of(args), args.data.absolute(), args.quiet)
     return train(
         args.task,
         args.data,
@@ -67,6 +69,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         smoke=args.smoke,
         quiet=args.quiet,
     ).details
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe that the arguments of this verb describe."""
+    return build_recipe(args.task, parse_assignments(args.set), args.workers, args.smoke, args.priority)
 
 
 Workers = int | tuple[int, int] | str
@@ -147,9 +154,10 @@ def enough_shards(recipe: Recipe, quiet: bool) -> Recipe:
     return enough
 
 
-def dry_run(recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
-    """Check a recipe and its data as `start` does, and print how its maximum number of workers divides a batch."""
-    from jobs.common import training
+def dry_run(recipe: Recipe, data: Path, quiet: bool, place: Place = HERE) -> dict[str, Any]:
+    """Check a recipe and its data as `start` does, and print how its maximum number of workers divides a batch, and
+    what it will cost at a place. Raises UsageError if the budget does not suffice."""
+    from jobs.common import forecast, training
 
     find_task(recipe.task).read_meta(data)
     recipe = enough_shards(recipe, quiet)
@@ -172,7 +180,10 @@ def dry_run(recipe: Recipe, data: Path, quiet: bool) -> dict[str, Any]:
         say(f"nothing was started: {plan['steps']} steps of {batch} samples in {shards} shards of {each}")
         say(f"{most} worker(s) with at most {plan['most_shards_of_a_worker']} shard(s) each, {plan['cpus']:g} CPUs and "
             f"{plan['gpus']} GPUs in total; the last batch has {plan['last_batch']} samples")  # fmt: skip
-    return plan
+    found = forecast.forecast(recipe, data, work, place)
+    if not quiet:
+        forecast.tell(found)
+    return {**plan, "forecast": forecast.to_json(found)}
 
 
 if __name__ == "__main__":

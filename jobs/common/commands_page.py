@@ -31,6 +31,8 @@ GUIDES = {
     "fit": "[Virtual patients: fitting](physiology.md#fitting)",
     "runs": "[Tracking: find a run](tracking.md)",
     "compare": "[Tracking: compare and the report](tracking.md#compare-and-the-report)",
+    "estimate": "[Cost: what it will cost](cost.md#what-it-will-cost)",
+    "cost": "[Cost and energy](cost.md)",
     "sync": "[Tracking: the outbox](tracking.md#the-outbox)",
     "ui": "[Tracking: the server](tracking.md#the-server)",
     "cluster": "[Slurm](slurm.md), [sites](sites.md)",
