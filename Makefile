@@ -13,7 +13,7 @@ NAME = $(if $(RUN),--name "$(RUN)")
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
 .PHONY: help setup demo prepare train tune transfer evaluate compare submit test test-slow test-slurm test-all test-faults test-sites soak \
-  slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down site doctor notebook
+  slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down site doctor cost notebook
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -117,6 +117,9 @@ cluster-down: setup ## end it
 site: setup ## SITE=NAME: write a section of your own sites file from what Slurm says (ARGS="--partition P")
 	@test "$(origin SITE)" != file || { echo "raylab: which name? for example: make site SITE=ours" >&2; exit 2; }
 	@$(BIN)/raylab site new "$(SITE)" $(ARGS)
+
+cost: setup ## what runs and idle nodes have cost (ARGS="--experiment raylab")
+	@$(BIN)/raylab cost $(ARGS)
 
 doctor: setup ## what of SITE fits raylab, and what to do about the rest
 	@$(BIN)/raylab doctor --site "$(SITE)"

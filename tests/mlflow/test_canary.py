@@ -65,6 +65,8 @@ STEPS: dict[str, list[str]] = {
     ],
     "simulate": ["view --set shunt=0.25"],
     "fit": ["--source physionet2012 --path {few} --hours 12 --out {fits}"],
+    "estimate": ["train ards --data {ards} --smoke --set loop.epochs=1"],
+    "cost": [""],
     "compare": ["--out {out}/report.html"],
     "sync": [""],
     "rm": ["", "icu --only logs"],

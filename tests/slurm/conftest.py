@@ -86,9 +86,9 @@ class Bed:
         return self.run("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '", node)
 
 
-def make_testbed(*faults: Fault) -> Iterator[Bed]:
-    """A testbed, with faults of foreign sites, and a process beside it that waits for our end, of whatever kind, and
-    then removes it."""
+def make_testbed(*faults: Fault, accounts: bool = False) -> Iterator[Bed]:
+    """A testbed, with faults of foreign sites or Slurm's accounting, and a process beside it that waits for our end, of
+    whatever kind, and then removes it."""
     if why := control.obstacle():
         pytest.skip(f"no Slurm testbed: {why}")
     directory = Path(tempfile.mkdtemp(prefix="rl-", dir="/tmp"))
@@ -102,7 +102,7 @@ def make_testbed(*faults: Fault) -> Iterator[Bed]:
         start_new_session=True,
     )
     try:
-        control.up(root, faults=frozenset(faults))
+        control.up(root, accounts, frozenset(faults))
         yield Bed(root)
     finally:
         watcher.communicate(timeout=60)
