@@ -1,6 +1,5 @@
 """Start a cluster from the login node, show its status, end it."""
 
-import hashlib
 import secrets
 import shutil
 import time
@@ -9,9 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from cluster import autoscaling, scripts, sites
+from cluster import autoscaling, image, scripts, sites
 from cluster.bills import JobBook
-from cluster.directory import Directory, versions
+from cluster.directory import Directory
 from cluster.job_tag import JobTag
 from cluster.sites import Site
 from cluster.slurm import Job, Slurm
@@ -79,7 +78,7 @@ def make_spec(
         tracking=tracking,
         login=login,
         group=group,
-        versions=versions(),
+        versions=image.node_versions(site),
         hooks=hooks,
     )
 
@@ -99,14 +98,6 @@ def check_shared_node(site: Site, kind: str) -> None:
 def python_of(site: Site, here: str) -> str:
     """The Python of a site's nodes; `here`: the Python that runs this process."""
     return site.python or ("python" if site.image else here)
-
-
-def hash_image(image: str | None) -> str:
-    """SHA-256 of the image's file, "" without one. It takes minutes for a large file, so `up` computes it once."""
-    if image is None:
-        return ""
-    with Path(image).open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def dry_run(spec: ClusterSpec, directory: Path) -> dict[str, str]:
@@ -142,7 +133,11 @@ def up(
                 do=f"raylab cluster status --name {spec.name}, or choose another --name",
             )
         limit = slurm.config().get("KillWait", "30 sec").split()[0]
-        spec = spec.model_copy(update={"kill_seconds": int(limit), "image_digest": hash_image(spec.site.image)})
+        digest = ""
+        if (file := spec.site.image) is not None:
+            image.check_lock(file, image.read_lock(file), Path(spec.code))
+            digest = image.hash_image(file)
+        spec = spec.model_copy(update={"kill_seconds": int(limit), "image_digest": digest})
         directory.create(spec, files)
         script = directory.scripts / "head.sbatch"
         script.write_text(scripts.text(directory.path, spec, head_tag(spec)))

@@ -157,7 +157,8 @@ def _with_proxy(site: Site, proxy: Path | None, line: str) -> list[str]:
 
 # Runs a step on each node of a site with an image. Its environment consists of Slurm's variables and those exported
 # above; apptainer passes on variables named APPTAINERENV_*. /tmp and scratch inside are a directory of this step, in
-# which Ray's socket paths stay short. bash forwards Slurm's signals and removes that directory.
+# which Ray's socket paths stay short; a path below them is mounted into it. bash forwards Slurm's signals and removes
+# that directory.
 CONTAINER = """\
 scratch=$1 image=$2; shift 2
 private=$(mktemp -d "$scratch/rlXXXXXX") || exit 1
@@ -172,7 +173,11 @@ if [ -S "${RAYLAB_SLURM_PROXY:-}" ]; then
   options+=(--mount "$(mount "${RAYLAB_SLURM_PROXY%/*}" /tmp/slurm-proxy)")
   export APPTAINERENV_RAYLAB_SLURM_PROXY=/tmp/slurm-proxy/socket
 fi
-while [ "$1" != -- ]; do options+=("$1"); shift; done
+while [ "$1" != -- ]; do
+  for place in /tmp "$scratch"; do case $1 in "$place"/*) mkdir -p "$private/${1#"$place"/}" ;; esac; done
+  case $1 in -*) options+=("$1") ;; *) options+=(--mount "$(mount "$1" "$1")") ;; esac
+  shift
+done
 shift
 apptainer run --cleanenv --containall --pid "${options[@]}" "$image" "$@" <&0 & child=$!
 trap 'kill -USR1 $child' USR1
@@ -190,8 +195,6 @@ def _in_image(site: Site, node: NodeType, environment: Mapping[str, str], comman
         return list(command)
     paths = [site.shared, environment.get("RAYLAB_HOME"), environment.get("PYTHONPATH"), *site.bind]
     options = ["--nv"] if node.gpus else []
-    for path in dict.fromkeys(filter(None, paths)):
-        options += ["--mount", _mount(path)]
     pattern = "|".join(["SLURM_*", *VISIBLE, *site.environment, *environment])
     return [
         "bash",
@@ -201,12 +204,7 @@ def _in_image(site: Site, node: NodeType, environment: Mapping[str, str], comman
         site.scratch,
         site.image,
         *options,
+        *dict.fromkeys(filter(None, paths)),
         "--",
         *command,
     ]
-
-
-def _mount(path: str) -> str:
-    """The option of apptainer's --mount for a directory at its own path; CSV quoting allows any name."""
-    quoted = path.replace('"', '""')
-    return f'type=bind,"source={quoted}","destination={quoted}"'

@@ -82,7 +82,7 @@ class Site(Part):
     idle_seconds: int = Field(300, ge=5)  # after this time a node without work is released
     setup: tuple[str, ...] = ()  # shell lines before anything else: module load ..., source ...
     python: Text | None = None  # on the nodes; else the one that runs `raylab`
-    image: Text | None = None  # an Apptainer image in which everything runs
+    image: Text | None = None  # an Apptainer image (SIF or squashfs) in which everything runs
     bind: tuple[str, ...] = ()  # further paths to mount into the image
     environment: dict[Variable, str] = {}  # for example a proxy
     scratch: Text = "/tmp"  # node-local and short: Ray's sockets are below it
@@ -199,8 +199,8 @@ def check(site: Site, home: Path, time: str) -> None:
     if site.image is not None and not Path(site.image).is_file():
         raise UsageError(
             f"the image of site '{site.name}' does not exist: {site.image}",
-            "it must be a file (SIF) on storage that all nodes share",
-            "apptainer build raylab.sif cluster/container/raylab.def, and correct `image` of the site",
+            "it must be a file (SIF or squashfs) on storage that all nodes share",
+            "make image, or apptainer build raylab.sif cluster/container/raylab.def, and correct `image` of the site",
         )
     if any(character in str(home) for character in "\\\n\r"):
         raise UsageError(

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from cluster import image
 from cluster.doctor import traffic
 from cluster.doctor.traffic import Traffic
 from cluster.node.agent import compare
@@ -65,6 +66,9 @@ def here(facts: dict[str, Any]) -> list[Finding]:
     wanted = facts["versions"]
     same = "Python and packages are the same as on the login node: "
     findings = [attempt(same + ", ".join(f"{k} {v}" for k, v in wanted.items()), lambda: compare(wanted))]
+    if (file := site.image) is not None:
+        built = "the image was built from the requirements.lock of this code"
+        findings.append(attempt(built, lambda: image.check_lock(file, image.own_lock(), Path(facts["code"]))))
     stored, shared = storage(Path(facts["probe"]), facts["word"])
     findings += [*stored, *scratch(site.scratch), shared_memory(), *other_rays(), *default_ports()]
     findings += network(site, Path(facts["probe"]) if shared else None, facts["nodes"])

@@ -22,10 +22,10 @@ from types import MappingProxyType
 from typing import Any
 
 from cluster import jobscript, scripts, sites
-from cluster.directory import versions
 from cluster.doctor import node_checks, slurm_checks
 from cluster.doctor.first_look import MARK
 from cluster.doctor.node_checks import Finding, attempt
+from cluster.image import node_versions
 from cluster.job_tag import JobTag
 from cluster.sites import NodeType, Site
 from cluster.slurm import Slurm
@@ -83,7 +83,8 @@ def examine(
                 count = min(nodes, node.max or nodes) if kind == next(iter(site.nodes)) else 1
                 facts = {
                     "site": site.model_dump(mode="json"), "kind": kind, "nodes": count, "probe": str(directory),
-                    "word": word, "versions": versions(), "tracking": tracking,
+                    "code": str(code),
+                    "word": word, "versions": node_versions(site), "tracking": tracking,
                 }  # fmt: skip
                 environment = {"PYTHONPATH": str(code), "RAYLAB_HOME": str(home)}
                 if tracking:

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from cluster import image
 from cluster.directory import Directory, versions
 from cluster.node import gcs
 from cluster.node.allocation import Allocation
@@ -69,6 +70,8 @@ def main() -> int:
     try:
         spec = directory.spec
         signals = Signals(directory.site.lead_seconds, spec.kill_seconds)
+        if spec.site.image is not None:
+            image.check_lock(spec.site.image, image.own_lock(), Path(spec.code))
         compare(spec.versions)
         name = f"{job}.{restarts}.{os.environ['SLURM_PROCID']}"
         # a requeued head is a new generation: workers of earlier generations do not belong to it

@@ -26,6 +26,7 @@ TOOLS = ("slurmctld", "slurmd", "munged", *config.COMMANDS, "ip", "mount", "unsh
 CGROUPS = Path("/sys/fs/cgroup")
 HIERARCHIES = ("freezer", "memory", "cpuset")  # cgroup version 1 mounts that Slurm's plugin requires
 SPACES = ("--pid", "--fork", "--kill-child", "--mount", "--net", "--uts", "--ipc")
+SYSTEM = "/usr/local/bin:/usr/bin"  # not the directory of another testbed
 PRIVATE = Path("/tmp")  # every node has its own
 START_SECONDS, ACCOUNTING_SECONDS, END_SECONDS, NOTICE_SECONDS = 30, 90, 10, 90
 
@@ -233,6 +234,8 @@ def write(plan: Plan) -> None:
         texts |= {"etc/slurmdbd.conf": accounting.slurmdbd_conf(plan), "lib/accounting.sh": accounting.script(plan)}
     for command in config.COMMANDS:
         texts[f"bin/{command}"] = config.shim(plan, Path(str(shutil.which(command))))
+    if shutil.which("apptainer", path=SYSTEM) is None:
+        texts["bin/apptainer"] = Path(__file__).with_name("apptainer.sh").read_text()
     for name, text in texts.items():
         (root / name).write_text(text)
         (root / name).chmod(0o755 if name.startswith(("bin/", "lib/")) else 0o600 if "slurmdbd" in name else 0o644)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import scripts
+from cluster import image, scripts
 from cluster.directory import versions
 from cluster.doctor import first_look, node_checks, site_checks, slurm_checks, traffic
 from cluster.doctor.node_checks import Finding
@@ -487,6 +487,21 @@ def test_other_versions_than_the_login_nodes_are_said(local, tmp_path):
             "versions": {**versions(), "torch": "1.0.0"},
         }  # fmt: skip
         assert "instead of 1.0.0" in texts(bad(node_checks.here(facts)))
+
+
+def test_an_image_of_another_lock_is_said(local, tmp_path, monkeypatch):
+    """On a node, too: the login node may have no Apptainer."""
+    monkeypatch.setattr(image, "LOCK", tmp_path / "built.lock")
+    for place, text in (("built", "a==1"), ("requirements", "a==2")):
+        (tmp_path / f"{place}.lock").write_text(text)
+    with site_checks.probe(tmp_path) as (directory, word):
+        facts = {
+            "site": local.model_copy(update={"image": "/p/raylab.sqsh"}).model_dump(mode="json"), "kind": "cpu",
+            "nodes": 1, "probe": str(directory), "word": word, "versions": versions(), "code": str(tmp_path),
+        }  # fmt: skip
+        assert "/p/raylab.sqsh was built from another requirements.lock" in texts(bad(node_checks.here(facts)))
+        image.LOCK.write_text("a==2")
+        assert "requirements.lock" not in texts(bad(node_checks.here(facts)))
 
 
 # --- the command ---

@@ -232,6 +232,7 @@ if "RAYLAB_SLURM_PROXY" in inside:
     inside["RAYLAB_SLURM_PROXY"] = binds["/tmp/slurm-proxy"] + "/socket"
 private = os.stat(binds["/tmp"])
 note = {"words": words, "binds": binds, "inside": kept, "private": private.st_mode & 0o777, "pid": os.getpid()}
+note["points"] = os.listdir(binds["/tmp"])
 with open(NOTE, "w") as file:
     json.dump(note, file)
 at = words.index(IMAGE)
@@ -280,6 +281,15 @@ def test_a_command_in_an_image_has_a_clean_environment_explicit_binds_and_a_priv
     assert inside["X_ODD"] == 'a\'b\n"c" ,$d'
     assert inside["HTTPS_PROXY"] == "http://proxy:3128"
     assert "SECRET" not in inside and "PATH" not in inside
+
+
+def test_a_path_below_the_private_tmp_is_mounted_into_it(imaged, tmp_path):
+    """Without a directory there, the runtime has nothing to mount it on."""
+    below = f"{imaged.scratch}/my data"
+    imaged_job(imaged.model_copy(update={"bind": (below, "/tmp/more")}), tmp_path, [sys.executable, "-c", "pass"])
+    note = json.loads((tmp_path / "note.json").read_text())
+    assert {"my data", "more"} <= set(note["points"])
+    assert note["binds"][below] == below and note["binds"]["/tmp/more"] == "/tmp/more"
 
 
 def test_a_node_type_without_gpus_needs_no_driver(imaged, tmp_path):
