@@ -8,12 +8,15 @@ RUN ?=
 ARGS ?=
 SITE ?= local
 MAX ?= 8
+IMAGE ?= raylab.sqsh
+BASE ?=
 PREPARED = $(or $(DATA),prepared/$(TASK))
 NAME = $(if $(RUN),--name "$(RUN)")
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
 .PHONY: help setup demo prepare train tune transfer evaluate compare submit test test-slow test-slurm test-all test-faults test-sites soak \
-  slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down site doctor cost notebook
+  slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down site doctor cost notebook \
+  image test-image
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -95,6 +98,16 @@ test-testbed: setup
 
 test-unit: setup
 	@$(PYTEST) -n 2 --dist loadfile tests/unit
+
+image: setup ## IMAGE=raylab.sqsh: build the image of cluster/container without a daemon (BASE=IMAGE: on another base)
+	@$(BIN)/python -m cluster.container.build $(if $(BASE),--base "$(BASE)") "$(IMAGE)"
+
+test-image: setup need-image ## IMAGE=raylab.sqsh: steps, training, a submitted job and a search in it on a Slurm test cluster
+	@RAYLAB_IMAGE="$(abspath $(IMAGE))" $(BIN)/python -m pytest tests/slurm/test_image.py
+
+.PHONY: need-image
+need-image:
+	@test -f "$(IMAGE)" || { echo "raylab: there is no image $(IMAGE): make image" >&2; exit 2; }
 
 slurm-up: setup ## start a Slurm cluster of three nodes on this machine (root, Slurm's Debian packages)
 	@$(BIN)/python -m cluster.testbed up

@@ -45,14 +45,14 @@ inside() { # ACTION COUNT [FROM TO]... IMAGE WORD...: make the file system and e
   mount -t tmpfs -o mode=755 tmpfs $base && mkdir $base/image $base/points $base/root || fail "cannot mount"
   mount -t squashfs -o loop,ro,nosuid,nodev "$image" $base/image || fail "cannot mount $image"
   # read-only, because it has no upper layer; the mount points that the image lacks are in a layer over it
-  mkdir -p "$base/points$HOME"
+  mkdir -p $base/points/etc "$base/points$HOME" && touch $base/points/etc/hosts $base/points/etc/resolv.conf
   for ((at = 1; at < ${#binds[@]}; at += 2)); do mkdir -p "$base/points${binds[at]}"; done
   mount -t overlay -o ro,nosuid,nodev,lowerdir=$base/points:$base/image overlay $base/root || fail "cannot mount"
   cd $base/root || fail "cannot enter"
   mount -t proc proc proc && mount --rbind -o ro /sys sys && mount -t tmpfs -o mode=755 tmpfs dev || fail "cannot mount"
   for at in null zero full random urandom tty; do : >dev/$at && mount --bind /dev/$at dev/$at; done
   mkdir dev/shm dev/pts && mount -t tmpfs -o mode=1777 tmpfs dev/shm && ln -s /proc/self/fd dev/fd || fail "cannot mount"
-  for at in /etc/hosts /etc/resolv.conf; do [ -e "$base/image$at" ] && mount --bind $at .$at; done
+  for at in hosts resolv.conf; do mount --bind /etc/$at etc/$at || fail "cannot mount /etc/$at"; done
   mount -t tmpfs -o mode=700 tmpfs ".$HOME" && mount -t tmpfs -o mode=1777 tmpfs tmp || fail "cannot mount"
   for ((at = 0; at < ${#binds[@]}; at += 2)); do
     mount --rbind "${binds[at]}" ".${binds[at + 1]}" || fail "cannot mount ${binds[at]}"
