@@ -25,7 +25,7 @@ from raylab.files import atomic_write
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = {"buildah": "buildah", "mksquashfs": "squashfs-tools"}  # and their Debian packages
-BASE_PACKAGES = "passwd,python3,python3-venv,tini"
+BASE_PACKAGES = "python3,python3-venv,tini"
 UNUSED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
 # gzip, Apptainer's own choice, takes several times as long to read, and every import reads
 COMPRESSION = ("-comp", "zstd", "-Xcompression-level", "6")
@@ -50,9 +50,12 @@ def build(file: Path, base: str = "") -> str:
         work, made = Path(name), []
         try:
             if not base:
+                print("making a minimal Debian", flush=True)
                 made.append(base := _make_base(work))
             made.insert(0, image := f"localhost/{work.name}")
+            print("installing the packages of requirements.lock: this takes minutes", flush=True)
             _run("buildah", *_build_words(image, base, work))
+            print("squashing", flush=True)
             with atomic_write(file) as beside:
                 _squash(image, beside, work)
                 with beside.open("rb") as content:
