@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cluster.container import recipe
@@ -27,14 +28,19 @@ ROOT = Path(__file__).parents[2]
 PROGRAMS = {"buildah": "buildah", "mksquashfs": "squashfs-tools"}  # and their Debian packages
 BASE_PACKAGES = "python3,python3-venv,tini"
 UNUSED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
-# gzip, Apptainer's own choice, takes several times as long to read, and every import reads
-COMPRESSION = ("-comp", "zstd", "-Xcompression-level", "6")
+# What mmdebstrap copies from this machine
+OWN = ("etc/apt/sources.list", "etc/apt/sources.list.d/*", "etc/resolv.conf", "etc/hostname")
+# zstd: gzip, Apptainer's own choice, takes several times as long to read, and every import reads
 SQUASH = """\
 set -eu
-container=$(buildah from --pull-never "$1")
+image=$1 file=$2 additions=$3
+shift 3
+container=$(buildah from --pull-never "$image")
 trap 'buildah rm "$container" >/dev/null' EXIT
-shift
-mksquashfs "$(buildah mount "$container")" "$@"
+buildah run --isolation=chroot --user=0 "$container" -- \\
+  sh -c 'for path; do rmdir "$path" 2>/dev/null || [ -s "$path" ] || rm -f "$path"; done' sh "$@"
+mksquashfs "$(buildah mount "$container")" "$file" \\
+  -comp zstd -Xcompression-level 6 -noappend -no-progress -pf "$additions"
 """
 
 
@@ -47,17 +53,17 @@ def build(file: Path, base: str = "") -> str:
     if absent := [package for program, package in programs.items() if shutil.which(program) is None]:
         raise UsageError("programs that build an image are missing", do=f"apt-get install {' '.join(absent)}")
     with tempfile.TemporaryDirectory(prefix="raylab-image-") as name:
-        work, made = Path(name), []
+        work, settings, made = Path(name), _pip_settings(), []
         try:
             if not base:
                 print("making a minimal Debian", flush=True)
                 made.append(base := _make_base(work))
             made.insert(0, image := f"localhost/{work.name}")
             print("installing the packages of requirements.lock: this takes minutes", flush=True)
-            _run("buildah", *_build_words(image, base, work))
+            _run("buildah", *_build_words(image, base, settings, work))
             print("squashing", flush=True)
             with atomic_write(file) as beside:
-                _squash(image, beside, work)
+                _squash(image, beside, [*_pip_places(settings), "/etc/pip.conf"], work)
                 with beside.open("rb") as content:
                     digest = hashlib.file_digest(content, "sha256").hexdigest()
         finally:
@@ -71,11 +77,11 @@ def _make_base(work: Path) -> str:
     release = platform.freedesktop_os_release()
     if release["ID"] != "debian":
         raise UsageError(f"{release['ID']} is not Debian, so no base can be made", do="name one: make image BASE=IMAGE")
-    sources = [*Path("/etc/apt").glob("sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*.[ls][io]*"))]
+    sources = [path for name in ("*.list", "*.sources") for path in sorted(Path("/etc/apt").rglob(name))]
     archive = work / "base.tar"
     options = ["--quiet", "--variant=minbase", f"--include={BASE_PACKAGES}"]
     options += [f"--dpkgopt=path-exclude={path}" for path in UNUSED]
-    options += ['--customize-hook=rm -f "$1"/etc/apt/sources.list "$1"/etc/apt/sources.list.d/*']
+    options += [f'--customize-hook=cd "$1" && rm -f {" ".join(OWN)}']
     _run("mmdebstrap", *options, release["VERSION_CODENAME"], str(archive), *map(str, sources))
     image = f"localhost/{work.name}-base"
     (work / "Dockerfile").write_text(f"FROM scratch\nADD {archive.name} /\n")
@@ -84,27 +90,35 @@ def _make_base(work: Path) -> str:
     return image
 
 
-def _build_words(image: str, base: str, work: Path) -> list[str]:
-    """The words of buildah, with pip's configuration as a secret and the local directories that it names."""
-    config = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
-    ).stdout
-    settings = dict(re.findall(r"^(?:global|install|:env:)\.([\w-]+)='(.*)'$", config, re.MULTILINE))
+def _pip_settings() -> dict[str, str]:
+    """pip's configuration here, of files and variables: {"index-url": ...}."""
+    words = [sys.executable, "-m", "pip", "config", "list"]
+    config = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return dict(re.findall(r"^(?:global|install|:env:)\.([\w-]+)='(.*)'$", config, re.MULTILINE))
+
+
+def _pip_places(settings: Mapping[str, str]) -> list[str]:
+    """The local files and directories that pip's configuration names; an index refers to files beside its directory."""
+    words = {word for value in settings.values() for word in value.split()}
+    places = {str(Path(word.removeprefix("file://")).parent) if word.startswith("file://") else word for word in words}
+    return sorted(place for place in places if place.startswith("/") and Path(place).exists())
+
+
+def _build_words(image: str, base: str, settings: Mapping[str, str], work: Path) -> list[str]:
+    """The words of buildah, with pip's configuration as a secret and its places mounted while commands run."""
     secret = work / "pip.conf"
     secret.touch(mode=0o600)
     secret.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in settings.items()), ""]))
-    words = {word for value in settings.values() for word in value.split()}
-    # an index refers to files beside its own directory
-    places = {str(Path(word.removeprefix("file://")).parent) if word.startswith("file://") else word for word in words}
     return [
         "bud", "--isolation=chroot", "--format=docker", f"--build-arg=BASE={base}", f"--secret=id=pip,src={secret}",
-        *[f"--volume={path}:{path}:ro" for path in sorted(places) if path.startswith("/") and Path(path).exists()],
+        *[f"--volume={place}:{place}:ro" for place in _pip_places(settings)],
         f"--ignorefile={recipe.DOCKERFILE}.dockerignore", f"--file={recipe.DOCKERFILE}", f"--tag={image}", str(ROOT),
     ]  # fmt: skip
 
 
-def _squash(image: str, file: Path, work: Path) -> None:
-    """Write the file system of `image` to `file`, with the scripts that `apptainer run` needs."""
+def _squash(image: str, file: Path, mounted: Sequence[str], work: Path) -> None:
+    """Write the file system of `image` to `file`, with the scripts that `apptainer run` needs, and without the empty
+    files and directories on which `mounted` was mounted."""
     lines = ["/.singularity.d d 755 0 0", "/.singularity.d/env d 755 0 0"]
     for path, text in recipe.runtime_files(recipe.parse(recipe.DOCKERFILE.read_text())).items():
         source = work / Path(path).name
@@ -112,8 +126,7 @@ def _squash(image: str, file: Path, work: Path) -> None:
         lines.append(f"{path} f 755 0 0 cat {shlex.quote(str(source))}")
     additions = work / "additions"
     additions.write_text("\n".join([*lines, ""]))
-    words = ["sh", "-c", SQUASH, "raylab", image, str(file), *COMPRESSION]
-    words += ["-noappend", "-no-progress", "-pf", str(additions)]
+    words = ["sh", "-c", SQUASH, "raylab", image, str(file), str(additions), *mounted]
     _run(*(words if os.getuid() == 0 else ["buildah", "unshare", *words]))
 
 

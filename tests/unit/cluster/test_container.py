@@ -163,7 +163,7 @@ def test_pips_configuration_is_a_secret_of_the_build_and_the_directories_it_name
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
     monkeypatch.setenv("PIP_TIMEOUT", "77")
-    words = build._build_words("image", "base", tmp_path)
+    words = build._build_words("image", "base", build._pip_settings(), tmp_path)
     secret = tmp_path / "pip.conf"
     assert f"--secret=id=pip,src={secret}" in words and secret.stat().st_mode & 0o777 == 0o600
     lines = secret.read_text().splitlines()
