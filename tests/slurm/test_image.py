@@ -194,3 +194,26 @@ def test_a_search_in_the_image(lab: Lab, digest: str) -> None:
     trials = lab.home / "runs" / "search" / "trials"
     assert len(list(trials.glob("*/end.json"))) == 2
     assert image_tags(lab, "search") == [digest] * 3
+
+
+def test_nothing_of_it_stays_as_a_zombie(lab: Lab) -> None:
+    """Ray's head has ended many processes by now."""
+
+    def zombies() -> str:
+        look = "grep -ls '^State:.Z' /proc/[0-9]*/status || true"
+        return "".join(lab.bed.run(look, node) for node in ("n1", "n2", "n3"))
+
+    wait_for(lambda: not zombies(), 30, "every ended process to be reaped")
+
+
+def test_the_head_gets_the_warning_of_its_limit_and_requeues_itself(lab: Lab) -> None:
+    before = lab.status()["head"]
+    lab.bed.run(f"scancel --signal=USR1 {before['job']}")
+
+    def is_replaced() -> bool:
+        head = lab.status()["head"]
+        return head is not None and head["generation"] > before["generation"]
+
+    wait_for(is_replaced, 240, "the head's next start")
+    logs = "".join(path.read_text() for path in (lab.home / "clusters" / "ray" / "logs").glob("raylab-ray-head-*.out"))
+    assert "SIGUSR1: " in logs and "requeued" in logs
