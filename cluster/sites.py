@@ -143,6 +143,11 @@ def _is_secret(name: str, value: str) -> bool:
     return redact(value) != value or re.search(r"(PASSWORD|SECRET|TOKEN|ACCESS_KEY)$", name, re.IGNORECASE) is not None
 
 
+def node_types(site: Site) -> dict[str, NodeType]:
+    """The site's head, whose name no type can have, and its node types."""
+    return {"head": site.head, **site.nodes}
+
+
 def blanks(name: str) -> dict[str, str]:
     """Keys of the site that must be filled in, with a description. Raises UsageError for an unknown site or key."""
     section, where = _section(name)

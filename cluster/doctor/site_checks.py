@@ -12,6 +12,7 @@ import queue
 import secrets
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,6 +66,8 @@ def examine(
     yield from slurm_checks.settings(config, site)
     yield from slurm_checks.partitions(slurm, site, config, datetime.now())
     yield from slurm_checks.accounting(slurm, config, site)
+    submissions = {kind: try_submission(slurm, site, kind, node, home) for kind, node in sites.node_types(site).items()}
+    yield from submissions.values()
     full = check_room(home, site)
     if full is not None:
         yield full
@@ -74,11 +77,8 @@ def examine(
             for name, text in files.items():
                 with atomic_write(directory / name) as beside:
                     beside.write_text(text)
-            yield try_submission(slurm, site, "head", site.head, directory)
             for kind, node in site.nodes.items():
-                refused = try_submission(slurm, site, kind, node, directory)
-                yield refused
-                if not refused.ok:
+                if not submissions[kind].ok:
                     continue
                 count = min(nodes, node.max or nodes) if kind == next(iter(site.nodes)) else 1
                 facts = {
@@ -127,12 +127,14 @@ def check_room(home: Path, site: Site) -> Finding | None:
     return None
 
 
-def try_submission(slurm: Slurm, site: Site, kind: str, node: NodeType, directory: Path) -> Finding:
+def try_submission(slurm: Slurm, site: Site, kind: str, node: NodeType, home: Path) -> Finding:
     """Check that Slurm accepts a job of this type with the site's partition, account and limits."""
-    script = directory / f"{kind}.sbatch"
-    tag = JobTag(directory.name, 0, "doctor", kind)
-    script.write_text(jobscript.script(site, node, tag, "raylab-doctor", site.time, directory, {}, ["true"]))
-    return attempt(f"Slurm accepts jobs of type {kind}", lambda: slurm.test(script))
+    tag = JobTag(f"doctor-{secrets.token_hex(4)}", 0, "doctor", kind)
+    text = jobscript.script(site, node, tag, "raylab-doctor", site.time, home, {}, ["true"])
+    with tempfile.TemporaryDirectory(prefix="raylab-") as directory:  # not in `home`, which may be full
+        script = Path(directory) / f"{kind}.sbatch"
+        script.write_text(text)
+        return attempt(f"Slurm accepts jobs of type {kind}", lambda: slurm.test(script))
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def partitions(slurm: Slurm, site: Site, config: Mapping[str, str], now: datetim
     except RaylabError as error:
         yield Finding.of(error)
         return
-    named = {kind: node.partition or site.partition for kind, node in _types(site).items()}
+    named = {kind: node.partition or site.partition for kind, node in sites.node_types(site).items()}
     default = next((name for name, fields in known.items() if fields.get("Default") == "YES"), None)
     kinds: dict[str, list[str]] = {}
     for kind, names in named.items():
@@ -67,16 +67,11 @@ def partitions(slurm: Slurm, site: Site, config: Mapping[str, str], now: datetim
         except RaylabError as error:
             yield Finding.of(error)
             continue
-        types = {kind: _types(site)[kind] for kind in used}
+        types = {kind: sites.node_types(site)[kind] for kind in used}
         yield from gpu_types(name, nodes, types)
         if inventory.allocates_whole_nodes(known[name], config):
             yield from whole_nodes(name, nodes, types, site.whole_nodes)
         yield from maintenance(name, nodes, maintenances, site, now)
-
-
-def _types(site: Site) -> dict[str, NodeType]:
-    """The site's node types and its head, whose name no type can have."""
-    return {"head": site.head, **site.nodes}
 
 
 def partition(name: str, fields: Mapping[str, str], site: Site) -> Iterator[Finding]:
