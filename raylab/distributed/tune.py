@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import optuna
 import ray
 from optuna.distributions import (
@@ -149,22 +150,20 @@ def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener)
     if left > 0:
         options = recipe.search
         random = options.scheduler == "pbt"  # the only scheduler without a searcher: its points are drawn beforehand
-        seed = recipe.seed + 7919 * len(trials.params)  # a resumed sampler must not draw the same points again
-        sampler = SEARCHES[options.search](seed)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         tuner = Tuner(
             tune.with_resources(
                 tune.with_parameters(trial, recipe=recipe.model_dump(mode="json"), data=str(data), at=str(directory)),
                 driver() if options.workers_per_trial else {"CPU": recipe.scaling.cpus_per_worker},
             ),
-            param_space=pbt_param_space(trials, space, sampler, recipe) if random else None,
+            param_space=pbt_param_space(trials, space, recipe) if random else None,
             tune_config=TuneConfig(
                 metric=OBJECTIVE,
                 mode="max",
                 num_samples=1 if random else left,
                 max_concurrent_trials=None if random else options.concurrent,
                 scheduler=SCHEDULERS[options.scheduler](recipe, space),
-                search_alg=None if random else PersistentOptunaSearch(trials, space, sampler, recipe),
+                search_alg=None if random else PersistentOptunaSearch(trials, space, recipe),
                 reuse_actors=not options.workers_per_trial,
             ),
             run_config=RunConfig(
@@ -199,21 +198,23 @@ def best(directory: Path) -> tuple[int, dict[str, Any]] | None:
 class PersistentOptunaSearch(OptunaSearch):
     """An Optuna search that writes each suggestion to the search directory before returning it."""
 
-    def __init__(
-        self, trials: Trials, space: dict[str, BaseDistribution], sampler: optuna.samplers.BaseSampler, recipe: Recipe
-    ) -> None:
-        fresh = [] if trials.params else [dict(p) for p in recipe.search.points if p.keys() == space.keys()]
-        waiting = [trials.params[n] for n in trials.begun]
+    def __init__(self, trials: Trials, space: dict[str, BaseDistribution], recipe: Recipe) -> None:
+        waiting = [trials.params[n] for n in trials.begun] + fixed_points(trials, space, recipe)
         super().__init__(
-            space, metric=OBJECTIVE, mode="max", sampler=sampler, points_to_evaluate=(waiting + fresh) or None
+            space,
+            metric=OBJECTIVE,
+            mode="max",
+            sampler=make_sampler(trials, recipe),
+            points_to_evaluate=waiting or None,
         )
-        self.trials = trials
+        self.trials, self.recipe = trials, recipe
         self.begun = list(trials.begun)
         for number, end in trials.ended.items():
             failed = end.get(OBJECTIVE) is None
             self.add_evaluated_point(trials.params[number], end.get(OBJECTIVE), error=failed)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        self._ot_study.sampler = make_sampler(self.trials, self.recipe)  # one for each trial
         params = super().suggest(trial_id)
         if params is None:
             return None
@@ -221,13 +222,26 @@ class PersistentOptunaSearch(OptunaSearch):
         return {"trial": {"number": number, "assigned": params}}
 
 
-def pbt_param_space(
-    trials: Trials, space: dict[str, BaseDistribution], sampler: optuna.samplers.BaseSampler, recipe: Recipe
-) -> dict[str, Any]:
+def make_sampler(trials: Trials, recipe: Recipe) -> optuna.samplers.BaseSampler:
+    """The sampler of the next trial. Its seed follows from the trial's number, so that a search that was interrupted
+    draws what it would have drawn otherwise: with `random` the same points, with `tpe` those that follow from the
+    results so far."""
+    seed = int(np.random.SeedSequence([recipe.seed, trials.next_number]).generate_state(1)[0])
+    return SEARCHES[recipe.search.search](seed)
+
+
+def fixed_points(trials: Trials, space: dict[str, BaseDistribution], recipe: Recipe) -> list[dict[str, Any]]:
+    """The recipe's points, with which a search begins, that it has not begun yet."""
+    points = [dict(point) for point in recipe.search.points if point.keys() == space.keys()]
+    return points[trials.next_number :]
+
+
+def pbt_param_space(trials: Trials, space: dict[str, BaseDistribution], recipe: Recipe) -> dict[str, Any]:
     """Return the grid for PBT, which has no searcher: unfinished trials first, then new random ones."""
-    study = optuna.create_study(sampler=sampler)
-    points = [] if trials.params else [dict(p) for p in recipe.search.points if p.keys() == space.keys()]
+    study = optuna.create_study()
+    points = fixed_points(trials, space, recipe)
     while len(trials.params) < trials.planned:
+        study.sampler = make_sampler(trials, recipe)
         trials.new(points.pop(0) if points else study.ask(fixed_distributions=space).params)
     left = [{"number": n, "assigned": p} for n, p in trials.params.items() if n not in trials.ended]
     return {"trial": tune.grid_search(left)}

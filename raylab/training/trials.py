@@ -43,11 +43,17 @@ class Trials:
     def path(self, number: int) -> Path:
         return self.directory / f"{number:03d}"
 
-    def new(self, params: dict[str, Any]) -> int:
+    @property
+    def next_number(self) -> int:
+        """The number of the trial that `new` would add."""
         # a killed search may have left an empty directory: a trial exists once it has params.json
         number = max(self.params, default=-1) + 1
         while (self.path(number) / PARAMS).exists():  # that of a trial that is left out
             number += 1
+        return number
+
+    def new(self, params: dict[str, Any]) -> int:
+        number = self.next_number
         self.params[number] = params
         self.path(number).mkdir(exist_ok=True)
         write_json(self.path(number) / PARAMS, params)
