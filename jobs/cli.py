@@ -22,36 +22,51 @@ from raylab.files import write_json
 from raylab.memory import explain_memory_error
 from raylab.storage import explain_storage_error
 
-VERBS = {
-    "prepare": "create a checked data directory from raw tables or images",
-    "concepts": "print the intensive-care concepts: units, ranges, source ids, and coverage in a prepared directory",
-    "recipe": "print the fields of a recipe with their values and descriptions",
-    "train": "train a model on N or MIN:MAX workers, or in this process without Ray",
-    "transfer": "train from the weights of another run: a linear probe, then fine-tuning",
-    "tune": "search hyperparameters",
-    "resume": "resume an interrupted run or search, to the same result",
-    "evaluate": "score a run on a split of its own or of other data, with intervals",
-    "benchmark": "compare all models of a task on the same splits, as one table with intervals",
-    "explain": "plot which hours and features influence a network's predictions",
-    "predict": "write a run's probabilities for every stay or image to a parquet file",
-    "models": "list image networks with parameters, MACs and images/s, next to the published figures",
-    "simulate": "sweep the lung model over parameters, or plot one virtual patient",
-    "fit": "fit the lung model to the blood gases of every stay, with posterior widths",
-    "runs": "list the runs of this home with their status, their score, and the command that comes next",
-    "compare": "print a table of tracked runs and write an HTML report",
-    "estimate": "say what a run or search will cost, from 20 measured steps, and whether the budget suffices",
-    "cost": "print what runs have cost: the bills of their Slurm jobs, split to the last core-second",
-    "sync": "send records that are waiting on disk to MLflow, and mark runs whose process was killed",
-    "rm": "print what runs occupy on disk, and remove runs or parts of them",
-    "ui": "serve MLflow on loopback, accessible only to you, and print a link",
-    "warm": "keep a Ray running, so that the commands that follow start sooner",
-    "notebook": "write a Jupyter kernel with the modules, the environment and the home of a site",
-    "cluster": "manage a Ray cluster on Slurm: up, status, down, submit, ...",
-    "site": "write a site section from what Slurm says, and check it",
-    "doctor": "check whether clusters can run at a site",
-    "demo": "run the whole workflow, from data to comparison",
-    "completion": "print the shell script that completes verbs and options",
+GROUPS = {
+    "data": {
+        "prepare": "create a checked data directory from raw tables or images",
+        "concepts": "print the intensive-care concepts: units, ranges, source ids, coverage in a prepared directory",
+    },
+    "training": {
+        "recipe": "print the fields of a recipe with their values and descriptions",
+        "train": "train a model on N or MIN:MAX workers, or in this process without Ray",
+        "transfer": "train from the weights of another run: a linear probe, then fine-tuning",
+        "tune": "search hyperparameters",
+        "resume": "resume an interrupted run or search, to the same result",
+        "warm": "keep a Ray running, so that the commands that follow start sooner",
+    },
+    "models": {
+        "evaluate": "score a run on a split of its own or of other data, with intervals",
+        "predict": "write a run's probabilities for every stay or image to a parquet file",
+        "explain": "plot which hours and features influence a network's predictions",
+        "benchmark": "compare all models of a task on the same splits, as one table with intervals",
+        "models": "list image networks with parameters, MACs and images/s, next to the published figures",
+    },
+    "runs": {
+        "runs": "list the runs of this home with their status, their score, and the command that comes next",
+        "compare": "print a table of tracked runs and write an HTML report",
+        "ui": "serve MLflow on loopback, accessible only to you, and print a link",
+        "sync": "send records that are waiting on disk to MLflow, and mark runs whose process was killed",
+        "rm": "print what runs occupy on disk, and remove runs or parts of them",
+    },
+    "clusters": {
+        "cluster": "manage a Ray cluster on Slurm: up, status, down, submit, ...",
+        "site": "write a site section from what Slurm says, and check it",
+        "doctor": "check whether clusters can run at a site",
+        "estimate": "say what a run or search will cost, from 20 measured steps, and whether the budget suffices",
+        "cost": "print what runs have cost: the bills of their Slurm jobs, split to the last core-second",
+        "notebook": "write a Jupyter kernel with the modules, the environment and the home of a site",
+    },
+    "the lung model": {
+        "simulate": "sweep the lung model over parameters, or plot one virtual patient",
+        "fit": "fit the lung model to the blood gases of every stay, with posterior widths",
+    },
+    "raylab itself": {
+        "demo": "run the whole workflow, from data to comparison",
+        "completion": "print the shell script that completes verbs and options",
+    },
 }
+VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}
 
 STDOUT = Path("-")
 
@@ -61,8 +76,10 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # in LANG=C and the like: what it cannot show is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     if not words or words[0] in {"-h", "--help"}:
-        say("usage: raylab VERB ...   (raylab VERB --help shows an example)\n")
-        say("\n".join(f"  {verb:10} {text}" for verb, text in VERBS.items()))
+        say("usage: raylab VERB ...   (raylab VERB --help shows an example)")
+        for group, verbs in GROUPS.items():
+            say(f"\n{group}")
+            say("\n".join(f"  {verb:10} {text}" for verb, text in verbs.items()))
         return 0 if words else 2
     if words[0] == "--version":
         say(__version__)
