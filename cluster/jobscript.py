@@ -22,7 +22,6 @@ CPU_LINES = (
     r"""cpus=$(tr , '\n' <<<"$SLURM_JOB_CPUS_PER_NODE" | sort -n | head -n 1)  # of a list such as 4(x2),8""",
     'export SRUN_CPUS_PER_TASK="${cpus%(*}"',
     "unset SLURM_TRES_PER_TASK  # srun 23.11 and newer ends if it names another number of CPUs",
-    'unset "${!SLURM_CPU_BIND@}"  # inherited from the step of the head that submitted this job',
 )
 
 

@@ -27,7 +27,7 @@ import psutil
 
 from cluster import client, jobscript
 from cluster.directory import Directory
-from cluster.slurm import Slurm
+from cluster.slurm import Slurm, clean_environment
 from raylab.documents import Document, read_json
 from raylab.errors import RaylabError, SlurmError
 from raylab.files import write_json
@@ -183,7 +183,7 @@ class Near:
             program, f"--jobid={found['job']}", "--overlap", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=0",
             "--quiet",
             *jobscript.shell(site, site.head, environment, far),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=LINE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, limit=LINE, env=clean_environment(os.environ),
         )  # fmt: skip
         assert self.step.stdout is not None  # it is a pipe
         try:

@@ -17,6 +17,7 @@ TRIES = 3
 PROXY = "RAYLAB_SLURM_PROXY"  # in a container: the socket of cluster/slurm_proxy.py, which runs the commands outside
 # Secrets in the environment that other nodes do not need: they get the paths of files of mode 0600 instead
 SECRETS = ("RAY_AUTH_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+CONFIGURATION = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")  # of the commands themselves
 ENDED = {
     "BOOT_FAIL",
     "CANCELLED",
@@ -195,16 +196,31 @@ def _call(words: list[str], environment: Mapping[str, str]) -> tuple[int, str, s
         if code == slurm_proxy.ABSENT:
             raise FileNotFoundError(complaint)
         return code, output, complaint
-    # sbatch passes its whole environment to Slurm, which stores it; a format of times would change what is parsed here
-    clean = {name: value for name, value in os.environ.items() if name not in (*SECRETS, "SLURM_TIME_FORMAT")}
-    clean |= environment
     try:
         done = subprocess.run(
-            words, env=clean, capture_output=True, text=True, timeout=ANSWER_SECONDS, stdin=subprocess.DEVNULL
+            words,
+            env=clean_environment(os.environ) | dict(environment),
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_SECONDS,
+            stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired as error:
         raise TimeoutError from error
     return done.returncode, done.stdout, done.stderr
+
+
+def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for Slurm's commands: without secrets, because sbatch passes all of it to Slurm, which stores it;
+    without a format of times, which are parsed here; and without the variables of a job in which this process runs. A
+    new job would inherit that one's binding to cores (SLURM_CPU_BIND), and its srun would end over two memory limits.
+    """
+    of_job = ("SLURM_", "SRUN_") if "SLURM_JOB_ID" in environment else ()
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in (*SECRETS, "SLURM_TIME_FORMAT") and (name in CONFIGURATION or not name.startswith(of_job))
+    }
 
 
 class _Refused(SlurmError):

@@ -29,7 +29,7 @@ from cluster.doctor.node_checks import Finding, attempt
 from cluster.image import node_versions
 from cluster.job_tag import JobTag
 from cluster.sites import NodeType, Site
-from cluster.slurm import Slurm
+from cluster.slurm import Slurm, clean_environment
 from raylab import storage
 from raylab.errors import RaylabError, SlurmError
 from raylab.files import atomic_write, locked
@@ -195,8 +195,7 @@ def on_nodes(
     )  # fmt: skip
     if slurm.directory is not None:
         words[0] = str(slurm.directory / words[0])
-    foreign = ("SLURM_", "SRUN_", *jobscript.FOREIGN)  # variables of a job in which we may be running, and of its Ray
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    clean = {name: value for name, value in clean_environment(os.environ).items() if name not in jobscript.FOREIGN}
     try:
         process = subprocess.Popen(
             words, env=clean, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -15,7 +15,7 @@ from cluster import jobscript
 from cluster.job_tag import JobTag
 from cluster.sites import NodeType, Site
 from cluster.testbed.faults import Fault
-from tests.slurm.conftest import Bed, make_testbed
+from tests.slurm.conftest import ROOT, Bed, make_testbed
 from tests.slurm.lab import ENDLESS, INTERVAL, Lab
 from tests.verbs import Verbs
 from tests.wait import wait_for
@@ -28,17 +28,22 @@ pytestmark = [
     pytest.mark.skipif(CPUS < 2, reason="on one core nothing can be bound to one of several"),
 ]
 SITES = """
-[testbed]
+[centre]
+partition = "batch"
+time = "00:30:00"
+lead_seconds = 60
+idle_seconds = 20
 whole_nodes = true
 hostname_suffix = "i"
-idle_seconds = 20
 head = { cpus = 1, memory_mb = 4000 }
-[testbed.nodes.whole]
+[centre.nodes.whole]
 cpus = 2
-memory_mb = 7500
+memory_mb = 8000
+gpus = 2
+pretended_gpus = true
 """
 AFFINITY = "import os; print('affinity', sorted(os.sched_getaffinity(0)), flush=True)"
-NODE = NodeType(cpus=2, memory_mb=500)
+NODE = NodeType(cpus=2, memory_mb=1000)
 TAG = JobTag("affinity", 0, "worker", "cpu")
 
 
@@ -63,30 +68,29 @@ def write_script(bed: Bed, name: str, *command: str) -> Path:
     return path
 
 
-def affinities(bed: Bed, name: str, count: int = 1) -> list[str]:
-    """The CPUs that the step of `count` jobs named `name` may use, from their output."""
+def find_affinity(bed: Bed, name: str) -> str:
+    """The CPUs that the step of the job named `name` may use, from its output."""
 
-    def found() -> list[str]:
-        lines = [line for path in bed.shared.glob(f"{name}-*.out") for line in path.read_text().splitlines()]
-        return [line.removeprefix("affinity ") for line in lines if line.startswith("affinity")]
+    def lines() -> list[str]:
+        return [line for path in bed.shared.glob(f"{name}-*.out") for line in path.read_text().splitlines()]
 
-    wait_for(lambda: len(found()) >= count, 60, f"the affinity of {name}")
-    return found()
+    return wait_for(lambda: [line for line in lines() if line.startswith("affinity")], 60, f"{name}'s affinity")[0]
 
 
 def test_a_step_is_bound_to_one_core_unless_it_asks_for_those_of_its_job(bed: Bed) -> None:
     plain = f"srun --nodes=1 --ntasks=1 --ntasks-per-node=1 {sys.executable} -c {AFFINITY!r}"
     job = bed.submit("--nodes=1 --cpus-per-task=2", plain)
     assert bed.wait_for_output(job, "affinity").splitlines()[-1] in ("affinity [0]", "affinity [1]")
-    every = str(list(range(CPUS)))
+    every = f"affinity {list(range(CPUS))}"
+    # submitted from a step of one core, as a small head submits a worker, whose job would inherit the binding
     script = write_script(bed, "ours", sys.executable, "-c", AFFINITY)
-    # a worker's job is submitted from the step of the head, whose binding it would inherit
-    submit = f"{bed.root}/bin/sbatch {script} && srun --overlap {sys.executable} -c {AFFINITY!r}"
-    bed.run(f"sbatch {write_script(bed, 'head', 'bash', '-c', submit)}")
-    assert affinities(bed, "ours") == affinities(bed, "head") == [every]
-    step = jobscript.step(Site(name="here", nodes={"cpu": NODE}), NODE, TAG, "step", "00:05:00", {},
+    submit = f"from pathlib import Path; from cluster.slurm import Slurm; Slurm().submit(Path({str(script)!r}))"
+    step = f'PYTHONPATH={ROOT} srun --cpus-per-task=1 {sys.executable} -c "{submit}"'
+    bed.submit("--nodes=1 --cpus-per-task=1", step)
+    assert find_affinity(bed, "ours") == every
+    words = jobscript.step(Site(name="here", nodes={"cpu": NODE}), NODE, TAG, "step", "00:05:00", {},
                           [sys.executable, "-c", AFFINITY], 1)  # fmt: skip
-    (bed.shared / "step.json").write_text(json.dumps(step))
+    (bed.shared / "step.json").write_text(json.dumps(words))
     run = "import json, subprocess; print(subprocess.check_output(json.load(open('step.json')), text=True))"
     assert every in bed.run(f"{sys.executable} -c {run!r}")
 
@@ -107,7 +111,7 @@ def test_the_doctor_compares_cpus_and_measures_the_network(lab: Lab) -> None:
 def doctor(lab: Lab) -> tuple[int, list[str], str]:
     """(exit code, what failed and what to do about it, what was printed) of raylab doctor."""
     file = lab.home / "doctor.json"
-    done = lab.call("doctor", "--site", "testbed", "--json", file)
+    done = lab.call("doctor", "--site", "centre", "--json", file)
     lab.bed.wait_until_idle()
     failed = [one for one in json.loads(file.read_text())["findings"] if not one["ok"]]
     return done.returncode, [text for one in failed for text in (one["what"], one["do"])], done.stdout
@@ -115,7 +119,7 @@ def doctor(lab: Lab) -> tuple[int, list[str], str]:
 
 def test_a_run_on_two_nodes_is_billed_two_and_its_head_is_one_of_them(lab: Lab) -> None:
     """Its node works, and what happens to a cluster's nodes changes no result there either."""
-    lab.run("cluster", "up", "--site", "testbed", "--max", 2, "--node-type", "whole", "--wait")
+    lab.run("cluster", "up", "--site", "centre", "--max", 2, "--node-type", "whole", "--wait")
     lab.train("whole", "3", *ENDLESS)  # one worker fits beside the head, two on a node of their own
     lab.on_workers("whole", 3, steps=INTERVAL)
     billed = lab.bed.run("squeue --noheader --states=running --format='%D %C'").split()

@@ -204,3 +204,16 @@ def test_slurm_is_handed_no_secret_of_the_environment(commands, tmp_path, monkey
     Slurm(commands(sbatch=f"env > {tmp_path}/env; echo 7")).submit(tmp_path / "x.sbatch")
     seen = (tmp_path / "env").read_text()
     assert "KEPT=yes" in seen and "hunter2" not in seen
+
+
+def test_a_job_that_is_submitted_from_another_inherits_nothing_of_it():
+    own = {"SLURM_CONF": "/etc/s.conf", "SBATCH_ACCOUNT": "lungs", "PATH": "/bin"}
+    job = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
+        "SLURM_MEM_PER_CPU": "9",
+        "SRUN_CPUS_PER_TASK": "1",
+    }
+    assert slurm.clean_environment({**own, **job}) == own
+    login = {**own, "SLURM_ACCOUNT": "lungs"}
+    assert slurm.clean_environment(login) == login, "a default of the user's, outside of jobs"
