@@ -58,12 +58,12 @@ def script(plan: Plan) -> str:
     """What the login node runs before slurmctld: both daemons, and the account."""
     return f"""\
 # started by machine.sh on ctl, with its functions
-mkdir -p /run/mysqld
+mkdir -p /run/mysqld # mariadbd runs beside this shell, which waits for its own children
 mariadb-install-db --no-defaults --datadir={plan.root}/state/database --user=root --skip-test-db \\
   --auth-root-authentication-method=socket --auth-root-socket-user=root >/dev/null || fail "no database"
-mariadbd --no-defaults --datadir={plan.root}/state/database --user=root --skip-networking \\
+(mariadbd --no-defaults --datadir={plan.root}/state/database --user=root --skip-networking \\
   --socket=/run/mysqld/mysqld.sock --pid-file=/run/mysqld/mysqld.pid --log-error={plan.root}/log/mariadb.log \\
-  --innodb-buffer-pool-size=64M --innodb-log-file-size=32M --innodb-lock-wait-timeout=900 &
+  --innodb-buffer-pool-size=64M --innodb-log-file-size=32M --innodb-lock-wait-timeout=900 &)
 within 30 test -S /run/mysqld/mysqld.sock || fail "mariadbd did not start"
 slurmdbd || fail "slurmdbd did not start"
 within 30 sacctmgr --immediate add cluster testbed || fail "slurmdbd does not answer"

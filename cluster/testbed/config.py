@@ -39,7 +39,6 @@ class Plan:
     faults: frozenset[Fault] = frozenset()
     python: Path | None = None  # with TWO_PYTHONS: a path that is `other_python` on the nodes
     other_python: Path | None = None
-    faketime: Path | None = None  # with CLOCK_SKEW: the library that shifts a program's clock
 
     @property
     def names(self) -> list[str]:
@@ -236,8 +235,7 @@ def task_prolog(plan: Plan) -> str:
     if Fault.LONG_SCRATCH in plan.faults:
         variables["TMPDIR"] = LONG_SCRATCH
     if Fault.CLOCK_SKEW in plan.faults:
-        variables |= {"LD_PRELOAD": str(plan.faketime), "FAKETIME": f"+{SKEW_SECONDS}s"}
-        variables["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"
+        variables["LD_PRELOAD"] = f"{plan.root}/lib/clock.so"
     lines = [f"echo export {shlex.quote(f'{name}={value}')}" for name, value in variables.items()]
     return "\n".join(["#!/bin/sh", *lines, ""])
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -60,7 +61,8 @@ class Case:
 
 
 TWO_CPUS = "nodes.cpu.cpus = 2"
-WHOLE = "whole_nodes = true\nnodes.{0} = {{ cpus = 4, memory_mb = 8000, gpus = 2, pretended_gpus = true }}\n"
+CPUS = min(Plan.cpus, len(os.sched_getaffinity(0)))
+NODE = f"{{ cpus = {CPUS}, memory_mb = 8000, gpus = 2, pretended_gpus = true }}"
 CASES = {
     Fault.ONE_CORE_AFFINITY: Case(
         r"allocated 2 CPU\(s\), this step may run on 2 \(affinity 0-1\), and Ray counts 2", TWO_CPUS, is_harmless=True
@@ -70,8 +72,8 @@ CASES = {
         remedy='interface = "ib0"',
     ),
     Fault.WHOLE_NODES: Case(
-        r"node type cpu uses 1 CPUs.* which is billed in full: describe the whole node: cpus = 4, memory_mb = 8000, gp",
-        remedy=WHOLE.format("cpu") + WHOLE.format("gpu").partition("\n")[2],
+        r"node type cpu uses 1 CPUs.* which is billed in full: describe the whole node: cpus = \d, memory_mb = 8000, ",
+        remedy=f"whole_nodes = true\nnodes.cpu = {NODE}\nnodes.gpu = {NODE}",
     ),
     Fault.TYPED_GRES: Case(
         r"GPUs of several types \(new, old\), and node type gpu names none: set `gpu_type` .* one of: new, old",
