@@ -98,11 +98,11 @@ def test_the_bill_of_a_day_with_kills_and_requeues_adds_up(bed: Bed, ards_data: 
     bed.run(f"scontrol requeue {gone['job']}")  # a worker leaves, warned
     lab.on_workers("first", 1)
     lab.on_workers("first", 2)
-    at = lab.step("first")
+    at, attempts = lab.step("first"), lab.facts("first")["attempts"]
     wait_for(lambda: lab.step("first") > at + 70, 120, "steps after a checkpoint")
     jobs = " ".join(job["job"] for job in lab.workers())
     bed.run(f"scancel --signal=KILL {jobs}")  # all workers die without a warning: steps are lost
-    wait_for(lambda: lab.facts("first")["attempts"] > 1, 240, "another attempt")
+    wait_for(lambda: lab.facts("first")["attempts"] > attempts, 240, "another attempt")
     lab.stop("first")
     lab.run("cluster", "submit", "--name", "ray", "--", "python", "-m", "jobs.tune", "ards", "--data", lab.data,
             "--smoke", "--trials", 3, "--concurrent", 2, "--name", "search")  # fmt: skip
@@ -110,12 +110,14 @@ def test_the_bill_of_a_day_with_kills_and_requeues_adds_up(bed: Bed, ards_data: 
     bed.run(f"scontrol requeue {head}")
     wait_for(lambda: (lab.status()["head"] or {}).get("generation") == 1, 240, "the next head")
     lab.train("second", "1:1", "loop.epochs=100")
+    lab.on_workers("second", 1)
     lab.result("second")
     lab.run("cluster", "down", "--name", "ray")
     wait_for(lambda: not bed.run("squeue -h").strip(), 60, "the end of all jobs")
 
     found = lab.run("cost")
     print(lab.call("cost").stdout)
+    print(lab.call("compare", "--out", lab.home / "report.html").stdout)
     listed = bed.run("sacct -nXD -S now-1hour -o JobIDRaw,ElapsedRaw,AllocCPUS,JobName --parsable2").splitlines()
     billed: dict[str, int] = {}
     for job, seconds, cpus, name in (line.split("|") for line in listed):
