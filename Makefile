@@ -103,7 +103,7 @@ image: setup ## IMAGE=raylab.sqsh: build the image of cluster/container without 
 	@$(BIN)/python -m cluster.container.build $(if $(BASE),--base "$(BASE)") "$(IMAGE)"
 
 test-image: setup need-image ## IMAGE=raylab.sqsh: steps, training, a submitted job and a search in it on a Slurm test cluster
-	@RAYLAB_IMAGE="$(abspath $(IMAGE))" $(BIN)/python -m pytest tests/slurm/test_image.py
+	@RAYLAB_IMAGE="$(abspath $(IMAGE))" RAYLAB_TESTBED_SHARE="$(patsubst %/,%,$(dir $(abspath $(IMAGE))))" $(BIN)/python -m pytest tests/slurm/test_image.py
 
 .PHONY: need-image
 need-image:

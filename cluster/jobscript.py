@@ -182,7 +182,8 @@ apptainer run --cleanenv --containall --pid "${options[@]}" "$image" "$@" <&0 & 
 trap 'kill -USR1 $child' USR1
 trap 'kill -TERM $child' TERM
 code=127
-while wait $child; got=$?; [ $got != 127 ]; do code=$got; [ $got -gt 128 ] || break; done
+while kill -0 $child 2>/dev/null; do wait $child; code=$?; done  # a signal ends `wait`, too
+wait $child; got=$?; [ $got = 127 ] || code=$got
 rm -rf "$private"
 exit $code
 """

@@ -33,8 +33,8 @@ outside() { # ACTION OPTION... IMAGE WORD...: read the options, start the namesp
     # shellcheck disable=SC2064 # the child of unshare is the container's first process
     trap "kill -$name \$(cat /proc/$parent/task/$parent/children)" $name
   done
-  # a signal interrupts `wait`, which then reports the signal; the second time it reports the process
-  while wait $parent; code=$?; kill -0 $parent 2>/dev/null; do :; done
+  while kill -0 $parent 2>/dev/null; do wait $parent; code=$?; done # a signal ends `wait`, too
+  wait $parent; code=$?
   exit $code
 }
 

@@ -333,6 +333,13 @@ def test_slurms_signals_reach_the_command_in_an_image_and_its_exit_code_comes_ba
     assert list(Path(imaged.scratch).iterdir()) == []
 
 
+@pytest.mark.parametrize("code", [127, 128, 143, 255])
+def test_a_high_exit_code_ends_the_step_too(imaged, tmp_path, code):
+    """255 is Apptainer's own, 143 that of a command that TERM ended: `wait` gives the same for an interrupted wait."""
+    assert imaged_job(imaged, tmp_path, ["sh", "-c", f"exit {code}"]).returncode == code
+    assert list(Path(imaged.scratch).iterdir()) == []
+
+
 def test_a_scratch_that_is_not_there_ends_the_step(imaged, tmp_path):
     gone = imaged.model_copy(update={"scratch": str(tmp_path / "gone")})
     done = imaged_job(gone, tmp_path, ["true"])
