@@ -61,7 +61,8 @@ inside() { # ACTION COUNT [FROM TO]... IMAGE WORD...: make the file system and e
   while IFS= read -r -d '' pair; do
     case $pair in APPTAINERENV_*) environment+=("${pair#APPTAINERENV_}") ;; esac
   done < <(env -0)
-  pivot_root . . && umount -l . && cd "$HOME" || fail "cannot enter the image"
+  pivot_root . . && umount -l . || fail "cannot enter the image"
+  mkdir -p "$HOME" && cd "$HOME" || fail "cannot make $HOME" # it is gone if it was below the private /tmp
   [ "$action" = exec ] || set -- /.singularity.d/runscript "$@"
   exec env -i HOME="$HOME" PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin sh -c \
     'for script in /.singularity.d/env/*.sh; do . "$script"; done; exec "$@"' sh env "${environment[@]}" "$@"
