@@ -1,5 +1,7 @@
 """Two runs on one Ray: spare workers are shared by priority, and who has more than its share gives the rest back."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -26,9 +28,9 @@ def test_a_second_run_gets_its_share_and_gives_it_back(lab: Lab, ards_data: Path
     urgent = lab.start(*words, *RECIPE)
     has("urgent", 2)
     assert workers("first")[-1] == 1
-    urgent.terminate()
+    os.kill(urgent.pid, signal.SIGTERM)
     urgent.communicate(60)
     has("first", 3)
-    first.terminate()
+    os.kill(first.pid, signal.SIGTERM)
     first.communicate(60)
     assert [line for line in lab.ledger("first") if "start" in line][1:] == [], "it began once"
