@@ -20,7 +20,7 @@ def test_a_second_run_gets_its_share_and_gives_it_back(lab: Lab, ards_data: Path
         return [line["workers"] for line in lab.ledger(name) if "workers" in line]
 
     def has(name: str, count: int) -> None:
-        wait_for(lambda: workers(name)[-1:] == [count], 150, f"{count} workers of {name}, not {workers(name)}")
+        wait_for(lambda: workers(name)[-1:] == [count], 150, f"{count} workers of {name}")
 
     first = lab.start("train", "ards", "--data", ards_data, "--workers", "1:3", "--name", "first", *RECIPE)
     has("first", 3)
