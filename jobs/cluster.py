@@ -25,7 +25,7 @@ from jobs.common.environment import verb_environment
 from jobs.common.progress import duration
 from jobs.common.submitted import Cluster, Process, Submission, ThisMachine
 from raylab import loopback
-from raylab.errors import RunError, UsageError
+from raylab.errors import RunError, SlurmError, UsageError
 from raylab.tasks.recipes import read_recipe
 from raylab.training import ledger
 from raylab.training.run_record import RunRecord
@@ -36,6 +36,7 @@ EXAMPLE = "raylab cluster up --site testbed --min 0 --max 3 --wait"
 CODE = Path(__file__).resolve().parents[1]
 LINK = "open it in Chrome, Edge or Firefox within 15 minutes; it works once; `raylab cluster tunnel` prints a new link"
 WAIT_SECONDS = 24 * 3600.0
+LOST_SECONDS = 60.0  # in which a head whose Ray does not answer any more has gone, on a busy node
 APPEAR_SECONDS = 120.0  # in which a job that was submitted, or that a new head resumes, is in the cluster's status
 
 
@@ -334,8 +335,24 @@ class SlurmCluster(Cluster):
         client.down(self.directory, Slurm())
 
     def start(self, name: str, words: list[str]) -> Process:
-        client.wait(self.directory, Slurm(), WAIT_SECONDS, say)  # a new head may be on its way
-        return Process(job=submit(self.directory, [self.directory.spec.python, *words], follow=False)["job"])
+        while True:
+            head = client.wait(self.directory, Slurm(), WAIT_SECONDS, say)["head"]  # a new one may be on its way
+            try:
+                return Process(job=submit(self.directory, [self.directory.spec.python, *words], follow=False)["job"])
+            except (RunError, SlurmError) as error:
+                is_refused = isinstance(error, RunError) and "Failed to connect" not in error.why
+                if is_refused or not self._has_lost(head):
+                    raise
+                say("the head has ended meanwhile")
+
+    def _has_lost(self, head: dict[str, Any]) -> bool:
+        """Whether `head` is no longer there, or is about to go."""
+        deadline = time.monotonic() + LOST_SECONDS
+        while self.status()["head"] == head:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(1.0)
+        return True
 
     def is_alive(self, submission: Submission, name: str) -> bool:
         if not submission.job or not (self.directory.path / "cluster.json").is_file():
