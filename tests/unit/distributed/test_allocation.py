@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylab.distributed.allocation import EXPIRE_SECONDS, Allocator, Claim, allocate, apportion, clamp
+from tests.conftest import ROOT
 
 CPU, BIG, GPU = {"CPU": 1}, {"CPU": 4}, {"CPU": 1, "GPU": 1}
 
@@ -146,6 +147,24 @@ def test_growth_is_shared_and_who_has_more_gives_it_back():
     urgent = Claim("membership", 1, 6, CPU, {}, priority=3)
     assert totals([first, second, urgent], THREE) == [2, 1, 3], "3 spare workers by 1 : 1 : 3"
     assert totals([first, claim(1, 2), third], THREE) == [3, 1, 2], "3 spare workers by 5 : 1 : 5"
+
+
+def test_the_table_of_the_documentation():
+    """Three runs on three nodes over time: docs/slurm.md."""
+    page = (ROOT / "docs" / "slurm.md").read_text()
+    urgent = Claim("membership", 1, 6, CPU, {}, priority=3)
+    for event, runs, nodes in (
+        ("`first` starts", {0: claim(1, 6)}, 3),
+        ("`second` starts", {0: claim(1, 6), 1: claim(1, 6)}, 3),
+        ("`urgent` starts", {0: claim(1, 6), 1: claim(1, 6), 2: urgent}, 3),
+        ("a node leaves", {0: claim(1, 6), 1: claim(1, 6), 2: urgent}, 2),
+        ("`urgent` ends", {0: claim(1, 6), 1: claim(1, 6)}, 2),
+        ("a node comes", {0: claim(1, 6), 1: claim(1, 6)}, 3),
+        ("`first` ends", {1: claim(1, 6)}, 3),
+    ):
+        shares = dict(zip(runs, totals(list(runs.values()), dict(list(THREE.items())[:nodes])), strict=True))
+        cells = [f" {shares[run]} " if run in shares else " " for run in range(3)]
+        assert f"| {event} |{'|'.join(cells)}|\n" in page, f"{event}: {shares}"
 
 
 def test_a_run_that_can_use_gpus_alone_does_not_hold_back_the_others():
