@@ -3,7 +3,7 @@
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
@@ -30,6 +30,7 @@ from raylab.training.progress import Metrics
 from raylab.training.run import execute
 
 STEPS = 20
+WARM_UP = 3  # steps before them, which are slower
 
 
 class Measurement(NamedTuple):
@@ -86,38 +87,39 @@ def run_seconds(measured: Measurement, recipe: Recipe, work: Work, workers: int)
     return measured.start + work.steps * measured.step * largest_part + epochs * measured.validation / workers
 
 
-def measure(recipe: Recipe, data: Path, work: Work) -> Measurement:
+def measure(recipe: Recipe, data: Path, work: Work, clock: Callable[[], float] = time.monotonic) -> Measurement:
     """Train STEPS steps in this process, without a trace; of a model without steps, its one fit."""
     recipe = override(recipe, {"scaling.workers": 0})
     rows: list[tuple[float, Metrics]] = []
 
     def send(new: list[Metrics]) -> int:
-        rows.extend((time.monotonic(), row) for row in new)
-        if len(rows) > STEPS:
+        rows.extend((clock(), row) for row in new)
+        if len(rows) > WARM_UP + STEPS:
             raise _EnoughMeasured
         return int(new[-1]["step"]) if new else 0
 
-    began = time.monotonic()
+    began = clock()
     with tempfile.TemporaryDirectory(prefix="raylab-estimate-") as scratch, suppress(_EnoughMeasured):
         execute(recipe, data, Path(scratch), send, flush_seconds=0)
     if work.steps == 1:
-        return Measurement(0.0, time.monotonic() - began, 0.0)
+        return Measurement(0.0, clock() - began, 0.0)
+    first, rows = rows[0][0], rows[WARM_UP:] or rows
     # a step that ends an epoch reports its scores too, so that its time is not that of a step
     gaps = [later - earlier for (earlier, _), (later, row) in pairwise(rows) if "val/loss" not in row]
     ends = [at for at, row in rows if "val/loss" in row]
     per_epoch = work.steps // recipe.loop.epochs
     if not gaps:  # every step ends an epoch
         step = (rows[-1][0] - rows[0][0]) / max(1, len(rows) - 1)
-        return Measurement(rows[0][0] - began - step, step, 0.0)
+        return Measurement(max(0.0, first - began - step), step, 0.0)
     step = sum(gaps) / len(gaps)
     if len(ends) > 1:
         validation = (ends[-1] - ends[0]) / (len(ends) - 1) - per_epoch * step
     else:
-        validation = measure_validation(recipe, data)
-    return Measurement(max(0.0, rows[0][0] - began - step), step, max(0.0, validation))
+        validation = measure_validation(recipe, data, clock)
+    return Measurement(max(0.0, first - began - step), step, max(0.0, validation))
 
 
-def measure_validation(recipe: Recipe, data: Path) -> float:
+def measure_validation(recipe: Recipe, data: Path, clock: Callable[[], float]) -> float:
     """The seconds that one pass over the validation split takes."""
     task = find_task(recipe.task)
     spec = task.load(data, "train", recipe.data, None).spec
@@ -125,9 +127,9 @@ def measure_validation(recipe: Recipe, data: Path) -> float:
     device = "cuda" if recipe.scaling.gpu else "cpu"
     model = task.model(recipe, spec)
     assert not isinstance(model, Fitted)  # it has no epochs
-    began = time.monotonic()
+    began = clock()
     validate(task, model.to(device), val, ProcessGroup(), recipe, device)
-    return time.monotonic() - began
+    return clock() - began
 
 
 # --- at a site ---

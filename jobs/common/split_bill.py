@@ -55,6 +55,8 @@ def list_work(run: str, records: Iterable[WorkRecord], entries: Sequence[Entry])
         found += _pieces(run, one, START_UP, one.begin, training)
         at = training
         for since, until in windows:
+            if since < training and until < one.end:  # a worker of the next attempt, which has just begun
+                continue
             since, until = max(since, at), min(until, one.end)
             if since < until:
                 found += _pieces(run, one, WORK, at, since) + _pieces(run, one, LOST, since, until)

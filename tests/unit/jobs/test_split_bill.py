@@ -1,7 +1,9 @@
 """A job's bill, split: nothing is missing and nothing is there twice, whatever happened in the job."""
 
+from contextlib import nullcontext
 from fractions import Fraction
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,8 +22,11 @@ from jobs.common.split_bill import (
     list_work,
     split_bill,
 )
-from raylab.training.ledger import Checkpoint, HandOver, Regroup, Start, Step
-from raylab.work import WorkRecord
+from raylab.config.overrides import override
+from raylab.tasks.recipes import shipped_recipe
+from raylab.training.ledger import Checkpoint, HandOver, Regroup, Start, Step, read_ledger
+from raylab.training.run import execute
+from raylab.work import WorkMeter, WorkRecord, read_work, write_to
 
 
 def bill(start=1000, end=1100, nodes=1, rate=Fraction(36), **more):
@@ -150,3 +155,25 @@ def test_a_worker_starts_works_and_loses():
 def test_a_worker_that_never_trained_only_started():
     record = WorkRecord(id="x", worker="w", job="7", node="n1", cpus=1, share=1, begin=1.0, end=4.0)
     assert [one.kind for one in list_work("a", [record], [])] == [START_UP]
+
+
+def test_what_a_real_run_lost_is_measured(ards_data, tmp_path):
+    """It ends in the middle, three steps after a checkpoint, and starts again from there."""
+    recipe = override(shipped_recipe("ards", True), {"loop.checkpoint_steps": 5, "loop.epochs": 4})
+
+    class Crash(Exception):
+        pass
+
+    def send(rows):
+        if rows and rows[-1]["step"] == 8:
+            raise Crash
+        return rows[-1]["step"] if rows else 0
+
+    for ending, arrive in ((pytest.raises(Crash), send), (nullcontext(), lambda rows: 0)):
+        with ending, WorkMeter("worker-0", 1.0, 1.0, False, write_to(tmp_path)) as meter:
+            execute(recipe, ards_data, tmp_path, arrive, flush_seconds=0, on_training=meter.note_training)
+    first, second = read_work(tmp_path)
+    found = list_work("a", [first, second], read_ledger(tmp_path / "ledger.jsonl"))
+    kinds = [one.kind for one in found]
+    assert kinds[:3] == [START_UP, WORK, LOST] and LOST not in kinds[4:]
+    assert found[2].end == round(first.end * 1000) and found[2].begin < found[2].end
