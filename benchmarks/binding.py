@@ -95,6 +95,7 @@ def main() -> None:
             subprocess.run([bed / "sbatch", "--wait", home / "job.sbatch"], check=True, capture_output=True)
             found[name].append(json.loads((home / "result.json").read_text()))
             (home / "result.json").unlink()
+            print(f"{name}: {found[name][-1]['samples_per_s']:,.0f} samples/s", file=sys.stderr, flush=True)
     plain = [one["samples_per_s"] for one in found["plain srun"]]
     for name, results in found.items():
         pace = [one["samples_per_s"] for one in results]
