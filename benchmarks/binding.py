@@ -69,6 +69,7 @@ def without_cpus(script: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--data", type=Path, help="prepared ards data that the nodes see (default: 2,000 patients)")
     parser.add_argument("--train", type=Path, nargs=2, help=argparse.SUPPRESS)  # in a step: data and result
     options = parser.parse_args()
     if options.train:
@@ -78,9 +79,10 @@ def main() -> None:
     if bed is None:
         sys.exit("the test cluster is not running: python -m cluster.testbed up --fault one-core-affinity")
     home = Path(tempfile.mkdtemp(prefix="binding-", dir=bed.parent / "shared"))
-    data = home / "ards"
-    prepare = ["prepare", "ards", "--source", "synthetic", "--patients", "2000", "--out", str(data)]
-    subprocess.run([sys.executable, "-m", "jobs.cli", *prepare], cwd=ROOT, check=True, capture_output=True)
+    data = options.data or home / "ards"
+    if options.data is None:
+        prepare = ["prepare", "ards", "--source", "synthetic", "--patients", "2000", "--out", str(data)]
+        subprocess.run([sys.executable, "-m", "jobs.cli", *prepare], cwd=ROOT, check=True, capture_output=True)
     cpus = len(os.sched_getaffinity(0))
     node = NodeType(cpus=cpus, memory_mb=4000)
     site = Site(name="testbed", nodes={"cpu": node})
