@@ -12,13 +12,30 @@ import runpy
 import socket
 import sys
 import time
+from typing import Any
 
 MARK = "raylab-doctor "  # prefix of our lines in the step's output
+PIECE = (
+    400  # characters of a line, twice as many with escapes: srun mixes lines of 1024 bytes or more with other nodes'
+)
 
 
 def answer(**facts: object) -> str:
-    """An output line of the node's part."""
-    return MARK + json.dumps(dict(facts, host=socket.gethostname()))
+    """Output lines of the node's part, which `join` puts together again."""
+    text = json.dumps(facts)
+    pieces = [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
+    notes = [
+        {"host": socket.gethostname(), "left": len(pieces) - at - 1, "text": text} for at, text in enumerate(pieces)
+    ]
+    return "\n".join(MARK + json.dumps(note) for note in notes)
+
+
+def join(line: str, begun: "dict[str, str]") -> "tuple[str, dict[str, Any] | None]":
+    """The host of an output line, and its facts with the last of their lines, None before. `begun`: what hosts said."""
+    note = json.loads(line[len(MARK) :])
+    host = note["host"]
+    begun[host] = begun.get(host, "") + note["text"]
+    return host, None if note["left"] else json.loads(begun.pop(host))
 
 
 def main() -> None:

@@ -20,11 +20,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from cluster import jobscript, scripts, sites
 from cluster.doctor import node_checks, slurm_checks
-from cluster.doctor.first_look import MARK
+from cluster.doctor.first_look import MARK, join
 from cluster.doctor.node_checks import Finding, attempt
 from cluster.image import node_versions
 from cluster.job_tag import JobTag
@@ -235,6 +234,7 @@ def _listen(
     wait: float,
 ) -> Iterator[Finding]:
     """Yield the nodes' findings from the step's output; other lines are shown only if a node does not answer."""
+    begun: dict[str, str] = {}
     clocks: dict[str, float] = {}
     findings: dict[str, list[Finding]] = {}
     noise: list[str] = []
@@ -256,12 +256,14 @@ def _listen(
         if not line.startswith(MARK):
             noise.append(line.strip())
             continue
-        note: dict[str, Any] = json.loads(line.removeprefix(MARK))
+        host, note = join(line, begun)
+        if note is None:
+            continue
         if "time" in note:
-            clocks[note["host"]] = came - note["time"]
+            clocks[host] = came - note["time"]
             deadline = time.monotonic() + STEP_SECONDS
         else:
-            findings[note["host"]] = [Finding(**finding) for finding in note["findings"]]
+            findings[host] = [Finding(**finding) for finding in note["findings"]]
     if len(findings) < count:
         heard = " / ".join([line for line in noise if line][-3:])
         yield Finding(

@@ -310,7 +310,8 @@ def test_a_python_that_cannot_run_the_doctor_is_a_finding(version, do, tmp_path)
     here = ".".join(map(str, sys.version_info[:3]))
     done = run_first_look("no_such_module", version=version or here)
     assert done.returncode == 0, done.stderr
-    notes = [json.loads(line.removeprefix(first_look.MARK)) for line in done.stdout.splitlines()]
+    begun: dict[str, str] = {}
+    notes = [note for line in done.stdout.splitlines() if (note := first_look.join(line, begun)[1])]
     (found,) = notes[1]["findings"]
     assert "no_such_module" in found["what"] and do in found["do"]
     assert (f"is Python {here} here and 2.7.18" in found["what"]) == bool(version)
@@ -319,6 +320,20 @@ def test_a_python_that_cannot_run_the_doctor_is_a_finding(version, do, tmp_path)
 def test_a_python_that_can_runs_the_module_with_its_options():
     done = run_first_look("json.tool", "--help", version="x")
     assert done.returncode == 0 and "usage:" in done.stdout and first_look.MARK not in done.stdout
+
+
+def test_long_answers_of_several_nodes_may_be_mixed(monkeypatch):
+    """By line: srun passes on no more than 1024 bytes of one node before those of another."""
+    facts = {"findings": ['a "quoted" \\ line\u00e9' * 200]}
+    answers = {}
+    for host in ("n1", "n2"):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        answers[host] = first_look.answer(**facts).splitlines()
+    assert all(len(line) < 1000 for lines in answers.values() for line in lines) and len(answers["n1"]) > 5
+    begun: dict[str, str] = {}
+    mixed = [line for pair in zip(answers["n1"], answers["n2"], strict=True) for line in pair]
+    notes = [note for line in mixed if (note := first_look.join(line, begun))[1] is not None]
+    assert notes == [("n1", facts), ("n2", facts)] and not begun
 
 
 def test_the_first_look_is_of_python_3_6():
