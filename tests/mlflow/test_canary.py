@@ -69,6 +69,7 @@ STEPS: dict[str, list[str]] = {
     "cost": [""],
     "compare": ["--out {out}/report.html"],
     "sync": [""],
+    "runs": [""],
     "rm": ["", "icu --only logs"],
     "ui": [""],
     "notebook": ["--site local"],
@@ -80,6 +81,7 @@ EXEMPT = {
     "demo": "it calls prepare, train, transfer, tune, evaluate and compare, each of which is here",
     "models": "it reads no data and no run",
     "recipe": "it reads no data and no run",
+    "site": "it reads no data and no run",
     "warm": "it reads no data and no run",
 }
 ELSEWHERE = ("cluster", "doctor")  # they start processes on other nodes

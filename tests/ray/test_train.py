@@ -13,7 +13,7 @@ from tests.ray.conftest import Lab
 from tests.wait import wait_for
 
 RECIPE = (
-    "--smoke", "--set", "loop.epochs=30", "loop.shards=4", "loop.ema_decay=0.9", "loop.checkpoint_steps=10",
+    "--smoke", "--set", "loop.epochs=200", "loop.shards=4", "loop.ema_decay=0.9", "loop.checkpoint_steps=10",
     "model.dropout=0.2",
 )  # fmt: skip
 
