@@ -138,8 +138,9 @@ def start(
         if parent is not None:
             read_model(parent)
         directory = home.new_run(name, recipe.task)
-        new = run_tracking.describe_run(directory, recipe, meta, data, kind, uri, parent)
-        with run_tracking.open_run(directory, new, in_background=True):
+        with run_tracking.open_run(
+            directory, run_tracking.describe_run(directory, recipe, meta, data, kind, uri, parent)
+        ):
             return training.continue_run(directory, recipe, data, parent, quiet, workers, work)
 
 

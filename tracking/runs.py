@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 from uuid import uuid4
@@ -148,27 +148,10 @@ def is_embedded(uri: str) -> bool:
     return _home(uri) is not None
 
 
-def check_store(uri: str, experiment: str) -> bool:
-    """Whether `uri` is the store of a home and its database is here. Raises TrackingError if it refuses runs of this
-    experiment. MLflow, which takes seconds to import, is not needed for that."""
-    if not is_embedded(uri) or not database_path(uri).is_file():
-        return False
-    query = "SELECT lifecycle_stage, artifact_location FROM experiments WHERE name = ?"
-    if found := _select(database_path(uri), query, experiment):
-        _check_experiment(uri, experiment, *found)
-    return True
-
-
 def _has_run(path: Path, run_id: str) -> bool:
-    return _select(path, "SELECT 1 FROM runs WHERE run_uuid = ?", run_id) is not None
-
-
-def _select(path: Path, query: str, value: str) -> tuple[Any, ...] | None:
-    """The first row of MLflow's database at `path`; None if there is none."""
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            row: tuple[Any, ...] | None = connection.execute(query, (value,)).fetchone()
-            return row
+            return connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone() is not None
     except sqlite3.Error as error:
         raise TrackingError(f"cannot read the tracking database {path}", str(error), "run raylab sync later") from error
 
@@ -443,24 +426,14 @@ def _experiment(uri: str, name: str) -> str:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             found = client(uri).get_experiment_by_name(name)  # another driver was faster
-    if found is None:
-        raise _deleted(name, uri)
-    _check_experiment(uri, name, found.lifecycle_stage, found.artifact_location)
+    if found is None or found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"the experiment '{name}' was deleted at {uri}",
+            "MLflow does not release the name",
+            "restore it in the MLflow UI, or use another name",
+        )
+    refuse_outside(uri, found.artifact_location)
     return str(found.experiment_id)
-
-
-def _check_experiment(uri: str, name: str, stage: str, location: str) -> None:
-    if stage != "active":
-        raise _deleted(name, uri)
-    refuse_outside(uri, location)
-
-
-def _deleted(name: str, uri: str) -> TrackingError:
-    return TrackingError(
-        f"the experiment '{name}' was deleted at {uri}",
-        "MLflow does not release the name",
-        "restore it in the MLflow UI, or use another name",
-    )
 
 
 def refuse_outside(uri: str, location: str) -> None:

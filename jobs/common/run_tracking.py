@@ -181,13 +181,12 @@ def render_attrition(meta: Meta) -> str:
 
 
 @contextmanager
-def open_run(directory: Path, new: NewRun, system: bool = True, in_background: bool = False) -> Iterator[Forwarder]:
+def open_run(directory: Path, new: NewRun, system: bool = True) -> Iterator[Forwarder]:
     """Open a run in `directory`, which appears with all that the run begins with or not at all, and track it while the
     context is open (`track_run`).
 
     The MLflow run is created next. A server that has gone away since `checked_address` gets it later, through the
-    outbox; one that refuses it raises TrackingError, and the directory is removed. `in_background`: a home's own
-    store gets it through the outbox as well, after a check, because importing MLflow takes seconds.
+    outbox; one that refuses it raises TrackingError, and the directory is removed.
     """
     with ExitStack() as stack:
         with hold_interrupts():
@@ -195,8 +194,7 @@ def open_run(directory: Path, new: NewRun, system: bool = True, in_background: b
                 stack.enter_context(lock_run(directory, hidden))
                 write_run(directory, new, hidden)
             try:
-                if not (in_background and runs.check_store(new.record.uri, new.record.experiment)):
-                    ensure_run(directory / "outbox")
+                ensure_run(directory / "outbox")
             except Unavailable as error:
                 if isinstance(error, LoginRefused):
                     remove(directory)

@@ -92,34 +92,15 @@ def test_a_name_is_taken_only_once_and_nothing_of_others_is_touched(own_home, de
     assert len(find("taken")) == 1 and not (own_home / "runs" / home.OPENING).exists()
 
 
-@pytest.mark.parametrize("in_background", [False, True])
-def test_a_store_that_refuses_the_run_leaves_none(own_home, describe, monkeypatch, in_background):
-    client = runs.client(runs.address(own_home))
-    for name, location, refusal in (
-        ("gone", None, "was deleted"),
-        ("outside", "file:///elsewhere", "refused to write"),
-    ):
-        name = f"{name}-{in_background}"
-        experiment = client.create_experiment(name, location)
-        if name.startswith("gone"):
-            client.delete_experiment(experiment)
-        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
-        directory, new = describe("refused")
-        with (
-            pytest.raises(TrackingError, match=refusal),
-            run_tracking.open_run(directory, new, in_background=in_background),
-        ):
-            pass
-        assert not directory.exists() and not (own_home / "runs" / home.OPENING).exists()
-
-
-def test_a_run_that_opens_in_the_background_is_in_the_store_at_its_end(own_home, describe):
-    directory, new = describe("in-background")
-    with run_tracking.open_run(directory, new, system=False, in_background=True):
-        assert home.note(directory).run_id is None
-    (run,) = find("in-background")
-    assert home.note(directory).run_id == run.info.run_id and run.info.status == "FINISHED"
-    assert run.info.start_time == json.loads((directory / "outbox" / "target.json").read_text())["request"]["time"]
+def test_a_server_that_refuses_the_run_leaves_none(own_home, describe, monkeypatch):
+    uri = runs.address(own_home)
+    client = runs.client(uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "gone")
+    directory, new = describe("refused")
+    with pytest.raises(TrackingError, match="was deleted"), run_tracking.open_run(directory, new):
+        pass
+    assert not directory.exists() and not (own_home / "runs" / home.OPENING).exists()
 
 
 def test_a_server_that_leaves_while_a_run_opens_gets_it_later(own_home, describe, monkeypatch):
