@@ -88,6 +88,9 @@ def main() -> int:
                     head.serve()
                 return head.requeue()
             except StartError as error:
+                if signals.received is not None and not leads:
+                    log.info("%s came while Ray started", signals.received.name)  # which says nothing of this node
+                    return 0
                 if attempt == STARTS - 1 or signals.received is not None:
                     raise
                 log.warning("%s; trying again", error)

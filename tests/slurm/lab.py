@@ -102,7 +102,14 @@ class Lab:
             at = max((number for number, line in enumerate(lines) if "workers" in line), default=None)
             return at is not None and lines[at]["workers"] == workers and len(lines) - at > steps
 
-        wait_for(there, seconds, f"{run} on {workers} workers")
+        wait_for(there, seconds, f"{run} on {workers} workers", lambda: self.describe(run))
+
+    def describe(self, run: str) -> str:
+        """What a wait that was in vain leaves to look at: the run's last groups, the cluster, and Slurm's own view."""
+        slurm = self.bed.run("squeue --format='%i %j %T %r %N %M'; sinfo --Node --format='%n %t %E'; date +%T")
+        logs = sorted((self.home / "clusters" / "ray" / "logs").glob("*.out"), key=lambda path: path.stat().st_mtime)
+        ends = [f"{log.name}: {log.read_text(errors='replace')[-600:]}" for log in logs[-4:]]
+        return "\n".join([*map(str, self.groups(run)[-3:]), json.dumps(self.status(), indent=1), slurm, *ends])
 
     def compare_with_undisturbed(self, run: str) -> None:
         """Weights, moments and averages in the run's newest checkpoint are those that one process, without Ray and
