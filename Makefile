@@ -76,12 +76,12 @@ test-slow: setup ## the tests that take minutes each, but those on Slurm
 test-slurm: setup ## the tests on a Slurm cluster of this machine (root, Slurm's Debian packages)
 	@$(PYTEST) tests/slurm
 
-test-all: setup ## every test once, but those of `make test-faults` alone
+test-all: setup ## every test once, but the campaigns, which take minutes each
 	@$(TOGETHER)
 	@$(PYTEST) $(CLUSTERS)
 
 test-faults: setup ## every fault of the fault matrix on real Ray, Slurm and MLflow
-	@$(PYTEST) -m "fault or campaign" tests
+	@$(BIN)/python -m pytest -m fault tests
 
 test-sites: setup ## what `raylab doctor` says of twelve faults of foreign sites, each on a Slurm cluster of its own
 	@$(BIN)/python -m pytest -m campaign tests/slurm/test_foreign_sites.py

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from raylab.files import read_lines
 from raylab.training import checkpoint
 from raylab.training.ledger import summarise_ledger
 from tests.slurm.conftest import Bed
-from tests.verbs import Verbs
+from tests.verbs import Verb, Verbs
 from tests.wait import wait_for
 
 SITES = """
@@ -111,20 +112,17 @@ class Lab:
         ends = [f"{log.name}: {log.read_text(errors='replace')[-600:]}" for log in logs[-4:]]
         return "\n".join([*map(str, self.groups(run)[-3:]), json.dumps(self.status(), indent=1), slurm, *ends])
 
-    def compare_with_undisturbed(self, run: str) -> None:
-        """Weights, moments and averages in the run's newest checkpoint are those that one process, without Ray and
-        Slurm, has after as many steps."""
+    def start_undisturbed(self, run: str) -> "Undisturbed":
+        """Begin to train as many steps as the run's newest checkpoint has in one process, without Ray and Slurm."""
         here, damaged = checkpoint.find_newest(self.home / "runs" / run / "checkpoints")
         assert here is not None and not damaged
-        step, alone = int(here.name.removeprefix("step-")), f"{run}-undisturbed"
-        settings = (ENDLESS[0], f"loop.epochs={-(-step // 2)}", f"loop.checkpoint_steps={step}")  # 2 steps an epoch
-        self.run("train", "ards", "--data", self.data, "--workers", 0, "--name", alone, *RECIPE, *settings)
-        state = checkpoint.load(here)
-        expected = checkpoint.load(self.home / "runs" / alone / "checkpoints" / here.name)
-        for part in ("model", "average", "optim"):
-            torch.testing.assert_close(state[part], expected[part], rtol=0, atol=0)
         facts = self.facts(run)
         assert facts["gaps"] == facts["damaged_checkpoints"] == 0
+        step, alone = int(here.name.removeprefix("step-")), f"{run}-undisturbed"
+        settings = (ENDLESS[0], f"loop.epochs={-(-step // 2)}", f"loop.checkpoint_steps={step}")  # 2 steps an epoch
+        words = ("train", "ards", "--data", self.data, "--workers", 0, "--name", alone, *RECIPE, *settings)
+        verb = self.verbs.start(words, self.environment, self.home / f"said-{alone}.txt")
+        return Undisturbed(verb, here, self.home / "runs" / alone / "checkpoints" / here.name)
 
     def result(self, run: str, seconds: float = 400) -> dict[str, Any]:
         """result.json of a run that has reached its last step, and its MLflow runs."""
@@ -163,6 +161,22 @@ class Lab:
         tell = f"tr '\\0' '\\n' <{parent}/environ | grep -x SLURM_JOB_ID={job['job']}"
         found = f"for pid in {pids}; do grep -q ray::Worker /proc/$pid/cmdline && {tell}; done; true"
         return bool(self.bed.run(f"{{ {found}; }} 2>/dev/null", job["node"]).strip())
+
+
+@dataclass
+class Undisturbed:
+    """A training that has not ended, with which the checkpoint of another is compared."""
+
+    verb: Verb
+    disturbed: Path
+    own: Path
+
+    def compare(self) -> None:
+        """Weights, moments and averages are the same, to the bit."""
+        assert self.verb.wait(600) == 0, self.verb.errors.read_text()
+        state, expected = checkpoint.load(self.disturbed), checkpoint.load(self.own)
+        for part in ("model", "average", "optim"):
+            torch.testing.assert_close(state[part], expected[part], rtol=0, atol=0)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def test_a_short_partition_is_waited_for(lab: Lab) -> None:
     wait_for(lambda: lab.step("far") > step + INTERVAL, 120, "steps after the partition")
     assert lab.facts("far")["steps_repeated"] == 0 and lab.facts("far")["attempts"] == 1
     lab.stop("far")
-    lab.compare_with_undisturbed("far")
+    lab.start_undisturbed("far").compare()
 
 
 @pytest.mark.fault(9)

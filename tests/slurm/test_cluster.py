@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.slurm.conftest import Bed
-from tests.slurm.lab import ENDLESS, INTERVAL, RECIPE, Lab, preemptible_cluster
+from tests.slurm.lab import ENDLESS, INTERVAL, RECIPE, Lab, Undisturbed, preemptible_cluster
 from tests.verbs import Verbs
 from tests.wait import wait_for
 
@@ -49,11 +49,12 @@ def test_runs_grow_and_share_the_cluster(lab: Lab) -> None:
     lab.on_workers("second", 1)
     lab.result("second")
     lab.stop("first")
+    undisturbed = lab.start_undisturbed("first")
     assert check(lab, "second", SHORT)["steps_repeated"] == 0
     sizes = lab.facts("first")["workers"]
     assert 2 in sizes[sizes.index(3) :]
     assert lab.facts("first")["steps_repeated"] == 0
-    lab.compare_with_undisturbed("first")
+    undisturbed.compare()
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +138,14 @@ def test_slurm_itself_away(lab: Lab, run: str) -> None:
     assert len(lab.groups(run)) == groups
 
 
-def test_after_all_of_it_the_weights_are_those_of_an_undisturbed_run(lab: Lab, run: str) -> None:
+@pytest.fixture(scope="module")
+def undisturbed(lab: Lab, run: str) -> Undisturbed:
+    """The run to which all of that happened is stopped; what it is compared with computes while the next test waits."""
     lab.stop(run)
-    lab.compare_with_undisturbed(run)
+    return lab.start_undisturbed(run)
 
 
-def test_the_head_is_requeued(lab: Lab) -> None:
+def test_the_head_is_requeued(lab: Lab, undisturbed: Undisturbed) -> None:
     """A search and a run are in the middle; the new head resumes both into the MLflow runs that they had."""
     lab.train("over-the-head", "2", LONG)
     lab.on_workers("over-the-head", 2)
@@ -164,6 +167,10 @@ def test_the_head_is_requeued(lab: Lab) -> None:
     parameters = [path.read_text() for path in trials.glob("*/params.json")]
     assert len(parameters) == len(set(parameters)) == len(list(trials.glob("*/end.json"))) == 4
     assert lab.mlflow("search") == ["FINISHED"] * 5
+
+
+def test_after_all_of_it_the_weights_are_those_of_an_undisturbed_run(undisturbed: Undisturbed) -> None:
+    undisturbed.compare()
 
 
 def test_idle_nodes_are_given_back(lab: Lab) -> None:

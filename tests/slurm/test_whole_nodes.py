@@ -151,4 +151,4 @@ def test_its_head_is_requeued_and_the_workers_beside_it_save_first(lab: Lab) -> 
     assert lab.facts("whole")["steps_repeated"] == 0
     lab.jobs["whole"] = lab.status()["ray_jobs"][0]["id"]  # the head has submitted it again
     lab.stop("whole")
-    lab.compare_with_undisturbed("whole")
+    lab.start_undisturbed("whole").compare()
