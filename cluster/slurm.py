@@ -49,6 +49,8 @@ REFUSALS = (
     (r"limit|policy", "fewer or smaller nodes, or another partition"),
 )  # fmt: skip
 
+LAUNCH_FAILED = "launch failed requeued held"
+
 # Slurm's reasons for a waiting job, in plain words
 REASONS = {
     "Priority": "other jobs have a higher priority",
@@ -67,6 +69,7 @@ REASONS = {
     "QOSMaxJobsPerUserLimit": "you already run the maximum number of jobs",
     "JobHeldUser": "it is held by its owner: scontrol release",
     "JobHeldAdmin": "it is held by an administrator",
+    LAUNCH_FAILED: "its node could not start it, so Slurm holds it: scontrol release",
     "JobArrayTaskLimit": "its array already runs the maximum number of tasks",
     "None": "it was just submitted",
 }
@@ -91,6 +94,12 @@ class Job:
     @property
     def alive(self) -> bool:
         return self.state not in ENDED and self.state != "COMPLETING"
+
+    @property
+    def failed_to_launch(self) -> bool:
+        """Whether Slurm holds it for ever, because a node could not start it: its prolog failed, or after a break of
+        the network the job that was requeued still ran there."""
+        return self.reason == LAUNCH_FAILED
 
     def why(self) -> str:
         """Slurm's reason for waiting, in plain words."""

@@ -64,6 +64,12 @@ class Bed:
         states = "sinfo --noheader --Node --format=%t || true"  # the controller may just start
         wait_for(lambda: set(self.run(states).split()) == {"idle"}, 60, "idle nodes")
 
+    def resume_drained(self) -> None:
+        """What an administrator does after a break of the network: Slurm drains a node that is to start a job while it
+        still runs there from before."""
+        for node in set(self.run("sinfo --noheader --Node --states=drain --format=%n").split()):
+            self.run(f"scontrol update nodename={node} state=resume")
+
     def output(self, job: str) -> str:
         file = self.shared / f"{job}.out"
         return file.read_text() if file.exists() else ""

@@ -111,6 +111,7 @@ MENDED_BY = {unplugged: "netup", crashed: "boot"}
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 @pytest.mark.fault(5, 7, 11, 12, 13, 16)
 def test_a_worker_that_goes(lab: Lab, run: str, fault: Any) -> None:
+    lab.bed.resume_drained()
     lab.on_workers(run, 2, steps=INTERVAL + 10)
     head = lab.status()["head"]["node"]
     victim = next(job for job in lab.workers() if job["node"] != head and lab.is_training(run, job))
@@ -127,6 +128,7 @@ def test_a_worker_that_goes(lab: Lab, run: str, fault: Any) -> None:
 @pytest.mark.fault(14)
 def test_slurm_itself_away(lab: Lab, run: str) -> None:
     """Without slurmctld nothing new starts, and what runs goes on."""
+    lab.bed.resume_drained()
     lab.on_workers(run, 2)
     groups, step = len(lab.groups(run)), lab.step(run)
     lab.bed.verb("kill-controller")

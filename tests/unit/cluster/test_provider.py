@@ -77,6 +77,14 @@ def test_a_requeued_job_is_another_node(provider, directory, slurm):
     assert slurm.cancelled == [job.id]
 
 
+def test_a_job_that_slurm_holds_after_a_failed_launch_makes_room_for_another(provider, directory, slurm):
+    job = slurm.add(comment(directory), restarts=1, reason="launch failed requeued held")
+    held_by_its_owner = slurm.add(comment(directory), reason="JobHeldUser")
+    assert provider.non_terminated_nodes({TAG_RAY_NODE_KIND: "worker"}) == [f"{held_by_its_owner.id}.0"]
+    assert slurm.cancelled == [job.id]
+    assert job.id in directory.problems()[0]["text"]
+
+
 def test_slurm_away_raises_and_never_reads_as_no_nodes(provider, directory, slurm):
     job = slurm.add(comment(directory), "RUNNING")
     assert provider.non_terminated_nodes({}) == [HEAD, f"{job.id}.0"]
