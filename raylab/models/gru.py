@@ -1,8 +1,8 @@
 """A GRU with few operations per time step: torch.nn.GRU with its own backward pass.
 
 On a CPU a small GRU spends its time on calls, not on arithmetic: torch's backward makes about 25 calls per time step,
-this one 4, plus one product per weight over all time steps. Parameters and their names are those of torch.nn.GRU; on a
-GPU, where cuDNN computes a layer in one call, torch's forward pass is used.
+this one 4, plus one product per weight over all time steps. Parameters and their names are those of torch.nn.GRU. On a
+GPU, cuDNN computes each layer in one call (cudnn.py).
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raylab.models.cudnn import flatten_layers, run_layers
 from raylab.models.dropout import Dropout
 from raylab.models.shard_pass import ShardPass, current_pass, gradient_slot
 
@@ -22,12 +23,17 @@ class Gru(nn.GRU):
         self.between = Dropout(dropout)
 
     def forward(self, x: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        if x.is_cuda and hx is None:
+            return run_layers(self, x), None
         if x.is_cuda or hx is not None or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(x, hx)
         for layer, weights in enumerate(self.all_weights):
             x_TBI = (self.between(x) if layer else x).transpose(0, 1).contiguous()
             x = _Layer.apply(x_TBI, *weights, current_pass()).transpose(0, 1)
         return x, None
+
+    def flatten_parameters(self) -> None:
+        flatten_layers(self)
 
 
 class _Layer(torch.autograd.Function):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from raylab.config.recipe import RecurrentModel
 from raylab.models.baselines import PER_SERIES, Summary
+from raylab.models.cudnn import flatten_layers, run_layers
 from raylab.models.dropout import Dropout
 from raylab.models.gru import Gru
 from raylab.models.shard_pass import LayerNorm, Linear
@@ -21,11 +22,10 @@ SHARE_KNOTS = (0.0, 1 / 24, 1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0)
 POOLED = 256  # width of the pooled summary; the states need far less (docs/log.md)
 
 
-def encode(values_BV: Tensor, knots: tuple[float, ...]) -> Tensor:
+def encode(values_BV: Tensor, knots: Tensor) -> Tensor:
     """Return the piecewise linear encoding [B, V, K - 1] of Gorishniy 2022 (arXiv 2203.05556, eq. 1): between two of K
     knots one output rises from 0 to 1, so that a linear layer can imitate the threshold of a tree."""
-    at = torch.tensor(knots, dtype=values_BV.dtype, device=values_BV.device)
-    return ((values_BV[..., None] - at[:-1]) / at.diff()).clamp(0, 1)
+    return ((values_BV[..., None] - knots[:-1]) / knots.diff()).clamp(0, 1)
 
 
 class Pooled(nn.Module):
@@ -36,6 +36,9 @@ class Pooled(nn.Module):
     measured is 0 throughout.
     """
 
+    knots: Tensor
+    share_knots: Tensor
+
     def __init__(self, features: int, static: int, config: RecurrentModel) -> None:
         super().__init__()
         self.summary = Summary(features)
@@ -45,6 +48,9 @@ class Pooled(nn.Module):
         self.layer = Linear(inputs, POOLED)
         self.norm = LayerNorm(POOLED)
         self.dropout = Dropout(config.dropout)
+        # buffers, because a step on a GPU would wait for a copy from the host
+        self.register_buffer("knots", torch.tensor(KNOTS), persistent=False)
+        self.register_buffer("share_knots", torch.tensor(SHARE_KNOTS), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         f = self.features
@@ -55,9 +61,9 @@ class Pooled(nn.Module):
         ever = torch.cat([measured.repeat(1, 6), torch.ones_like(rows[:, 8 * f :])], 1)
         values = torch.cat([rows[:, : 6 * f], rows[:, 8 * f :]], 1).nan_to_num(0)
         seen = (
-            encode(values, KNOTS) * ever[..., None],
-            encode(count / x.shape[1], SHARE_KNOTS),
-            encode(since.nan_to_num(0), SHARE_KNOTS) * measured[..., None],
+            encode(values, self.knots) * ever[..., None],
+            encode(count / x.shape[1], self.share_knots),
+            encode(since.nan_to_num(0), self.share_knots) * measured[..., None],
         )
         seen_BI = torch.cat([part.flatten(1) for part in seen], 1)
         return torch.relu(self.norm(self.layer(self.dropout(seen_BI))))
@@ -85,6 +91,18 @@ def name_pooled_inputs(spec: dict[str, Any]) -> list[str]:
 def clip_values(x: Tensor, features: int) -> Tensor:
     """Return x with its standardised values clipped to CLIP; masks, ages and static features do not change."""
     return torch.cat([x[..., :features].clamp(-CLIP, CLIP), x[..., features:]], 2)
+
+
+class Lstm(nn.LSTM):
+    """torch.nn.LSTM, on a GPU layer by layer (cudnn.py)."""
+
+    def forward(self, x: Tensor, hx: Any = None) -> tuple[Tensor, Any]:  # type: ignore[override]
+        if x.is_cuda and hx is None:
+            return run_layers(self, x), None
+        return super().forward(x, hx)
+
+    def flatten_parameters(self) -> None:
+        flatten_layers(self)
 
 
 class Recurrent(nn.Module):
@@ -173,7 +191,7 @@ def gru(config: RecurrentModel, spec: dict[str, Any], outputs: int) -> nn.Module
 
 
 def lstm(config: RecurrentModel, spec: dict[str, Any], outputs: int) -> nn.Module:
-    return Recurrent(nn.LSTM, len(spec["features"]), len(spec["static"]), outputs, config)
+    return Recurrent(Lstm, len(spec["features"]), len(spec["static"]), outputs, config)
 
 
 def grud(config: RecurrentModel, spec: dict[str, Any], outputs: int) -> nn.Module:

@@ -18,7 +18,7 @@ class AdamW:
 
     def __init__(self, weights: list[nn.Parameter]) -> None:
         self.weights = weights
-        self.steps: list[Tensor] = [torch.tensor(0.0) for _ in weights]
+        self.steps: list[Tensor] = [torch.zeros((), device=w.device) for w in weights]
         self.first = [torch.zeros_like(w, memory_format=torch.preserve_format) for w in weights]
         self.second = [torch.zeros_like(w, memory_format=torch.preserve_format) for w in weights]
 
@@ -35,7 +35,7 @@ class AdamW:
                 [self.second[i] for i in at],
                 [],
                 [self.steps[i] for i in at],
-                fused=True if self.weights[0].device.type == "cpu" else None,  # one pass over memory instead of ten
+                fused=True,  # one pass over memory instead of ten
                 amsgrad=False,
                 beta1=options.beta1,
                 beta2=options.beta2,

@@ -1,5 +1,6 @@
 """Batch-norm statistics that do not depend on which rank saw which samples."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,47 +26,46 @@ class ShardStatistics:
         kinds = nn.modules.batchnorm._BatchNorm
         self.layers = [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
         self.width = sum(2 * m.num_features for m in self.layers)
+        # Lists, because on a GPU one call for all layers takes as long as one for each
+        self.averages: list[Tensor] = [t for m in self.layers for t in (m.running_mean, m.running_var)]  # type: ignore[misc]
+        self.counts = [m.num_batches_tracked for m in self.layers if m.num_batches_tracked is not None]
 
     @contextmanager
     def per_shard(self) -> Iterator[None]:
         """Inside this context, a layer's running averages are the statistics of its last batch (momentum 1)."""
-        kept = [
-            (
-                [t.clone() for t in m.buffers()],
-                m.momentum,
-            )  # also the batch count, because `fold` counts the shards of all ranks
-            for m in self.layers
-        ]
+        momenta = [layer.momentum for layer in self.layers]
+        # also the batch counts, because `fold` counts the shards of all ranks
+        kept = [(tensors, [t.clone() for t in tensors]) for tensors in (self.averages, self.counts) if tensors]
         for layer in self.layers:
             layer.momentum = 1.0
         try:
             yield
         finally:
-            for layer, (before, momentum) in zip(self.layers, kept, strict=True):
-                for buffer, value in zip(layer.buffers(), before, strict=True):
-                    buffer.copy_(value)
+            for layer, momentum in zip(self.layers, momenta, strict=True):
                 layer.momentum = momentum
+            for tensors, before in kept:
+                torch._foreach_copy_(tensors, before)
 
     def row(self) -> list[Tensor]:
         """Return the statistics of the last shard: mean [features] and unbiased variance [features] of every layer, S
         float64 values in total, on the layers' device."""
-        return [t.detach().double() for m in self.layers for t in (m.running_mean, m.running_var)]  # type: ignore[union-attr]
+        return [torch.cat(self.averages).double()] if self.layers else []
 
+    @torch.no_grad()
     def fold(self, rows: Tensor) -> None:
         """Update the running averages with rows [shards, S], in shard order; layers in eval mode do not change."""
-        at = 0
-        for layer in self.layers:
-            n = layer.num_features
-            mean, var = rows[:, at : at + n], rows[:, at + n : at + 2 * n]
-            at += 2 * n
-            if not layer.training:
-                continue
-            momentum = 0.1 if layer.momentum is None else layer.momentum
-            for shard in range(len(rows)):
-                layer.running_mean.lerp_(mean[shard].to(layer.running_mean), momentum)  # type: ignore[union-attr]
-                layer.running_var.lerp_(var[shard].to(layer.running_var), momentum)  # type: ignore[union-attr]
-            if layer.num_batches_tracked is not None:
-                layer.num_batches_tracked += len(rows)
+        learning = [layer for layer in self.layers if layer.training]
+        if not learning:
+            return
+        learns = [layer.training for layer in self.layers for _ in range(2)]
+        averages = list(itertools.compress(self.averages, learns))
+        momenta = [0.1 if layer.momentum is None else layer.momentum for layer in learning for _ in range(2)]
+        for row in rows.to(averages[0].dtype):
+            parts = row.split([len(average) for average in self.averages])
+            torch._foreach_lerp_(averages, list(itertools.compress(parts, learns)), momenta)
+        counts = [layer.num_batches_tracked for layer in learning if layer.num_batches_tracked is not None]
+        if counts:
+            torch._foreach_add_(counts, len(rows))
 
 
 @torch.no_grad()

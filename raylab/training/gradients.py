@@ -7,21 +7,31 @@ NORM_PART = 2**16  # elements
 
 
 def flatten_gradients(weights: list[nn.Parameter]) -> Tensor:
-    """Make every parameter's gradient a view of one vector [P], and return that vector."""
+    """Make every parameter's gradient a view of one vector [P], and return that vector.
+
+    Each view has the strides of its parameter, because the fused AdamW of a CPU pairs elements by their place in
+    memory, and that of a GPU refuses other strides.
+    """
     flat = torch.zeros(sum(w.numel() for w in weights), device=weights[0].device)
-    at = 0
-    for w in weights:
-        w.grad = flat[at : at + w.numel()].view_as(w)
-        at += w.numel()
+    for w, part in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+        w.grad = part.as_strided(w.shape, w.stride())
     return flat
 
 
 def shard_gradient(loss: Tensor, weights: list[nn.Parameter]) -> Tensor:
-    """Return the gradient [P] of `loss` as a new vector; zero for weights that are frozen or do not affect the loss."""
+    """Return the gradient [P] of `loss` as a new vector in the order of `flatten_gradients`; zero for weights that are
+    frozen or do not affect the loss."""
     trainable = [w for w in weights if w.requires_grad]
     gradients = torch.autograd.grad(loss, trainable, allow_unused=True)
     by_id = {id(w): g for w, g in zip(trainable, gradients, strict=True) if g is not None}
-    return torch.cat([by_id[id(w)].reshape(-1) if id(w) in by_id else w.new_zeros(w.numel()) for w in weights])
+    return torch.cat([_flatten(by_id[id(w)], w) if id(w) in by_id else w.new_zeros(w.numel()) for w in weights])
+
+
+def _flatten(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return the elements of `gradient` in the order in which those of `weight` lie in memory."""
+    if not weight.is_contiguous():  # channels_last
+        gradient = gradient.permute(sorted(range(weight.ndim), key=lambda axis: -weight.stride(axis)))
+    return gradient.reshape(-1)
 
 
 def norm_of(flat: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -177,7 +178,7 @@ class Training:
         model.to(device)
         if loop.channels_last:
             model.to(memory_format=torch.channels_last)
-        self.average = copy.deepcopy(model).requires_grad_(False) if loop.ema_decay else None
+        self.average = copy.deepcopy(model).to(device).requires_grad_(False) if loop.ema_decay else None
         # the tensors of the average and those that it follows: listing them takes longer than averaging
         self.averages = [] if self.average is None else list(self.average.state_dict().values())
         self.averaged = list(model.state_dict().values())
@@ -540,12 +541,11 @@ def fit_at_once(
     train: Samples,
     val: Samples,
     report: Report,
-    device: str = "cpu",
     peers: Peers | None = None,
 ) -> dict[str, Any]:
     """Do the same as `fit` for a model without steps: one step and epoch, and no checkpoint, because a refit is quick.
 
-    Every rank fits the same model, so that a group of workers gives the result of a single process.
+    Every rank fits the same model, on its CPU, so that a group of workers gives the result of a single process.
     """
     torch.set_num_threads(recipe.loop.threads)
     group, _ = (peers or FixedPeers()).form_group(0)
@@ -554,8 +554,8 @@ def fit_at_once(
     with torch.no_grad():
         model.fit(train.batch(np.arange(len(train))), train.y)
     samples_per_s = len(train) / (time.perf_counter() - began)
-    train_loss = task.outcome.log_loss(train.y, predict(task, model, train, group, recipe, device))
-    scores = validate(task, model, val, group, recipe, device)
+    train_loss = task.outcome.log_loss(train.y, predict(task, model, train, group, recipe, "cpu"))
+    scores = validate(task, model, val, group, recipe, "cpu")
     row = {"step": 1, "epoch": 0, "train/loss": train_loss, "train/epoch_loss": train_loss, "train/lr": 0.0}
     row |= {"train/samples_per_s": samples_per_s, **name_metrics(scores), **name_metrics(scores, "best/val")}
     report(row, None)
@@ -591,7 +591,8 @@ def _class_weight(recipe: Recipe, device: str) -> Tensor | None:
 @torch.no_grad()
 def update_average(average: list[Tensor], values: list[Tensor], decay: float) -> None:
     """Move each tensor of `average` towards that of `values`; copy integers."""
-    floats = [at for at, value in enumerate(values) if value.is_floating_point()]
-    torch._foreach_lerp_([average[at] for at in floats], [values[at] for at in floats], 1 - decay)
-    for at in set(range(len(values))) - set(floats):
-        average[at].copy_(values[at])
+    floats = [value.is_floating_point() for value in values]
+    rest = [not is_float for is_float in floats]
+    torch._foreach_lerp_(list(compress(average, floats)), list(compress(values, floats)), 1 - decay)
+    if any(rest):
+        torch._foreach_copy_(list(compress(average, rest)), list(compress(values, rest)))

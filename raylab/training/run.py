@@ -96,7 +96,7 @@ def execute(
             try:
                 if isinstance(model, Fitted):
                     recorder.resume(None, [])
-                    return fit_at_once(recipe, job, model, train, val, recorder, device, peers)
+                    return fit_at_once(recipe, job, model, train, val, recorder, peers)
                 return fit(recipe, job, model, train, val, recorder, load, device, transferred, peers)
             except PeerLost:  # on a GPU: what its queue has done to the weights is unknown
                 continue
