@@ -1,14 +1,17 @@
-"""Measure training throughput on a GPU: COVID-Net and ResNet-50, with a plain PyTorch loop and with raylab.
+"""Measure training throughput on a GPU: images and series, with a plain PyTorch loop and with raylab.
 
     python benchmarks/gpu.py [--batch 256] [--size 224] [--steps 20] [--rounds 5] [--shards 1] [--peak TFLOPS]
+                             [--networks covidnet resnet50 gru] [--switches NAME ...]
 
 bare     a plain PyTorch loop: autocast, backward, clipping, fused AdamW; inputs are on the GPU
+repeat   the same with deterministic algorithms, which raylab's loop uses, and its ratio to bare
 loop     raylab's loop on the same inputs, and its ratio to bare
 fed      raylab's loop with inputs read from disk, augmented and copied by its loader, and its ratio to loop
 switches the plain loop with bf16, channels_last and torch.compile, separately and together
 
-bare, loop and fed alternate within each round. The script prints medians over the rounds and the median ratio of the
-rounds. A round ends when the GPU has finished. The fraction of the peak counts 6 floating-point operations per
+The GRU trains the shipped recipe at its own batch of 128, in its 4 shards and in one, with float and exact sums.
+bare, repeat, loop and fed alternate within each round. The script prints medians over the rounds and the median ratio
+of the rounds. A round ends when the GPU has finished. The fraction of the peak counts 6 floating-point operations per
 multiply-accumulate (forward 2, backward 4), relative to --peak, the GPU's dense bf16 TFLOP/s from its data sheet.
 `--device cpu` runs everything on the CPU, to check the script.
 """
@@ -30,16 +33,18 @@ from torch import nn
 
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
+from raylab.data.icu.prepare import prepare_icu
 from raylab.data.images.augment import AUGMENT
 from raylab.data.images.dataset import ImageSamples
 from raylab.data.row_file import RowFile
+from raylab.data.samples import Samples
 from raylab.models import IMAGES
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training.loop import Report, Training
 from raylab.training.shard_gradients import ShardInputs
 
-NETWORKS = ("covidnet", "resnet50")
+NETWORKS = ("covidnet", "resnet50", "gru")
 CLASSES = ["normal", "pneumonia", "COVID-19"]
 PRECISIONS = {"float32": {}, "bf16 + channels_last": {"loop.bf16": True, "loop.channels_last": True}}
 SWITCHES = {  # bf16, channels_last, torch.compile
@@ -60,6 +65,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
+    parser.add_argument("--switches", nargs="*", choices=SWITCHES, default=SWITCHES)
     parser.add_argument("--peak", type=float, help="dense bf16 TFLOP/s of the GPU")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args()
@@ -69,16 +75,32 @@ def main() -> int:
     name = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, batch {options.batch} in {options.shards} shards, {options.size} px")
     with tempfile.TemporaryDirectory() as folder:
-        samples = draw_samples(Path(folder), max(512, 2 * options.batch), options.size)
         for network in options.networks:
-            for precision, settings in PRECISIONS.items():
-                recipe = choose_recipe(network, options, settings)
-                compare(f"{network} {precision}", recipe, samples, options)
-            for switch, (bf16, channels_last, compiled) in SWITCHES.items():
-                step = bare_step(choose_recipe(network, options, {}), samples, options, bf16, channels_last, compiled)
-                rounds = time_rounds({switch: step}, options)
-                show(f"{network} {switch}", "switches", rounds[switch], 0.0, options)
+            measure = measure_gru if network == "gru" else measure_images
+            measure(network, Path(folder), options)
     return 0
+
+
+def measure_images(network: str, folder: Path, options: argparse.Namespace) -> None:
+    samples = draw_samples(folder, max(512, 2 * options.batch), options.size)
+    for precision, settings in PRECISIONS.items():
+        recipe = choose_recipe(network, options, settings)
+        compare(f"{network} {precision}", recipe, samples, options)
+    for switch in options.switches:
+        bf16, channels_last, compiled = SWITCHES[switch]
+        settings = {"loop.bf16": bf16, "loop.channels_last": channels_last}
+        step = bare_step(choose_recipe(network, options, settings), samples, options, False, compiled)
+        rounds = time_rounds({switch: step}, options.batch, options)
+        show(f"{network} {switch}", "switches", rounds[switch], 0.0, options)
+
+
+def measure_gru(network: str, folder: Path, options: argparse.Namespace) -> None:
+    prepare_icu("ards", "synthetic", None, folder / "ards", patients=1000)
+    for way, shards in (("float", 1), ("float", 4), ("exact", 1), ("exact", 4)):
+        settings = {"loop.gradient_reduction": way, "loop.shards": shards, "schedule.kind": "constant"}
+        recipe = override(shipped_recipe("ards"), {**settings, "loop.epochs": 100_000, "loop.ema_decay": None})
+        samples = find_task("ards").load(folder / "ards", "train", recipe.data, None)
+        compare(f"{network} {way}, {shards} shards", recipe, samples, options)
 
 
 def choose_recipe(network: str, options: argparse.Namespace, settings: dict[str, Any]) -> Recipe:
@@ -116,25 +138,26 @@ def draw_samples(folder: Path, count: int, size: int) -> ImageSamples:
     return ImageSamples(RowFile(folder / "images.npy"), table, {}, spec, AUGMENT)
 
 
-def start_training(recipe: Recipe, samples: ImageSamples, device: str) -> Training:
+def start_training(recipe: Recipe, samples: Samples, device: str) -> Training:
     task = find_task(recipe.task)
     return Training(recipe, task, task.model(recipe, samples.spec), samples, samples, Report(), device, False)
 
 
-def compare(title: str, recipe: Recipe, samples: ImageSamples, options: argparse.Namespace) -> None:
+def compare(title: str, recipe: Recipe, samples: Samples, options: argparse.Namespace) -> None:
     fed, loop = (start_training(recipe, samples, options.device) for _ in range(2))
     device = options.device
     inputs = [ShardInputs(each.shards, each.x.to(device), each.y.to(device)) for each in fed.load_inputs(0)]
     loop.inputs = SimpleNamespace(get=lambda step: inputs)  # type: ignore[assignment]
     steps = {
-        "bare": bare_step(recipe, samples, options, recipe.loop.bf16, recipe.loop.channels_last, False),
+        "bare": bare_step(recipe, samples, options, False, False),
+        "repeat": bare_step(recipe, samples, options, True, False),
         "loop": stepper(loop),
         "fed": stepper(fed),
     }
     with fed.inputs:
-        paces = time_rounds(steps, options)
-    layers = macs(fed.model, inputs[0].x)
-    for way, base in (("bare", "bare"), ("loop", "bare"), ("fed", "loop")):
+        paces = time_rounds(steps, recipe.loop.global_batch_size, options)
+    layers = macs(fed.model, inputs[0].x) if recipe.task == "covidnet" else 0.0
+    for way, base in (("bare", "bare"), ("repeat", "bare"), ("loop", "bare"), ("fed", "loop")):
         ratio = statistics.median(a / b for a, b in zip(paces[way], paces[base], strict=True))
         show(title, way, paces[way], layers, options, "" if way == base else f"{ratio:6.3f} of {base}")
 
@@ -143,6 +166,7 @@ def stepper(training: Training) -> Callable[[], None]:
     """A function that does one step, and fetches deferred metrics when they are due, as `fit` does."""
 
     def step() -> None:
+        torch.set_deterministic_debug_mode("warn")
         training.train_step()
         if training.must_fetch():
             training.fetch_all()
@@ -151,25 +175,23 @@ def stepper(training: Training) -> Callable[[], None]:
 
 
 def bare_step(
-    recipe: Recipe,
-    samples: ImageSamples,
-    options: argparse.Namespace,
-    bf16: bool,
-    channels_last: bool,
-    compiled: bool,
+    recipe: Recipe, samples: Samples, options: argparse.Namespace, deterministic: bool, compiled: bool
 ) -> Callable[[], None]:
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = find_task(recipe.task).model(recipe, samples.spec).to(options.device, memory_format=layout).train()
-    index = np.arange(options.batch)
-    x = samples.batch(index, (0, 0)).to(options.device, memory_format=layout)
+    layout = torch.channels_last if recipe.loop.channels_last else torch.contiguous_format
+    task = find_task(recipe.task)
+    model = task.model(recipe, samples.spec).to(options.device, memory_format=layout).train()
+    index = np.arange(recipe.loop.global_batch_size)
+    x = samples.batch(index, (0, 0) if recipe.data.augments else None).to(options.device)
+    x = x.to(memory_format=layout) if x.ndim == 4 else x
     y = torch.from_numpy(samples.y[index]).to(options.device)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.optim.lr, fused=True)
     run: Any = torch.compile(model) if compiled else model
 
     def step() -> None:
-        with torch.autocast(options.device, torch.bfloat16, enabled=bf16):
+        torch.set_deterministic_debug_mode("warn" if deterministic else "default")
+        with torch.autocast(options.device, torch.bfloat16, enabled=recipe.loop.bf16):
             logits = run(x)
-        loss = nn.functional.cross_entropy(logits.float(), y)
+        loss = task.outcome.loss(logits.float(), y, None).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm or float("inf"))
@@ -178,8 +200,10 @@ def bare_step(
     return step
 
 
-def time_rounds(steps: dict[str, Callable[[], None]], options: argparse.Namespace) -> dict[str, list[float]]:
-    """Images/s of each loop in each round, without the first steps, which select kernels and compile."""
+def time_rounds(
+    steps: dict[str, Callable[[], None]], batch: int, options: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Samples/s of each loop in each round, without the first steps, which select kernels and compile."""
     finish = torch.cuda.synchronize if options.device == "cuda" else lambda: None
     for step in steps.values():
         for _ in range(min(5, options.steps)):
@@ -192,7 +216,7 @@ def time_rounds(steps: dict[str, Callable[[], None]], options: argparse.Namespac
             for _ in range(options.steps):
                 step()
             finish()
-            paces[name].append(options.steps * options.batch / (time.perf_counter() - started))
+            paces[name].append(options.steps * batch / (time.perf_counter() - started))
     return paces
 
 
@@ -220,7 +244,7 @@ def show(title: str, way: str, paces: list[float], macs: float, options: argpars
     tflops = 6 * macs * pace / 1e12
     share = f"{tflops / options.peak:7.1%} of the peak" if options.peak and macs else ""
     rate = f"{tflops:8.1f} TFLOP/s" if macs else ""
-    print(f"{title:<32}{way:<10}{pace:>10,.1f} images/s  {ratio:<16}{rate} {share}", flush=True)
+    print(f"{title:<32}{way:<10}{pace:>10,.1f} samples/s  {ratio:<16}{rate} {share}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measure the cost of `loop.gradient_reduction = "exact"` relative to `"float"` in complete training steps.
 
-    python benchmarks/sums.py [--repeat 5]
+    python benchmarks/sums.py [--repeat 5] [--device cuda]
 
 Both run the same steps of the same networks in one process, alternately. The script prints the medians of ms per step
 and their ratio, and the time of the sum alone. The lower bound of the exact sum in one process is an in-place addition
@@ -47,7 +47,12 @@ def seconds_a_step(name: str, data: Path, way: str, settings: dict[str, object])
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeat", type=int, default=5)
-    repeat = parser.parse_args().repeat
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: of the sum alone")
+    options = parser.parse_args()
+    repeat = options.repeat
+    if options.device == "cuda":
+        measure_sum("cuda", repeat)
+        return
     with tempfile.TemporaryDirectory() as folder:
         ards, cxr = Path(folder) / "ards", Path(folder) / "cxr"
         prepare_icu("ards", "synthetic", None, ards, patients=2000)
@@ -60,26 +65,35 @@ def main() -> None:
             pairs = [[seconds_a_step(name, data, way, settings) for way in ("float", "exact")] for _ in range(repeat)]
             plain, exact = (statistics.median(p[i] for p in pairs) for i in (0, 1))
             print(f"{label:<34}{plain * 1e3:>10.1f}{exact * 1e3:>10.1f}{exact / plain:>8.2f}")
-    size = 11_700_000  # COVID-Net's published parameters
-    shards = [torch.randn(size) for _ in range(8)]
+    measure_sum("cpu", repeat)
+
+
+def measure_sum(device: str, repeat: int) -> None:
+    """Print the time of the sum alone of 8 shards of COVID-Net's published parameters."""
+    size = 11_700_000
+    finish = torch.cuda.synchronize if device == "cuda" else lambda: None
+    shards = [torch.randn(size, device=device) for _ in range(8)]
     took: dict[str, list[float]] = {"exact": [], "float": []}
-    for _ in range(repeat):
+    for _ in range(repeat + 1):
         for way in took:
             copies = [shard.clone() for shard in shards]
+            finish()
             start = time.perf_counter()
             if way == "exact":
                 nodes: dict[Node, torch.Tensor] = {}
                 for number, vector in enumerate(copies):
                     add_node(nodes, (0, number), vector, len(copies), torch.Tensor.add_)
-                ProcessGroup().sum_in_order(nodes, len(copies), torch.empty(size))
+                ProcessGroup().sum_in_order(nodes, len(copies), torch.empty(size, device=device))
             else:
-                total = torch.zeros(size)
+                total = torch.zeros(size, device=device)
                 for vector in copies:
                     total += vector
+            finish()
             took[way].append(time.perf_counter() - start)
+    took = {way: seconds[1:] for way, seconds in took.items()}  # the first round sets up
     exact, plain = (statistics.median(took[way]) for way in ("exact", "float"))
     ratio = statistics.median(a / b for a, b in zip(took["exact"], took["float"], strict=True))
-    print(f"sum alone, 8 shards of 11.7 M: float {plain * 1e3:.0f} ms, exact {exact * 1e3:.0f} ms, ratio {ratio:.2f}")
+    print(f"sum alone, 8 shards of 11.7 M: float {plain * 1e3:.2f} ms, exact {exact * 1e3:.2f} ms, ratio {ratio:.2f}")
     print(f"the exact sum moves the bytes of its lower bound at {7 * size * 12 / exact / 1e9:.1f} GB/s")
 
 

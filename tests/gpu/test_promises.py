@@ -41,9 +41,10 @@ COVIDNET = override(
     shipped_recipe("covidnet", smoke=True),
     {**EXACT, "model.dropout": 0.2, "loop.epochs": 2, "loop.global_batch_size": 45},
 )
+LSTM = override(ARDS, {"model.name": "lstm", "loop.epochs": 1})
 # An epoch of linear probe and one of fine-tuning
 TRANSFER = override(COVIDNET, {"transfer.mode": "lp-ft", "transfer.probe_fraction": 0.5})
-CASES = {"ards": ARDS, "covidnet": COVIDNET, "transfer": TRANSFER}
+CASES = {"ards": ARDS, "lstm": LSTM, "covidnet": COVIDNET, "transfer": TRANSFER}
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,8 @@ def test_a_linear_probe_leaves_the_body_as_it_is(data, device):
 
 
 @pytest.mark.parametrize("name", ["ards", "covidnet"])
-def test_the_first_step_is_that_of_the_cpu_to_rounding(name, data, device):
+def test_the_first_step_is_that_of_the_cpu_to_rounding(name, data, device, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # 10 bits of the factors, torch's default there
     here, there = (start(name, data, on, **{"model.dropout": 0.0}) for on in ("cpu", device))
     for training in (here, there):
         with training.inputs:
@@ -176,6 +178,8 @@ def test_no_step_waits_for_the_host(name, reduction, data, card):
 def test_memory_does_not_grow(data, card):
     """On the card, and of pinned inputs."""
     training = start("covidnet", data, "cuda", **{"loop.epochs": 20})
+    torch._C._host_emptyCache()  # of the tests before
+    torch.cuda.reset_peak_host_memory_stats()
     peaks = []
     with training.inputs:
         for _ in range(4):
