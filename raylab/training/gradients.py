@@ -51,5 +51,5 @@ def clip_norm(flat: Tensor, limit: float | None) -> Tensor:
     """Scale `flat` in place to a norm of at most `limit`, and return its norm before clipping, float64."""
     norm = norm_of(flat)
     if limit is not None:
-        flat.mul_(torch.where(norm > limit, limit / norm, 1.0))
+        flat.mul_(torch.where(norm > limit, limit / norm, torch.ones_like(norm)))  # a GPU would wait for a number
     return norm
