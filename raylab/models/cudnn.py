@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 def run_layers(net: nn.RNNBase, x: Tensor) -> Tensor:
     """Return the states [B, T, H] of the last layer of a GRU or LSTM over x [B, T, I], starting from zeros."""
-    for layer, weights in enumerate(net.all_weights):
+    for layer, parameters in enumerate(net.all_weights):
+        weights: list[Tensor] = [*parameters]
         if layer:
             x = F.dropout(x, net.dropout, net.training)
         start = x.new_zeros(1, len(x), net.hidden_size)
@@ -27,16 +28,10 @@ def run_layers(net: nn.RNNBase, x: Tensor) -> Tensor:
 def flatten_layers(net: nn.RNNBase) -> None:
     """Put the weights of each layer into one block of GPU memory, which cuDNN would otherwise do in every call."""
     with torch.no_grad():
-        for weights in net.all_weights:
-            if is_acceptable(weights[0]):
-                torch._cudnn_rnn_flatten_weight(
-                    weights,
-                    len(weights),
-                    weights[0].shape[1],
-                    get_cudnn_mode(net.mode),
-                    net.hidden_size,
-                    0,
-                    1,
-                    True,
-                    False,
-                )
+        for parameters in net.all_weights:
+            weights: list[Tensor] = [*parameters]
+            if not is_acceptable(weights[0]):  # type: ignore[no-untyped-call]
+                continue
+            mode = get_cudnn_mode(net.mode)  # type: ignore[no-untyped-call]
+            inputs, parts = weights[0].shape[1], len(weights)
+            torch._cudnn_rnn_flatten_weight(weights, parts, inputs, mode, net.hidden_size, 0, 1, True, False)

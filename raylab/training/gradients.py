@@ -13,7 +13,7 @@ def flatten_gradients(weights: list[nn.Parameter]) -> Tensor:
     memory, and that of a GPU refuses other strides.
     """
     flat = torch.zeros(sum(w.numel() for w in weights), device=weights[0].device)
-    for w, part in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+    for w, part in zip(weights, torch.split(flat, [w.numel() for w in weights]), strict=True):
         w.grad = part.as_strided(w.shape, w.stride())
     return flat
 
@@ -30,7 +30,8 @@ def shard_gradient(loss: Tensor, weights: list[nn.Parameter]) -> Tensor:
 def _flatten(gradient: Tensor, weight: Tensor) -> Tensor:
     """Return the elements of `gradient` in the order in which those of `weight` lie in memory."""
     if not weight.is_contiguous():  # channels_last
-        gradient = gradient.permute(sorted(range(weight.ndim), key=lambda axis: -weight.stride(axis)))
+        strides = weight.stride()
+        gradient = gradient.permute(sorted(range(weight.ndim), key=lambda axis: -strides[axis]))
     return gradient.reshape(-1)
 
 
