@@ -21,9 +21,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -155,7 +155,7 @@ def compare(title: str, recipe: Recipe, samples: Samples, options: argparse.Name
         "fed": stepper(fed),
     }
     with fed.inputs:
-        paces = time_rounds(steps, recipe.loop.global_batch_size, options)
+        paces = time_rounds(steps, recipe.loop.global_batch_size, options, {"fed": fed.inputs.ahead})
     layers = macs(fed.model, inputs[0].x) if recipe.task == "covidnet" else 0.0
     for way, base in (("bare", "bare"), ("repeat", "bare"), ("loop", "bare"), ("fed", "loop")):
         ratio = statistics.median(a / b for a, b in zip(paces[way], paces[base], strict=True))
@@ -201,9 +201,13 @@ def bare_step(
 
 
 def time_rounds(
-    steps: dict[str, Callable[[], None]], batch: int, options: argparse.Namespace
+    steps: dict[str, Callable[[], None]],
+    batch: int,
+    options: argparse.Namespace,
+    untimed: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, list[float]]:
-    """Samples/s of each loop in each round, without the first steps, which select kernels and compile."""
+    """Samples/s of each loop in each round, without the first steps, which select kernels and compile; and without
+    `untimed` steps of each round, whose inputs were loaded while the other loops ran."""
     finish = torch.cuda.synchronize if options.device == "cuda" else lambda: None
     for step in steps.values():
         for _ in range(min(5, options.steps)):
@@ -211,6 +215,8 @@ def time_rounds(
     paces: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(options.rounds):
         for name, step in steps.items():
+            for _ in range(untimed.get(name, 0)):
+                step()
             finish()
             started = time.perf_counter()
             for _ in range(options.steps):
