@@ -28,7 +28,7 @@ def is_gpu(device: str) -> bool:
 
 def pin(x: Tensor, device: str) -> Tensor:
     """Return x in pinned memory if `device` is a GPU: the host blocks on copies from other memory."""
-    return x.pin_memory() if is_gpu(device) else x
+    return x.pin_memory() if is_gpu(device) and x.device.type == "cpu" else x
 
 
 def to_device(x: Tensor, device: str) -> Tensor:
