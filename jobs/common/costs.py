@@ -1,5 +1,6 @@
 """What the runs of a home have cost: their work, the bills of its Slurm jobs, and how MLflow is told."""
 
+import glob
 import json
 import logging
 from collections import defaultdict
@@ -89,7 +90,7 @@ class Costs:
 def collect_costs(slurm: Slurm, only: Path | None = None) -> Costs:
     """The costs of this home up to now; with `only` those of the run or search in that directory, and of its jobs the
     lines that it pays alone."""
-    runs = [run for run in list_runs() if only in (None, run.directory, run.directory.parents[1])]
+    runs = list(list_runs(only))
     works = [work for run in runs for work in works_of(run)]
     records = {(one.job, one.restarts): one for directory in list_clusters() for one in bills.read_jobs(directory.path)}
     worked = {work.job for work in works if work.job}
@@ -129,11 +130,12 @@ def list_present_jobs(slurm: Slurm) -> list[JobRecord]:
     return found
 
 
-def list_runs() -> Iterator[RunWork]:
-    """The runs and trials of this home that have records of work."""
-    for pattern in ("[!.]*", "[!.]*/trials/*"):
+def list_runs(only: Path | None = None) -> Iterator[RunWork]:
+    """The runs and trials of this home that have records of work; with `only`, those in that directory."""
+    name = "[!.]*" if only is None else glob.escape(only.name)
+    for pattern in (name, f"{name}/trials/*"):
         for directory, record in home.records(pattern):
-            if workers := read_work(directory):
+            if only in (None, directory, directory.parents[1]) and (workers := read_work(directory)):
                 yield RunWork(directory, record, workers)
 
 

@@ -1,6 +1,7 @@
 """raylab cost: from a job's bill to runs, trials, MLflow and the comparison."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from mlflow import MlflowClient
 
 from cluster import bills
 from jobs import cli
-from jobs.common import budget, home
+from jobs.common import budget, costs, home
 from jobs.common.costs import show_energy
 from jobs.common.split_bill import PARTS
 from raylab.files import write_json
@@ -74,6 +75,19 @@ def test_a_run_knows_its_cost_when_it_ends(own_home, capsys):
     run_id = mlflow_run(own_home, "first").info.run_id
     assert "cost.json" in [item.path for item in client.list_artifacts(run_id)]
     assert json.loads(tags["mlflow.loggedArtifacts"]) == [{"path": "cost.json", "type": "table"}]
+
+
+def test_the_cost_of_one_run_is_told_without_reading_the_others(own_home, caplog):
+    other = own_home / "runs" / "damaged"
+    other.mkdir()
+    (other / "run.json").write_text("{}")
+    (own_home / "runs" / "first" / "cost.json").unlink()
+    try:
+        costs.tell_end(own_home / "runs" / "first")
+        assert (own_home / "runs" / "first" / "cost.json").is_file() and not caplog.records
+        assert [run.name for run in costs.list_runs()] == ["first"] and "damaged" in caplog.text
+    finally:
+        shutil.rmtree(other)
 
 
 def test_the_lines_sum_to_the_bill(own_home, capsys):
