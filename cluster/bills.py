@@ -176,34 +176,28 @@ class JobBook:
 
 def list_jobs(slurm: Slurm, spec: ClusterSpec) -> list[JobRecord]:
     """The cluster's jobs that run or have ended a moment ago. Raises SlurmError if Slurm does not answer."""
-    columns = ",".join(f"{name}:{width}" for name, width in QUEUE.items())
-    everything = ("--noheader", f"--user={os.getuid()}", "--states=all", f"--Format={columns}")
-    return parse_queue(slurm.run("squeue", *everything), spec, time.time())
+    return parse_queue(slurm.read_queue(QUEUE, "--states=all"), spec, time.time())
 
 
-def parse_queue(table: str, spec: ClusterSpec, now: float) -> list[JobRecord]:
-    """The jobs of a cluster that have run, from squeue's fixed-width table (QUEUE)."""
+def parse_queue(rows: Iterable[Mapping[str, str]], spec: ClusterSpec, now: float) -> list[JobRecord]:
+    """The jobs of a cluster that have run, from rows of squeue (see QUEUE)."""
     records = []
-    for line in table.splitlines():
-        fields, at = {}, 0
-        for name, width in QUEUE.items():
-            fields[name] = line[at : at + width].strip()
-            at += width
-        tag, seconds = JobTag.parse(fields["Comment"]), parse_duration(fields["TimeUsed"])
+    for row in rows:
+        tag, seconds = JobTag.parse(row["Comment"]), parse_duration(row["TimeUsed"])
         if tag is None or tag.cluster != spec.id or not seconds:
             continue
         records.append(
             JobRecord(
-                job=fields["JobID"],
-                restarts=int(fields["RestartCnt"] or 0),
+                job=row["JobID"],
+                restarts=int(row["RestartCnt"] or 0),
                 site=spec.site.name,
                 kind="head" if tag.kind == "head" and not tag.type else "worker",
-                partition=fields["Partition"],
-                nodes=int(fields["NumNodes"] or 1),
-                tres=fields["tres-alloc"],
+                partition=row["Partition"],
+                nodes=int(row["NumNodes"] or 1),
+                tres=row["tres-alloc"],
                 seconds=int(seconds),
                 start=now - seconds,
-                state=fields["State"],
+                state=row["State"],
                 time=now,
             )
         )

@@ -130,8 +130,13 @@ class Slurm:
 
     def jobs(self) -> list[Job]:
         """This user's jobs that have not ended. Raises SlurmError if Slurm does not answer."""
-        columns = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
-        return parse(self.run("squeue", "--noheader", f"--user={os.getuid()}", f"--Format={columns}"))
+        return [parse_job(row) for row in self.read_queue(COLUMNS)]
+
+    def read_queue(self, widths: Mapping[str, int], *options: str) -> list[dict[str, str]]:
+        """This user's jobs as squeue lists them: {column: text} of each. `widths`: of the columns, by name."""
+        columns = ",".join(f"{name}:{width}" for name, width in widths.items())
+        table = self.run("squeue", "--noheader", f"--user={os.getuid()}", *options, f"--Format={columns}")
+        return read_columns(table, widths)
 
     def cancel(self, ids: Sequence[str]) -> None:
         """Ask Slurm to end these jobs; a job that has already ended is not an error."""
@@ -238,27 +243,29 @@ class _Refused(SlurmError):
         self.text = text
 
 
-def parse(table: str) -> list[Job]:
-    """Jobs from squeue's fixed-width table (see COLUMNS)."""
-    jobs = []
-    for line in table.splitlines():
-        fields, at = {}, 0
-        for name, width in COLUMNS.items():
-            fields[name] = line[at : at + width].strip()
+def read_columns(table: str, widths: Mapping[str, int]) -> list[dict[str, str]]:
+    """{column: text} of each line of a fixed-width table."""
+    rows = []
+    for line in filter(str.strip, table.splitlines()):
+        row, at = {}, 0
+        for name, width in widths.items():
+            row[name] = line[at : at + width].strip()
             at += width
-        if fields["JobID"]:
-            jobs.append(
-                Job(
-                    id=fields["JobID"],
-                    state=fields["State"],
-                    restarts=int(fields["RestartCnt"] or 0),
-                    left=parse_duration(fields["TimeLeft"]),
-                    node=fields["NodeList"],
-                    reason=fields["Reason"].strip("()"),
-                    comment=fields["Comment"],
-                )
-            )
-    return jobs
+        rows.append(row)
+    return rows
+
+
+def parse_job(row: Mapping[str, str]) -> Job:
+    """The job in a row of squeue (see COLUMNS)."""
+    return Job(
+        id=row["JobID"],
+        state=row["State"],
+        restarts=int(row["RestartCnt"] or 0),
+        left=parse_duration(row["TimeLeft"]),
+        node=row["NodeList"],
+        reason=row["Reason"].strip("()"),
+        comment=row["Comment"],
+    )
 
 
 def parse_duration(text: str) -> float | None:

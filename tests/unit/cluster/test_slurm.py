@@ -3,7 +3,7 @@ import os
 import pytest
 
 from cluster import slurm
-from cluster.slurm import COLUMNS, REASONS, Slurm, parse
+from cluster.slurm import COLUMNS, REASONS, Slurm, parse_job, read_columns
 from raylab.errors import SlurmError, UsageError
 
 AWAY = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
@@ -21,6 +21,10 @@ def table(rows) -> str:
     return "".join(
         "".join(field.ljust(width) for field, width in zip(row, COLUMNS.values(), strict=True)) + "\n" for row in rows
     )
+
+
+def parse(text: str) -> list[slurm.Job]:
+    return [parse_job(row) for row in read_columns(text, COLUMNS)]
 
 
 @pytest.fixture(autouse=True)
