@@ -4,6 +4,7 @@ import argparse
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,8 +52,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         directories = choose_old(args.older_than, args.only, args.quiet)
     elif args.runs:
         directories = list(dict.fromkeys(find_run(run) for run in args.runs))
+        records = [] if args.only else list(home.records())
         for directory in directories:
-            check(directory, directories, args.only)
+            check(directory, directories, args.only, records)
     elif args.only:
         raise UsageError("--only needs runs", do="raylab rm RUN --only ..., or --older-than DAYS; raylab rm for a list")
     else:
@@ -76,15 +78,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def choose_old(age: float, only: list[str] | None, quiet: bool) -> list[Path]:
     """The runs that have ended and that nothing has changed for `age` days, but those that something still needs."""
-    until = time.time() - age * 86400
-    old = [path for path, record in home.records() if record.status != "RUNNING" and changed_at(path) <= until]
+    until, records = time.time() - age * 86400, list(home.records())
+    chosen = [path for path, record in records if record.status != "RUNNING" and home.changed_at(path) <= until]
     kept: list[UsageError] = []
-    chosen = old
     while True:  # whoever stays may need another
         refused = []
         for directory in chosen:
             try:
-                check(directory, chosen, only)
+                check(directory, chosen, only, records)
             except UsageError as error:
                 kept.append(error)
                 refused.append(directory)
@@ -97,13 +98,11 @@ def choose_old(age: float, only: list[str] | None, quiet: bool) -> list[Path]:
     return chosen
 
 
-def changed_at(directory: Path) -> float:
-    """When the record of a run was last changed: at its end, or by an evaluation. In Unix time."""
-    return (directory / FILE).stat().st_mtime
-
-
-def check(directory: Path, others: list[Path], only: list[str] | None) -> None:
-    """Raise UsageError if something still needs the run in `directory`, or its parts. `others` go with it."""
+def check(
+    directory: Path, others: list[Path], only: list[str] | None, records: Sequence[tuple[Path, RunRecord]]
+) -> None:
+    """Raise UsageError if a run of `records` still needs the run in `directory`, or if its parts are still needed.
+    `others` go with it."""
     record = home.note(directory)
     if only is not None:
         if record.status != "FINISHED":
@@ -112,8 +111,7 @@ def check(directory: Path, others: list[Path], only: list[str] | None) -> None:
                 "it resumes from its checkpoints",
                 f"raylab resume {directory.name}, or remove the whole run",
             )
-        waiting = [home.note(path.parent).name for path in directory.glob(f"trials/*/{FILE}") if is_unsent(path.parent)]
-        if "trials" in only and waiting:
+        if "trials" in only and (waiting := find_unsent(directory)):
             raise UsageError(f"the models of {', '.join(waiting)} are not in MLflow yet", do="raylab sync")
         return
     if record.registered is not None:
@@ -122,7 +120,7 @@ def check(directory: Path, others: list[Path], only: list[str] | None) -> None:
             "whoever loads it could not see any more where it comes from",
             "delete that version in MLflow first, or remove parts with --only",
         )
-    for child, of_child in home.records():
+    for child, of_child in records:
         if child not in others and of_child.status != "FINISHED" and is_parent(directory, record, of_child):
             raise UsageError(
                 f"'{child.name}' starts from the weights of '{directory.name}', and has not finished",
@@ -130,8 +128,10 @@ def check(directory: Path, others: list[Path], only: list[str] | None) -> None:
             )
 
 
-def is_unsent(directory: Path) -> bool:
-    return home.note(directory).model_logged is False
+def find_unsent(directory: Path) -> list[str]:
+    """The names of a search's trials whose model MLflow does not have yet."""
+    trials = [home.note(path.parent) for path in directory.glob(f"trials/*/{FILE}")]
+    return [record.name for record in trials if record.model_logged is False]
 
 
 def is_parent(directory: Path, record: RunRecord, child: RunRecord) -> bool:

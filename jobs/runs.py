@@ -18,7 +18,7 @@ from raylab.score import Score
 from raylab.tasks import TASKS
 from raylab.training.ledger import FILE as LEDGER
 from raylab.training.ledger import read_ledger, steps
-from raylab.training.run_record import FILE, RunRecord
+from raylab.training.run_record import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def describe(directory: Path, record: RunRecord) -> Row:
         steps=record.steps if record.steps is not None else last_step(directory),
         score=read_score(directory, record),
         bytes=measure(directory).bytes,
-        changed=(directory / FILE).stat().st_mtime,
+        changed=home.changed_at(directory),
         next=next_command(directory.name, record),
     )
 

@@ -214,6 +214,11 @@ def records(pattern: str = "[!.]*") -> Iterator[tuple[Path, RunRecord]]:
             log.warning("skipped: %s", error)
 
 
+def changed_at(directory: Path) -> float:
+    """When the record of a run was last changed: at its end, or by an evaluation. In Unix time."""
+    return (directory / FILE).stat().st_mtime
+
+
 def original_of(directory: Path) -> Path | None:
     """The run of which `directory` is a copy with the same MLflow run; None if it is not a copy.
 

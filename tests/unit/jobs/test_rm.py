@@ -107,6 +107,22 @@ def test_models_of_trials_but_that_of_the_winner(own_home: Path, capsys: pytest.
     shutil.rmtree(directory / "trials")
 
 
+def test_records_that_are_not_needed_are_not_read(
+    own_home: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    trial, other = own_home / "runs" / "parent" / "trials" / "000", own_home / "runs" / "damaged"
+    for directory in (trial, other):
+        directory.mkdir(parents=True)
+        (directory / "run.json").write_text("{}")
+    try:
+        assert asked(capsys, "parent", "--only", "checkpoints", "--dry-run")[0] == 0
+        assert not caplog.records
+        assert asked(capsys, "--older-than", "0", "--dry-run")[0] == 0
+        assert caplog.text.count("skipped") == 1, "once for all candidates"
+    finally:
+        shutil.rmtree(trial.parent), shutil.rmtree(other)
+
+
 def test_runs_are_chosen_by_their_age(own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def age(name: str, days: float) -> None:
         os.utime(own_home / "runs" / name / "run.json", (time.time() - days * 86400,) * 2)
