@@ -149,21 +149,21 @@ def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener)
     left = recipe.search.trials - len(trials.ended)
     if left > 0:
         options = recipe.search
-        random = options.scheduler == "pbt"  # the only scheduler without a searcher: its points are drawn beforehand
+        is_pbt = options.scheduler == "pbt"  # the only scheduler without a searcher: its points are drawn beforehand
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         tuner = Tuner(
             tune.with_resources(
                 tune.with_parameters(trial, recipe=recipe.model_dump(mode="json"), data=str(data), at=str(directory)),
                 driver() if options.workers_per_trial else {"CPU": recipe.scaling.cpus_per_worker},
             ),
-            param_space=pbt_param_space(trials, space, recipe) if random else None,
+            param_space=pbt_param_space(trials, space, recipe) if is_pbt else None,
             tune_config=TuneConfig(
                 metric=OBJECTIVE,
                 mode="max",
-                num_samples=1 if random else left,
-                max_concurrent_trials=None if random else options.concurrent,
+                num_samples=1 if is_pbt else left,
+                max_concurrent_trials=None if is_pbt else options.concurrent,
                 scheduler=SCHEDULERS[options.scheduler](recipe, space),
-                search_alg=None if random else PersistentOptunaSearch(trials, space, recipe),
+                search_alg=None if is_pbt else PersistentOptunaSearch(trials, space, recipe),
                 reuse_actors=not options.workers_per_trial,
             ),
             run_config=RunConfig(
