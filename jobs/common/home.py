@@ -1,6 +1,7 @@
 """Where runs live: RAYLAB_HOME, else .raylab in the working directory.
 
 HOME/runs/NAME/     one run or search: run.json, recipe.json, checkpoints/, model/, outbox/, result.json
+HOME/submitted/     NAME.json, NAME.log: of a run that Python code has submitted (submitted.py)
 HOME/mlflow/        the embedded MLflow: mlflow.db, artifacts/, token (who may use its server)
 
 Only its owner can read it. With RAYLAB_HOME_GROUP set, a Unix group may read the files of each run that OPEN lists.
@@ -102,7 +103,11 @@ def is_open(directory: Path) -> bool:
 
 
 def remove(directory: Path) -> None:
-    """Remove a run: at once it is no run any more, and what an interruption leaves is removed like a leftover."""
+    """Remove a run, with the note of its submission: at once it is no run any more, and what an interruption leaves is
+    removed like a leftover."""
+    if directory.parent == home() / "runs":
+        for ending in (".json", ".log"):
+            (home() / "submitted" / f"{directory.name}{ending}").unlink(missing_ok=True)
     with locked(directory.with_name(OPENING + ".lock")):
         _remove_opening()
         directory.rename(directory.with_name(OPENING))

@@ -172,9 +172,13 @@ def test_a_removed_run_is_gone_here_and_deleted_in_mlflow(
         patch.setattr(home, "remove", lambda directory: (_ for _ in ()).throw(KeyboardInterrupt))
         assert cli.main(["rm", "child"]) == 130
     assert lifecycle(own_home, "child") == "deleted"
+    for name in ("child.json", "child.log", "other.json"):
+        (own_home / "submitted").mkdir(exist_ok=True)
+        (own_home / "submitted" / name).write_text("{}")
     code, result, _ = asked(capsys, "child", "parent")
     assert code == 0 and result["removed"]
     assert not list(home.records()) and not (own_home / "runs" / "child").exists()
+    assert [path.name for path in (own_home / "submitted").iterdir()] == ["other.json"]
     client = MlflowClient(f"sqlite:///{own_home}/mlflow/mlflow.db")
     assert client.get_run(run_id).info.lifecycle_stage == "deleted"
     assert asked(capsys, "child")[0] == 2
