@@ -334,6 +334,9 @@ class SlurmCluster(Cluster):
         relay.stop(self.directory)
         client.down(self.directory, Slurm())
 
+    def check(self, call: Submission) -> None:
+        budget.check_call(call, self.directory)
+
     def start(self, name: str, words: list[str]) -> Process:
         while True:
             head = client.wait(self.directory, Slurm(), WAIT_SECONDS, say)["head"]  # a new one may be on its way

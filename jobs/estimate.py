@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jobs import cli, train, tune
@@ -26,6 +28,14 @@ def estimate(words: list[str], site: str) -> dict[str, Any]:
     """The estimate of a verb with its arguments at a site."""
     parser, _ = cli.build_parser("estimate")
     return main(parser.parse_args([*words, "--site", site]))
+
+
+def estimate_call(function: str, arguments: Mapping[str, Any], site: str) -> dict[str, Any]:
+    """The estimate of a call of `raylab.train` or `raylab.tune` at a site."""
+    verb = VERBS[function]
+    recipe, is_quiet = verb.recipe_of_call(arguments), arguments.get("quiet", False)
+    result: dict[str, Any] = verb.dry_run(recipe, Path(arguments["data"]), is_quiet, Place(site))
+    return result
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:

@@ -76,6 +76,12 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     return build_recipe(args.task, parse_assignments(args.set), args.workers, args.smoke, args.priority)
 
 
+def recipe_of_call(arguments: Mapping[str, Any]) -> Recipe:
+    """The recipe that these arguments of `train` describe."""
+    options = {name: arguments[name] for name in ("workers", "smoke", "priority") if name in arguments}
+    return build_recipe(arguments["recipe"], arguments.get("settings") or {}, **options)
+
+
 Workers = int | tuple[int, int] | str
 """0: in this process, without Ray; N; (MIN, MAX) or "MIN:MAX": as many of these as the cluster has room for."""
 

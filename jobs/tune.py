@@ -37,6 +37,7 @@ from tracking.forwarder import Forwarder
 from tracking.outbox import Outbox, append_new_metrics
 
 EXAMPLE = 'raylab tune ards --data prepared/ards --trials 20 --space "optim.lr=loguniform(1e-4,1e-2)"'
+OPTIONS = ("trials", "scheduler", "search", "workers_per_trial", "concurrent")  # fields of a recipe's `search`
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,11 +81,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """The recipe that the arguments of this verb describe."""
-    options = {
-        name: getattr(args, name) for name in ("trials", "scheduler", "search", "workers_per_trial", "concurrent")
-    }
+    options = {name: getattr(args, name) for name in OPTIONS}
     space = None if args.space is None else parse_space(args.space)
     return build_recipe(args.task, options, space, parse_assignments(args.set), args.smoke)
+
+
+def recipe_of_call(arguments: Mapping[str, Any]) -> Recipe:
+    """The recipe that these arguments of `tune` describe."""
+    options = {name: arguments.get(name) for name in OPTIONS}
+    settings, smoke = arguments.get("settings") or {}, arguments.get("smoke", False)
+    return build_recipe(arguments["recipe"], options, arguments.get("space"), settings, smoke)
 
 
 def dry_run(recipe: Recipe, data: Path, quiet: bool, place: Place = HERE) -> dict[str, Any]:

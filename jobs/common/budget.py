@@ -4,8 +4,10 @@ from pathlib import Path
 
 from cluster import bills
 from cluster.directory import Directory
+from cluster.sites import Site
 from cluster.slurm import Slurm
 from jobs.common import costs
+from jobs.common.submitted import Submission, arguments_of
 
 VERBS = ("train", "tune")
 
@@ -15,12 +17,25 @@ def check_command(command: list[str], directory: Directory) -> None:
 
     Nothing is measured where no budget is known.
     """
-    words, site = find_verb(command), directory.site
-    billing = costs.billing_of(site.name, site.billing)
-    if words is not None and (billing.budget is not None or bills.remaining_hours(Slurm(), site.account)):
+    words = find_verb(command)
+    if words is not None and has_budget(directory.site):
         from jobs import estimate  # loads torch
 
-        estimate.estimate(words, site.name)
+        estimate.estimate(words, directory.site.name)
+
+
+def check_call(call: Submission, directory: Directory) -> None:
+    """Like `check_command`, for a call that Python code submits."""
+    if call.function in VERBS and has_budget(directory.site):
+        from jobs import estimate  # loads torch
+
+        estimate.estimate_call(call.function, arguments_of(call), directory.site.name)
+
+
+def has_budget(site: Site) -> bool:
+    """Whether the site file, or Slurm for the account, limits what may be spent."""
+    billing = costs.billing_of(site.name, site.billing)
+    return billing.budget is not None or bool(bills.remaining_hours(Slurm(), site.account))
 
 
 def find_verb(command: list[str]) -> list[str] | None:

@@ -82,7 +82,8 @@ class Cluster(ABC):
 
         `name` is required: where its run exists already, it is the one that is returned; if it was interrupted, it is
         resumed. So the same lines, executed again, come back to the same run. Raises UsageError if the run of this name
-        was submitted with other arguments, or in another way.
+        was submitted with other arguments, or in another way, or if a new one costs more than what is left of the
+        cluster's budget.
         """
         with verb_environment():
             call = describe_call(function, arguments, options)
@@ -97,12 +98,18 @@ class Cluster(ABC):
                 if record is not None or is_worked_on:
                     refuse_other(name, known, call, self.name)
                 if not is_worked_on and (record is None or record.status != "FINISHED"):
+                    if record is None:
+                        self.check(call)
                     started = call.model_copy(update={"cluster": self.name, "time": time.time()})
                     write_json(path, started.to_json())  # first: the process reads it
                     words = ["-m", "jobs.common.submitted", str(path)]
                     process = self.start(name, words)
                     write_json(path, started.model_copy(update=vars(process)).to_json())
             return run
+
+    @abstractmethod
+    def check(self, call: Submission) -> None:
+        """Raise UsageError if the new run or search of `call` costs more than what is left of the budget."""
 
     @abstractmethod
     def start(self, name: str, words: list[str]) -> Process:
@@ -125,6 +132,9 @@ class ThisMachine(Cluster):
 
     def __repr__(self) -> str:
         return f"this machine, runs in {self.home}"
+
+    def check(self, call: Submission) -> None:
+        """This machine has no budget."""
 
     def start(self, name: str, words: list[str]) -> Process:
         # Jupyter's variables are of no use there; a session of its own, so that the end of this one is not its end
@@ -260,6 +270,12 @@ def to_plain_argument(name: str, value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
 
 
+def arguments_of(call: Submission) -> dict[str, Any]:
+    """The arguments of a call, from their JSON."""
+    recipe = call.arguments.get("recipe")
+    return {**call.arguments, "recipe": parse_recipe(recipe)} if isinstance(recipe, dict) else dict(call.arguments)
+
+
 def refuse_other(name: str, known: Submission | None, call: Submission, cluster: str | None) -> None:
     """Raise UsageError if the run `name` was not made by this call."""
     do = "choose another name, or remove it: raylab rm " + name
@@ -286,13 +302,11 @@ def read_submission(path: Path) -> Submission | None:
 def carry_out(path: Path) -> Run:
     """Call what the submission in `path` says, or resume its run if it exists. An error is noted in the file."""
     call = read_document(path, Submission)
-    arguments = dict(call.arguments)
+    name = call.arguments["name"]
     try:
-        if (home.home() / "runs" / arguments["name"] / FILE).is_file():
-            return raylab.resume(arguments["name"])
-        if isinstance(arguments.get("recipe"), dict):
-            arguments["recipe"] = parse_recipe(arguments["recipe"])
-        run: Run = getattr(raylab, call.function)(**arguments)
+        if (home.home() / "runs" / name / FILE).is_file():
+            return raylab.resume(name)
+        run: Run = getattr(raylab, call.function)(**arguments_of(call))
         return run
     except RaylabError as error:
         with suppress(OSError):  # of a full disk; the error is printed as well

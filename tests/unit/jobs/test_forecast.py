@@ -5,9 +5,12 @@ from fractions import Fraction
 
 import pytest
 
+import raylab
+from cluster.directory import Directory
 from cluster.sites import Billing, NodeType, Site
 from cluster.slurm import Slurm
 from jobs import cli
+from jobs.cluster import SlurmCluster, describe_cluster
 from jobs.common.forecast import Forecast, Measurement, measure, price, run_seconds, workers_per_node
 from jobs.common.training import Work, inspect
 from raylab.config.overrides import override
@@ -129,3 +132,19 @@ def test_the_dry_run_of_a_search_starts_nothing(ards_data, capsys, monkeypatch, 
 
 def test_the_amount_is_exact_until_it_is_shown():
     assert isinstance(price(PLAIN, RECIPE, 1, SITE, SITE.nodes["cpu"], Silent()).amount, Fraction)
+
+
+@pytest.mark.parametrize(("function", "options"), [(raylab.train, {"workers": 2}), (raylab.tune, {"trials": 8})])
+def test_a_call_above_the_budget_is_not_submitted(ards_data, monkeypatch, tmp_path, function, options):
+    (tmp_path / "sites.toml").write_text("[here]\nbilling.budget = 0\n[here.nodes.cpu]\ncpus = 1\nmemory_mb = 2000\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "bash").symlink_to("/bin/bash")  # which Ray needs; no Slurm
+    places = {"RAYLAB_SITES": "sites.toml", "RAYLAB_HOME": "", "PATH": "bin"}
+    for name, place in places.items():
+        monkeypatch.setenv(name, str(tmp_path / place))
+    spec, _ = describe_cluster("here", "ray", 0, 1, (), None)
+    directory = Directory(tmp_path / "clusters" / "ray")
+    directory.create(spec)
+    with pytest.raises(UsageError, match="and 0 are left"):
+        SlurmCluster(directory).submit(function, "ards", ards_data, smoke=True, name="dear", quiet=True, **options)
+    assert not list((tmp_path / "submitted").glob("*.json"))

@@ -22,7 +22,11 @@ class Recorded(Cluster):
     name = "recorded"
 
     def __init__(self, place: Path) -> None:
-        self.home, self.started, self.alive = place, [], True
+        self.home, self.started, self.alive, self.is_poor = place, [], True, False
+
+    def check(self, call):
+        if self.is_poor:
+            raise UsageError("this will cost 28 core-hours, and 20 are left")
 
     def start(self, name, words):
         self.started.append((name, words))
@@ -107,6 +111,19 @@ def test_a_run_that_has_failed_or_was_stopped_is_started_again(cluster, status):
     record(cluster, status)
     with pytest.raises(RunError, match="no room" if status == "FAILED" else "was stopped"):
         run.watch()
+    submit(cluster)
+    assert len(cluster.started) == 2
+
+
+def test_above_the_budget_nothing_is_submitted_but_a_run_that_has_begun_goes_on(cluster):
+    cluster.is_poor = True
+    with pytest.raises(UsageError, match="20 are left"):
+        submit(cluster)
+    assert not list((cluster.home / "submitted").glob("*.json")) and not cluster.started
+    cluster.is_poor = False
+    submit(cluster)
+    record(cluster, "KILLED")
+    cluster.is_poor, cluster.alive = True, False
     submit(cluster)
     assert len(cluster.started) == 2
 
