@@ -70,6 +70,21 @@ def test_what_is_wrong_is_said_by_column_and_line(tmp_path, monkeypatch, row, wh
         read(table(tmp_path, [*ROWS, row]))
 
 
+@pytest.mark.parametrize("end", ['"', '9,2150-01-02 00:00:00,1,"'], ids=["of numbers", "of text"])
+def test_a_lone_quote_at_the_end_is_refused(tmp_path, end):
+    file = table(tmp_path, ROWS)
+    with file.open("a") as out:
+        out.write(end)
+    with pytest.raises(DataError, match=r"EVENTS\.csv is not a table of commas[\s\S]*could not parse"):
+        read(file)
+
+
+def test_a_quoted_number_at_the_end_is_read(tmp_path):
+    file = tmp_path / "EVENTS.csv"
+    file.write_text('NOTE,VALUE,AT,ID\nok,1.5,2150-01-01 10:00:00,"7"\nok,2.5,2150-01-01 11:00:00,"8"')
+    assert read(file)[0]["id"].to_list() == ["7", "8"]
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_pieces_keep_every_row_and_each_patient_in_one(tmp_path, count):
     pieces = Pieces(tmp_path, "events", count)

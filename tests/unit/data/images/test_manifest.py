@@ -45,6 +45,7 @@ def test_the_least_that_a_manifest_says(tmp_path: Path) -> None:
         (",normal\n", "file,class\n", "line 2: no file name"),
         ("", "", "cannot read the manifest"),
         ('"a.png,normal\n', "file,class\n", "manifest"),
+        ('a.png,"', "file,class\n", "cannot read the manifest"),
     ],
 )
 def test_refused(tmp_path: Path, rows: str, head: str, what: str) -> None:
