@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def is_empty(directory: Path) -> bool:
     """Whether `directory` is missing, or has nothing but what a killed `atomic_write` has left."""
     return not directory.exists() or all(UNFINISHED.fullmatch(path.name) for path in directory.iterdir())
+
+
+def hash_files(paths: Iterable[Path], root: Path) -> str:
+    """SHA-256 of the content of files and of their names below `root`, in this order."""
+    import hashlib  # loads OpenSSL, which a witness does not need
+
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def write_json(path: Path, value: object) -> None:

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from raylab import loopback
 from raylab.errors import TrackingError
-from raylab.files import locked
+from raylab.files import hash_files, locked
 from raylab.storage import check_writable
 from tracking.access import identity, login, secret
 
@@ -383,11 +383,9 @@ def code_revision(code: Path) -> str:
 
     commit = git("rev-parse", "HEAD")
     if not commit:  # for example a submitted job's copy of the code
-        digest = hashlib.sha256()
-        for file in sorted(code.rglob("*.py")):
-            if not any(part.startswith(".") for part in file.relative_to(code).parts):
-                digest.update(file.relative_to(code).as_posix().encode() + file.read_bytes())
-        return f"files-{digest.hexdigest()[:16]}"
+        found = sorted(code.rglob("*.py"))
+        visible = [path for path in found if not any(p.startswith(".") for p in path.relative_to(code).parts)]
+        return f"files-{hash_files(visible, code)[:16]}"
     changed = git("status", "--porcelain", "--untracked-files=no")
     return commit if changed == "" else f"{commit}-dirty"
 

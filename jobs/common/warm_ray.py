@@ -18,6 +18,7 @@ from pathlib import Path
 from jobs.common.home import home
 from raylab.documents import Document, read_document
 from raylab.errors import UsageError
+from raylab.files import hash_files
 from raylab.loopback import is_own_listener
 from raylab.processes import find_own
 
@@ -83,17 +84,14 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def identify() -> dict[str, str]:
     """Hashes of what worker processes run, by name: the code, the installed packages, each environment variable."""
-    code = hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            code.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    code = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
     site = Path(sysconfig.get_path("purelib"))  # its time changes whenever a package is installed or removed
     lock = ROOT / "requirements.lock"
     packages = f"{sys.version} {sys.prefix} {site.stat().st_mtime_ns}".encode()
     packages += lock.read_bytes() if lock.exists() else b""
     variables = {name: text for name, text in os.environ.items() if not OF_SHELLS.fullmatch(name)}
     return {
-        "code": code.hexdigest(),
+        "code": hash_files(code, ROOT),
         "packages": hashlib.sha256(packages).hexdigest(),
         # Hashes, because some are secrets
         **{name: hashlib.sha256(os.fsencode(text)).hexdigest() for name, text in variables.items()},

@@ -1,6 +1,5 @@
 """One worker of a run: an actor in a process of its own, which trains with the others until the run is over."""
 
-import hashlib
 import os
 import threading
 import time
@@ -14,6 +13,7 @@ import ray
 
 from raylab.distributed.membership import WATCH_SECONDS
 from raylab.errors import RaylabError, RunError
+from raylab.files import hash_files
 from raylab.interfaces import interface_of
 from raylab.memory import explain_memory_error
 from raylab.training.run_failure import write_failure
@@ -122,8 +122,6 @@ def note_of(directory: Path, worker: str) -> Path:
 
 def identify(data_hash: str) -> dict[str, str]:
     """What must be the same on all workers of a run, by name."""
-    code = hashlib.sha256()
-    for path in sorted(ROOT.rglob("*.py")):
-        code.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    code = hash_files(sorted(ROOT.rglob("*.py")), ROOT)
     versions = {f"version of {package}": version(package) for package in PACKAGES}
-    return {"raylab code": code.hexdigest()[:16], "data": data_hash[:16], **versions}
+    return {"raylab code": code[:16], "data": data_hash[:16], **versions}

@@ -1,5 +1,6 @@
 """Addresses and tags, without a server."""
 
+import hashlib
 import http.server
 import os
 import socket
@@ -100,6 +101,17 @@ def test_a_server_that_does_not_listen_yet_is_not_asked(tmp_path: Path) -> None:
         assert runs.reach(runs.database_uri(database)) == runs.database_uri(database)
         port.listen()
         assert runs.reach(runs.database_uri(database)) == uri
+
+
+def test_the_revision_of_code_without_git_hashes_its_visible_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAYLAB_CODE_REVISION", raising=False)
+    for name in ("b.py", "a/c.py", ".venv/d.py", "e.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"# {name}")
+    expected = hashlib.sha256(b"a/c.py# a/c.pyb.py# b.py").hexdigest()
+    assert runs.code_revision(tmp_path) == f"files-{expected[:16]}", "stored in tags: it must stay what it was"
 
 
 def test_tags_make_a_run_reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
