@@ -25,7 +25,7 @@ from raylab.files import write_json
 NOTE = "death.json"  # in the directory of the run or trial whose process is watched
 LOOK_SECONDS = 1.0  # between two looks at the memory of the process
 CLOCK_SECONDS = 5.0  # that the kernel's log may differ from this clock
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # those that end a verb (jobs/common/interrupts.py)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from raylab.witness import SIGNALS
+
 AGAIN = b"raylab: already stopping; what is done is being recorded\n"
 
 

@@ -15,10 +15,10 @@ from typing import Generic, TypeVar
 
 import psutil
 
-from jobs.common.interrupts import SIGNALS
 from jobs.common.warm_ray import WarmRay, find_usable
 from raylab.errors import RunError, UsageError
 from raylab.scratch import Scratch, default_parents
+from raylab.witness import SIGNALS
 
 log = logging.getLogger(__name__)
 

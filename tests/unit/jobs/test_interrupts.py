@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from jobs.common.interrupts import SIGNALS, handle_interrupts, hold_interrupts
+from jobs.common.interrupts import handle_interrupts, hold_interrupts
+from raylab.witness import SIGNALS
 
 
 @pytest.fixture(autouse=True)
