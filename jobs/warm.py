@@ -15,7 +15,7 @@ from jobs.common.keep_ray import IDLE_SECONDS, LOG
 from jobs.common.session import cluster_address
 from jobs.common.warm_ray import WarmRay, differences, find_running, identify, record_file
 from raylab.errors import RunError, UsageError
-from raylab.processes import find_own
+from raylab.processes import end_tree, find_own
 
 EXAMPLE = "raylab warm --workers 2"
 START_SECONDS = 300.0  # on a busy machine
@@ -82,11 +82,7 @@ def stop(warm: WarmRay) -> None:
     keeper = find_own(warm.pid, warm.started)
     if keeper is None:
         return
-    processes = [keeper, *keeper.children(recursive=True)]
-    keeper.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=END_SECONDS)
-    for process in alive:
-        process.kill()
+    end_tree(keeper, keeper.terminate, END_SECONDS)
     record_file().unlink(missing_ok=True)
 
 

@@ -1,6 +1,7 @@
 """Processes that are known by a file: whether they are still the ones that wrote it."""
 
 import os
+from collections.abc import Callable
 
 import psutil
 
@@ -15,3 +16,13 @@ def find_own(pid: int, started: float) -> psutil.Process | None:
         return process if is_it and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
+
+
+def end_tree(process: psutil.Process, terminate: Callable[[], None], seconds: float) -> None:
+    """Call `terminate`, and after `seconds` kill what is left of `process` and of the processes that it has started."""
+    processes = [process, *process.children(recursive=True)]
+    terminate()
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    for one in alive:
+        one.kill()
+    psutil.wait_procs(alive, timeout=seconds)

@@ -17,7 +17,7 @@ from raylab.documents import Document, read_document
 from raylab.errors import TrackingError
 from raylab.files import locked, write_json
 from raylab.loopback import listener_uids
-from raylab.processes import find_own
+from raylab.processes import end_tree, find_own
 from raylab.storage import check_writable
 from tracking.access import identity, secret
 from tracking.runs import database, database_uri
@@ -74,12 +74,7 @@ class Server:
         """End this process group and no other; does nothing if it has already ended."""
         if running(self.home) != self:
             return
-        processes = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
-        os.killpg(self.pid, signal.SIGTERM)
-        _, alive = psutil.wait_procs(processes, timeout=STOP_SECONDS)
-        for process in alive:
-            process.kill()
-        psutil.wait_procs(alive, timeout=STOP_SECONDS)
+        end_tree(psutil.Process(self.pid), lambda: os.killpg(self.pid, signal.SIGTERM), STOP_SECONDS)
         (self.home / "mlflow" / "server.json").unlink(missing_ok=True)
 
 
