@@ -20,8 +20,6 @@ from tests.verbs import Verbs
 from tests.wait import wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
-
-
 # scancel would warn them, also with --signal=KILL
 KILL_WORKERS = "cd /proc; for pid in $(grep -l ray::Worker [0-9]*/cmdline); do kill -9 ${pid%/cmdline}; done; true"
 
@@ -42,14 +40,6 @@ def read_bills(slurm: Slurm, job: str) -> list[Bill]:
     return bills.read_accounting(slurm, [job], {}, set())
 
 
-def wait_for_end(slurm: Slurm, job: str) -> list[Bill]:
-    """The bills of a job once accounting has its end."""
-    wait_for(
-        lambda: not (read_bills(slurm, job) or [None])[-1] or not read_bills(slurm, job)[-1].is_running, 60, "its end"
-    )
-    return read_bills(slurm, job)
-
-
 def test_each_start_of_a_requeued_job_is_billed(bed: Bed, slurm: Slurm) -> None:
     job = bed.submit(
         "--cpus-per-task=2", 'echo "start $SLURM_RESTART_COUNT"; [ -n "$SLURM_RESTART_COUNT" ] || sleep 60'
@@ -62,7 +52,7 @@ def test_each_start_of_a_requeued_job_is_billed(bed: Bed, slurm: Slurm) -> None:
     wait_for(lambda: len(bed.run(f"sacct -nXD -j {job} -o State --parsable2").split()) == 2, 30, "both starts")
     listed = bed.run(f"sacct -nXD -j {job} -o ElapsedRaw,AllocCPUS --parsable2").split()
     cpu_seconds = [int(seconds) * int(cpus) for seconds, cpus in (line.split("|") for line in listed)]
-    found = [bill for bill in read_bills(slurm, job)]
+    found = read_bills(slurm, job)
     assert [bill.amount * 3600 for bill in found] == [seconds for seconds in cpu_seconds if seconds]
     assert found[0].amount > 0 and {bill.unit for bill in found} == {CORE_HOURS}
 

@@ -20,9 +20,10 @@ from tests.slurm.conftest import ROOT, Bed, make_testbed
 
 pytestmark = pytest.mark.slurm
 start = contextlib.contextmanager(make_testbed)
+HOME = "raylab"  # below the shared directory
 
 
-def examine(bed: Bed, sites: str, home: str = "raylab", *words: str) -> tuple[int, list[dict[str, Any]]]:
+def examine(bed: Bed, sites: str, home: str = HOME, *words: str) -> tuple[int, list[dict[str, Any]]]:
     """Exit code and findings of the doctor on the login node, with these lines in the section of the test cluster.
 
     `home`: RAYLAB_HOME below the shared directory.
@@ -48,15 +49,14 @@ def tell(findings: list[dict[str, Any]], ok: bool) -> str:
 class Case:
     """What the doctor says about a fault: a pattern of the finding and its remedy.
 
-    `sites`: the site as its user wrote it; `remedy`: what the finding says, done (None: nobody but the centre can).
+    `sites`: lines of the site as its user wrote them; `remedy`: as the finding says (None: only the centre can).
     `is_harmless`: raylab deals with it by itself, and the doctor says how.
     """
 
     said: str
     sites: str = ""
     remedy: str | None = None
-    home: str = "raylab"
-    healed_home: str = "raylab"
+    home: str = HOME
     is_harmless: bool = False
 
 
@@ -120,8 +120,8 @@ def test_the_doctor_names_a_fault_and_its_remedy_heals_it(fault: Fault) -> None:
         assert re.search(case.said, tell(findings, ok=case.is_harmless)), tell(findings, ok=False)
         assert code == (0 if case.is_harmless else 1), tell(findings, ok=False)
         bed.wait_until_idle()
-        if case.remedy is not None or case.home != case.healed_home:
-            code, findings = examine(bed, case.remedy or "", case.healed_home)
+        if case.remedy is not None or case.home != HOME:
+            code, findings = examine(bed, case.remedy or "")
             assert code == 0, tell(findings, ok=False)
 
 

@@ -91,8 +91,8 @@ def submit(bed: Bed, name: str, words: list[str]) -> str:
             proxy=ROOT / "cluster" / "slurm_proxy.py",
         )
     )
-    words = [f"{bed.root}/bin/sbatch", "--parsable", str(script)]
-    sent = subprocess.run(words, env={**bed.environment, "SECRET": "x"}, capture_output=True, text=True)
+    sbatch = [f"{bed.root}/bin/sbatch", "--parsable", str(script)]
+    sent = subprocess.run(sbatch, env={**bed.environment, "SECRET": "x"}, capture_output=True, text=True)
     assert sent.returncode == 0, sent.stderr
     return sent.stdout.strip()
 
@@ -176,9 +176,10 @@ def test_training_in_the_image_gives_the_bits_that_it_gives_outside(lab: Lab, di
     """Sent by Ray's own command."""
     words = ("ards", "--data", str(lab.data), *RECIPE, "loop.epochs=50")
     environment = {**lab.environment, **lab.run("cluster", "env", "--name", "ray")}
-    line = ["ray", "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.train", *words]
+    ray = str(Path(sys.executable).with_name("ray"))
+    line = [ray, "job", "submit", "--working-dir", ".", "--", "python", "-m", "jobs.train", *words]
     sent = subprocess.run(
-        [f"{Path(sys.executable).parent}/{line[0]}", *line[1:], "--workers", "2", "--name", "trained"],
+        [*line, "--workers", "2", "--name", "trained"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert sent.returncode == 0, sent.stdout + sent.stderr

@@ -21,16 +21,14 @@ def test_the_notebook_survives_its_head(testbed: Bed, ards_data: Path, verbs: Ve
     place.mkdir()
     search = lab.home / "runs" / "notebook"
 
-    def at_work(count: int) -> None:
-        def there() -> bool:
-            trials = Trials(search / "trials", 0) if (search / "run.json").is_file() else None
-            return trials is not None and len(trials.ended) >= count and bool(trials.begun)
-
-        wait_for(there, 400, f"{count} trials of the search")
+    def is_at_work() -> bool:
+        """Whether a trial has ended and another one trains."""
+        trials = Trials(search / "trials", 0) if (search / "run.json").is_file() else None
+        return trials is not None and bool(trials.ended) and bool(trials.begun)
 
     try:
         first = Session(place, lab.environment, "testbed")
-        at_work(1)
+        wait_for(is_at_work, 400, "two trials of the search")
         run_id = json.loads((search / "run.json").read_text())["run_id"]
         before = lab.status()["head"]
         own = f"tr '\\0' '\\n' </proc/$pid/environ | grep -qx SLURM_JOB_ID={before['job']}"
