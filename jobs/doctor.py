@@ -5,6 +5,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def add_check_options(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.here is not None:
-        return on_node(json.loads(args.here))
+        return check_node(json.loads(args.here))
     if args.site is None:
         raise UsageError("doctor needs --site", do=f"for example: {EXAMPLE}")
     return check_site(args)
@@ -50,10 +51,10 @@ def check_site(args: argparse.Namespace) -> dict[str, Any]:
     if args.nodes < 1:
         raise UsageError(f"--nodes is {args.nodes}, but must be at least 1", do="--nodes 2")
     findings = []
-    for finding in look(args):
+    for finding in examine(args):
         findings.append(finding)
         if not args.quiet:
-            say(line(finding))
+            say(format_finding(finding))
     bad = sum(not finding.ok for finding in findings)
     if not args.quiet:
         say(f"{len(findings)} checks, {bad} failed" if bad else f"{len(findings)} checks passed")
@@ -65,7 +66,7 @@ def check_site(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def look(args: argparse.Namespace) -> Any:
+def examine(args: argparse.Namespace) -> Iterator[Finding]:
     """Yield all findings on a site; only its blank settings while it has any."""
     if blanks := sites.blanks(args.site):
         for key, text in blanks.items():
@@ -81,22 +82,22 @@ def look(args: argparse.Namespace) -> Any:
     yield from site_checks.examine(site, home.home(), CODE, slurm, command, tracking, args.nodes, args.wait, files)
 
 
-def on_node(facts: dict[str, Any]) -> dict[str, Any]:
+def check_node(facts: dict[str, Any]) -> dict[str, Any]:
     """Run the checks of a compute node: print its time immediately, then its findings."""
     print(first_look.answer(time=time.time()), flush=True)
-    findings = [*node_checks.here(facts), mlflow(facts["tracking"])]
+    findings = [*node_checks.here(facts), check_mlflow(facts["tracking"])]
     print(first_look.answer(findings=[dataclasses.asdict(finding) for finding in findings]), flush=True)
     return {}
 
 
-def mlflow(uri: str) -> Finding:
+def check_mlflow(uri: str) -> Finding:
     """Check that the tracking server answers this node at the address `uri`."""
     if not uri:
         return Finding("MLflow: the head runs its own server (MLFLOW_TRACKING_URI is not set)")
     return attempt(f"MLflow answers at {uri}", lambda: runs.check(uri))
 
 
-def line(finding: Finding) -> str:
+def format_finding(finding: Finding) -> str:
     return f"ok  {finding.what}" if finding.ok else f"!!  {finding.what}: {finding.do}"
 
 

@@ -15,9 +15,8 @@ import time
 from typing import Any
 
 MARK = "raylab-doctor "  # prefix of our lines in the step's output
-PIECE = (
-    400  # characters of a line, twice as many with escapes: srun mixes lines of 1024 bytes or more with other nodes'
-)
+# Characters of a line, twice as many with escapes: srun mixes lines of 1024 bytes or more with those of other nodes
+PIECE = 400
 
 
 def answer(**facts: object) -> str:
@@ -31,7 +30,7 @@ def answer(**facts: object) -> str:
 
 
 def join(line: str, begun: "dict[str, str]") -> "tuple[str, dict[str, Any] | None]":
-    """The host of an output line, and its facts with the last of their lines, None before. `begun`: what hosts said."""
+    """The host of an output line, and its facts, None before their last line. `begun`: the lines so far, by host."""
     note = json.loads(line[len(MARK) :])
     host = note["host"]
     begun[host] = begun.get(host, "") + note["text"]

@@ -113,12 +113,12 @@ def _check_replacement(path: Path) -> Finding:
     name."""
     seen: set[str] = set()
 
-    def two() -> bool:
+    def has_changed() -> bool:
         text = path.read_text()
         seen.add(text[:1] if text == text[:1] * LETTERS else "torn")
         return len(seen) > 1
 
-    if not _until(two, SEE_SECONDS):
+    if not _until(has_changed, SEE_SECONDS):
         cache = "agents wait for such files: ask for a shorter attribute cache, or choose another RAYLAB_HOME"
         late = f"a file renamed on the login node is not visible here within {SEE_SECONDS:.0f} s"
         return Finding(late, False, cache)
@@ -218,7 +218,7 @@ def network(site: Site, probe: Path | None, nodes: int) -> list[Finding]:
 
 
 def _meet(address: str, probe: Path, nodes: int) -> list[Finding]:
-    """Connect to the other nodes at the address that Ray uses, and to the next one at its other addresses too."""
+    """Connect to the other nodes at the address that Ray uses, and to the next node at its other addresses too."""
     host, own = socket.gethostname(), interface_of(address)
     addresses = {name: other for name, other in list_addresses().items() if not other.startswith("127.")}
     with traffic.Listener({**addresses, own: address}, host) as listener:

@@ -81,10 +81,15 @@ def examine(
                     continue
                 count = min(nodes, node.max or nodes) if kind == next(iter(site.nodes)) else 1
                 facts = {
-                    "site": site.model_dump(mode="json"), "kind": kind, "nodes": count, "probe": str(directory),
+                    "site": site.model_dump(mode="json"),
+                    "kind": kind,
+                    "nodes": count,
+                    "probe": str(directory),
                     "code": str(code),
-                    "word": word, "versions": node_versions(site), "tracking": tracking,
-                }  # fmt: skip
+                    "word": word,
+                    "versions": node_versions(site),
+                    "tracking": tracking,
+                }
                 environment = {"PYTHONPATH": str(code), "RAYLAB_HOME": str(home)}
                 if tracking:
                     environment["MLFLOW_TRACKING_URI"] = tracking
@@ -96,7 +101,9 @@ def examine(
                     yield Finding(f"files of {', '.join(seen)} are visible on the login node")
     except OSError as error:
         if full is None:
-            yield Finding(f"{home} cannot be written ({error})", False, "export RAYLAB_HOME=DIRECTORY that you own")
+            yield Finding(
+                f"{home} cannot be written ({error})", False, "export RAYLAB_HOME=DIRECTORY, one that you own"
+            )
     except RaylabError as error:
         yield Finding.of(error)
 
@@ -118,7 +125,7 @@ def check_room(home: Path, site: Site) -> Finding | None:
         storage.check_writable(home / "checkpoint", ROOM_BYTES)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return None  # the probe says it
+            return None  # the probe reports it
         why = storage.CAUSES[error.errno][0]
         where = f", such as {site.shared}/raylab" if site.shared else ""
         room = f"`raylab rm` shows what runs occupy; or export RAYLAB_HOME=DIRECTORY on storage with room{where}"
@@ -189,9 +196,7 @@ def on_nodes(
     """Run the node's part as a Slurm step on `count` nodes of a type and yield the merged findings; cancels the step at
     the end."""
     tag = JobTag(f"doctor-{secrets.token_hex(4)}", 0, "doctor", kind)
-    words = jobscript.step(
-        site, site.nodes[kind], tag, "raylab-doctor", STEP_TIME, environment, command, count
-    )  # fmt: skip
+    words = jobscript.step(site, site.nodes[kind], tag, "raylab-doctor", STEP_TIME, environment, command, count)
     if slurm.directory is not None:
         words[0] = str(slurm.directory / words[0])
     clean = {name: value for name, value in clean_environment(os.environ).items() if name not in jobscript.FOREIGN}

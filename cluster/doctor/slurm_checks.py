@@ -19,7 +19,7 @@ def settings(config: Mapping[str, str], site: Site) -> Iterator[Finding]:
     """Findings on the settings of Slurm that decide how nodes and jobs start and end."""
     kill = _number(config.get("KillWait", ""))
     if kill < SAVE_SECONDS:
-        lead = "a cancelled or preempted node loses the steps since its last checkpoint: save often (loop.checkpoint)"
+        lead = "a cancelled or preempted node loses the steps since its last checkpoint: lower `loop.checkpoint_steps`"
         yield Finding(f"Slurm kills a job {kill:.0f} s after it asks it to end (KillWait)", False, lead)
     else:
         yield Finding(f"a cancelled or preempted job has {kill:.0f} s to save (KillWait)")
@@ -115,9 +115,9 @@ def whole_nodes(name: str, nodes: Sequence[Node], types: Mapping[str, NodeType],
     site says so (`is_known`), and those of node types."""
     if not nodes:
         return
-    least = Node("", *(min(getattr(node, part) for node in nodes) for part in ("cpus", "memory_mb")))
+    cpus, memory_mb = min(node.cpus for node in nodes), min(node.memory_mb for node in nodes)
     gpus = min(sum(node.gpus.values()) for node in nodes)
-    size = f"{least.cpus} CPUs, {least.memory_mb} MB, {gpus} GPUs"
+    size = f"{cpus} CPUs, {memory_mb} MB, {gpus} GPUs"
     whole = f"partition {name} allocates whole nodes, of at least {size}"
     if is_known or "head" not in types:
         yield Finding(whole)
@@ -125,13 +125,13 @@ def whole_nodes(name: str, nodes: Sequence[Node], types: Mapping[str, NodeType],
         head = "set `whole_nodes = true` of the site: the head then shares the first worker's node"
         yield Finding(f"{whole}, and a head would be billed one of its own", False, head)
     for kind, node in types.items():
-        if kind == "head" or (node.cpus >= least.cpus and node.gpus >= gpus):
+        if kind == "head" or (node.cpus >= cpus and node.gpus >= gpus):
             continue
         part = f"{node.cpus} CPUs, {node.memory_mb} MB, {node.gpus} GPUs"
         yield Finding(
             f"node type {kind} uses {part} of a whole node of partition {name}, which is billed in full",
             False,
-            f"describe the whole node: cpus = {least.cpus}, memory_mb = {least.memory_mb}, gpus = {gpus}",
+            f"describe the whole node: cpus = {cpus}, memory_mb = {memory_mb}, gpus = {gpus}",
         )
 
 

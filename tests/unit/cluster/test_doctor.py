@@ -553,12 +553,12 @@ def test_an_unknown_site_prints_the_right_ones():
 
 
 def test_mlflow_from_a_node():
-    from jobs.doctor import line, mlflow
+    from jobs.doctor import check_mlflow, format_finding
 
-    assert mlflow("").ok
-    found = mlflow("http://127.0.0.1:1")
+    assert check_mlflow("").ok
+    found = check_mlflow("http://127.0.0.1:1")
     assert not found.ok and found.do
-    assert line(found).startswith("!!  ") and line(Finding("x")) == "ok  x"
+    assert format_finding(found).startswith("!!  ") and format_finding(Finding("x")) == "ok  x"
     assert [field.name for field in dataclasses.fields(found)] == ["what", "ok", "do"]
 
 
@@ -575,11 +575,11 @@ class Refuses(http.server.BaseHTTPRequestHandler):
 
 
 def test_a_server_that_refuses_our_name_for_it_says_allowed_hosts():
-    from jobs.doctor import mlflow
+    from jobs.doctor import check_mlflow
 
     with http.server.HTTPServer(("127.0.0.1", 0), Refuses) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        found = mlflow(f"http://127.0.0.1:{server.server_port}")
+        found = check_mlflow(f"http://127.0.0.1:{server.server_port}")
         server.shutdown()
     assert not found.ok and f"--allowed-hosts 127.0.0.1:{server.server_port}" in found.do
 
