@@ -12,8 +12,8 @@ LOCK = Path("/opt/raylab/requirements.lock")  # in an image: what it was built f
 READ_SECONDS = 60.0
 
 
-def hash_image(image: str) -> str:
-    """SHA-256 of the image's file. It takes minutes for a large file, so `up` computes it once."""
+def hash_image(image: str | Path) -> str:
+    """`sha256:...` of the image's file. It takes minutes for a large file, so `up` computes it once."""
     with Path(image).open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -8,7 +8,6 @@ is used while packages are installed. Neither is left in the image.
 """
 
 import argparse
-import hashlib
 import os
 import platform
 import re
@@ -21,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cluster.container import recipe
+from cluster.image import hash_image
 from raylab.errors import RaylabError, UsageError
 from raylab.files import atomic_write
 
@@ -45,7 +45,7 @@ mksquashfs "$(buildah mount "$container")" "$file" \\
 
 
 def build(file: Path, base: str = "") -> str:
-    """Write the image `file`; returns its SHA-256. `base`: an image with Python 3, else one is made.
+    """Write the image `file`; returns its hash. `base`: an image with Python 3, else one is made.
 
     Raises UsageError if a program is missing, and RaylabError with the last lines of the step that failed.
     """
@@ -64,8 +64,7 @@ def build(file: Path, base: str = "") -> str:
             print("squashing", flush=True)
             with atomic_write(file) as beside:
                 _squash(image, beside, [*_pip_places(settings), "/etc/pip.conf"], work)
-                with beside.open("rb") as content:
-                    digest = hashlib.file_digest(content, "sha256").hexdigest()
+                digest = hash_image(beside)
         finally:
             if made:
                 subprocess.run(["buildah", "rmi", *made], capture_output=True)
@@ -146,7 +145,7 @@ def main() -> int:
     except RaylabError as error:
         print(f"raylab: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{args.file}: {args.file.stat().st_size / 1e9:.2f} GB, sha256:{digest}")
+    print(f"{args.file}: {args.file.stat().st_size / 1e9:.2f} GB, {digest}")
     return 0
 
 
