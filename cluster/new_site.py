@@ -42,18 +42,18 @@ def ask(slurm: Slurm, partition: str | None) -> PartitionFacts:
     config, known = slurm.config(), inventory.read_partitions(slurm)
     name = partition or next((name for name, fields in known.items() if fields.get("Default") == "YES"), None)
     if name is None:
-        raise UsageError("Slurm has no default partition", do=f"--partition, one of: {', '.join(sorted(known))}")
+        names = ", ".join(sorted(known))
+        raise UsageError("Slurm has no default partition", do=f"choose one with --partition: {names}")
     if name not in known:
         raise unknown("partition", name, known)
     up = sorted(other for other, fields in known.items() if fields.get("State") == "UP")
     if name not in up:
         state = known[name].get("State", "unknown")
-        raise UsageError(
-            f"partition {name} is {state}", do=f"--partition, one that is up: {', '.join(up) or 'none is'}"
-        )
+        choice = f"choose another one with --partition: {', '.join(up)}" if up else "wait until a partition is up"
+        raise UsageError(f"partition {name} is {state}", do=choice)
     nodes = inventory.read_nodes(slurm, name)
     if not nodes:
-        raise UsageError(f"partition {name} has no nodes", do=f"--partition, one of: {', '.join(up)}")
+        raise UsageError(f"partition {name} has no nodes", do=f"choose another one with --partition: {', '.join(up)}")
     keeps_accounts = not config.get("AccountingStorageType", "").endswith("/none")
     return PartitionFacts(
         fields=known[name],
@@ -130,9 +130,9 @@ def _quote(text: str) -> str:
 def check_name(path: Path, name: str) -> None:
     """Raise UsageError if `name` cannot be a section, or is one in the file already."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise UsageError(f"'{name}' cannot be the name of a site", do="use letters, digits, '-' and '_'")
+        raise UsageError(f"'{name}' is not a valid site name", do="use letters, digits, '-' and '_'")
     if name in sites.read_file(path):
-        raise UsageError(f"{path} has a section [{name}] already", do="choose another name, or remove that section")
+        raise UsageError(f"{path} already has a section [{name}]", do="choose another name, or remove that section")
 
 
 def add_section(path: Path, name: str, section: str) -> None:

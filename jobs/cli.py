@@ -33,7 +33,7 @@ GROUPS = {
         "transfer": "train from the weights of another run: a linear probe, then fine-tuning",
         "tune": "search hyperparameters",
         "resume": "resume an interrupted run or search, to the same result",
-        "warm": "keep a Ray running, so that the commands that follow start sooner",
+        "warm": "keep a Ray running, so that later commands start sooner",
     },
     "models": {
         "evaluate": "score a run on a split of its own or of other data, with intervals",
@@ -54,7 +54,7 @@ GROUPS = {
         "site": "write a site section from what Slurm says, and check it",
         "doctor": "check whether clusters can run at a site",
         "estimate": "say what a run or search will cost, from 20 measured steps, and whether the budget suffices",
-        "cost": "print what runs have cost: the bills of their Slurm jobs, split to the last core-second",
+        "cost": "print what runs have cost: the bills of their Slurm jobs, divided among them exactly",
         "notebook": "write a Jupyter kernel with the modules, the environment and the home of a site",
     },
     "the lung model": {

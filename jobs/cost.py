@@ -51,7 +51,7 @@ def table(found: Costs, experiment: str | None) -> str:
     if running := [bill.job for bill in found.bills if bill.is_running]:
         blocks.append(f"still running, billed up to now: {', '.join(running)}")
     if found.unbilled:
-        blocks.append(f"no bill of jobs: {', '.join(sorted(found.unbilled))}")
+        blocks.append(f"jobs without a bill: {', '.join(sorted(found.unbilled))}")
     return "\n\n".join(blocks)
 
 

@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.here is not None:
         return check_node(json.loads(args.here))
     if args.site is None:
-        raise UsageError("doctor needs --site", do=f"for example: {EXAMPLE}")
+        raise UsageError("--site is missing", do=f"for example: {EXAMPLE}")
     return check_site(args)
 
 

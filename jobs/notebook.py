@@ -23,7 +23,7 @@ EXAMPLE = "raylab notebook --site local"
 CODE = Path(__file__).resolve().parents[1]
 GONE = Path(__file__).with_name("common") / "gone_kernel.py"
 VARIABLES = ("RAYLAB_SITES", home.GROUP, "MLFLOW_EXPERIMENT_NAME", login.FILE)
-PAGES = {"raylab-mlflow": "MLflow (raylab)", "raylab-dashboard": "Ray dashboard (raylab)"}
+TITLES = {"mlflow": "MLflow (raylab)", "dashboard": "Ray dashboard (raylab)"}
 START_SECONDS = 90  # of the MLflow server, on a busy machine
 
 
@@ -35,8 +35,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     if missing := [name for name in ("ipykernel", "jupyter_core") if importlib.util.find_spec(name) is None]:
         raise UsageError(
-            f"this Python environment has no {' and no '.join(missing)}",
-            "a kernel runs in the environment of raylab, whatever Jupyter shows it",
+            f"this Python environment lacks {' and '.join(missing)}",
+            "a kernel runs in raylab's environment, not in Jupyter's",
             "make setup, or: pip install 'raylab[notebook]'",
         )
     if not re.fullmatch(r"[A-Za-z0-9._-]+", args.name):
@@ -47,8 +47,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     site = sites.site(args.site)
     if site.image is not None:
         raise UsageError(
-            f"site '{site.name}' runs in an image, and a kernel runs outside of it",
-            do="raylab notebook --site local, in an environment of the login node; clusters use the image all the same",
+            f"site '{site.name}' runs in an image, but a kernel runs outside of it",
+            do="raylab notebook --site local, in an environment of the login node; clusters still use the image",
         )
     write_kernel(directory, site, dict(os.environ))
     if not args.quiet:
@@ -60,9 +60,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_kernel(directory: Path, site: Site, environment: Mapping[str, str]) -> None:
-    """Write the kernel into `directory`, over an earlier one of raylab. Raises DataError if it is somebody else's."""
+    """Write the kernel into `directory`, over an earlier one of raylab. Raises DataError over a foreign one."""
     if directory.exists() and any(directory.iterdir()) and not (directory / "kernel.sh").is_file():
-        raise DataError(f"{directory} holds a kernel that is not raylab's", do="choose another --name")
+        raise DataError(f"{directory} holds a kernel that raylab did not write", do="choose another --name")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.chmod(0o700)
     script = directory / "kernel.sh"
@@ -106,10 +106,10 @@ path=$PATH  # before the site's modules: that of Jupyter itself
 {exports}
 python={python}
 if why=$("$python" -c 'import ipykernel_launcher, jobs.notebook' 2>&1); then exec "$python" "$@"; fi
-why="raylab's environment has gone: $python: ${{why##*$'\\n'}}"
+why="raylab's environment is gone: $python: ${{why##*$'\\n'}}"
 printf '%s\\n' "$why" >&2
 [ "$2" = ipykernel_launcher ] || exit 1
-# The reason is told in the notebook by a kernel of Jupyter's own Python: that of the parent process, or on its PATH
+# A kernel of Jupyter's own Python shows the reason in the notebook: that of the parent process, or on its PATH
 parent=$(tr '\\0' '\\n' <"/proc/$PPID/cmdline" | head -n 1)
 for jupyter in "$parent" "$(PATH=$path command -v python3)"; do
   if "$jupyter" -c 'import ipykernel' 2>/dev/null; then exec "$jupyter" {gone} "$4" "$why"; fi
@@ -135,7 +135,7 @@ def describe_page(page: str) -> dict[str, Any]:
         "command": [sys.executable, "-m", "jobs.common.jupyter_proxy", page, "{unix_socket}"],
         "unix_socket": True,
         "timeout": START_SECONDS,
-        "launcher_entry": {"title": PAGES[f"raylab-{page}"]},
+        "launcher_entry": {"title": TITLES[page]},
     }
 
 

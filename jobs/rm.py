@@ -29,12 +29,12 @@ class Row(NamedTuple):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    what = "name, MLflow run id or directory of a run or search; without any, what all runs occupy is printed"
+    what = "name, MLflow run id or directory of a run or search; without one, print what all runs occupy"
     parser.add_argument("runs", nargs="*", metavar="RUN", help=what)
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART",
                         help=f"remove only these parts of finished runs: {', '.join(PARTS)}")  # fmt: skip
     parser.add_argument("--older-than", type=days, metavar="DAYS",
-                        help="choose all ended runs that nothing has changed for so many days")  # fmt: skip
+                        help="choose all runs that have ended and have not changed for this many days")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
 
 
@@ -48,7 +48,7 @@ def days(text: str) -> float:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     if args.older_than is not None:
         if args.runs:
-            raise UsageError("runs are chosen by name or by --older-than", do="leave one of them out")
+            raise UsageError("runs were given by name and by --older-than", do="give only one of them")
         directories = choose_old(args.older_than, args.only, args.quiet)
     elif args.runs:
         directories = list(dict.fromkeys(find_run(run) for run in args.runs))
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         for directory in directories:
             check(directory, directories, args.only, records)
     elif args.only:
-        raise UsageError("--only needs runs", do="raylab rm RUN --only ..., or --older-than DAYS; raylab rm for a list")
+        raise UsageError("--only needs runs", do="name runs, or add --older-than DAYS; raylab rm lists all runs")
     else:
         return tell([directory for directory, _ in home.records()], [*PARTS, REST], args.quiet)
     result = tell(directories, args.only or [*PARTS, REST], args.quiet)
@@ -77,11 +77,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def choose_old(age: float, only: list[str] | None, quiet: bool) -> list[Path]:
-    """The runs that have ended and that nothing has changed for `age` days, but those that something still needs."""
+    """The runs that have ended and have not changed for `age` days, except those that something still needs."""
     until, records = time.time() - age * 86400, list(home.records())
     chosen = [path for path, record in records if record.status != "RUNNING" and home.changed_at(path) <= until]
     kept: list[UsageError] = []
-    while True:  # whoever stays may need another
+    while True:  # a run that is kept may need another one
         refused = []
         for directory in chosen:
             try:
@@ -117,8 +117,8 @@ def check(
     if record.registered is not None:
         raise UsageError(
             f"the model of '{directory.name}' is registered as {record.registered}",
-            "whoever loads it could not see any more where it comes from",
-            "delete that version in MLflow first, or remove parts with --only",
+            "the registry would refer to a run that no longer exists",
+            "delete that version in MLflow first, or remove only parts of the run (--only)",
         )
     for child, of_child in records:
         if child not in others and of_child.status != "FINISHED" and is_parent(directory, record, of_child):

@@ -23,7 +23,7 @@ from raylab.training.run_record import RunRecord
 log = logging.getLogger(__name__)
 
 EXAMPLE = "raylab runs"
-CONTINUED = ("train", "transfer", "tune")  # verbs whose runs `resume` continues
+RESUMABLE = ("train", "transfer", "tune")  # verbs whose runs `resume` continues
 
 
 class Row(NamedTuple):
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
                 log.warning("skipped: %s", error)
     rows.sort(key=lambda row: row.changed)
     if not args.quiet:
-        tell(rows)
+        tell(rows, args.task)
     return {"runs": [row._asdict() for row in rows]}
 
 
@@ -96,16 +96,16 @@ def read_score(directory: Path, record: RunRecord) -> str:
 
 
 def next_command(name: str, record: RunRecord) -> str:
-    if record.kind in CONTINUED and record.status in ("FAILED", "KILLED"):
+    if record.kind in RESUMABLE and record.status in ("FAILED", "KILLED"):
         return f"raylab resume {name}"
-    if record.kind in CONTINUED and record.status == "FINISHED" and not record.test_reads:
+    if record.kind in RESUMABLE and record.status == "FINISHED" and not record.test_reads:
         return f"raylab evaluate {record.task} --run {name} --data {shlex.quote(record.data)}"
     return ""
 
 
-def tell(rows: list[Row]) -> None:
+def tell(rows: list[Row], task: str | None) -> None:
     if not rows:
-        say("no runs yet: raylab train TASK --data DIR")
+        say(f"no runs{' of this task' if task else ''} yet: raylab train {task or 'TASK'} --data DIR")
         return
     table = [("run", "verb", "task", "status", "steps", "changed", "size", "score on val")]
     table += [

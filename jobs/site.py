@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="do", metavar="new|check", required=True)
     texts = {
         "new": "ask Slurm about a partition and write a site section into your own sites file",
-        "check": "check whether clusters can run at a site, as raylab doctor does",
+        "check": "check whether clusters can run at a site, like raylab doctor",
     }
     parsers = {}
     for name, text in texts.items():
@@ -50,7 +50,7 @@ def create_site(args: argparse.Namespace) -> dict[str, Any]:
     if not args.quiet:
         say(f"{section}\nwritten to {path}")
         for key, text in blanks.items():
-            say(f"to fill in there: {key}: {text}")
+            say(f"fill in `{key}` there: {text}")
         say(f"next: raylab site check {args.name}")
     return {"site": args.name, "file": str(path), "section": section, "blanks": blanks}
 

@@ -1,4 +1,4 @@
-"""raylab warm: keep a Ray running for the commands that follow."""
+"""raylab warm: keep a Ray running for later commands."""
 
 import argparse
 import subprocess
@@ -23,7 +23,9 @@ END_SECONDS = 30.0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="worker processes that wait (default: 2)")
+    parser.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="worker processes to keep ready (default: 2)"
+    )
     parser.add_argument("--stop", action="store_true", help="end this Ray, and the runs on it")
 
 
@@ -35,20 +37,20 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         say("stopped" if running else "no Ray is kept running for this home")
         return {"stopped": running is not None}
     if cluster_address() is not None:
-        raise UsageError("RAY_ADDRESS names a cluster, which runs already", do="unset RAY_ADDRESS")
+        raise UsageError("RAY_ADDRESS names a cluster, which is already running", do="unset RAY_ADDRESS")
     if args.workers < 1:
-        raise UsageError(f"--workers is {args.workers}", do="give at least 1")
+        raise UsageError(f"--workers is {args.workers}, but must be at least 1", do="--workers 2")
     if running is not None and (different := differences(running.identity, identify())):
         raise UsageError(
-            "a Ray is kept running already, but no command would use it",
+            "a Ray is already running for this home, but no command would use it",
             f"changed since its start: {', '.join(different)}",
-            "raylab warm --stop; then the same command again",
+            "raylab warm --stop, then run this command again",
         )
     warm = running or start(args.workers)
     memory = memory_of(warm)
     if not args.quiet:
         say(f"Ray is running, with {memory / 1e9:.1f} GB of memory; commands of this home on this machine use it")
-        say(f"it ends after {IDLE_SECONDS / 60:.0f} min without one, or by: raylab warm --stop")
+        say(f"it ends after {IDLE_SECONDS / 60:.0f} min without a command; raylab warm --stop ends it now")
     return {"address": warm.address, "pid": warm.pid, "memory_bytes": memory}
 
 
@@ -74,7 +76,7 @@ def start(workers: int) -> WarmRay:
         process.terminate()
         raise
     process.terminate()
-    raise RunError("the Ray to keep running did not start", do=f"see {log}")
+    raise RunError("Ray did not start", do=f"see {log}")
 
 
 def stop(warm: WarmRay) -> None:

@@ -89,7 +89,7 @@ def usage(action: argparse.Action) -> str:
 
 def default(action: argparse.Action) -> str:
     """The default value: "required" for a required argument, empty for a flag or a default set elsewhere."""
-    if action.required:
+    if action.required and action.nargs != "*":  # argparse calls those required that may be empty
         return "required"
     if action.default is None or action.default is False or action.default in ([], argparse.SUPPRESS):
         return ""

@@ -167,13 +167,12 @@ def tell_end(directory: Path) -> None:
         if any(worker.job for place in (directory, *trials) for worker in read_work(place)):
             tell_mlflow(collect_costs(Slurm(), directory), is_ending=True)
     except RaylabError as error:  # the run itself has succeeded
-        log.warning("raylab cost will say what this run has cost: %s", error)
+        log.warning("the cost of this run is not recorded, run raylab cost later: %s", error)
 
 
 def tell_mlflow(costs: Costs, is_ending: bool = False) -> list[Path]:
     """Put the cost of each run, trial and search into its outbox, as tags and as a table, where it has changed, and
-    return their directories. Those that are running are left to their own process, which calls this when it
-    `is_ending`."""
+    return their directories. A running one is left to its own process, which calls this with `is_ending` at its end."""
     of_run: dict[str, list[Line]] = defaultdict(list)
     for line in costs.lines:
         of_run[line.run].append(line)

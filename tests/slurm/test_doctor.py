@@ -118,11 +118,11 @@ def test_a_new_site_of_the_test_cluster(testbed, tmp_path):
 
     done = create()
     assert done.returncode == 0, done.stderr
-    assert "to fill in there: shared: a directory" in done.stdout
+    assert "fill in `shared` there: a directory" in done.stdout
     text = own.read_text()
     written = tomllib.loads(text)["ours"]
     assert text.startswith("[mine]  # kept\n\n") and written.pop("shared").startswith("<fill in:")
     gpu = {"cpus": 2, "memory_mb": 4000, "gpus": 1, "gpu_type": "fake", "max": 6}
     assert written == {"partition": "batch", "time": "02:00:00", "nodes": {"gpu": gpu}}
     again = create()
-    assert again.returncode == 2 and "section [ours] already" in again.stderr and own.read_text() == text
+    assert again.returncode == 2 and "already has a section [ours]" in again.stderr and own.read_text() == text

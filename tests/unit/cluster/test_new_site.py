@@ -119,7 +119,7 @@ def test_the_file_keeps_what_is_in_it(tmp_path: Path):
     new_site.add_section(path, "ours", section)
     assert real.read_text() == f"[mine]  # a comment\npartition = 'x'\n\n{section}"
     assert path.is_symlink() and real.stat().st_mode & 0o777 == 0o640
-    with pytest.raises(UsageError, match=r"a section \[ours\] already"):
+    with pytest.raises(UsageError, match=r"already has a section \[ours\]"):
         new_site.add_section(path, "ours", section)
     assert real.read_text().count("[ours]") == 1
 

@@ -56,7 +56,7 @@ def test_a_kernel_is_private_and_has_the_sites_modules_and_environment(place, ca
     write(place)  # again, over its own
     (directory / "kernel.sh").unlink()
     assert cli.main(["notebook", "--site", "centre"]) == 2
-    assert "not raylab's" in capsys.readouterr().err
+    assert "raylab did not write" in capsys.readouterr().err
 
 
 def test_no_secret_of_the_shell_gets_into_a_kernel(place, monkeypatch, capsys):
@@ -93,7 +93,7 @@ def test_a_kernel_whose_environment_has_gone_says_so_in_the_notebook(place):
     write(place)
     (place / "python").unlink()
     message, _ = execute("1 + 1")
-    assert "raylab's environment has gone" in message and str(place / "python") in message and "make setup" in message
+    assert "raylab's environment is gone" in message and str(place / "python") in message and "make setup" in message
 
 
 def test_an_error_of_raylab_is_shown_without_a_traceback(place):
@@ -106,5 +106,5 @@ def test_without_jupyter_the_way_to_it_is_named(place, monkeypatch, capsys):
     found = notebook.importlib.util.find_spec
     monkeypatch.setattr(notebook.importlib.util, "find_spec", lambda name: None if name == "ipykernel" else found(name))
     assert cli.main(["notebook", "--site", "centre"]) == 2
-    assert "no ipykernel" in capsys.readouterr().err
+    assert "lacks ipykernel" in capsys.readouterr().err
     assert not (Path(place) / "jupyter").exists()

@@ -51,6 +51,8 @@ def test_a_run_has_its_score_and_what_comes_next(runs: Path, capsys: pytest.Capt
     assert cli.main(["runs"]) == 0
     said = capsys.readouterr().out
     assert "auroc 0.812 [0.760, 0.861]" in said and "    next: raylab resume killed" in said
+    assert cli.main(["runs", "--task", "covidnet"]) == 0
+    assert capsys.readouterr().out == "no runs of this task yet: raylab train covidnet --data DIR\n"
 
 
 def test_a_damaged_run_does_not_hide_the_others(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
