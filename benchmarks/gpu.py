@@ -17,6 +17,7 @@ multiply-accumulate (forward 2, backward 4), relative to --peak, the GPU's dense
 """
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -112,6 +113,7 @@ def choose_recipe(network: str, options: argparse.Namespace, settings: dict[str,
             "loop.global_batch_size": options.batch,
             "loop.shards": options.shards,
             "loop.gradient_reduction": "float",
+            "scaling.cpus_per_worker": len(os.sched_getaffinity(0)),  # of which its loader takes up to eight
             "loop.epochs": 100_000,
             "loop.ema_decay": None,
             "schedule.kind": "constant",

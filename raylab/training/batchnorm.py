@@ -1,7 +1,7 @@
 """Batch-norm statistics that do not depend on which rank saw which samples."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,8 +26,9 @@ class ShardStatistics:
         kinds = nn.modules.batchnorm._BatchNorm
         self.layers = [m for m in model.modules() if isinstance(m, kinds) and m.track_running_stats]
         self.width = sum(2 * m.num_features for m in self.layers)
-        # Lists, because on a GPU one call for all layers takes as long as one for each
+        # Lists, because on a GPU one call for all layers takes as long as one for each layer
         self.averages: list[Tensor] = [t for m in self.layers for t in (m.running_mean, m.running_var)]  # type: ignore[misc]
+        self.sizes = [len(average) for average in self.averages]
         self.counts = [m.num_batches_tracked for m in self.layers if m.num_batches_tracked is not None]
 
     @contextmanager
@@ -35,7 +36,11 @@ class ShardStatistics:
         """Inside this context, a layer's running averages are the statistics of its last batch (momentum 1)."""
         momenta = [layer.momentum for layer in self.layers]
         # also the batch counts, because `fold` counts the shards of all ranks
-        kept = [(tensors, [t.clone() for t in tensors]) for tensors in (self.averages, self.counts) if tensors]
+        kept: list[tuple[list[Tensor], Sequence[Tensor]]] = []
+        if self.averages:
+            kept.append((self.averages, torch.cat(self.averages).split(self.sizes)))
+        if self.counts:
+            kept.append((self.counts, torch.stack(self.counts).unbind()))
         for layer in self.layers:
             layer.momentum = 1.0
         try:
@@ -61,7 +66,7 @@ class ShardStatistics:
         averages = list(itertools.compress(self.averages, learns))
         momenta = [0.1 if layer.momentum is None else layer.momentum for layer in learning for _ in range(2)]
         for row in rows.to(averages[0].dtype):
-            parts = row.split([len(average) for average in self.averages])
+            parts = row.split(self.sizes)
             torch._foreach_lerp_(averages, list(itertools.compress(parts, learns)), momenta)
         counts = [layer.num_batches_tracked for layer in learning if layer.num_batches_tracked is not None]
         if counts:

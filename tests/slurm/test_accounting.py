@@ -20,8 +20,8 @@ from tests.verbs import Verbs
 from tests.wait import wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
-# scancel would warn them, also with --signal=KILL
-KILL_WORKERS = "cd /proc; for pid in $(grep -l ray::Worker [0-9]*/cmdline); do kill -9 ${pid%/cmdline}; done; true"
+# scancel would warn them, also with --signal=KILL. The brackets keep the pattern from matching this very command
+KILL_WORKERS = "cd /proc; for pid in $(grep -l 'ray::[W]orker' [0-9]*/cmdline); do kill -9 ${pid%/cmdline}; done; true"
 
 
 @pytest.fixture(scope="module")
