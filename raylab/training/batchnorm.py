@@ -1,7 +1,7 @@
 """Batch-norm statistics that do not depend on which rank saw which samples."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -36,11 +36,11 @@ class ShardStatistics:
         """Inside this context, a layer's running averages are the statistics of its last batch (momentum 1)."""
         momenta = [layer.momentum for layer in self.layers]
         # also the batch counts, because `fold` counts the shards of all ranks
-        kept: list[tuple[list[Tensor], Sequence[Tensor]]] = []
+        kept: list[tuple[list[Tensor], tuple[Tensor, ...]]] = []
         if self.averages:
-            kept.append((self.averages, torch.cat(self.averages).split(self.sizes)))
+            kept.append((self.averages, torch.split(torch.cat(self.averages), self.sizes)))
         if self.counts:
-            kept.append((self.counts, torch.stack(self.counts).unbind()))
+            kept.append((self.counts, torch.unbind(torch.stack(self.counts))))
         for layer in self.layers:
             layer.momentum = 1.0
         try:
@@ -66,7 +66,7 @@ class ShardStatistics:
         averages = list(itertools.compress(self.averages, learns))
         momenta = [0.1 if layer.momentum is None else layer.momentum for layer in learning for _ in range(2)]
         for row in rows.to(averages[0].dtype):
-            parts = row.split(self.sizes)
+            parts = torch.split(row, self.sizes)
             torch._foreach_lerp_(averages, list(itertools.compress(parts, learns)), momenta)
         counts = [layer.num_batches_tracked for layer in learning if layer.num_batches_tracked is not None]
         if counts:
