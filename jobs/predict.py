@@ -88,7 +88,7 @@ def predict(
             f"--out {out.with_suffix('.parquet')}",
         )
     p = scores.probabilities(job, recipe, samples, network)
-    label, columns = job.outcome.columns(samples, p)
+    label, columns = job.outcome.truth_columns(samples), job.outcome.prediction_columns(samples.spec, p)
     if explain:
         columns["outside"] = gradcam_sheets.shares(network, samples, p)
     frame = pl.DataFrame({"id": samples.ids, "source": samples.source, **label, **columns})

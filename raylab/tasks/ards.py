@@ -1,5 +1,6 @@
 """ARDS: whether hypoxaemic respiratory failure begins within hours after a landmark, from the hours before it."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ from raylab.config.recipe import (
 from raylab.data.icu.labels import LABELS
 from raylab.data.icu.meta import IcuMeta
 from raylab.tasks.base import Task
-from raylab.tasks.icu import IcuRecipe, icu_preparation
+from raylab.tasks.icu import COLUMNS, IcuRecipe, icu_preparation, read_new
 from raylab.tasks.outcomes import Binary
 
 if TYPE_CHECKING:  # as in base.py
@@ -79,6 +80,8 @@ TASK = Task(
     load=load,
     meta=IcuMeta,
     preparation=icu_preparation(LABELS),
+    read_new=partial(read_new, LABELS),
+    columns=COLUMNS,
     full=FULL,
     smoke=SMOKE,
     searches=SEARCHES,

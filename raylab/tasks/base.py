@@ -13,7 +13,7 @@ from raylab.tasks.preparation import Preparation
 if TYPE_CHECKING:  # `raylab recipe` and `compare` read tasks, and need no torch, which takes seconds to load
     from torch import nn
 
-    from raylab.data.samples import Samples
+    from raylab.data.samples import NewRows, Samples
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Task:
     """scores that reports show beside them; `sensitivity/` stands for that of every class"""
     preparation: Preparation[Any, Any] | None = None
     """what `raylab prepare` does for it; None where another verb makes its data"""
+    read_new: Callable[[Any, Any, dict[str, Any]], "NewRows"] | None = None
+    """(new data without labels, recipe.data, spec of a trained model) -> rows to predict, prepared as `preparation`
+    prepares; None where raylab does not predict new data"""
+    columns: Mapping[str, str] | None = None
+    """the columns of a frame that `read_new` takes: name -> description; None where it takes no frame"""
     searches: Mapping[str, Search] = field(default_factory=dict)
     """what `tune` searches for models other than that of the recipe, by the model's name"""
 

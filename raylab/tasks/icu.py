@@ -1,9 +1,10 @@
-"""What tasks on intensive-care data share: their recipes, and their preparation from labels of their own."""
+"""What tasks on intensive-care data share: their recipes, their preparation from labels of their own, and how they read
+new patients."""
 
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
@@ -15,6 +16,8 @@ from raylab.tasks.preparation import Preparation, PrepareOptions, Resources, att
 
 if TYPE_CHECKING:  # as in base.py
     from raylab.data.icu.labels import Label
+    from raylab.data.icu.new_patients import NewPatients
+    from raylab.data.samples import NewRows
 
 
 class IcuRecipe(Recipe):
@@ -123,27 +126,66 @@ def describe(meta: IcuMeta) -> list[str]:
         )
     if dropped := {what: n for what, n in meta.dropped.items() if n}:
         lines.append("  rows not used: " + ", ".join(f"{what} {n:,}" for what, n in dropped.items()))
-    lines += _values(meta)
+    lines += [f"  {line}" for line in describe_values(vars(meta))]
     return lines + [f"  note: {note}" for note in meta.notes]
 
 
-def _values(meta: IcuMeta) -> list[str]:
+def describe_values(counts: Mapping[str, Any]) -> list[str]:
     """What was set missing, converted or guessed, by concept. Directories prepared before some of it was counted have
     no such line."""
     lines = []
-    for counts, words in (
-        (meta.out_of_range, "outside plausible range, set missing"),
-        (meta.unreadable, "not a number, set missing"),
-        (meta.unknown_units, "unit not understood, set missing"),
-        (meta.converted, "units converted"),
-        (meta.no_unit, "no unit given, the usual one taken"),
-        (meta.percent, "read as percent"),
-        (meta.room_air, "20 to 21 %, read as room air"),
+    for name, words in (
+        ("out_of_range", "outside plausible range, set missing"),
+        ("unreadable", "not a number, set missing"),
+        ("unknown_units", "unit not understood, set missing"),
+        ("converted", "units converted"),
+        ("no_unit", "no unit given, the usual one taken"),
+        ("percent", "read as percent"),
+        ("room_air", "20 to 21 %, read as room air"),
     ):
-        if counts:
-            lines.append(f"  {words}: " + ", ".join(f"{name} {_by_unit(n)}" for name, n in counts.items()))
+        if counts[name]:
+            lines.append(f"{words}: " + ", ".join(f"{concept} {_by_unit(n)}" for concept, n in counts[name].items()))
     return lines
 
 
 def _by_unit(n: int | dict[str, int]) -> str:
     return f"{n:,}" if isinstance(n, int) else ", ".join(f"'{unit}' {count:,}" for unit, count in n.items())
+
+
+COLUMNS = {
+    "stay_id": "identifier of the stay",
+    "time": "hours since the start of the stay",
+    "concept": "a name of `raylab concepts`",
+    "value": "a number",
+    "unit": "optional: the unit in which the value was recorded",
+}
+"""The columns of a frame of events (new_patients.py)."""
+
+
+def read_new(labels: Mapping[str, "Label"], frame: Any, data: IcuData, spec: dict[str, Any]) -> "NewRows":
+    """Read raw events of new patients for a model of the task with these labels."""
+    from raylab.data.icu.labels import restore_label
+    from raylab.data.icu.new_patients import read_new_patients
+    from raylab.data.samples import NewRows
+
+    rule = restore_label(spec["label"], labels)
+    new = read_new_patients(frame, spec, rule, data.cohort, data.fill)
+    return NewRows(new.rows, new.inputs, describe_new(new, rule))
+
+
+def describe_new(new: "NewPatients", rule: "Label") -> list[str]:
+    """What a frame of new patients lacked, and what became of its values."""
+    reasons = new.rows.drop_nulls("reason")["reason"].value_counts().sort("reason").iter_rows()
+    lines = [f"without a prediction: {n:,}: {reason}" for reason, n in reasons]
+    if new.missing:
+        lines.append(f"inputs of the model without a usable value in any stay: {', '.join(new.missing)}")
+    if new.unknown_concepts:
+        named = ", ".join(f"'{name[:40]}' {n:,}" for name, n in list(new.unknown_concepts.items())[:10])
+        lines.append(f"concepts that raylab does not know, not used: {named}")
+    lines += [f"{name} is left out: {why}" for name, why in new.left_out.items()]
+    if dropped := {what: n for what, n in new.totals.dropped().items() if n}:
+        lines.append("rows not used: " + ", ".join(f"{what} {n:,}" for what, n in dropped.items()))
+    lines += describe_values({**new.totals.by_problem(), **new.totals.units()})
+    if new.of_unknown_age:
+        lines.append(f"stays of unknown age, counted as {rule.min_age:g} years and older: {new.of_unknown_age:,}")
+    return lines + new.doubts

@@ -3,6 +3,7 @@ in-hospital mortality of ICU patients: the PhysioNet/Computing in Cardiology Cha
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,7 +14,7 @@ from raylab.data.icu.labels import Framing, Label
 from raylab.data.icu.meta import IcuMeta
 from raylab.tasks import ards
 from raylab.tasks.base import Task
-from raylab.tasks.icu import IcuRecipe, icu_preparation
+from raylab.tasks.icu import COLUMNS, IcuRecipe, icu_preparation, read_new
 from raylab.tasks.outcomes import Binary
 
 if TYPE_CHECKING:  # as in base.py
@@ -84,6 +85,8 @@ TASK = Task(
     load=load,
     meta=IcuMeta,
     preparation=icu_preparation(LABELS),
+    read_new=partial(read_new, LABELS),
+    columns=COLUMNS,
     full=of_ards(ards.FULL),
     smoke=of_ards(ards.SMOKE),
     searches=ards.SEARCHES,

@@ -69,9 +69,13 @@ class Outcome(ABC):
         """Rows of each class; none of a regression."""
         return {name: int((samples.y == k).sum()) for k, name in enumerate(samples.spec["classes"])}
 
+    def truth_columns(self, samples: "Samples") -> dict[str, Any]:
+        """Columns of the truth in a table of predictions, by name."""
+        return {"label": samples.y}
+
     @abstractmethod
-    def columns(self, samples: "Samples", p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(columns of the truth, columns of the prediction) of a table of predictions, by name."""
+    def prediction_columns(self, spec: dict[str, Any], p: NDArray[Any]) -> dict[str, Any]:
+        """Columns of the prediction in a table of predictions, by name."""
 
 
 class Binary(Outcome):
@@ -98,8 +102,8 @@ class Binary(Outcome):
     def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
         return metrics.binary_scores(samples.y, p, samples.group, bootstraps, seed)
 
-    def columns(self, samples: "Samples", p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {"label": samples.y}, {f"p_{samples.spec['classes'][1]}": p}
+    def prediction_columns(self, spec: dict[str, Any], p: NDArray[Any]) -> dict[str, Any]:
+        return {f"p_{spec['classes'][1]}": p}
 
 
 class Multiclass(Outcome):
@@ -128,8 +132,8 @@ class Multiclass(Outcome):
         by_source = metrics.confusion_by(samples.source, samples.y, p)
         return {"confusion": metrics.confusion(samples.y, p), "confusion_by_source": by_source}
 
-    def columns(self, samples: "Samples", p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {"label": samples.y}, {f"p_{name}": p[:, k] for k, name in enumerate(samples.spec["classes"])}
+    def prediction_columns(self, spec: dict[str, Any], p: NDArray[Any]) -> dict[str, Any]:
+        return {f"p_{name}": p[:, k] for k, name in enumerate(spec["classes"])}
 
 
 class Regression(Outcome):
@@ -156,15 +160,17 @@ class Regression(Outcome):
     def class_counts(self, samples: "Samples") -> dict[str, int]:
         return {}
 
-    def columns(self, samples: "Samples", p: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def truth_columns(self, samples: "Samples") -> dict[str, Any]:
         from raylab.data.lung.sweep_dataset import outputs
 
-        truth, values = outputs(samples.y, samples.spec), outputs(p, samples.spec)
-        names = samples.spec["classes"]
-        return (
-            {name: truth[:, k] for k, name in enumerate(names)},
-            {f"p_{name}": values[:, k] for k, name in enumerate(names)},
-        )
+        truth = outputs(samples.y, samples.spec)
+        return {name: truth[:, k] for k, name in enumerate(samples.spec["classes"])}
+
+    def prediction_columns(self, spec: dict[str, Any], p: NDArray[Any]) -> dict[str, Any]:
+        from raylab.data.lung.sweep_dataset import outputs
+
+        values = outputs(p, spec)
+        return {f"p_{name}": values[:, k] for k, name in enumerate(spec["classes"])}
 
 
 def _log_loss(p_of_truth: NDArray[Any]) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from raylab.config.recipe import Recipe
 from raylab.data.prefetch import Prefetcher
-from raylab.data.samples import Samples
+from raylab.data.samples import Inputs, Samples
 from raylab.tasks.base import Task
 from raylab.training.loading import loader_threads, pin, to_device
 from raylab.training.process_group import ProcessGroup
@@ -18,7 +18,7 @@ EVAL_BATCH = 256  # rows per forward pass; fixed, so that scores do not depend o
 
 @torch.no_grad()
 def predict(
-    task: Task, model: nn.Module, samples: Samples, group: ProcessGroup, recipe: Recipe, device: str
+    task: Task, model: nn.Module, samples: Inputs, group: ProcessGroup, recipe: Recipe, device: str
 ) -> np.ndarray:
     """Return probabilities, float64 [N] (binary) or [N, classes], the same on every rank; each computes some chunks."""
     model.eval()

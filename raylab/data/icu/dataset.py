@@ -1,4 +1,4 @@
-"""The loader of intensive-care tasks: a prepared directory -> one float32 array in memory."""
+"""Inputs of networks from intensive-care data, and the loader of prepared directories: one float32 array in memory."""
 
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ KIND = "icu-hourly"
 FILLS = ("mask", "forward", "mean")
 
 
-class IcuSamples:
-    """Samples of an intensive-care task: x float32 [B, T, 3F + S], the T hours before the prediction, with F series and
+class IcuInputs:
+    """Inputs of an intensive-care task: x float32 [B, T, 3F + S], the T hours before the prediction, with F series and
     S static features:
 
     [0, F)        last measured value, carried forward, standardised; 0 (the train mean) before the first, and from an
@@ -30,36 +30,21 @@ class IcuSamples:
     [2F, 3F)      hours since the measurement / T, at most 1; 1 if no value is known
     [3F, 3F + S)  static values, standardised, the same in every hour; 0 if missing
 
-    `absent` lists features of the spec that this directory never measured; `meta` is its meta.json; `rows` are its
-    rows of samples.parquet. Hours are stored once per stay, [stays, hours, C]; a batch slices its windows from them.
+    `rows` has stay_id and at_h (hours) of each prediction. Hours are stored once per stay, [stays, hours, C]; a batch
+    slices its windows from them.
     """
 
-    augmentation = 0
-
-    def __init__(
-        self, x: NDArray[np.float32], rows: pl.DataFrame, spec: dict[str, Any], meta: IcuMeta, absent: list[str]
-    ) -> None:
+    def __init__(self, x: NDArray[np.float32], rows: pl.DataFrame, spec: dict[str, Any]) -> None:
         """Keep x [stays, hours, C], whose stays are in the order of their first row in `rows`."""
         self.x = torch.from_numpy(x)
         first = rows.select("stay_id").unique(maintain_order=True).with_row_index("stay")
         self.stay = torch.from_numpy(rows.join(first, "stay_id", "left")["stay"].cast(pl.Int64).to_numpy(writable=True))
         self.end = torch.from_numpy(rows["at_h"].cast(pl.Int64).to_numpy(writable=True))
-        self.y = rows["label"].cast(pl.Int64).to_numpy()
-        self.group = rows["group"].cast(pl.Int64).to_numpy()
-        self.source = np.array(rows["source"].to_list(), dtype=str)
-        self.ids = np.array(rows["stay_id"].to_list(), dtype=str)
-        self.rows, self.spec, self.meta, self.absent = rows, spec, meta, absent
+        self.rows, self.spec = rows, spec
         self.window = torch.arange(spec["hours"]) - spec["hours"]
 
     def __len__(self) -> int:
-        return len(self.y)
-
-    def subset(self, inside: NDArray[np.bool_]) -> "IcuSamples":
-        """Return the samples of the rows where `inside` is true, in the same order."""
-        stays = self.stay[torch.from_numpy(inside)].numpy()
-        first = np.unique(stays, return_index=True)[1]
-        x = self.x[torch.from_numpy(stays[np.sort(first)])].numpy()
-        return IcuSamples(x, self.rows.filter(pl.Series(inside)), self.spec, self.meta, self.absent)
+        return self.rows.height
 
     def batch(self, index: np.ndarray, augment: tuple[int, int] | None = None) -> torch.Tensor:
         """Return x of the rows in `index`. Time series are not augmented, so `augment` is ignored."""
@@ -67,6 +52,33 @@ class IcuSamples:
         if self.x.shape[1] == len(self.window):
             return self.x[self.stay[at]]
         return self.x[self.stay[at, None], self.end[at, None] + self.window]
+
+
+class IcuSamples(IcuInputs):
+    """Samples of an intensive-care task.
+
+    `absent` lists features of the spec that this directory never measured; `meta` is its meta.json; `rows` are its
+    rows of samples.parquet.
+    """
+
+    augmentation = 0
+
+    def __init__(
+        self, x: NDArray[np.float32], rows: pl.DataFrame, spec: dict[str, Any], meta: IcuMeta, absent: list[str]
+    ) -> None:
+        super().__init__(x, rows, spec)
+        self.y = rows["label"].cast(pl.Int64).to_numpy()
+        self.group = rows["group"].cast(pl.Int64).to_numpy()
+        self.source = np.array(rows["source"].to_list(), dtype=str)
+        self.ids = np.array(rows["stay_id"].to_list(), dtype=str)
+        self.meta, self.absent = meta, absent
+
+    def subset(self, inside: NDArray[np.bool_]) -> "IcuSamples":
+        """Return the samples of the rows where `inside` is true, in the same order."""
+        stays = self.stay[torch.from_numpy(inside)].numpy()
+        first = np.unique(stays, return_index=True)[1]
+        x = self.x[torch.from_numpy(stays[np.sort(first)])].numpy()
+        return IcuSamples(x, self.rows.filter(pl.Series(inside)), self.spec, self.meta, self.absent)
 
 
 def load_icu(
@@ -107,12 +119,20 @@ def load_icu(
             f"counts: {meta.counts}, cohorts: {meta.cohorts}",
             "choose another split or cohort, or prepare more data",
         )
+    x, absent = build_inputs(rows, pl.read_parquet(directory / "hours.parquet"), spec, fill)
+    return IcuSamples(x, rows, spec, meta, absent)
+
+
+def build_inputs(
+    rows: pl.DataFrame, table: pl.DataFrame, spec: dict[str, Any], fill: str
+) -> tuple[NDArray[np.float32], list[str]]:
+    """Return x [stays, hours, C] of the stays of `rows`, as IcuInputs keeps it, and the absent features. `table` is the
+    hourly grid of these stays, in any order, and possibly of others."""
     stays = rows.unique("stay_id", keep="first", maintain_order=True).with_columns(place=pl.int_range(pl.len()))
-    table = pl.read_parquet(directory / "hours.parquet")
     table = stays.select(row="place", stay_id="stay_id").join(table, "stay_id").sort("row", "hour")
     x, absent = tensorise(stays, table, spec)
     apply_fill(x, len(spec["features"]), fill)
-    return IcuSamples(x, rows, spec, meta, absent)
+    return x, absent
 
 
 def apply_fill(x: NDArray[np.float32], features: int, fill: str) -> None:
@@ -145,6 +165,7 @@ def own_spec(meta: IcuMeta, virtual: bool, directory: Path) -> dict[str, Any]:
         "hours": int(meta.landmark_h),
         "landmark_h": meta.landmark_h,
         "horizon_h": meta.horizon_h,
+        **({"until_h": meta.until_h} if meta.until_h is not None else {}),
         "mean": [stats[name]["mean"] for name in features],
         "std": [stats[name]["std"] or 1.0 for name in features],
         "static_mean": [stats[name]["mean"] for name in static],

@@ -212,6 +212,15 @@ def label(name: str, settings: Mapping[str, Any] | None = None, among: Mapping[s
     return replace(among[name], **(settings or {}))
 
 
+def restore_label(description: Mapping[str, Any], among: Mapping[str, Label] = LABELS) -> Label:
+    """The label that `Label.describe` has described; UsageError for a name that is not among those there are."""
+    name = description["name"]
+    if name not in among:
+        raise unknown("label", name, among)
+    fields = asdict(among[name]).keys() & description.keys()
+    return replace(among[name], **{field: description[field] for field in fields})
+
+
 def ratios(events: pl.LazyFrame, rule: Label) -> pl.LazyFrame:
     """Every gas, and SpO2 where the label asks for it, with an FiO2: stay_id, time (h), kind (pf, sf), ratio, vent,
     support (bool: what the label asks for beside the ratio).

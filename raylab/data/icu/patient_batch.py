@@ -140,15 +140,12 @@ def summarise_patients(
     too_young = ages.filter(pl.col("age") < rule.min_age)["stay_id"]
     adults = screened.filter(~pl.col("stay_id").is_in(too_young.implode())) if len(too_young) else screened
     values = adults.lazy().select(EVENTS.names())
-    before = values.filter(pl.col("time") < framing.hours())
-    before = pl.concat([before, derive_series(before)])
     by_concept, by_unit, last, cells, static, found = pl.collect_all(
         [
             count_by_concept(screened.lazy()),
             count_by_unit(screened.lazy()),
             screened.lazy().group_by("stay_id").agg(last=pl.col("time").max()),
-            hourly_cells(before),
-            first_values(before),
+            *read_features(values, framing.hours()),
             ratios(values, rule),
         ]
     )
@@ -183,6 +180,14 @@ def summarise_patients(
         onsets=all_onsets,
         sensitivity=windows_table,
     )
+
+
+def read_features(values: pl.LazyFrame, hours: int) -> tuple[pl.LazyFrame, pl.LazyFrame]:
+    """Return the hourly cells and the static values (timegrid.py) of screened events before `hours`, with the series
+    that are derived from them."""
+    before = values.filter(pl.col("time") < hours)
+    before = pl.concat([before, derive_series(before)])
+    return hourly_cells(before), first_values(before)
 
 
 def with_text_ids(table: pl.DataFrame) -> pl.DataFrame:
