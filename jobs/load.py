@@ -1,7 +1,5 @@
 """raylab.load: a trained model in Python, for data of new patients."""
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -63,8 +61,7 @@ def load(model: RunReference) -> Model:
     from raylab.training.trained_model import TrainedModel
 
     if isinstance(model, str) and model.startswith(REGISTERED):
-        with tempfile.TemporaryDirectory() as scratch:
-            models.fetch_files(run_tracking.checked_address(), model, Path(scratch))
-            return Model(model, TrainedModel.read(Path(scratch)))
+        with models.fetch(run_tracking.checked_address(), model) as fetched:
+            return Model(model, TrainedModel.read(models.find_files(fetched, model).parent))
     directory = find_run(model)
     return Model(directory.name, TrainedModel.read(directory))

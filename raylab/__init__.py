@@ -1,6 +1,6 @@
 """raylab: elastic training and tuning of medical deep-learning models on Ray and Slurm.
 
-What the verbs of the command line do, as functions:
+What the verbs of the command line do, as functions, and trained models for new data:
 
     import raylab
 
@@ -8,6 +8,7 @@ What the verbs of the command line do, as functions:
     run = raylab.train("ards", data, workers=2, name="first")
     raylab.evaluate(run, data).scores["auroc"]
     raylab.compare()
+    raylab.load(run).predict(events_of_new_patients)
     raylab.cluster("SITE").submit(raylab.tune, "ards", data, name="search").watch()
 
 They live in `jobs`, which joins Ray and MLflow, and are loaded when they are first used: `import raylab` alone is fast.
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from jobs.cluster import cluster
     from jobs.compare import compare
     from jobs.evaluate import evaluate
+    from jobs.load import load
     from jobs.predict import predict
     from jobs.prepare import prepare
     from jobs.resume import resume
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from jobs.tune import tune
 
 __version__ = "0.1.0"
-__all__ = ["cluster", "compare", "evaluate", "predict", "prepare", "resume", "train", "transfer", "tune"]
+__all__ = ["cluster", "compare", "evaluate", "load", "predict", "prepare", "resume", "train", "transfer", "tune"]
 
 
 def __getattr__(name: str) -> Any:

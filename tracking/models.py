@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from tracking import runs
 from tracking.access import login
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Listed explicitly; otherwise MLflow loads the model in a new process to find out.
-PACKAGES = ("torch", "numpy")
+FILES = "model"  # the artifact of a predictor
 BEST = "best"  # the alias of a registered model
 WEIGHTS_TAG = "raylab.weights_sha256"  # of a logged model
 SCORE_TAG, LOSS_TAG = "raylab.score", "raylab.loss"  # of a registered version
@@ -57,9 +57,7 @@ def log_model(uri: str, run_id: str, model: "torch.nn.Module", example: np.ndarr
     """
     import mlflow.pytorch
     import torch
-    from mlflow.entities import LoggedModelOutput
-    from mlflow.models import Model, infer_signature
-    from mlflow.models.model import MLMODEL_FILE_NAME
+    from mlflow.models import infer_signature
 
     runs.refuse_outside(uri, runs.client(uri).get_run(run_id).info.artifact_uri)
     # A copy, because logging must not move a model in training off its GPU or out of train mode.
@@ -69,10 +67,85 @@ def log_model(uri: str, run_id: str, model: "torch.nn.Module", example: np.ndarr
     with torch.no_grad():
         output = plain(torch.from_numpy(example))
     signature = infer_signature(example, _arrays(output))
-    requirements = [f"{package}=={importlib.metadata.version(package)}" for package in PACKAGES]
+
+    def save(saved: Path) -> None:
+        try:
+            mlflow.pytorch.save_model(
+                plain,
+                saved,
+                signature=signature,
+                input_example=example,
+                pip_requirements=_requirements("torch", "numpy"),
+                serialization_format="pt2",
+            )
+        except Exception as error:  # export fails with torch's, sympy's or Python's own errors
+            raise _Untraceable(
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
+            ) from error
+
+    try:
+        return _log_once(uri, run_id, name, _hash_weights(plain), save)
+    except _Untraceable as error:
+        log.warning("logging weights only, the model cannot be exported: %s", error)
+        with tempfile.TemporaryDirectory() as scratch:
+            return _log_weights(uri, run_id, plain, Path(scratch) / name, str(error))
+
+
+class _Untraceable(Exception):
+    """torch.export cannot trace the model."""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model that MLflow runs from code: `code` is a Python file that calls mlflow.models.set_model, `files` the
+    directory that it gets as its artifact `model`. `columns`: (name, MLflow type, is required) of its frame. `example`
+    is a synthetic frame, and `output` what the model makes of it."""
+
+    code: Path
+    files: Path
+    columns: Iterable[tuple[str, str, bool]]
+    example: "pd.DataFrame"
+    output: "pd.DataFrame"
+
+
+def log_predictor(uri: str, run_id: str, model: "torch.nn.Module", predictor: Predictor, name: str = "model") -> str:
+    """Log a run's model as a function of named columns, without pickle ("models from code"); returns its MLflow
+    address. As `log_model`, a run has one logged model, known by the weights of `model`.
+    """
+    import mlflow.pyfunc
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types.schema import ColSpec, Schema
+
+    runs.refuse_outside(uri, runs.client(uri).get_run(run_id).info.artifact_uri)
+    inputs = Schema([ColSpec(kind, column, required=required) for column, kind, required in predictor.columns])
+    outputs = infer_signature(predictor.output).inputs
+
+    def save(saved: Path) -> None:
+        mlflow.pyfunc.save_model(
+            saved,
+            python_model=str(predictor.code),
+            artifacts={FILES: str(predictor.files)},
+            signature=ModelSignature(inputs=inputs, outputs=outputs),
+            input_example=predictor.example,
+            pip_requirements=_requirements("torch", "numpy", "polars"),
+        )
+
+    return _log_once(uri, run_id, name, _hash_weights(model), save)
+
+
+def _requirements(*packages: str) -> list[str]:
+    """Listed explicitly; otherwise MLflow loads the model in a new process to find out."""
+    return [f"{package}=={importlib.metadata.version(package)}" for package in packages]
+
+
+def _log_once(uri: str, run_id: str, name: str, weights: str, save: Callable[[Path], None]) -> str:
+    """Return the address of the run's logged model with these weights. If there is none, upload what `save` writes."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+    from mlflow.models.model import MLMODEL_FILE_NAME
+
     client = runs.client(uri)
     run = client.get_run(run_id)
-    weights = _hash_weights(plain)
     logged = None
     for one in _list_logged_models(client, run, name):
         if logged is None and one.status == "READY" and one.tags.get(WEIGHTS_TAG) == weights:
@@ -82,20 +155,8 @@ def log_model(uri: str, run_id: str, model: "torch.nn.Module", example: np.ndarr
     if logged is None:
         with tempfile.TemporaryDirectory() as scratch, _here(uri):
             saved = Path(scratch) / "saved"
-            try:
-                mlflow.pytorch.save_model(
-                    plain,
-                    saved,
-                    signature=signature,
-                    input_example=example,
-                    pip_requirements=requirements,
-                    serialization_format="pt2",
-                )
-            except Exception as error:  # export fails with torch's, sympy's or Python's own errors
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
-                log.warning("logging weights only, the model cannot be exported: %s", reason)
-                return _log_weights(uri, run_id, plain, Path(scratch) / name, reason)
-            # Not mlflow.pytorch.log_model: it logs the model of a run given by id into MLflow's default experiment,
+            save(saved)
+            # Not MLflow's own log_model: it logs the model of a run given by id into MLflow's default experiment,
             # where runs:/ID/NAME does not find it.
             logged = client.create_logged_model(
                 run.info.experiment_id, name, run_id, {WEIGHTS_TAG: weights}, params=run.data.params
@@ -185,23 +246,44 @@ def _hash_weights(model: "torch.nn.Module") -> str:
     return digest.hexdigest()
 
 
-def fetch_weights(uri: str, name: str, target: Path) -> None:
-    """Write the weights of a registered model, `models:/NAME/VERSION` or `models:/NAME@ALIAS`, to the safetensors file
-    `target`. No stored code is run: the graph is read as data. Raises TrackingError if there is no such model, or no
-    weights that can be read this way.
-    """
+@contextlib.contextmanager
+def fetch(uri: str, name: str) -> Iterator[Path]:
+    """Download a registered model, `models:/NAME/VERSION` or `models:/NAME@ALIAS`, for a while: its directory. Raises
+    TrackingError if there is no such model."""
     import mlflow.artifacts
-    import torch
     from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as scratch:
+        with _here(uri):
+            try:
+                found = mlflow.artifacts.download_artifacts(artifact_uri=name, dst_path=scratch, tracking_uri=uri)
+            except (MlflowException, OSError) as error:
+                why = str(error).partition("\n")[0]
+                do = "write models:/NAME/VERSION or models:/NAME@ALIAS"
+                raise TrackingError(f"no registered model {name} at {uri}", why, do) from error
+        yield Path(found)
+
+
+def find_files(fetched: Path, name: str) -> Path:
+    """The directory of a predictor's files in a fetched model, to read as data; TrackingError if it is none."""
+    files = fetched / "artifacts" / FILES
+    if not files.is_dir():
+        raise TrackingError(
+            f"{name} has no weights with a recipe",
+            "it is a graph, of a task whose models do not predict raw data, or of an earlier version",
+            "load the run itself, or train again",
+        )
+    return files
+
+
+def fetch_weights(uri: str, name: str, target: Path) -> None:
+    """Write the weights of a registered model to the safetensors file `target`. No stored code is run: the graph is
+    read as data. Raises TrackingError if there is no such model, or no weights that can be read this way.
+    """
+    import torch
     from safetensors.torch import save_file
 
-    with tempfile.TemporaryDirectory() as scratch, _here(uri):
-        try:
-            found = Path(mlflow.artifacts.download_artifacts(artifact_uri=name, dst_path=scratch, tracking_uri=uri))
-        except (MlflowException, OSError) as error:
-            why = str(error).partition("\n")[0]
-            do = "write models:/NAME/VERSION or models:/NAME@ALIAS"
-            raise TrackingError(f"no registered model {name} at {uri}", why, do) from error
+    with fetch(uri, name) as found:
         graph = next(iter(sorted(found.rglob("*.pt2"))), None)
         if graph is None:
             raise TrackingError(f"{name} has no torch.export graph", "pickled models are not loaded")

@@ -177,12 +177,12 @@ def _open(path: Path, group: int) -> None:
 
 
 def find(run: str) -> Path:
-    """The directory of a run given by name, MLflow run id or path.
+    """The directory of a run given by name, MLflow run id or path, from here or from the raylab home.
 
     Raises UsageError with the nearest names if there is none, and for a copy of a run next to its original.
     """
     runs = home() / "runs"
-    for path in (runs / run, Path(run)):
+    for path in (runs / run, home() / run, Path(run)):
         if (path / "run.json").is_file():
             directory = path.absolute()
             if original := original_of(directory):

@@ -360,19 +360,25 @@ def log_model(directory: Path, shape: tuple[int, ...]) -> bool:
     """Log the finished model to MLflow, and register it if the run's record names a registered model. Returns False
     when the server is unavailable: `raylab sync` then does it. Repeating it changes nothing.
 
-    The input example is random numbers of `shape`, never patient data.
+    A model of a task that predicts frames is a function of such a frame, by the same steps as `raylab.load`; any other
+    is a graph, whose input example is random numbers of `shape`. Examples are never patient data.
     """
-    from raylab.training.run import read_model
+    from jobs.common.predictors import make_predictor
+    from raylab.training.trained_model import TrainedModel
 
     run_record, outbox = note(directory), directory / "outbox"
-    _, _, _, network = read_model(directory)
-    example = tracked_model.synthetic_example(shape)
+    trained = TrainedModel.read(directory)
+    predictor = make_predictor(trained, directory / "model")
     try:
         runs.check(run_record.uri)
         with warnings.catch_warnings():  # torch.export warns about its own internals
             warnings.simplefilter("ignore")
             run_id = ensure_run(outbox)
-            tracked_model.log_model(run_record.uri, run_id, network, example)
+            if predictor is not None:
+                tracked_model.log_predictor(run_record.uri, run_id, trained.network, predictor)
+            else:
+                example = tracked_model.synthetic_example(shape)
+                tracked_model.log_model(run_record.uri, run_id, trained.network, example)
         if run_record.register_as is not None:
             register(directory, run_record.uri, run_id, run_record.register_as)
     except RaylabError as error:

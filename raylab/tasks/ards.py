@@ -15,7 +15,7 @@ from raylab.config.recipe import (
 from raylab.data.icu.labels import LABELS
 from raylab.data.icu.meta import IcuMeta
 from raylab.tasks.base import Task
-from raylab.tasks.icu import COLUMNS, IcuRecipe, icu_preparation, read_new
+from raylab.tasks.icu import EVENTS, IcuRecipe, icu_preparation, read_new
 from raylab.tasks.outcomes import Binary
 
 if TYPE_CHECKING:  # as in base.py
@@ -81,7 +81,7 @@ TASK = Task(
     meta=IcuMeta,
     preparation=icu_preparation(LABELS),
     read_new=partial(read_new, LABELS),
-    columns=COLUMNS,
+    frame=EVENTS,
     full=FULL,
     smoke=SMOKE,
     searches=SEARCHES,

@@ -17,6 +17,15 @@ if TYPE_CHECKING:  # `raylab recipe` and `compare` read tasks, and need no torch
 
 
 @dataclass(frozen=True)
+class Frame:
+    """A frame of new data: `columns` as (name, type in MLflow, whether it is required), and the rows of a SYNTHETIC
+    `example`."""
+
+    columns: tuple[tuple[str, Literal["string", "double"], bool], ...]
+    example: tuple[tuple[str | float, ...], ...]
+
+
+@dataclass(frozen=True)
 class Task:
     """What a run needs to know of its problem. A new one is a file beside this, and a line in TASKS."""
 
@@ -42,8 +51,8 @@ class Task:
     read_new: Callable[[Any, Any, dict[str, Any]], "NewRows"] | None = None
     """(new data without labels, recipe.data, spec of a trained model) -> rows to predict, prepared as `preparation`
     prepares; None where raylab does not predict new data"""
-    columns: Mapping[str, str] | None = None
-    """the columns of a frame that `read_new` takes: name -> description; None where it takes no frame"""
+    frame: "Frame | None" = None
+    """the frame that `read_new` takes; None where it takes something else"""
     searches: Mapping[str, Search] = field(default_factory=dict)
     """what `tune` searches for models other than that of the recipe, by the model's name"""
 

@@ -12,6 +12,7 @@ from raylab.config.assignments import parse_assignments
 from raylab.config.recipe import BoostingModel, IcuData, LinearModel, Recipe, RecurrentModel, family_name
 from raylab.data.icu.meta import IcuMeta
 from raylab.errors import UsageError
+from raylab.tasks.base import Frame
 from raylab.tasks.preparation import Preparation, PrepareOptions, Resources, attrition_lines
 
 if TYPE_CHECKING:  # as in base.py
@@ -152,14 +153,28 @@ def _by_unit(n: int | dict[str, int]) -> str:
     return f"{n:,}" if isinstance(n, int) else ", ".join(f"'{unit}' {count:,}" for unit, count in n.items())
 
 
-COLUMNS = {
-    "stay_id": "identifier of the stay",
-    "time": "hours since the start of the stay",
-    "concept": "a name of `raylab concepts`",
-    "value": "a number",
-    "unit": "optional: the unit in which the value was recorded",
-}
-"""The columns of a frame of events (new_patients.py)."""
+EVENTS = Frame(
+    columns=(
+        ("stay_id", "string", True),
+        ("time", "double", True),
+        ("concept", "string", True),
+        ("value", "double", True),
+        ("unit", "string", False),
+    ),
+    example=tuple(
+        ("synthetic-1", 0.5, concept, value, unit)
+        for concept, value, unit in (
+            ("age", 60.0, "years"),
+            ("hr", 80.0, "/min"),
+            ("map", 75.0, "mmHg"),
+            ("resp_rate", 16.0, "/min"),
+            ("spo2", 97.0, "%"),
+            ("fio2", 21.0, "%"),
+            ("temp", 98.6, "F"),
+        )
+    ),
+)
+"""The frame of raw events (new_patients.py). Its example is a healthy virtual person."""
 
 
 def read_new(labels: Mapping[str, "Label"], frame: Any, data: IcuData, spec: dict[str, Any]) -> "NewRows":

@@ -48,7 +48,6 @@ OPTIONAL = (UNIT, "subject_id")
 OXYGENATION = ("pao2", "sao2", "spo2")
 VITAL_SIGNS = ("hr", "map", "sysabp", "diasabp", "nimap", "nisysabp", "nidiasabp", "resp_rate", "temp")
 """A stay without a usable value of any of OXYGENATION and VITAL_SIGNS is not predicted."""
-DEMOGRAPHICS = {"age": demographics.age, "sex": demographics.sex}
 FLAGS = ("ventilated_pf", "ventilated", "gas")  # cohorts that are known at the prediction; `matched` needs the label
 
 
@@ -173,7 +172,9 @@ def check_events(frame: Any) -> tuple[pl.DataFrame, pl.DataType, dict[str, int]]
         raise DataError("the events have rows without a stay_id", do="give each row the id of its stay")
     hours = events["time"].cast(pl.Float64)
     if endless := int((~hours.is_finite()).sum()):
-        raise DataError(f"{endless:,} of {events.height:,} events have a time that is not finite", do="correct the time")
+        raise DataError(
+            f"{endless:,} of {events.height:,} events have a time that is not finite", do="correct the time"
+        )
     if "subject_id" in events.columns:
         patients = events.group_by("stay_id").agg(pl.col("subject_id").n_unique())
         if two := patients.filter(pl.col("subject_id") > 1).height:
@@ -221,8 +222,11 @@ def read_text(events: pl.DataFrame) -> pl.DataFrame:
         events = events.with_columns(pl.lit("").alias(UNIT))
     events = events.rename({"value": "text"}).with_columns(pl.col(UNIT).cast(pl.String).fill_null(""))
     texts = read_quantities(events.select("concept", UNIT, "text").drop_nulls().unique())
-    words = pl.coalesce(
-        pl.when(pl.col("concept") == name).then(read("text", pl.String())) for name, read in DEMOGRAPHICS.items()
+    words = (
+        pl.when(pl.col("concept") == "age")
+        .then(demographics.age("text", pl.String()))
+        .when(pl.col("concept") == "sex")
+        .then(demographics.sex("text"))
     )
     texts = texts.with_columns(number=pl.coalesce("number", words).fill_null(float("nan")))
     read = events.join(texts, ["concept", UNIT, "text"], "left", maintain_order="left")
@@ -242,8 +246,8 @@ def framing_of(spec: Mapping[str, Any]) -> Framing:
 
 
 def rows_to_predict(stays: pl.DataFrame, screened: pl.DataFrame, framing: Framing) -> pl.DataFrame:
-    """Return stay_id, at_h and last_h of each prediction of `stays`: at the landmark, or at every hour from there to the
-    one in which the records end."""
+    """Return stay_id, at_h and last_h of each prediction of `stays`, and end, when its records end: at the landmark, or
+    at every hour from there to the one in which they end."""
     last = with_text_ids(screened.group_by("stay_id").agg(end=pl.col("time").max()))
     rows = stays.join(last, "stay_id", "left", maintain_order="left")
     if framing.kind == "landmark":
@@ -281,7 +285,9 @@ def with_risk(
         is_outside=pl.lit(False),
     )
     if cohort in FLAGS:
-        coded = rows.select("stay_id", "at_h").with_columns(pl.col("stay_id").cast(screened.schema["stay_id"], strict=False))
+        coded = rows.select("stay_id", "at_h").with_columns(
+            pl.col("stay_id").cast(screened.schema["stay_id"], strict=False)
+        )
         flags = with_text_ids(cohorts.flags(coded, screened.lazy().select(EVENTS.names()), found.lazy(), rule))
         inside = flags.select("stay_id", "at_h", pl.col(cohort).alias("inside"))
         rows = rows.join(inside, ["stay_id", "at_h"], "left", maintain_order="left").with_columns(
@@ -304,9 +310,7 @@ def measured_in_window(rows: pl.DataFrame, table: pl.DataFrame, names: list[str]
             for name in there
         )  # fmt: skip
         at = at.join(known, ["stay_id", "at_h"], "left", maintain_order="left")
-    return at.select(
-        pl.col(name).fill_null(False) if name in there else pl.lit(False).alias(name) for name in names
-    )
+    return at.select(pl.col(name).fill_null(False) if name in there else pl.lit(False).alias(name) for name in names)
 
 
 def reason(rule: Label, cohort: str, minimum: list[str]) -> pl.Expr:
