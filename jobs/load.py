@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
 from jobs.common import run_tracking
 from jobs.common.console import say
 from jobs.common.environment import verb_environment
@@ -12,6 +10,7 @@ from tracking import models
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
 
     from raylab.training.trained_model import TrainedModel
 
@@ -29,13 +28,14 @@ class Model:
         return f"<raylab model {self.name} of task {self.task}>"
 
     def predict(self, data: Any, *, quiet: bool = False) -> "pl.DataFrame | pd.DataFrame":
-        """Return a frame of probabilities for new data, without labels; of pandas if `data` is.
+        """Return a frame of probabilities for new data, without labels; of pandas if `data` is, else of polars.
 
         Of intensive-care tasks, `data` is a polars or pandas frame of raw events: stay_id, time (hours since the start
         of the stay), concept (a name of `raylab concepts`), value and, if there is one, unit. It goes through the
         screening, the derived series, the hourly grid and the statistics that the model was trained with. The result
         has stay_id, at_h (when is predicted), last_h (the latest record before it), p_CLASS, reason (null, or why there
-        is no probability) and absent (inputs of the model without a usable value).
+        is no probability) and absent (inputs of the model without a usable value). Of tasks on chest X-rays, `data` is
+        a folder, or paths of image files, and the result has file, view, p_CLASS and reason.
 
         What was left out, converted or guessed is printed unless `quiet`. DataError if the data cannot be used, or no
         row can be predicted.
@@ -47,7 +47,7 @@ class Model:
             say(f"{self.name}: {table['reason'].null_count():,} of {table.height:,} rows predicted")
             for note in predicted.notes:
                 say(f"  {note}")
-        return predicted.table if isinstance(data, pl.DataFrame | pl.LazyFrame) else predicted.table.to_pandas()
+        return predicted.table.to_pandas() if type(data).__module__.split(".")[0] == "pandas" else predicted.table
 
 
 @verb_environment()

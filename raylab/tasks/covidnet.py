@@ -22,7 +22,7 @@ from raylab.tasks.images import PREPARATION
 from raylab.tasks.outcomes import Multiclass
 
 if TYPE_CHECKING:  # as in base.py
-    from raylab.data.samples import Samples
+    from raylab.data.samples import NewRows, Samples
 
 
 class CovidnetRecipe(Recipe):
@@ -73,6 +73,12 @@ def load(directory: Path, split: str, data: ImageData, spec: dict[str, Any] | No
     return load_images(directory, split, size=data.size, spec=spec, augment=augment, mask=data.mask, task="covidnet")
 
 
+def read_new(files: Any, data: ImageData, spec: dict[str, Any]) -> "NewRows":
+    from raylab.data.images.new_images import read_new_images
+
+    return read_new_images(files, spec)
+
+
 TASK = Task(
     name="covidnet",
     kind="images",
@@ -81,6 +87,7 @@ TASK = Task(
     load=load,
     meta=ImageMeta,
     preparation=PREPARATION,
+    read_new=read_new,
     full=FULL,
     smoke=SMOKE,
     primary=("macro_recall", "accuracy"),

@@ -23,31 +23,19 @@ from raylab.errors import DataError, unknown
 LUNG_BOX = (0.12, 0.10, 0.88, 0.85)
 
 
-class ImageSamples:
-    """One split. `size` and statistics come from `spec`, so that another directory yields the same inputs for a
+class ImageInputs:
+    """Inputs of networks from views, uint8 [all rows, cache size, cache size]. `rows` are the rows in them: the key of
+    augmentation. `size`, statistics and mask come from `spec`, so that other images yield the same inputs for a
     model."""
-
-    augmentation = VERSION
 
     def __init__(
         self,
         images: RowFile | NDArray[np.uint8],
-        table: pl.DataFrame,
-        meta: ImageMeta,
+        rows: NDArray[np.int64],
         spec: dict[str, Any],
         augment: Mapping[str, float],
     ) -> None:
-        self.images = images  # uint8 [all rows, cache size, cache size]
-        self.rows = table["row"].to_numpy().astype(np.int64)  # row in the directory: the key of augmentation
-        self.y = table["label"].to_numpy().astype(np.int64)
-        self.group = table["group"].to_numpy().astype(np.int64)
-        self.source = np.array(table["source"].to_list(), dtype=str)
-        self.view = np.array([view or "unknown" for view in table["view"].to_list()], dtype=str)
-        self.ids = np.array(table["id"].to_list(), dtype=str)
-        self.meta = meta
-        self.spec = spec
-        self.absent: list[str] = []  # inputs that a model needs and this directory lacks: none for images
-        self.augment = augment
+        self.images, self.rows, self.spec, self.augment = images, rows, spec, augment
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,6 +61,29 @@ class ImageSamples:
         if self.spec["size"] != x_B1SS.shape[-1]:
             x_B1SS = F.interpolate(x_B1SS, (self.spec["size"],) * 2, mode="bilinear", antialias=True)
         return x_B1SS
+
+
+class ImageSamples(ImageInputs):
+    """One split of a prepared directory."""
+
+    augmentation = VERSION
+
+    def __init__(
+        self,
+        images: RowFile | NDArray[np.uint8],
+        table: pl.DataFrame,
+        meta: ImageMeta,
+        spec: dict[str, Any],
+        augment: Mapping[str, float],
+    ) -> None:
+        super().__init__(images, table["row"].to_numpy().astype(np.int64), spec, augment)
+        self.y = table["label"].to_numpy().astype(np.int64)
+        self.group = table["group"].to_numpy().astype(np.int64)
+        self.source = np.array(table["source"].to_list(), dtype=str)
+        self.view = np.array([view or "unknown" for view in table["view"].to_list()], dtype=str)
+        self.ids = np.array(table["id"].to_list(), dtype=str)
+        self.meta = meta
+        self.absent: list[str] = []  # inputs that a model needs and this directory lacks: none for images
 
 
 def box_px(side: int) -> tuple[int, int, int, int]:
@@ -137,6 +148,7 @@ def _spec(
             )
         spec = {"kind": meta.kind, "classes": meta.classes, "size": meta.size, **meta.statistics}
         spec |= {"mask": mask} if mask is not None else {}
+        spec |= {"prepared_size": meta.size} if size not in (None, meta.size) else {}
     for key in ("kind", "classes"):
         if spec.get(key) != getattr(meta, key):
             raise DataError(

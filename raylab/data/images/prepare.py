@@ -507,7 +507,7 @@ def decode_chunk(argument: tuple[list[str], int], path: Path) -> None:
             picture = read_picture(file, size)
             images[row], said["shapes"][row] = frame(picture.grey, size), picture.grey.shape
             said["contrasts"][row] = picture.contrast
-            if np.subtract(*np.percentile(images[row, ::4, ::4], (95, 5))) < DULL:
+            if is_dull(images[row]):
                 said["dull"].append(row)
             if picture.view:
                 said["views"][row] = picture.view
@@ -522,6 +522,11 @@ def decode_chunk(argument: tuple[list[str], int], path: Path) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.npz")
     np.savez(beside, images=images, said=json.dumps(said))
     beside.replace(path)
+
+
+def is_dull(view: NDArray[np.uint8]) -> bool:
+    """Whether a view uses few grey levels."""
+    return bool(np.subtract(*np.percentile(view[::4, ::4], (95, 5))) < DULL)
 
 
 def _compact(path: Path, keep: Sequence[int]) -> None:
