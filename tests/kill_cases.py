@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mlflow.pytorch
+import mlflow.pyfunc  # noqa: F401  # once, before processes are forked
 import numpy as np
 import torch
 
@@ -360,22 +359,13 @@ def kill_everywhere(place: Place, verb: str, sample: int | None) -> Iterator[tup
     shutil.rmtree(template)
 
 
-def shorten(root: Path) -> None:
-    """Fewer bootstrap samples, one picture, and one export of the same weights: they cost time, not writes. No witness
-    marks a killed run, as when the machine is lost: `sync` and `resume` are on their own."""
+def shorten() -> None:
+    """Fewer bootstrap samples and one picture: they cost time, not writes. No witness marks a killed run, as when the
+    machine is lost: `sync` and `resume` are on their own."""
     scores.BOOTSTRAPS = 20
     run_tracking.witness = lambda *words: nullcontext()
-    draw, export = figures.draw, mlflow.pytorch.save_model
+    draw = figures.draw
     figures.draw = lambda scored: dict([next(iter(draw(scored).items()))])
-
-    def save_model(model: torch.nn.Module, path: Path, **options: Any) -> None:
-        values = torch.cat([value.flatten().double() for value in model.state_dict().values()])
-        kept = root / f"exported-{zlib.crc32(values.numpy().tobytes())}"
-        if not kept.exists():
-            export(model, kept, **options)
-        shutil.copytree(kept, path)
-
-    mlflow.pytorch.save_model = save_model
 
 
 def prepare_data(out: Path) -> None:
@@ -390,7 +380,7 @@ def main(verbs: list[str]) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        shorten(root)
+        shorten()
         os.environ["RAYLAB_HOME"] = str(root / "home")
         code, _ = run_in_child(lambda: prepare_data(root / "ards"), root / "log")
         assert code == 0, (root / "log").read_text()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from jobs.common.home import home
 
 CHATTY = {
-    **dict.fromkeys(("mlflow", "alembic", "torch.export"), logging.ERROR),
+    **dict.fromkeys(("mlflow", "mlflow.pyfunc", "alembic", "torch.export"), logging.ERROR),
     "mlflow.store.db.utils": logging.CRITICAL,  # whose errors, with pages of SQL, are raised as well
 }
 

@@ -1,17 +1,22 @@
-"""Trained models as functions of a frame, for MLflow."""
+"""Trained models as functions of a frame, for MLflow and its model server."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import polars as pl
 
+from raylab.errors import UsageError
 from tracking.models import Predictor
 
 if TYPE_CHECKING:
     from raylab.training.trained_model import TrainedModel
 
 CODE = Path(__file__).with_name("served_model.py")
+SERVED = "__pyfunc_model_path__"  # set by `mlflow models serve` for the process that answers
+SOCKET = "UVICORN_UDS"  # uvicorn's option --uds
 
 
 def make_predictor(trained: "TrainedModel", files: Path) -> Predictor | None:
@@ -35,3 +40,20 @@ def to_pandas(table: pl.DataFrame) -> pd.DataFrame:
             for column in table
         }
     )
+
+
+def check_door(environment: Mapping[str, str]) -> str | None:
+    """What is to be said of who can reach the model server of this process; None outside of one, and if it listens on a
+    socket that only its owner can open. UsageError if others can open that socket."""
+    if SERVED not in environment:
+        return None
+    if SOCKET not in environment:
+        return (
+            "every user of this machine can ask this model server: MLflow's has no login. "
+            f"Set {SOCKET} to a socket in a directory of mode 0700 (docs/prediction.md)"
+        )
+    folder = Path(environment[SOCKET]).absolute().parent
+    state = folder.stat()
+    if state.st_mode & 0o077 or state.st_uid != os.getuid():
+        raise UsageError(f"others can open {folder}, and so ask this model server", do=f"chmod 700 {folder}")
+    return None

@@ -5,6 +5,7 @@ statistics are data beside it (safetensors and JSON). It needs raylab's own envi
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from jobs.common.predictors import to_pandas
+from jobs.common.predictors import check_door, to_pandas
 from raylab.errors import RaylabError
 from raylab.training.trained_model import TrainedModel
 
@@ -25,7 +26,9 @@ class ServedModel(PythonModel):
     """`predict` answers with the columns of `raylab.load(...).predict`; null is None."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Read the model from the artifact `model`, as data."""
+        """Read the model from the artifact `model`, as data. In a model server, say or refuse who can reach it."""
+        if said := check_door(os.environ):
+            log.warning("%s", said)
         self.trained = TrainedModel.read(Path(context.artifacts["model"]).parent)
 
     def predict(

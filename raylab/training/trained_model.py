@@ -45,7 +45,11 @@ class TrainedModel:
         Raises UsageError if the task reads no new data, and DataError if no row can be predicted.
         """
         if self.task.read_new is None:
-            raise UsageError(f"a model of task '{self.task.name}' does not predict new data from here")
+            raise UsageError(
+                f"a model of task '{self.task.name}' does not predict new data here",
+                "its inputs have no raw form that raylab prepares",
+                f"raylab predict {self.task.name} --run NAME --data DIR",
+            )
         new = self.task.read_new(data, self.recipe.data, self.spec)
         if new.inputs is None:
             reasons = new.rows["reason"].value_counts().sort("reason").iter_rows()

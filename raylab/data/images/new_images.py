@@ -14,6 +14,7 @@ import polars as pl
 
 from raylab.data.images.dataset import ImageInputs
 from raylab.data.images.decode import frame, read_picture
+from raylab.data.images.grey import Grey
 from raylab.data.images.prepare import is_dull
 from raylab.data.samples import NewRows
 from raylab.errors import DataError
@@ -24,7 +25,9 @@ def read_new_images(files: Any, spec: dict[str, Any]) -> NewRows:
     reason (null, or why the file cannot be used). Raises DataError for anything but existing paths."""
     paths = list_files(files)
     size = int(spec.get("prepared_size", spec["size"]))
-    images, views, reasons = [], [], []
+    images: list[Grey] = []
+    views: list[str] = []
+    reasons: list[str | None] = []
     for path in paths:
         try:
             picture = read_picture(path, size)

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 import raylab
-from jobs.common import home
+from jobs.common import home, predictors
 from raylab.data.icu.sources import synthetic
 from raylab.errors import DataError, TrackingError, UsageError
 from raylab.tasks.recipes import shipped_recipe
@@ -98,3 +98,22 @@ def test_a_registered_model_is_the_run(run, place, events, expected):
 def test_wrong_names_are_refused(run):
     with pytest.raises(UsageError, match="first"):
         raylab.load("frist")
+
+
+def test_a_model_server_says_or_refuses_who_can_reach_it(tmp_path):
+    served = {predictors.SERVED: "model"}
+    assert predictors.check_door({}) is None
+    assert "every user of this machine" in predictors.check_door(served)
+    behind = {**served, predictors.SOCKET: str(tmp_path / "door" / "socket")}
+    (tmp_path / "door").mkdir(mode=0o700)
+    assert predictors.check_door(behind) is None
+    (tmp_path / "door").chmod(0o711)
+    with pytest.raises(UsageError, match="others can open"):
+        predictors.check_door(behind)
+
+
+def test_a_task_without_raw_data_predicts_none(surrogate_data, place):
+    recipe = shipped_recipe("surrogate", smoke=True)
+    run = raylab.train(recipe, surrogate_data, settings={"loop.epochs": 1}, workers=0, name="net", quiet=True)
+    with pytest.raises(UsageError, match="does not predict new data"):
+        raylab.load(run).predict(pl.DataFrame())
