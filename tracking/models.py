@@ -98,14 +98,14 @@ class _Untraceable(Exception):
 @dataclass(frozen=True)
 class Predictor:
     """A model that MLflow runs from code: `code` is a Python file that calls mlflow.models.set_model, `files` the
-    directory that it gets as its artifact `model`. `columns`: (name, MLflow type, is required) of its frame. `example`
-    is a synthetic frame, and `output` what the model makes of it."""
+    directory that it gets as its artifact `model`. `columns`: (name, type, whether it is required) of its frame;
+    `results`: (name, type) of its answer, in which `strings` is a list of them. `example` is a synthetic frame."""
 
     code: Path
     files: Path
     columns: Iterable[tuple[str, str, bool]]
+    results: Iterable[tuple[str, str]]
     example: "pd.DataFrame"
-    output: "pd.DataFrame"
 
 
 def log_predictor(uri: str, run_id: str, model: "torch.nn.Module", predictor: Predictor, name: str = "model") -> str:
@@ -113,12 +113,14 @@ def log_predictor(uri: str, run_id: str, model: "torch.nn.Module", predictor: Pr
     address. As `log_model`, a run has one logged model, known by the weights of `model`.
     """
     import mlflow.pyfunc
-    from mlflow.models import ModelSignature, infer_signature
-    from mlflow.types.schema import ColSpec, Schema
+    from mlflow.models import ModelSignature
+    from mlflow.types import DataType
+    from mlflow.types.schema import Array, ColSpec, Schema
 
     runs.refuse_outside(uri, runs.client(uri).get_run(run_id).info.artifact_uri)
     inputs = Schema([ColSpec(kind, column, required=required) for column, kind, required in predictor.columns])
-    outputs = infer_signature(predictor.output).inputs
+    strings = {"strings": Array(DataType.string)}
+    outputs = Schema([ColSpec(strings.get(kind, kind), column) for column, kind in predictor.results])
 
     def save(saved: Path) -> None:
         mlflow.pyfunc.save_model(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import polars as pl
 
@@ -24,10 +25,11 @@ def make_predictor(trained: "TrainedModel", files: Path) -> Predictor | None:
     frame = trained.task.frame
     if frame is None:
         return None
+    outcome, spec = trained.task.outcome, trained.spec
     names = [name for name, _, _ in frame.columns]
-    example = pl.DataFrame(frame.example, schema=names, orient="row")
-    output = to_pandas(trained.predict(example).table)
-    return Predictor(CODE, files, frame.columns, example.to_pandas(), output)
+    example = pl.DataFrame(frame.example, schema=names, orient="row").to_pandas()
+    predicted = [(name, "double") for name in outcome.prediction_columns(spec, np.zeros((1, outcome.count(spec))))]
+    return Predictor(CODE, files, frame.columns, (*frame.results, *predicted, *frame.remarks), example)
 
 
 def to_pandas(table: pl.DataFrame) -> pd.DataFrame:

@@ -18,10 +18,12 @@ if TYPE_CHECKING:  # `raylab recipe` and `compare` read tasks, and need no torch
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame of new data: `columns` as (name, type in MLflow, whether it is required), and the rows of a SYNTHETIC
-    `example`."""
+    """A frame of new data: `columns` as (name, type, whether it is required), and the rows of a SYNTHETIC `example`.
+    `results` and `remarks` are (name, type) of the columns before and after those of the prediction in its answer."""
 
     columns: tuple[tuple[str, Literal["string", "double"], bool], ...]
+    results: tuple[tuple[str, Literal["string", "double"]], ...]
+    remarks: tuple[tuple[str, Literal["string", "strings"]], ...]
     example: tuple[tuple[str | float, ...], ...]
 
 

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag
 from raylab.config.assignments import parse_assignments
 from raylab.config.recipe import BoostingModel, IcuData, LinearModel, Recipe, RecurrentModel, family_name
 from raylab.data.icu.meta import IcuMeta
-from raylab.errors import UsageError
+from raylab.errors import UsageError, escape_unprintable
 from raylab.tasks.base import Frame
 from raylab.tasks.preparation import Preparation, PrepareOptions, Resources, attrition_lines
 
@@ -161,6 +161,8 @@ EVENTS = Frame(
         ("value", "double", True),
         ("unit", "string", False),
     ),
+    results=(("stay_id", "string"), ("at_h", "double"), ("last_h", "double")),
+    remarks=(("reason", "string"), ("absent", "strings")),
     example=tuple(
         ("synthetic-1", 0.5, concept, value, unit)
         for concept, value, unit in (
@@ -195,10 +197,13 @@ def describe_new(new: "NewPatients", rule: "Label") -> list[str]:
     if new.missing:
         lines.append(f"inputs of the model without a usable value in any stay: {', '.join(new.missing)}")
     if new.unknown_concepts:
-        named = ", ".join(f"'{name[:40]}' {n:,}" for name, n in list(new.unknown_concepts.items())[:10])
-        lines.append(f"concepts that raylab does not know, not used: {named}")
+        names = [f"'{escape_unprintable(name[:40])}' {n:,}" for name, n in new.unknown_concepts.items()]
+        others = f" and {len(names) - 10:,} others" if len(names) > 10 else ""
+        known = "`raylab concepts` prints those that it knows"
+        lines.append(f"concepts that raylab does not know, not used: {', '.join(names[:10])}{others}; {known}")
     lines += [f"{name} is left out: {why}" for name, why in new.left_out.items()]
-    if dropped := {what: n for what, n in new.totals.dropped().items() if n}:
+    counts = {"without a time, concept or value": new.incomplete, **new.totals.dropped()}
+    if dropped := {what: n for what, n in counts.items() if n}:
         lines.append("rows not used: " + ", ".join(f"{what} {n:,}" for what, n in dropped.items()))
     lines += describe_values({**new.totals.by_problem(), **new.totals.units()})
     if new.of_unknown_age:

@@ -59,6 +59,7 @@ class NewPatients:
               reason (null, or why there is no prediction), absent (the model's inputs without a usable value)
     inputs    of the rows without a reason, in their order; None if there are none
     totals    counts of values by concept
+    incomplete  rows without a time, concept or value
     missing   inputs of the model that no stay has a usable value of
     left_out  concept -> why none of its values is used
     unknown_concepts  name in the frame -> rows
@@ -69,6 +70,7 @@ class NewPatients:
     rows: pl.DataFrame
     inputs: IcuInputs | None
     totals: Totals
+    incomplete: int
     missing: list[str]
     left_out: dict[str, str]
     unknown_concepts: dict[str, int]
@@ -85,16 +87,9 @@ def read_new_patients(frame: Any, spec: Mapping[str, Any], rule: Label, cohort: 
     """
     events, dtype, unknown_concepts = check_events(frame)
     framing = framing_of(spec)
-    ids = events["stay_id"].unique(maintain_order=True)
-    coded = with_coded_ids(events.filter(pl.col("concept").is_in(list(CONCEPTS))))
-    present, unique = screen(coded.lazy())
+    present, unique = screen(with_coded_ids(events).lazy())
     counts, screened = pl.collect_all(
-        [
-            present.select(
-                rows=pl.len(), negative_time=(pl.col("time") < 0).sum(), no_value=coded["value"].null_count()
-            ),
-            unique,
-        ]
+        [present.select(rows=pl.len(), negative_time=(pl.col("time") < 0).sum()), unique],
     )
     by_concept, by_unit = pl.collect_all([count_by_concept(screened.lazy()), count_by_unit(screened.lazy())])
     totals = Totals(counts.row(0, named=True), by_concept.sort("concept"), by_unit.sort("concept", UNIT), {}, [],
@@ -105,47 +100,43 @@ def read_new_patients(frame: Any, spec: Mapping[str, Any], rule: Label, cohort: 
     values = screened.lazy().select(EVENTS.names())
     cells, static, found = pl.collect_all([*read_features(values, framing.hours()), ratios(values, rule)])
 
-    rows = rows_to_predict(pl.DataFrame({"stay_id": ids}), screened, framing)
-    rows = with_risk(rows, screened, found, rule, cohort)
-    rows = rows.join(with_text_ids(static), "stay_id", "left", maintain_order="left")
-    cells = with_text_ids(cells)
+    stays = events.select("stay_id").unique(maintain_order=True)
     table = pl.DataFrame()
     if cells["value"].count():
-        table = grid(cells, ids, framing.hours())
+        table = grid(with_text_ids(cells), stays["stay_id"], framing.hours())
+    rows = with_risk(rows_to_predict(stays, screened, framing), screened, found, rule, cohort)
+    rows = rows.join(with_text_ids(static), "stay_id", "left", maintain_order="left")
     series = list(spec["features"])
-    static_names = [name for name in spec["static"] if not name.startswith(VIRTUAL)]
-    measured = measured_in_window(rows, table, series, int(spec["hours"])).with_columns(
-        rows[name].is_not_null() if name in rows.columns else pl.lit(False).alias(name) for name in static_names
-    )
-    names = [*series, *static_names]
-    vital = [name for name in (*OXYGENATION, *VITAL_SIGNS) if name in series]
+    measured = find_measured(rows, table, spec)
+    minimum = [name for name in (*OXYGENATION, *VITAL_SIGNS) if name in series] or series
     rows = rows.with_columns(
-        absent=pl.Series(
-            [[name for name, is_there in zip(names, row, strict=True) if not is_there] for row in measured.iter_rows()],
-            dtype=pl.List(pl.String),
-        ),
-        has_minimum=measured.select(pl.any_horizontal(vital or series)).to_series(),
-    )
-    rows = rows.with_columns(reason=reason(rule, cohort, vital or series))
-    wanted = rows.filter(pl.col("reason").is_null())
-    inputs = None
-    if wanted.height:
-        if any(name.startswith(VIRTUAL) for name in spec["static"]):
-            from raylab.data.icu.virtual_patient import virtual_patients  # as in `prepare`
-
-            wanted = virtual_patients(wanted, table, int(spec["landmark_h"]))
-        x, _ = build_inputs(wanted, table, dict(spec), fill)
-        inputs = IcuInputs(x, wanted, dict(spec))
+        absent=pl.Series([[name for name, there in row.items() if not there] for row in measured.iter_rows(named=True)],
+                         dtype=pl.List(pl.String)),
+        has_minimum=measured.select(pl.any_horizontal(minimum)).to_series(),
+    ).with_columns(reason=reason(rule, cohort, minimum))  # fmt: skip
     return NewPatients(
         rows.select(pl.col("stay_id").cast(dtype), "at_h", "last_h", "reason", "absent"),
-        inputs,
+        make_inputs(rows.filter(pl.col("reason").is_null()), table, dict(spec), fill),
         totals,
-        [name for name in names if not measured[name].any()],
+        events.height - totals.counts["rows"],
+        [name for name in measured.columns if not measured[name].any()],
         left_out,
         unknown_concepts,
-        int(rows.filter(pl.col("age_known").is_null())["stay_id"].n_unique()) if rule.min_age else 0,
+        rows.filter(pl.col("age_known").is_null())["stay_id"].n_unique() if rule.min_age else 0,
         doubts(by_concept, rule),
     )
+
+
+def make_inputs(rows: pl.DataFrame, table: pl.DataFrame, spec: dict[str, Any], fill: str) -> IcuInputs | None:
+    """Return the inputs of `rows`, of whose stays `table` is the hourly grid; None if there are no rows."""
+    if rows.is_empty():
+        return None
+    if any(name.startswith(VIRTUAL) for name in spec["static"]):
+        from raylab.data.icu.virtual_patient import virtual_patients  # as in `prepare`
+
+        rows = virtual_patients(rows, table, int(spec["landmark_h"]))
+    x, _ = build_inputs(rows, table, spec, fill)
+    return IcuInputs(x, rows, spec)
 
 
 def check_events(frame: Any) -> tuple[pl.DataFrame, pl.DataType, dict[str, int]]:
@@ -296,21 +287,25 @@ def with_risk(
     return rows
 
 
-def measured_in_window(rows: pl.DataFrame, table: pl.DataFrame, names: list[str], hours: int) -> pl.DataFrame:
-    """Return, for each of `rows`, whether each of the series `names` has a usable value in the `hours` before the
-    prediction, measured there or carried into it."""
-    there = [name for name in names if name in table.columns]
-    at = rows.select("stay_id", "at_h")
+def find_measured(rows: pl.DataFrame, table: pl.DataFrame, spec: Mapping[str, Any]) -> pl.DataFrame:
+    """Return, for each of `rows`, whether each input of the model has a usable value: a series in the hours before the
+    prediction, measured there or carried into them, a static one at all. `vp_` inputs are made from these."""
+    series, static = spec["features"], [name for name in spec["static"] if not name.startswith(VIRTUAL)]
+    there = [name for name in series if name in table.columns]
+    at = rows.select("stay_id", "at_h", *static)
     if there:
         window = at.join(table, "stay_id").filter(
-            pl.col("hour") < pl.col("at_h"), pl.col("hour") >= pl.col("at_h") - hours
+            pl.col("hour") < pl.col("at_h"), pl.col("hour") >= pl.col("at_h") - spec["hours"]
         )
         known = window.sort("hour").group_by("stay_id", "at_h").agg(
             (pl.col(f"{name}__mask").any() | pl.col(f"{name}__since").last().is_not_null()).alias(name)
             for name in there
         )  # fmt: skip
         at = at.join(known, ["stay_id", "at_h"], "left", maintain_order="left")
-    return at.select(pl.col(name).fill_null(False) if name in there else pl.lit(False).alias(name) for name in names)
+    return at.select(
+        *(pl.col(name).fill_null(False) if name in there else pl.lit(False).alias(name) for name in series),
+        *(pl.col(name).is_not_null() for name in static),
+    )
 
 
 def reason(rule: Label, cohort: str, minimum: list[str]) -> pl.Expr:

@@ -1,5 +1,7 @@
 """raylab.load: a trained model on raw events of new patients, and the same model as MLflow keeps it."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -8,7 +10,9 @@ import raylab
 from jobs.common import home, predictors
 from raylab.data.icu.sources import synthetic
 from raylab.errors import DataError, TrackingError, UsageError
+from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
+from raylab.training.trained_model import TrainedModel
 from tracking import models, runs
 
 
@@ -112,8 +116,19 @@ def test_a_model_server_says_or_refuses_who_can_reach_it(tmp_path):
         predictors.check_door(behind)
 
 
-def test_a_task_without_raw_data_predicts_none(surrogate_data, place):
-    recipe = shipped_recipe("surrogate", smoke=True)
-    run = raylab.train(recipe, surrogate_data, settings={"loop.epochs": 1}, workers=0, name="net", quiet=True)
+def test_a_model_is_logged_whomever_it_was_trained_on(run):
+    """Its example need not be of its cohort."""
+    trained = TrainedModel.read(run.directory)
+    data = trained.recipe.data.model_copy(update={"cohort": "ventilated_pf"})
+    other = replace(trained, recipe=trained.recipe.model_copy(update={"data": data}))
+    made = predictors.make_predictor(other, run.directory / "model")
+    with pytest.raises(DataError, match="outside of the cohort 'ventilated_pf'"):
+        other.predict(made.example)
+    assert [name for name, _ in made.results] == list(trained.predict(made.example).table.columns)
+
+
+def test_a_task_without_raw_data_predicts_none(run):
+    trained = TrainedModel.read(run.directory)
     with pytest.raises(UsageError, match="does not predict new data"):
-        raylab.load(run).predict(pl.DataFrame())
+        replace(trained, task=find_task("surrogate")).predict(pl.DataFrame())
+    assert predictors.make_predictor(replace(trained, task=find_task("surrogate")), run.directory) is None

@@ -142,9 +142,10 @@ def test_units_and_text_are_read_as_in_prepare(test_split):
 
 def test_what_is_dropped_or_doubtful_is_counted(test_split):
     new = read(
-        pl.concat([stay(("hr", -1, 80.0), ("hr", 1, 80.0), ("hr", 1, 80.0), ("heart", 1, 80.0), ("pao2", 2, 20.0))]),
+        stay(("hr", -1, 80.0), *[("hr", 1, 80.0)] * 2, ("heart", 1, 80.0), ("pao2", 2, 20.0), ("map", 1, None)),
         test_split.spec,
     )
+    assert new.incomplete == 1
     assert new.totals.dropped() == {"negative time": 1, "exact duplicate": 1} and new.unknown_concepts == {"heart": 1}
     assert new.doubts[0].startswith("pao2: 1 of 1 values are 30 mmHg or less, as values in kPa are")
     assert new.doubts[1].startswith("without fio2, mech_vent it cannot be checked")
