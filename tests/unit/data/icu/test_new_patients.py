@@ -10,6 +10,7 @@ from raylab.data.icu.new_patients import check_events, read_new_patients
 from raylab.data.icu.prepare import prepare_icu
 from raylab.data.icu.sources import synthetic
 from raylab.errors import DataError, UsageError
+from raylab.tasks import mortality
 
 AHRF = label("ahrf")
 
@@ -155,9 +156,12 @@ def test_values_in_another_unit_are_refused_or_left_out(test_split):
     kilopascal = stay(*(("pao2", hour / 10, 11.0) for hour in range(40)), ("hr", 1, 80.0))
     with pytest.raises(DataError, match=r"pao2.*cannot be in the concept's unit"):
         read(kilopascal, test_split.spec)
-    fahrenheit = stay(*(("temp", hour / 10, 98.6) for hour in range(40)), ("hr", 1, 80.0))
+    fahrenheit = stay(*(("temp", k / 10, 98.6 if k < 30 else 40.0) for k in range(40)), ("hr", 1, 80.0))
     new = read(fahrenheit, test_split.spec)
     assert list(new.left_out) == ["temp"] and "temp" in new.missing and reasons(new) == {"a": None}
+    low = stay(*(("pao2", k / 10, 20.0) for k in range(40)), ("fio2", 0, 0.5), ("hr", 1, 80.0))
+    new = read(low, test_split.spec, mortality.LABELS["in-hospital-death"])
+    assert list(new.left_out) == ["pao2"] and {"pao2", "pf"} <= set(new.missing), "nor what is derived from it"
     with pytest.raises(DataError, match="in unknown units"):
         read(stay(("pao2", 1, 80.0), ("hr", 1, 80.0)).with_columns(unit=pl.lit("bushel")), test_split.spec)
 
