@@ -6,6 +6,7 @@ statistics are data beside it (safetensors and JSON). It needs raylab's own envi
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,11 @@ class ServedModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the model from the artifact `model`, as data. In a model server, say or refuse who can reach it."""
-        if said := check_door(os.environ):
+        try:
+            said = check_door(os.environ)
+        except RaylabError as error:
+            sys.exit(f"raylab: {error}")  # of a model server: it would print the error with a traceback
+        if said:
             log.warning("%s", said)
         self.trained = TrainedModel.read(Path(context.artifacts["model"]).parent)
 
