@@ -45,9 +45,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smoke", action="store_true", help="use the task's small recipe for quick tests")
+    add_settings(parser)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="PATH=VALUE", help="recipe fields, e.g. optim.lr=3e-4"
     )
+    text = "seed of weights, batches, dropout and augmentation (default: the recipe's)"
+    parser.add_argument("--seed", type=int, metavar="N", help=text)
+
+
+def parse_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The recipe fields that `--set` and `--seed` give; UsageError if they give two seeds."""
+    settings = parse_assignments(args.set)
+    if args.seed is None:
+        return settings
+    if settings.get("seed", args.seed) != args.seed:
+        raise UsageError(
+            f"--seed {args.seed} contradicts --set seed={settings['seed']}",
+            "both set the recipe's field 'seed'",
+            "give one of them",
+        )
+    return {**settings, "seed": args.seed}
 
 
 def add_priority(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +85,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         priority=args.priority,
         name=args.name,
         parent=args.parent,
-        settings=parse_assignments(args.set),
+        settings=parse_settings(args),
         smoke=args.smoke,
         quiet=args.quiet,
     ).details
@@ -73,7 +93,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """The recipe that the arguments of this verb describe."""
-    return build_recipe(args.task, parse_assignments(args.set), args.workers, args.smoke, args.priority)
+    return build_recipe(args.task, parse_settings(args), args.workers, args.smoke, args.priority)
 
 
 def recipe_of_call(arguments: Mapping[str, Any]) -> Recipe:

@@ -9,7 +9,6 @@ from typing import Any
 from jobs import cli, train
 from jobs.common.environment import verb_environment
 from jobs.common.results import Run, RunReference, find_run
-from raylab.config.assignments import parse_assignments
 from raylab.errors import DataError
 from raylab.training.run import read_model
 
@@ -20,9 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", help="task of the parent run")
     parser.add_argument("--from", dest="parent", required=True, metavar="RUN", help="run that provides the weights")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared directory of the new domain")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="PATH=VALUE", help="recipe fields, e.g. optim.lr=3e-4"
-    )
+    train.add_settings(parser)
     parser.add_argument(
         "--workers", metavar="N|MIN:MAX", help="number of workers (default: the recipe's); 0 trains in this process"
     )
@@ -38,7 +35,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         workers=args.workers,
         priority=args.priority,
         name=args.name,
-        settings=parse_assignments(args.set),
+        settings=train.parse_settings(args),
         quiet=args.quiet,
     ).details
 

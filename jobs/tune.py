@@ -21,7 +21,6 @@ from jobs.common.results import Run
 from jobs.common.run_end import describe_end, free_reserve, record_end
 from jobs.common.session import ray_environment, ray_session
 from jobs.common.trial_table import TrialTable, order, row
-from raylab.config.assignments import parse_assignments
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
@@ -73,7 +72,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         workers_per_trial=args.workers_per_trial,
         concurrent=args.concurrent,
         name=args.name,
-        settings=parse_assignments(args.set),
+        settings=train.parse_settings(args),
         smoke=args.smoke,
         quiet=args.quiet,
     ).details
@@ -83,7 +82,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     """The recipe that the arguments of this verb describe."""
     options = {name: getattr(args, name) for name in OPTIONS}
     space = None if args.space is None else parse_space(args.space)
-    return build_recipe(args.task, options, space, parse_assignments(args.set), args.smoke)
+    return build_recipe(args.task, options, space, train.parse_settings(args), args.smoke)
 
 
 def recipe_of_call(arguments: Mapping[str, Any]) -> Recipe:

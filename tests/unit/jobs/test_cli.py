@@ -141,6 +141,8 @@ def test_options_are_not_abbreviated():
         (["ards", "--name", "a/b"], "not a valid run name"),
         (["ards", "--name", ".hidden"], "not a valid run name"),
         (["ards", "--from", "nobody"], "nobody"),
+        (["ards", "--seed", "1", "--set", "seed=2"], "--seed 1 contradicts --set seed=2"),
+        (["ards", "--seed", "-1"], "seed: Input should be greater than or equal to 0"),
     ],
 )
 def test_what_train_refuses_leaves_no_run(words, said, ards_data, own_home):
