@@ -63,7 +63,7 @@ GROUPS = {
     },
     "raylab itself": {
         "demo": "run the whole workflow, from data to comparison",
-        "completion": "print the shell script that completes verbs and options",
+        "completion": "print the shell script that completes verbs, options, runs, recipe fields and models",
     },
 }
 VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}

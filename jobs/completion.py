@@ -1,4 +1,7 @@
-"""raylab completion: print the script with which a shell completes verbs, options and files."""
+"""raylab completion: print the script with which a shell completes verbs, options and files.
+
+In bash also runs, recipe fields and models (jobs/common/completers.py).
+"""
 
 import argparse
 import sys
@@ -8,7 +11,9 @@ from typing import Any
 import shtab
 
 from jobs import cli
+from jobs.common import completers
 from jobs.common.console import say
+from raylab.tasks import TASKS
 
 EXAMPLE = "raylab completion bash > ~/.local/share/bash-completion/completions/raylab"
 
@@ -18,29 +23,46 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    script = shtab.complete(complete_parser(), args.shell)
+    script = shtab.complete(complete_parser(), args.shell, preamble={"bash": completers.render_functions()})
+    if args.shell == "bash":
+        script += completers.LAST
     if not args.quiet:
         say(script)
     return {"shell": args.shell, "script": script}
 
 
 def complete_parser() -> argparse.ArgumentParser:
-    """One parser for all verbs, with path arguments marked as files or directories."""
+    """One parser for all verbs, whose arguments say how they are completed."""
     parser = argparse.ArgumentParser(prog="raylab")
     verbs = parser.add_subparsers()
     for verb, text in cli.VERBS.items():
         cli.add_arguments(verbs.add_parser(verb, help=text), verb)
-    _mark_paths(parser)
+    _mark_arguments(parser)
     return parser
 
 
-def _mark_paths(parser: argparse.ArgumentParser) -> None:
+def _mark_arguments(parser: argparse.ArgumentParser) -> None:
     for action in parser._actions:
-        if action.type is Path:
-            action.complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE  # type: ignore[attr-defined]
         if isinstance(action, argparse._SubParsersAction):
             for child in action.choices.values():
-                _mark_paths(child)
+                _mark_arguments(child)
+        elif action.dest == "task":
+            action.choices = action.choices or list(TASKS)
+        elif how := _find_completer(action):
+            action.complete = how  # type: ignore[attr-defined]
+
+
+def _find_completer(action: argparse.Action) -> dict[str, str] | None:
+    """How shtab completes an argument; None if nothing is known about its values."""
+    if action.type is Path:
+        return shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE  # type: ignore[no-any-return]
+    if action.metavar == "RUN":
+        return {"bash": completers.RUNS}
+    if action.metavar in ("PATH=VALUE", "PATH=DIST"):
+        return {"bash": completers.FIELDS}
+    if action.dest in ("model", "models", "names"):
+        return {"bash": completers.MODELS}
+    return None
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ EXAMPLE = "raylab evaluate ards --run NAME --data prepared/ards --split test --j
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", help="task of the run")
-    parser.add_argument("--run", required=True, help="name, MLflow run id or directory of a finished run")
+    parser.add_argument(
+        "--run", required=True, metavar="RUN", help="name, MLflow run id or directory of a finished run"
+    )
     parser.add_argument(
         "--data",
         type=Path,

@@ -23,7 +23,9 @@ EXAMPLE = "raylab explain ards --run NAME --data prepared/ards --split val"
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", choices=[name for name, task in TASKS.items() if task.kind == "icu"],
                         help="task of the run")  # fmt: skip
-    parser.add_argument("--run", required=True, help="name, MLflow run id or directory of a finished run")
+    parser.add_argument(
+        "--run", required=True, metavar="RUN", help="name, MLflow run id or directory of a finished run"
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared directory of the task")
     parser.add_argument("--split", choices=["train", "val"], default="val", help="split to explain (default: val)")
     parser.add_argument("--stay", metavar="ID", help="stay to plot (default: the one with the highest probability)")

@@ -26,7 +26,9 @@ Split = Literal["train", "val", "test", "all"]
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", help="task of the run")
-    parser.add_argument("--run", required=True, help="name, MLflow run id or directory of a finished run")
+    parser.add_argument(
+        "--run", required=True, metavar="RUN", help="name, MLflow run id or directory of a finished run"
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared directory of the task")
     parser.add_argument("--split", choices=get_args(Split), default="all", help="split to predict (default: all)")
     parser.add_argument("--out", type=Path, required=True, metavar="P.parquet", help="output file")

@@ -18,7 +18,7 @@ EXAMPLE = "raylab resume NAME"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="name, MLflow run id or directory of a run or search")
+    parser.add_argument("name", metavar="RUN", help="name, MLflow run id or directory of a run or search")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
