@@ -44,7 +44,7 @@ GROUPS = {
     },
     "runs": {
         "runs": "list the runs of this home with their status, their score, and the command that comes next",
-        "compare": "print a table of tracked runs and write an HTML report",
+        "compare": "print a table of tracked runs, or differences between runs, and write an HTML report",
         "ui": "serve MLflow on loopback, accessible only to you, and print a link",
         "sync": "send records that are waiting on disk to MLflow, and mark runs whose process was killed",
         "rm": "print what runs occupy on disk, and remove runs or parts of them",

@@ -108,13 +108,21 @@ def evaluate(
             record(directory, scored, read_tag)
     else:
         recipe = read_recipe(directory / "recipe.json")
-        target = home.new_run(None, f"{directory.name}-on-{data.name}")
+        earlier = find_evaluation(directory, meta.data_hash, split, uri)
+        target = earlier or home.new_run(None, f"{directory.name}-on-{data.name}")
         tags = {"raylab.split": split, **read_tag}
         new = run_tracking.describe_run(
             target, recipe, meta, data, "evaluate", uri, directory, directory, tags, run_record.best_step
         )
-        with run_tracking.open_run(target, new, system=False):
+        if earlier is None:
+            opened = run_tracking.open_run(target, new, system=False)
+        else:
+            opened = run_tracking.reopen_run(target, system=False)
+        with opened:
             scores.record(target, scored)
+            if earlier is not None:
+                repeated = {tag: new.record.tags[tag] for tag in ("raylab.code_revision", *read_tag)}
+                Outbox(target / "outbox").append({"kind": "tags", "values": repeated})
         run_id = home.note(target).run_id
     if kind == "images":
         scores.keep(directory, scored)  # the model card includes scores on other data
@@ -147,6 +155,21 @@ def evaluate(
             say("  after the first time, this score is optimistic")
         say("next: raylab compare        raylab ui")
     return Evaluation(directory.name, run_id, data, split, reads, out)
+
+
+def find_evaluation(directory: Path, data_hash: str, split: str, uri: str) -> Path | None:
+    """The run of an earlier evaluation of the run in `directory` on this split of other data, which a repetition
+    continues: it is one run in MLflow. None if there is none in this MLflow and experiment."""
+    found = None
+    for path, record in home.records():
+        if (
+            record.kind == "evaluate"
+            and record.parent_directory == str(directory)
+            and (record.data_hash, record.tags.get("raylab.split")) == (data_hash, split)
+            and (record.uri, record.experiment) == (uri, run_tracking.experiment_name())
+        ):
+            found = path  # the newest: names have the time
+    return found
 
 
 def prepare_folder(task: str, directory: Path, folder: Path, split: str, quiet: bool) -> Path:

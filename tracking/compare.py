@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from raylab.documents import to_plain
 from raylab.errors import TrackingError
 from raylab.score import Score
 from raylab.score import without_interval as without
@@ -64,8 +65,52 @@ class Highlights:
     secondary: tuple[str, ...] = ()
 
 
-def collect(uri: str, experiment: str, highlights: Mapping[str, Highlights] = MappingProxyType({})) -> pl.DataFrame:
-    """One row per run, trials included. Of several evaluations of one model on a data set and split, only the newest.
+@dataclass(frozen=True)
+class Differences:
+    """The scores of one run minus those of another, on the same rows of a split."""
+
+    run: str
+    minus: str
+    """name of the other run"""
+    split: str
+    n: int
+    patients: int
+    bootstraps: int
+    scores: Mapping[str, Score]
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = to_plain(vars(self))
+        return found
+
+
+def render_differences(found: Sequence[Differences]) -> str:
+    """The differences as plain text, a block for each run, with the reasons for missing intervals below it."""
+    first = found[0]
+    lines = [
+        f"paired differences, {first.split} split: {first.n:,} rows of {first.patients:,} patients",
+        f"(95% CI, {first.bootstraps:,} bootstrap samples of patients)",
+    ]
+    for one in found:
+        lines.append(f"{one.run} minus {one.minus}:")
+        lines += [f"  {name:<30} {_shorten(score).text(sign='+')}" for name, score in one.scores.items()]
+        lines += [f"  {why}" for why in dict.fromkeys(score.why for score in one.scores.values()) if why]
+    return "\n".join(lines)
+
+
+def _shorten(score: Score) -> Score:
+    """The score with the first words of the reason why it has no interval: "too few"."""
+    return score if score.why is None else score.model_copy(update={"why": score.why.partition(":")[0]})
+
+
+def collect(
+    uri: str,
+    experiment: str,
+    highlights: Mapping[str, Highlights] = MappingProxyType({}),
+    only: Collection[str] | None = None,
+) -> pl.DataFrame:
+    """One row per run, trials included; with `only`, one per run of these ids and per trial of these.
+
+    Of several evaluations of one model on a data set and split, only the newest has one.
 
     Columns: those of FIXED; `tag/...` for other raylab.* tags; `param/...` for parameters that differ between runs;
     metrics under their own names (last value), without system metrics. `highlights`: by task; for other tasks the first
@@ -80,6 +125,10 @@ def collect(uri: str, experiment: str, highlights: Mapping[str, Highlights] = Ma
                 f"no experiment '{experiment}' at {uri}", f"known: {', '.join(known)}", "use one of these"
             )
         rows = _drop_old_evaluations([_row(run, highlights) for run in _search(uri, found.experiment_id)])
+    if only is not None:
+        rows = [
+            row for row in rows if row["run_id"] in only or (row["kind"] == "trial" and row["parent_run_id"] in only)
+        ]
     names = list(dict.fromkeys(name for row in rows for name in row if name not in FIXED))
     params = [n for n in names if n.startswith("param/") and len({row.get(n) for row in rows}) > 1]
     tags = [n for n in names if n.startswith("tag/")]

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from raylab.files import write_text
+from raylab.score import Score
 from tracking import compare, plots
 
 FACTS = (
@@ -39,12 +40,20 @@ class Extras:
     recipe: str = ""
 
 
-def report(uri: str, experiment: str, path: Path, frame: pl.DataFrame | None = None) -> Path:
-    """Write the report of an experiment, or of its runs in `frame` from compare.collect; returns `path`."""
+def report(
+    uri: str,
+    experiment: str,
+    path: Path,
+    frame: pl.DataFrame | None = None,
+    differences: Sequence[compare.Differences] = (),
+) -> Path:
+    """Write the report of an experiment, or of its runs in `frame` from compare.collect, with paired differences
+    between runs; returns `path`."""
     frame = compare.collect(uri, experiment) if frame is None else frame
     shown = compare.ranked(frame)
     extras = {run_id: _extras(uri, run_id) for run_id in shown["run_id"]}
-    return write_report(path, frame, compare.curves(uri, shown), extras, title=f"raylab report: {experiment}")
+    curves = compare.curves(uri, shown)
+    return write_report(path, frame, curves, extras, f"raylab report: {experiment}", differences)
 
 
 def write_report(
@@ -53,6 +62,7 @@ def write_report(
     curves: Mapping[str, Mapping[str, plots.Curve]],
     extras: Mapping[str, Extras],
     title: str,
+    differences: Sequence[compare.Differences] = (),
 ) -> Path:
     """Write the page with mode 0600: `frame` of compare.collect, `curves` {metric: {run: curve}}, `extras` by run."""
     shown = compare.ranked(frame)
@@ -66,10 +76,17 @@ def write_report(
         trials=trials.height,
         synthetic=sum(run["synthetic"] is True for run in runs),
         unknown_source=sum(run["synthetic"] is None for run in runs),
+        differences=[vars(one) | {"scores": _texts(one.scores)} for one in differences],
         groups=[_group(list(members), curves, trials) for _, members in groupby(runs, key=_data_set)],
     )
     write_text(path, page)
     return path
+
+
+def _texts(scores: Mapping[str, Score]) -> dict[str, tuple[str, str]]:
+    """Each difference and its interval, or the reason why there is none."""
+    texts = ((name, score.text(sign="+").partition(" ")) for name, score in scores.items())
+    return {name: (value, rest) for name, (value, _, rest) in texts}
 
 
 def _extras(uri: str, run_id: str) -> Extras:

@@ -8,6 +8,7 @@ from jobs.common import home
 from raylab.documents import read_json
 from raylab.score import Score
 from raylab.training.run_result import read_result
+from tracking.compare import Differences
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,13 @@ class Comparison:
     report: Path
     runs: list[dict[str, Any]] = field(repr=False)
     """a dictionary for each run: its name, task, data, scores"""
+    differences: list[Differences] = field(default_factory=list)
+    """of runs that were named: the scores of each minus those of the first, on the same rows"""
 
     @property
     def details(self) -> dict[str, Any]:
-        return {"experiment": self.experiment, "report": str(self.report), "runs": self.runs}
+        of_runs = [one.to_json() for one in self.differences]
+        return {"experiment": self.experiment, "report": str(self.report), "runs": self.runs, "differences": of_runs}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.common import cxr_controls, home
+from jobs.common import cxr_controls, home, predictions
 from jobs.common.console import say
 from raylab.config.recipe import IcuData, Recipe
 from raylab.data.icu import cohorts
@@ -129,6 +129,7 @@ def record(directory: Path, scored: Evaluation) -> None:
     if without := without_interval(all_scores):
         outbox.append({"kind": "tags", "values": {f"raylab.no_interval.{prefix}": json.dumps(without)}})
     keep(directory, scored)
+    predictions.keep(directory, scored)
     if scored.leakage is not None:
         outbox.append({"kind": "tags", "values": {f"raylab.leakage.{split}": json.dumps(scored.leakage)}})
     folder = directory / "plots"

@@ -13,19 +13,31 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raylab.errors import DataError, unknown
-from raylab.evaluation.intervals import Bools, Floats, Part, clustered, clustered_parts, proportion, wilson
+from raylab.evaluation.intervals import (
+    Bools,
+    Floats,
+    Part,
+    WeightedScores,
+    clustered,
+    clustered_parts,
+    proportion,
+    wilson,
+)
 from raylab.score import Score
 
 __all__ = [
+    "binary_differences",
     "binary_point",
     "binary_scores",
     "binary_scores_by",
     "calibration_fit",
     "confusion",
     "confusion_by",
+    "multiclass_differences",
     "multiclass_point",
     "multiclass_scores",
     "paired_difference",
+    "regression_differences",
     "regression_point",
     "regression_scores",
     "wilson",
@@ -129,8 +141,27 @@ def multiclass_scores(
     group_N = _rows("group", group, N)
 
     called_N = p_NK.argmax(axis=1)
-    confidence_N = p_NK.max(axis=1)
     hit_N = called_N == y_N
+    present = np.unique(y_N).tolist()
+    strata = {f"of class {classes[k]}": y_N == k for k in present}
+    found = clustered(_weigh_multiclass(y_N, p_NK), group_N, bootstraps, seed, {"auroc": ONE_CLASS}, strata)
+    out = {"macro_recall": found.pop("macro_recall")}
+    out |= {"accuracy": proportion(hit_N, np.ones(N), group_N, ""), **found}
+    for k, name in enumerate(classes):
+        right_N = hit_N & (y_N == k)
+        out[f"sensitivity/{name}"] = proportion(right_N, y_N == k, group_N, f"no row of class {name}")
+        out[f"ppv/{name}"] = proportion(right_N, called_N == k, group_N, f"class {name} was never predicted")
+    if len(present) < K:
+        absent = ", ".join(name for k, name in enumerate(classes) if k not in present)
+        note = f"over {', '.join(classes[k] for k in present)}; no rows of {absent}"
+        out |= {name: out[name].model_copy(update={"note": note}) for name in ("macro_recall", "auroc")}
+    return out
+
+
+def _weigh_multiclass(y_N: Ints, p_NK: Floats) -> WeightedScores:
+    K = p_NK.shape[1]
+    confidence_N = p_NK.max(axis=1)
+    hit_N = p_NK.argmax(axis=1) == y_N
     bin_N = np.clip(np.ceil(confidence_N * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
     gaps_NB = np.eye(ECE_BINS)[bin_N] * (hit_N - confidence_N)[:, None]
     square_N = ((p_NK - np.eye(K)[y_N]) ** 2).sum(axis=1)
@@ -148,19 +179,7 @@ def multiclass_scores(
             "ece": np.abs(w @ gaps_NB).sum(axis=1) / total,
         }
 
-    strata = {f"of class {classes[k]}": y_N == k for k in present}
-    found = clustered(scores, group_N, bootstraps, seed, {"auroc": ONE_CLASS}, strata)
-    out = {"macro_recall": found.pop("macro_recall")}
-    out |= {"accuracy": proportion(hit_N, np.ones(N), group_N, ""), **found}
-    for k, name in enumerate(classes):
-        right_N = hit_N & (y_N == k)
-        out[f"sensitivity/{name}"] = proportion(right_N, y_N == k, group_N, f"no row of class {name}")
-        out[f"ppv/{name}"] = proportion(right_N, called_N == k, group_N, f"class {name} was never predicted")
-    if len(present) < K:
-        absent = ", ".join(name for k, name in enumerate(classes) if k not in present)
-        note = f"over {', '.join(classes[k] for k in present)}; no rows of {absent}"
-        out |= {name: out[name].model_copy(update={"note": note}) for name in ("macro_recall", "auroc")}
-    return out
+    return scores
 
 
 def confusion(y: ArrayLike, p: ArrayLike) -> list[list[int]]:
@@ -184,6 +203,11 @@ def regression_scores(
     y_NK, p_NK = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
     if y_NK.shape != p_NK.shape or y_NK.shape[1:] != (len(names),):
         raise DataError(f"y has the shape {y_NK.shape}, p {p_NK.shape}, for {len(names)} outputs")
+    group_N = _rows("group", group, len(y_NK))
+    return clustered(_weigh_regression(y_NK, p_NK, names), group_N, bootstraps, seed, {}, {})
+
+
+def _weigh_regression(y_NK: Floats, p_NK: Floats, names: Sequence[str]) -> WeightedScores:
     error_NK = np.abs(p_NK - y_NK)
 
     def scores(w: Floats) -> dict[str, Floats]:
@@ -193,8 +217,7 @@ def regression_scores(
         found |= {f"mae/{name}": mae_RK[:, k] for k, name in enumerate(names)}
         return {"r2_min": r2_RK.min(axis=1), "r2_mean": r2_RK.mean(axis=1), **found}
 
-    group_N = _rows("group", group, len(y_NK))
-    return clustered(scores, group_N, bootstraps, seed, {}, {})
+    return scores
 
 
 def binary_point(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
@@ -260,6 +283,94 @@ def paired_difference(
         return {"difference": of(y_N, a, w) - of(y_N, b, w)}
 
     return clustered(difference, group_N, bootstraps, seed, {"difference": ONE_CLASS}, strata)["difference"]
+
+
+def binary_differences(
+    y: ArrayLike, p_a: ArrayLike, p_b: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0
+) -> dict[str, Score]:
+    """Return the scores of a minus those of b on the same rows, as `paired_difference` does: auroc, auprc, brier,
+    sensitivity_at_specificity_90, ppv_at_sensitivity_80."""
+    (y_N, a), (_, b) = _binary_inputs(y, p_a, "p_a"), _binary_inputs(y, p_b, "p_b")
+    why = dict.fromkeys(("auroc", "auprc", "sensitivity_at_specificity_90", "ppv_at_sensitivity_80"), ONE_CLASS)
+    both = _weigh_binary(y_N, a), _weigh_binary(y_N, b)
+    return _differences(*both, _rows("group", group, len(y_N)), bootstraps, seed, why, outcomes(y_N))
+
+
+def _weigh_binary(y_N: Ints, p_N: Floats) -> WeightedScores:
+    order = _from_highest(y_N, p_N)
+    y_N, p_N = y_N[order], p_N[order]
+    ranking = _Ranking(y_N, p_N)
+
+    def scores(w: Floats) -> dict[str, Floats]:
+        w = w[:, order]
+        found = ranking.scores(w)
+        del found["prevalence"]  # it is the same for all models
+        return found | {"brier": _brier(y_N, p_N, w)["brier"]}
+
+    return scores
+
+
+def multiclass_differences(
+    y: ArrayLike,
+    p_a: ArrayLike,
+    p_b: ArrayLike,
+    group: ArrayLike,
+    classes: Sequence[str],
+    bootstraps: int = 1000,
+    seed: int = 0,
+) -> dict[str, Score]:
+    """Return the scores of a minus those of b on the same rows, as `paired_difference` does: macro_recall, accuracy,
+    auroc, brier, ece, sensitivity/<class>."""
+    (y_N, a), (_, b) = _multiclass_inputs(y, p_a, "p_a"), _multiclass_inputs(y, p_b, "p_b")
+    strata = {f"of class {classes[k]}": y_N == k for k in np.unique(y_N)}
+
+    def weigh(p_NK: Floats) -> WeightedScores:
+        hit_N, others = (p_NK.argmax(axis=1) == y_N).astype(np.float64), _weigh_multiclass(y_N, p_NK)
+
+        def scores(w: Floats) -> dict[str, Floats]:
+            found = others(w) | {"accuracy": _ratio(_weighted_sum(w, hit_N), w.sum(axis=1))}
+            for k in np.unique(y_N):
+                of_N = (y_N == k).astype(np.float64)
+                found[f"sensitivity/{classes[k]}"] = _ratio(_weighted_sum(w, hit_N * of_N), _weighted_sum(w, of_N))
+            return found
+
+        return scores
+
+    group_N = _rows("group", group, len(y_N))
+    return _differences(weigh(a), weigh(b), group_N, bootstraps, seed, {"auroc": ONE_CLASS}, strata)
+
+
+def regression_differences(
+    y: ArrayLike,
+    p_a: ArrayLike,
+    p_b: ArrayLike,
+    group: ArrayLike,
+    names: Sequence[str],
+    bootstraps: int = 1000,
+    seed: int = 0,
+) -> dict[str, Score]:
+    """Return the scores of `regression_scores` of a minus those of b on the same rows, as `paired_difference` does."""
+    y_NK, a, b = (np.asarray(values, dtype=np.float64) for values in (y, p_a, p_b))
+    if not y_NK.shape == a.shape == b.shape:
+        raise DataError(f"y has the shape {y_NK.shape}, p_a {a.shape}, p_b {b.shape}")
+    both = _weigh_regression(y_NK, a, names), _weigh_regression(y_NK, b, names)
+    return _differences(*both, _rows("group", group, len(y_NK)), bootstraps, seed, {}, {})
+
+
+def _differences(
+    of_a: WeightedScores,
+    of_b: WeightedScores,
+    group_N: NDArray[Any],
+    bootstraps: int,
+    seed: int,
+    why: Mapping[str, str],
+    strata: Mapping[str, Bools],
+) -> dict[str, Score]:
+    def difference(w: Floats) -> dict[str, Floats]:
+        a, b = of_a(w), of_b(w)
+        return {name: a[name] - b[name] for name in a}
+
+    return clustered(difference, group_N, bootstraps, seed, why, strata)
 
 
 def calibration_fit(y: ArrayLike, p: ArrayLike) -> tuple[float, float]:

@@ -61,6 +61,23 @@ class Outcome(ABC):
     def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
         """Every score with its 95% interval, clustered by patient."""
 
+    @abstractmethod
+    def differences(
+        self,
+        y: NDArray[Any],
+        p: NDArray[Any],
+        reference: NDArray[Any],
+        group: NDArray[Any],
+        classes: list[str],
+        bootstraps: int,
+    ) -> dict[str, Score]:
+        """Every score of p minus that of `reference` on the same rows, with its 95% interval over shared resamples of
+        patients. y and probabilities are as `kept` returns them."""
+
+    def kept(self, samples: "Samples", p: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(y, p) as they are kept for later comparisons: in the units of the scores."""
+        return samples.y, p
+
     def tables(self, samples: "Samples", p: NDArray[Any]) -> dict[str, Any]:
         """Counts beside the scores, by name."""
         return {}
@@ -105,6 +122,17 @@ class Binary(Outcome):
     def prediction_columns(self, spec: dict[str, Any], p: NDArray[Any]) -> dict[str, Any]:
         return {f"p_{spec['classes'][1]}": p}
 
+    def differences(
+        self,
+        y: NDArray[Any],
+        p: NDArray[Any],
+        reference: NDArray[Any],
+        group: NDArray[Any],
+        classes: list[str],
+        bootstraps: int,
+    ) -> dict[str, Score]:
+        return metrics.binary_differences(y, p, reference, group, bootstraps)
+
 
 class Multiclass(Outcome):
     """One of several classes."""
@@ -127,6 +155,17 @@ class Multiclass(Outcome):
     def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
         classes = samples.spec["classes"]
         return metrics.multiclass_scores(samples.y, p, samples.group, classes, bootstraps, seed)
+
+    def differences(
+        self,
+        y: NDArray[Any],
+        p: NDArray[Any],
+        reference: NDArray[Any],
+        group: NDArray[Any],
+        classes: list[str],
+        bootstraps: int,
+    ) -> dict[str, Score]:
+        return metrics.multiclass_differences(y, p, reference, group, classes, bootstraps)
 
     def tables(self, samples: "Samples", p: NDArray[Any]) -> dict[str, Any]:
         by_source = metrics.confusion_by(samples.source, samples.y, p)
@@ -156,6 +195,22 @@ class Regression(Outcome):
 
         truth, values = outputs(samples.y, samples.spec), outputs(p, samples.spec)
         return metrics.regression_scores(truth, values, samples.group, samples.spec["classes"], bootstraps, seed)
+
+    def differences(
+        self,
+        y: NDArray[Any],
+        p: NDArray[Any],
+        reference: NDArray[Any],
+        group: NDArray[Any],
+        classes: list[str],
+        bootstraps: int,
+    ) -> dict[str, Score]:
+        return metrics.regression_differences(y, p, reference, group, classes, bootstraps)
+
+    def kept(self, samples: "Samples", p: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        from raylab.data.lung.sweep_dataset import outputs
+
+        return outputs(samples.y, samples.spec), outputs(p, samples.spec)
 
     def class_counts(self, samples: "Samples") -> dict[str, int]:
         return {}

@@ -20,13 +20,16 @@ from raylab.documents import to_plain
 from raylab.errors import DataError, UsageError
 from raylab.evaluation import intervals, metrics
 from raylab.evaluation.metrics import (
+    binary_differences,
     binary_point,
     binary_scores,
     confusion,
     confusion_by,
+    multiclass_differences,
     multiclass_point,
     multiclass_scores,
     paired_difference,
+    regression_differences,
     regression_point,
     regression_scores,
     wilson,
@@ -248,6 +251,29 @@ def test_paired_macro_recall_is_the_difference_of_the_scores():
     _, q, _ = three(seed=1)
     a, b = (multiclass_scores(y, x, group, CLASSES, bootstraps=5)["macro_recall"].value for x in (p, q))
     assert paired_difference(y, p, q, group, "macro_recall", bootstraps=50).value == a - b
+
+
+def test_differences_of_all_scores_are_differences_of_the_scores():
+    y, p, group = binary()
+    q = np.clip(p + np.random.default_rng(9).normal(0, 0.02, len(p)), 0.01, 0.99)
+    found = binary_differences(y, p, q, group, bootstraps=100)
+    a, b = (binary_scores(y, x, group, bootstraps=5) for x in (p, q))
+    assert set(found) == {"auroc", "auprc", "brier", "sensitivity_at_specificity_90", "ppv_at_sensitivity_80"}
+    assert all(score.value == a[name].value - b[name].value for name, score in found.items())
+    assert found["auroc"] == paired_difference(y, p, q, group, bootstraps=100)
+
+    y, p, group = three()
+    _, q, _ = three(seed=1)
+    found = multiclass_differences(y, p, q, group, CLASSES, bootstraps=50)
+    a, b = (multiclass_scores(y, x, group, CLASSES, bootstraps=5) for x in (p, q))
+    assert {"macro_recall", "accuracy", "auroc", "brier", "ece", "sensitivity/covid"} <= set(found)
+    assert all(score.value == pytest.approx(a[name].value - b[name].value, abs=1e-12) for name, score in found.items())
+    assert found["macro_recall"] == paired_difference(y, p, q, group, "macro_recall", bootstraps=50)
+
+    y, p = np.random.default_rng(0).normal(size=(2, 60, 2))
+    found = regression_differences(y, y + p, y - 2 * p, np.arange(60) // 2, ["a", "b"], bootstraps=50)
+    assert found["mae/a"].value == pytest.approx(-np.abs(p[:, 0]).mean()) and found["mae/a"].high < 0
+    assert found["r2_min"].low > 0
 
 
 # What is undefined

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import polars as pl
 import pytest
+from mlflow import MlflowClient
 from pydantic import create_model
 
 from jobs import cli, tune
@@ -263,15 +264,17 @@ def test_evaluate_refuses_what_the_model_has_learnt_from(trained, ards_data):
     assert "include training rows" in said and "--split test" in said
 
 
-def test_scores_on_other_data_are_one_row_however_often_they_are_computed(trained, tmp_path, own_home):
+def test_scores_on_other_data_are_one_run_however_often_they_are_computed(trained, tmp_path, own_home):
     words = ("prepare", "ards", "--source", "synthetic", "--patients", 120, "--seed", 5, "--out", tmp_path / "other")
     assert raylab(*words, "--quiet")[0] == 0
+    ids = set()
     for times in (1, 2):
         words = ["evaluate", "ards", "--run", "first", "--data", tmp_path / "other", "--split", "all"]
         code, out, err = raylab(*words, "--json", tmp_path / "scores.json")
         assert code == 0, err
         scored = json.loads((tmp_path / "scores.json").read_text())
         assert scored["evaluation_run_id"] != scored["run_id"] and scored["test_reads"] == times
+        ids.add(scored["evaluation_run_id"])
         assert ("has now been scored on these test rows 2 times" in out) == (times == 2)
         code, out, err = raylab("compare", "--out", tmp_path / "report.html", "--json", tmp_path / "runs.json")
         assert code == 0, err
@@ -284,6 +287,13 @@ def test_scores_on_other_data_are_one_row_however_often_they_are_computed(traine
         shown = f"{scored['auroc']['value']:.3f}"
         assert shown in line and ("all (2 reads)" in line) == (times == 2)
         assert (tmp_path / "report.html").read_text().split('<h2 id="runs">')[0].count(">first-on-other") == 1
+    assert len(ids) == 1 and len([*own_home.glob("runs/first-on-other*")]) == 1
+    (found,) = [record for path, record in home.records() if record.run_id in ids]
+    assert found.status == "FINISHED"
+    mlflow = MlflowClient(found.uri)
+    experiment = mlflow.get_experiment_by_name(found.experiment).experiment_id
+    tracked = [run.info for run in mlflow.search_runs([experiment]) if run.info.run_name.startswith("first-on-other")]
+    assert [(info.run_id, info.status) for info in tracked] == [(found.run_id, "FINISHED")]
     assert home.note(own_home / "runs" / "first").test_reads <= 2
 
 

@@ -118,7 +118,7 @@ def test_compare_returns_the_runs_and_writes_a_report(run, tmp_path):
     assert "first" in [row["name"] for row in compared.runs] and compared.report == tmp_path / "report.html"
     assert compared.report.read_text().startswith("<!doctype html>")
     with pytest.raises(TrackingError, match="no experiment 'nothing'"):
-        raylab.compare("nothing")
+        raylab.compare(experiment="nothing")
 
 
 def test_workers_and_priority_are_short_forms_of_their_fields():
