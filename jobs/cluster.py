@@ -21,8 +21,8 @@ from cluster.spec import ClusterSpec, Hooks
 from jobs import cli
 from jobs.common import budget, home
 from jobs.common.console import say
+from jobs.common.duration import duration
 from jobs.common.environment import verb_environment
-from jobs.common.progress import duration
 from jobs.common.submitted import Cluster, Process, Submission, ThisMachine
 from raylab import loopback
 from raylab.errors import RunError, SlurmError, UsageError

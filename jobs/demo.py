@@ -19,7 +19,7 @@ import psutil
 from jobs import cli
 from jobs.common import home
 from jobs.common.console import say
-from jobs.common.progress import duration
+from jobs.common.duration import duration
 from jobs.common.results import Run
 from jobs.common.session import ray_session
 from jobs.compare import compare

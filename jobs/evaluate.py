@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from jobs import cli, prepare
 from jobs.common import home, icu_evaluation, model_card, run_tracking, scores
-from jobs.common.console import say
+from jobs.common.console import open_screen, say
 from jobs.common.environment import verb_environment
 from jobs.common.results import Evaluation, RunReference, find_run
 from raylab.data.images.manifest import SPLITS, discover
@@ -74,8 +74,14 @@ def evaluate(
     check_split(split, get_args(Split))
     directory = run_of_task(run, task)
     home.check_writable(directory)
+    with open_screen(quiet, f"{directory.name}: scoring the {split} split"):
+        return score(directory, Path(data).absolute(), split, recalibrate, quiet)
+
+
+def score(directory: Path, data: Path, split: Split, recalibrate: int | None, quiet: bool) -> Evaluation:
+    """Do what `evaluate` does, for the run in `directory`."""
     run_record = home.note(directory)
-    data, task = Path(data).absolute(), run_record.task
+    task = run_record.task
     kind = find_task(task).kind
     if kind == "images" and not (data / "meta.json").is_file():
         data = prepare_folder(task, directory, data, split, quiet)

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs import cli, tune
 from jobs.common import home, run_tracking, training
+from jobs.common.console import open_screen
 from jobs.common.environment import verb_environment
 from jobs.common.results import Run, RunReference, find_run
 from jobs.common.workers import start_workers
@@ -47,7 +48,7 @@ def resume(run: RunReference, *, quiet: bool = False) -> Run:
             "its data hash differs, so the result would not be that of an undisturbed run",
             f"restore the data, or start a new run: raylab {run_record.kind} {recipe.task} --data {data}",
         )
-    with run_tracking.reopen_run(directory) as forwarder:
+    with open_screen(quiet, f"{directory.name}: resuming"), run_tracking.reopen_run(directory) as forwarder:
         if run_record.kind == "tune":
             return Run.of(tune.continue_search(directory, recipe, data, forwarder, quiet))
         ancestor = run_record.parent_directory or run_record.parent

@@ -11,7 +11,7 @@ from typing import Any
 from jobs import cli
 from jobs.common import home, outputs, run_tracking
 from jobs.common.console import say
-from jobs.common.progress import duration
+from jobs.common.duration import duration
 from jobs.common.session import ray_session
 from raylab.config.assignments import parse_assignments
 from raylab.data.lung.meta import SweepMeta

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs import cli
 from jobs.common import home, run_tracking
-from jobs.common.console import say
+from jobs.common.console import open_screen, say
 from jobs.common.environment import verb_environment
 from jobs.common.place import HERE, Place
 from jobs.common.results import Run, RunReference, find_run
@@ -131,7 +131,8 @@ def train(
     """
     recipe = build_recipe(recipe, settings or {}, workers, smoke, priority)
     start_from = None if parent is None else find_run(parent)
-    return Run.of(start(recipe, Path(data).absolute(), name, start_from, quiet))
+    with open_screen(quiet, f"{recipe.task}: checking the recipe and the data"):
+        return Run.of(start(recipe, Path(data).absolute(), name, start_from, quiet))
 
 
 def build_recipe(

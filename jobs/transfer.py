@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import cli, train
+from jobs.common.console import open_screen
 from jobs.common.environment import verb_environment
 from jobs.common.results import Run, RunReference, find_run
 from raylab.errors import DataError
@@ -57,11 +58,12 @@ def transfer(
     `task`: DataError if the parent is of another task. The other arguments and errors are those of `train`.
     """
     directory = find_run(parent)
-    _, recipe, _, _ = read_model(directory)  # the parent's recipe: its network, so that the weights fit
-    if task not in (None, recipe.task):
-        raise DataError(f"run {directory.name} is of task '{recipe.task}', not '{task}'")
-    recipe = train.build_recipe(recipe, settings or {}, workers, priority=priority)
-    return Run.of(train.start(recipe, Path(data).absolute(), name, directory, quiet, kind="transfer"))
+    with open_screen(quiet, f"{directory.name}: checking the recipe and the data"):
+        _, recipe, _, _ = read_model(directory)  # the parent's recipe: its network, so that the weights fit
+        if task not in (None, recipe.task):
+            raise DataError(f"run {directory.name} is of task '{recipe.task}', not '{task}'")
+        recipe = train.build_recipe(recipe, settings or {}, workers, priority=priority)
+        return Run.of(train.start(recipe, Path(data).absolute(), name, directory, quiet, kind="transfer"))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from jobs import cli, train
-from jobs.common import costs, home, model_card, run_tracking, scores, training
-from jobs.common.console import say
+from jobs.common import console, costs, home, model_card, run_tracking, scores, training
+from jobs.common.console import open_screen, say, set_status
 from jobs.common.environment import verb_environment
 from jobs.common.interrupts import hold_interrupts
 from jobs.common.place import HERE, Place
@@ -157,9 +157,9 @@ def tune(
         "workers_per_trial": workers_per_trial,
         "concurrent": concurrent,
     }
-    return Run.of(
-        start(build_recipe(recipe, options, space, settings or {}, smoke), Path(data).absolute(), name, quiet)
-    )
+    recipe = build_recipe(recipe, options, space, settings or {}, smoke)
+    with open_screen(quiet, f"{recipe.task}: checking the recipe and the data"):
+        return Run.of(start(recipe, Path(data).absolute(), name, quiet))
 
 
 def build_recipe(
@@ -199,6 +199,9 @@ class ToMlflow:
         self.rows: dict[int, run_tracking.ToOutbox] = {}
         self.objective = f"val/{find_task(recipe.task).objective}"
         self.table = TrialTable(recipe.search.trials, self.objective, quiet)
+        if console.screen is not None:
+            for number, end in Trials(directory / "trials", 0).ended.items():
+                self.table.update(number, **end)
         self._catch_up()
 
     def _catch_up(self) -> None:
@@ -269,17 +272,19 @@ def continue_search(directory: Path, recipe: Recipe, data: Path, forwarder: Forw
     for damage in Trials(directory / "trials", 0).damaged:
         say(damage)
     cpus = options.concurrent * max(1.0, options.workers_per_trial * recipe.scaling.cpus_per_worker + 0.5)
+    set_status("starting Ray")
     with ray_session(cpus, directory / "ray.log"):
         from raylab.distributed import tune
 
         watch = ToMlflow(directory, recipe, forwarder, quiet)
-        with watch.mark_killed():
+        with watch.table.show(), watch.mark_killed():
             tune.search(recipe, data, directory, watch)
         winner_entry = tune.best(directory)
         ends = Trials(directory / "trials", 0).ended
     number, end = winner_entry  # type: ignore[misc]  # search() raises if there is none
     winner = watch.trial(number)
     keep(directory, winner)
+    set_status("scoring the best trial on val")
     scored = scores.score_run(directory, data, "val")
     scores.calibrate(directory, scored)
     scores.record(directory, scored)
@@ -287,6 +292,7 @@ def continue_search(directory: Path, recipe: Recipe, data: Path, forwarder: Forw
         model_card.write(directory, scored.parameters)
     samples = scored.samples
     shape = (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:])
+    set_status("logging the model to MLflow")
     registered = register(winner, directory, recipe, shape)
     costs.tell_end(directory)
     result = read_result(directory)
@@ -313,8 +319,8 @@ def continue_search(directory: Path, recipe: Recipe, data: Path, forwarder: Forw
         **scored.to_json(),
     }  # fmt: skip
     if not quiet:
-        say(f"best of {len(ends)} trials:")
-        for n, e in sorted(ends.items(), key=order)[:5]:
+        say(f"best of {len(ends)} trials: {number}" if console.screen else f"best of {len(ends)} trials:")
+        for n, e in () if console.screen else sorted(ends.items(), key=order)[:5]:  # a screen has the table
             say(row(n, e, objective))
         scores.tell(scored)
         say(

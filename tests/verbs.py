@@ -138,7 +138,9 @@ def run(words: list[str], environment: dict[str, str], output: str, errors: str)
     os.environ.clear()
     os.environ.update(environment)
     for number, path in ((1, output), (2, errors)):
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        # only a terminal that can be read becomes that of the session, which is told when it is closed
+        access = os.O_RDWR if Path(path).is_char_device() else os.O_WRONLY
+        file = os.open(path, access | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         os.dup2(file, number)
         os.close(file)
     sys.stdout = os.fdopen(1, "w", closefd=False)  # the one before may have been another kind of file

@@ -3,12 +3,17 @@
 import contextlib
 import os
 import sys
-from typing import TextIO
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
 
 from raylab.errors import RaylabError, RunError, escape_unprintable
 from raylab.storage import explain_storage_error
 
+if TYPE_CHECKING:  # it loads rich, which only a terminal needs
+    from jobs.common.screen import Screen
+
 stream: TextIO | None = None  # set while standard output is redirected for Ray (session.py)
+screen: "Screen | None" = None  # set while a verb draws on a terminal (screen.py)
 lost: OSError | None = None  # why standard output takes nothing any more
 
 
@@ -18,12 +23,38 @@ def say(text: str = "", start: str = "", end: str = "\n") -> None:
     A closed pipe, a closed terminal or a full disk ends what is said, not the work. Names may contain anything, so
     control characters in `text` are escaped.
     """
-    if lost is None:
+    if screen is not None:
+        screen.say(escape_unprintable(text))
+    elif lost is None:
         file = stream or sys.stdout
         try:
             print(start + escape_unprintable(text), end=end, file=file, flush=True)
         except OSError as error:
             lose_output(file, error)
+
+
+@contextlib.contextmanager
+def open_screen(quiet: bool, status: str) -> Iterator[None]:
+    """Let a verb draw on its terminal while the context is open (screen.py), and show first that `status` is being
+    done. Does nothing if `quiet`, without a terminal that can move its cursor, or within another one."""
+    global screen
+    is_terminal = stream is None and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    if quiet or screen is not None or not is_terminal:
+        yield
+        return
+    from jobs.common.screen import draw_on
+
+    with draw_on(sys.stdout, escape_unprintable(status)) as screen:
+        try:
+            yield
+        finally:
+            screen = None
+
+
+def set_status(text: str) -> None:
+    """Show on the screen, if there is one, what is being done from now on."""
+    if screen is not None:
+        screen.set_status(escape_unprintable(text))
 
 
 def flush_output() -> None:

@@ -16,8 +16,8 @@ from cluster.sites import NodeType, Site
 from cluster.slurm import Slurm
 from jobs.common import costs
 from jobs.common.console import say
+from jobs.common.duration import duration
 from jobs.common.place import Place
-from jobs.common.progress import duration
 from jobs.common.training import Work
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe

@@ -1,27 +1,26 @@
-"""The progress display of a training run: a line that updates on a terminal, a line per epoch in a file."""
+"""The progress display of a training run: a line per epoch, and on a terminal a bar below them."""
 
 import contextlib
 import json
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.common import console
 from jobs.common.console import say
+from jobs.common.duration import duration
 from raylab.errors import DataError
 from raylab.training import ledger
+from tracking.outbox import read
+
+if TYPE_CHECKING:  # it is loaded where there is a terminal
+    from rich.console import RenderableType
 
 WAIT_SECONDS = 15.0
 HANG_SECONDS = 30.0  # without a step, unless steps take longer: said then, and whenever it has doubled
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def line(row: Mapping[str, float], epochs: int, objective: str, val: float | None, left: float) -> str:
@@ -32,6 +31,86 @@ def line(row: Mapping[str, float], epochs: int, objective: str, val: float | Non
     if val is not None:
         shown += f"  val {objective} {val:.3f}"
     return f"{shown}  {row['train/samples_per_s']:,.0f} samples/s  {duration(left)} left"
+
+
+def epoch_header(objective: str) -> str:
+    return f"{'epoch':>9}  {'train loss':>10}  {'val loss':>10}  {f'val {objective}':>12}  {'elapsed':>8}"
+
+
+def epoch_line(row: Mapping[str, float], epochs: int, objective: str, seconds: float) -> str:
+    """The line of an epoch, from its last step's row, below `epoch_header`: the mean loss of its samples, its
+    validation scores, the time since training began, and whether it is the best so far."""
+    number, val = f"{int(row['epoch']) + 1}/{epochs}", row.get(f"val/{objective}")
+    scores = f"{row['train/epoch_loss']:10.4f}  {row['val/loss']:10.4f}  {'-' if val is None else f'{val:.4f}':>12}"
+    best = "  best so far" if "best/val/loss" in row else ""
+    return f"{number:>9}  {scores}  {duration(seconds):>8}{best}"
+
+
+def describe_best(epoch: float, val: float | None, loss: float, objective: str) -> str:
+    """`epoch 3, val auroc 0.8031`, of an epoch counted from 0; with its loss if the objective is undefined."""
+    score = f"val loss {loss:.4f}" if val is None else f"val {objective} {val:.4f}"
+    return f"epoch {int(epoch) + 1}, {score}"
+
+
+class Bar:
+    """A view of the screen: how far a run is, and its best epoch."""
+
+    def __init__(self, epochs: int, planned: int, objective: str) -> None:
+        self.epochs, self.planned, self.objective = epochs, planned, objective
+        self.status = "waiting for the first step"
+        self.row: Mapping[str, float] = {}  # of the last step
+        self.losses: list[float] = []  # of the epoch's steps so far
+        self.best = ""
+        self.first: tuple[float, float] | None = None  # time of the first row, and its step
+        self.stepped_at = 0.0
+
+    def add(self, row: Mapping[str, float], now: float) -> None:
+        """Note the row of a step."""
+        if self.first is None:
+            self.first = (now, row["step"])
+        if self.row and row["epoch"] != self.row["epoch"]:
+            self.losses = []
+        self.losses.append(row["train/loss"])
+        self.row, self.stepped_at = row, now
+        self.note_best(row)
+
+    def note_best(self, row: Mapping[str, float]) -> None:
+        if "best/val/loss" in row and "epoch" in row:
+            val = row.get(f"best/val/{self.objective}")
+            self.best = describe_best(row["epoch"], val, row["best/val/loss"], self.objective)
+
+    def seconds_left(self, now: float) -> float | None:
+        """The time that the steps to come will take at the pace so far; None before two looks at steps."""
+        if self.first is None or self.row["step"] == self.first[1]:
+            return None
+        pace = (self.stepped_at - self.first[0]) / (self.row["step"] - self.first[1])
+        return max(0.0, pace * (self.planned - self.row["step"]) - (now - self.stepped_at))
+
+    def __call__(self, columns: int, rows: int) -> "RenderableType":
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        if not self.row:
+            return Text(self.status)
+        left = self.seconds_left(time.monotonic())
+        step = int(self.row["step"])
+        facts = [
+            f"step {step}/{self.planned}",
+            f"mean loss {sum(self.losses) / len(self.losses):.4f}",
+            *([f"{self.row['train/samples_per_s']:,.0f} samples/s"] if columns >= 100 else []),
+            "" if left is None else f"{duration(left)} left",
+        ]
+        line = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        line.width = columns
+        line.add_column(no_wrap=True)
+        line.add_column(ratio=1)
+        for _ in facts:
+            line.add_column(no_wrap=True)
+        bar = ProgressBar(self.planned, min(step, self.planned), style="dim")
+        line.add_row(f"epoch {int(self.row['epoch']) + 1}/{self.epochs}", bar, *facts)
+        return Group(line, Text(f"kept so far: {self.best}", no_wrap=True)) if self.best else line
 
 
 def describe_group(entry: ledger.Group, before: ledger.Group | None, seconds: float) -> str:
@@ -97,6 +176,13 @@ class Tail:
         return [line for line in lines if isinstance(line, dict)]
 
 
+def rows_of(records: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, float]]:
+    """The rows of steps among an outbox's records."""
+    for record in records:
+        if record.get("kind") == "metrics" and "train/loss" in record["values"]:
+            yield {**record["values"], "step": record["step"]}
+
+
 class Display:
     """Follows a run's outbox and ledger in a thread and prints progress; prints nothing if `quiet`."""
 
@@ -120,10 +206,20 @@ class Display:
         self.stepped_at = time.time()  # when the last step was seen
         self.silence: Silence | None = None  # from the first step on
         self.val: float | None = None
+        self.began = time.monotonic()
+        self.first: tuple[float, float] | None = None  # time of the first row, and its step
+        self.bar = Bar(min(epochs, planned), planned, objective) if console.screen is not None else None
+        if self.bar is not None:
+            for row in rows_of(record for _, record in read(directory / "outbox") if record):  # of earlier attempts
+                self.bar.note_best(row)
+        self.has_header = False
         self.thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+        self.shown = ExitStack()
 
     def __enter__(self) -> "Display":
         if not self.quiet:
+            if console.screen is not None and self.bar is not None:
+                self.shown.enter_context(console.screen.show(self.bar))
             self.thread.start()
         return self
 
@@ -131,34 +227,38 @@ class Display:
         self.done.set()
         if self.thread.ident is not None:
             self.thread.join()
+        self.shown.close()
 
     def _follow(self) -> None:
-        terminal = (console.stream or sys.stdout).isatty()
-        began, first, reported = time.monotonic(), None, False
-        last = False
+        reported, last = False, False
         while not last:
             last = self.done.wait(0.5)
             self._tell_groups()
             if self.silence is not None and not last and (text := self.silence.describe(time.monotonic())):
-                say(("\n" if terminal else "") + text)
-            if self.waiting is not None and not reported and first is None and time.monotonic() - began > WAIT_SECONDS:
+                say(text)
+            is_late = self.first is None and time.monotonic() - self.began > WAIT_SECONDS
+            if self.waiting is not None and not reported and is_late:
                 if text := self.waiting():
                     say(text)
                 reported = True
-            records = [r for r in self.outbox.new() if r.get("kind") == "metrics" and "train/loss" in r["values"]]
-            rows = [{**r["values"], "step": r["step"]} for r in records]
-            for row in rows:
-                if first is None:
-                    first = (time.monotonic(), row["step"])
-                self.val = row.get(f"val/{self.objective}", self.val)
-                pace = (time.monotonic() - first[0]) / max(1, row["step"] - first[1])
-                shown = line(row, self.epochs, self.objective, self.val, pace * (self.planned - row["step"]))
-                if f"val/{self.objective}" in row and not terminal:
-                    say(shown)
-            if rows and terminal:
-                say(f"{shown:<100}", start="\r", end="")
-        if terminal and first is not None:
-            say()
+            for row in rows_of(self.outbox.new()):
+                self._tell_row(row, time.monotonic())
+
+    def _tell_row(self, row: Mapping[str, float], now: float) -> None:
+        """Show the row of a step; that of an epoch's last step is printed."""
+        if self.first is None:
+            self.first = (now, row["step"])
+        self.val = row.get(f"val/{self.objective}", self.val)
+        if self.bar is not None:
+            self.bar.add(row, now)
+            if "val/loss" in row:
+                if not self.has_header:
+                    say(epoch_header(self.objective))
+                    self.has_header = True
+                say(epoch_line(row, self.bar.epochs, self.objective, now - self.began))
+        elif f"val/{self.objective}" in row:
+            pace = (now - self.first[0]) / max(1, row["step"] - self.first[1])
+            say(line(row, self.epochs, self.objective, self.val, pace * (self.planned - row["step"])))
 
     def _tell_groups(self) -> None:
         """Say how the run's workers have changed."""

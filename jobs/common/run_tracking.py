@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from jobs.common.console import say
+from jobs.common.console import say, set_status
 from jobs.common.home import annotate, home, lock_run, new_directory, note, remove
 from jobs.common.interrupts import hold_interrupts
 from jobs.common.run_end import End, describe_end, explain_end, record_end, reserve_room
@@ -343,6 +343,7 @@ def track_run(directory: Path, system: bool = True) -> Iterator[Forwarder]:
             if monitor is not None:
                 monitor.stop()
             record_end(directory, status, why)
+        set_status("sending the last records to MLflow")
         left = forwarder.close(FLUSH_SECONDS)
         if left:
             say(f"{left} records wait on disk for the MLflow server; send them with: raylab sync")

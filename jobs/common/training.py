@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jobs.common import costs, home, model_card, run_tracking, scores
-from jobs.common.console import say
-from jobs.common.progress import Display
+from jobs.common import console, costs, home, model_card, run_tracking, scores
+from jobs.common.console import say, set_status
+from jobs.common.progress import Display, describe_best
 from jobs.common.workers import StartedWorkers
 from raylab.config.recipe import Recipe
 from raylab.data.sampler import steps_per_epoch
@@ -60,9 +60,13 @@ def continue_run(
         with Display(directory, recipe.loop.epochs, work.steps, job.objective, quiet), meter:
             result = execute(recipe, data, directory, rows.send, parent, on_training=meter.note_training)
     else:
+        set_status("starting Ray and the workers")
         supervisor = workers(directory / "ray.log")
         with Display(directory, recipe.loop.epochs, work.steps, job.objective, quiet, lambda: missing(recipe)):
             result = supervisor.train(recipe, data, directory, rows, parent, NodeSampler(), rows.add_node_sample, say)
+    if console.screen is not None:
+        best = result["best"]
+        say(f"kept: {describe_best(best['epoch'], best.get(job.objective), best['loss'], job.objective)}")
     return finish(directory, recipe, data, result, quiet)
 
 
@@ -70,10 +74,12 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
     """Score the model of the best epoch on val with intervals, log scores, plots and model, and print the scores."""
     facts = {"steps": result["steps"], "best_step": result["best"]["step"], "weights_sha256": result["weights_sha256"]}
     home.annotate(directory, **facts)
+    set_status("scoring the kept epoch on val")
     scored = scores.score_run(directory, data, "val")
     scores.calibrate(directory, scored)
     scores.record(directory, scored)
     samples = scored.samples
+    set_status("logging the model to MLflow")
     run_tracking.log_model(directory, (2, *samples.batch(np.zeros(1, dtype=np.int64)).shape[1:]))
     if find_task(recipe.task).kind == "images":
         model_card.write(directory, scored.parameters)

@@ -1,25 +1,37 @@
-"""The progress display of a search: a table that updates in place on a terminal, a line per trial in a file."""
+"""The progress display of a search: on a terminal a table of all trials, a line per trial in a file."""
 
-import sys
-from collections.abc import Mapping
-from typing import Any
+import math
+import textwrap
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from jobs.common import console
 from jobs.common.console import say
+from jobs.common.duration import duration
 from raylab.errors import escape_unprintable
 
-ROWS = 12  # finished trials shown, best first; all running trials are shown
-UP = "\x1b[{}A\x1b[J"  # moves the cursor up, and clears all below
+if TYPE_CHECKING:  # it is loaded where there is a terminal
+    from rich.console import RenderableType
+
+ROWS = 12  # finished trials that `lines` shows, best first; all running trials are shown
 
 
 def row(number: int, trial: Mapping[str, Any], objective: str) -> str:
     """The line of one trial: `trial   7  stopped   val/auroc 0.8123 after 4 epochs  optim.lr=0.00123`."""
     score = trial.get("objective")
-    params = "  ".join(
-        f"{p}={v:.3g}" if isinstance(v, float) else f"{p}={v}" for p, v in (trial.get("params") or {}).items()
-    )
     shown = trial.get("error", "") if score is None else f"{objective} {score:.4f} after {trial['epoch']} epochs"
-    return f"  trial {number:3d}  {trial['how']:8}  {shown}  {params}"
+    return f"  trial {number:3d}  {trial['how']:8}  {shown}  {'  '.join(pairs(trial))}"
+
+
+def pairs(trial: Mapping[str, Any]) -> list[str]:
+    """`optim.lr=0.00123` of every parameter."""
+    return [f"{path}={text(value)}" for path, value in trial["params"].items()]
+
+
+def text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def order(item: tuple[int, Mapping[str, Any]]) -> tuple[bool, float]:
@@ -28,34 +40,120 @@ def order(item: tuple[int, Mapping[str, Any]]) -> tuple[bool, float]:
     return (score is None, -(score or 0.0))
 
 
+def shorten(paths: list[str]) -> dict[str, str]:
+    """{path of a parameter: its name, with as much of the path as distinguishes it from the others}."""
+    names = [path.rpartition(".")[2] for path in paths]
+    return {path: name if names.count(name) == 1 else path for path, name in zip(paths, names, strict=True)}
+
+
+def fold(params: Mapping[str, Any], names: Mapping[str, str], columns: int) -> list[str]:
+    """The parameters of a trial, in lines of so many columns."""
+    words = "  ".join(f"{names[path]}={text(value)}" for path, value in params.items())
+    return textwrap.wrap(words, columns, break_on_hyphens=False) or [""]
+
+
 class TrialTable:
     """Trials by number: {"how", "objective", "epoch", "params"}; `how` is "running" until the trial ends."""
 
     def __init__(self, planned: int, objective: str, quiet: bool) -> None:
         self.planned, self.objective, self.quiet = planned, objective, quiet
-        self.moves = not quiet and (console.stream or sys.stdout).isatty()
+        self.start = time.monotonic()
         self.trials: dict[int, dict[str, Any]] = {}
-        self.lines_shown = 0
+        self.began: dict[int, float] = {}  # when a trial began to run, on the monotonic clock
+        self.seconds: dict[int, float] = {}  # that a trial which has ended has run
 
     def update(self, number: int, **facts: Any) -> None:
-        """Record `facts` of a trial and show them: immediately on a terminal, otherwise when the trial has ended."""
-        trial = self.trials.setdefault(number, {"how": "running", "objective": None, "epoch": 0})
-        trial.update(facts)
-        if self.moves:
-            self._draw()
-        elif not self.quiet and trial["how"] != "running":
+        """Record `facts` of a trial, and print a line when it has ended; where there is a screen, only if it failed."""
+        trial = self.trials.get(number, {"how": "running", "objective": None, "epoch": 0, "params": {}}) | facts
+        now = time.monotonic()
+        if trial["how"] == "running":
+            self.began.setdefault(number, now)
+        elif number in self.began:
+            self.seconds[number] = self.seconds.get(number, 0.0) + now - self.began.pop(number)
+        self.trials = {**self.trials, number: trial}  # a screen may be drawing the ones before
+        is_on_screen = console.screen is not None
+        if not self.quiet and trial["how"] != "running" and (not is_on_screen or trial.get("error")):
             say(row(number, trial, self.objective))
+
+    def ordered(self) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[int, dict[str, Any]]]]:
+        """Running trials, and those that have ended, best first."""
+        trials = self.trials.items()
+        running = [(n, t) for n, t in sorted(trials) if t["how"] == "running"]
+        return running, sorted(((n, t) for n, t in trials if t["how"] != "running"), key=order)
 
     def lines(self) -> list[str]:
         """The lines of the table: running trials first, then the best finished ones."""
-        running = [(n, t) for n, t in sorted(self.trials.items()) if t["how"] == "running"]
-        ended = sorted(((n, t) for n, t in self.trials.items() if t["how"] != "running"), key=order)
+        running, ended = self.ordered()
         head = f"  {len(ended)} of {self.planned} trials ended, {len(running)} running"
         return [head, *(row(n, t, self.objective) for n, t in (*running, *ended[:ROWS]))]
 
-    def _draw(self) -> None:
-        lines = self.lines()
-        # lines are truncated, because a wrapped line would move the cursor back too little
-        text = "\n".join(escape_unprintable(line)[:118] for line in lines)
-        say(text, start=UP.format(self.lines_shown) if self.lines_shown else "")
-        self.lines_shown = len(lines)
+    @contextmanager
+    def show(self) -> Iterator[None]:
+        """Show the table on the screen, if there is one, while the context is open; at its end all of it stays."""
+        if console.screen is None:
+            yield
+            return
+        try:
+            with console.screen.show(self.draw):
+                yield
+        finally:
+            if self.trials:
+                console.screen.print(self.draw(console.screen.console.width, None))
+
+    def draw(self, columns: int, rows: int | None) -> "RenderableType":
+        """The table for so many columns and rows of a terminal, below a line of totals.
+
+        Running trials come first, then the others, best first. Where it is too narrow for a column per parameter, each
+        trial's are in lines below each other.
+        """
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        running, ended = self.ordered()
+        shown = [*running, *ended]
+        names = shorten(list(dict.fromkeys(path for _, trial in shown for path in trial["params"])))
+        facts = ["trial", "status", "epoch", "time", self.objective]
+        heads = [*facts, *(name.replace("_", "_\n") for name in names.values())]
+        table = [self._facts(*one) + [text(one[1]["params"].get(path, "")) for path in names] for one in shown]
+        widths = [max(map(len, "\n".join(column).split("\n"))) for column in zip(heads, *table, strict=True)]
+        if sum(widths) + 2 * (len(widths) - 1) > columns:
+            heads = [*facts, "parameters"]
+            left = max(20, columns - sum(widths[: len(facts)]) - 2 * len(facts))
+            table = [[*self._facts(*one), "\n".join(fold(one[1]["params"], names, left))] for one in shown]
+        found = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        height = max(head.count("\n") for head in heads)
+        for head in heads:
+            is_text = head in ("status", "parameters")
+            above = "\n" * (height - head.count("\n"))
+            found.add_column(Text(above + head), justify="left" if is_text else "right", no_wrap=True)
+        more = ""
+        room = math.inf if rows is None else rows - 4 - height
+        for place, cells in enumerate(table):
+            room -= 1 + cells[-1].count("\n")
+            if room < 0:
+                more = f"and {len(table) - place} more"
+                break
+            found.add_row(*(Text(escape_unprintable(cell)) for cell in cells))
+        lines = [Text(self._describe(len(running), ended)), found, *([Text(more)] if more else [])]
+        return Group(*lines)
+
+    def _facts(self, number: int, trial: Mapping[str, Any]) -> list[str]:
+        seconds = self.seconds.get(number)
+        if number in self.began:
+            seconds = (seconds or 0.0) + time.monotonic() - self.began[number]
+        score = trial.get("objective")
+        return [
+            str(number),
+            trial["how"],
+            str(trial["epoch"] or ""),
+            "" if seconds is None else duration(seconds),
+            "" if score is None else f"{score:.4f}",
+        ]
+
+    def _describe(self, running: int, ended: list[tuple[int, dict[str, Any]]]) -> str:
+        passed = duration(time.monotonic() - self.start)
+        line = f"{len(ended)} of {self.planned} trials ended, {running} running, {passed}"
+        if ended and ended[0][1].get("objective") is not None:
+            line += f"; best: trial {ended[0][0]}, {ended[0][1]['objective']:.4f}"
+        return line

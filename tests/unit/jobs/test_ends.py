@@ -17,6 +17,7 @@ from jobs import cli
 from raylab.files import read_lines
 from tests.cgroup import memory_cgroup
 from tests.conftest import mount_tmpfs
+from tests.terminal import Terminal, show
 from tests.verbs import MODULES, Verb, Verbs
 from tests.wait import wait_for
 from tracking import runs, server
@@ -33,7 +34,7 @@ class Home:
     def __init__(self, path: Path, verbs: Verbs | None = None) -> None:
         self.path, self.numbers = path, itertools.count()
         path.mkdir(exist_ok=True)
-        self.environment = {**os.environ, "RAYLAB_HOME": str(path), "MLFLOW_TRACKING_URI": ""}
+        self.environment = {**os.environ, "RAYLAB_HOME": str(path), "MLFLOW_TRACKING_URI": "", "TERM": "xterm"}
         self.verbs = verbs or Verbs(self.environment, (*MODULES, "jobs.fit", "jobs.ui", "jobs.compare"))
 
     def start(self, *words: object, output: Path | None = None) -> Verb:
@@ -51,9 +52,9 @@ class Home:
     def steps(self, name: str) -> list[int]:
         return [line["step"] for line in read_lines(self.path / "runs" / name / "ledger.jsonl") if "step" in line]
 
-    def train(self, name: str, data: Path, *words: object) -> Verb:
+    def train(self, name: str, data: Path, *words: object, output: Path | None = None) -> Verb:
         """Start a run, and wait until it trains."""
-        verb = self.start("train", "ards", "--data", data, "--name", name, *words)
+        verb = self.start("train", "ards", "--data", data, "--name", name, *words, output=output)
         wait_for(lambda: len(self.steps(name)) > 5 or verb.poll() is not None, 120, f"steps of {name}")
         assert verb.poll() is None, verb.errors.read_text()
         return verb
@@ -127,6 +128,47 @@ def test_signals_during_the_end_do_not_spoil_it(home: Home, ards_data: Path) -> 
     sync = home.start("sync")
     assert sync.wait(60) == 0, sync.errors.read_text()
     assert home.run("again").info.status == "KILLED"
+
+
+def test_a_person_sees_every_epoch_and_the_one_that_is_kept(home: Home, ards_data: Path) -> None:
+    terminal = Terminal()
+    verb = home.start("train", "ards", "--data", ards_data, "--name", "seen", *SHORT, output=terminal.path)
+    assert verb.wait(120) == 0 and verb.errors.read_text() == "", verb.errors.read_text()
+    said = terminal.end()
+    lines = show(said)
+    assert said.index("checking the recipe and the data") < said.index("run seen")
+    first = lines.index("    epoch  train loss    val loss     val auroc   elapsed")
+    epochs = [line.split() for line in lines[first + 1 : first + 4]]
+    assert [row[0] for row in epochs] == ["1/3", "2/3", "3/3"]
+    result = json.loads((home.path / "runs" / "seen" / "result.json").read_text())
+    kept = result["best"]["epoch"]
+    assert lines[first + 4] == f"kept: epoch {kept + 1}, val auroc {result['best']['auroc']:.4f}"
+    assert epochs[kept][-3:] == ["best", "so", "far"] and all(len(row) == 5 for row in epochs[kept + 1 :])
+    rows = [json.loads(line) for line in (home.path / "runs" / "seen" / "outbox" / "outbox.jsonl").open()]
+    means = [row["values"]["train/epoch_loss"] for row in rows if "train/epoch_loss" in row.get("values", {})]
+    assert [row[1] for row in epochs] == [f"{mean:.4f}" for mean in means]
+    assert lines[-1] == "      raylab compare        raylab ui" and not any("kept so far" in line for line in lines)
+    assert all(len(line) <= 80 or "raylab " in line for line in lines)
+
+
+def test_control_c_clears_the_terminal_and_ends_the_run(home: Home, ards_data: Path) -> None:
+    terminal = Terminal()
+    verb = home.train("control-c", ards_data, *LONG, output=terminal.path)
+    wait_for(lambda: "mean loss" in terminal.said, 60, "the bar")
+    os.write(terminal.master, b"\x03")
+    assert verb.wait(60) == 130 and "Traceback" not in verb.errors.read_text(), verb.errors.read_text()
+    lines = show(terminal.end())
+    assert "run control-c" in lines[0] and not any("mean loss" in line or "MLflow" in line for line in lines)
+    assert home.record("control-c")["status"] == home.run("control-c").info.status == "KILLED"
+
+
+def test_a_terminal_that_is_closed_ends_a_run_that_can_be_resumed(home: Home, ards_data: Path) -> None:
+    terminal = Terminal()
+    verb = home.train("closed", ards_data, *LONG, output=terminal.path)
+    terminal.hang_up()
+    assert verb.wait(60) == 130 and "Traceback" not in verb.errors.read_text(), verb.errors.read_text()
+    assert home.record("closed")["status"] == home.run("closed").info.status == "KILLED"
+    home.finish("closed")
 
 
 def test_nobody_needs_to_listen_to_a_run(home: Home, ards_data: Path) -> None:
