@@ -5,6 +5,7 @@ In bash also runs, recipe fields and models (jobs/common/completers.py).
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    script = shtab.complete(complete_parser(), args.shell, preamble={"bash": completers.render_functions()})
     if args.shell == "bash":
-        script += completers.LAST
+        script = shtab.complete(complete_parser(), "bash", preamble=completers.render_functions()) + completers.LAST
+    else:
+        script = shtab.complete(complete_parser(), args.shell)
     if not args.quiet:
         say(script)
     return {"shell": args.shell, "script": script}
@@ -52,10 +54,10 @@ def _mark_arguments(parser: argparse.ArgumentParser) -> None:
             action.complete = how  # type: ignore[attr-defined]
 
 
-def _find_completer(action: argparse.Action) -> dict[str, str] | None:
+def _find_completer(action: argparse.Action) -> Mapping[str, object] | None:
     """How shtab completes an argument; None if nothing is known about its values."""
     if action.type is Path:
-        return shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE  # type: ignore[no-any-return]
+        return shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
     if action.metavar == "RUN":
         return {"bash": completers.RUNS}
     if action.metavar in ("PATH=VALUE", "PATH=DIST"):

@@ -109,8 +109,8 @@ def render_functions() -> str:
     del values["model.name"]
     everything = dict.fromkeys(path for own in fields.values() for path in own)
     by_names: dict[str, list[str]] = {}
-    for key, own in fields.items():
-        by_names.setdefault(" ".join(own), []).append(key)
+    for key, paths in fields.items():
+        by_names.setdefault(" ".join(paths), []).append(key)
     cases = {
         "TASKS": "|".join(TASKS),
         "MODELS": render_cases({task: " ".join(names) for task, names in models.items()} | {"*": join(models)}),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from rich.console import Console, ConsoleDimensions, RenderableType
 from rich.live import Live
@@ -82,7 +82,9 @@ class _Console(Console):
 
     def __init__(self, file: TextIO) -> None:
         self.terminal = file
-        super().__init__(file=_Outlet(file), force_terminal=True, highlight=False, markup=False, emoji=False)
+        super().__init__(
+            file=cast(TextIO, _Outlet(file)), force_terminal=True, highlight=False, markup=False, emoji=False
+        )
 
     @property
     def size(self) -> ConsoleDimensions:
@@ -135,8 +137,9 @@ def wrap_line(line: str, columns: int) -> str:
     if len(line) <= columns or "raylab " in line:
         return line
     indent = line[: len(line) - len(line.lstrip())]
-    whole = {"break_long_words": False, "break_on_hyphens": False}
-    return "\n".join(textwrap.wrap(line, columns, subsequent_indent=f"{indent}    ", **whole))
+    further = f"{indent}    "
+    wrapped = textwrap.wrap(line, columns, subsequent_indent=further, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrapped)
 
 
 class Status:

@@ -106,7 +106,7 @@ class TrialTable:
         Running trials come first, then the others, best first. Where it is too narrow for a column per parameter, each
         trial's are in lines below each other.
         """
-        from rich.console import Group
+        from rich.console import Group, RenderableType
         from rich.table import Table
         from rich.text import Text
 
@@ -135,7 +135,11 @@ class TrialTable:
                 more = f"and {len(table) - place} more"
                 break
             found.add_row(*(Text(escape_unprintable(cell)) for cell in cells))
-        lines = [Text(self._describe(len(running), ended)), found, *([Text(more)] if more else [])]
+        lines: list[RenderableType] = [
+            Text(self._describe(len(running), ended)),
+            found,
+            *([Text(more)] if more else []),
+        ]
         return Group(*lines)
 
     def _facts(self, number: int, trial: Mapping[str, Any]) -> list[str]:

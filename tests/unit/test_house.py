@@ -154,9 +154,10 @@ def test_ray_is_imported_in_one_room_and_lazily_by_jobs():
 
 def test_only_evaluation_names_the_test_split():
     """`prepare` of images takes a list of it, `predict` writes rows of any split, `demo` calls evaluate, `benchmark`
-    scores the winners of its nested searches, `overlap` compares identifiers; nothing that trains sees it."""
+    scores the winners of its nested searches, `overlap` compares identifiers, `compare` reads the predictions that
+    `evaluate` has kept; nothing that trains sees it."""
     allowed = {"raylab/evaluation/overlap.py", "raylab/tasks/images.py"} | {
-        f"jobs/{verb}.py" for verb in ("evaluate", "predict", "demo", "common/benchmark_ards")
+        f"jobs/{verb}.py" for verb in ("evaluate", "predict", "compare", "demo", "common/benchmark_ards")
     }
     naming = {
         str(path.relative_to(ROOT))
