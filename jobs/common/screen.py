@@ -5,7 +5,7 @@ import os
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -173,10 +173,25 @@ class _ToScreen(logging.Handler):
         console.say(record.getMessage())
 
 
+class _ToFile(logging.FileHandler):
+    """A library may say what it likes, and where this cannot be kept, as on a full disk, the verb goes on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 @contextmanager
 def _route_logs(path: Path) -> Iterator[None]:
     """Show our own warnings above the region; those of libraries go to a file, as they would cut through it."""
-    shown, kept = _ToScreen(logging.WARNING), logging.FileHandler(path, delay=True)
+    shown, kept = _ToScreen(logging.WARNING), _ToFile(path, delay=True)
     kept.setLevel(logging.WARNING)
     kept.setFormatter(logging.Formatter("%(asctime)s %(process)d %(name)s %(levelname)s %(message)s"))
     shown.addFilter(lambda record: record.name.partition(".")[0] in OWN)

@@ -149,7 +149,7 @@ class TrialTable:
         score = trial.get("objective")
         return [
             str(number),
-            trial["how"],
+            "done" if trial["how"] == "planned" else trial["how"],
             str(trial["epoch"] or ""),
             "" if seconds is None else duration(seconds),
             "" if score is None else f"{score:.4f}",

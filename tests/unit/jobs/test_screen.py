@@ -73,6 +73,19 @@ def test_our_warnings_are_shown_and_those_of_libraries_kept(terminal: Terminal, 
     assert logging.getLogger("foreign.library").handlers == [] and not logging.getLogger("jobs").handlers
 
 
+def test_a_warning_that_cannot_be_kept_disturbs_nobody(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / LIBRARIES).symlink_to("/dev/full")
+    with terminal.as_output(), open_screen(False, "checking"):
+        logging.getLogger("foreign.library").warning("fifty lines")
+    (tmp_path / LIBRARIES).unlink()
+    (tmp_path / LIBRARIES).mkdir()
+    with terminal.as_output(), open_screen(False, "checking"):
+        logging.getLogger("foreign.library").warning("fifty lines")
+    assert show(terminal.end()) == [""]
+
+
 def test_a_terminal_that_is_closed_takes_nothing_any_more(terminal: Terminal) -> None:
     with terminal.as_output():
         with open_screen(False, "checking"):

@@ -75,7 +75,8 @@ def test_in_a_narrow_terminal_the_parameters_of_a_trial_are_below_each_other() -
 
 def test_names_that_differ_only_in_their_path_are_shown_with_it() -> None:
     table = TrialTable(5, "val/auroc", quiet=True)
-    table.update(0, params={"a.rate": 1, "b.rate": 2, "c.size": 3})
+    table.update(0, params={"a.rate": 1, "b.rate": 2, "c.size": 3}, how="planned")
+    assert draw(table, 120)[2].split()[:2] == ["0", "done"]
     assert draw(table, 120)[1].split()[-3:] == ["a.rate", "b.rate", "size"]
 
 
