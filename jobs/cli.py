@@ -139,7 +139,8 @@ def add_arguments(parser: argparse.ArgumentParser, verb: str) -> ModuleType:
 def run(verb: str, words: list[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
-    parser, module = build_parser(verb)
+    with console.open_screen("--quiet" in words, f"{verb}: starting"):  # some verbs load torch, which takes seconds
+        parser, module = build_parser(verb)
     args = parser.parse_args(words)
     from jobs.common.environment import verb_environment  # imported late, to keep `raylab --help` fast
 

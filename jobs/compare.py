@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jobs import cli
-from jobs.common import home, outputs, predictions, run_tracking
+from jobs.common import console, home, outputs, predictions, run_tracking
 from jobs.common.console import say
 from jobs.common.environment import verb_environment
 from jobs.common.predictions import KeptPredictions
@@ -79,7 +79,7 @@ def compare(
         )
     path = Path(report.report(uri, experiment, path, frame, differences)).absolute()
     if not quiet:
-        say(table(frame))
+        say(table(frame, console.count_columns()))
         if differences:
             say("\n" + render_differences(differences))
         say(f"report: {path}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jobs import cli
-from jobs.common import home
+from jobs.common import console, home
 from jobs.common.console import say
 from jobs.common.disk_use import measure, show_bytes
 from raylab.documents import parse_document, read_json
@@ -103,10 +103,8 @@ def next_command(name: str, record: RunRecord) -> str:
     return ""
 
 
-def tell(rows: list[Row], task: str | None) -> None:
-    if not rows:
-        say(f"no runs{' of this task' if task else ''} yet: raylab train {task or 'TASK'} --data DIR")
-        return
+def render_table(rows: list[Row], columns: int | None = None) -> list[str]:
+    """The lines of the list; where a terminal of so many columns is too narrow for it, scores are below their runs."""
     table = [("run", "verb", "task", "status", "steps", "changed", "size", "score on val")]
     table += [
         (
@@ -122,10 +120,23 @@ def tell(rows: list[Row], task: str | None) -> None:
         for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    is_narrow = columns is not None and sum(widths) + 2 * (len(widths) - 1) > columns
+    lines = []
     for number, cells in enumerate(table):
-        say("  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
+        shown = cells[:-1] if is_narrow else cells
+        lines.append("  ".join(f"{cell:{width}}" for cell, width in zip(shown, widths, strict=False)).rstrip())
+        if is_narrow and number and cells[-1]:
+            lines.append(f"    {cells[-1]}")
         if number and (following := rows[number - 1].next):
-            say(f"    next: {following}")
+            lines.append(f"    next: {following}")
+    return lines
+
+
+def tell(rows: list[Row], task: str | None) -> None:
+    if not rows:
+        say(f"no runs{' of this task' if task else ''} yet: raylab train {task or 'TASK'} --data DIR")
+        return
+    say("\n".join(render_table(rows, console.count_columns())))
 
 
 if __name__ == "__main__":

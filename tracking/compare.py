@@ -271,10 +271,11 @@ def to_json_rows(frame: pl.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def table(frame: pl.DataFrame) -> str:
-    """`ranked` as aligned plain text, one block per task."""
+def table(frame: pl.DataFrame, columns: int | None = None) -> str:
+    """`ranked` as aligned plain text, one block per task; where a terminal of so many columns is too narrow for it, the
+    scores are below their runs."""
     shown = ranked(frame)
-    blocks = ["\n".join(_block(runs)) for runs in shown.partition_by("task", maintain_order=True)]
+    blocks = ["\n".join(_block(runs, columns)) for runs in shown.partition_by("task", maintain_order=True)]
     if any(row["split"] and was_used_to_choose(row, row["split"]) for row in shown.iter_rows(named=True)):
         blocks.append("* val: these scores were used to choose the model; expect lower ones on the test split")
     if trials := frame.filter(pl.col("kind") == "trial").height:
@@ -282,7 +283,7 @@ def table(frame: pl.DataFrame) -> str:
     return "\n\n".join(blocks)
 
 
-def _block(runs: pl.DataFrame) -> Iterator[str]:
+def _block(runs: pl.DataFrame, columns: int | None) -> Iterator[str]:
     rows = runs.to_dicts()
     shown = primary(rows)
     of_cohorts = any(row["cohort"] for row in rows)
@@ -306,8 +307,20 @@ def _block(runs: pl.DataFrame) -> Iterator[str]:
                 row["run_id"][:8],
             ]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    head, *text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+    if columns is not None and sum(_widths(lines)) + 2 * (len(lines[0]) - 1) > columns:
+        first = len(names)
+        below = [
+            [f"\n    {name:<20} {cell}" for name, cell in zip(shown, line[first:], strict=False)] for line in lines
+        ]
+        lines = [line[:first] + line[first + len(shown) :] for line in lines]
+        tails = ["", *map("".join, below[1:])]
+    else:
+        tails = [""] * len(lines)
+    widths = _widths(lines)
+    head, *text = [
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() + tail
+        for line, tail in zip(lines, tails, strict=True)
+    ]
     yield from (f"{rows[0]['task'] or 'no task named'}", head, "  ".join("-" * w for w in widths))
     before = None
     for row, line in zip(rows, text, strict=True):
@@ -316,6 +329,10 @@ def _block(runs: pl.DataFrame) -> Iterator[str]:
             yield f"{data}:"
         before = data
         yield line
+
+
+def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*lines, strict=True)]
 
 
 def format_split(row: Mapping[str, Any]) -> str:

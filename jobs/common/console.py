@@ -57,6 +57,16 @@ def set_status(text: str) -> None:
         screen.set_status(escape_unprintable(text))
 
 
+def count_columns() -> int | None:
+    """The width of the terminal that standard output is; None if it is something else."""
+    if not sys.stdout.isatty():
+        return None
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except OSError:
+        return None
+
+
 def flush_output() -> None:
     """Write what libraries have printed."""
     try:

@@ -136,7 +136,7 @@ def test_a_person_sees_every_epoch_and_the_one_that_is_kept(home: Home, ards_dat
     assert verb.wait(120) == 0 and verb.errors.read_text() == "", verb.errors.read_text()
     said = terminal.end()
     lines = show(said)
-    assert said.index("checking the recipe and the data") < said.index("run seen")
+    assert said.index("train: starting") < said.index("checking the recipe and the data") < said.index("run seen")
     first = lines.index("    epoch  train loss    val loss     val auroc   elapsed")
     epochs = [line.split() for line in lines[first + 1 : first + 4]]
     assert [row[0] for row in epochs] == ["1/3", "2/3", "3/3"]

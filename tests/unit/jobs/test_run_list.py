@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
+from jobs.runs import Row, render_table
 from raylab.files import write_json
 
 DATA_HASH = "0123456789abcdef"
@@ -53,6 +54,23 @@ def test_a_run_has_its_score_and_what_comes_next(runs: Path, capsys: pytest.Capt
     assert "auroc 0.812 [0.760, 0.861]" in said and "    next: raylab resume killed" in said
     assert cli.main(["runs", "--task", "covidnet"]) == 0
     assert capsys.readouterr().out == "no runs of this task yet: raylab train covidnet --data DIR\n"
+
+
+def test_in_a_narrow_terminal_a_score_is_below_its_run() -> None:
+    facts = {
+        "verb": "train",
+        "task": "ards",
+        "status": "FINISHED",
+        "steps": 12,
+        "bytes": 10,
+        "changed": 0.0,
+        "next": "",
+    }
+    rows = [Row(run=name, score="auroc 0.812 [0.760, 0.861]", next="", **facts) for name in ("first", "second-of-many")]
+    assert len(render_table(rows)) == 3 and max(map(len, render_table(rows))) > 80
+    narrow = render_table(rows, 80)
+    assert max(map(len, narrow)) <= 80 and narrow[2] == "    auroc 0.812 [0.760, 0.861]" and len(narrow) == 5
+    assert render_table(rows, 200) == render_table(rows)
 
 
 def test_a_damaged_run_does_not_hide_the_others(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,7 +93,11 @@ def test_the_table_ranks_within_task_and_data_set_and_shows_each_run_on_its_best
 def test_the_table_fits_a_terminal() -> None:
     scored = {k: v for n in ("auroc", "auprc", "ventilated_pf/auroc") for k, v in score(0.8, f"test/{n}").items()}
     name = "ards-undisturbed-20261123-133352"
-    assert max(map(len, compare.table(frame(row(name, **scored, **{"test/n": 5160.0}))).splitlines())) <= 140
+    rows = frame(row(name, **scored, **{"test/n": 5160.0}), row("second", **scored))
+    assert max(map(len, compare.table(rows).splitlines())) <= 140
+    narrow = compare.table(rows, 100)
+    assert max(map(len, narrow.splitlines())) <= 100 and narrow.count("    auroc                0.800 [.780,.820]") == 2
+    assert compare.table(rows, 200) == compare.table(rows)
     assert compare.table(frame()) == ""
 
 
