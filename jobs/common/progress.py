@@ -61,13 +61,15 @@ class Bar:
         self.row: Mapping[str, float] = {}  # of the last step
         self.losses: list[float] = []  # of the epoch's steps so far
         self.best = ""
-        self.first: tuple[float, float] | None = None  # time of the first row, and its step
+        self.first: tuple[float, float] | None = None  # when the steps began, and after which step
         self.stepped_at = 0.0
 
+    def start(self, step: int, now: float) -> None:
+        """Note that the steps after `step` begin."""
+        self.first = (now, step)
+
     def add(self, row: Mapping[str, float], now: float) -> None:
-        """Note the row of a step."""
-        if self.first is None:
-            self.first = (now, row["step"])
+        """Note the row of a step; rows come in bundles."""
         if self.row and row["epoch"] != self.row["epoch"]:
             self.losses = []
         self.losses.append(row["train/loss"])
@@ -80,8 +82,8 @@ class Bar:
             self.best = describe_best(row["epoch"], val, row["best/val/loss"], self.objective)
 
     def seconds_left(self, now: float) -> float | None:
-        """The time that the steps to come will take at the pace so far; None before two looks at steps."""
-        if self.first is None or self.row["step"] == self.first[1]:
+        """The time that the steps to come will take at the pace so far; None before the first step."""
+        if self.first is None or not self.row or self.stepped_at <= self.first[0] or self.row["step"] <= self.first[1]:
             return None
         pace = (self.stepped_at - self.first[0]) / (self.row["step"] - self.first[1])
         return max(0.0, pace * (self.planned - self.row["step"]) - (now - self.stepped_at))
@@ -274,6 +276,8 @@ class Display:
                 self.silence.step(time.monotonic())
             if not isinstance(entry, ledger.Group):
                 continue
+            if self.bar is not None and isinstance(entry, ledger.Start):
+                self.bar.start(entry.start, time.monotonic())
             say(describe_group(entry, self.group, max(0.0, entry.time - self.stepped_at)))
             self.group = entry
             for name in entry.damaged if isinstance(entry, ledger.Start) else ():

@@ -66,7 +66,7 @@ def test_in_a_narrow_terminal_a_score_is_below_its_run() -> None:
         "changed": 0.0,
         "next": "",
     }
-    rows = [Row(run=name, score="auroc 0.812 [0.760, 0.861]", next="", **facts) for name in ("first", "second-of-many")]
+    rows = [Row(run=name, score="auroc 0.812 [0.760, 0.861]", **facts) for name in ("first", "second-of-many")]
     assert len(render_table(rows)) == 3 and max(map(len, render_table(rows))) > 80
     narrow = render_table(rows, 80)
     assert max(map(len, narrow)) <= 80 and narrow[2] == "    auroc 0.812 [0.760, 0.861]" and len(narrow) == 5

@@ -112,12 +112,16 @@ def test_the_region_follows_the_size_of_the_terminal(terminal: Terminal) -> None
 
 def test_a_bar_shows_the_mean_loss_of_its_epoch_the_best_epoch_and_the_time_left() -> None:
     bar = Bar(20, 100, "auroc")
-    bar.add({**ROW, "step": 7, "epoch": 0, "train/loss": 9.0}, 0.0)
-    for step, loss in ((8, 0.5), (9, 0.7)):
-        bar.add({"step": step, "epoch": 1, "train/loss": loss, "train/samples_per_s": 1.0}, step - 7.0)
+    bar.start(6, 0.0)
+    assert bar.seconds_left(0.0) is None
+    bar.add({**ROW, "step": 7, "epoch": 0, "train/loss": 9.0}, 3.0)
+    for step, loss in ((8, 0.5), (9, 0.7)):  # in the same bundle
+        bar.add({"step": step, "epoch": 1, "train/loss": loss, "train/samples_per_s": 1.0}, 3.0)
     assert sum(bar.losses) / len(bar.losses) == pytest.approx(0.6)
     assert bar.best == "epoch 1, val auroc 0.8123"
-    assert bar.seconds_left(2.0) == pytest.approx(91.0) and bar.seconds_left(12.0) == pytest.approx(81.0)
+    assert bar.seconds_left(3.0) == pytest.approx(91.0) and bar.seconds_left(13.0) == pytest.approx(81.0)
+    bar.start(5, 20.0)  # again, from a checkpoint
+    assert bar.seconds_left(21.0) is None
 
 
 def test_the_history_of_epochs_is_aligned_and_marks_the_best() -> None:
