@@ -108,7 +108,7 @@ def test_the_copy_from_a_device_does_not_wait_for_it(tmp_path):
     with Copies():
         writer.start(1, state_of(model, 1))
     writer.close()
-    assert waits == [False] * 6  # weight and bias, and two moments of each
+    assert waits == [False] * 8  # weight and bias, and of each two moments and the count of its steps
 
 
 # the ledger
