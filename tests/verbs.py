@@ -170,5 +170,6 @@ if __name__ == "__main__":
     for module in modules:
         importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background processes ignore it
     serve(socket.socket(fileno=int(number)))
     os._exit(0)  # to tear the libraries down takes seconds
