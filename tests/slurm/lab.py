@@ -180,9 +180,9 @@ class Undisturbed:
 
 
 @contextmanager
-def preemptible_cluster(testbed: Bed, data: Path, verbs: Verbs) -> Iterator[Lab]:
+def preemptible_cluster(testbed: Bed, data: Path, verbs: Verbs, name: str = "raylab") -> Iterator[Lab]:
     """A cluster named ray, of up to three preemptible nodes, that keeps none without work."""
-    lab = Lab(testbed, data, verbs)
+    lab = Lab(testbed, data, verbs, name)
     lab.run("cluster", "up", "--site", "testbed", "--name", "ray", "--max", 3, "--node-type", "spot", "--time",
             "01:00:00", "--wait")  # fmt: skip
     yield lab

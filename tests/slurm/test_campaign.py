@@ -18,7 +18,7 @@ PARTITION_SECONDS = 12.0  # shorter than the 25 s after which Ray gives a node u
 
 @pytest.fixture(scope="module")
 def lab(testbed: Bed, ards_data: Path, verbs: Verbs) -> Iterator[Lab]:
-    with preemptible_cluster(testbed, ards_data, verbs) as lab:
+    with preemptible_cluster(testbed, ards_data, verbs, "campaign") as lab:
         yield lab
 
 
