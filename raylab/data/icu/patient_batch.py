@@ -3,7 +3,7 @@
 Only one batch is in memory at a time. Each patient is in exactly one batch, so counts of patients and stays add up.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,9 +123,15 @@ class PatientBatch:
 
 
 def summarise_patients(
-    events: pl.LazyFrame, stays: pl.DataFrame, framing: Framing, rule: Label, windows: bool
+    events: pl.LazyFrame,
+    stays: pl.DataFrame,
+    framing: Framing,
+    rule: Label,
+    windows: bool,
+    left_out: Collection[str] = (),
 ) -> PatientBatch:
-    """Reduce one batch: the `events` of some patients, with all of their stays."""
+    """Reduce one batch: the `events` of some patients, with all of their stays. Values of the concepts `left_out` are
+    counted, but nothing is made of them: no series, and no series or cohort derived from them."""
     events = with_coded_ids(events.collect()).lazy()
     present, unique = screen(events)
     counts, screened = pl.collect_all(
@@ -140,6 +146,8 @@ def summarise_patients(
     too_young = ages.filter(pl.col("age") < rule.min_age)["stay_id"]
     adults = screened.filter(~pl.col("stay_id").is_in(too_young.implode())) if len(too_young) else screened
     values = adults.lazy().select(EVENTS.names())
+    if left_out:
+        values = values.filter(~pl.col("concept").cast(pl.String).is_in(list(left_out)))
     by_concept, by_unit, last, cells, static, found = pl.collect_all(
         [
             count_by_concept(screened.lazy()),

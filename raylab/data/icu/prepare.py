@@ -15,7 +15,7 @@ patients the rows and the hourly grid. Features see only events before the predi
 `summarise_patients` and the window that the loader cuts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,15 @@ from raylab.data.icu.cohorts import COHORTS
 from raylab.data.icu.concepts import CONCEPTS, SERIES, STATIC, SourceData, whole_stays
 from raylab.data.icu.labels import Framing, Label, label
 from raylab.data.icu.meta import IcuMeta
-from raylab.data.icu.patient_batch import Totals, check_needed, check_units, implausible, summarise_patients, unrecorded
+from raylab.data.icu.patient_batch import (
+    PatientBatch,
+    Totals,
+    check_needed,
+    check_units,
+    implausible,
+    summarise_patients,
+    unrecorded,
+)
 from raylab.data.icu.sources import meds, mimic3, physionet2012, yaib
 from raylab.data.icu.timegrid import joined, statistics
 from raylab.data.identifiers import not_among
@@ -115,9 +123,17 @@ def prepare_icu(
             if "mech_vent" in source_data.lacks and asked.ventilation:
                 notes.append("ventilation is not recorded here, so the label does not ask for it")
                 used = asked.without_ventilation()
-            pieces = []
-            for events in source_data.parts():
-                pieces.append(summarise_patients(events, stays, chosen, used, grid_of_windows))
+
+            def summarise(left_out: Collection[str]) -> list[PatientBatch]:
+                parts = source_data.parts()
+                return [summarise_patients(part, stays, chosen, used, grid_of_windows, left_out) for part in parts]
+
+            pieces = summarise(())
+            totals = Totals.of(pieces)
+            check_units(totals, used)
+            unfit = implausible(totals.by_concept, used)
+            if unfit:
+                pieces = summarise(unfit)  # again, as only the values of all patients show a wrong unit
         except pl.exceptions.PolarsError as error:
             raise DataError(
                 f"{path} could not be read as '{source}'",
@@ -139,8 +155,6 @@ def prepare_icu(
         if of_unknown_age and used.min_age:
             notes.append(f"stays of unknown age, counted as {used.min_age:g} years and older: {of_unknown_age:,}")
         totals = Totals.of(pieces)
-        check_units(totals, used)
-        unfit = implausible(totals.by_concept, used)
         check_needed(totals.by_concept, source, used)
         steps = cohorts.summed([piece.steps for piece in pieces])
         samples = pl.concat([piece.rows for piece in pieces if piece.rows.height], how="diagonal_relaxed")
@@ -169,7 +183,7 @@ def prepare_icu(
             "clock_h",
             "outcome",
         )
-        names = [name for name in SERIES if name in totals.found and name not in unfit]
+        names = [name for name in SERIES if name in totals.found]
         table = joined([piece.table for piece in pieces if piece.table.height], names).sort("stay_id", "hour")
         if virtual:
             from raylab.data.icu.virtual_patient import virtual_patients  # as `synthetic`: it loads torch

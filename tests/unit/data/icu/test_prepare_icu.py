@@ -326,6 +326,29 @@ def test_a_paco2_in_kpa_that_no_unit_names_is_left_out_and_said(tmp_path, monkey
     assert warning.startswith("paco2 is left out: ") and "as values in kPa are" in warning
 
 
+@pytest.mark.parametrize(
+    ("unfit", "left"),
+    [
+        ("pao2", {"sf", "driving_pressure", "compliance"}),
+        ("fio2", {"driving_pressure", "compliance"}),
+        ("peep", {"pf", "sf"}),
+        ("tidal_volume", {"pf", "sf", "driving_pressure"}),
+    ],
+)
+def test_nothing_is_derived_from_values_in_a_wrong_unit(tmp_path, monkeypatch, unfit, left):
+    """A label that does not read them is made; `tidal_volume_set`, which could stand in, is not recorded."""
+    factor = {"pao2": 0.133, "fio2": 10, "peep": 98.1, "tidal_volume": 0.001}[unfit]  # kPa, L/min, Pa, L
+    scaled = pl.when(pl.col("concept") == unfit).then(pl.col("value") * factor).otherwise("value")
+    stays = synthetic.read(200, 0).stays.with_columns(died=pl.col("stay_id").hash(seed=0) % 3 == 0)
+    use(monkeypatch, virtual().filter(pl.col("concept") != "tidal_volume_set").with_columns(value=scaled), stays)
+    rule = mortality.LABELS["in-hospital-death"]
+    meta = prepare_icu("mortality", "synthetic", None, tmp_path / "out", rule=rule)
+    assert meta.left_out == [unfit] and unfit not in meta.features
+    table = pl.read_parquet(tmp_path / "out" / "hours.parquet")
+    derived = {"pf", "sf", "driving_pressure", "compliance"}
+    assert derived & set(table.columns) == derived & set(meta.features) == left
+
+
 def test_only_implausible_values_are_no_values(tmp_path, monkeypatch):
     fio2 = pl.when(pl.col("concept") == "fio2").then(0.0).otherwise("value")
     use(monkeypatch, virtual().with_columns(value=fio2))
