@@ -9,7 +9,7 @@ a new head knows everything at once. A node's id is JOB.RESTARTS: a requeued job
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +60,18 @@ class SlurmProvider(NodeProvider):
                     if tag is not None
                     and (tag.cluster, tag.generation, tag.kind) == (self.spec.id, self.generation, "worker")
                 }
-                self._cancel([(id, job) for id, (job, _) in ours.items() if job.failed_to_launch])
-                self.seen = {id: node for id, node in ours.items() if not node[0].failed_to_launch}
+                held = {id: job for id, (job, _) in ours.items() if job.failed_to_launch}
+                self._give_up(held)
+                self.seen = {id: node for id, node in ours.items() if id not in held}
                 self.known.update(self.seen)
                 self.seen_at = time.monotonic()
             return self.seen
 
-    def _cancel(self, failed: Sequence[tuple[str, Job]]) -> None:
-        """Cancel jobs that will never start, so that others take their places."""
-        for id, job in failed:
+    def _give_up(self, held: Mapping[str, Job]) -> None:
+        """Record and cancel jobs that Slurm will never start, so that others take their places."""
+        for id, job in held.items():
             self.directory.problem(id, f"its node could not start job {job.id}, so Slurm held it for ever")
-        self.slurm.cancel([job.id for _, job in failed])
+        self.slurm.cancel([job.id for job in held.values()])
 
     def non_terminated_nodes(self, tag_filters: Mapping[str, str]) -> list[str]:
         ids = [HEAD, *self._nodes()]

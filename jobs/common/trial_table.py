@@ -1,6 +1,6 @@
 """The progress display of a search: on a terminal a table of all trials, a line per trial in a file."""
 
-import math
+import itertools
 import textwrap
 import time
 from collections.abc import Iterator, Mapping
@@ -50,6 +50,12 @@ def fold(params: Mapping[str, Any], names: Mapping[str, str], columns: int) -> l
     """The parameters of a trial, in lines of so many columns."""
     words = "  ".join(f"{names[path]}={text(value)}" for path, value in params.items())
     return textwrap.wrap(words, columns, break_on_hyphens=False) or [""]
+
+
+def take_fitting(cells: list[list[str]], height: int) -> list[list[str]]:
+    """The first trials whose cells fit into so many lines; only the last cell may have several."""
+    heights = itertools.accumulate(1 + line[-1].count("\n") for line in cells)
+    return [line for line, used in zip(cells, heights, strict=True) if used <= height]
 
 
 class TrialTable:
@@ -112,35 +118,33 @@ class TrialTable:
 
         running, ended = self.ordered()
         shown = [*running, *ended]
-        names = shorten(list(dict.fromkeys(path for _, trial in shown for path in trial["params"])))
-        facts = ["trial", "status", "epoch", "time", self.objective]
-        heads = [*facts, *(name.replace("_", "_\n") for name in names.values())]
-        table = [self._facts(*one) + [text(one[1]["params"].get(path, "")) for path in names] for one in shown]
-        widths = [max(map(len, "\n".join(column).split("\n"))) for column in zip(heads, *table, strict=True)]
-        if sum(widths) + 2 * (len(widths) - 1) > columns:
-            heads = [*facts, "parameters"]
-            left = max(20, columns - sum(widths[: len(facts)]) - 2 * len(facts))
-            table = [[*self._facts(*one), "\n".join(fold(one[1]["params"], names, left))] for one in shown]
+        heads, cells = self._arrange(shown, columns)
         found = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         height = max(head.count("\n") for head in heads)
         for head in heads:
             is_text = head in ("status", "parameters")
             above = "\n" * (height - head.count("\n"))
             found.add_column(Text(above + head), justify="left" if is_text else "right", no_wrap=True)
-        more = ""
-        room = math.inf if rows is None else rows - 4 - height
-        for place, cells in enumerate(table):
-            room -= 1 + cells[-1].count("\n")
-            if room < 0:
-                more = f"and {len(table) - place} more"
-                break
-            found.add_row(*(Text(escape_unprintable(cell)) for cell in cells))
-        lines: list[RenderableType] = [
-            Text(self._describe(len(running), ended)),
-            found,
-            *([Text(more)] if more else []),
-        ]
+        fitting = cells if rows is None else take_fitting(cells, rows - 4 - height)
+        for line in fitting:
+            found.add_row(*(Text(escape_unprintable(cell)) for cell in line))
+        lines: list[RenderableType] = [Text(self._describe(len(running), ended)), found]
+        if left := len(cells) - len(fitting):
+            lines.append(Text(f"and {left} more"))
         return Group(*lines)
+
+    def _arrange(self, shown: list[tuple[int, dict[str, Any]]], columns: int) -> tuple[list[str], list[list[str]]]:
+        """(the heads of the columns, the cells of each trial), no wider than so many columns if possible."""
+        names = shorten(list(dict.fromkeys(path for _, trial in shown for path in trial["params"])))
+        facts = ["trial", "status", "epoch", "time", self.objective]
+        heads = [*facts, *(name.replace("_", "_\n") for name in names.values())]
+        cells = [self._facts(*one) + [text(one[1]["params"].get(path, "")) for path in names] for one in shown]
+        widths = [max(map(len, "\n".join(column).split("\n"))) for column in zip(heads, *cells, strict=True)]
+        if sum(widths) + 2 * (len(widths) - 1) <= columns:
+            return heads, cells
+        left = max(20, columns - sum(widths[: len(facts)]) - 2 * len(facts))
+        folded = [[*self._facts(*one), "\n".join(fold(one[1]["params"], names, left))] for one in shown]
+        return [*facts, "parameters"], folded
 
     def _facts(self, number: int, trial: Mapping[str, Any]) -> list[str]:
         seconds = self.seconds.get(number)
