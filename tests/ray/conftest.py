@@ -67,7 +67,12 @@ class Cluster:
         return group
 
     def add_node(self, cpus: int) -> "subprocess.Popen[bytes]":
-        return self.start(f"--address {self.address} --num-cpus {cpus} --object-store-memory 100000000")
+        """It has a directory of its own, as nodes on machines of their own have: Ray's agent of each node unpacks a
+        job's code anew, and would remove it below the processes of the other."""
+        temp = f"{self.temp}/node-{len(self.groups)}"
+        return self.start(
+            f"--address {self.address} --num-cpus {cpus} --object-store-memory 100000000 --temp-dir {temp}"
+        )
 
     def ready(self) -> bool:
         assert self.groups[0].poll() is None, (self.temp / "start-0.log").read_text()[-3000:]
