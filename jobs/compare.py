@@ -14,6 +14,7 @@ from jobs.common.predictions import KeptPredictions
 from jobs.common.results import Comparison, RunReference, find_run
 from raylab.errors import DataError, UsageError, unknown
 from raylab.tasks import TASKS, find_task
+from raylab.tasks.outcomes import PairedRows
 from raylab.training.run_record import RunRecord
 from tracking import report
 from tracking.compare import Differences, Highlights, collect, render_differences, table, to_json_rows
@@ -103,7 +104,8 @@ def compare_pairs(directories: list[Path], split: str) -> list[Differences]:
         own_record = home.note(other)
         own = read_predictions(other, own_record, split)
         check_same_rows((first.name, record, kept), (other.name, own_record, own))
-        scores = outcome.differences(kept.y, own.p, kept.p, kept.group, kept.classes, BOOTSTRAPS)
+        rows = PairedRows(kept.y, own.p, kept.p, kept.group, kept.classes)
+        scores = outcome.differences(rows, BOOTSTRAPS)
         shown = own_split(record, split)
         found.append(Differences(other.name, first.name, shown, len(kept.y), kept.patients, BOOTSTRAPS, scores))
     return found

@@ -5,6 +5,7 @@ float32 [B, outputs]; p float64 [N] of a binary outcome (the positive class), el
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,18 @@ if TYPE_CHECKING:  # as in base.py
     from raylab.data.samples import Samples
 
 EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 in a log loss
+
+
+@dataclass(frozen=True)
+class PairedRows:
+    """What two models predict for the same rows: y, p and `reference` as `Outcome.kept` returns them, the patients
+    group [N], and the classes."""
+
+    y: NDArray[Any]
+    p: NDArray[Any]
+    reference: NDArray[Any]
+    group: NDArray[Any]
+    classes: list[str]
 
 
 class Outcome(ABC):
@@ -62,17 +75,8 @@ class Outcome(ABC):
         """Every score with its 95% interval, clustered by patient."""
 
     @abstractmethod
-    def differences(
-        self,
-        y: NDArray[Any],
-        p: NDArray[Any],
-        reference: NDArray[Any],
-        group: NDArray[Any],
-        classes: list[str],
-        bootstraps: int,
-    ) -> dict[str, Score]:
-        """Every score of p minus that of `reference` on the same rows, with its 95% interval over shared resamples of
-        patients. y and probabilities are as `kept` returns them."""
+    def differences(self, rows: PairedRows, bootstraps: int) -> dict[str, Score]:
+        """Every score of p minus that of `reference`, with its 95% interval over shared resamples of patients."""
 
     def kept(self, samples: "Samples", p: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """(y, p) as they are kept for later comparisons: in the units of the scores."""
@@ -122,16 +126,8 @@ class Binary(Outcome):
     def prediction_columns(self, spec: dict[str, Any], p: NDArray[Any]) -> dict[str, Any]:
         return {f"p_{spec['classes'][1]}": p}
 
-    def differences(
-        self,
-        y: NDArray[Any],
-        p: NDArray[Any],
-        reference: NDArray[Any],
-        group: NDArray[Any],
-        classes: list[str],
-        bootstraps: int,
-    ) -> dict[str, Score]:
-        return metrics.binary_differences(y, p, reference, group, bootstraps)
+    def differences(self, rows: PairedRows, bootstraps: int) -> dict[str, Score]:
+        return metrics.binary_differences(rows.y, rows.p, rows.reference, rows.group, bootstraps)
 
 
 class Multiclass(Outcome):
@@ -156,16 +152,9 @@ class Multiclass(Outcome):
         classes = samples.spec["classes"]
         return metrics.multiclass_scores(samples.y, p, samples.group, classes, bootstraps, seed)
 
-    def differences(
-        self,
-        y: NDArray[Any],
-        p: NDArray[Any],
-        reference: NDArray[Any],
-        group: NDArray[Any],
-        classes: list[str],
-        bootstraps: int,
-    ) -> dict[str, Score]:
-        return metrics.multiclass_differences(y, p, reference, group, classes, bootstraps)
+    def differences(self, rows: PairedRows, bootstraps: int) -> dict[str, Score]:
+        both = rows.p, rows.reference
+        return metrics.multiclass_differences(rows.y, *both, rows.group, rows.classes, bootstraps)
 
     def tables(self, samples: "Samples", p: NDArray[Any]) -> dict[str, Any]:
         by_source = metrics.confusion_by(samples.source, samples.y, p)
@@ -196,16 +185,9 @@ class Regression(Outcome):
         truth, values = outputs(samples.y, samples.spec), outputs(p, samples.spec)
         return metrics.regression_scores(truth, values, samples.group, samples.spec["classes"], bootstraps, seed)
 
-    def differences(
-        self,
-        y: NDArray[Any],
-        p: NDArray[Any],
-        reference: NDArray[Any],
-        group: NDArray[Any],
-        classes: list[str],
-        bootstraps: int,
-    ) -> dict[str, Score]:
-        return metrics.regression_differences(y, p, reference, group, classes, bootstraps)
+    def differences(self, rows: PairedRows, bootstraps: int) -> dict[str, Score]:
+        both = rows.p, rows.reference
+        return metrics.regression_differences(rows.y, *both, rows.group, rows.classes, bootstraps)
 
     def kept(self, samples: "Samples", p: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         from raylab.data.lung.sweep_dataset import outputs
