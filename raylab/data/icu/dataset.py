@@ -28,20 +28,21 @@ class IcuInputs:
                   unusable record until the next usable one
     [F, 2F)       1 if measured in that hour, 0 if carried forward or unknown
     [2F, 3F)      hours since the measurement / T, at most 1; 1 if no value is known
-    [3F, 3F + S)  static values, standardised, the same in every hour; 0 if missing
+    [3F, 3F + S)  static values, standardised, the same in every hour; 0 if missing, or not recorded before the prediction
 
     `rows` has stay_id and at_h (hours) of each prediction. Hours are stored once per stay, [stays, hours, C]; a batch
-    slices its windows from them.
+    slices its windows from them, with the static values that were known at each prediction.
     """
 
     def __init__(self, x: NDArray[np.float32], rows: pl.DataFrame, spec: dict[str, Any]) -> None:
-        """Keep x [stays, hours, C], whose stays are in the order of their first row in `rows`."""
+        """Keep x [stays, hours, C], whose stays are in the order of their first row in `rows`, with its static values."""
         self.x = torch.from_numpy(x)
         first = rows.select("stay_id").unique(maintain_order=True).with_row_index("stay")
         self.stay = torch.from_numpy(rows.join(first, "stay_id", "left")["stay"].cast(pl.Int64).to_numpy(writable=True))
         self.end = torch.from_numpy(rows["at_h"].cast(pl.Int64).to_numpy(writable=True))
         self.rows, self.spec = rows, spec
         self.window = torch.arange(spec["hours"]) - spec["hours"]
+        self.static = torch.from_numpy(standardise_static(rows, spec)[0])
 
     def __len__(self) -> int:
         return self.rows.height
@@ -51,7 +52,9 @@ class IcuInputs:
         at = torch.as_tensor(index, dtype=torch.int64)
         if self.x.shape[1] == len(self.window):
             return self.x[self.stay[at]]
-        return self.x[self.stay[at, None], self.end[at, None] + self.window]
+        x = self.x[self.stay[at, None], self.end[at, None] + self.window]
+        x[..., 3 * len(self.spec["features"]) :] = self.static[at, None]
+        return x
 
 
 class IcuSamples(IcuInputs):
@@ -190,9 +193,9 @@ def check_spec(spec: dict[str, Any], meta: IcuMeta, directory: Path) -> None:
 def tensorise(rows: pl.DataFrame, table: pl.DataFrame, spec: dict[str, Any]) -> tuple[NDArray[np.float32], list[str]]:
     """Return x [N, H, 3F + S] and the absent features. `table` has exactly H rows for each of the N `rows`, in the same
     order; times since a measurement are divided by the spec's hours T."""
-    features, static, hours = spec["features"], spec["static"], spec["hours"]
+    features, hours = spec["features"], spec["hours"]
     n, f = rows.height, len(features)
-    x = np.zeros((n, table.height // n, 3 * f + len(static)), dtype=np.float32)
+    x = np.zeros((n, table.height // n, 3 * f + len(spec["static"])), dtype=np.float32)
     x[:, :, 2 * f : 3 * f] = 1.0
     absent = []
     for i, name in enumerate(features):
@@ -208,10 +211,19 @@ def tensorise(rows: pl.DataFrame, table: pl.DataFrame, spec: dict[str, Any]) -> 
         )
         for k, column in enumerate(("value", "mask", "since")):
             x[:, :, k * f + i] = wide[column].to_numpy().reshape(n, -1)
-    for i, name in enumerate(static):
+    values, unrecorded = standardise_static(rows, spec)
+    x[:, :, 3 * f :] = values[:, None]
+    return x, absent + unrecorded
+
+
+def standardise_static(rows: pl.DataFrame, spec: dict[str, Any]) -> tuple[NDArray[np.float32], list[str]]:
+    """Return the static values [N, S] of `rows`, standardised, and the absent ones; a missing value is 0."""
+    values = np.zeros((rows.height, len(spec["static"])), dtype=np.float32)
+    absent = []
+    for i, name in enumerate(spec["static"]):
         if name not in rows.columns:
             absent.append(name)
             continue
         value = (rows[name].cast(pl.Float64) - spec["static_mean"][i]) / spec["static_std"][i]
-        x[:, :, 3 * f + i] = value.fill_null(0).to_numpy()[:, None]
-    return x, absent
+        values[:, i] = value.fill_null(0).to_numpy()
+    return values, absent

@@ -15,8 +15,8 @@ SOURCES = ("pao2", "spo2", "sao2", "fio2", "plateau", "peep", "tidal_volume", "t
 def derive_series(events: pl.LazyFrame) -> pl.LazyFrame:
     """Return EVENTS of `pf`, `sf`, `driving_pressure` and `compliance` from screened events of one source.
 
-    S/F uses SpO2, or SaO2 in stays without SpO2 (PhysioNet 2012 has no SpO2). The compliance uses the observed tidal
-    volume, or the set volume if that is missing.
+    S/F uses SpO2, or SaO2 as long as the stay has no usable SpO2 (PhysioNet 2012 has none at all). The compliance uses
+    the observed tidal volume, or the set volume if that is missing.
     """
     rows = events.filter(pl.col("concept").is_in(SOURCES)).with_columns(
         s=(pl.col("time") * 3600).round().cast(pl.Int64)
@@ -38,8 +38,10 @@ def derive_series(events: pl.LazyFrame) -> pl.LazyFrame:
             EVENTS.names()
         )
 
-    pulse = of("spo2").drop_nulls("value").select("stay_id").unique()
-    oxygen = pl.concat([of("spo2"), of("sao2").join(pulse, "stay_id", "anti")]).sort("s", "value")
+    pulse = of("spo2").drop_nulls("value").group_by("stay_id").agg(first=pl.col("s").min())
+    # not "in stays without SpO2": whether a stay will have some is not known yet
+    blood = of("sao2").join(pulse, "stay_id", "left").filter(pl.col("first").is_null() | (pl.col("s") < pl.col("first")))
+    oxygen = pl.concat([of("spo2"), blood.drop("first")]).sort("s", "value")
     gases = with_latest(of("pao2"), of("fio2"), "fio2")
     pressures = with_latest(of("plateau"), of("peep"), "peep")
     observed = of("tidal_volume").with_columns(set=pl.lit(False))

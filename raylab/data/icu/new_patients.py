@@ -40,7 +40,7 @@ from raylab.data.icu.patient_batch import (
     with_text_ids,
 )
 from raylab.data.icu.prepare import VIRTUAL
-from raylab.data.icu.timegrid import grid
+from raylab.data.icu.timegrid import grid, with_static
 from raylab.errors import DataError
 
 REQUIRED = ("stay_id", "time", "concept", "value")
@@ -105,7 +105,7 @@ def read_new_patients(frame: Any, spec: Mapping[str, Any], rule: Label, cohort: 
     if cells["value"].count():
         table = grid(with_text_ids(cells), stays["stay_id"], framing.hours())
     rows = with_risk(rows_to_predict(stays, screened, framing), screened, found, rule, cohort)
-    rows = rows.join(with_text_ids(static), "stay_id", "left", maintain_order="left")
+    rows = with_static(rows, with_text_ids(static))
     series = list(spec["features"])
     measured = find_measured(rows, table, spec)
     minimum = [name for name in (*OXYGENATION, *VITAL_SIGNS) if name in series] or series

@@ -23,7 +23,7 @@ from raylab.data.icu.concepts import (
 )
 from raylab.data.icu.derive import derive_series
 from raylab.data.icu.labels import GRADES, Framing, Label, first_onset, ratios, sensitivity, severity
-from raylab.data.icu.timegrid import first_values, grid, hourly_cells
+from raylab.data.icu.timegrid import first_values, grid, hourly_cells, with_static
 from raylab.errors import DataError
 
 FEW = 20  # minimum values for a statement about their unit
@@ -163,7 +163,7 @@ def summarise_patients(
         here = here.join(with_text_ids(table), "stay_id", "left")
     at_risk, steps = cohorts.attrition(here, framing, rule)
     rows = rule.rows(at_risk.drop("age"), framing).with_columns(pl.col("stay_id").cast(screened.schema["stay_id"]))
-    rows = cohorts.flags(rows, values, found.lazy(), rule).join(static, "stay_id", "left")
+    rows = with_static(cohorts.flags(rows, values, found.lazy(), rule), static)
     rows = with_text_ids(rows).sort("stay_id", "at_h")
     cells = with_text_ids(cells)
     table = grid(cells, rows["stay_id"].unique(maintain_order=True), framing.hours())
@@ -191,7 +191,7 @@ def summarise_patients(
 
 
 def read_features(values: pl.LazyFrame, hours: int) -> tuple[pl.LazyFrame, pl.LazyFrame]:
-    """Return the hourly cells and the static values (timegrid.py) of screened events before `hours`, with the series
+    """Return the hourly cells and the first static values (timegrid.py) of screened events before `hours`, with the series
     that are derived from them."""
     before = values.filter(pl.col("time") < hours)
     before = pl.concat([before, derive_series(before)])

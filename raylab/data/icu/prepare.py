@@ -258,10 +258,11 @@ def described(samples: pl.DataFrame, stats: dict[str, dict[str, float]]) -> dict
 
 def train_statistics(train: pl.DataFrame, table: pl.DataFrame) -> dict[str, dict[str, float]]:
     """Mean and deviation of every feature over the stays of the train rows, before each stay's last prediction."""
+    last = train.sort("at_h", maintain_order=True).unique("stay_id", keep="last", maintain_order=True)
     until = train.group_by("stay_id").agg(until=pl.col("at_h").max())
     seen = table.join(until, "stay_id").filter(pl.col("hour") < pl.col("until"))
     virtual = [name for name in train.columns if name.startswith(VIRTUAL)]
-    return statistics(seen, SERIES) | statistics(train.unique("stay_id"), (*STATIC, *virtual))
+    return statistics(seen, SERIES) | statistics(last, (*STATIC, *virtual))
 
 
 def check_classes(samples: pl.DataFrame, framing: Framing) -> None:

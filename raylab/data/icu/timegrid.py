@@ -73,11 +73,25 @@ def joined(tables: list[pl.DataFrame], names: Iterable[str]) -> pl.DataFrame:
 
 
 def first_values(events: pl.LazyFrame) -> pl.LazyFrame:
-    """Return stay_id and one column per static concept, with its first usable value."""
+    """Return stay_id, and for each static concept its first usable value, `<name>`, and the time (h) of it,
+    `<name>__time`."""
     first = events.filter(pl.col("concept").is_in(STATIC)).drop_nulls("value").sort("time", "value")
+
+    def of(column: str, name: str) -> pl.Expr:
+        return pl.col(column).filter(pl.col("concept") == name).first()
+
     return first.group_by("stay_id").agg(
-        pl.col("value").filter(pl.col("concept") == name).first().cast(pl.Float32).alias(name) for name in STATIC
+        *(of("value", name).cast(pl.Float32).alias(name) for name in STATIC),
+        *(of("time", name).alias(f"{name}__time") for name in STATIC),
     )
+
+
+def with_static(rows: pl.DataFrame, first: pl.DataFrame) -> pl.DataFrame:
+    """Return `rows` (stay_id, at_h), in their order, with the static values of their stays from `first_values`; null
+    where the first one was recorded at the prediction or after it."""
+    known = [pl.when(pl.col(f"{name}__time") < pl.col("at_h")).then(name).alias(name) for name in STATIC]
+    rows = rows.join(first, "stay_id", "left", maintain_order="left").with_columns(known)
+    return rows.drop(f"{name}__time" for name in STATIC)
 
 
 def statistics(rows: pl.DataFrame, names: Iterable[str]) -> dict[str, dict[str, float]]:

@@ -69,6 +69,27 @@ def test_the_inputs_of_every_hour_are_those_of_the_prepared_directory(events, tm
     assert np.array_equal(new.inputs.batch(place.to_numpy(writable=True)).numpy(), batch(samples))
 
 
+def test_no_prediction_sees_what_is_recorded_at_it_or_later(events, test_split):
+    """Not even whether there will be any: SpO2 here begins after 20 h, and so do records of the static values."""
+    spec = {**test_split.spec, "framing": "rolling", "until_h": 48}
+    late = pl.col("concept").is_in(["spo2", *spec["static"]])
+    mine = events.filter(pl.col("stay_id").is_in(test_split.ids.tolist()[:20])).drop("subject_id")
+    mine = mine.with_columns(time=pl.when(late & (pl.col("time") < 20)).then(20.5).otherwise("time"))
+    mine = mine.with_columns(concept=pl.when(pl.col("concept") == "pao2").then(pl.lit("ph")).otherwise("concept"))
+    everything = read(mine, spec).inputs
+    for hour in (13, 20, 21, 30):
+        rows = everything.rows.with_row_index("here").filter(pl.col("at_h") == hour)
+        seen = read(mine.filter(pl.col("time") < hour), spec).inputs
+        then = seen.rows.with_row_index("there").join(rows, ["stay_id", "at_h"], maintain_order="right")
+        assert then.height == rows.height > 10
+        now = everything.batch(rows["here"].to_numpy(writable=True))
+        assert np.array_equal(now.numpy(), seen.batch(then["there"].to_numpy(writable=True)).numpy())
+        static = now[:, :, 3 * len(spec["features"]) :]
+        assert bool(static.any()) == (hour > 20)
+        sf = now[:, :, len(spec["features"]) + spec["features"].index("sf")]
+        assert hour > 20 or sf.any()  # of SaO2
+
+
 def test_a_rolling_prediction_reaches_the_hour_in_which_the_records_end(test_split):
     spec = {**test_split.spec, "framing": "rolling", "until_h": 48}
     new = read(stay(("hr", 1, 80.0), ("hr", 14.2, 90.0)), spec)
