@@ -39,7 +39,7 @@ class IcuOptions(PrepareOptions):
     """Options of `prepare` for intensive-care data."""
 
     source: str | None = None
-    """physionet2012, meds, mimic3, yaib or synthetic"""
+    """events (your own tables), physionet2012, meds, mimic3, yaib or synthetic"""
     landmark: int | float = 12
     """hours after admission at which is predicted"""
     horizon: int | float = 24
@@ -86,7 +86,7 @@ def prepare(
         return resplit(directories, out, parse(options.split_by), options.seed, replace, task)
     source = options.source or ("physionet2012" if options.path else None)
     if source is None:
-        raise UsageError(f"prepare {task} needs --source", do="add --source physionet2012 --path DIR, or synthetic")
+        raise UsageError(f"prepare {task} needs --source", do="add --source events --path DIR, or synthetic")
     if source != "synthetic" and options.path is None:
         raise UsageError(f"source {source} needs --path DIR", do=f"raylab prepare {task} --source {source} --path DIR")
     return prepare_icu(

@@ -61,6 +61,7 @@ class SourceData:
     lacks   concepts that this source never records, which labels must not require
     numbering  the scope of the patient numbers: within it a number means one person (identifiers.py); if empty, the
             source's name
+    synthetic  whether the tables themselves say that their patients are synthetic
     """
 
     events: pl.LazyFrame
@@ -71,6 +72,7 @@ class SourceData:
     warnings: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     numbering: str = ""
+    synthetic: bool = False
 
     def parts(self) -> tuple[pl.LazyFrame, ...]:
         return self.pieces or (self.events,)

@@ -16,12 +16,11 @@ from typing import Any
 
 import polars as pl
 
-from raylab.data.icu import cohorts, demographics
+from raylab.data.icu import cohorts
 from raylab.data.icu.concepts import (
     CONCEPTS,
     EVENTS,
     UNIT,
-    read_quantities,
     with_coded_ids,
 )
 from raylab.data.icu.dataset import IcuInputs, build_inputs
@@ -40,6 +39,7 @@ from raylab.data.icu.patient_batch import (
     with_text_ids,
 )
 from raylab.data.icu.prepare import VIRTUAL
+from raylab.data.icu.text_values import read_text_values
 from raylab.data.icu.timegrid import grid, with_static
 from raylab.errors import DataError
 
@@ -184,7 +184,7 @@ def check_events(frame: Any) -> tuple[pl.DataFrame, pl.DataType, dict[str, int]]
         )
     events = events.filter(pl.col("concept").is_in(list(CONCEPTS)) | pl.col("concept").is_null())
     if events.schema["value"] == pl.String:
-        events = read_text(events)
+        events = read_text_values(events)
     columns = [*EVENTS.names(), *([UNIT] if UNIT in events.columns else [])]
     return events.select(columns).with_columns(pl.col("value").cast(pl.Float64)), dtype, unknown_concepts
 
@@ -204,24 +204,6 @@ def as_polars(frame: Any) -> pl.DataFrame:
     if not isinstance(made, pl.DataFrame):
         raise DataError(f"events cannot be read from a {type(frame).__name__}", do="give a polars or pandas frame")
     return made
-
-
-def read_text(events: pl.DataFrame) -> pl.DataFrame:
-    """Return events whose values are text with numbers instead, and units: `50%` is 50 in `%`. Text that cannot be read
-    becomes NaN, a record that cannot be used; no text stays null. Ages and sexes may be in words."""
-    if UNIT not in events.columns:
-        events = events.with_columns(pl.lit("").alias(UNIT))
-    events = events.rename({"value": "text"}).with_columns(pl.col(UNIT).cast(pl.String).fill_null(""))
-    texts = read_quantities(events.select("concept", UNIT, "text").drop_nulls().unique())
-    words = (
-        pl.when(pl.col("concept") == "age")
-        .then(demographics.age("text", pl.String()))
-        .when(pl.col("concept") == "sex")
-        .then(demographics.sex("text"))
-    )
-    texts = texts.with_columns(number=pl.coalesce("number", words).fill_null(float("nan")))
-    read = events.join(texts, ["concept", UNIT, "text"], "left", maintain_order="left")
-    return read.with_columns(pl.coalesce("unit_read", UNIT).alias(UNIT), value=pl.col("number"))
 
 
 def framing_of(spec: Mapping[str, Any]) -> Framing:

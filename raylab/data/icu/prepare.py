@@ -38,7 +38,7 @@ from raylab.data.icu.patient_batch import (
     summarise_patients,
     unrecorded,
 )
-from raylab.data.icu.sources import meds, mimic3, physionet2012, yaib
+from raylab.data.icu.sources import events, meds, mimic3, physionet2012, yaib
 from raylab.data.icu.timegrid import joined, statistics
 from raylab.data.identifiers import not_among
 from raylab.errors import DataError, UsageError, unknown
@@ -64,6 +64,7 @@ def synthetic(raw: Raw) -> SourceData:
 
 
 SOURCES: dict[str, Callable[[Raw], SourceData]] = {
+    "events": lambda raw: events.read(raw.path, raw.work),
     "physionet2012": lambda raw: physionet2012.read(raw.path),
     "meds": lambda raw: meds.read(raw.path, raw.work, raw.mapping),
     "mimic3": lambda raw: mimic3.read(raw.path, raw.work),
@@ -197,7 +198,7 @@ def prepare_icu(
             task=task,
             source=source,
             numbering=[f"synthetic seed {seed}" if source == "synthetic" else source_data.numbering or source],
-            synthetic=source == "synthetic",
+            synthetic=source == "synthetic" or source_data.synthetic,
             raylab=raylab.__version__,
             label=used.describe(chosen.landmark, chosen.horizon, chosen.gap),
             framing=chosen.kind,

@@ -257,9 +257,8 @@ def _text(findings: Findings, schema: Schema, table: str) -> Iterator[pl.DataFra
     file = findings.file
     with _open(file) as stream:
         try:
-            header, _ = decode(_read_line(stream), str(file))
-            mark = findings.separator = separator(header)
-            names = [name.strip().strip('"') for name in header.strip().split(mark)]
+            findings.separator, names = _header(stream, file)
+            mark = findings.separator
             columns = _columns(file, names, schema, table)
             numbers = {here: pl.Int64 for here, name in columns.items() if schema[name].holds_whole_numbers()}
             for body in _portions(stream, (mark.join(names) + "\n").encode()):
@@ -297,6 +296,26 @@ def read_table(path: Path, table: str, schema: Schema, what: str, conversions: C
 
 def _open(file: Path) -> BinaryIO:
     return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")  # type: ignore[return-value]
+
+
+def column_names(file: Path) -> list[str]:
+    """Return the names of the columns of a table in lower case; DataError if the file is damaged."""
+    try:
+        if file.suffix.lower() == ".parquet":
+            names = list(pl.read_parquet_schema(file))
+        else:
+            with _open(file) as stream:
+                _, names = _header(stream, file)
+    except (pl.exceptions.PolarsError, EOFError, zlib.error, OSError) as error:
+        raise DataError(f"{file} is damaged", str(error).partition("\n")[0], "copy it again") from error
+    return [name.lower() for name in names]
+
+
+def _header(stream: BinaryIO, file: Path) -> tuple[str, list[str]]:
+    """Return the separator and the names of the columns in the first line."""
+    header, _ = decode(_read_line(stream), str(file))
+    mark = separator(header)
+    return mark, [name.strip().strip('"') for name in header.strip().split(mark)]
 
 
 def _portions(stream: BinaryIO, header: bytes = b"") -> Iterator[bytes]:
