@@ -4,18 +4,15 @@ import polars as pl
 
 from raylab.data.icu import demographics
 from raylab.data.icu.concepts import UNIT, read_quantities
-from raylab.data.identifiers import is_missing
 
 
 def read_text_values(events: pl.DataFrame) -> pl.DataFrame:
     """Return events (concept, value as text, unit if there is one) with numbers as values, and their units: `50%` is 50
-    in `%`. No text, and a word for missing (`NA`), is null; other text that cannot be read becomes NaN, a record that
-    cannot be used. Ages and sexes may be in words."""
+    in `%`. Text that cannot be read becomes NaN, a record that cannot be used; no text stays null. Ages and sexes may be
+    in words."""
     if UNIT not in events.columns:
         events = events.with_columns(pl.lit("").alias(UNIT))
-    events = events.with_columns(
-        pl.col(UNIT).cast(pl.String).fill_null(""), text=pl.when(~is_missing("value", pl.String())).then("value")
-    ).drop("value")
+    events = events.rename({"value": "text"}).with_columns(pl.col(UNIT).cast(pl.String).fill_null(""))
     texts = read_quantities(events.select("concept", UNIT, "text").drop_nulls().unique())
     words = (
         pl.when(pl.col("concept") == "age")

@@ -6,6 +6,7 @@ unit and subject_id. Age, sex and height are concepts like all others. stays: on
 Files are read in portions and written by patient, so that they do not have to fit in memory.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +15,16 @@ import polars as pl
 from raylab.data.icu.concepts import CONCEPTS, EVENTS, UNIT, SourceData, whole_stays
 from raylab.data.icu.demographics import count_unread
 from raylab.data.icu.sources.schema import NUMBER, TEXT, Column
-from raylab.data.icu.sources.tables import PIECE, Conversions, Findings, Pieces, column_names, find_required, rows_of
+from raylab.data.icu.sources.tables import (
+    PIECE,
+    SHOWN,
+    Conversions,
+    Findings,
+    Pieces,
+    column_names,
+    find_required,
+    rows_of,
+)
 from raylab.data.icu.text_values import read_text_values
 from raylab.data.identifiers import is_missing
 from raylab.errors import DataError, escape_unprintable
@@ -53,6 +63,7 @@ def read(path: Path, work: Path) -> SourceData:
     conversions = Conversions()
     stays = read_stays(find_required(path, "stays", WHAT), path.absolute().name, conversions)
     check_columns(file, EVENT_COLUMNS)
+    names_units = UNIT in column_names(file)
     pieces = Pieces(work, "events", max(1, -(-file.stat().st_size // PIECE)))
     findings = Findings(file, conversions)
     patients = stays.select("stay_id", patient="subject_id")
@@ -67,12 +78,14 @@ def read(path: Path, work: Path) -> SourceData:
         is_known = pl.col("concept").is_in(list(CONCEPTS))
         unknown.append(rows.filter(~is_known)["concept"].value_counts())
         rows = rows.filter(is_known & ~is_other).with_columns(subject_id="patient")
-        pieces.add(read_text_values(rows).select(*EVENTS.names(), UNIT))
+        values = read_text_values(rows)
+        if not names_units:  # then values are in their concept's unit, unless the text names one
+            values = values.with_columns(pl.when(pl.col(UNIT) != "").then(UNIT).alias(UNIT))
+        pieces.add(values.select(*EVENTS.names(), UNIT))
     findings.close()
     measured = pl.concat([pl.Series(dtype=pl.String), *seen]).unique()
     conversions.match(measured, stays["stay_id"], file.name, "the table stays")
-    names = pl.concat(unknown).group_by("concept").agg(pl.col("count").sum()) if unknown else pl.DataFrame()
-    note_unknown(names, conversions)
+    note_unknown(unknown, conversions)
     sources = sorted(stays["source"].unique())
     if SYNTHETIC in sources and len(sources) > 1:
         others = ", ".join(escape_unprintable(name) for name in sources if name != SYNTHETIC)
@@ -129,9 +142,12 @@ def check_columns(file: Path, allowed: Iterable[str]) -> None:
         )
 
 
-def note_unknown(names: pl.DataFrame, conversions: Conversions) -> None:
-    """Note the concepts that raylab does not know, with their rows (`concept`, `count`)."""
-    rows = [("(none)" if name is None else name, n) for name, n in names.sort("concept").iter_rows()] if len(names) else []
-    shown = ", ".join(f"'{escape_unprintable(name[:40])}'" for name, _ in rows[:10])
-    more = f" and {len(rows) - 10:,} others" if len(rows) > 10 else ""
-    conversions.note("rows of concepts that raylab does not know ({}), not used", sum(n for _, n in rows), shown + more)
+def note_unknown(counts: list[pl.DataFrame], conversions: Conversions) -> None:
+    """Note the concepts that raylab does not know, with their rows; `counts` are concept and count of each portion."""
+    totals: Counter[str | None] = Counter()
+    for table in counts:
+        totals.update(dict(table.iter_rows()))
+    names = [f"'{escape_unprintable((name or '')[:SHOWN])}'" for name in sorted(totals, key=lambda name: name or "")]
+    more = f" and {len(names) - 10:,} others" if len(names) > 10 else ""
+    what = "rows of concepts that raylab does not know ({}), not used"
+    conversions.note(what, totals.total(), ", ".join(names[:10]) + more)
