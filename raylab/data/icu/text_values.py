@@ -7,9 +7,10 @@ from raylab.data.icu.concepts import UNIT, read_quantities
 
 
 def read_text_values(events: pl.DataFrame) -> pl.DataFrame:
-    """Return events (concept, value as text, unit if there is one) with numbers as values, and their units: `50%` is 50
-    in `%`. Text that cannot be read becomes NaN, a record that cannot be used; no text stays null. Ages and sexes may be
-    in words."""
+    """Return events (concept, value as text, unit if there is one) with numbers as values, and their units.
+
+    `50%` is 50 in `%`. Text that cannot be read becomes NaN, a record that cannot be used; no text stays null. Ages and
+    sexes may be in words."""
     if UNIT not in events.columns:
         events = events.with_columns(pl.lit("").alias(UNIT))
     events = events.rename({"value": "text"}).with_columns(pl.col(UNIT).cast(pl.String).fill_null(""))

@@ -14,7 +14,7 @@ import polars as pl
 
 from raylab.data.icu.concepts import CONCEPTS, EVENTS, UNIT, SourceData, whole_stays
 from raylab.data.icu.demographics import count_unread
-from raylab.data.icu.sources.schema import NUMBER, TEXT, Column
+from raylab.data.icu.sources.schema import TEXT, Column
 from raylab.data.icu.sources.tables import (
     PIECE,
     SHOWN,
