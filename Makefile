@@ -10,11 +10,12 @@ SITE ?= local
 MAX ?= 8
 IMAGE ?= raylab.sqsh
 BASE ?=
+WHEELHOUSE ?=
 PREPARED = $(or $(DATA),prepared/$(TASK))
 NAME = $(if $(RUN),--name "$(RUN)")
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: help setup demo prepare train tune transfer evaluate compare submit test test-slow test-slurm test-all test-faults test-sites soak \
+.PHONY: help setup wheelhouse demo prepare train tune transfer evaluate compare submit test test-slow test-slurm test-all test-faults test-sites soak \
   slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down site doctor cost notebook \
   image test-image
 .DEFAULT_GOAL := help
@@ -22,10 +23,13 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
-setup: $(VENV)/.ready ## make .venv with every pinned dependency (nothing to do the second time)
+setup: $(VENV)/.ready ## make .venv with every pinned dependency (WHEELHOUSE=DIR: without internet, from its wheels)
 
 $(VENV)/.ready: requirements.lock pyproject.toml scripts/setup.sh
-	@PYTHON="$(PYTHON)" bash scripts/setup.sh $(VENV)
+	@PYTHON="$(PYTHON)" WHEELHOUSE="$(WHEELHOUSE)" bash scripts/setup.sh $(VENV)
+
+wheelhouse: ## WHEELHOUSE=DIR: download every pinned wheel, to set up where there is no internet
+	@PYTHON="$(PYTHON)" bash scripts/wheelhouse.sh "$(or $(WHEELHOUSE),wheelhouse)"
 
 demo: setup ## the main job, end to end (DATA=DIR runs it on real data)
 	@$(BIN)/python -m jobs.demo $(if $(DATA),--data "$(DATA)")
