@@ -12,6 +12,7 @@ from jobs.common.console import open_screen, say
 from jobs.common.environment import verb_environment
 from jobs.common.place import HERE, Place
 from jobs.common.results import Run, RunReference, find_run
+from jobs.common.session import cluster_address
 from jobs.common.workers import start_workers
 from raylab.config.assignments import parse_assignments
 from raylab.config.overrides import override, with_enough_shards
@@ -162,6 +163,7 @@ def start(
         uri = run_tracking.checked_address()
         recipe = enough_shards(run_tracking.with_weights(recipe, uri), quiet)
         work = training.inspect(recipe, data)
+        training.check_gpu(recipe, is_here=recipe.scaling.workers[1] == 0 or cluster_address() is None)
         if parent is not None:
             read_model(parent)
         directory = home.new_run(name, recipe.task)

@@ -19,7 +19,7 @@ from jobs.common.interrupts import hold_interrupts
 from jobs.common.place import HERE, Place
 from jobs.common.results import Run
 from jobs.common.run_end import describe_end, free_reserve, record_end
-from jobs.common.session import ray_environment, ray_session
+from jobs.common.session import cluster_address, ray_environment, ray_session
 from jobs.common.trial_table import TrialTable, order, row
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
@@ -184,6 +184,7 @@ def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str
     uri = run_tracking.checked_address()
     recipe = train.enough_shards(run_tracking.with_weights(recipe, uri), quiet)
     training.inspect(recipe, data)
+    training.check_gpu(recipe, is_here=cluster_address() is None)
     check(recipe)  # before the run exists
     directory = home.new_run(name, f"{recipe.task}-search")
     new = run_tracking.describe_run(directory, recipe, meta, data, "tune", uri)

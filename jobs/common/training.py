@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from jobs.common import console, costs, home, model_card, run_tracking, scores
 from jobs.common.console import say, set_status
@@ -11,6 +12,7 @@ from jobs.common.progress import Display, describe_best
 from jobs.common.workers import StartedWorkers
 from raylab.config.recipe import Recipe
 from raylab.data.sampler import steps_per_epoch
+from raylab.errors import UsageError
 from raylab.models.baselines import Fitted
 from raylab.tasks import find_task
 from raylab.training import imbalance
@@ -37,6 +39,16 @@ def inspect(recipe: Recipe, data: Path) -> Work:
     is_fitted = isinstance(job.model(recipe, train.spec), Fitted)
     steps = recipe.loop.epochs * steps_per_epoch(len(train), recipe.loop.global_batch_size)
     return Work(len(train), 1 if is_fitted else steps)
+
+
+def check_gpu(recipe: Recipe, is_here: bool) -> None:
+    """Raise UsageError if a new run `is_here`, on this machine, and wants a GPU that the machine does not have."""
+    if recipe.scaling.gpu and is_here and not torch.cuda.is_available():
+        raise UsageError(
+            "scaling.gpu=true, and torch finds no GPU on this machine",
+            "a run on Ray would wait for one forever",
+            "leave scaling.gpu out, or start it where there is one: raylab cluster submit -- python -m jobs.train ...",
+        )
 
 
 def continue_run(

@@ -295,6 +295,10 @@ class Scaling(Part):
             raise ValueError(f"workers {low}:{high}: write 0 (this process, no Ray), N, or MIN:MAX from 1 up")
         return self
 
+    def resources(self) -> dict[str, float]:
+        """What Ray must have for one worker, or for a trial that trains in one process."""
+        return {"CPU": self.cpus_per_worker} | ({"GPU": 1.0} if self.gpu else {})
+
 
 class Search(Part):
     trials: int = Field(20, ge=1)

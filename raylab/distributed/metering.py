@@ -13,6 +13,6 @@ def meter_work(worker: str, scaling: Scaling, write: Callable[[dict[str, Any]], 
     """The meter of this process, which holds what `scaling` gives a worker of what Ray has on this node."""
     here = ray.get_runtime_context().get_node_id()
     has = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
-    wants = {"CPU": scaling.cpus_per_worker} | ({"GPU": 1.0} if scaling.gpu else {})
+    wants = scaling.resources()
     share = max((wants[name] / has[name] for name in wants if has.get(name)), default=1.0)
     return WorkMeter(worker, scaling.cpus_per_worker, min(1.0, share), scaling.gpu, write)

@@ -71,7 +71,7 @@ class Supervisor:
     def __init__(self, recipe: Recipe) -> None:
         self.scaling = recipe.scaling
         low, _ = self.scaling.workers
-        self.bundle = {"CPU": self.scaling.cpus_per_worker} | ({"GPU": 1.0} if self.scaling.gpu else {})
+        self.bundle = self.scaling.resources()
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         members = ray.remote(num_cpus=0)(Membership)
         self.membership = members.options(scheduling_strategy=here).remote(low, self.scaling.silence_seconds)

@@ -154,7 +154,7 @@ def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener)
         tuner = Tuner(
             tune.with_resources(
                 tune.with_parameters(trial, recipe=recipe.model_dump(mode="json"), data=str(data), at=str(directory)),
-                driver() if options.workers_per_trial else {"CPU": recipe.scaling.cpus_per_worker},
+                driver() if options.workers_per_trial else recipe.scaling.resources(),
             ),
             param_space=pbt_param_space(trials, space, recipe) if is_pbt else None,
             tune_config=TuneConfig(

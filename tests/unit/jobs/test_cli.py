@@ -11,7 +11,7 @@ import shutil
 import signal
 import stat
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -635,3 +635,13 @@ def test_stays_are_fitted(tmp_path):
     (tmp_path / "fits" / "fit.json").unlink()
     assert "not empty" in refused(*words)
     assert "needs the directory" in refused("fit", "--source", "meds", "--out", tmp_path / "x")
+
+
+@pytest.mark.parametrize("words", [("train",), ("train", "--workers", 2), ("tune", "--trials", 2)], ids=" ".join)
+def test_a_run_on_a_gpu_that_is_not_there_is_refused_before_it_exists(words, ards_data, own_home, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("jobs.train.start_workers", lambda recipe: nullcontext())
+    verb, *more = words
+    said = refused(verb, "ards", "--data", ards_data, "--smoke", "--set", "scaling.gpu=true", "--name", "no-gpu", *more)
+    assert "torch finds no GPU on this machine" in said and "cluster submit" in said
+    assert not (own_home / "runs" / "no-gpu").exists()
