@@ -125,7 +125,7 @@ def people(directory: Path, meta: Meta, where: PatientIds, splits: tuple[str, ..
 def _rows_name_source(meta: Meta) -> bool:
     """Whether the scope of identifiers is the column `source` of their rows, as for images."""
     own = meta.source in BY_DIRECTORY or "+" in meta.source  # a pool names the source in each identifier
-    return not (meta.numbering or meta.synthetic or own)
+    return not (meta.numbering or meta.source == "synthetic" or own)
 
 
 def describe_sources(metas: Iterable[Meta], scopes: Iterable[set[str]]) -> str:

@@ -217,7 +217,14 @@ def _covidx(
         }
         for row in keep
     ]
-    meta = _describe(task, work, index, size, seed, attrition, synthetic=False)
+    sources = {str(row["source"]).strip().lower() for row in index}
+    if "synthetic" in sources and len(sources) > 1:
+        raise DataError(
+            "images of the source 'synthetic' beside those of others",
+            f"{len(sources) - 1} other sources",
+            "prepare them in directories of their own",
+        )
+    meta = _describe(task, work, index, size, seed, attrition, "covidx", synthetic=sources == {"synthetic"})
     warnings += _unidentified([line for _, line in flat], what)
     warnings += _unusual(index, [shapes[row] for row in keep])
     contrast = Counter(contrasts[row] for row in keep)
@@ -409,7 +416,7 @@ def _synthetic(
         for row, (name, label, part) in enumerate(zip(names, labels, split, strict=True))
     ]
     attrition: list[dict[str, int | str]] = [{"step": "drawn", "images": len(index), "patients": patients}]
-    meta = _describe(task, work, index, size, seed, attrition, synthetic=True)
+    meta = _describe(task, work, index, size, seed, attrition, "synthetic", synthetic=True)
     return meta.model_copy(update={"domain": domain, "skipped": [], "warnings": []})
 
 
@@ -547,6 +554,7 @@ def _describe(
     size: int,
     seed: int,
     attrition: list[dict[str, int | str]],
+    source: str,
     synthetic: bool,
 ) -> ImageMeta:
     """Write index.parquet and return the part of meta that both sources share."""
@@ -561,7 +569,7 @@ def _describe(
         return {name: part.filter(pl.col("class") == name).height for name in CLASSES}
 
     return ImageMeta(
-        source="synthetic" if synthetic else "covidx",
+        source=source,
         synthetic=synthetic,
         task=task,
         raylab=version("raylab"),
