@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import tune as ray_tune
 
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
-from raylab.distributed.tune import PersistentOptunaSearch, distributions, pbt_param_space
+from raylab.distributed.tune import PersistentOptunaSearch, distributions, pbt_param_space, search
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training.trials import Trials
 
@@ -63,3 +64,20 @@ def test_an_interrupted_pbt_search_tries_the_same_points(tmp_path: Path) -> None
         pbt_param_space(Trials(tmp_path / "interrupted", planned), space, recipe)
     both = [Trials(tmp_path / name, PLANNED).params for name in ("undisturbed", "interrupted")]
     assert both[0] == both[1] and len({str(point) for point in both[0].values()}) == PLANNED
+
+
+class Asked(Exception):
+    """Raised instead of starting a search."""
+
+
+@pytest.mark.parametrize("settings", [{}, {"scaling.gpu": True, "scaling.cpus_per_worker": 4}], ids=["cpu", "gpu"])
+def test_a_trial_asks_for_what_a_worker_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    def with_resources(function: Any, resources: dict[str, float]) -> None:
+        raise Asked(resources)
+
+    monkeypatch.setattr(ray_tune, "with_resources", with_resources)
+    with pytest.raises(Asked) as asked:
+        search(override(make_recipe("random"), settings), tmp_path, tmp_path, None)  # type: ignore[arg-type]
+    assert asked.value.args == ({"CPU": 4.0, "GPU": 1.0} if settings else {"CPU": 1.0},)

@@ -231,6 +231,17 @@ def test_wrong_use(images: Path, tmp_path: Path) -> None:
         prepare_images("covidnet", out, None, None, None, None, source="synthetic", patients=3)
 
 
+def test_the_source_synthetic_marks_images_that_are_not_of_patients(images: Path, tmp_path: Path) -> None:
+    lists = [write(tmp_path / name, numbers) for name, numbers in {"a": range(24), "b": range(24, 40)}.items()]
+    for path in lists:
+        path.write_text(path.read_text().replace("site0", "synthetic").replace("site1", "synthetic"))
+    meta = prepare_images("covidnet", tmp_path / "out", images, lists[0], None, lists[1], size=32)
+    assert meta.synthetic and meta.source == "covidx"
+    lists[1].write_text(lists[1].read_text().replace("synthetic", "site0", 1))
+    with pytest.raises(DataError, match="the source 'synthetic' beside those of others"):
+        prepare_images("covidnet", tmp_path / "mixed", images, lists[0], None, lists[1], size=32)
+
+
 def test_synthetic_says_so(drawn: Path) -> None:
     samples = load_images(drawn, "all")
     assert samples.meta.synthetic is True and samples.meta.source == "synthetic"
