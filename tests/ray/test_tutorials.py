@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-OWN = {".git", ".raylab", "prepared", "wheelhouse"}  # of a clone that somebody works in
+OWN = {".git", ".raylab", ".venv", "prepared", "wheelhouse"}  # of a clone that somebody works in
 
 
 def read_script(page: str) -> str:
@@ -36,6 +37,11 @@ def clone() -> Iterator[Path]:
     for path in ROOT.iterdir():
         if path.name not in OWN:
             (here / path.name).symlink_to(path)
+    (here / ".venv").mkdir()
+    for path in Path(sys.prefix).iterdir():
+        (here / ".venv" / path.name).symlink_to(path)
+    (here / ".venv" / ".ready").unlink(missing_ok=True)
+    (here / ".venv" / ".ready").touch()  # newer than the lock: `make setup` has nothing to do in somebody's environment
     yield here
     shutil.rmtree(place)
 

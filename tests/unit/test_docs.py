@@ -1,11 +1,13 @@
 """The documentation: generated pages agree with the code, links lead somewhere, and README leads to every page."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from jobs.cli import VERBS
+from jobs import train
+from jobs.cli import VERBS, build_parser
 from jobs.common import commands_page
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +52,37 @@ def test_links_resolve(page):
 def test_readme_links_every_page():
     linked = {(ROOT / link.partition("#")[0]).resolve() for link in read_links(ROOT / "README.md")}
     assert [page.name for page in PAGES if page.name != "README.md" and page not in linked] == []
+
+
+def read_commands(page: Path) -> list[list[str]]:
+    """Words of the commands in a page's blocks of shell that start a verb, also of those inside `cluster submit`;
+    without forms such as `[--nodes 2]` and `...`, which stand for what the reader writes."""
+    commands = []
+    for body in re.findall(r"^```(?:sh)?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        for line in body.replace("\\\n", " ").splitlines():
+            for command in re.split(r"[|;>]|&&|\s--\s", line):
+                found = re.match(r"\s*(?:[A-Z_]+=\S+ )*(?:raylab|python -m jobs\.)\s?(\w+.*)", command)
+                if found and found[1].split()[0] in VERBS and "..." not in command and "[" not in command:
+                    commands.append(shlex.split(found[1], comments=True))
+    return commands
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_have_verbs_options_and_fields_that_exist(page):
+    for verb, *words in read_commands(page):
+        if (verb, words) in (("cluster", ["submit"]), ("cluster", ["run"])):  # its command follows
+            continue
+        args = build_parser(verb)[0].parse_args(words)
+        if verb in ("train", "tune") and "--plugin" not in words:  # which brings fields of its own
+            train.build_recipe(args.task, train.parse_settings(args), smoke=args.smoke)
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        blocks = re.findall(r"```.*?```|`[^`\n]*`", page.read_text(), re.DOTALL)
+        named = {name for block in blocks for name in re.findall(r"(?:^|`)make ([a-z-]+)", block, re.MULTILINE)}
+        assert named <= targets, page.name
 
 
 @pytest.mark.parametrize(
