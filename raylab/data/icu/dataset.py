@@ -28,14 +28,14 @@ class IcuInputs:
                   unusable record until the next usable one
     [F, 2F)       1 if measured in that hour, 0 if carried forward or unknown
     [2F, 3F)      hours since the measurement / T, at most 1; 1 if no value is known
-    [3F, 3F + S)  static values, standardised, the same in every hour; 0 if missing, or not recorded before the prediction
+    [3F, 3F + S)  static values, standardised, the same in every hour; 0 if not recorded before the prediction
 
     `rows` has stay_id and at_h (hours) of each prediction. Hours are stored once per stay, [stays, hours, C]; a batch
     slices its windows from them, with the static values that were known at each prediction.
     """
 
     def __init__(self, x: NDArray[np.float32], rows: pl.DataFrame, spec: dict[str, Any]) -> None:
-        """Keep x [stays, hours, C], whose stays are in the order of their first row in `rows`, with its static values."""
+        """Keep x [stays, hours, C], with the stays and the static values of their first row in `rows`."""
         self.x = torch.from_numpy(x)
         first = rows.select("stay_id").unique(maintain_order=True).with_row_index("stay")
         self.stay = torch.from_numpy(rows.join(first, "stay_id", "left")["stay"].cast(pl.Int64).to_numpy(writable=True))

@@ -40,8 +40,9 @@ def derive_series(events: pl.LazyFrame) -> pl.LazyFrame:
 
     pulse = of("spo2").drop_nulls("value").group_by("stay_id").agg(first=pl.col("s").min())
     # not "in stays without SpO2": whether a stay will have some is not known yet
-    blood = of("sao2").join(pulse, "stay_id", "left").filter(pl.col("first").is_null() | (pl.col("s") < pl.col("first")))
-    oxygen = pl.concat([of("spo2"), blood.drop("first")]).sort("s", "value")
+    is_before = pl.col("first").is_null() | (pl.col("s") < pl.col("first"))
+    blood = of("sao2").join(pulse, "stay_id", "left").filter(is_before).drop("first")
+    oxygen = pl.concat([of("spo2"), blood]).sort("s", "value")
     gases = with_latest(of("pao2"), of("fio2"), "fio2")
     pressures = with_latest(of("plateau"), of("peep"), "peep")
     observed = of("tidal_volume").with_columns(set=pl.lit(False))

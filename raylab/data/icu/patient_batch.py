@@ -191,8 +191,8 @@ def summarise_patients(
 
 
 def read_features(values: pl.LazyFrame, hours: int) -> tuple[pl.LazyFrame, pl.LazyFrame]:
-    """Return the hourly cells and the first static values (timegrid.py) of screened events before `hours`, with the series
-    that are derived from them."""
+    """Return the hourly cells and the first static values (timegrid.py) of screened events before `hours`, with the
+    series that are derived from them."""
     before = values.filter(pl.col("time") < hours)
     before = pl.concat([before, derive_series(before)])
     return hourly_cells(before), first_values(before)

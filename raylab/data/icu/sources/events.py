@@ -95,7 +95,7 @@ def read(path: Path, work: Path) -> SourceData:
             "prepare them in directories of their own",
         )
     counts = {"rows of another patient's stay": of_others} if of_others else {}
-    parts = tuple(pieces.close(pl.Schema({**EVENTS, UNIT: pl.String})))
+    parts = tuple(pieces.close(pl.Schema([*EVENTS.items(), (UNIT, pl.String())])))
     return SourceData(
         pl.concat(parts),
         stays,
