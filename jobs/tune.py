@@ -1,6 +1,7 @@
 """raylab tune: search hyperparameters, logged as a parent run in MLflow with a child run per trial."""
 
 import argparse
+import logging
 import shutil
 import sys
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jobs import cli, train
-from jobs.common import console, costs, home, model_card, run_tracking, scores, training
+from jobs.common import console, costs, description, home, model_card, run_tracking, scores, training
 from jobs.common.console import open_screen, say, set_status
 from jobs.common.environment import verb_environment
 from jobs.common.interrupts import hold_interrupts
@@ -24,7 +25,7 @@ from jobs.common.trial_table import TrialTable, order, row
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.config.search_space import parse_dimension
-from raylab.errors import UsageError
+from raylab.errors import RaylabError, UsageError
 from raylab.files import atomic_write, write_json
 from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipes import with_search_space
@@ -32,8 +33,11 @@ from raylab.training.progress import Metrics
 from raylab.training.run_record import Registration
 from raylab.training.run_result import read_end, read_result
 from raylab.training.trials import Trials
-from tracking.forwarder import Forwarder
+from tracking import runs, views
+from tracking.forwarder import Forwarder, ensure_run
 from tracking.outbox import Outbox, append_new_metrics
+
+log = logging.getLogger(__name__)
 
 EXAMPLE = 'raylab tune ards --data prepared/ards --trials 20 --space "optim.lr=loguniform(1e-4,1e-2)"'
 OPTIONS = ("trials", "scheduler", "search", "workers_per_trial", "concurrent")  # fields of a recipe's `search`
@@ -243,6 +247,8 @@ class ToMlflow:
             best = read_result(self.trial(number))["best"]
             scored = {f"best/val/{name}": best[name] for name in best.keys() - {"epoch", "step"}}
             append_new_metrics(outbox, best["step"], scored)
+            if (name := find_task(self.recipe.task).objective) in best:  # missing if val has only one class
+                outbox.append({"kind": "tags", "values": {views.VAL_SCORE: f"{best[name]:.3f} {name}"}})
         end = read_end(self.trial(number))
         record_end(self.trial(number), "FAILED" if how == "failed" else "FINISHED", end.get("error", ""))
         self.table.update(number, **end)
@@ -272,6 +278,7 @@ def continue_search(directory: Path, recipe: Recipe, data: Path, forwarder: Forw
         say(f"search {directory.name}: {options.trials} trials of {recipe.task}, {how}, objective {objective}")
     for damage in Trials(directory / "trials", 0).damaged:
         say(damage)
+    publish_charts(directory, recipe)
     cpus = options.concurrent * max(1.0, options.workers_per_trial * recipe.scaling.cpus_per_worker + 0.5)
     set_status("starting Ray")
     with ray_session(cpus, directory / "ray.log"):
@@ -329,6 +336,23 @@ def continue_search(directory: Path, recipe: Recipe, data: Path, forwarder: Forw
         )
         say("      raylab compare        raylab ui")
     return out
+
+
+def publish_charts(directory: Path, recipe: Recipe) -> None:
+    """Store the charts of the search's trials with MLflow's page of the experiment; without a server there are none."""
+    run_record = home.note(directory)
+    space = recipe.search.space
+    # Numbers first, because a contour plot needs numbers
+    params = sorted(space, key=lambda path: parse_dimension(path, space[path])[0] == "choice")
+    try:
+        client = runs.client(run_record.uri)
+        run_id = ensure_run(directory / "outbox")
+        charts = views.publish_search(client, run_id, params, f"best/val/{find_task(recipe.task).objective}")
+    except RaylabError as error:
+        log.warning("MLflow gets no charts of this search (resume it for them): %s", error.what)
+        return
+    home.annotate(directory, charts=charts)
+    Outbox(directory / "outbox").append({"kind": "tags", "values": {description.TAG: description.describe(directory)}})
 
 
 def keep(directory: Path, winner: Path) -> None:

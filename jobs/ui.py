@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from jobs import cli
 from jobs.common import home
 from jobs.common.console import say
-from tracking import runs, server
+from jobs.common.run_tracking import experiment_name
+from tracking import runs, server, views
 from tracking.access import identity, login, secret
 
 EXAMPLE = "raylab ui --port 5000"
@@ -25,13 +26,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     if uri := login.tracking_uri():
-        there = runs.reach(runs.address(home.home()))
+        address = runs.address(home.home())
+        runs.check(address)
+        there = runs.reach(address)
+        page = views.publish_runs(runs.client(address), experiment_name())
         if identity.is_local(there) and (file := identity.token_file(there)):  # a home's server, behind a relay
-            link = secret.link(secret.read(file), urlsplit(there).port or 80)
+            link = secret.link(secret.read(file), urlsplit(there).port or 80, page)
             say(f"MLflow: {link}\n{LINK}")
             return {"uri": there, "link": link}
-        say(f"MLFLOW_TRACKING_URI is set: open {uri}")
-        return {"uri": uri}
+        link = f"{uri.rstrip('/')}/{page}"
+        say(f"MLFLOW_TRACKING_URI is set: open {link}")
+        return {"uri": uri, "link": link}
     if args.stop:
         running = server.running(home.home())
         if running is not None:
@@ -40,7 +45,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         return {"stopped": running is not None}
     serving = server.serve(home.home(), args.port)
     port = urlsplit(serving.uri).port or 80
-    link = secret.link(secret.create(home.home()), port)
+    page = views.publish_runs(runs.client(serving.uri), experiment_name())
+    link = secret.link(secret.create(home.home()), port, page)
     if not args.quiet:
         say(f"MLflow: {link}\n{LINK}")
         say(f"from another computer, first run: ssh -N -L {port}:127.0.0.1:{port} {socket.gethostname()}")

@@ -39,6 +39,10 @@ class Score(Document):
         digits = next((d for d in range(digits, 6) if f"{low:.{d}f}" != f"{high:.{d}f}"), 6)
         return f"{self.value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
+    def shorten(self) -> "Score":
+        """The score with the first words of the reason why it has no interval: "too few"."""
+        return self if self.why is None else self.model_copy(update={"why": self.why.partition(":")[0]})
+
     def ends(self) -> Iterator[tuple[str, float]]:
         """Yield ("", value), ("_low", low), ("_high", high) for those not None: suffixes of MLflow names."""
         for ending, end in (("", self.value), ("_low", self.low), ("_high", self.high)):

@@ -92,14 +92,9 @@ def render_differences(found: Sequence[Differences]) -> str:
     ]
     for one in found:
         lines.append(f"{one.run} minus {one.minus}:")
-        lines += [f"  {name:<30} {_shorten(score).text(sign='+')}" for name, score in one.scores.items()]
+        lines += [f"  {name:<30} {score.shorten().text(sign='+')}" for name, score in one.scores.items()]
         lines += [f"  {why}" for why in dict.fromkeys(score.why for score in one.scores.values()) if why]
     return "\n".join(lines)
-
-
-def _shorten(score: Score) -> Score:
-    """The score with the first words of the reason why it has no interval: "too few"."""
-    return score if score.why is None else score.model_copy(update={"why": score.why.partition(":")[0]})
 
 
 def collect(

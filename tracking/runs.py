@@ -19,6 +19,7 @@ from raylab import loopback
 from raylab.errors import TrackingError
 from raylab.files import hash_files, locked
 from raylab.storage import check_writable
+from tracking import views
 from tracking.access import identity, login, secret
 
 if TYPE_CHECKING:
@@ -416,8 +417,7 @@ def _experiment(uri: str, name: str) -> str:
                 client(uri).create_experiment(
                     name,
                     artifact_location=_artifact_location(uri, name),
-                    # Without it the UI assumes a language-model experiment and shows traces first.
-                    tags={"mlflow.experimentKind": "custom_model_development"},
+                    tags=views.new_tags(),
                 )
             )
         except MlflowException as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from jobs.common import description
 from jobs.common.console import say, set_status
 from jobs.common.home import annotate, home, lock_run, new_directory, note, remove
 from jobs.common.interrupts import hold_interrupts
@@ -28,7 +29,7 @@ from raylab.files import write_json, write_text
 from raylab.training.run_record import FILE, Kind, Registration, RunRecord
 from raylab.witness import NOTE, witness
 from tracking import models as tracked_model
-from tracking import runs
+from tracking import runs, views
 from tracking.forwarder import Forwarder, LoginRefused, Unavailable, ensure_run
 from tracking.outbox import Outbox, RunRequest, read
 from tracking.system import SystemMonitor, append_sample
@@ -117,6 +118,8 @@ def describe_run(
         "raylab.kind": kind,
         "raylab.name": directory.name,
         "raylab.data_source": meta.source,
+        views.DATA: f"{meta.source} {meta.data_hash[:8]}",
+        **({} if kind in ("evaluate", "benchmark") else {views.WORKERS: describe_workers(recipe, kind)}),
         **({"raylab.cohort": recipe.data.cohort} if isinstance(recipe.data, IcuData) else {}),
         **of_parent,
         **(more_tags or {}),
@@ -139,6 +142,8 @@ def describe_run(
     )
     if parent is not None:
         run_record = run_record.model_copy(update={"parent_directory": str(parent)})  # it may be in another user's home
+    text = description.render(run_record, recipe, {})
+    run_record = run_record.model_copy(update={"tags": {**tags, description.TAG: text}})
     source = f"{meta.source}{' (synthetic)' if meta.synthetic else ''}"
     context = "evaluation" if kind == "evaluate" else "training"
     shown = {"kind": "input", "name": source, "digest": meta.data_hash[:36], "source": source, "context": context}
@@ -151,6 +156,7 @@ def describe_trial(recipe: Recipe, search: Path, number: int) -> NewRun:
     parent = note(search)
     name = f"{parent.name}-{number:03d}"
     key = f"{parent.tags.get(runs.KEY, parent.run_id)}-{number:03d}"
+    inherited = {tag: value for tag, value in parent.tags.items() if tag != description.TAG}
     run_record = RunRecord(
         name=name,
         uri=parent.uri,
@@ -162,12 +168,20 @@ def describe_trial(recipe: Recipe, search: Path, number: int) -> NewRun:
         split_hash=parent.split_hash,
         synthetic=parent.synthetic,
         parent=None,
-        tags={**parent.tags, "raylab.kind": "trial", "raylab.name": name, runs.KEY: key},
+        tags={**inherited, "raylab.kind": "trial", "raylab.name": name, runs.KEY: key},
         status="RUNNING",
         number=number,
     )
     params = {path: value for path, value in flatten(recipe).items() if not path.startswith("search.")}
     return NewRun(run_record, params, {"recipe.json": render_recipe(recipe)}, nested_in=search)
+
+
+def describe_workers(recipe: Recipe, kind: Kind = "train") -> str:
+    """The number of workers of a run, "1:8" if it varies; of a search, that of each trial."""
+    if kind == "tune":
+        return str(recipe.search.workers_per_trial)
+    low, high = recipe.scaling.workers
+    return str(low) if low == high else f"{low}:{high}"
 
 
 def render_recipe(recipe: Recipe) -> str:

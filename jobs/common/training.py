@@ -56,17 +56,15 @@ def continue_run(
 ) -> dict[str, Any]:
     """Train a run that is tracked to its end, from its newest valid checkpoint if there is one."""
     job = find_task(recipe.task)
-    low, high = recipe.scaling.workers
     if not quiet:
-        range_of_workers = f"{low}:{high}" if low != high else str(low)
         synthetic = ", SYNTHETIC data" if home.note(directory).synthetic else ""
         size = f"{work.samples} samples, {work.steps} steps"
-        say(f"run {directory.name}: {recipe.task}, {size}, workers {range_of_workers}{synthetic}")
+        say(f"run {directory.name}: {recipe.task}, {size}, workers {run_tracking.describe_workers(recipe)}{synthetic}")
     rows = run_tracking.ToOutbox(directory)
     if (directory / "result.json").is_file():
         say(f"run {directory.name} has already finished training")
         result = read_result(directory)
-    elif high == 0:
+    elif recipe.scaling.workers[1] == 0:
         scaling = recipe.scaling
         meter = WorkMeter("worker-0", scaling.cpus_per_worker, 1.0, scaling.gpu, write_to(directory))
         with Display(directory, recipe.loop.epochs, work.steps, job.objective, quiet), meter:

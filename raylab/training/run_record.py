@@ -56,6 +56,8 @@ class RunRecord(Document):
     best_step: int = 0
     """last step of the best epoch, whose model is saved"""
     weights_sha256: str | None = None
+    charts: str | None = None
+    """of a search: the part of an address that opens the charts of its trials in MLflow"""
     model_logged: bool | None = None
     """false if the model waits for `raylab sync`"""
     input_shape: tuple[int, ...] = ()

@@ -36,8 +36,11 @@ REFUSAL = (
     "Its owner opens it with the link that `raylab ui --detach` prints, which works once.\n"
 )
 FOREIGN = "403: this request comes from another page.\n"
-# After a link on another page, the browser sends a SameSite=Strict cookie only if this page makes the request.
-ENTRANCE = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url=/"><title>MLflow</title>\n'
+# After a link on another page, the browser sends a SameSite=Strict cookie only if this page makes the request. The part
+# of the address from `#` on names the view to open.
+ENTRANCE = (
+    '<!doctype html><meta charset="utf-8"><title>MLflow</title><script>location.replace("/" + location.hash)</script>\n'
+)
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]

@@ -102,9 +102,9 @@ def is_ticket(token: str, text: str) -> bool:
     return abs(time.time() - int(made)) <= TICKET_SECONDS
 
 
-def link(token: str, port: int) -> str:
-    """An address that opens the pages in a browser, once."""
-    return f"http://{host_name(token)}:{port}/?ticket={ticket(token)}"
+def link(token: str, port: int, page: str = "") -> str:
+    """An address that opens the pages in a browser, once: `page` (from `#` on, views.py), else MLflow's first."""
+    return f"http://{host_name(token)}:{port}/?ticket={ticket(token)}{page}"
 
 
 def is_equal(one: str, other: str) -> bool:
