@@ -32,7 +32,7 @@ READ_ONCE = ("test", "all")  # their scores are worth most if they are read once
 ENDS = {"value": "", "low": "_low", "high": "_high"}
 FAILED = ("FAILED", "KILLED")
 CURVES = ("train/loss", "train/epoch_loss", "val/loss")  # in addition to those of the primary scores
-CURVE_POINTS = 400  # a plot cannot show more
+CURVE_POINTS = 250  # a plot cannot show more
 # The columns that every frame has, in this order.
 FIXED: dict[str, pl.DataType | type[pl.DataType]] = {
     "name": pl.String,

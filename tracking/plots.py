@@ -4,8 +4,8 @@ Colours are Okabe and Ito's, which the colour-blind can tell apart. `synthetic=T
 title: a picture is often all that is left of a run.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +21,23 @@ GREY = "#6B7280"
 LOG_RANGE = 50  # a parameter spread wider than this factor gets a logarithmic axis
 
 Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
+Style = tuple[str, str]  # colour, line style
+T = TypeVar("T")
+
+
+class CalibrationBin(NamedTuple):
+    """Rows of similar predicted probability: their mean, the observed frequency with its 95% CI, and their number."""
+
+    predicted: float
+    observed: float
+    low: float
+    high: float
+    n: int
+
+
+def style(index: int) -> Style:
+    """The look of the line number `index` of a plot."""
+    return COLOURS[index % len(COLOURS)], STYLES[index // len(COLOURS) % len(STYLES)]
 
 
 def roc(labels: ArrayLike, scores: ArrayLike, title: str = "ROC", synthetic: bool = False) -> Figure:
@@ -67,46 +84,78 @@ def calibration(
     synthetic: bool = False,
 ) -> Figure:
     """Observed frequency over predicted probability in bins of equal size, with Wilson's 95% CIs."""
+    found = calibration_bins(labels, probabilities, bins)
+    size = sum(one.n for one in found) // max(len(found), 1)
+    return calibrations({f"{len(found)} bins of about {size}, 95% CI": found}, title, synthetic)
+
+
+def calibration_bins(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> list[CalibrationBin]:
+    """Bins of equal size by predicted probability [N] of the binary label [N], with Wilson's 95% CIs."""
     truth, predicted = np.asarray(labels, float), np.asarray(probabilities, float)
     order = np.argsort(predicted, kind="stable")
     groups = [group for group in np.array_split(order, bins) if len(group)]
-    mean = np.array([predicted[group].mean() for group in groups])
     rate = np.array([truth[group].mean() for group in groups])
     low, high = wilson(rate, np.array([len(group) for group in groups]))
+    return [
+        CalibrationBin(float(predicted[group].mean()), float(rate[k]), float(low[k]), float(high[k]), len(group))
+        for k, group in enumerate(groups)
+    ]
+
+
+def calibrations(
+    curves: Mapping[str, Sequence[CalibrationBin]],
+    title: str = "Calibration",
+    synthetic: bool = False,
+    styles: Mapping[str, Style] | None = None,
+) -> Figure:
+    """Observed frequency over predicted probability of several models, with 95% CIs where there is one."""
     figure, axes = _figure(title, synthetic)
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="perfect")
-    axes.errorbar(
-        mean,
-        rate,
-        yerr=[np.maximum(rate - low, 0), np.maximum(high - rate, 0)],
-        color=COLOURS[0],
-        marker="o",
-        capsize=3,
-        label=f"{len(groups)} bins of about {len(truth) // max(len(groups), 1)}, 95% CI",
-    )
+    for name, (colour, line), bins in _styled(curves, styles):
+        x, y = [one.predicted for one in bins], [one.observed for one in bins]
+        axes.plot(x, y, color=colour, linestyle=line, marker="o", markersize=5, label=name)
+        if len(curves) == 1:
+            low, high = (
+                [max(one.observed - one.low, 0) for one in bins],
+                [max(one.high - one.observed, 0) for one in bins],
+            )
+            axes.errorbar(x, y, yerr=[low, high], color=colour, linestyle="", capsize=3)
     _unit(axes, "Predicted probability", "Observed frequency")
-    axes.legend(loc="upper left", frameon=False)
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
     return figure
 
 
 def decision(curve: Sequence[NetBenefit], title: str = "Decision curve", synthetic: bool = False) -> Figure:
     """Net benefit over the threshold, with 95% CIs, next to acting on everybody and on nobody."""
-    at = [row.threshold for row in curve]
-    figure, axes = _figure(title, synthetic)
     banded = all(row.model.low is not None for row in curve)
-    label = "model" if banded else "model (too few patients for intervals)"
-    benefit = np.array([row.model.value for row in curve], dtype=np.float64)
-    axes.plot(at, benefit, color=COLOURS[0], linewidth=2, marker="o", label=label)
-    if banded:
-        low, high = ([getattr(row.model, end) for row in curve] for end in ("low", "high"))
-        axes.fill_between(at, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
-    axes.plot(at, [row.everybody for row in curve], color=COLOURS[1], linestyle="--", label="act on everybody")
+    return decisions({"model" if banded else "model (too few patients for intervals)": curve}, title, synthetic)
+
+
+def decisions(
+    curves: Mapping[str, Sequence[NetBenefit]],
+    title: str = "Decision curves",
+    synthetic: bool = False,
+    styles: Mapping[str, Style] | None = None,
+) -> Figure:
+    """Net benefit of several models on the same rows over the threshold, with 95% CIs where there is one model, next to
+    acting on everybody and on nobody."""
+    figure, axes = _figure(title, synthetic)
+    top = 0.0
+    for name, (colour, line), curve in _styled(curves, styles):
+        at, benefit = [row.threshold for row in curve], np.array([row.model.value for row in curve], dtype=np.float64)
+        axes.plot(at, benefit, color=colour, linestyle=line, linewidth=2, marker="o", markersize=5, label=name)
+        if len(curves) == 1 and all(row.model.low is not None for row in curve):
+            low, high = ([getattr(row.model, end) for row in curve] for end in ("low", "high"))
+            axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
+        top = max(top, float(benefit.max()))
+    for first in list(curves.values())[:1]:
+        at, everybody = [row.threshold for row in first], [row.everybody for row in first]
+        axes.plot(at, everybody, color=GREY, linestyle="--", label="act on everybody")
     axes.axhline(0, color=GREY, linewidth=1, label="act on nobody")
-    top = float(benefit.max())
     axes.set_ylim(-0.05, max(0.05, 1.2 * top))
     axes.set_xlabel("Threshold probability")
     axes.set_ylabel("Net benefit a row")
-    axes.legend(loc="upper right", frameon=False)
+    axes.legend(loc="upper right", frameon=False, fontsize=9)
     return figure
 
 
@@ -176,15 +225,21 @@ def error_maps(
     return figure
 
 
-def learning(curves: Mapping[str, Curve], metric: str, title: str = "", synthetic: bool = False) -> Figure:
+def learning(
+    curves: Mapping[str, Curve],
+    metric: str,
+    title: str = "",
+    synthetic: bool = False,
+    styles: Mapping[str, Style] | None = None,
+) -> Figure:
     """One metric of several runs over steps."""
     figure, axes = _figure(title or metric, synthetic, (7, 4.2))
-    for index, (name, (steps, values)) in enumerate(curves.items()):
+    for name, (colour, line), (steps, values) in _styled(curves, styles):
         axes.plot(
             steps,
             values,
-            color=COLOURS[index % len(COLOURS)],
-            linestyle=STYLES[index // len(COLOURS) % len(STYLES)],
+            color=colour,
+            linestyle=line,
             linewidth=1.8,
             marker="o" if len(steps) < 3 else None,
             label=name,
@@ -220,17 +275,19 @@ def forest(
     title: str = "",
     synthetic: bool = False,
     splits: Sequence[str] | None = None,
+    colours: Sequence[str] | None = None,
 ) -> Figure:
     """A score of several runs with its interval, one line each, the first on top.
 
     A run without an interval is an open mark: its place is known, its uncertainty is not. Scores of "val" in `splits`,
-    which were used to choose, are orange diamonds.
+    which were used to choose, are diamonds; without `colours` of the runs they are orange.
     """
     size = (8.6, 1.3 + 0.32 * len(names))
     figure, axes = _figure(title or score, synthetic, size)
     marked = splits or ["test"] * len(names)
+    by_split = [COLOURS[1] if split == "val" else COLOURS[0] for split in marked]
     for row, (value, low, high, split) in enumerate(zip(values, lows, highs, marked, strict=True)):
-        colour, marker = (COLOURS[1], "D") if split == "val" else (COLOURS[0], "o")
+        colour, marker = (colours or by_split)[row], "D" if split == "val" else "o"
         known = low is not None and high is not None
         if low is not None and high is not None:
             axes.plot([low, high], [row, row], color=colour, linewidth=1.8, marker="|", markersize=8)
@@ -244,7 +301,7 @@ def forest(
     axes.grid(axis="x", alpha=0.25)
     if "val" in marked:
         for label, colour, marker in (("test", COLOURS[0], "o"), ("val, used to choose", COLOURS[1], "D")):
-            axes.plot([], [], marker=marker, color=colour, linestyle="", label=label)
+            axes.plot([], [], marker=marker, color=GREY if colours else colour, linestyle="", label=label)
         figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=8)
     return figure
 
@@ -290,6 +347,38 @@ def search(
     return figure
 
 
+def history(
+    scores: Sequence[float], stopped: Sequence[bool], score: str, lower: bool, synthetic: bool = False
+) -> Figure:
+    """The score of every trial in the order in which they began, and the best so far; `lower`: less is better."""
+    figure, axes = _figure(f"History of {len(scores)} trials", synthetic, (5.6, 3.6))
+    numbers, values, early = np.arange(len(scores)), np.asarray(scores, float), np.asarray(stopped, bool)
+    best = np.minimum.accumulate(values) if lower else np.maximum.accumulate(values)
+    axes.step(numbers, best, where="post", color=GREY, linewidth=1.5, label="best so far")
+    axes.scatter(numbers[~early], values[~early], color=COLOURS[0], s=28, alpha=0.8, label="finished")
+    if early.any():
+        axes.scatter(
+            numbers[early], values[early], color=COLOURS[1], s=28, alpha=0.8, marker="x", label="stopped early"
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="Trial", ylabel=score)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def importance(shares: Mapping[str, float], score: str, synthetic: bool = False) -> Figure:
+    """The share of each parameter in the variance of a score between trials, the largest on top."""
+    figure, axes = _figure(f"Importance for {score}", synthetic, (5.6, 1.4 + 0.36 * len(shares)))
+    names = sorted(shares, key=lambda name: -shares[name])
+    axes.barh(names, [shares[name] for name in names], color=COLOURS[0], height=0.6)
+    for row, name in enumerate(names):
+        axes.annotate(f"{shares[name]:.2f}", (shares[name], row), (4, 0), textcoords="offset points", va="center")
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.1), xlabel="Share of the variance (fANOVA)")
+    return figure
+
+
 def sheet(
     pictures: ArrayLike,
     maps: ArrayLike,
@@ -325,6 +414,11 @@ def wilson(rate: ArrayLike, count: ArrayLike, z: float = 1.96) -> tuple[np.ndarr
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return middle - half, middle + half
+
+
+def _styled(curves: Mapping[str, T], styles: Mapping[str, Style] | None) -> Iterator[tuple[str, Style, T]]:
+    for index, (name, curve) in enumerate(curves.items()):
+        yield name, (styles or {}).get(name) or style(index), curve
 
 
 def _figure(title: str, synthetic: bool, size: tuple[float, float] = (5.2, 4.8)) -> tuple[Figure, Axes]:

@@ -1,8 +1,13 @@
-"""The runs of an experiment as one HTML file: no script, no reference to anything outside."""
+"""The runs of an experiment as one HTML file: no script, no reference to anything outside.
+
+A model has one colour in every plot, and its evaluations on other data have that of the model. Plots are SVG in the
+page's colours; those that a run's evaluation has drawn are smaller copies of its PNG files.
+"""
 
 import base64
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,10 +18,14 @@ from typing import Any
 import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
+from PIL import Image, UnidentifiedImageError
 
 from raylab.files import write_text
-from raylab.score import Score
-from tracking import compare, plots
+from raylab.score import NetBenefit, Score
+from tracking import compare, plots, svg
+from tracking.importance import parameter_importance
+
+log = logging.getLogger(__name__)
 
 FACTS = (
     *("run_id", "status", "started", "seconds", "seed"),
@@ -24,6 +33,9 @@ FACTS = (
 )
 HIDDEN_TAGS = ("tag/parent", "tag/parent_name", "tag/best_run", "tag/split")  # shown elsewhere
 TOP_TRIALS = 5
+OVERLAID = 8  # more models in one plot cannot be told apart
+PAGE_BYTES = 1_900_000  # that plots of single runs may fill: the page should stay small enough for an e-mail
+PICTURE_COLOURS = 64
 
 Row = dict[str, Any]
 
@@ -32,12 +44,50 @@ Row = dict[str, Any]
 class Extras:
     """What a run's artifacts add to its row: `plots` {path: PNG}, the content of attrition.json, the recipe.
 
-    `data`: {"attrition": [{"step", ...}], "label": {...}, "counts": {split: {...}}}, each optional.
+    `data`: {"attrition": [{"step", ...}], "label": {...}, "counts": {split: {...}}}, each optional. `curves` {split:
+    {"calibration": [plots.CalibrationBin], "decision": [NetBenefit]}}, of JSON.
     """
 
     plots: Mapping[str, bytes] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
+    curves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class Pictures:
+    """PNG files for the page, reduced to few colours, as long as there is `room`; `left_out` counts the others."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.left_out = room, 0
+
+    def take(self, pngs: Mapping[str, bytes]) -> list[dict[str, Any]]:
+        found = []
+        for name in sorted(pngs):
+            try:
+                png = shrink(pngs[name])
+            except UnidentifiedImageError:
+                log.warning("left out of the report: %s is not a picture", name)
+                continue
+            picture = _inline(png, Path(name).stem.replace("_", " ").replace("-", " ", 1))
+            if len(picture["src"]) > self.room:
+                self.left_out += 1
+                continue
+            self.room -= len(picture["src"])
+            found.append(picture)
+        return found
+
+    def take_all(self, pngs: Mapping[str, bytes]) -> Row:
+        """The plots of a run: `more_plots` are those of the val split, if there are others."""
+        of_val = {name: png for name, png in pngs.items() if Path(name).name.startswith("val-")}
+        others = {name: png for name, png in pngs.items() if name not in of_val}
+        return {"plots": self.take(others or of_val), "more_plots": self.take(of_val if others else {})}
+
+
+def shrink(png: bytes) -> bytes:
+    """The picture with at most PICTURE_COLOURS colours, if that is smaller."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(PICTURE_COLOURS).save(file, format="png", optimize=True)
+    return min(png, file.getvalue(), key=len)
 
 
 def report(
@@ -67,20 +117,86 @@ def write_report(
     """Write the page with mode 0600: `frame` of compare.collect, `curves` {metric: {run: curve}}, `extras` by run."""
     shown = compare.ranked(frame)
     names = compare.labels(shown)
-    runs = [_run(row, names, extras.get(row["run_id"], Extras())) for row in shown.iter_rows(named=True)]
+    styles = choose_styles(shown)
+    runs = [
+        _run(row, names, extras.get(row["run_id"], Extras()), styles[row["run_id"]])
+        for row in shown.iter_rows(named=True)
+    ]
     trials = frame.filter(pl.col("kind") == "trial")
-    page = _template().render(
-        title=title,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        runs=runs,
-        trials=trials.height,
-        synthetic=sum(run["synthetic"] is True for run in runs),
-        unknown_source=sum(run["synthetic"] is None for run in runs),
-        differences=[vars(one) | {"scores": _texts(one.scores)} for one in differences],
-        groups=[_group(list(members), curves, trials) for _, members in groupby(runs, key=_data_set)],
-    )
-    write_text(path, page)
+    content = {
+        "title": title,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "runs": runs,
+        "trials": trials.height,
+        "synthetic": sum(run["synthetic"] is True for run in runs),
+        "unknown_source": sum(run["synthetic"] is None for run in runs),
+        "differences": [vars(one) | {"scores": _texts(one.scores)} for one in differences],
+        "groups": [_group(list(members), curves, trials) for _, members in groupby(runs, key=_data_set)],
+        "external": external_validation(runs),
+        "left_out": 0,
+    }
+    pictures = Pictures(PAGE_BYTES - len(_template().render(content)))
+    for run in runs:
+        run |= pictures.take_all(extras.get(run["run_id"], Extras()).plots)
+    write_text(path, _template().render(content | {"left_out": pictures.left_out}))
     return path
+
+
+def choose_styles(shown: pl.DataFrame) -> dict[str, plots.Style]:
+    """{run id: style}: a model and its evaluations on other data share one."""
+    models: dict[str, plots.Style] = {}
+    for row in shown.iter_rows(named=True):
+        models.setdefault(_model(row), plots.style(len(models)))
+    return {row["run_id"]: models[_model(row)] for row in shown.iter_rows(named=True)}
+
+
+def _model(row: Row) -> str:
+    """The id of the run that has trained the model of a row."""
+    parent = row.get("tag/parent")
+    return str(parent) if row["kind"] == "evaluate" and parent else str(row["run_id"])
+
+
+def external_validation(runs: Sequence[Row]) -> list[Row]:
+    """For each model that was scored on other data too: its rows, those on its own data first."""
+    by_model: dict[str, list[Row]] = {}
+    for run in runs:
+        if run["split"]:
+            by_model.setdefault(_model(run), []).append(run)
+    found = []
+    for rows in by_model.values():
+        rows.sort(key=lambda run: run["kind"] == "evaluate")  # stable
+        if len({run["data"] for run in rows}) > 1:
+            found.append(rows)
+    return [_external(list(members)) for _, members in groupby(sorted(found, key=_task), key=_task)]
+
+
+def _task(rows: Sequence[Row]) -> str:
+    return rows[0]["task"] or ""
+
+
+def _external(models: list[list[Row]]) -> Row:
+    """The scores of models of one task on their own and on other data, as a table and a plot of the first score."""
+    every = [run for rows in models for run in rows]
+    scores = compare.primary(every)
+    names = [f"{run['model']} on {run['data']}" for run in every]
+    plot = None
+    if scores:
+        values, lows, highs = (
+            [run.get(f"{run['split']}/{scores[0]}{end}") for run in every] for end in ("", "_low", "_high")
+        )
+        kept = [k for k, value in enumerate(values) if value is not None]
+        splits = ["val" if run["used_to_choose"] else "test" for run in every]
+        title = f"{scores[0]}: {_task(every)} on its own and on other data"
+        columns = [[column[k] for k in kept] for column in (names, values, lows, highs)]
+        figure = plots.forest(
+            *columns, scores[0], title, any(run["synthetic"] for run in every),
+            [splits[k] for k in kept], [every[k]["style"][0] for k in kept],
+        )  # fmt: skip
+        plot = _image(figure, title)
+    rows = [
+        run | {"cells": [_cell(run, name, []) for name in scores], "first": run is of[0]} for of in models for run in of
+    ]
+    return {"task": _task(every), "scores": scores, "rows": rows, "plot": plot}
 
 
 def _texts(scores: Mapping[str, Score]) -> dict[str, tuple[str, str]]:
@@ -95,14 +211,20 @@ def _extras(uri: str, run_id: str) -> Extras:
         compare.parse_json(found.get(name, b"{}"), f"{name} of MLflow run {run_id}")
         for name in ("attrition.json", "recipe.json")
     )
+    curves = {
+        name.removeprefix("curves-").removesuffix(".json"): compare.parse_json(text, f"{name} of MLflow run {run_id}")
+        for name, text in found.items()
+        if name.startswith("curves-")
+    }
     return Extras(
         compare.artifacts(uri, run_id, "plots", ".png"),
         data if isinstance(data, dict) else {"attrition": data},
         json.dumps(recipe, indent=2) if recipe else "",
+        curves,
     )
 
 
-def _run(row: Row, names: Mapping[str, str], extras: Extras) -> Row:
+def _run(row: Row, names: Mapping[str, str], extras: Extras, style: plots.Style) -> Row:
     facts = {name.replace("_", " "): row[name] for name in FACTS if row[name] is not None}
     if row["seconds"] is not None:
         facts["seconds"] = f"{row['seconds']:.0f}"
@@ -112,10 +234,13 @@ def _run(row: Row, names: Mapping[str, str], extras: Extras) -> Row:
     facts |= {n.removeprefix("tag/").replace("_", " "): v for n, v in tags.items()}
     splits = compare.list_splits(row)
     every = dict.fromkeys(name for split in splits for name in compare.scores(row, split))
-    of_val = _pictures({name: png for name, png in extras.plots.items() if Path(name).name.startswith("val-")})
-    others = _pictures({name: png for name, png in extras.plots.items() if not Path(name).name.startswith("val-")})
     parent = row.get("tag/parent")
     return row | {
+        "style": style,
+        "model": row.get("tag/parent_name") or names[row["run_id"]]
+        if row["kind"] == "evaluate"
+        else names[row["run_id"]],
+        "curves": extras.curves,
         "label": names[row["run_id"]],
         "parent": {"name": row.get("tag/parent_name") or parent, "id": parent, "here": parent in names}
         if parent
@@ -131,8 +256,8 @@ def _run(row: Row, names: Mapping[str, str], extras: Extras) -> Row:
         "scores": {name: [compare.interval(row, f"{split}/{name}", reason=True) for split in splits] for name in every},
         "data_facts": extras.data,
         "recipe": extras.recipe,
-        "plots": others or of_val,
-        "more_plots": of_val if others else [],
+        "plots": [],
+        "more_plots": [],
     }
 
 
@@ -167,6 +292,7 @@ def _group(runs: list[Row], curves: Mapping[str, Mapping[str, plots.Curve]], tri
     }
     group["forest"] = _forest(group, primary[0]) if primary else None
     group["curves"] = _learning(group, curves)
+    group["side_by_side"], group["not_overlaid"] = _side_by_side(group)
     group["searches"] = [found for found in group["searches"] if found]
     return group
 
@@ -180,18 +306,47 @@ def _cell(run: Row, name: str, rivals: Sequence[Row]) -> dict[str, Any]:
     return {"value": value, "interval": interval, "best": len(others) > 1 and run[score] == max(others)}
 
 
-def _forest(group: Mapping[str, Any], name: str) -> dict[str, str] | None:
+def _forest(group: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     runs = [run for run in group["runs"] if run["split"] and run.get(f"{run['split']}/{name}") is not None]
     if len(runs) < 2:
         return None  # the table suffices
     values, lows, highs = ([r.get(f"{r['split']}/{name}{end}") for r in runs] for end in ("", "_low", "_high"))
     title = f"{name}: {group['task']} on {group['data']}"
     labels, splits = [r["label"] for r in runs], ["val" if r["used_to_choose"] else "test" for r in runs]
-    return _image(plots.forest(labels, values, lows, highs, name, title, bool(group["synthetic"]), splits), title)
+    colours = [r["style"][0] for r in runs]
+    figure = plots.forest(labels, values, lows, highs, name, title, bool(group["synthetic"]), splits, colours)
+    return _image(figure, title)
 
 
-def _learning(group: Mapping[str, Any], curves: Mapping[str, Mapping[str, plots.Curve]]) -> list[dict[str, str]]:
+def _side_by_side(group: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
+    """Calibration and decision curves of the group's models on one split, and the number of models left out of them."""
+    runs = [run for run in group["runs"] if run["split"] and compare.name_split(run["split"]) in run["curves"]]
+    if not runs:
+        return [], 0
+    split = compare.name_split(runs[0]["split"])
+    cohort = runs[0]["cohort"]
+    same = [run for run in runs if (compare.name_split(run["split"]), run["cohort"]) == (split, cohort)]
+    shown, styles = same[:OVERLAID], {run["label"]: run["style"] for run in same}
+    synthetic, where = bool(group["synthetic"]), f"{split} split"
+    calibration = {
+        run["label"]: [plots.CalibrationBin(**one) for one in run["curves"][split]["calibration"]] for run in shown
+    }
+    decision = {
+        run["label"]: [NetBenefit.model_validate(one) for one in curve]
+        for run in shown
+        if (curve := run["curves"][split].get("decision"))
+    }
+    figures = {f"Calibration, {where}": plots.calibrations(calibration, f"Calibration, {where}", synthetic, styles)}
+    if decision:
+        figures[f"Decision curves, {where}"] = plots.decisions(decision, f"Decision curves, {where}", synthetic, styles)
+    return [_image(figure, f"{alt}: {group['task']} on {group['data']}") for alt, figure in figures.items()], len(
+        same
+    ) - len(shown)
+
+
+def _learning(group: Mapping[str, Any], curves: Mapping[str, Mapping[str, plots.Curve]]) -> list[dict[str, Any]]:
     images = []
+    looks = {run["label"]: run["style"] for run in group["runs"]}
     for metric, lines in curves.items():
         same: dict[tuple[tuple[float, ...], ...], list[str]] = {}  # runs with identical curves share a line
         for run in group["runs"]:
@@ -200,7 +355,8 @@ def _learning(group: Mapping[str, Any], curves: Mapping[str, Mapping[str, plots.
                 same.setdefault((tuple(steps), tuple(values)), []).append(run["label"])
         if same:
             ours = {" = ".join(labels): (curve[0], curve[1]) for curve, labels in same.items()}
-            figure = plots.learning(ours, metric, metric, bool(group["synthetic"]))
+            styles = {" = ".join(labels): looks[labels[0]] for labels in same.values()}
+            figure = plots.learning(ours, metric, metric, bool(group["synthetic"]), styles)
             images.append(_image(figure, f"{metric}: {group['task']} on {group['data']}"))
     return images
 
@@ -215,8 +371,17 @@ def _search(run: Row, trials: pl.DataFrame) -> Row | None:
     params = [n for n in scored.columns if n.startswith("param/") and scored[n].n_unique() > 1]
     searched = {name.removeprefix("param/"): scored[name].to_list() for name in params}
     stopped = [(how or "").startswith("stopped") for how in scored["stopped"]]
-    figure = plots.search(searched, scored[score].to_list(), stopped, score, bool(run["synthetic"]))
+    synthetic, lower = bool(run["synthetic"]), score == "val/loss"
+    figure = plots.search(searched, scored[score].to_list(), stopped, score, synthetic)
+    begun = scored.sort("started", "name")
+    ended = [(how or "").startswith("stopped") for how in begun["stopped"]]
+    images = [
+        _image(plots.history(begun[score].to_list(), ended, score, lower, synthetic), f"History of {run['label']}")
+    ]
+    if shares := parameter_importance(searched, scored[score].to_list()):
+        images.append(_image(plots.importance(shares, score, synthetic), f"Importance of parameters in {run['label']}"))
     return {
+        "images": images,
         "label": run["label"],
         "run_id": run["run_id"],
         "score": score,
@@ -236,18 +401,12 @@ def _search(run: Row, trials: pl.DataFrame) -> Row | None:
     }
 
 
-def _image(figure: Figure, alt: str) -> dict[str, str]:
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    return _inline(png.getvalue(), alt)
+def _image(figure: Figure, alt: str) -> dict[str, Any]:
+    return {"alt": alt, "svg": svg.draw(figure, alt)}
 
 
-def _inline(png: bytes, alt: str) -> dict[str, str]:
+def _inline(png: bytes, alt: str) -> dict[str, Any]:
     return {"alt": alt, "src": f"data:image/png;base64,{base64.b64encode(png).decode()}"}
-
-
-def _pictures(pngs: Mapping[str, bytes]) -> list[dict[str, str]]:
-    return [_inline(pngs[name], Path(name).stem.replace("_", " ").replace("-", " ", 1)) for name in sorted(pngs)]
 
 
 def _count(value: float | None) -> str:

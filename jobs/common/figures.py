@@ -6,11 +6,25 @@ from typing import Any
 import numpy as np
 
 from raylab.data.lung.sweep_dataset import SweepSamples
+from raylab.documents import to_plain
 from raylab.tasks.evaluation import Evaluation
 from raylab.tasks.outcomes import Binary, Multiclass, Outcome, Regression
 from tracking import plots
 
 MAP_AXES = (("fio2", "shunt"), ("rate_per_min", "alveolar_dead_space"), ("tidal_volume_mL", "compliance_mL_per_cmH2O"))
+
+
+def curves(scored: Evaluation) -> dict[str, Any]:
+    """What `compare` draws of several models in one plot: bins of calibration and, if available, the decision curve of
+    a binary outcome; empty for other outcomes."""
+    if not isinstance(scored.task.outcome, Binary):
+        return {}
+    bins = plots.calibration_bins(scored.samples.y, scored.p)
+    decision = scored.more.get("decision_curve")
+    return {
+        "calibration": [one._asdict() for one in bins],
+        **({} if decision is None else {"decision": to_plain(decision)}),
+    }
 
 
 def draw(scored: Evaluation) -> dict[str, Any]:

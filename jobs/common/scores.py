@@ -138,8 +138,11 @@ def record(directory: Path, scored: Evaluation) -> None:
     outbox.append({"kind": "tags", "values": tags | {description.TAG: description.describe(directory)}})
     folder = directory / "plots"
     folder.mkdir(exist_ok=True)
-    from jobs.common.figures import draw  # Matplotlib is needed only here, when a run has ended
+    from jobs.common.figures import curves, draw  # Matplotlib is needed only here, when a run has ended
 
+    if drawn := curves(scored):
+        write_json(folder / f"curves-{split}.json", drawn)
+        outbox.append({"kind": "artifact", "path": str(folder / f"curves-{split}.json"), "to": ""})
     for name, figure in draw(scored).items():
         file = folder / f"{split}-{name}.png"
         with atomic_write(file) as beside:

@@ -1,5 +1,6 @@
 """Figures, the table and the page, from frames made here."""
 
+import io
 import json
 import pickle
 import re
@@ -10,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 
 from raylab.tasks import TASKS
 from tests.wait import wait_for
-from tracking import compare, plots
+from tracking import compare, plots, report, svg
+from tracking.importance import parameter_importance
 from tracking.outbox import Outbox, read
-from tracking.report import Extras, write_report
+from tracking.report import Extras, choose_styles, write_report
 from tracking.system import NodeSampler, SystemMonitor, append_sample, open_gpus, sample
 
 
@@ -205,7 +208,13 @@ def test_two_runs_of_one_name_are_told_apart() -> None:
     assert sorted(compare.labels(same).values()) == ["a (000000)", "a (bbbbbb)", "c"]
 
 
-PNG = b"png"
+def png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 10), "white").save(file, format="png")
+    return file.getvalue()
+
+
+PNG = png()
 
 
 def test_the_page_stands_alone_and_is_honest(tmp_path: Path) -> None:
@@ -235,7 +244,8 @@ def test_the_page_stands_alone_and_is_honest(tmp_path: Path) -> None:
     extras = {runs[0]["run_id"]: Extras(pictures, told, "{}"), runs[1]["run_id"]: Extras({"plots/val-roc.png": PNG})}
     path = write_report(tmp_path / "report.html", frame(*runs), curves, extras, "A <title>")
     page = path.read_text()
-    assert not re.search(r"(src|href)=\"(?!data:|#)", page) and "<script" not in page and "url(" not in page
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page) and "<script" not in page
+    assert not re.search(r"url\((?!#)|@import|https?://", page) and len(page) < 2_000_000
     assert "Synthetic data." in page and "7 trials" in page and path.stat().st_mode & 0o777 == 0o600
     summary, details = page.split('<h2 id="runs">')
     assert "0.800<small>[0.780, 0.820]</small>" in summary and "<th>brier</th>" in summary
@@ -261,6 +271,85 @@ def test_an_evaluation_elsewhere_stands_with_that_data_and_names_its_model(tmp_p
 
 def test_a_page_without_any_run_can_be_written(tmp_path: Path) -> None:
     assert "No run has a score yet" in write_report(tmp_path / "r.html", frame(), {}, {}, "empty").read_text()
+
+
+CURVES = {
+    "test": {
+        "calibration": [{"predicted": 0.1, "observed": 0.2, "low": 0.1, "high": 0.3, "n": 30}] * 2,
+        "decision": [
+            {"threshold": at, "model": {"value": 0.1, "low": None, "high": None}, "everybody": 0.05}
+            for at in (0.1, 0.2)
+        ],
+    }
+}
+
+
+def test_a_model_has_one_colour_and_its_scores_elsewhere_are_beside_its_own(tmp_path: Path) -> None:
+    a, b = {"data_hash": "a" * 64}, {"data_hash": "b" * 64}
+    rows = [
+        row("gru", **a, **score(0.8)),
+        row("lstm", **a, **score(0.7)),
+        row("lstm-on-b", kind="evaluate", **b, **{"tag/parent": f"{'lstm':0>32}", "tag/parent_name": "lstm"})
+        | score(0.6, "all/auroc"),
+        row("other", **b, **score(0.65)),
+    ]
+    shown = compare.ranked(frame(*rows))
+    styles = choose_styles(shown)
+    own, elsewhere = styles[rows[1]["run_id"]], styles[rows[2]["run_id"]]
+    assert own == elsewhere and len({styles[r["run_id"]] for r in rows}) == 3
+    extras = {r["run_id"]: Extras(curves=CURVES) for r in rows[:2]}
+    curves = {"val/auroc": {"lstm": ([1, 2], [0.5, 0.6]), "gru": ([1, 2], [0.6, 0.7])}}
+    page = write_report(tmp_path / "r.html", frame(*rows), curves, extras, "t").read_text()
+    external = page.split('id="external"')[1].split('id="runs"')[0]
+    assert external.index("0.700") < external.index("0.600") and "own data" in external and "other data" in external
+    assert ">gru<" not in external and "other</td>" not in external
+    for figure in re.findall(r'<svg role="img" aria-label="(?:Calibration|Decision curves|val/auroc).*?</svg>', page):
+        lines = re.findall(r"stroke: (#[0-9a-f]{6})", figure)
+        assert styles[rows[0]["run_id"]][0].lower() in lines and own[0].lower() in lines
+    assert page.count('aria-label="Calibration, test split: ards on icu aaaaaaaa"') == 1
+    assert page.count('aria-label="Decision curves, test split: ards on icu aaaaaaaa"') == 1
+
+
+def test_the_page_stays_small_and_says_what_it_leaves_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (150, 150, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, format="png")
+    runs = [row(f"r{k}", **score(0.7)) for k in range(4)]
+    extras = {r["run_id"]: Extras({"plots/test-roc.png": file.getvalue(), "plots/test-x.png": b"text"}) for r in runs}
+    without = len(write_report(tmp_path / "r.html", frame(*runs), {}, {}, "t").read_text())
+    monkeypatch.setattr(report, "PAGE_BYTES", without + 60_000)
+    page = write_report(tmp_path / "r.html", frame(*runs), {}, extras, "t").read_text()
+    kept = page.count("data:image/png")
+    assert 0 < kept < 4 and f"{4 - kept} plot" in page and len(page) < without + 61_000
+
+
+def test_the_page_has_colours_for_dark_screens_and_light_ones_in_print(tmp_path: Path) -> None:
+    page = write_report(
+        tmp_path / "r.html", frame(row("a", **score(0.7)), row("b", **score(0.6))), {}, {}, "t"
+    ).read_text()
+    assert "@media screen and (prefers-color-scheme: dark)" in page and "@media print" in page
+    (figure,) = re.findall(r"<svg.*?</svg>", page)
+    assert "var(--ink)" in figure and "#000000" not in figure and ">auroc, 95% CI</text>" in figure
+
+
+def test_equal_figures_are_equal_text_and_names_are_escaped() -> None:
+    curve = {"a <b>": ([1.0, 2.0, 3.0], [0.1, 0.2, 0.3])}
+    one, other = (svg.draw(plots.learning(curve, "x"), 'a "name" <b>') for _ in range(2))
+    assert one == other and 'aria-label="a &#34;name&#34; &lt;b&gt;"' in one and "<b>" not in one
+
+
+def test_importance_finds_the_parameter_that_matters() -> None:
+    random = np.random.default_rng(0)
+    lr, width = 10 ** random.uniform(-4, -1, 30), random.choice(["8", "16"], 30)
+    found = parameter_importance(
+        {"lr": lr.astype(str).tolist(), "width": width.tolist(), "fixed": [1] * 30}, np.log(lr)
+    )
+    assert set(found) == {"lr", "width"} and found["lr"] > 0.9 and sum(found.values()) == pytest.approx(1)
+    kinds = parameter_importance({"model": ["a", "b"] * 5}, [0.5, 0.7] * 4 + [0.5, float("nan")])
+    assert kinds == {"model": pytest.approx(1)}
+    assert parameter_importance({"lr": [1, 2, 3]}, [0.1, 0.2, 0.3]) == {}  # too few trials
+    assert parameter_importance({"lr": [1, 2, 3, 4]}, [0.1] * 4) == {}
+    assert parameter_importance({}, [0.1, 0.2, 0.3, 0.4]) == {}
 
 
 @pytest.fixture(scope="module")
