@@ -8,7 +8,7 @@ import base64
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
@@ -31,7 +31,10 @@ FACTS = (
     *("run_id", "status", "started", "seconds", "seed"),
     *("data_source", "data_hash", "split_hash", "cohort", "code_revision"),
 )
-HIDDEN_TAGS = ("tag/parent", "tag/parent_name", "tag/best_run", "tag/split")  # shown elsewhere
+HIDDEN_TAGS = (  # shown elsewhere
+    *("tag/parent", "tag/parent_name", "tag/best_run", "tag/split"),
+    *("tag/val_score", "tag/test_score", "tag/data"),
+)
 TOP_TRIALS = 5
 OVERLAID = 8  # more models in one plot cannot be told apart
 PAGE_BYTES = 1_900_000  # that plots of single runs may fill: the page should stay small enough for an e-mail
@@ -44,14 +47,15 @@ Row = dict[str, Any]
 class Extras:
     """What a run's artifacts add to its row: `plots` {path: PNG}, the content of attrition.json, the recipe.
 
-    `data`: {"attrition": [{"step", ...}], "label": {...}, "counts": {split: {...}}}, each optional. `curves` {split:
-    {"calibration": [plots.CalibrationBin], "decision": [NetBenefit]}}, of JSON.
+    `data`: {"attrition": [{"step", ...}], "label": {...}, "counts": {split: {...}}}, each optional. `details` {split:
+    content of evaluation-SPLIT.json}: {"calibration": [plots.CalibrationBin], "decision": [NetBenefit], "cohorts":
+    {name: {"n", score: Score}}}, each optional.
     """
 
     plots: Mapping[str, bytes] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
-    curves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Pictures:
@@ -211,16 +215,18 @@ def _extras(uri: str, run_id: str) -> Extras:
         compare.parse_json(found.get(name, b"{}"), f"{name} of MLflow run {run_id}")
         for name in ("attrition.json", "recipe.json")
     )
-    curves = {
-        name.removeprefix("curves-").removesuffix(".json"): compare.parse_json(text, f"{name} of MLflow run {run_id}")
+    details = {
+        name.removeprefix("evaluation-").removesuffix(".json"): compare.parse_json(
+            text, f"{name} of MLflow run {run_id}"
+        )
         for name, text in found.items()
-        if name.startswith("curves-")
+        if name.startswith("evaluation-")
     }
     return Extras(
         compare.artifacts(uri, run_id, "plots", ".png"),
         data if isinstance(data, dict) else {"attrition": data},
         json.dumps(recipe, indent=2) if recipe else "",
-        curves,
+        details,
     )
 
 
@@ -233,14 +239,20 @@ def _run(row: Row, names: Mapping[str, str], extras: Extras, style: plots.Style)
     tags = {n: v for n, v in tags.items() if not n.startswith(f"tag/{compare.NO_INTERVAL}")}
     facts |= {n.removeprefix("tag/").replace("_", " "): v for n, v in tags.items()}
     splits = compare.list_splits(row)
-    every = dict.fromkeys(name for split in splits for name in compare.scores(row, split))
+    scores: dict[str, list[str]] = {
+        name: [compare.interval(row, f"{split}/{name}", reason=True) for split in splits]
+        for name in dict.fromkeys(name for split in splits for name in compare.scores(row, split))
+    }
+    for place, split in enumerate(splits):
+        for name, text in _cohort_scores(extras.details.get(compare.name_split(split), {})):
+            scores.setdefault(name, [""] * len(splits))[place] = text
     parent = row.get("tag/parent")
     return row | {
         "style": style,
         "model": row.get("tag/parent_name") or names[row["run_id"]]
         if row["kind"] == "evaluate"
         else names[row["run_id"]],
-        "curves": extras.curves,
+        "details": extras.details,
         "label": names[row["run_id"]],
         "parent": {"name": row.get("tag/parent_name") or parent, "id": parent, "here": parent in names}
         if parent
@@ -253,12 +265,20 @@ def _run(row: Row, names: Mapping[str, str], extras: Extras, style: plots.Style)
             compare.name_split(split) + (f", n = {n}" if (n := _count(row.get(f"{split}/n"))) else "")
             for split in splits
         ],
-        "scores": {name: [compare.interval(row, f"{split}/{name}", reason=True) for split in splits] for name in every},
+        "scores": scores,
         "data_facts": extras.data,
         "recipe": extras.recipe,
         "plots": [],
         "more_plots": [],
     }
+
+
+def _cohort_scores(details: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(COHORT/SCORE, text) of the scores of other cohorts than the run's own."""
+    for cohort, content in details.get("cohorts", {}).items():
+        for name, score in content.items():
+            if isinstance(score, dict):
+                yield f"{cohort}/{name}", str(Score.model_validate(score))
 
 
 def _data_set(run: Row) -> tuple[Any, ...]:
@@ -320,7 +340,11 @@ def _forest(group: Mapping[str, Any], name: str) -> dict[str, Any] | None:
 
 def _side_by_side(group: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
     """Calibration and decision curves of the group's models on one split, and the number of models left out of them."""
-    runs = [run for run in group["runs"] if run["split"] and compare.name_split(run["split"]) in run["curves"]]
+    runs = [
+        run
+        for run in group["runs"]
+        if run["split"] and "calibration" in run["details"].get(compare.name_split(run["split"]), {})
+    ]
     if not runs:
         return [], 0
     split = compare.name_split(runs[0]["split"])
@@ -329,12 +353,12 @@ def _side_by_side(group: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
     shown, styles = same[:OVERLAID], {run["label"]: run["style"] for run in same}
     synthetic, where = bool(group["synthetic"]), f"{split} split"
     calibration = {
-        run["label"]: [plots.CalibrationBin(**one) for one in run["curves"][split]["calibration"]] for run in shown
+        run["label"]: [plots.CalibrationBin(**one) for one in run["details"][split]["calibration"]] for run in shown
     }
     decision = {
         run["label"]: [NetBenefit.model_validate(one) for one in curve]
         for run in shown
-        if (curve := run["curves"][split].get("decision"))
+        if (curve := run["details"][split].get("decision"))
     }
     figures = {f"Calibration, {where}": plots.calibrations(calibration, f"Calibration, {where}", synthetic, styles)}
     if decision:

@@ -53,7 +53,7 @@ class NodeSampler:
         self.sample_gpus: Callable[[], dict[str, float]] = dict
 
     def __call__(self) -> dict[str, float]:
-        """{NODE/cpu_utilization_percentage: ..., ...}"""
+        """{NODE.cpu_utilization_percentage: ..., ...}; with a slash, MLflow would give each node charts of its own."""
         node, now = socket.gethostname(), time.monotonic()
         if node == self.home or (self.last is not None and now - self.last < self.interval):
             return {}
@@ -62,7 +62,7 @@ class NodeSampler:
             self.sample_gpus = open_gpus()
             psutil.cpu_percent()  # the first call has nothing to compare with
             return {}
-        return {f"{node}/{name}": value for name, value in (sample() | self.sample_gpus()).items()}
+        return {f"{node}.{name}": value for name, value in (sample() | self.sample_gpus()).items()}
 
 
 def append_sample(outbox: Outbox, values: Mapping[str, float]) -> None:
@@ -75,15 +75,11 @@ def append_sample(outbox: Outbox, values: Mapping[str, float]) -> None:
 
 
 def sample() -> dict[str, float]:
-    """Percentages of 100, megabytes of 1e6 bytes."""
-    memory, disk = psutil.virtual_memory(), psutil.disk_usage(os.sep)
+    """Percentages of 100."""
     return {
         "cpu_utilization_percentage": psutil.cpu_percent(),
-        "system_memory_usage_megabytes": memory.used / 1e6,
-        "system_memory_usage_percentage": memory.percent,
-        "disk_usage_percentage": disk.percent,
-        "disk_usage_megabytes": disk.used / 1e6,
-        "disk_available_megabytes": disk.free / 1e6,
+        "system_memory_usage_percentage": psutil.virtual_memory().percent,
+        "disk_usage_percentage": psutil.disk_usage(os.sep).percent,
     }
 
 

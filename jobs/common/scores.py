@@ -115,21 +115,24 @@ def differences(spec: dict[str, Any], meta: IcuMeta) -> list[str]:
 def record(directory: Path, scored: Evaluation) -> None:
     """Append scores as metrics `SPLIT/score`, `_low` and `_high`, and the plots, to the run's outbox.
 
+    Of cohorts other than the run's own only the scores that tables show are metrics. `evaluation-SPLIT.json`, an
+    artifact, has all of them, and what `compare` draws.
+
     The scores are those of the best epoch and are logged at its last step. On the split that selected that epoch they
     are named `best/val/...`, because `val/...` is the curve over all epochs. A score without an interval has only its
     value; the tag raylab.no_interval.SPLIT (or .best/val) lists these by reason.
     """
-    split, all_scores = scored.split, scored.all_scores()
+    split, logged = scored.split, logged_scores(scored)
     run_record = home.note(directory)
     chosen_by_it = split == "val" and run_record.kind != "evaluate"
     prefix = "best/val" if chosen_by_it else split
     values: dict[str, float] = {f"{prefix}/n": scored.n}
-    values |= {f"{prefix}/{name}{end}": value for name, score in all_scores.items() for end, value in score.ends()}
+    values |= {f"{prefix}/{name}{end}": value for name, score in logged.items() for end, value in score.ends()}
     outbox = Outbox(directory / "outbox")
     append_new_metrics(outbox, run_record.best_step, values)
     column = views.VAL_SCORE if split == "val" else views.TEST_SCORE
     tags = {column: describe_first(scored, of_all=split == "all")}
-    if without := without_interval(all_scores):
+    if without := without_interval(logged):
         tags[f"raylab.no_interval.{prefix}"] = json.dumps(without)
     keep(directory, scored)
     predictions.keep(directory, scored)
@@ -140,14 +143,21 @@ def record(directory: Path, scored: Evaluation) -> None:
     folder.mkdir(exist_ok=True)
     from jobs.common.figures import curves, draw  # Matplotlib is needed only here, when a run has ended
 
-    if drawn := curves(scored):
-        write_json(folder / f"curves-{split}.json", drawn)
-        outbox.append({"kind": "artifact", "path": str(folder / f"curves-{split}.json"), "to": ""})
+    others = {name: of.to_json() for name, of in scored.cohorts.items() if name != scored.cohort}
+    if details := curves(scored) | ({"cohorts": others} if others else {}):
+        write_json(folder / f"evaluation-{split}.json", details)
+        outbox.append({"kind": "artifact", "path": str(folder / f"evaluation-{split}.json"), "to": ""})
     for name, figure in draw(scored).items():
         file = folder / f"{split}-{name}.png"
         with atomic_write(file) as beside:
             figure.savefig(beside, format="png", dpi=110, bbox_inches="tight")
         outbox.append({"kind": "artifact", "path": str(file), "to": "plots"})
+
+
+def logged_scores(scored: Evaluation) -> dict[str, Score]:
+    """The scores that are metrics in MLflow."""
+    shown = {*scored.own_scores(), *scored.task.primary, *scored.task.secondary}
+    return {name: score for name, score in scored.all_scores().items() if name in shown}
 
 
 def describe_first(scored: Evaluation, of_all: bool = False) -> str:

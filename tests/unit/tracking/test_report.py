@@ -273,13 +273,14 @@ def test_a_page_without_any_run_can_be_written(tmp_path: Path) -> None:
     assert "No run has a score yet" in write_report(tmp_path / "r.html", frame(), {}, {}, "empty").read_text()
 
 
-CURVES = {
+DETAILS = {
     "test": {
         "calibration": [{"predicted": 0.1, "observed": 0.2, "low": 0.1, "high": 0.3, "n": 30}] * 2,
         "decision": [
             {"threshold": at, "model": {"value": 0.1, "low": None, "high": None}, "everybody": 0.05}
             for at in (0.1, 0.2)
         ],
+        "cohorts": {"gas": {"n": 20, "positives": 5, "auroc": {"value": 0.66, "low": 0.6, "high": 0.7}}},
     }
 }
 
@@ -297,9 +298,10 @@ def test_a_model_has_one_colour_and_its_scores_elsewhere_are_beside_its_own(tmp_
     styles = choose_styles(shown)
     own, elsewhere = styles[rows[1]["run_id"]], styles[rows[2]["run_id"]]
     assert own == elsewhere and len({styles[r["run_id"]] for r in rows}) == 3
-    extras = {r["run_id"]: Extras(curves=CURVES) for r in rows[:2]}
+    extras = {r["run_id"]: Extras(details=DETAILS) for r in rows[:2]}
     curves = {"val/auroc": {"lstm": ([1, 2], [0.5, 0.6]), "gru": ([1, 2], [0.6, 0.7])}}
     page = write_report(tmp_path / "r.html", frame(*rows), curves, extras, "t").read_text()
+    assert '<td>gas/auroc</td><td class="score">0.660 [0.600, 0.700]</td>' in page
     external = page.split('id="external"')[1].split('id="runs"')[0]
     assert external.index("0.700") < external.index("0.600") and "own data" in external and "other data" in external
     assert ">gru<" not in external and "other</td>" not in external
@@ -387,7 +389,7 @@ def test_wilson_agrees_with_the_book() -> None:
 
 
 def test_the_system_is_sampled_under_mlflows_names(tmp_path: Path) -> None:
-    assert sample()["system_memory_usage_megabytes"] > 0
+    assert 0 < sample()["system_memory_usage_percentage"] <= 100
     monitor = SystemMonitor(Outbox(tmp_path), interval=0.02)
     wait_for(lambda: list(read(tmp_path)), 60, "a sample")
     monitor.stop()
@@ -402,10 +404,10 @@ def test_other_nodes_are_sampled_under_their_names(tmp_path: Path, monkeypatch: 
     there = pickle.loads(pickle.dumps(sampler))
     assert there() == {}, "utilisation is of a time between two calls"
     values = there()
-    assert values["n7/system_memory_usage_megabytes"] > 0 and "n7/cpu_utilization_percentage" in values
+    assert values["n7.system_memory_usage_percentage"] > 0 and "n7.cpu_utilization_percentage" in values
     append_sample(Outbox(tmp_path), values)
     record = next(record for _, record in read(tmp_path) if record)
-    assert "system/n7/system_memory_usage_megabytes" in record["values"] and record["step"] == 0
+    assert "system/n7.system_memory_usage_percentage" in record["values"] and record["step"] == 0
     there.interval = 3600
     assert there() == {}, "the interval has not passed"
 
