@@ -45,6 +45,6 @@ def _distribution(values: Sequence[float] | Sequence[str]) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     if isinstance(values[0], str):
-        return CategoricalDistribution(sorted(set(values)))
+        return CategoricalDistribution(sorted({str(value) for value in values}))
     low, high = float(min(values)), float(max(values))
     return FloatDistribution(low, high, log=low > 0 and high / low >= LOG_RANGE)

@@ -182,21 +182,7 @@ def _external(models: list[list[Row]]) -> Row:
     """The scores of models of one task on their own and on other data, as a table and a plot of the first score."""
     every = [run for rows in models for run in rows]
     scores = compare.primary(every)
-    names = [f"{run['model']} on {run['data']}" for run in every]
-    plot = None
-    if scores:
-        values, lows, highs = (
-            [run.get(f"{run['split']}/{scores[0]}{end}") for run in every] for end in ("", "_low", "_high")
-        )
-        kept = [k for k, value in enumerate(values) if value is not None]
-        splits = ["val" if run["used_to_choose"] else "test" for run in every]
-        title = f"{scores[0]}: {_task(every)} on its own and on other data"
-        columns = [[column[k] for k in kept] for column in (names, values, lows, highs)]
-        figure = plots.forest(
-            *columns, scores[0], title, any(run["synthetic"] for run in every),
-            [splits[k] for k in kept], [every[k]["style"][0] for k in kept],
-        )  # fmt: skip
-        plot = _image(figure, title)
+    plot = _forest(every, scores[0], f"{_task(every)} on its own and on other data", name_data=True) if scores else None
     rows = [
         run | {"cells": [_cell(run, name, []) for name in scores], "first": run is of[0]} for of in models for run in of
     ]
@@ -310,7 +296,7 @@ def _group(runs: list[Row], curves: Mapping[str, Mapping[str, plots.Curve]], tri
         | next((r["data_facts"] for r in runs if r["data_facts"]), {}),
         "searches": [_search(run, trials.filter(pl.col("parent_run_id") == run["run_id"])) for run in runs],
     }
-    group["forest"] = _forest(group, primary[0]) if primary else None
+    group["forest"] = _forest(runs, primary[0], f"{group['task']} on {group['data']}") if primary else None
     group["curves"] = _learning(group, curves)
     group["side_by_side"], group["not_overlaid"] = _side_by_side(group)
     group["searches"] = [found for found in group["searches"] if found]
@@ -326,16 +312,17 @@ def _cell(run: Row, name: str, rivals: Sequence[Row]) -> dict[str, Any]:
     return {"value": value, "interval": interval, "best": len(others) > 1 and run[score] == max(others)}
 
 
-def _forest(group: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    runs = [run for run in group["runs"] if run["split"] and run.get(f"{run['split']}/{name}") is not None]
+def _forest(members: Sequence[Row], name: str, what: str, name_data: bool = False) -> dict[str, Any] | None:
+    """The score `name` of runs of one task, with the run or, with `name_data`, the model and the data of each line."""
+    runs = [run for run in members if run["split"] and run.get(f"{run['split']}/{name}") is not None]
     if len(runs) < 2:
         return None  # the table suffices
-    values, lows, highs = ([r.get(f"{r['split']}/{name}{end}") for r in runs] for end in ("", "_low", "_high"))
-    title = f"{name}: {group['task']} on {group['data']}"
-    labels, splits = [r["label"] for r in runs], ["val" if r["used_to_choose"] else "test" for r in runs]
-    colours = [r["style"][0] for r in runs]
-    figure = plots.forest(labels, values, lows, highs, name, title, bool(group["synthetic"]), splits, colours)
-    return _image(figure, title)
+    ends: list[list[Any]] = [[r.get(f"{r['split']}/{name}{end}") for r in runs] for end in compare.ENDS.values()]
+    values, lows, highs = ends
+    labels = [f"{r['model']} on {r['data']}" if name_data else r["label"] for r in runs]
+    splits, colours = ["val" if r["used_to_choose"] else "test" for r in runs], [r["style"][0] for r in runs]
+    title, synthetic = f"{name}: {what}", any(r["synthetic"] for r in runs)
+    return _image(plots.forest(labels, values, lows, highs, name, title, synthetic, splits, colours), title)
 
 
 def _side_by_side(group: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:

@@ -9,13 +9,12 @@ from matplotlib.figure import Figure
 
 # Matplotlib's own colours of text, axes and backgrounds -> variables of the page's style sheet
 COLOURS = {"#000000": "var(--ink)", "#ffffff": "var(--paper)", "#6b7280": "var(--soft)"}
-SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "raylab", "font.family": "sans-serif", "path.simplify": True}
 
 
 def draw(figure: Figure, alt: str) -> Markup:
     """The figure as an `svg` element with its text as text; `alt` says what it shows. Equal figures are equal text."""
     file = io.BytesIO()
-    with matplotlib.rc_context(SETTINGS):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "raylab"}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue().decode()
     text = text[text.index("<svg") :]
