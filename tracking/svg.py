@@ -20,10 +20,15 @@ def draw(figure: Figure, alt: str) -> Markup:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->|\n\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[\w.]+">', "<g>", text)  # names of groups, which other figures have too
-    text = re.sub(r" font-family: [^;]*;", "", text).replace("xlink:href", "href")
-    text = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", text)  # in points: the hundredth of a pixel
-    text = re.sub(r"#[0-9a-f]{6}", lambda found: COLOURS.get(found[0], found[0]), text)
+    text = re.sub(r"<[^>]*>", lambda found: _simplify(found[0]), text)
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     assert size is not None, "matplotlib writes a viewBox"
     start = f'<svg role="img" aria-label="{escape(alt)}" viewBox="0 0 {size[1]} {size[2]}" style="width:{size[1]}pt">'
     return Markup(start + text[text.index(">") + 1 :])
+
+
+def _simplify(tag: str) -> str:
+    """A tag with the page's fonts and colours, and lengths to a hundredth of a point."""
+    tag = re.sub(r" ?font-family: [^;\"]*;?", "", tag).replace("xlink:href", "href")
+    tag = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", tag)
+    return re.sub(r"#[0-9a-f]{6}", lambda found: COLOURS.get(found[0], found[0]), tag)

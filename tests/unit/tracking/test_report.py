@@ -7,6 +7,7 @@ import re
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import polars as pl
@@ -338,6 +339,12 @@ def test_equal_figures_are_equal_text_and_names_are_escaped() -> None:
     curve = {"a <b>": ([1.0, 2.0, 3.0], [0.1, 0.2, 0.3])}
     one, other = (svg.draw(plots.learning(curve, "x"), 'a "name" <b>') for _ in range(2))
     assert one == other and 'aria-label="a &#34;name&#34; &lt;b&gt;"' in one and "<b>" not in one
+    assert "0.812 [0.760, 0.861]" in svg.draw(plots.forest(["a"], [0.812], [0.76], [0.861], "auroc"), "")
+    logarithmic = svg.draw(plots.search({"lr": ["1e-5", "1e-1"]}, [0.5, 0.6], [True, False], "val/auroc"), "")
+    ElementTree.fromstring(logarithmic)
+    assert re.search(
+        r'transform="translate[^>]*><text><tspan [^>]*>1</tspan><tspan [^>]*>0</tspan>', logarithmic
+    )  # 10^k
 
 
 def test_importance_finds_the_parameter_that_matters() -> None:
