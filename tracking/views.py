@@ -19,13 +19,13 @@ RUNS = "raylab"  # key of the view of all runs; that of a search is its run id
 VAL_SCORE, TEST_SCORE, DATA, WORKERS = "raylab.val_score", "raylab.test_score", "raylab.data", "raylab.workers"
 # Scores are tags, because MLflow has no column for a score with its interval. Widths are in pixels.
 COLUMNS: dict[tuple[str, str], int] = {
-    ("tags", VAL_SCORE): 190,
-    ("tags", TEST_SCORE): 190,
-    ("tags", "raylab.task"): 85,
+    ("tags", VAL_SCORE): 180,
+    ("tags", TEST_SCORE): 180,
+    ("tags", "raylab.task"): 75,
     ("params", "model.name"): 95,
-    ("tags", DATA): 140,
-    ("tags", "raylab.kind"): 85,
-    ("tags", WORKERS): 105,
+    ("tags", DATA): 125,
+    ("tags", "raylab.kind"): 80,
+    ("tags", WORKERS): 95,
 }
 OPEN = ("val", "train")  # sections of charts that are open; MLflow names them by the metrics' first words
 CLOSED = ("best/val", "test", "all", "folds", "Model metrics", "System metrics")

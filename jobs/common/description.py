@@ -47,11 +47,11 @@ def render(record: RunRecord, recipe: Recipe, scores: Mapping[str, Mapping[str, 
         f"Data: **{escape(source)}**, {(record.data_hash or '')[:8]}, split {(record.split_hash or '')[:8]}, "
         f"seed {recipe.seed}.{synthetic}",
     ]
+    if record.charts:  # before the rest, which MLflow folds
+        lines.insert(1, f"[Parallel coordinates and contour plots of the trials]({record.charts})")
     if scores:
         lines.append("\n".join(["| split | rows | patients | score | value, 95% CI |", "|---|---|---|---|---|",
                                 *_rows(record, scores)]))  # fmt: skip
-    if record.kind == "tune" and record.charts:
-        lines.append(f"[Parallel coordinates and contour plots of the trials]({record.charts})")
     if commands := list(_commands(record)):
         fence = "`" * max(3, *(len(ticks) + 1 for ticks in re.findall("`+", "".join(commands))), 0)
         lines.append("\n".join(["Next:", "", fence, *commands, fence]))
@@ -59,9 +59,13 @@ def render(record: RunRecord, recipe: Recipe, scores: Mapping[str, Mapping[str, 
 
 
 def escape(text: str) -> str:
-    """`text` as Markdown that shows it as it is, on one line."""
+    """`text` as Markdown that shows it as it is, on one line.
+
+    MLflow's Markdown (showdown) unescapes these characters only; the others have no meaning in it.
+    """
     line = re.sub(r"[\x00-\x1f\x7f]+", " ", text)
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", line)
+    marked = re.sub(r"([\\`*_{}\[\]()#+\-.!~=|:])", r"\\\1", line.replace("&", "&amp;"))
+    return marked.replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _kept(directory: Path) -> list[Path]:
