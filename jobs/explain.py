@@ -1,4 +1,5 @@
-"""raylab explain: plot which hours and features influence a network's predictions, in its MLflow run."""
+"""raylab explain: plot which hours and features influence a network's predictions, in its MLflow run; of rolling
+predictions also write one page per stay."""
 
 import argparse
 import sys
@@ -10,7 +11,9 @@ import numpy as np
 from jobs import cli
 from jobs.common import home, individuals, run_tracking, scores
 from jobs.common.console import say
+from jobs.common.early_warning import EVERY, RECALL, Predicted, check_pages, write_pages
 from jobs.evaluate import run_of_task
+from raylab.data.icu.dataset import IcuSamples
 from raylab.errors import UsageError
 from raylab.files import atomic_write
 from raylab.tasks import TASKS, find_task
@@ -30,13 +33,30 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=["train", "val"], default="val", help="split to explain (default: val)")
     parser.add_argument("--stay", metavar="ID", help="stay to plot (default: the one with the highest probability)")
     parser.add_argument("--rows", type=int, default=256, help="random rows to average over (default: 256)")
+    parser.add_argument(
+        "--pages",
+        type=int,
+        nargs="?",
+        const=EVERY,
+        metavar="N",
+        help="rolling data: also write an HTML page per stay with risk, alarms and measurements over time: of N random "
+        "stays, of --stay, or of every stay of the split",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help=f"risk from which the pages show an alarm (default: the highest that recalls {100 * RECALL:g}%% of the "
+        "onsets of the val split)",
+    )
     individuals.add_option(parser)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    from raylab.evaluation.attributions import attributions, by_feature
+    from raylab.evaluation.attributions import attributions, by_feature  # loads captum and torch
 
     directory, data = run_of_task(args.run, args.task), args.data.absolute()
+    check_pages(data, args.task, args.pages, args.threshold, args.share_individuals)
     home.check_writable(directory)
     job, recipe, samples, network = scores.load(directory, data, args.split)
     p = scores.probabilities(job, recipe, samples, network)
@@ -68,6 +88,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     hidden = [path for name, path in files.items() if name in private]
     send(directory, [path for path in files.values() if path not in hidden])
     ranked = sorted(zip(names, average.sum(1).tolist(), strict=True), key=lambda pair: -pair[1])
+    if args.pages is not None:
+        assert isinstance(samples, IcuSamples)
+        predicted = Predicted(directory, data, args.split, job, recipe, samples, network, p)
+        index = write_pages(predicted, args.threshold, args.pages, args.stay)
     if not args.quiet:
         say(f"mean absolute attribution to the logit over {len(rows)} rows of {args.split}:")
         for name, share in ranked[:15]:
@@ -76,12 +100,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             say(f"plots: {', '.join(shown)}")
         if hidden:
             individuals.tell(hidden)
+        if args.pages is not None:
+            say(f"pages, one per stay, readable only by you: {index}")
     return {
         "run_id": home.note(directory).run_id,
         "rows": len(rows),
         "features": dict(ranked),
         "plots": list(files.values()),
         "private": hidden,
+        **({"pages": str(index)} if args.pages is not None else {}),
     }
 
 

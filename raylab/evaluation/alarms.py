@@ -34,30 +34,64 @@ class Rolling:
     horizon: float
 
 
+def raise_alarms(rows: Rolling, threshold: float) -> NDArray[np.bool_]:
+    """Return which rows [N] raise an alarm."""
+    order = np.lexsort((rows.at, rows.stay))
+    stay = rows.stay[order]
+    place = np.arange(len(stay)) - np.searchsorted(stay, stay)  # of a row within its stay
+    last_alarm = np.full(len(rows.group), -np.inf)
+    alarm = np.zeros(len(stay), dtype=bool)
+    for k in range(int(place.max()) + 1):
+        now = order[place == k]
+        now = now[(rows.p[now] >= threshold) & (rows.at[now] - last_alarm[rows.stay[now]] >= SILENCE_H)]
+        alarm[now] = True
+        last_alarm[rows.stay[now]] = rows.at[now]
+    return alarm
+
+
+def is_ahead(rows: Rolling) -> NDArray[np.bool_]:
+    """Return whether an alarm of each row [N] would be true."""
+    begin = rows.at + rows.gap
+    return (rows.onset > begin) & (rows.onset <= begin + rows.horizon)
+
+
 def counts(rows: Rolling, threshold: float) -> dict[str, Floats]:
     """Return per-stay arrays [stays]: event (1 if a row's horizon contains an onset), recalled, alarms, true (alarms),
     hours (predicted), and lead (h from the first true alarm to the onset, 0 without one)."""
-    order = np.lexsort((rows.at, rows.stay))
-    stay, at, onset, p = rows.stay[order], rows.at[order], rows.onset[order], rows.p[order]
-    n = len(rows.group)
-    last_alarm = np.full(n, -np.inf)
-    place = np.arange(len(stay)) - np.searchsorted(stay, stay)  # of a row within its stay
-    totals = {name: np.zeros(n) for name in ("event", "recalled", "alarms", "true", "hours", "lead")}
-    ahead = (onset > at + rows.gap) & (onset <= at + rows.gap + rows.horizon)
-    for k in range(int(place.max()) + 1):
-        now = place == k
-        s = stay[now]
-        alarm = (p[now] >= threshold) & (at[now] - last_alarm[s] >= SILENCE_H)
-        true = alarm & ahead[now]
-        first = true & (totals["recalled"][s] == 0)
-        totals["lead"][s[first]] = (onset[now] - at[now])[first]
-        totals["recalled"][s[true]] = 1
-        totals["alarms"][s] += alarm
-        totals["true"][s] += true
-        totals["hours"][s] += 1
-        totals["event"][s] = np.maximum(totals["event"][s], ahead[now])
-        last_alarm[s[alarm]] = at[now][alarm]
-    return totals
+    alarm, ahead = raise_alarms(rows, threshold), is_ahead(rows)
+
+    def total(inside: NDArray[np.bool_]) -> Floats:
+        return np.bincount(rows.stay[inside], minlength=len(rows.group)).astype(float)
+
+    true = alarm & ahead
+    lead = np.zeros(len(rows.group))
+    np.maximum.at(lead, rows.stay[true], (rows.onset - rows.at)[true])
+    return {
+        "event": (total(ahead) > 0).astype(float),
+        "recalled": (total(true) > 0).astype(float),
+        "alarms": total(alarm),
+        "true": total(true),
+        "hours": total(np.ones(len(rows.stay), dtype=bool)),
+        "lead": lead,
+    }
+
+
+def try_thresholds(rows: Rolling) -> list[tuple[float, dict[str, Floats]]]:
+    """Return (threshold, counts) for thresholds over the range of the probabilities, the highest first."""
+    tried = np.unique(np.quantile(rows.p, np.linspace(0, 1, STEPS)))[::-1]
+    return [(float(t), counts(rows, float(t))) for t in tried]
+
+
+def find_threshold(
+    tried: list[tuple[float, dict[str, Floats]]], recall: float
+) -> tuple[float, dict[str, Floats]] | None:
+    """Return the highest of the thresholds from `try_thresholds` that recalls this fraction of the events, with its
+    counts; None if there is none, or no event."""
+    for threshold, of in tried:
+        events = of["event"].sum()
+        if events and of["recalled"].sum() >= recall * events - 1e-9:
+            return threshold, of
+    return None
 
 
 class Alarms(Document):
@@ -78,17 +112,14 @@ def scores(rows: Rolling, bootstraps: int = 1000, seed: int = 0) -> list[Alarms]
     Event recall, alarm precision, alarms per patient-day and mean lead time (h), each with an interval over patients at
     that threshold (Wilson intervals for recall and precision).
     """
-    tried = [(float(t), counts(rows, float(t))) for t in np.unique(np.quantile(rows.p, np.linspace(0, 1, STEPS)))[::-1]]
+    tried = try_thresholds(rows)
     table = []
     for recall in RECALLS:
-        reached = [
-            (t, c) for t, c in tried if c["event"].sum() and c["recalled"].sum() >= recall * c["event"].sum() - 1e-9
-        ]
-        if not reached:
+        found = find_threshold(tried, recall)
+        if found is None:
             table.append(Alarms(event_recall_at_least=recall, why="no threshold recalls enough events"))
             continue
-        threshold, of = reached[0]
-
+        threshold, of = found
         recalled = of["recalled"] > 0  # the lead time is a mean over these stays only
 
         def alarms(w: Floats, of: dict[str, Floats] = of) -> dict[str, Floats]:

@@ -29,6 +29,8 @@ class Concept:
     molar_mass  g/mol, if masses and amounts of substance are both in use
     charge      equivalents per mole
     derived     how it is computed from other concepts; empty if it is measured
+    title       what a page for clinicians calls it
+    usual       (low, high) in adults, in `unit`: a reference for the eye, not a bound
     """
 
     name: str
@@ -41,6 +43,8 @@ class Concept:
     charge: int | None = None
     static: bool = False
     derived: str = ""
+    title: str = ""
+    usual: tuple[float, float] | None = None
 
     def decimals(self) -> int:
         """Return the number of decimals of `precision`."""
@@ -122,6 +126,8 @@ def _concept(name: str, entry: Mapping[str, Any]) -> Concept:
         entry.get("charge"),
         entry.get("static", False),
         entry.get("derived", ""),
+        entry["title"],
+        tuple(entry["usual"]) if "usual" in entry else None,
     )
 
 
