@@ -16,7 +16,7 @@ from jobs.common.session import cluster_address
 from jobs.common.workers import start_workers
 from raylab.config.assignments import parse_assignments
 from raylab.config.overrides import override, with_enough_shards
-from raylab.config.recipe import Recipe
+from raylab.config.recipe import NetworkModel, Recipe
 from raylab.errors import UsageError
 from raylab.tasks import TASKS, find_task
 from raylab.tasks.recipes import shipped_recipe
@@ -133,7 +133,19 @@ def train(
     recipe = build_recipe(recipe, settings or {}, workers, smoke, priority)
     start_from = None if parent is None else find_run(parent)
     with open_screen(quiet, f"{recipe.task}: checking the recipe and the data"):
+        if not (quiet or smoke or "model.members" in (settings or {})) and (hint := describe_ensemble(recipe)):
+            say(hint)
         return Run.of(start(recipe, Path(data).absolute(), name, start_from, quiet))
+
+
+def describe_ensemble(recipe: Recipe) -> str:
+    """How to train the ensemble of the task's benchmark, and what it costs; empty if the recipe has as many networks,
+    or its model is none."""
+    members = find_task(recipe.task).benchmark_members
+    if not isinstance(recipe.model, NetworkModel) or recipe.model.members >= members:
+        return ""
+    cost = f"takes up to {members} times as long" if recipe.model.members == 1 else "takes longer"
+    return f"the ensemble of {members} networks, as in the benchmark, {cost}: --set model.members={members}"
 
 
 def build_recipe(

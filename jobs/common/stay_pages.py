@@ -297,7 +297,7 @@ def draw_chart(name: str, course: Course, ward: Ward) -> dict[str, Any]:
     limits = list(zip(SEVERITY[name], GRADES, strict=True)) if name in SEVERITY else []
     inside = [*drawn, *(usual or ()), *(limit for limit, _ in limits[:1])]
     low, high = min(inside), max(inside)
-    pad = 0.15 * (high - low) or 1.0
+    pad: float = 0.15 * (high - low) or 1.0
     low, high = low - pad, high + pad
     height = CHART_HEIGHT
 

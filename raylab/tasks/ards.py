@@ -85,6 +85,7 @@ TASK = Task(
     full=FULL,
     smoke=SMOKE,
     searches=SEARCHES,
+    benchmark_members=5,
     primary=("auroc", "auprc", "ventilated_pf/auroc"),
     secondary=("brier", "calibration_slope"),
 )

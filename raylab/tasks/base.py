@@ -57,6 +57,8 @@ class Task:
     """the frame that `read_new` takes; None where it takes something else"""
     searches: Mapping[str, Search] = field(default_factory=dict)
     """what `tune` searches for models other than that of the recipe, by the model's name"""
+    benchmark_members: int = 1
+    """networks in the ensembles that its benchmark compares; if its recipe has fewer, `train` says how to get them"""
 
     def read_meta(self, directory: Path) -> Meta:
         """The checked meta.json of a directory prepared for this task."""
