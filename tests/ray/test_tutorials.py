@@ -9,9 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from tests.wait import wait_for
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -56,14 +59,19 @@ def run(script: str, where: Path) -> str:
         )
         try:
             code = shell.wait(700)
+            said = output.read_text(errors="replace")
+            assert code == 0, said[-6000:]
+            wait_for(lambda: not left_of(shell.pid), 30, "the end of the model server", lambda: left_of(shell.pid))
         finally:
-            if shell.poll() is None:
+            with suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGKILL)
-    said = output.read_text(errors="replace")
-    assert code == 0, said[-6000:]
-    left = subprocess.run(["pgrep", "-a", "-s", str(shell.pid)], capture_output=True, text=True).stdout
-    assert not left, f"still running after the tutorial: {left}"
     return said
+
+
+def left_of(session: int) -> str:
+    """The processes of a session."""
+    words = ["pgrep", "-a", "-s", str(session)]
+    return subprocess.run(words, capture_output=True, text=True).stdout
 
 
 @pytest.mark.slow
