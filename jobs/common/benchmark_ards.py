@@ -60,22 +60,18 @@ NETWORKS = ("gru", "lstm", "grud")
 BOOTSTRAPS = 1000
 
 
-def arguments(group: Any) -> None:
-    group.add_argument("--source", help="data source, as for prepare (default: synthetic)")
-    group.add_argument("--path", type=Path, help="directory of the raw data")
-    group.add_argument("--patients", type=int, default=400, help="number of synthetic patients (default: 400)")
-    group.add_argument("--label", default="ahrf", help="label definition, as for prepare (default: ahrf)")
-    group.add_argument("--landmarks", type=int, nargs="+", default=[12], metavar="H",
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", help="data source, as for prepare (default: synthetic)")
+    parser.add_argument("--patients", type=int, default=400, help="number of synthetic patients (default: 400)")
+    parser.add_argument("--label", default="ahrf", help="label definition, as for prepare (default: ahrf)")
+    parser.add_argument("--landmarks", type=int, nargs="+", default=[12], metavar="H",
                        help="hours after admission at which predictions are made (default: 12)")  # fmt: skip
-    group.add_argument("--horizon", type=float, default=24, help="prediction horizon in hours (default: 24)")
-    group.add_argument("--folds", type=int, default=5, help="patient-grouped folds (default: 5)")
-    group.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME",
+    parser.add_argument("--horizon", type=float, default=24, help="prediction horizon in hours (default: 24)")
+    parser.add_argument("--folds", type=int, default=5, help="patient-grouped folds (default: 5)")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME",
                        help=f"models to compare (default: {' '.join(MODELS)})")  # fmt: skip
-    group.add_argument("--trials", type=int, default=8, help="trials per search; for ards: of each model's "
-                       "nested search in each fold, and 1 skips the search (default: 8)")  # fmt: skip
-    group.add_argument("--members", type=int, default=5, help="networks in each final ensemble (default: 5)")
-    group.add_argument("--leakage", action="store_true", help="add the leakage report: models that see only parts")
-    group.add_argument("--set", nargs="+", action="extend", default=[], metavar="PATH=VALUE", help="recipe fields")
+    parser.add_argument("--members", type=int, default=5, help="networks in each final ensemble (default: 5)")
+    parser.add_argument("--leakage", action="store_true", help="add the leakage report: models that see only parts")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:

@@ -72,22 +72,21 @@ SETTINGS = {
 }
 
 
-def arguments(group: Any) -> None:
-    group.description = (
-        "--path: the folder of COVIDx, or a folder whose lists have domains A and B; --trials: of each search"
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", type=Path, metavar="DIR",
+                        help="the folder of E*HealthLine (default: domain B of --path)")  # fmt: skip
+    parser.add_argument("--size", type=int, default=224, help="image size in pixels per side (default: 224)")
+    parser.add_argument("--epochs", type=int, default=22, help="epochs of every training, so that all have the same "
+                        "budget (default: 22)")  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="seeds for transfer and training from scratch (default: 3)"
     )
-    group.add_argument("--target", type=Path, metavar="DIR",
-                       help="the folder of E*HealthLine (default: domain B of --path)")  # fmt: skip
-    group.add_argument("--size", type=int, default=224, help="image size in pixels per side (default: 224)")
-    group.add_argument("--epochs", type=int, default=22, help="epochs of every training, so that all have the same "
-                       "budget (default: 22)")  # fmt: skip
-    group.add_argument("--seeds", type=int, default=3, help="seeds for transfer and training from scratch (default: 3)")
-    group.add_argument("--parts", nargs="+", default=list(PARTS), metavar="PART",
-                       help=f"parts to run (default: {' '.join(PARTS)})")  # fmt: skip
-    group.add_argument("--networks", nargs="+", default=["covidnet", "resnet50", "vgg19"], metavar="NAME",
-                       help="networks to compare (default: covidnet resnet50 vgg19)")  # fmt: skip
-    group.add_argument("--most-workers", type=int, default=2, help="the scaling part measures 1, 2, 4, ... workers up "
-                       "to this number (default: 2)")  # fmt: skip
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), metavar="PART",
+                        help=f"parts to run (default: {' '.join(PARTS)})")  # fmt: skip
+    parser.add_argument("--networks", nargs="+", default=["covidnet", "resnet50", "vgg19"], metavar="NAME",
+                        help="networks to compare (default: covidnet resnet50 vgg19)")  # fmt: skip
+    parser.add_argument("--most-workers", type=int, default=2, help="the scaling part measures 1, 2, 4, ... workers up "
+                        "to this number (default: 2)")  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:

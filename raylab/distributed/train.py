@@ -9,7 +9,7 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -106,11 +106,13 @@ class Supervisor:
         sample_node: SampleNode = dict,
         on_node_sample: OnNodeSample = lambda sample: None,
         on_warning: OnWarning = lambda text: None,
+        time_sums: Sequence[int] = (),
     ) -> dict[str, Any]:
         """Run `recipe` on the connected Ray cluster with recipe.scaling.workers; return the result of `execute`.
 
         `on_rows` gets each bundle of metrics, `on_node_sample` what `sample_node` returns on each node, and
-        `on_warning` what the user must know, in this thread.
+        `on_warning` what the user must know, in this thread. With `time_sums`, numbers of elements, each worker
+        measures sums of these sizes and where the time of its steps goes (step_times.py).
         Raises the run's own error, RunError when workers died more often than recipe.scaling.max_failures without
         getting further, and IncompleteError when they end without a result.
         """
@@ -125,6 +127,7 @@ class Supervisor:
             "directory": str(directory),
             "parent": None if parent is None else str(parent),
             "sample_node": sample_node,
+            "time_sums": tuple(time_sums),
         }
         try:
             self.place_workers()

@@ -54,6 +54,7 @@ class Worker:
         from raylab.tasks.recipes import parse_recipe
         from raylab.training.loop import AttemptHandedOver
         from raylab.training.run import execute
+        from raylab.training.step_times import StepTimes
 
         directory, parent = Path(arguments["directory"]), arguments["parent"]
         recipe = parse_recipe(arguments["recipe"])
@@ -65,6 +66,8 @@ class Worker:
         identity = identify(arguments["data_hash"])
         member = Member(self.name, self._call, recipe.scaling.silence_seconds, identity, recipe.scaling.gpu)
         meter = meter_work(self.name, recipe.scaling, self._send_work)
+        sizes = arguments["time_sums"]
+        step_times = StepTimes(directory, self.name, recipe, sizes, meter.read_joules) if sizes else None
         try:
             with meter, witness(note_of(directory, self.name)):
                 execute(
@@ -75,6 +78,7 @@ class Worker:
                     None if parent is None else Path(parent),
                     peers=member,
                     on_training=meter.note_training,
+                    step_times=step_times,
                 )
         except AttemptHandedOver:
             member.leave()

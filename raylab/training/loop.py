@@ -61,6 +61,10 @@ class Report:
         """A new group goes on from `step`: with a new attempt, or as what is left or has become of the group before. A
         collective."""
 
+    def start_step(self, step: int, group: ProcessGroup, input_seconds: float) -> None:
+        """A step after the first `step` ones begins; this process has spent `input_seconds` waiting for inputs so far,
+        and `group.seconds` in collectives of this group."""
+
     def finish_checkpoint(self, wait: bool = False) -> CheckpointError | None:
         """Note that the checkpoint reported last is complete, if it is by now, or `wait` for it. Returns why it could
         not be written. Raises PeerLost where others may have gone on without this process."""
@@ -201,6 +205,7 @@ class Training:
         self.wants_checkpoint = False
         self.saved_at, self.saved_step = time.monotonic(), 0
         self.timed_since, self.timed_samples = time.perf_counter(), 0
+        self.input_seconds = 0.0  # that steps have waited for their inputs
 
     @property
     def scored_model(self) -> nn.Module:
@@ -353,6 +358,7 @@ class Training:
     def train_step(self) -> None:
         """One optimiser step on the next batch; its numbers go to the deferred metrics."""
         recipe, step = self.recipe, self.progress.step
+        self.report.start_step(step, self.group, self.input_seconds)
         may_go_on = self.ask_peers()
         # The answers travel beside a short step; before a long one, a worker that leaves must not compute in vain
         is_short = self.shard_gradients.takes_passes
@@ -392,7 +398,10 @@ class Training:
         own: dict[int, Tensor] = {}
         nodes: dict[Node, Tensor] = {}
         with self.statistics.per_shard():
-            for inputs in self.inputs.get(step):
+            began = time.perf_counter()
+            loaded = self.inputs.get(step)
+            self.input_seconds += time.perf_counter() - began
+            for inputs in loaded:
                 for shard, loss, gradient in self.shard_gradients.compute(inputs, step, count, self.sample_losses):
                     add_node(nodes, (0, shard), gradient, len(shards), Tensor.add_)
                     own[shard] = torch.cat([loss.double().reshape(1), *self.statistics.row()])

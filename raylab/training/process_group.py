@@ -1,7 +1,8 @@
 """The processes of one run, and sums over shards that do not depend on the number of processes."""
 
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -32,6 +33,7 @@ class ProcessGroup:
         self.backend, self.is_broken = backend, is_broken
         self.rank: int = 0 if backend is None else backend.rank()
         self.size: int = 1 if backend is None else backend.size()
+        self.seconds = 0.0  # that this process has spent in collectives, waiting for others included
 
     def own_shards(self, count: int, rank: int | None = None) -> range:
         """Return the shards of `rank` (default: this rank) out of `count`: contiguous, and as even as possible."""
@@ -125,13 +127,11 @@ class ProcessGroup:
         """
         if self.is_broken():
             raise PeerLost("this group has ended")
-        try:
+        with self._timed():
             work = start()
-        except RuntimeError as error:
-            raise PeerLost(str(error)) from error
 
         def wait() -> None:
-            try:
+            with self._timed():
                 if tensor.device.type == "cpu":
                     while not work.is_completed():
                         if self.is_broken():
@@ -139,10 +139,19 @@ class ProcessGroup:
                         with suppress(RuntimeError):  # it is not complete yet, or failed: `wait` below tells which
                             work.wait(LOOK)
                 work.wait()
-            except RuntimeError as error:
-                raise PeerLost(str(error)) from error
 
         return wait
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Add the time of the block to `seconds`; an error of torch in it is raised as PeerLost."""
+        began = time.perf_counter()
+        try:
+            yield
+        except RuntimeError as error:
+            raise PeerLost(str(error)) from error
+        finally:
+            self.seconds += time.perf_counter() - began
 
     def sum_in_order(self, nodes: dict[Node, Tensor], count: int, out: Tensor) -> None:
         """Write the sum of all `count` shards' vectors [P] to `out`, bitwise identical for any placement of the shards.

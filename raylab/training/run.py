@@ -43,6 +43,7 @@ from raylab.training.model_note import read_model_note
 from raylab.training.peers import Peers
 from raylab.training.process_group import PeerLost, ProcessGroup
 from raylab.training.progress import Metrics
+from raylab.training.step_times import StepTimes
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +63,15 @@ def execute(
     flush_seconds: float = 1.0,
     peers: Peers | None = None,
     on_training: Callable[[], None] = lambda: None,
+    step_times: StepTimes | None = None,
 ) -> dict[str, Any]:
     """Train to the end, from the newest valid checkpoint in `directory`, else `parent`'s weights, else from scratch.
 
     Every worker of the run calls it, whenever it comes; rank 0 writes. Checkpoints are written beside the steps that
     follow, unless `saved` is given, which is called with each before the next step. Metrics wait for `flush_seconds` at
-    most before they are sent on. `on_training` is called whenever this process is in a new group that trains. Returns
-    fit()'s result with the facts of the ledger. Raises AttemptHandedOver in a worker that leaves.
+    most before they are sent on. `on_training` is called whenever this process is in a new group that trains, and
+    `step_times` measures where its time goes. Returns fit()'s result with the facts of the ledger. Raises
+    AttemptHandedOver in a worker that leaves.
     """
     device = "cuda" if recipe.scaling.gpu else "cpu"
     job = find_task(recipe.task)
@@ -79,7 +82,7 @@ def execute(
 
     train = job.load(data, "train", recipe.data, None)
     val = job.load(data, "val", recipe.data, train.spec)
-    recorder = Recorder(directory, recipe, train.spec, send, saved, flush_seconds, on_training)
+    recorder = Recorder(directory, recipe, train.spec, send, saved, flush_seconds, on_training, step_times)
 
     def load() -> dict[str, Any] | None:
         recorder.start_attempt()
@@ -119,8 +122,10 @@ class Recorder(Report):
         saved: Callable[[Path], None] | None = None,
         flush_seconds: float = 1.0,
         on_training: Callable[[], None] = lambda: None,
+        step_times: StepTimes | None = None,
     ) -> None:
         self.directory, self.recipe, self.spec, self.send, self.saved = directory, recipe, spec, send, saved
+        self.step_times = step_times
         self.flush_seconds, self.on_training = flush_seconds, on_training
         self.ledger = directory / ledger.FILE
         self.is_writer = False
@@ -175,6 +180,8 @@ class Recorder(Report):
         """See Report. Rank 0 writes the group into the ledger, after the steps that it has taken over."""
         pids = group.gather({group.rank: torch.tensor([os.getpid()])}, group.size, 1).long().flatten().tolist()
         self.on_training()
+        if self.step_times is not None:
+            self.step_times.measure_sums(group)
         self.pids = tuple(pids)
         was_writer, self.is_writer, self.group = self.is_writer, group.rank == 0, group
         if not self.is_writer:
@@ -191,6 +198,10 @@ class Recorder(Report):
             self._note(row)
         if not is_first:
             self._write(ledger.Regroup(regroup=step, left=self.left, **facts))
+
+    def start_step(self, step: int, group: ProcessGroup, input_seconds: float) -> None:
+        if self.step_times is not None:
+            self.step_times.start_step(step, group, input_seconds)
 
     def __call__(self, metrics: Metrics, state: dict[str, Any] | None) -> bool:
         if state is None:

@@ -1,0 +1,254 @@
+"""What a scaling benchmark has found: summarised, as a table in Markdown, and as a report with figures."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from jobs.common import scaling_figures
+from jobs.common.costs import JOULES
+from jobs.common.scaling_model import Network, StepModel, busiest_samples, fit_network
+from jobs.common.scaling_points import PARTS, Point
+from raylab.config.recipe import Recipe
+from raylab.documents import to_plain
+from raylab.files import atomic_write, write_json, write_text
+
+MOST_WORKERS = 64  # up to which the model is drawn, or four times as many as were measured
+MILLION = 1_000_000
+BUSY = 0.5  # processes per core from which a measurement is said to have been disturbed
+# The figure of their 512 GPUs is in Horovod's documentation (docs/benchmarks.rst), the method in Sergeev & Del Balso
+# 2018 (arXiv 1802.05799). They kept the batch of each GPU: weak scaling.
+PUBLISHED = {
+    "what": "Horovod, 512 Pascal GPUs in 128 servers, RoCE at 25 Gbit/s, batch of each GPU constant",
+    "efficiency": {"Inception V3": 0.90, "ResNet-101": 0.90, "VGG-16": 0.68},
+    "source": "Horovod's documentation, docs/benchmarks; the method: Sergeev & Del Balso 2018, arXiv 1802.05799",
+}
+
+
+def summarise(recipe: Recipe, parameters: int, synthetic: bool, points: list[Point]) -> dict[str, Any]:
+    """All results as JSON: one row for each point, the model with its errors, and what to know about them."""
+    network = fit_network({(p.workers, size): seconds for p in points for size, seconds in p.sums.items()})
+    model = None
+    if network is not None:
+        alone = {p.batch: p.compute + p.input for p in points if p.scaling == "process"}
+        model = StepModel(alone, network, 4 * parameters)
+    rows = [describe_point(p, points, recipe, model) for p in points]
+    errors = [abs(row["model_error"]) for row in rows if row["model_error"] is not None and not row["shares_cores"]]
+    return {
+        "task": recipe.task,
+        "model": recipe.model.name,
+        "synthetic": synthetic,
+        "parameters": parameters,
+        "batch": recipe.loop.global_batch_size,
+        "shards": recipe.loop.shards,
+        "cpus_per_worker": recipe.scaling.cpus_per_worker,
+        "points": rows,
+        "network": None if network is None else network._asdict(),
+        "sums": [
+            {"workers": p.workers, "bytes": size, "seconds": seconds}
+            for p in points if p.scaling == "strong"
+            for size, seconds in p.sums.items()
+        ],
+        "modelled": [] if model is None else list(extrapolate(model, recipe, points)),
+        "largest_error": max(errors, default=None),
+        "notes": list(notes(points, recipe, network)),
+        "published": PUBLISHED,
+    }  # fmt: skip
+
+
+def describe_point(point: Point, points: list[Point], recipe: Recipe, model: StepModel | None) -> dict[str, Any]:
+    """A row: rates against the smallest number of workers of the same scaling, cost, and what the model says."""
+    first = reference(point, points)
+    workers = max(1, point.workers)
+    speed_up = None if first is None else point.rate / first.rate
+    core_hours = workers * recipe.scaling.cpus_per_worker * point.seconds / point.batch * MILLION / 3600
+    modelled = None
+    if model is not None and point.workers > 0 and model.covers(point.busiest):
+        modelled = model.step_seconds(point.workers, point.busiest)
+    step = point.step
+    assert step.low is not None and step.high is not None
+    return {
+        "scaling": point.scaling,
+        "workers": point.workers,
+        "batch": point.batch,
+        "shards": point.shards,
+        "steps": point.steps,
+        "samples_per_s": point.rate,
+        "samples_per_s_low": point.batch / step.high,
+        "samples_per_s_high": point.batch / step.low,
+        "speed_up": speed_up,
+        "efficiency": None if first is None or speed_up is None else speed_up * first.workers / point.workers,
+        "step_seconds": point.seconds,
+        **{name: getattr(point, name) for name in PARTS},
+        "cpu_seconds_per_sample": point.cpu / point.batch,
+        "core_hours_per_million": core_hours,
+        "kwh_per_million": {kind: joules / JOULES / point.batch * MILLION for kind, joules in point.joules.items()},
+        "shares_cores": point.shares_cores,
+        "modelled_samples_per_s": None if modelled is None else point.batch / modelled,
+        "model_error": None if modelled is None else modelled / point.seconds - 1,
+    }
+
+
+def reference(point: Point, points: list[Point]) -> Point | None:
+    """The point against which a point is compared: that with the fewest workers; none for one process."""
+    if point.workers == 0:
+        return None
+    own = [
+        p for p in points if p.workers > 0 and (p.scaling == "strong" if p.workers == 1 else p.scaling == point.scaling)
+    ]
+    return min(own, key=lambda p: p.workers)
+
+
+def extrapolate(model: StepModel, recipe: Recipe, points: list[Point]) -> Iterator[dict[str, Any]]:
+    """What the model says for 1, 2, 4, ... workers, as far as the samples of a worker lie between measured sizes."""
+    batch, shards = recipe.loop.global_batch_size, recipe.loop.shards
+    most = max(MOST_WORKERS, 4 * max(p.workers for p in points))
+    counts = [1 << k for k in range(most.bit_length()) if 1 << k <= most]
+    for scaling, of in (("strong", 1), ("weak", 0)):
+        for workers in counts:
+            whole = batch if of else batch * workers
+            if of and workers > batch:
+                continue
+            busiest = busiest_samples(whole, max(shards, workers) if of else shards * workers, workers)
+            if model.covers(busiest):
+                seconds = model.step_seconds(workers, busiest)
+                yield {"scaling": scaling, "workers": workers, "batch": whole, "samples_per_s": whole / seconds}
+
+
+def notes(points: list[Point], recipe: Recipe, network: Network | None) -> Iterator[str]:
+    """What a reader must know to take the figures for what they are."""
+    sharing = sorted({p.workers for p in points if p.shares_cores})
+    if sharing:
+        cores = max(p.cores for p in points if p.shares_cores)
+        yield (f"{' and '.join(map(str, sharing))} workers shared {cores:g} cores: with more workers than cores they "
+               "take turns, so these points show no scaling, and the model's error does not count them")  # fmt: skip
+    busy = max(p.load for p in points)
+    if busy > BUSY:
+        yield f"other processes ran on the machine: up to {busy:.1f} per core before a measurement began"
+    nodes = max(p.nodes for p in points)
+    if network is None:
+        yield "there is no model: it needs sums between two workers or more"
+    elif nodes == 1:
+        yield ("all workers were on one node, so alpha and beta are those of its memory: on several nodes measure "
+               "again, because a network is slower")  # fmt: skip
+    else:
+        yield f"alpha and beta are those of the network between up to {nodes} nodes, and of their memory"
+    if recipe.scaling.gpu:
+        yield "on GPUs the time of a step is not divided: all of it counts as compute"
+    kinds = {kind for p in points for kind in p.joules}
+    for kind in ("gpu", "cpu"):
+        if kind not in kinds:
+            yield f"energy of the {kind.upper()}: not measured" + (
+                ", it needs a Slurm job that has its whole node, and counters that may be read" if kind == "cpu" else ""
+            )
+
+
+COLUMNS = {
+    "scaling": "scaling",
+    "workers": "workers",
+    "batch": "batch",
+    "rate": "samples/s [95% CI]",
+    "speed_up": "speed-up",
+    "efficiency": "efficiency",
+    "step": "step, ms",
+    **{name: f"{name}, ms" for name in PARTS},
+    "core_hours": "core-hours per million samples",
+    "energy": "kWh per million samples",
+    "modelled": "model, samples/s",
+    "error": "its error",
+}
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table as text."""
+    rate, low, high = (row[f"samples_per_s{end}"] for end in ("", "_low", "_high"))
+    energy = " + ".join(f"{value:.3g} ({kind.upper()})" for kind, value in row["kwh_per_million"].items())
+    return [
+        "one process" if row["scaling"] == "process" else row["scaling"],
+        f"{row['workers']}{' (share cores)' if row['shares_cores'] else ''}",
+        str(row["batch"]),
+        f"{rate:,.4g} [{low:,.4g}, {high:,.4g}]",
+        "–" if row["speed_up"] is None else f"{row['speed_up']:.2f}",
+        "–" if row["efficiency"] is None else f"{row['efficiency']:.0%}",
+        f"{1000 * row['step_seconds']:.1f}",
+        *(f"{1000 * row[name]:.1f}" for name in PARTS),
+        f"{row['core_hours_per_million']:.3g}",
+        energy or "not measured",
+        "–" if row["modelled_samples_per_s"] is None else f"{row['modelled_samples_per_s']:,.4g}",
+        "–" if row["model_error"] is None else f"{row['model_error']:+.0%}",
+    ]
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table of a benchmark in Markdown, with what to know about it."""
+    data = ", SYNTHETIC data" if result["synthetic"] else ""
+    lines = [f"# Scaling of {result['task']}{data}", "", describe_run(result), ""]
+    lines += [f"| {' | '.join(COLUMNS.values())} |", "|---" * len(COLUMNS) + "|"]
+    lines += [f"| {' | '.join(cells(row))} |" for row in result["points"]]
+    lines += ["", describe_model(result), ""]
+    lines += [f"- {note}" for note in result["notes"]]
+    return "\n".join([*lines, f"- {describe_published(result)}"]) + "\n"
+
+
+def describe_run(result: dict[str, Any]) -> str:
+    first = result["points"][0]
+    size = f"{result['parameters']:,} parameters, batch {result['batch']} in {result['shards']} shards"
+    return f"{result['model']}, {size}, {first['steps']} steps of each point"
+
+
+def describe_model(result: dict[str, Any]) -> str:
+    """The model in one sentence or two, with its errors."""
+    network = result["network"]
+    if network is None:
+        return "No model."
+    error = result["largest_error"]
+    against = "no point without shared cores" if error is None else f"at most {error:.0%} off the measured steps"
+    bandwidth = "no bytes" if network["beta"] == 0 else f"{1e-9 / network['beta']:.3g} GB/s"
+    return (f"Model: one process's measured time for the samples of a worker, and an all-reduce of alpha "
+            f"{1e6 * network['alpha']:.3g} µs for each message and {bandwidth}, at most {network['error']:.0%} off the "
+            f"measured sums; {against}.")  # fmt: skip
+
+
+def describe_published(result: dict[str, Any]) -> str:
+    """The published figures, for reference."""
+    published = result["published"]
+    efficiencies = ", ".join(f"{name} {value:.0%}" for name, value in published["efficiency"].items())
+    what, source = published["what"], published["source"]
+    return f"published, on other machines and networks: {what}: efficiency {efficiencies} ({source})"
+
+
+def write(result: dict[str, Any], out: Path) -> None:
+    """Write all files of a benchmark into `out`."""
+    write_json(out / "table.json", to_plain(result))
+    write_text(out / "table.md", markdown(result))
+    figures = scaling_figures.draw(result)
+    for name, figure in figures.items():
+        with atomic_write(out / f"{name}.png") as beside:
+            figure.savefig(beside, format="png", dpi=110)
+    write_text(out / "report.html", render(result, {name: out / f"{name}.png" for name in figures}))
+
+
+def render(result: dict[str, Any], pictures: dict[str, Path]) -> str:
+    """The report as one HTML file that needs nothing else."""
+    # autoescape, because a model's name may come from outside
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    images = {name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items()}
+    return environment.get_template("scaling_report.html.j2").render(
+        result=result,
+        title=f"raylab report: scaling of {result['task']}",
+        columns=list(COLUMNS.values()),
+        rows=[cells(row) for row in result["points"]],
+        run=describe_run(result),
+        model=describe_model(result),
+        published=describe_published(result),
+        images=images,
+        texts=scaling_figures.TEXTS,
+    )
