@@ -39,7 +39,7 @@ GROUPS = {
         "evaluate": "score a run on a split of its own or of other data, with intervals",
         "predict": "write a run's probabilities for every stay or image to a parquet file",
         "explain": "plot which hours and features influence a network's predictions",
-        "benchmark": "compare all models of a task on the same splits, as one table with intervals",
+        "benchmark": "compare all models of a task on the same splits, or measure how it scales with its workers",
         "models": "list image networks with parameters, MACs and images/s, next to the published figures",
     },
     "runs": {

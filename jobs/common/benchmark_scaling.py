@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             measure_place(place, plan, recipe, data, out, args.quiet)
     points = [read_point(path_of(out, place)) for place in places]
     result = scaling_report.summarise(recipe, plan.parameters, plan.synthetic, points)
-    scaling_report.write(result, points, out)
+    scaling_report.write(result, out)
     if not args.quiet:
         say("\n" + scaling_report.markdown(result))
         say(f"report: {out / 'report.html'}")

@@ -24,7 +24,8 @@ GUIDES = {
     "tune": "[Recipes: searching](recipes.md#searching)",
     "resume": "[Checkpoints](architecture.md#checkpoints)",
     "evaluate": "[Data: scores, intervals and the leakage check](data.md#scores-of-the-ards-task)",
-    "benchmark": "[Recipes: benchmarks](recipes.md#benchmark-of-a-task), [results](results.md)",
+    "benchmark": "[Recipes: benchmarks](recipes.md#benchmark-of-a-task), [scaling](recipes.md#scaling-of-a-task), "
+    "[results](results.md)",
     "explain": "[Data: scores of the ARDS task](data.md#scores-of-the-ards-task)",
     "predict": "[Security: patients](security.md#patients)",
     "simulate": "[Virtual patients: sweeps](physiology.md#sweeps)",

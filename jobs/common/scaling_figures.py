@@ -91,7 +91,7 @@ def parts(result: dict[str, Any]) -> Figure:
         axes.bar(names, heights, bottom=bottom, color=colour, label=part, width=0.6)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     axes.set_ylabel("ms per step")
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=len(PARTS), frameon=False, fontsize=9)
     return figure
 
 
@@ -99,7 +99,7 @@ def sums(result: dict[str, Any]) -> Figure:
     figure, axes = _open(result, "Sums between workers")
     network = result["network"]
     for index, workers in enumerate(sorted({one["workers"] for one in result["sums"]})):
-        own = sorted((one["bytes"], one["seconds"]) for one in result["sums"] if one["workers"] == workers)
+        own = sorted((one["size"], one["seconds"]) for one in result["sums"] if one["workers"] == workers)
         sizes, colour = [size for size, _ in own], COLOURS[index % len(COLOURS)]
         axes.plot(sizes, [1000 * s for _, s in own], "o", color=colour, label=f"{workers} workers")
         fitted = [2 * (workers - 1) * (network["alpha"] + network["beta"] * size / workers) for size in sizes]
@@ -107,6 +107,8 @@ def sums(result: dict[str, Any]) -> Figure:
             sizes, [1000 * s for s in fitted], "--", color=colour, linewidth=1.3, label=f"model, {workers} workers"
         )
     axes.set(xscale="log", yscale="log", xlabel="bytes", ylabel="ms")
+    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis(lambda value, _: f"{value:g}")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=9)
     return figure

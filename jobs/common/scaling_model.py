@@ -5,7 +5,7 @@ of the gradient, 2 (N - 1) messages of n / N bytes each for N workers (Thakur, R
 Perform. Comput. Appl. 19:49): alpha for each message and beta for each byte. Nobody waits for slower workers in it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,18 +26,31 @@ class Network(NamedTuple):
         return self.alpha * 2 * (workers - 1) + self.beta * 2 * (workers - 1) / workers * size
 
 
-def fit_network(sums: Mapping[tuple[int, int], float]) -> Network | None:
-    """Fit to the seconds of sums {(workers, bytes): seconds} by least squares of relative errors, with neither constant
-    below 0; None unless sums of two sizes or more were measured."""
+class Sum(NamedTuple):
+    """A measured sum between workers."""
+
+    workers: int
+    size: int
+    """bytes"""
+    seconds: float
+
+
+def fit_network(sums: Sequence[Sum]) -> Network | None:
+    """Fit to measured sums by least squares of relative errors, with neither constant below 0; None unless they have
+    two sizes or more."""
     from scipy.optimize import nnls  # slow to import, and only a fit needs it
 
-    measured = {key: seconds for key, seconds in sums.items() if key[0] > 1}
-    if len({size for _, size in measured}) < 2:
+    if len({one.size for one in sums if one.workers > 1}) < 2:
         return None
-    seconds = np.array(list(measured.values()))
-    terms = np.array([[2 * (n - 1), 2 * (n - 1) / n * size] for n, size in measured]) / seconds[:, None]
-    scale = terms.max(axis=0)  # messages and bytes differ by many orders of magnitude
-    solution, _ = nnls(terms / scale, np.ones(len(seconds)))
+    ones = [one for one in sums if one.workers > 1]
+    terms = np.array(
+        [
+            [2 * (n - 1) / seconds, 2 * (n - 1) / n * size / seconds]  # messages and bytes, in measured times
+            for n, size, seconds in ones
+        ]
+    )
+    scale = terms.max(axis=0)  # they differ by many orders of magnitude
+    solution, _ = nnls(terms / scale, np.ones(len(ones)))
     error = float(np.abs(terms / scale @ solution - 1).max())
     return Network(float(solution[0] / scale[0]), float(solution[1] / scale[1]), error)
 
@@ -52,17 +65,17 @@ class StepModel(NamedTuple):
     """Predicts the seconds of a step."""
 
     compute: dict[int, float]
-    """seconds that one process takes for so many samples, inputs included: measured"""
+    """seconds that a worker takes for so many samples, inputs included"""
     network: Network
     gradient: int
     """bytes"""
 
     def covers(self, samples: int) -> bool:
-        """Whether so many samples lie between measured sizes."""
-        return min(self.compute) <= samples <= max(self.compute)
+        """Whether so many samples lie between the sizes, or a tenth above: a worker has more where shards are uneven."""
+        return min(self.compute) <= samples <= 1.1 * max(self.compute)
 
     def step_seconds(self, workers: int, samples: int) -> float:
         """Seconds of a step on so many workers, of which none computes more than `samples`."""
         sizes = sorted(self.compute)
-        own = float(np.interp(samples, sizes, [self.compute[size] for size in sizes]))
+        own = float(np.interp(samples, sizes, [self.compute[size] for size in sizes])) * max(1.0, samples / sizes[-1])
         return own + self.network.sum_seconds(workers, self.gradient)

@@ -9,8 +9,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jobs.common import scaling_figures
 from jobs.common.costs import JOULES
-from jobs.common.scaling_model import Network, StepModel, busiest_samples, fit_network
-from jobs.common.scaling_points import PARTS, Point
+from jobs.common.scaling_model import Network, StepModel, Sum, busiest_samples, fit_network
+from jobs.common.scaling_points import FLOAT_BYTES, PARTS, Point
 from raylab.config.recipe import Recipe
 from raylab.documents import to_plain
 from raylab.files import atomic_write, write_json, write_text
@@ -29,11 +29,9 @@ PUBLISHED = {
 
 def summarise(recipe: Recipe, parameters: int, synthetic: bool, points: list[Point]) -> dict[str, Any]:
     """All results as JSON: one row for each point, the model with its errors, and what to know about them."""
-    network = fit_network({(p.workers, size): seconds for p in points for size, seconds in p.sums.items()})
-    model = None
-    if network is not None:
-        alone = {p.batch: p.compute + p.input for p in points if p.scaling == "process"}
-        model = StepModel(alone, network, 4 * parameters)
+    sums = [Sum(p.workers, size, seconds) for p in points for size, seconds in p.sums.items()]
+    network = fit_network(sums)
+    model = None if network is None else StepModel(compute_times(points), network, FLOAT_BYTES * parameters)
     rows = [describe_point(p, points, recipe, model) for p in points]
     errors = [abs(row["model_error"]) for row in rows if row["model_error"] is not None and not row["shares_cores"]]
     return {
@@ -46,16 +44,21 @@ def summarise(recipe: Recipe, parameters: int, synthetic: bool, points: list[Poi
         "cpus_per_worker": recipe.scaling.cpus_per_worker,
         "points": rows,
         "network": None if network is None else network._asdict(),
-        "sums": [
-            {"workers": p.workers, "bytes": size, "seconds": seconds}
-            for p in points if p.scaling == "strong"
-            for size, seconds in p.sums.items()
-        ],
+        "sums": [one._asdict() for one in sums],
         "modelled": [] if model is None else list(extrapolate(model, recipe, points)),
         "largest_error": max(errors, default=None),
         "notes": list(notes(points, recipe, network)),
         "published": PUBLISHED,
     }  # fmt: skip
+
+
+def compute_times(points: list[Point]) -> dict[int, float]:
+    """Seconds that a worker takes for numbers of samples: as one process does, times what one worker takes for the
+    whole batch against the process, if one worker was measured."""
+    alone = {p.batch: p.compute + p.input for p in points if p.scaling == "process"}
+    one = next((p for p in points if p.workers == 1), None)
+    ratio = 1.0 if one is None else (one.compute + one.input) / alone[one.batch]
+    return {samples: ratio * seconds for samples, seconds in alone.items()}
 
 
 def describe_point(point: Point, points: list[Point], recipe: Recipe, model: StepModel | None) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def describe_point(point: Point, points: list[Point], recipe: Recipe, model: Ste
     speed_up = None if first is None else point.rate / first.rate
     core_hours = workers * recipe.scaling.cpus_per_worker * point.seconds / point.batch * MILLION / 3600
     modelled = None
-    if model is not None and point.workers > 0 and model.covers(point.busiest):
+    if model is not None and point.workers > 1 and model.covers(point.busiest):
         modelled = model.step_seconds(point.workers, point.busiest)
     step = point.step
     assert step.low is not None and step.high is not None
@@ -82,7 +85,7 @@ def describe_point(point: Point, points: list[Point], recipe: Recipe, model: Ste
         "efficiency": None if first is None or speed_up is None else speed_up * first.workers / point.workers,
         "step_seconds": point.seconds,
         **{name: getattr(point, name) for name in PARTS},
-        "cpu_seconds_per_sample": point.cpu / point.batch,
+        "cpu_hours_per_million": point.cpu / point.batch * MILLION / 3600,
         "core_hours_per_million": core_hours,
         "kwh_per_million": {kind: joules / JOULES / point.batch * MILLION for kind, joules in point.joules.items()},
         "shares_cores": point.shares_cores,
@@ -138,58 +141,56 @@ def notes(points: list[Point], recipe: Recipe, network: Network | None) -> Itera
     if recipe.scaling.gpu:
         yield "on GPUs the time of a step is not divided: all of it counts as compute"
     kinds = {kind for p in points for kind in p.joules}
-    for kind in ("gpu", "cpu"):
-        if kind not in kinds:
-            yield f"energy of the {kind.upper()}: not measured" + (
-                ", it needs a Slurm job that has its whole node, and counters that may be read" if kind == "cpu" else ""
-            )
+    if recipe.scaling.gpu and "gpu" not in kinds:
+        yield "the energy of the GPUs was not measured: they have no counter that may be read"
+    if "cpu" not in kinds:
+        yield ("the energy of the processors was not measured: that needs a Slurm job that has its whole node, and "
+               "counters that may be read")  # fmt: skip
 
 
-COLUMNS = {
-    "scaling": "scaling",
-    "workers": "workers",
-    "batch": "batch",
-    "rate": "samples/s [95% CI]",
-    "speed_up": "speed-up",
-    "efficiency": "efficiency",
-    "step": "step, ms",
-    **{name: f"{name}, ms" for name in PARTS},
-    "core_hours": "core-hours per million samples",
-    "energy": "kWh per million samples",
-    "modelled": "model, samples/s",
-    "error": "its error",
-}
+def table(result: dict[str, Any]) -> list[list[str]]:
+    """The head of the table and its rows, as text; without energy where none was measured."""
+    has_energy = any(row["kwh_per_million"] for row in result["points"])
+    rows = [cells(row, has_energy) for row in result["points"]]
+    return [list(rows[0]), *(list(row.values()) for row in rows)]
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    """A row of the table as text."""
+def cells(row: dict[str, Any], has_energy: bool) -> dict[str, str]:
+    """A row as text, by column."""
     rate, low, high = (row[f"samples_per_s{end}"] for end in ("", "_low", "_high"))
     energy = " + ".join(f"{value:.3g} ({kind.upper()})" for kind, value in row["kwh_per_million"].items())
-    return [
-        "one process" if row["scaling"] == "process" else row["scaling"],
-        f"{row['workers']}{' (share cores)' if row['shares_cores'] else ''}",
-        str(row["batch"]),
-        f"{rate:,.4g} [{low:,.4g}, {high:,.4g}]",
-        "–" if row["speed_up"] is None else f"{row['speed_up']:.2f}",
-        "–" if row["efficiency"] is None else f"{row['efficiency']:.0%}",
-        f"{1000 * row['step_seconds']:.1f}",
-        *(f"{1000 * row[name]:.1f}" for name in PARTS),
-        f"{row['core_hours_per_million']:.3g}",
-        energy or "not measured",
-        "–" if row["modelled_samples_per_s"] is None else f"{row['modelled_samples_per_s']:,.4g}",
-        "–" if row["model_error"] is None else f"{row['model_error']:+.0%}",
-    ]
+
+    def shown(name: str, form: str) -> str:
+        return "–" if row[name] is None else format(row[name], form)
+
+    return {
+        "scaling": "one process" if row["scaling"] == "process" else row["scaling"],
+        "workers": f"{row['workers']}{' (share cores)' if row['shares_cores'] else ''}",
+        "batch": str(row["batch"]),
+        "samples/s [95% CI]": f"{rate:,.4g} [{low:,.4g}, {high:,.4g}]",
+        "speed-up": shown("speed_up", ".2f"),
+        "efficiency": shown("efficiency", ".0%"),
+        "model": shown("modelled_samples_per_s", ",.4g"),
+        "error of its step": shown("model_error", "+.0%"),
+        "step, ms": f"{1000 * row['step_seconds']:.1f}",
+        **{name: f"{1000 * row[name]:.1f}" for name in PARTS},
+        "core-hours *": f"{row['core_hours_per_million']:.3g}",
+        "CPU-hours *": f"{row['cpu_hours_per_million']:.3g}",
+        **({"kWh *": energy or "not measured"} if has_energy else {}),
+    }
+
+
+FOOTNOTE = "* for a million samples: the hours of the cores that the workers hold, and the CPU time that they use"
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The table of a benchmark in Markdown, with what to know about it."""
     data = ", SYNTHETIC data" if result["synthetic"] else ""
     lines = [f"# Scaling of {result['task']}{data}", "", describe_run(result), ""]
-    lines += [f"| {' | '.join(COLUMNS.values())} |", "|---" * len(COLUMNS) + "|"]
-    lines += [f"| {' | '.join(cells(row))} |" for row in result["points"]]
-    lines += ["", describe_model(result), ""]
+    head, *rows = [f"| {' | '.join(cells)} |" for cells in table(result)]
+    lines += [head, "|---" * (head.count(" | ") + 1) + "|", *rows, "", FOOTNOTE, "", describe_model(result), ""]
     lines += [f"- {note}" for note in result["notes"]]
-    return "\n".join([*lines, f"- {describe_published(result)}"]) + "\n"
+    return "\n".join([*lines, "", describe_published(result)]) + "\n"
 
 
 def describe_run(result: dict[str, Any]) -> str:
@@ -204,11 +205,11 @@ def describe_model(result: dict[str, Any]) -> str:
     if network is None:
         return "No model."
     error = result["largest_error"]
-    against = "no point without shared cores" if error is None else f"at most {error:.0%} off the measured steps"
+    against = "was checked against no step" if error is None else f"at most {error:.0%} off the steps"
     bandwidth = "no bytes" if network["beta"] == 0 else f"{1e-9 / network['beta']:.3g} GB/s"
-    return (f"Model: one process's measured time for the samples of a worker, and an all-reduce of alpha "
-            f"{1e6 * network['alpha']:.3g} µs for each message and {bandwidth}, at most {network['error']:.0%} off the "
-            f"measured sums; {against}.")  # fmt: skip
+    alpha = f"alpha {1000 * network['alpha']:.3g} ms for each message and {bandwidth}"
+    return (f"Model: the measured computation of a worker's samples, and an all-reduce with {alpha}. It is at most "
+            f"{network['error']:.0%} off the measured sums, and {against} measured on two workers or more.")  # fmt: skip
 
 
 def describe_published(result: dict[str, Any]) -> str:
@@ -216,7 +217,7 @@ def describe_published(result: dict[str, Any]) -> str:
     published = result["published"]
     efficiencies = ", ".join(f"{name} {value:.0%}" for name, value in published["efficiency"].items())
     what, source = published["what"], published["source"]
-    return f"published, on other machines and networks: {what}: efficiency {efficiencies} ({source})"
+    return f"Published, on other machines and networks: {what}: efficiency {efficiencies} ({source})"
 
 
 def write(result: dict[str, Any], out: Path) -> None:
@@ -244,8 +245,8 @@ def render(result: dict[str, Any], pictures: dict[str, Path]) -> str:
     return environment.get_template("scaling_report.html.j2").render(
         result=result,
         title=f"raylab report: scaling of {result['task']}",
-        columns=list(COLUMNS.values()),
-        rows=[cells(row) for row in result["points"]],
+        table=table(result),
+        footnote=FOOTNOTE,
         run=describe_run(result),
         model=describe_model(result),
         published=describe_published(result),
