@@ -71,7 +71,7 @@ class StepModel(NamedTuple):
     """bytes"""
 
     def covers(self, samples: int) -> bool:
-        """Whether so many samples lie between the sizes, or a tenth above: a worker has more where shards are uneven."""
+        """Whether so many samples lie between the sizes, or a tenth above, as where shards are uneven."""
         return min(self.compute) <= samples <= 1.1 * max(self.compute)
 
     def step_seconds(self, workers: int, samples: int) -> float:

@@ -208,8 +208,9 @@ def describe_model(result: dict[str, Any]) -> str:
     against = "was checked against no step" if error is None else f"at most {error:.0%} off the steps"
     bandwidth = "no bytes" if network["beta"] == 0 else f"{1e-9 / network['beta']:.3g} GB/s"
     alpha = f"alpha {1000 * network['alpha']:.3g} ms for each message and {bandwidth}"
-    return (f"Model: the measured computation of a worker's samples, and an all-reduce with {alpha}. It is at most "
-            f"{network['error']:.0%} off the measured sums, and {against} measured on two workers or more.")  # fmt: skip
+    fit = f"at most {network['error']:.0%} off the measured sums"
+    return (f"Model: the measured computation of a worker's samples, and an all-reduce with {alpha}. It is {fit}, and "
+            f"{against} measured on two workers or more.")  # fmt: skip
 
 
 def describe_published(result: dict[str, Any]) -> str:
