@@ -33,6 +33,7 @@ GROUPS = {
         "transfer": "train from the weights of another run: a linear probe, then fine-tuning",
         "tune": "search hyperparameters",
         "resume": "resume an interrupted run or search, to the same result",
+        "federate": "train one model at several sites whose data stays there, by files in a directory",
         "warm": "keep a Ray running, so that later commands start sooner",
     },
     "models": {

@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
+SITES = 16  # the kind of stream of the first site; smaller ones are other streams
+
 
 def steps_per_epoch(samples: int, batch: int) -> int:
     """Steps per epoch. The last batch is smaller if `batch` does not divide `samples`; no sample is dropped."""
@@ -47,6 +49,13 @@ def balanced_shards_of(
     )
     mixed = np.random.Generator(np.random.Philox(key=[seed, (3 << 48) + step])).permutation(rows)
     return epoch, np.array_split(mixed, shards)
+
+
+def site_rows(step: int, samples: int, rows: int, seed: int, site: int) -> np.ndarray:
+    """Return the `rows` rows that site number `site`, which has `samples` of them, gives to `step`: the next ones of an
+    endless sequence of permutations. So a site needs to know nothing of the others' rows, and its share of every batch
+    stays the same."""
+    return _stream(np.arange(samples), step * rows, (step + 1) * rows, seed, SITES + site)
 
 
 def _stream(rows: np.ndarray, start: int, stop: int, seed: int, kind: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from raylab.config.recipe import (
 from raylab.data.icu.labels import LABELS
 from raylab.data.icu.meta import IcuMeta
 from raylab.tasks.base import Task
-from raylab.tasks.icu import EVENTS, IcuRecipe, icu_preparation, read_new
+from raylab.tasks.icu import EVENTS, SITE_STATISTICS, IcuRecipe, icu_preparation, read_new
 from raylab.tasks.outcomes import Binary
 
 if TYPE_CHECKING:  # as in base.py
@@ -82,6 +82,7 @@ TASK = Task(
     preparation=icu_preparation(LABELS),
     read_new=partial(read_new, LABELS),
     frame=EVENTS,
+    site_statistics=SITE_STATISTICS,
     full=FULL,
     smoke=SMOKE,
     searches=SEARCHES,

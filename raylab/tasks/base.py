@@ -11,6 +11,8 @@ from raylab.tasks.outcomes import Outcome
 from raylab.tasks.preparation import Preparation
 
 if TYPE_CHECKING:  # `raylab recipe` and `compare` read tasks, and need no torch, which takes seconds to load
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from raylab.data.samples import NewRows, Samples
@@ -25,6 +27,18 @@ class Frame:
     results: tuple[tuple[str, Literal["string", "double"]], ...]
     remarks: tuple[tuple[str, Literal["string", "strings"]], ...]
     example: tuple[tuple[str | float, ...], ...]
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """How several sites form the statistics of their inputs from sums, without showing one another their own."""
+
+    add_up: Callable[[Any], "NDArray[np.float64]"]
+    """meta of a site -> its sums, a vector of the same length at every site"""
+    pool: Callable[[Any, "NDArray[np.float64]"], dict[str, Any]]
+    """(meta of a site, sums of all sites) -> spec of a model trained on all of them"""
+    bound: float
+    """magnitude that no sum of all sites exceeds"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,8 @@ class Task:
     prepares; None where raylab does not predict new data"""
     frame: "Frame | None" = None
     """the frame that `read_new` takes; None where it takes something else"""
+    site_statistics: SiteStatistics | None = None
+    """None where `raylab federate` does not train it"""
     searches: Mapping[str, Search] = field(default_factory=dict)
     """what `tune` searches for models other than that of the recipe, by the model's name"""
     benchmark_members: int = 1

@@ -12,10 +12,13 @@ from raylab.config.assignments import parse_assignments
 from raylab.config.recipe import BoostingModel, IcuData, LinearModel, Recipe, RecurrentModel, family_name
 from raylab.data.icu.meta import IcuMeta
 from raylab.errors import UsageError, escape_unprintable
-from raylab.tasks.base import Frame
+from raylab.tasks.base import Frame, SiteStatistics
 from raylab.tasks.preparation import Preparation, PrepareOptions, Resources, attrition_lines
 
 if TYPE_CHECKING:  # as in base.py
+    import numpy as np
+    from numpy.typing import NDArray
+
     from raylab.data.icu.labels import Label
     from raylab.data.icu.new_patients import NewPatients
     from raylab.data.samples import NewRows
@@ -151,6 +154,23 @@ def describe_values(counts: Mapping[str, Any]) -> list[str]:
 
 def _by_unit(n: int | dict[str, int]) -> str:
     return f"{n:,}" if isinstance(n, int) else ", ".join(f"'{unit}' {count:,}" for unit, count in n.items())
+
+
+def sum_statistics(meta: IcuMeta) -> "NDArray[np.float64]":
+    """See SiteStatistics."""
+    from raylab.data.icu import site_statistics
+
+    return site_statistics.sum_statistics(meta)
+
+
+def pool_statistics(meta: IcuMeta, sums: "NDArray[np.float64]") -> dict[str, Any]:
+    """See SiteStatistics."""
+    from raylab.data.icu import site_statistics
+
+    return site_statistics.pool_statistics(meta, sums)
+
+
+SITE_STATISTICS = SiteStatistics(sum_statistics, pool_statistics, bound=2.0**34)  # values of a concept
 
 
 EVENTS = Frame(

@@ -14,7 +14,7 @@ from raylab.data.icu.labels import Framing, Label
 from raylab.data.icu.meta import IcuMeta
 from raylab.tasks import ards
 from raylab.tasks.base import Task
-from raylab.tasks.icu import EVENTS, IcuRecipe, icu_preparation, read_new
+from raylab.tasks.icu import EVENTS, SITE_STATISTICS, IcuRecipe, icu_preparation, read_new
 from raylab.tasks.outcomes import Binary
 
 if TYPE_CHECKING:  # as in base.py
@@ -87,6 +87,7 @@ TASK = Task(
     preparation=icu_preparation(LABELS),
     read_new=partial(read_new, LABELS),
     frame=EVENTS,
+    site_statistics=SITE_STATISTICS,
     full=of_ards(ards.FULL),
     smoke=of_ards(ards.SMOKE),
     searches=ards.SEARCHES,

@@ -38,14 +38,13 @@ from raylab.training.batchnorm import ShardStatistics, reestimate
 from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.finetune import FinetuneSchedule
 from raylab.training.gradients import clip_norm, flatten_gradients
-from raylab.training.imbalance import offsets, sampler
 from raylab.training.loading import loader_threads, pin, to_device
 from raylab.training.peers import FixedPeers, Peers
 from raylab.training.predict import forward, name_metrics, predict, validate
 from raylab.training.process_group import PeerLost, ProcessGroup
 from raylab.training.progress import Metrics, Progress
+from raylab.training.scope import LocalScope, Scope, ShardSums
 from raylab.training.shard_gradients import ShardGradients, ShardInputs, can_take_passes
-from raylab.training.shard_tree import Node, add_node
 
 
 class Report:
@@ -115,12 +114,14 @@ def fit(
     device: str = "cpu",
     transferred: bool = False,
     peers: Peers | None = None,
+    scope: Scope | None = None,
 ) -> dict[str, Any]:
     """Train `model` from its present weights, or from the state that `load` returns, to the last planned step.
 
     Rank 0 alone calls `load`, and only where no other process has the state of the run.
 
-    `transferred`: the current weights were pretrained, so the recipe's transfer part applies (finetune.py).
+    `transferred`: the current weights were pretrained, so the recipe's transfer part applies (finetune.py). `scope`:
+    whose rows the run trains on, if not all of them are here (scope.py).
 
     Returns {"steps", "planned_steps", "epochs", "stopped" ("planned" or "early"), "val": metrics of the last epoch,
     "best": metrics of the best epoch with its "epoch" (from 0) and its last "step" (from 1), "weights_sha256"}, and
@@ -131,7 +132,7 @@ def fit(
     Raises NonFiniteError for an infinite or NaN loss or gradient, before the weights are scored or saved again,
     AttemptHandedOver where this process leaves, and PeerLost where it is on a GPU, whose queue may hold a spoilt step.
     """
-    training = Training(recipe, task, model, train, val, report, device, transferred, load, peers)
+    training = Training(recipe, task, model, train, val, report, device, transferred, load, peers, scope)
     try:
         training.regroup()
         while (action := training.next_action()) is not None:
@@ -162,6 +163,7 @@ class Training:
         transferred: bool,
         load: Callable[[], dict[str, Any] | None] = lambda: None,
         peers: Peers | None = None,
+        scope: Scope | None = None,
     ) -> None:
         loop = recipe.loop
         torch.set_num_threads(loop.threads)
@@ -171,11 +173,11 @@ class Training:
         # the same flags as use_deterministic_algorithms(True, warn_only=True), which first imports torch's compiler
         torch.set_deterministic_debug_mode("warn")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # for speed
-        self.recipe, self.task, self.model, self.train, self.val = recipe, task, model, train, val
+        self.recipe, self.task, self.model, self.train = recipe, task, model, train
         self.report, self.load, self.device = report, load, device
         self.peers, self.group = peers or FixedPeers(), ProcessGroup()
-        self.is_exact = loop.gradient_reduction == "exact" or (loop.gradient_reduction == "auto" and device == "cpu")
-        self.batches = sampler(recipe, train)
+        self.scope = scope or LocalScope(recipe, task, train, val, device)
+        self.batches = self.scope.batches
         self.augmentation = train.augmentation if recipe.data.augments else None
         self.planned = loop.epochs * self.batches.per_epoch
         self.inputs = self.create_prefetcher()
@@ -193,7 +195,6 @@ class Training:
             self.weights, recipe.seed, device, can_take_passes(model, device, loop.bf16)
         )
         self.optimizer = AdamW(self.weights)
-        self.offset = offsets(recipe, train, device)
         self.class_weight = _class_weight(recipe, device)
         self.progress = Progress()
         self.epoch_loss = torch.zeros((), dtype=torch.float64, device=device)  # sum over the epoch's samples so far
@@ -367,12 +368,12 @@ class Training:
         epoch, shards = self.shards_of(step)
         count = sum(len(rows) for rows in shards)
         lr_scales = self.phases.prepare_step(self.model, step)
-        losses, nodes = self.compute_shards(step, shards, count)
+        sums = self.compute_shards(step, shards, count)
         if is_short and not may_go_on():
             return
         if self.phases.starts_finetuning(step):
             self.progress.reset_patience()
-        loss_sum = self.sum_shards(losses, nodes, len(shards))  # the last collectives: what follows lasts
+        loss_sum = self.complete_sums(sums)  # the last collectives: what follows lasts
         norm = clip_norm(self.gradient, recipe.optim.max_grad_norm)
         lr = self.phases.lr(step, self.progress.lr_reductions)
         self.optimizer.step(lr, recipe.optim, lr_scales)
@@ -390,32 +391,23 @@ class Training:
         epoch, shards = self.batches.shards_of(step)
         return epoch, [rows for rows in shards if len(rows) > 0]
 
-    def compute_shards(
-        self, step: int, shards: list[np.ndarray], count: int
-    ) -> tuple[dict[int, Tensor], dict[Node, Tensor]]:
-        """Return for each shard of this rank its loss sum and batch-norm statistics [1 + S], and the sums of this
-        rank's gradients of the mean loss over all `shards` (row indices, `count` in total). Changes nothing."""
-        own: dict[int, Tensor] = {}
-        nodes: dict[Node, Tensor] = {}
+    def compute_shards(self, step: int, shards: list[np.ndarray], count: int) -> ShardSums:
+        """Return the sums over this rank's shards of the gradients of the mean loss over all `shards` (row indices,
+        `count` in total), of losses and of batch-norm statistics. Changes nothing."""
+        sums = self.scope.start_sums(self.group, step, [len(rows) for rows in shards], 1 + self.statistics.width)
         with self.statistics.per_shard():
             began = time.perf_counter()
             loaded = self.inputs.get(step)
             self.input_seconds += time.perf_counter() - began
             for inputs in loaded:
                 for shard, loss, gradient in self.shard_gradients.compute(inputs, step, count, self.sample_losses):
-                    add_node(nodes, (0, shard), gradient, len(shards), Tensor.add_)
-                    own[shard] = torch.cat([loss.double().reshape(1), *self.statistics.row()])
-        return own, nodes
+                    sums.add(shard, gradient, torch.cat([loss.double().reshape(1), *self.statistics.row()]))
+        return sums
 
-    def sum_shards(self, own: dict[int, Tensor], nodes: dict[Node, Tensor], count: int) -> Tensor:
-        """Write the gradient over all `count` shards to `self.gradient`, fold their batch-norm statistics, and return
-        the sum of the samples' losses."""
-        gather = self.group.start_gather(own, count, 1 + self.statistics.width, self.device)
-        if self.is_exact:
-            self.group.sum_in_order(nodes, count, self.gradient)
-        else:
-            self.group.sum_in_any_order(nodes, self.gradient)
-        table = gather()  # [shards, 1 + S]
+    def complete_sums(self, sums: ShardSums) -> Tensor:
+        """Write the gradient over all shards to `self.gradient`, fold their batch-norm statistics, and return the sum
+        of the samples' losses."""
+        table = sums.complete(self.gradient)
         self.statistics.fold(table[:, 1:])  # after the last collective, because it lasts
         return table[:, 0].sum()
 
@@ -424,7 +416,8 @@ class Training:
         epoch, shards = self.shards_of(step)
         augment = (self.recipe.seed, epoch) if self.recipe.data.augments else None
         inputs = []
-        for group in self.shard_gradients.group_shards(shards, self.group.own_shards(len(shards))):
+        own = self.scope.own_shards(self.group, step, len(shards))
+        for group in self.shard_gradients.group_shards(shards, own):
             rows = np.concatenate([shards[shard] for shard in group])
             x, y = self.train.batch(rows, augment), torch.from_numpy(self.train.y[rows])
             inputs.append(ShardInputs(group, pin(x, self.device), pin(y, self.device)))
@@ -444,7 +437,7 @@ class Training:
                 str(error),
                 "use fewer loop.shards, larger images, or a loop.global_batch_size that leaves a larger last batch",
             ) from error
-        logits = logits if self.offset is None else logits + self.offset
+        logits = logits if self.scope.offset is None else logits + self.scope.offset
         return self.task.outcome.loss(logits, y, self.class_weight)
 
     def must_fetch(self) -> bool:
@@ -484,11 +477,11 @@ class Training:
     def finish_epoch(self) -> None:
         """Score the epoch on the validation split; its last step's row also has the scores."""
         step = self.progress.step
-        scores = validate(self.task, self.scored_model, self.val, self.group, self.recipe, self.device)
+        scores = self.scope.validate(self.scored_model, self.group, self.progress.epoch + 1)
         is_probe = self.phases.is_probing(step - 1) and step < self.planned
         self.progress.end_epoch(self.recipe, scores, self.task.objective, self.scored_model, may_stop=not is_probe)
         row = self.rows[-1]
-        row |= {"train/epoch_loss": float(self.epoch_loss) / len(self.train), **name_metrics(scores)}
+        row |= {"train/epoch_loss": float(self.epoch_loss) / self.scope.rows_per_epoch, **name_metrics(scores)}
         if self.progress.best_epoch == self.progress.epoch:
             row |= name_metrics(scores, "best/val")
         self.epoch_loss.zero_()

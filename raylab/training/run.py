@@ -27,6 +27,7 @@ from torch import nn
 
 from raylab.config.overrides import without_weights
 from raylab.config.recipe import Recipe
+from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, DataError
 from raylab.files import atomic_write, write_json
 from raylab.models.baselines import Fitted
@@ -43,6 +44,7 @@ from raylab.training.model_note import read_model_note
 from raylab.training.peers import Peers
 from raylab.training.process_group import PeerLost, ProcessGroup
 from raylab.training.progress import Metrics
+from raylab.training.scope import Scope
 from raylab.training.step_times import StepTimes
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,29 @@ def execute(
     `step_times` measures where its time goes. Returns fit()'s result with the facts of the ledger. Raises
     AttemptHandedOver in a worker that leaves.
     """
+    job = find_task(recipe.task)
+    train = job.load(data, "train", recipe.data, None)
+    val = job.load(data, "val", recipe.data, train.spec)
+    return train_on(
+        recipe, train, val, directory, send, parent, saved, flush_seconds, peers, on_training, step_times
+    )
+
+
+def train_on(
+    recipe: Recipe,
+    train: Samples,
+    val: Samples,
+    directory: Path,
+    send: Send,
+    parent: Path | None = None,
+    saved: Callable[[Path], None] | None = None,
+    flush_seconds: float = 1.0,
+    peers: Peers | None = None,
+    on_training: Callable[[], None] = lambda: None,
+    step_times: StepTimes | None = None,
+    scope: Scope | None = None,
+) -> dict[str, Any]:
+    """Do what `execute` does, on loaded samples; `scope` as for `fit`."""
     device = "cuda" if recipe.scaling.gpu else "cpu"
     job = find_task(recipe.task)
     scratch = recipe.transfer.mode == "scratch"
@@ -80,8 +105,6 @@ def execute(
         recipe = without_weights(recipe)
     transferred = not scratch and (parent is not None or recipe.model.weights_path is not None)
 
-    train = job.load(data, "train", recipe.data, None)
-    val = job.load(data, "val", recipe.data, train.spec)
     recorder = Recorder(directory, recipe, train.spec, send, saved, flush_seconds, on_training, step_times)
 
     def load() -> dict[str, Any] | None:
@@ -100,7 +123,7 @@ def execute(
                 if isinstance(model, Fitted):
                     recorder.resume(None, [])
                     return fit_at_once(recipe, job, model, train, val, recorder, peers)
-                return fit(recipe, job, model, train, val, recorder, load, device, transferred, peers)
+                return fit(recipe, job, model, train, val, recorder, load, device, transferred, peers, scope)
             except PeerLost:  # on a GPU: what its queue has done to the weights is unknown
                 continue
 

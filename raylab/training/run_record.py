@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from raylab.documents import Document, read_document
 
 FILE = "run.json"
-Kind = Literal["train", "transfer", "tune", "trial", "evaluate", "benchmark", "simulate", "fit"]
+Kind = Literal["train", "transfer", "tune", "trial", "evaluate", "benchmark", "simulate", "fit", "federate"]
 """The verb that created a run; a trial belongs to a search."""
 
 

@@ -31,6 +31,7 @@ for _room, _more in {
     "evaluation": "data.icu data.images models",
     "tasks": "evaluation",
     "training": "tasks",
+    "federation": "training",
     "distributed": "training witness interfaces work",
 }.items():
     _below = {"errors", "files", "documents", "memory", "score", "storage"}.union(

@@ -1,0 +1,284 @@
+"""raylab federate: train one model at several sites whose data stays where it is, by files in a directory."""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs import cli
+from jobs.common import home, run_tracking
+from jobs.common.console import open_screen, say, set_status
+from jobs.train import add_recipe_options, build_recipe, parse_settings
+from raylab.errors import DataError, UsageError
+from raylab.tasks import find_task
+
+if TYPE_CHECKING:  # it needs the optional package cryptography
+    from raylab.federation.agreement import Agreement
+    from raylab.federation.keys import PrivateKeys
+    from raylab.federation.run import Federation
+
+EXAMPLE = "raylab federate run --exchange DIR --key north.key --data prepared/ards"
+CPU_CAPABILITIES = ("default", "avx2", "avx512")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="do", metavar="keys|agree|sign|run|pool", required=True)
+
+    def verb(name: str, text: str) -> argparse.ArgumentParser:
+        one = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        cli.add_common_options(one, default=argparse.SUPPRESS)
+        return one
+
+    keys = verb("keys", "make the keys of a site: NAME.key stays there, the other sites get NAME.public.json")
+    keys.add_argument("--site", required=True, metavar="NAME", help="lower-case letters, digits, '-' and '_'")
+    keys.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for the two files")
+
+    agree = verb("agree", "write an agreement of several sites into a new exchange directory, for all of them to sign")
+    agree.add_argument("task", help="the task to train")
+    add_exchange(agree)
+    agree.add_argument("--sites", type=Path, nargs="+", required=True, metavar="FILE", help="NAME.public.json of each")
+    agree.add_argument("--rows", type=int, nargs="+", required=True, metavar="N", help="rows of each site in a step")
+    agree.add_argument(
+        "--shards",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="shards into which each site's rows are cut (default: 1 each)",
+    )
+    agree.add_argument(
+        "--gradient-bound", type=float, default=16.0, metavar="B",
+        help="largest norm of the gradient of a shard's mean loss; larger ones are scaled down (default: 16)",
+    )  # fmt: skip
+    agree.add_argument(
+        "--cpu-capability", choices=CPU_CAPABILITIES, default="avx2",
+        help="vector instructions that all sites use (default: avx2)",
+    )  # fmt: skip
+    agree.add_argument(
+        "--patience", type=float, default=3600.0, metavar="SECONDS",
+        help="silence of a site after which the others go on without it (default: 3600)",
+    )  # fmt: skip
+    add_recipe_options(agree)
+
+    sign = verb("sign", "print an agreement and sign it for a site")
+    run = verb("run", "train as one site, to the end; the same command continues an interrupted run")
+    for one in (sign, run):
+        add_exchange(one)
+        one.add_argument("--key", type=Path, required=True, metavar="FILE", help="NAME.key of this site")
+    run.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared directory of this site")
+    run.add_argument("--name", help="name of the run (default: made from task, site and agreement)")
+
+    pool = verb("pool", "train on the data of all sites in this process, to compare: the same weights, to the bit")
+    add_exchange(pool)
+    pool.add_argument("--data", nargs="+", required=True, metavar="NAME=DIR", help="prepared directory of every site")
+    pool.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="directory of the run; continued if it exists"
+    )
+
+
+def add_exchange(parser: argparse.ArgumentParser) -> None:
+    text = "directory that all sites read and write, or that is copied between them"
+    parser.add_argument("--exchange", type=Path, required=True, metavar="DIR", help=text)
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    try:
+        import cryptography  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            "raylab federate needs the package cryptography", str(error), "pip install 'raylab[federation]'"
+        ) from error
+    do = {"keys": make_keys, "agree": write_agreement, "sign": sign_agreement, "run": run_site, "pool": run_pooled}
+    return do[args.do](args)
+
+
+def make_keys(args: argparse.Namespace) -> dict[str, Any]:
+    from raylab.federation.keys import write_keys
+
+    secret, public = write_keys(args.site, args.out)
+    if not args.quiet:
+        say(f"{secret}: keep it here; whoever has it can send messages as this site")
+        say(f"{public}: for the other sites, by a way on which nobody can exchange it")
+    return {"site": args.site, "key": str(secret), "public": str(public)}
+
+
+def write_agreement(args: argparse.Namespace) -> dict[str, Any]:
+    from raylab.federation import agreement as agreements
+    from raylab.federation.keys import read_identity
+
+    identities = [read_identity(path) for path in args.sites]
+    recipe = build_recipe(args.task, parse_settings(args), None, args.smoke)
+    agreement = agreements.propose(
+        recipe,
+        identities,
+        args.rows,
+        args.shards or [1] * len(identities),
+        args.gradient_bound,
+        args.cpu_capability,
+        args.patience,
+    )
+    path = agreements.write_agreement(agreement, args.exchange)
+    if not args.quiet:
+        tell_agreement(agreement)
+        say(f"written to {path}; next, at every site: raylab federate sign --exchange {args.exchange} --key NAME.key")
+    return {"agreement": agreement.sha256, "sites": list(agreement.names)}
+
+
+def tell_agreement(agreement: "Agreement") -> None:
+    from raylab.federation.agreement import PRIVATE_SITES
+
+    recipe = agreement.parse_recipe()
+    say(f"agreement {agreement.sha256}")
+    say(f"{recipe.task}, model {recipe.model.name}, {recipe.loop.epochs} epochs, seed {recipe.seed}, {agreement.mode}")
+    for site in agreement.sites:
+        say(f"  {site.site}: {site.rows} rows of a step in {site.shards} shard(s), key {site.signing_key[:16]}...")
+    say(f"gradients of shards up to norm {agreement.gradient_bound:g}, instructions {agreement.cpu_capability}, "
+        f"{agreement.patience_seconds:g} s of patience")  # fmt: skip
+    if len(agreement.sites) < PRIVATE_SITES:
+        say("two sites: each of them can subtract its own values from a sum, and so gets the other's")
+
+
+def sign_agreement(args: argparse.Namespace) -> dict[str, Any]:
+    from raylab.federation import agreement as agreements
+    from raylab.federation.keys import read_keys
+
+    agreement, keys = agreements.read_agreement(args.exchange), read_keys(args.key)
+    agreements.sign(agreement, keys, args.exchange)
+    missing = agreements.find_unsigned(agreement, args.exchange)
+    if not args.quiet:
+        tell_agreement(agreement)
+        say(
+            f"signed by {keys.site}"
+            + (f"; still to sign: {', '.join(missing)}" if missing else ", and so by all sites")
+        )
+    return {"agreement": agreement.sha256, "site": keys.site, "unsigned": missing}
+
+
+def run_site(args: argparse.Namespace) -> dict[str, Any]:
+    from raylab.federation.arithmetic import pin
+    from raylab.federation.keys import bind_data, read_keys
+
+    keys = read_keys(args.key)
+    agreement = read_signed(args.exchange)
+    recipe, data = agreement.parse_recipe(), args.data.absolute()
+    if agreement.find(keys.site).signing_key != keys.identity().signing_key:
+        raise DataError(f"the agreement has another key for site '{keys.site}' than {args.key}", do="use the right key")
+    meta = find_task(recipe.task).read_meta(data)
+    bind_data(args.key, agreement.sha256, meta.data_hash)
+    pin(agreement.cpu_capability)
+    name = args.name or f"{recipe.task}-{keys.site}-{agreement.sha256[:8]}"
+    directory = home.home() / "runs" / name
+    with open_screen(args.quiet, f"{name}: joining the other sites"):
+        if home.is_open(directory):
+            if home.note(directory).tags.get("raylab.agreement") != agreement.sha256:
+                raise UsageError(f"the run '{name}' belongs to something else", do="choose another --name")
+            with run_tracking.reopen_run(directory):
+                return continue_site(directory, agreement, keys, args.exchange, data, args.quiet)
+        uri = run_tracking.checked_address()
+        directory = home.new_run(name, recipe.task)
+        tags = {"raylab.agreement": agreement.sha256, "raylab.site": keys.site}
+        new = run_tracking.describe_run(directory, recipe, meta, data, "federate", uri, more_tags=tags)
+        with run_tracking.open_run(directory, new):
+            return continue_site(directory, agreement, keys, args.exchange, data, args.quiet)
+
+
+def read_signed(exchange: Path) -> "Agreement":
+    """The agreement of an exchange directory; DataError unless all sites have signed it."""
+    from raylab.federation import agreement as agreements
+
+    agreement = agreements.read_agreement(exchange)
+    if missing := agreements.find_unsigned(agreement, exchange):
+        raise DataError(
+            f"{', '.join(missing)} has not signed the agreement in {exchange}",
+            "nothing is sent before all sites have",
+            f"at that site: raylab federate sign --exchange {exchange} --key NAME.key",
+        )
+    return agreement
+
+
+def continue_site(
+    directory: Path, agreement: "Agreement", keys: "PrivateKeys", exchange: Path, data: Path, quiet: bool
+) -> dict[str, Any]:
+    """Train the tracked run in `directory` to its end, and score it on the site's own validation split."""
+    from jobs.common.training import finish  # loads torch, after its instructions are pinned
+    from raylab.federation.exchange import Exchange
+    from raylab.federation.run import join
+    from raylab.federation.sums import SiteSums
+    from raylab.training.checkpoint import list_checkpoints
+
+    def saved_step() -> int:
+        """The step of the oldest of two or more checkpoints, which this site resumes from if the others are damaged."""
+        here = list_checkpoints(directory / "checkpoints")
+        return int(here[-1].name.removeprefix("step-")) if len(here) > 1 else 0
+
+    sums = SiteSums(Exchange(exchange, agreement, keys, saved_step), keys, agreement, say)
+    set_status("waiting for all sites to join")
+    federation = join(agreement, {keys.site: data}, sums)
+    result = train_federation(federation, directory, quiet)
+    sums.tell_refused()
+    traffic = {
+        "rounds": sums.rounds,
+        "bytes_sent": sums.exchange.bytes_sent,
+        "bytes_received": sums.exchange.bytes_received,
+        "seconds_waited": sums.seconds_waited,
+        "refused": sums.told,
+    }
+    return finish(directory, federation.recipe, data, result, quiet) | {"traffic": traffic}
+
+
+def train_federation(federation: "Federation", directory: Path, quiet: bool) -> dict[str, Any]:
+    """Train a tracked run as one site, with its progress on the screen."""
+    from jobs.common.progress import Display
+    from raylab.federation.run import train
+    from raylab.work import WorkMeter, write_to
+
+    recipe, counts = federation.recipe, federation.counts
+    if not quiet:
+        names = ", ".join(federation.agreement.names)
+        say(f"run {directory.name}: {recipe.task}, {counts.train} training rows of {names}, {federation.steps} steps")
+    rows = run_tracking.ToOutbox(directory)
+    meter = WorkMeter("worker-0", recipe.scaling.cpus_per_worker, 1.0, False, write_to(directory))
+    with Display(directory, recipe.loop.epochs, federation.steps, federation.task.objective, quiet), meter:
+        result = train(federation, directory, rows.send, meter.note_training)
+    facts = result["federation"]
+    if clipped := facts["clipped_shards"]:
+        say(f"{clipped} gradients of shards exceeded the agreed bound and were scaled down")
+    if gone := set(federation.agreement.names) - set(facts["sites"]):
+        say(f"the run ended without {', '.join(sorted(gone))}")
+    return result
+
+
+def run_pooled(args: argparse.Namespace) -> dict[str, Any]:
+    from raylab.federation.arithmetic import pin
+
+    agreement = read_signed(args.exchange)
+    members = parse_members(args.data, agreement)
+    pin(agreement.cpu_capability)
+    from raylab.federation.exchange import Inbox
+    from raylab.federation.run import join, train
+    from raylab.federation.sums import PooledSums, find_exclusions
+
+    sums = PooledSums(agreement, find_exclusions(Inbox(args.exchange, agreement)))
+    with open_screen(args.quiet, f"{agreement.recipe['task']}: training on the data of all sites"):
+        federation = join(agreement, members, sums)
+        args.out.mkdir(mode=0o700, parents=True, exist_ok=True)
+        result = train(federation, args.out, lambda rows: 0)
+    if not args.quiet:
+        say(f"{result['steps']} steps, val loss {result['best']['loss']:.4f}, weights {result['weights_sha256']}")
+    return {key: value for key, value in result.items() if key != "val"} | {"directory": str(args.out)}
+
+
+def parse_members(words: list[str], agreement: "Agreement") -> Mapping[str, Path]:
+    """{site: prepared directory} of NAME=DIR, in the order of the agreement; UsageError unless it has every site."""
+    given = dict(word.partition("=")[::2] for word in words)
+    for name in given:
+        agreement.find(name)
+    if missing := [name for name in agreement.names if not given.get(name)]:
+        raise UsageError(
+            f"no data of {', '.join(missing)}", do=f"give --data {' '.join(f'{n}=DIR' for n in missing)} too"
+        )
+    return {name: Path(given[name]).absolute() for name in agreement.names}
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(["federate", *sys.argv[1:]]))

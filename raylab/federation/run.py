@@ -1,0 +1,149 @@
+"""Training by several sites, as one of them, or pooled: what `raylab federate run` and `pool` execute.
+
+Both go through the same steps. A site has its own rows, and adds its sums to those of the others through the exchange
+directory; the pooled run has the rows of all sites, and what it has added up itself is the sum.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raylab.config.recipe import Recipe
+from raylab.data.samples import Samples
+from raylab.errors import DataError, UsageError
+from raylab.federation import fixed_point
+from raylab.federation.agreement import Agreement
+from raylab.federation.arithmetic import describe_arithmetic, probe
+from raylab.federation.rounds import Round
+from raylab.federation.scope import Counts, PooledSamples, SiteScope
+from raylab.federation.sums import Sums
+from raylab.tasks import find_task
+from raylab.tasks.base import SiteStatistics, Task
+from raylab.training.batchnorm import ShardStatistics
+from raylab.training.loop import weights_sha256
+from raylab.training.peers import Peers
+from raylab.training.process_group import ProcessGroup
+from raylab.training.run import Send, train_on
+
+SAME_ARITHMETIC = "exact sums need the same bits at every site: use the same kind of CPU and the same software"
+SAME_DATA = "prepare the data of all sites with the same options and version of raylab"
+
+
+class SitePeers(Peers):
+    """This process alone in its run: a regrouping means that a site was excluded, and the others go on."""
+
+    def form_group(self, position: int) -> tuple[ProcessGroup, int | None]:
+        return ProcessGroup(), None
+
+    def must_regroup(self) -> bool:
+        return False
+
+    def is_leaving(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What the sites have agreed on and found out together before the first step.
+
+    train, val   the samples of the sites that are here, by site, with the statistics of all sites
+    """
+
+    agreement: Agreement
+    recipe: Recipe
+    task: Task
+    train: Mapping[str, Samples]
+    val: Mapping[str, Samples]
+    counts: Counts
+    sums: Sums
+
+    @property
+    def steps(self) -> int:
+        """How many steps the run has."""
+        return self.recipe.loop.epochs * self.scope().per_epoch
+
+    def scope(self) -> SiteScope:
+        """Return a new scope for the training loop."""
+        return SiteScope(self.agreement, self.recipe, self.task, self.train, self.val, self.counts, self.sums)
+
+
+def join(agreement: Agreement, members: Mapping[str, Path], sums: Sums) -> Federation:
+    """Form the statistics of all sites, load the prepared directories of `members`, and check that all sites compute
+    the same. A collective over the sites.
+
+    Raises DataError for data that does not fit, UsageError for a recipe that cannot be trained so, and RunError where
+    sites differ.
+    """
+    recipe = agreement.parse_recipe()
+    task = find_task(recipe.task)
+    statistics = _statistics_of(task)
+    metas = {name: task.read_meta(directory) for name, directory in members.items()}
+    sums.compare(Round("join", 0), describe_arithmetic(), SAME_ARITHMETIC)
+
+    parts = [fixed_point.encode(statistics.add_up(meta), statistics.bound, "statistics") for meta in metas.values()]
+    total = sums.add_up(Round("statistics", 0), _add_all(parts))
+    spec = statistics.pool(next(iter(metas.values())), fixed_point.decode(total, statistics.bound))
+
+    train = {name: task.load(directory, "train", recipe.data, spec) for name, directory in members.items()}
+    val = {name: task.load(directory, "val", recipe.data, spec) for name, directory in members.items()}
+    own = [Counts.of(train[name], val[name]).to_integers() for name in members]
+    counts = Counts.from_integers(sums.add_up(Round("counts", 0), _add_all(own)))
+    if absent := [name for name, n in zip(spec["classes"], counts.classes, strict=True) if n == 0]:
+        raise DataError(
+            f"no row of class {', '.join(absent)} in the training data of any site",
+            "a model cannot learn a class without examples",
+            "prepare data that contains all classes",
+        )
+    some = next(iter(train.values()))
+    model = task.model(recipe, spec)
+    if ShardStatistics(model).layers:
+        raise UsageError(
+            f"the model '{recipe.model.name}' has batch norm, whose statistics are not summed over sites yet",
+            do="choose a model without it",
+        )
+    facts = {f"input {key}": _short(value) for key, value in spec.items()}
+    facts |= {
+        "initial weights": weights_sha256(model),
+        "bits of a forward and backward pass": probe(task, model, some, 0),
+    }
+    sums.compare(Round("start", 0), facts, f"{SAME_DATA}; if only bits differ: {SAME_ARITHMETIC}")
+    return Federation(agreement, recipe, task, train, val, counts, sums)
+
+
+def train(
+    federation: Federation, directory: Path, send: Send, on_training: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Train to the end in the run directory `directory`, from its newest valid checkpoint if there is one.
+
+    Returns fit()'s result with the facts of the ledger, and "federation": how many gradients of shards here exceeded
+    the agreed bound since this process began, and which sites took part to the end.
+    """
+    samples = tuple(PooledSamples(part) for part in (federation.train, federation.val))
+    scope = federation.scope()
+    result = train_on(
+        federation.recipe, *samples, directory, send, peers=SitePeers(), on_training=on_training, scope=scope
+    )  # fmt: skip
+    sites = federation.sums.sites(Round("validation", result["steps"]))
+    return result | {"federation": {"clipped_shards": scope.clipped, "sites": list(sites)}}
+
+
+def _statistics_of(task: Task) -> SiteStatistics:
+    if task.site_statistics is None:
+        raise UsageError(f"the statistics of task '{task.name}' are not formed from sums", do="use an ICU task")
+    return task.site_statistics
+
+
+def _add_all(parts: list[fixed_point.Integers]) -> fixed_point.Integers:
+    total = np.zeros_like(parts[0])
+    for part in parts:
+        total = fixed_point.add(total, part)
+    return total
+
+
+def _short(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,316 @@
+"""Three sites that share nothing but a directory train to the bits of a run that has all their rows.
+
+Each site is a process; the data is small and SYNTHETIC, and the sites' patients differ.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from raylab.config.overrides import override
+from raylab.data.icu.meta import IcuMeta
+from raylab.data.icu.prepare import prepare_icu
+from raylab.data.icu.site_statistics import NAMES, pool_statistics, sum_statistics
+from raylab.data.prepared import read_meta
+from raylab.federation.agreement import Agreement, propose, read_agreement, sign, write_agreement
+from raylab.federation.arithmetic import describe_arithmetic
+from raylab.federation.exchange import Exchange
+from raylab.federation.keys import PrivateKeys
+from raylab.federation.rounds import Round
+from raylab.federation.run import join, train
+from raylab.federation.scope import PooledSamples
+from raylab.federation.sums import PooledSums, SiteSums, find_exclusions
+from raylab.tasks import find_task
+from raylab.tasks.recipes import shipped_recipe
+from raylab.training import checkpoint
+
+SITES = ("north", "south", "west")
+PATIENTS = {"north": 120, "south": 60, "west": 80}
+RECIPE = override(
+    shipped_recipe("ards", smoke=True),
+    {
+        "model.dropout": 0.3,
+        "loop.epochs": 2,
+        "loop.ema_decay": 0.9,
+        "loop.checkpoint_steps": 2,
+        "optim.logit_adjustment": 0.5,
+        "schedule.kind": "plateau",
+        "schedule.patience": 0,
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The prepared directory of each site."""
+    found = {}
+    for seed, (name, patients) in enumerate(PATIENTS.items()):
+        found[name] = tmp_path_factory.mktemp("sites") / name
+        prepare_icu("ards", "synthetic", None, found[name], patients=patients, seed=seed)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pooled(data, tmp_path_factory) -> dict[str, Any]:
+    """The result of the run that has all rows; its agreement has other keys and no masks."""
+    keys = {name: PrivateKeys.generate(name) for name in SITES}
+    agreement = agree(keys)
+    return train(join(agreement, data, PooledSums(agreement, {})), tmp_path_factory.mktemp("pooled"), lambda rows: 0)
+
+
+def agree(keys: dict[str, PrivateKeys], patience: float = 600.0, bound: float = 8.0) -> Agreement:
+    identities = [each.identity() for each in keys.values()]
+    return propose(RECIPE, identities, [32, 13, 19], [1, 2, 2], bound, "avx2", patience)
+
+
+def set_up(exchange: Path, **options: float) -> dict[str, PrivateKeys]:
+    """A signed agreement in a new exchange directory; returns the keys of all sites."""
+    keys = {name: PrivateKeys.generate(name) for name in SITES}
+    write_agreement(agree(keys, **options), exchange)
+    for each in keys.values():
+        sign(read_agreement(exchange), each, exchange)
+    return keys
+
+
+def run_site(exchange: Path, keys: PrivateKeys, data: Path, directory: Path, kill_at: int | None = None) -> Any:
+    """Train as one site; with `kill_at`, this process ends itself by SIGKILL after that many rounds."""
+    agreement = read_agreement(exchange)
+    directory.mkdir(exist_ok=True)
+
+    def saved_step() -> int:
+        here = checkpoint.list_checkpoints(directory / "checkpoints")
+        return int(here[-1].name.removeprefix("step-")) if len(here) > 1 else 0
+
+    sums = SiteSums(Exchange(exchange, agreement, keys, saved_step), keys, agreement, print)
+    publish = sums.exchange.publish
+
+    def publish_or_die(*arguments: Any) -> None:
+        publish(*arguments)
+        if sums.exchange.sequence == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sums.exchange.publish = publish_or_die  # type: ignore[method-assign]
+    result = train(join(agreement, {keys.site: data}, sums), directory, lambda rows: 0)
+    return result | {"rounds": sums.rounds}
+
+
+def _answer(pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    try:
+        pipe.send(work(*arguments))
+    except Exception as error:
+        pipe.send(error)
+
+
+class Processes:
+    """Sites as processes, forked from a server that has imported torch."""
+
+    def __init__(self) -> None:
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(
+            ["raylab.federation.run", "pytest", "hypothesis", "raylab.data.icu.prepare"]
+        )
+        self.running: dict[str, tuple[Any, Any]] = {}
+
+    def start(self, name: str, *arguments: Any) -> None:
+        ours, theirs = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=_answer, args=(theirs, run_site, arguments))
+        process.start()
+        theirs.close()
+        self.running[name] = process, ours
+
+    def wait(self, name: str) -> Any:
+        """The result of a site, or None if it was killed."""
+        process, pipe = self.running.pop(name)
+        assert pipe.poll(240), f"{name} does not answer"
+        try:
+            result = pipe.recv()
+        except EOFError:
+            result = None
+        process.join(20)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+@pytest.fixture
+def processes():
+    made = Processes()
+    yield made
+    for process, _ in made.running.values():
+        process.kill()
+
+
+def test_three_sites_reach_the_weights_of_the_pooled_run(tmp_path, data, pooled, processes):
+    """Two of them are killed on the way, at the beginning and in the middle, and start again."""
+    keys = set_up(tmp_path / "exchange")
+    kills = {"north": None, "south": 3, "west": 9}
+    for name in SITES:
+        processes.start(name, tmp_path / "exchange", keys[name], data[name], tmp_path / name, kills[name])
+    for name in ("south", "west"):
+        assert processes.wait(name) is None, "it was to be killed"
+        processes.start(name, tmp_path / "exchange", keys[name], data[name], tmp_path / name)
+    results = {name: processes.wait(name) for name in SITES}
+    assert {result["weights_sha256"] for result in results.values()} == {pooled["weights_sha256"]}
+    assert all(result["val"] == pooled["val"] and result["best"] == pooled["best"] for result in results.values())
+    assert results["north"]["federation"]["sites"] == list(SITES) and results["west"]["attempts"] == 2
+    assert pooled["steps"] > 4, "too short to show anything"
+
+    sent = b"".join(path.read_bytes() for path in (tmp_path / "exchange").rglob("*") if path.is_file())
+    assert sent
+    for name in SITES:
+        table = pl.read_parquet(data[name] / "samples.parquet")
+        for column in ("stay_id", "subject_id"):
+            assert not [value for value in table[column].cast(pl.String) if value.encode() in sent]
+        hours = pl.read_parquet(data[name] / "hours.parquet").drop("stay_id", "hour")
+        values = hours.select(pl.col(pl.Float32)).to_numpy()
+        rows = [row for row in values[:: len(values) // 50] if np.isfinite(row).sum() > 2]
+        assert rows and not [row for row in rows if row[np.isfinite(row)].tobytes() in sent]
+
+
+def test_canaries_stay_at_their_site(tmp_path, data, processes):
+    """Marked identifiers, free text and file names are in the prepared data, and in no message."""
+    canaries = {}
+    for name in SITES:
+        canaries[name] = f"CANARY-{name}-7f3a"
+        shutil.copytree(data[name], tmp_path / canaries[name])
+        for file in ("samples.parquet", "hours.parquet"):
+            path = tmp_path / canaries[name] / file
+            ids = [column for column in ("stay_id", "subject_id") if column in pl.read_parquet_schema(path)]
+            marked = pl.read_parquet(path).with_columns(pl.lit(canaries[name]) + pl.col(ids).cast(pl.String))
+            marked.write_parquet(path)
+        meta = json.loads((tmp_path / canaries[name] / "meta.json").read_text())
+        meta["notes"] = [*meta["notes"], canaries[name]]
+        meta["files"] |= {
+            file: _sha256(tmp_path / canaries[name] / file) for file in ("samples.parquet", "hours.parquet")
+        }
+        (tmp_path / canaries[name] / "meta.json").write_text(json.dumps(meta))
+    keys = set_up(tmp_path / "exchange")
+    for name in SITES:
+        place = tmp_path / canaries[name]
+        processes.start(name, tmp_path / "exchange", keys[name], place, tmp_path / f"run-{name}")
+    for name in SITES:
+        processes.wait(name)
+    files = [path for path in (tmp_path / "exchange").rglob("*") if path.is_file()]
+    assert len(files) > 20
+    for path in files:
+        assert not [name for name in SITES if canaries[name].encode() in path.read_bytes() + path.name.encode()]
+
+
+def _sha256(path: Path) -> str:
+    from raylab.data.prepared import sha256
+
+    return sha256(path)
+
+
+def test_the_others_go_on_without_a_lost_site(tmp_path, data, processes):
+    """And the pooled run that leaves the same rows out from the same step on has the same weights."""
+    keys = set_up(tmp_path / "exchange", patience=4.0)
+    for name in SITES:
+        kill_at = 9 if name == "south" else None
+        processes.start(name, tmp_path / "exchange", keys[name], data[name], tmp_path / name, kill_at)
+    results = {name: processes.wait(name) for name in SITES}
+    assert results["south"] is None and results["north"]["weights_sha256"] == results["west"]["weights_sha256"]
+    assert results["north"]["federation"]["sites"] == ["north", "west"]
+    agreement = read_agreement(tmp_path / "exchange")
+    excluded = find_exclusions(Exchange(tmp_path / "exchange", agreement, keys["north"]))
+    assert list(excluded) == ["south"]
+    for name in ("again", "whole"):
+        (tmp_path / name).mkdir()
+    again = train(join(agreement, data, PooledSums(agreement, excluded)), tmp_path / "again", lambda rows: 0)
+    assert again["weights_sha256"] == results["north"]["weights_sha256"]
+    whole = train(join(agreement, data, PooledSums(agreement, {})), tmp_path / "whole", lambda rows: 0)
+    assert whole["weights_sha256"] != results["north"]["weights_sha256"]
+
+
+def test_statistics_from_sums_are_those_of_all_rows(data):
+    metas = {name: read_meta(data[name], "ards", IcuMeta) for name in SITES}
+    spec = pool_statistics(
+        metas["west"], sum((sum_statistics(meta) for meta in metas.values()), np.zeros(3 * len(NAMES)))
+    )
+    tables = []
+    for name in SITES:
+        stays = pl.read_parquet(data[name] / "samples.parquet").filter(pl.col("split") == "train")["stay_id"]
+        table = pl.read_parquet(data[name] / "hours.parquet")
+        tables.append(table.filter(pl.col("stay_id").is_in(stays.to_list()) & (pl.col("hour") < spec["hours"])))
+    for feature in ("hr", "map", "spo2"):
+        values = pl.concat(
+            [table[feature].cast(pl.Float64) for table in tables if feature in table.columns]
+        ).drop_nulls()
+        place = spec["features"].index(feature)
+        assert spec["mean"][place] == pytest.approx(values.mean(), rel=1e-9)
+        assert spec["std"][place] == pytest.approx(values.std(ddof=0), rel=1e-7)
+
+
+def test_a_step_is_the_gradient_of_the_mean_loss_over_the_rows_of_all_sites(data):
+    """Compared with one backward pass of plain torch over the same rows."""
+    keys = {name: PrivateKeys.generate(name) for name in SITES}
+    agreement = agree(keys, bound=1e4)
+    federation = join(agreement, data, PooledSums(agreement, {}))
+    scope, samples, task = federation.scope(), PooledSamples(federation.train), find_task("ards")
+    _, shards = scope.shards_of(0)
+    assert [len(rows) for rows in shards] == [32, 7, 6, 10, 9]
+    model = task.model(federation.recipe, samples.spec).eval()
+    weights = list(model.parameters())
+    rows = np.concatenate(shards)
+    owners = np.searchsorted(list(samples.starts.values()), rows, side="right") - 1
+    assert (np.diff(owners) >= 0).all() and np.bincount(owners).tolist() == [32, 13, 19]
+
+    def losses(chosen: np.ndarray) -> torch.Tensor:
+        logits = model(samples.batch(chosen)) + scope.offset
+        return task.outcome.loss(logits, torch.from_numpy(samples.y[chosen]), None)
+
+    sums = scope.start_sums(None, 0, [len(each) for each in shards], 1)  # type: ignore[arg-type]
+    for number, chosen in enumerate(shards):
+        loss = losses(chosen).sum()
+        gradient = torch.autograd.grad(loss / len(rows), weights)
+        sums.add(number, torch.cat([g.flatten() for g in gradient]), loss.detach().double().reshape(1))
+    total = torch.empty(sum(w.numel() for w in weights))
+    loss_sum = sums.complete(total)[:, 0].sum()
+    mean = losses(rows).mean()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(mean, weights)])
+    assert torch.allclose(total, expected, atol=1e-7) and expected.abs().max() > 1e-3
+    assert float(loss_sum) / len(rows) == pytest.approx(float(mean), rel=1e-6)
+    assert scope.clipped == 0
+
+
+def test_a_gradient_beyond_the_bound_is_scaled_down_and_counted(data):
+    keys = {name: PrivateKeys.generate(name) for name in SITES}
+    agreement = agree(keys, bound=1e-3)
+    scope = join(agreement, data, PooledSums(agreement, {})).scope()
+    sums = scope.start_sums(None, 0, [32, 7, 6, 10, 9], 1)  # type: ignore[arg-type]
+    total = torch.empty(4)
+    sums.add(0, torch.tensor([3.0, 4.0, 0.0, 0.0]), torch.ones(1))
+    sums.complete(total)
+    assert scope.clipped == 1
+    assert torch.allclose(total, torch.tensor([0.6, 0.8, 0, 0]) * 1e-3 * 32 / 64)
+
+
+def test_pooled_samples_are_read_as_each_site_reads_them(data):
+    task = find_task("ards")
+    parts = {name: task.load(data[name], "train", RECIPE.data, None) for name in SITES[:1]}
+    parts["south"] = task.load(data["south"], "train", RECIPE.data, parts["north"].spec)
+    samples = PooledSamples(parts)
+    index = np.array([len(samples) - 1, 0, samples.starts["south"]])
+    x = samples.batch(index)
+    assert torch.equal(x[0], parts["south"].batch(np.array([len(parts["south"]) - 1]))[0])
+    assert torch.equal(x[1:2], parts["north"].batch(np.array([0]))) and torch.equal(
+        x[2:], parts["south"].batch(np.array([0]))
+    )
+    assert len(set(samples.group.tolist())) == sum(len(set(part.group.tolist())) for part in parts.values())
+
+
+def test_the_arithmetic_is_described():
+    facts = describe_arithmetic()
+    assert facts["vector instructions"] and facts["version of torch"] and "?" not in facts["kind of CPU"]
+    assert Round("step", 0).order < Round("validation", 1).order < Round("step", 1).order
