@@ -22,7 +22,7 @@ GUIDES = {
     "train": "[Recipes](recipes.md), [Slurm](slurm.md)",
     "transfer": "[Recipes: transfer](recipes.md#transfer)",
     "tune": "[Recipes: searching](recipes.md#searching)",
-    "federate": "[Federation](silos.md)",
+    "federate": "[Training across sites](silos.md)",
     "resume": "[Checkpoints](architecture.md#checkpoints)",
     "evaluate": "[Data: scores, intervals and the leakage check](data.md#scores-of-the-ards-task)",
     "benchmark": "[Recipes: benchmarks](recipes.md#benchmark-of-a-task), [scaling](recipes.md#scaling-of-a-task), "

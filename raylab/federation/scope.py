@@ -74,6 +74,7 @@ class PooledSamples:
         return len(self.y)
 
     def batch(self, index: np.ndarray, augment: tuple[int, int] | None = None) -> Tensor:
+        """See Samples. Augmentation follows each site's own row numbers."""
         starts = np.array(list(self.starts.values()))
         owner = np.searchsorted(starts, index, side="right") - 1
         out: Tensor | None = None
@@ -168,6 +169,7 @@ class FixedPointSums(ShardSums):
         self.loss = np.zeros(1, dtype=np.int64)
 
     def add(self, shard: int, gradient: Tensor, row: Tensor) -> None:
+        """See ShardSums. Raises NonFiniteError for a gradient or a loss that is not finite."""
         values = gradient.double().numpy()
         longest = self.bound * self.shards[shard] / self.count  # the gradient is a part of the mean over all rows
         norm = float(norm_of(gradient))

@@ -72,6 +72,7 @@ class SiteSums:
         self.rounds, self.seconds_waited = 0, 0.0
 
     def add_up(self, round: Round, values: Integers) -> Integers:
+        """See Sums. Raises RunError if this site was excluded, or cannot go on."""
         sites = self._sites_of(round)
         hidden = self.masks.hide(values, round, sites)
         total = hidden
@@ -87,6 +88,7 @@ class SiteSums:
         return total
 
     def compare(self, round: Round, facts: Mapping[str, Any], do: str) -> None:
+        """See Sums."""
         received = self._exchange(round, self._sites_of(round), "facts", encode_json(facts))
         for other, payload in received.items():
             theirs = json.loads(payload)
