@@ -11,6 +11,7 @@ from jobs.common import home, run_tracking
 from jobs.common.console import open_screen, say, set_status
 from jobs.train import add_recipe_options, build_recipe, parse_settings
 from raylab.errors import DataError, UsageError
+from raylab.federation.arithmetic import LIMITS, pin
 from raylab.tasks import find_task
 
 if TYPE_CHECKING:  # it needs the optional package cryptography
@@ -19,7 +20,6 @@ if TYPE_CHECKING:  # it needs the optional package cryptography
     from raylab.federation.run import Federation
 
 EXAMPLE = "raylab federate run --exchange DIR --key north.key --data prepared/ards"
-CPU_CAPABILITIES = ("default", "avx2", "avx512")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="largest norm of the gradient of a shard's mean loss; larger ones are scaled down (default: 16)",
     )  # fmt: skip
     agree.add_argument(
-        "--cpu-capability", choices=CPU_CAPABILITIES, default="avx2",
+        "--cpu-capability", choices=tuple(LIMITS), default="avx2",
         help="vector instructions that all sites use (default: avx2)",
     )  # fmt: skip
     agree.add_argument(
@@ -155,7 +155,6 @@ def sign_agreement(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_site(args: argparse.Namespace) -> dict[str, Any]:
-    from raylab.federation.arithmetic import pin
     from raylab.federation.keys import bind_data, read_keys
 
     keys = read_keys(args.key)
@@ -205,6 +204,11 @@ def continue_site(
     from raylab.federation.run import join
     from raylab.federation.sums import SiteSums
     from raylab.training.checkpoint import list_checkpoints
+    from raylab.training.run_result import read_result
+
+    if (directory / "result.json").is_file():
+        say(f"run {directory.name} has already finished training")
+        return finish(directory, agreement.parse_recipe(), data, read_result(directory), quiet)
 
     def saved_step() -> int:
         """The step of the oldest of two or more checkpoints, which this site resumes from if the others are damaged."""
@@ -249,8 +253,6 @@ def train_federation(federation: "Federation", directory: Path, quiet: bool) -> 
 
 
 def run_pooled(args: argparse.Namespace) -> dict[str, Any]:
-    from raylab.federation.arithmetic import pin
-
     agreement = read_signed(args.exchange)
     members = parse_members(args.data, agreement)
     pin(agreement.cpu_capability)

@@ -6,6 +6,7 @@ identified by the SHA-256 of its content, which is part of every message: nothin
 
 import hashlib
 import json
+import math
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,14 +130,18 @@ def propose(
     settings = {"loop.global_batch_size": sum(rows), "loop.shards": sum(shards), "scaling.workers": 0}
     recipe = override(recipe, settings)
     check_recipe(recipe)
+    for name, value in (("gradient bound", gradient_bound), ("patience", patience_seconds)):
+        if not 0 < value < math.inf:
+            raise UsageError(f"the {name} must be a number above 0, got {value:g}")
+    sites = (
+        Site(**identity.model_dump(), rows=n, shards=cut)
+        for identity, n, cut in zip(identities, rows, shards, strict=True)
+    )
     return Agreement(
         id=secrets.token_hex(16),
         mode="exact",
         recipe=recipe.model_dump(mode="json"),
-        sites=tuple(
-            Site(**identity.model_dump(), rows=n, shards=cut)
-            for identity, n, cut in zip(identities, rows, shards, strict=True)
-        ),
+        sites=tuple(sites),
         gradient_bound=gradient_bound,
         cpu_capability=cpu_capability,
         patience_seconds=patience_seconds,

@@ -1,5 +1,6 @@
 """The keys of a site: Ed25519 to sign its messages, X25519 to agree on masks with each other site."""
 
+import re
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -68,6 +69,8 @@ class PrivateKeys(Document):
 
 def write_keys(site: str, directory: Path) -> tuple[Path, Path]:
     """Write SITE.key (0600) and SITE.public.json into `directory`, and return both paths; UsageError if they exist."""
+    if not re.fullmatch(NAME, site):
+        raise UsageError(f"'{site}' is not the name of a site", do="use lower-case letters, digits, '-' and '_'")
     secret, public = directory / f"{site}.key", directory / f"{site}.public.json"
     for path in (secret, public):
         if path.exists():

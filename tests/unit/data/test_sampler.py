@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylab.data.sampler import balanced_shards_of, shards_of, steps_per_epoch
+from raylab.data.sampler import balanced_shards_of, shards_of, site_rows, steps_per_epoch
 from raylab.training.process_group import ProcessGroup
 
 SAMPLES, BATCH, SHARDS, SEED = st.integers(1, 400), st.integers(1, 80), st.integers(1, 20), st.integers(0, 2**31 - 1)
@@ -84,3 +84,14 @@ def test_a_class_fills_its_share_of_every_batch(samples, batch, shards, share, f
         assert counts.max() - counts.min() <= 1
     again = balanced_shards_of(steps, chosen, batch, shards, seed, share)[1]
     assert all(np.array_equal(a, b) for a, b in zip(again, np.array_split(seen[steps], shards), strict=True))
+
+
+def test_a_site_gives_every_row_as_often_as_any_other_whatever_its_share():
+    """15 rows, 4 of them a step: 15 steps are 4 rounds through all rows; another site has another order."""
+    steps = [site_rows(step, 15, 4, 7, 0) for step in range(15)]
+    assert (np.bincount(np.concatenate(steps)) == 4).all()
+    assert all(len(rows) == 4 for rows in steps)
+    assert np.array_equal(steps[9], site_rows(9, 15, 4, 7, 0))
+    assert not np.array_equal(steps[0], site_rows(0, 15, 4, 7, 1))
+    more = site_rows(0, 3, 8, 7, 2)  # fewer rows than its share of a step
+    assert sorted(np.bincount(more)) == [2, 3, 3]

@@ -1,0 +1,97 @@
+"""raylab federate: keys, agreement and signatures as users make them; what is refused before anything is sent."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import cli
+
+SITES = ("north", "south", "west")
+
+
+def run(capsys: Any, *words: str | Path) -> tuple[int, str, str]:
+    code = cli.main(["federate", *map(str, words)])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.fixture
+def exchange(tmp_path, capsys) -> Path:
+    """A new exchange directory with an agreement that nobody has signed; the keys are beside it."""
+    for name in SITES:
+        assert run(capsys, "keys", "--site", name, "--out", tmp_path)[0] == 0
+    files = [tmp_path / f"{name}.public.json" for name in SITES]
+    words = ["ards", "--smoke", "--sites", *files, "--rows", 32, 16, 16, "--exchange", tmp_path / "exchange"]
+    code, said, error = run(capsys, "agree", *words)
+    assert code == 0 and "north: 32 rows of a step" in said, error
+    return tmp_path / "exchange"
+
+
+def test_sites_agree_and_sign(exchange, capsys, tmp_path):
+    for name, rest in zip(SITES, ("still to sign: south, west", "still to sign: west", "by all sites"), strict=True):
+        code, said, _ = run(capsys, "sign", "--exchange", exchange, "--key", tmp_path / f"{name}.key")
+        assert code == 0 and rest in said
+    assert json.loads((exchange / "agreement.json").read_text())["recipe"]["loop"]["global_batch_size"] == 64
+    assert (tmp_path / "north.key").stat().st_mode & 0o077 == 0
+
+
+def test_nothing_is_sent_before_all_have_signed(exchange, capsys, tmp_path, ards_data):
+    run(capsys, "sign", "--exchange", exchange, "--key", tmp_path / "north.key")
+    words = ["--exchange", exchange, "--key", tmp_path / "north.key", "--data", ards_data]
+    code, _, error = run(capsys, "run", *words)
+    assert code == 2 and "south, west has not signed" in error and "raylab federate sign" in error
+    assert not (exchange / "messages").exists()
+
+
+def test_an_agreement_is_for_one_set_of_data(exchange, capsys, tmp_path, ards_data, mortality_data):
+    for name in SITES:
+        run(capsys, "sign", "--exchange", exchange, "--key", tmp_path / f"{name}.key")
+    words = ["--exchange", exchange, "--key", tmp_path / "north.key", "--data"]
+    assert "prepared for 'mortality'" in run(capsys, "run", *words, mortality_data)[2]
+    agreement = run(capsys, "sign", "--exchange", exchange, "--key", tmp_path / "north.key", "--json")[1]
+    sha256 = json.loads(agreement[agreement.index("{") :])["agreement"]
+    (tmp_path / "north.used.json").write_text(json.dumps({sha256: "0" * 64}))
+    code, _, error = run(capsys, "run", *words, ards_data)
+    assert code == 2 and "begun with other data" in error and not (exchange / "messages").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--data", "north=DIR", "south=DIR"], "no data of west"),
+        (["--data", "north=DIR", "south=DIR", "east=DIR"], "unknown site 'east'"),
+    ],
+)
+def test_a_pooled_run_needs_every_site(exchange, capsys, tmp_path, words, why):
+    for name in SITES:
+        run(capsys, "sign", "--exchange", exchange, "--key", tmp_path / f"{name}.key")
+    code, _, error = run(capsys, "pool", "--exchange", exchange, "--out", tmp_path / "out", *words)
+    assert code == 2 and why in error and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--rows", "8", "8"], "3 sites need 3 numbers"),
+        (["--rows", "8", "8", "0"], "site west has more shards than rows"),
+        (["--rows", "8", "8", "8", "--set", "model.name=logistic"], "fitted at once"),
+        (["--rows", "8", "8", "8", "--cpu-capability", "avx2", "--gradient-bound", "0"], "gradient_bound"),
+    ],
+)
+def test_an_agreement_that_cannot_be_kept_is_refused(capsys, tmp_path, words, why):
+    for name in SITES:
+        run(capsys, "keys", "--site", name, "--out", tmp_path)
+    files = [tmp_path / f"{name}.public.json" for name in SITES]
+    code, _, error = run(capsys, "agree", "ards", "--smoke", "--exchange", tmp_path / "x", "--sites", *files, *words)
+    assert code == 2 and why in error and not (tmp_path / "x").exists()
+
+
+def test_a_bad_name_and_a_foreign_file_are_refused(capsys, tmp_path):
+    code, _, error = run(capsys, "keys", "--site", "North Ward", "--out", tmp_path)
+    assert code == 2 and "site" in error and not list(tmp_path.iterdir())
+    (tmp_path / "notes.json").write_text("{}")
+    words = ["--sites", tmp_path / "notes.json", "--rows", "8", "--exchange", tmp_path / "x"]
+    code, _, error = run(capsys, "agree", "ards", *words)
+    assert code == 2 and "notes.json" in error
