@@ -123,11 +123,11 @@ def train(
     Returns fit()'s result with the facts of the ledger, and "federation": how many gradients of shards here exceeded
     the agreed bound since this process began, and which sites took part to the end.
     """
-    samples = tuple(PooledSamples(part) for part in (federation.train, federation.val))
-    scope = federation.scope()
+    samples, val = PooledSamples(federation.train), PooledSamples(federation.val)
+    scope, peers = federation.scope(), SitePeers()
     result = train_on(
-        federation.recipe, *samples, directory, send, peers=SitePeers(), on_training=on_training, scope=scope
-    )  # fmt: skip
+        federation.recipe, samples, val, directory, send, peers=peers, on_training=on_training, scope=scope
+    )
     sites = federation.sums.sites(Round("validation", result["steps"]))
     return result | {"federation": {"clipped_shards": scope.clipped, "sites": list(sites)}}
 

@@ -219,6 +219,4 @@ def find_exclusions(inbox: Inbox) -> dict[str, Round]:
 
 
 def _left(agreement: Agreement, excluded: Mapping[str, Round], round: Round) -> tuple[str, ...]:
-    return tuple(
-        name for name in agreement.names if name not in excluded or round.order < excluded[name].order
-    )  # fmt: skip
+    return tuple(name for name in agreement.names if name not in excluded or round.order < excluded[name].order)

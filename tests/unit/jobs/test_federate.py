@@ -77,7 +77,7 @@ def test_a_pooled_run_needs_every_site(exchange, capsys, tmp_path, words, why):
         (["--rows", "8", "8"], "3 sites need 3 numbers"),
         (["--rows", "8", "8", "0"], "site west has more shards than rows"),
         (["--rows", "8", "8", "8", "--set", "model.name=logistic"], "fitted at once"),
-        (["--rows", "8", "8", "8", "--cpu-capability", "avx2", "--gradient-bound", "0"], "gradient_bound"),
+        (["--rows", "8", "8", "8", "--cpu-capability", "avx2", "--gradient-bound", "0"], "gradient bound must be"),
     ],
 )
 def test_an_agreement_that_cannot_be_kept_is_refused(capsys, tmp_path, words, why):
