@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from raylab.documents import Document, read_document, read_json
 from raylab.errors import DataError, UsageError
-from raylab.files import write_json
+from raylab.files import keep_out_of_git_and_uploads, write_json
 
 NAME = r"[a-z0-9][a-z0-9_-]{0,30}"
 KEY = r"[0-9a-f]{64}"
@@ -78,6 +78,7 @@ def write_keys(site: str, directory: Path) -> tuple[Path, Path]:
                 f"{path} exists already", "other sites may have agreed on that key", "use it, or choose another --out"
             )
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keep_out_of_git_and_uploads(directory)
     keys = PrivateKeys.generate(site)
     write_json(secret, keys.to_json())
     write_json(public, keys.identity().model_dump())

@@ -90,7 +90,7 @@ def test_an_agreement_that_cannot_be_kept_is_refused(capsys, tmp_path, words, wh
 
 def test_a_bad_name_and_a_foreign_file_are_refused(capsys, tmp_path):
     code, _, error = run(capsys, "keys", "--site", "North Ward", "--out", tmp_path)
-    assert code == 2 and "site" in error and not list(tmp_path.iterdir())
+    assert code == 2 and "not the name of a site" in error and not list(tmp_path.iterdir())
     (tmp_path / "notes.json").write_text("{}")
     words = ["--sites", tmp_path / "notes.json", "--rows", "8", "--exchange", tmp_path / "x"]
     code, _, error = run(capsys, "agree", "ards", *words)
