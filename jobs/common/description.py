@@ -20,6 +20,7 @@ TAG = "mlflow.note.content"
 PLACEHOLDER = "DIR"
 WHAT = {
     "train": "Training of",
+    "federate": "Training across sites of",
     "transfer": "Transfer of",
     "tune": "Search for",
     "trial": "Trial of a search for",

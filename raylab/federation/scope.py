@@ -19,7 +19,7 @@ from raylab.federation.rounds import Round
 from raylab.federation.sums import Sums
 from raylab.tasks.base import Task
 from raylab.training.gradients import norm_of
-from raylab.training.imbalance import Batches, offsets
+from raylab.training.imbalance import Batches, offsets_of
 from raylab.training.loop import weights_sha256
 from raylab.training.predict import predict
 from raylab.training.process_group import ProcessGroup
@@ -107,7 +107,7 @@ class SiteScope(Scope):
         self.per_epoch = steps_per_epoch(counts.train, recipe.loop.global_batch_size)
         self.rows_per_epoch = self.per_epoch * recipe.loop.global_batch_size
         self.batches = Batches(self.per_epoch, self.shards_of)
-        self.offset = offsets(recipe, lambda: np.array(counts.classes) / counts.train, "cpu")
+        self.offset = offsets_of(recipe, np.array(counts.classes) / counts.train, "cpu")
         self.largest_loss_sum = LARGEST_LOSS * max(recipe.loop.global_batch_size, counts.val)
         self.clipped = 0  # shards whose gradient exceeded the agreed bound
 

@@ -48,14 +48,19 @@ def prior(recipe: Recipe, train: Samples) -> np.ndarray:
     return frequencies
 
 
-def offsets(recipe: Recipe, count_prior: Callable[[], np.ndarray], device: str) -> Tensor | None:
+def offsets(recipe: Recipe, train: Samples, device: str) -> Tensor | None:
+    """Return the offsets that the loss adds to the logits in training on `train`; None if there are none."""
+    return None if recipe.optim.logit_adjustment == 0 else offsets_of(recipe, prior(recipe, train), device)
+
+
+def offsets_of(recipe: Recipe, frequencies: np.ndarray, device: str) -> Tensor | None:
     """Return the offsets that the loss adds to the logits: tau log prior (Menon et al., arXiv 2007.07314, equation 10),
     for a binary task the difference of the two; None if tau is 0. Predictions use the logits without offsets, which
-    then correspond to balanced classes. `count_prior` returns the frequency of each class, as `prior` does."""
+    then correspond to balanced classes. `frequencies` of the classes in training batches sum to 1."""
     tau = recipe.optim.logit_adjustment
     if tau == 0:
         return None
-    log_prior = tau * np.log(count_prior())
+    log_prior = tau * np.log(frequencies)
     values = log_prior if len(log_prior) > 2 else log_prior[1:] - log_prior[:1]
     return torch.tensor(values, dtype=torch.float32, device=device)
 

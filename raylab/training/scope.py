@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from raylab.config.recipe import Recipe
 from raylab.data.samples import Samples
 from raylab.tasks.base import Task
-from raylab.training.imbalance import Batches, offsets, prior, sampler
+from raylab.training.imbalance import Batches, offsets, sampler
 from raylab.training.predict import validate
 from raylab.training.process_group import ProcessGroup
 from raylab.training.shard_tree import Node, add_node
@@ -81,7 +81,7 @@ class LocalScope(Scope):
         self.recipe, self.task, self.val, self.device = recipe, task, val, device
         self.batches = sampler(recipe, train)
         self.rows_per_epoch = len(train)
-        self.offset = offsets(recipe, lambda: prior(recipe, train), device)
+        self.offset = offsets(recipe, train, device)
         reduction = recipe.loop.gradient_reduction
         self.is_exact = reduction == "exact" or (reduction == "auto" and torch.device(device).type == "cpu")
 

@@ -14,7 +14,7 @@ import pytest
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.tasks.recipes import shipped_recipe
-from raylab.training import checkpoint, loop
+from raylab.training import checkpoint, loop, scope
 from raylab.training.adamw import AdamW
 from raylab.training.batchnorm import ShardStatistics
 from raylab.training.deferred_metrics import DeferredMetrics
@@ -100,7 +100,7 @@ def arm(victims: list[Victim], folder: Path) -> None:
     before(ShardStatistics, "fold", "batch norm")
     before(AdamW, "step", "optimizer")
     before(DeferredMetrics, "fetch", "metrics")
-    before(loop, "validate", "validation")
+    before(scope, "validate", "validation")
     before(Recorder, "_note", "ledger")
     before(checkpoint.HashingFile, "flush", "checkpoint")
     before(ProcessGroup, "broadcast", "state")
