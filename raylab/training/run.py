@@ -78,9 +78,7 @@ def execute(
     job = find_task(recipe.task)
     train = job.load(data, "train", recipe.data, None)
     val = job.load(data, "val", recipe.data, train.spec)
-    return train_on(
-        recipe, train, val, directory, send, parent, saved, flush_seconds, peers, on_training, step_times
-    )
+    return train_on(recipe, train, val, directory, send, parent, saved, flush_seconds, peers, on_training, step_times)
 
 
 def train_on(
