@@ -61,7 +61,10 @@ class Command:
         spent = psutil.Process(self.process.pid).cpu_times()
         return time.monotonic() - self.began, spent.user + spent.system
 
-    def end(self) -> None:
+    def __enter__(self) -> "Command":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self.process.terminate()
         self.process.wait(TIMEOUT)
         os.close(self.master)
@@ -91,6 +94,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     found: dict[str, list[tuple[float, float]]] = {}
+
+    def note(what: str, values: tuple[float, float]) -> None:
+        found.setdefault(what, []).append(values)
+
     with tempfile.TemporaryDirectory() as folder:
         data = options.data
         if data is None:
@@ -99,25 +106,20 @@ def main() -> None:
         for number in range(options.rounds):
             home = Path(folder) / f"home-{number}"
             home.mkdir(mode=0o700)
-            floor = Command(sys.executable, "-c", FLOOR, home=home)
-            found.setdefault("floor: import torch", []).append(floor.seconds_until(lambda: b"ready" in floor.said))  # noqa: B023
-            found.setdefault("MB, floor", []).append(memory(psutil.Process(floor.process.pid)))
-            floor.end()
-            words = (str(RAYLAB), "train", "ards", "--data", str(data.absolute()), "--workers", "0", *LONG)
-            train = Command(*words, home=home)
-            found.setdefault("train: first line", []).append(train.seconds_until(lambda: b"ards" in train.said))  # noqa: B023
-            found.setdefault("train: first step", []).append(train.seconds_until(lambda: find_step(home)))  # noqa: B023
-            train.end()
+            with Command(sys.executable, "-c", FLOOR, home=home) as floor:
+                note("floor: import torch", floor.seconds_until(lambda: b"ready" in floor.said))
+                note("MB, floor", memory(psutil.Process(floor.process.pid)))
+            words = ("--data", str(data.absolute()), *LONG)
+            with Command(str(RAYLAB), "train", "ards", "--workers", "0", *words, home=home) as train:
+                note("train: first line", train.seconds_until(lambda: b"ards" in train.said))
+                note("train: first step", train.seconds_until(lambda: find_step(home)))  # noqa: B023
             home = Path(folder) / f"search-{number}"
             home.mkdir(mode=0o700)
-            words = (str(RAYLAB), "tune", "ards", "--data", str(data.absolute()), "--trials", "1", *LONG)
-            tune = Command(*words, home=home)
-            found.setdefault("tune: table", []).append(tune.seconds_until(lambda: b"trials ended" in tune.said))  # noqa: B023
-            found.setdefault("tune: first step", []).append(tune.seconds_until(lambda: find_step(home)))  # noqa: B023
-            trial = find_trial(tune)
-            if trial is not None:
-                found.setdefault("MB, trial", []).append(memory(trial))
-            tune.end()
+            with Command(str(RAYLAB), "tune", "ards", "--trials", "1", *words, home=home) as tune:
+                note("tune: table", tune.seconds_until(lambda: b"trials ended" in tune.said))
+                note("tune: first step", tune.seconds_until(lambda: find_step(home)))  # noqa: B023
+                if (trial := find_trial(tune)) is not None:
+                    note("MB, trial", memory(trial))
             load = os.getloadavg()[0]
             print(f"round {number + 1}, load {load:.1f}: " + "; ".join(
                 f"{what} {values[-1][0]:.1f}, {values[-1][1]:.1f}" for what, values in found.items()))  # fmt: skip

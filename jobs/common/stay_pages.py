@@ -295,7 +295,7 @@ def draw_chart(name: str, course: Course, ward: Ward) -> dict[str, Any]:
     drawn = [shown(name, float(value)) for value in values]
     usual = None if CONCEPTS[name].usual is None else [shown(name, bound) for bound in CONCEPTS[name].usual or ()]
     limits = list(zip(SEVERITY[name], GRADES, strict=True)) if name in SEVERITY else []
-    inside = [*drawn, *(usual or ()), *(limit for limit, _ in limits[:1])]
+    inside: list[float] = [*drawn, *(usual or ()), *(limit for limit, _ in limits[:1])]
     low, high = min(inside), max(inside)
     pad: float = 0.15 * (high - low) or 1.0
     low, high = low - pad, high + pad
