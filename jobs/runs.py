@@ -41,6 +41,8 @@ class Row(NamedTuple):
     """Unix time at which its record was last changed"""
     next: str
     """the command that comes next; empty if there is none"""
+    run_id: str | None
+    """of its run in MLflow"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +74,7 @@ def describe(directory: Path, record: RunRecord) -> Row:
         bytes=measure(directory).bytes,
         changed=home.changed_at(directory),
         next=next_command(directory.name, record),
+        run_id=record.run_id,
     )
 
 

@@ -43,6 +43,7 @@ def test_a_run_has_its_score_and_what_comes_next(runs: Path, capsys: pytest.Capt
     write_run(runs / "running", status="RUNNING")
     write_run(runs / "sweep", kind="simulate", task="living", status="KILLED", steps=None)
     found = listed(capsys)
+    assert found["done"]["run_id"] == RECORD["run_id"]
     assert found["done"]["score"] == "auroc 0.812 [0.760, 0.861]"
     assert found["done"]["next"] == "raylab evaluate ards --run done --data '/data/a b'"
     assert found["killed"]["next"] == "raylab resume killed" and found["killed"]["steps"] == 7
@@ -65,6 +66,7 @@ def test_in_a_narrow_terminal_a_score_is_below_its_run() -> None:
         "bytes": 10,
         "changed": 0.0,
         "next": "",
+        "run_id": "a" * 32,
     }
     rows = [Row(run=name, score="auroc 0.812 [0.760, 0.861]", **facts) for name in ("first", "second-of-many")]
     assert len(render_table(rows)) == 3 and max(map(len, render_table(rows))) > 80

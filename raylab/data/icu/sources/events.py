@@ -78,10 +78,8 @@ def read(path: Path, work: Path) -> SourceData:
         is_known = pl.col("concept").is_in(list(CONCEPTS))
         unknown.append(rows.filter(~is_known)["concept"].value_counts())
         rows = rows.filter(is_known & ~is_other).with_columns(subject_id="patient")
-        values = read_text_values(rows)
-        if not names_units:  # then values are in their concept's unit, unless the text names one
-            values = values.with_columns(pl.when(pl.col(UNIT) != "").then(UNIT).alias(UNIT))
-        pieces.add(values.select(*EVENTS.names(), UNIT))
+        values = read_text_values(rows if names_units else rows.drop(UNIT))
+        pieces.add(values.select(*EVENTS.names(), pl.col(UNIT).cast(pl.String)))
     findings.close()
     measured = pl.concat([pl.Series(dtype=pl.String), *seen]).unique()
     conversions.match(measured, stays["stay_id"], file.name, "the table stays")
