@@ -33,7 +33,7 @@ def listed(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, dict[st
 
 
 def test_a_run_has_its_score_and_what_comes_next(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_run(runs / "done")
+    write_run(runs / "done", run_id="1" * 32)
     score = {"value": 0.8125, "low": 0.76, "high": 0.861}
     (runs / "done/scores").mkdir()
     write_json(runs / "done/scores" / f"val-{DATA_HASH[:12]}.json", {"auroc": score})
@@ -43,7 +43,7 @@ def test_a_run_has_its_score_and_what_comes_next(runs: Path, capsys: pytest.Capt
     write_run(runs / "running", status="RUNNING")
     write_run(runs / "sweep", kind="simulate", task="living", status="KILLED", steps=None)
     found = listed(capsys)
-    assert found["done"]["run_id"] == RECORD["run_id"]
+    assert found["done"]["run_id"] == "1" * 32
     assert found["done"]["score"] == "auroc 0.812 [0.760, 0.861]"
     assert found["done"]["next"] == "raylab evaluate ards --run done --data '/data/a b'"
     assert found["killed"]["next"] == "raylab resume killed" and found["killed"]["steps"] == 7

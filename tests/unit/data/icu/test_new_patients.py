@@ -158,7 +158,7 @@ def test_units_and_text_are_read_as_in_prepare(test_split):
     expected = batch(read(plain, test_split.spec).inputs)
     new = read(text, test_split.spec)
     assert np.array_equal(batch(new.inputs), expected) and new.totals.by_problem()["unreadable"] == {"hr": 1}
-    assert new.totals.units()["no_unit"] == {}, "without a column of units there is none to miss"
+    assert new.totals.by_problem()["no_unit"] == {}, "without a column of units there is none to miss"
     assert new.totals.units()["converted"] == {"temp": {"F": 1}}
     assert np.array_equal(batch(read(units, test_split.spec).inputs), expected)
 
