@@ -637,7 +637,7 @@ def test_stays_are_fitted(tmp_path):
     assert "needs the directory" in refused("fit", "--source", "meds", "--out", tmp_path / "x")
 
 
-@pytest.mark.parametrize("words", [("train",), ("train", "--workers", 2), ("tune", "--trials", 2)], ids=" ".join)
+@pytest.mark.parametrize("words", [("train",), ("train", "--workers", "2"), ("tune", "--trials", "2")], ids=" ".join)
 def test_a_run_on_a_gpu_that_is_not_there_is_refused_before_it_exists(words, ards_data, own_home, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("jobs.train.start_workers", lambda recipe: nullcontext())
