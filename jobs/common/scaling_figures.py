@@ -4,7 +4,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, PercentFormatter
 
 from tracking.plots import COLOURS, GREY
 
@@ -52,7 +52,7 @@ def throughput(result: dict[str, Any]) -> Figure:
     alone = next(row for row in result["points"] if row["scaling"] == "process")
     axes.axhline(alone["samples_per_s"], color=GREY, linewidth=0.8, label="one process without Ray")
     axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_ylabel("samples/s")
     _over_workers(axes, result)
     return figure
@@ -107,8 +107,8 @@ def sums(result: dict[str, Any]) -> Figure:
             sizes, [1000 * s for s in fitted], "--", color=colour, linewidth=1.3, label=f"model, {workers} workers"
         )
     axes.set(xscale="log", yscale="log", xlabel="bytes", ylabel="ms")
-    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        axis(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=9)
     return figure

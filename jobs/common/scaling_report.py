@@ -30,7 +30,10 @@ PUBLISHED = {
 def summarise(recipe: Recipe, parameters: int, synthetic: bool, points: list[Point]) -> dict[str, Any]:
     """All results as JSON: one row for each point, the model with its errors, and what to know about them."""
     sums = [Sum(p.workers, size, seconds) for p in points for size, seconds in p.sums.items()]
-    network = fit_network(sums)
+    undisturbed = [
+        Sum(p.workers, size, seconds) for p in points if not p.shares_cores for size, seconds in p.sums.items()
+    ]
+    network = fit_network(undisturbed or sums)
     model = None if network is None else StepModel(compute_times(points), network, FLOAT_BYTES * parameters)
     rows = [describe_point(p, points, recipe, model) for p in points]
     errors = [abs(row["model_error"]) for row in rows if row["model_error"] is not None and not row["shares_cores"]]
