@@ -110,7 +110,14 @@ def browser() -> Iterator[Browser]:
     from_read, from_write = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = f'exec "$0" "$@" 3<&{to_read} 4>&{from_write}'  # the descriptors that --remote-debugging-pipe names
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"]
+        options = [
+            "--headless=new",
+            "--hide-scrollbars",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-dev-shm-usage",
+        ]
         process = subprocess.Popen(
             ["bash", "-c", command, program, *options, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
             pass_fds=(to_read, from_write),

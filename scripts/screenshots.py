@@ -29,7 +29,9 @@ def draw_mlflow(tab: Browser, experiment: str) -> None:
             sys.exit(f"there is no experiment '{experiment}' in {home.home()}")
         token = secret.read(secret.path(home.home()))
         tab.open(secret.link(token, urlsplit(serving.uri).port or 80, page), WIDTH, 620)
-        tab.wait_for("document.querySelectorAll('.ag-row').length > 1 && document.body.innerText.includes('auroc')")
+        tab.wait_for(
+            "document.querySelectorAll('.ag-row').length > 1 && document.body.innerText.includes('auroc')", 120
+        )
         save(tab, DOCS / "mlflow.png")
     finally:
         if serving.is_new:

@@ -38,7 +38,7 @@ HIDDEN_TAGS = (  # shown elsewhere
 TOP_TRIALS = 5
 OVERLAID = 8  # more models in one plot cannot be told apart
 PAGE_BYTES = 1_900_000  # that plots of single runs may fill: the page should stay small enough for an e-mail
-PICTURE_COLOURS = 64
+PICTURE_COLOURS = 128
 
 Row = dict[str, Any]
 

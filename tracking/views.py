@@ -19,11 +19,11 @@ RUNS = "raylab"  # key of the view of all runs; that of a search is its run id
 VAL_SCORE, TEST_SCORE, DATA, WORKERS = "raylab.val_score", "raylab.test_score", "raylab.data", "raylab.workers"
 # Scores are tags, because MLflow has no column for a score with its interval. Widths are in pixels.
 COLUMNS: dict[tuple[str, str], int] = {
-    ("tags", VAL_SCORE): 180,
-    ("tags", TEST_SCORE): 180,
+    ("tags", VAL_SCORE): 175,
+    ("tags", TEST_SCORE): 175,
     ("tags", "raylab.task"): 75,
     ("params", "model.name"): 95,
-    ("tags", DATA): 125,
+    ("tags", DATA): 140,
     ("tags", "raylab.kind"): 80,
     ("tags", WORKERS): 95,
 }
