@@ -17,7 +17,7 @@ from jobs.common import console
 from jobs.common.console import say
 from jobs.common.interrupts import handle_interrupts, ignore_interrupts
 from raylab import __version__
-from raylab.errors import RaylabError, unknown
+from raylab.errors import RaylabError, UsageError, unknown
 from raylab.files import write_json
 from raylab.memory import explain_memory_error
 from raylab.storage import explain_storage_error
@@ -67,6 +67,11 @@ GROUPS = {
         "completion": "print the shell script that completes verbs, options, runs, recipe fields and models",
     },
 }
+PLUGIN_VERBS = (
+    "prepare", "recipe", "train", "transfer", "tune", "resume", "evaluate", "predict", "explain", "benchmark",
+    "compare", "estimate", "fit", "runs",
+)  # fmt: skip
+"""those that read names of tasks, models or sources"""
 VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}
 
 STDOUT = Path("-")
@@ -133,16 +138,41 @@ def add_arguments(parser: argparse.ArgumentParser, verb: str) -> ModuleType:
     """Add all arguments of a verb to a parser; returns the verb's module."""
     module = importlib.import_module(f"jobs.{verb}")
     module.arguments(parser)
+    if verb in PLUGIN_VERBS:
+        add_plugin_option(parser)
     add_common_options(parser)
     return module
+
+
+def add_plugin_option(parser: argparse.ArgumentParser) -> None:
+    text = "Python file with own models, sources or tasks; repeat for more. Its code is executed (docs/extend.md)"
+    parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE", help=text)
+
+
+def load_plugins(words: list[str]) -> None:
+    """Load the plugins of installed packages, and those that `--plugin` names, before a verb lists what there is."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_plugin_option(parser)
+    from raylab.tasks import load_installed  # which reads all tasks
+    from raylab.tasks.plugins import load_file
+
+    load_installed()
+    named: dict[str, Path] = {}
+    for path in parser.parse_known_args(words)[0].plugin:
+        if named.setdefault(path.name, path) != path:
+            raise UsageError(f"two plugins have the name {path.name}: {named[path.name]} and {path}", do="rename one")
+        load_file(path)
 
 
 def run(verb: str, words: list[str]) -> int:
     if verb not in VERBS:
         raise unknown("verb", verb, VERBS)
     with console.open_screen("--quiet" in words, f"{verb}: starting"):  # some verbs load torch, which takes seconds
+        if verb in PLUGIN_VERBS:
+            load_plugins(words)
         parser, module = build_parser(verb)
     args = parser.parse_args(words)
+    vars(args).pop("plugin", None)  # they are loaded
     from jobs.common.environment import verb_environment  # imported late, to keep `raylab --help` fast
 
     handle_interrupts()

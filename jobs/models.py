@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs import cli
 from jobs.common.console import say
-from raylab.config.recipe import model_family
+from raylab.config.recipe import CXR_FRONTAL, model_family
 
 EXAMPLE = "raylab models --size 96 --names covidnet resnet50 densenet121"
 
@@ -31,9 +31,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    from raylab.models import IMAGES, MODELS
+    from raylab.models import MODELS
 
-    rows = [cost(name, args.size, args.batch) for name in args.names or MODELS[IMAGES]]
+    rows = [cost(name, args.size, args.batch) for name in args.names or MODELS[CXR_FRONTAL]]
     if not args.quiet:
         tell(rows, args.size)
     return {"size": args.size, "batch": args.batch, "published_at": AT, "models": rows}
@@ -43,10 +43,10 @@ def cost(name: str, size: int, batch: int) -> dict[str, Any]:
     """Parameters and MACs at 480 px, the published ones, and images/s of a training step on this machine."""
     import torch
 
-    from raylab.models import IMAGES, network
+    from raylab.models import network
     from raylab.models.vision import describe
 
-    make = network(IMAGES, name)
+    make = network(CXR_FRONTAL, name)
     # The meta device counts without computing
     with torch.device("meta"):
         counted = describe(make(model_family(name)(name=name), {"size": AT}, CLASSES), AT)

@@ -9,6 +9,7 @@ What the verbs of the command line do, as functions, and trained models for new 
     raylab.evaluate(run, data).scores["auroc"]
     raylab.compare()
     raylab.load(run).predict(events_of_new_patients)
+    raylab.load_plugin("tcn.py")
     raylab.cluster("SITE").submit(raylab.tune, "ards", data, name="search").watch()
 
 They live in `jobs`, which joins Ray and MLflow, and are loaded when they are first used: `import raylab` alone is fast.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from jobs.compare import compare
     from jobs.evaluate import evaluate
     from jobs.load import load
+    from jobs.load_plugin import load_plugin
     from jobs.predict import predict
     from jobs.prepare import prepare
     from jobs.resume import resume
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
     from jobs.tune import tune
 
 __version__ = "0.1.0"
-__all__ = ["cluster", "compare", "evaluate", "load", "predict", "prepare", "resume", "train", "transfer", "tune"]
+__all__ = [
+    "cluster", "compare", "evaluate", "load", "load_plugin", "predict",
+    "prepare", "resume", "train", "transfer", "tune",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -183,8 +183,7 @@ def search(args: argparse.Namespace, folders: dict[int, Path]) -> dict[tuple[int
         place.mkdir(parents=True, exist_ok=True)
         chunks[landmark, fold, name] = {}
         for k, settings in enumerate(candidates(recipe, args.trials, args.seed + 1000 * fold)):
-            tried = override(recipe, settings).model_dump(mode="json")
-            fit = Fit(tried, str(folders[landmark] / f"fold-{fold}"))
+            fit = Fit.of(override(recipe, settings), folders[landmark] / f"fold-{fold}")
             chunks[landmark, fold, name][place / f"{k:03d}-{fit.key}.json"] = fit
     run_chunks(
         trial, {path: fit for of in chunks.values() for path, fit in of.items()}, tell=teller(args.quiet, "searches")
@@ -211,7 +210,7 @@ def refit(
             recipe = override(recipe, {"model.members": args.members})
         place = folders[landmark] / "final"
         place.mkdir(exist_ok=True)
-        fit = Fit(recipe.model_dump(mode="json"), str(folders[landmark] / f"fold-{fold}"), "test")
+        fit = Fit.of(recipe, folders[landmark] / f"fold-{fold}", "test")
         path = place / f"fold-{fold}-{name}-{fit.key}.parquet"
         chunks[path] = fit
         files[landmark][name].append(path)
@@ -224,13 +223,13 @@ def predict_views(args: argparse.Namespace, folders: dict[int, Path]) -> dict[in
     from raylab.distributed.benchmark_fits import Fit, leaks
     from raylab.distributed.map import run_chunks
 
-    recipe = recipe_of(args, BASELINE).model_dump(mode="json")
+    recipe = recipe_of(args, BASELINE)
     files: dict[int, list[Path]] = {landmark: [] for landmark in folders}
     chunks = {}
     for landmark, folder in folders.items():
         (folder / "leakage").mkdir(exist_ok=True)
         for fold in range(args.folds):
-            fit = Fit(recipe, str(folder / f"fold-{fold}"), "test")
+            fit = Fit.of(recipe, folder / f"fold-{fold}", "test")
             path = folder / "leakage" / f"fold-{fold}-{fit.key}.parquet"
             chunks[path] = fit
             files[landmark].append(path)

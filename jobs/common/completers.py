@@ -96,11 +96,13 @@ complete -o bashdefault -F _raylab raylab
 
 def render_functions() -> str:
     """The functions RUNS, FIELDS and MODELS, with the names of today's tasks, fields and models."""
-    models = {task: [name for family in of.full.families for name in list_models(family)] for task, of in TASKS.items()}
+    models = {
+        task: [name for family in of.full.families() for name in list_models(family)] for task, of in TASKS.items()
+    }
     fields: dict[str, dict[str, None]] = {}
     values: dict[str, str] = {}
     for task, of in TASKS.items():
-        for family in of.full.families:
+        for family in of.full.families():
             recipe = parse_recipe({"task": task, "model": {"name": list_models(family)[0]}})
             own = {path: kinds for path, kinds in walk_fields(recipe) if path != "task"}
             values |= {path: " ".join(kinds) for path, kinds in own.items() if kinds}

@@ -33,7 +33,7 @@ NAME_BYTES = 200  # Linux permits 255, and temporary names are longer
 # The files of a run that the home's group may read. It can never read checkpoints, outbox, trials, logs or pictures of
 # single patients, or other directories: clusters and the embedded MLflow hold tokens, prepared data holds patients.
 OPEN = ("run.json", "recipe.json", "result.json", "failure.json", "attrition.json", "model_card.md",
-        "model", "scores", "plots")  # fmt: skip
+        "model", "plugins", "scores", "plots")  # fmt: skip
 
 
 def home() -> Path:

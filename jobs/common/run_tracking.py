@@ -26,6 +26,7 @@ from raylab.config.recipe import IcuData, Recipe, flatten
 from raylab.data.prepared import Meta, sha256
 from raylab.errors import RaylabError, TrackingError, UsageError
 from raylab.files import write_json, write_text
+from raylab.tasks.plugins import FOLDER, code_of, used_by, versions
 from raylab.training.run_record import FILE, Kind, Registration, RunRecord
 from raylab.witness import NOTE, witness
 from tracking import models as tracked_model
@@ -121,6 +122,7 @@ def describe_run(
         views.DATA: f"{meta.source} {meta.data_hash[:8]}",
         **({} if kind in ("evaluate", "benchmark") else {views.WORKERS: describe_workers(recipe, kind)}),
         **({"raylab.cohort": recipe.data.cohort} if isinstance(recipe.data, IcuData) else {}),
+        **describe_plugins(recipe),
         **of_parent,
         **(more_tags or {}),
     }
@@ -147,7 +149,7 @@ def describe_run(
     source = f"{meta.source}{' (synthetic)' if meta.synthetic else ''}"
     context = "evaluation" if kind == "evaluate" else "training"
     shown = {"kind": "input", "name": source, "digest": meta.data_hash[:36], "source": source, "context": context}
-    files = {"recipe.json": render_recipe(recipe), "attrition.json": render_attrition(meta)}
+    files = {"recipe.json": render_recipe(recipe), "attrition.json": render_attrition(meta), **render_code(recipe)}
     return NewRun(run_record, flatten(recipe), files, [shown], nested_in)
 
 
@@ -173,7 +175,8 @@ def describe_trial(recipe: Recipe, search: Path, number: int) -> NewRun:
         number=number,
     )
     params = {path: value for path, value in flatten(recipe).items() if not path.startswith("search.")}
-    return NewRun(run_record, params, {"recipe.json": render_recipe(recipe)}, nested_in=search)
+    files = {"recipe.json": render_recipe(recipe), **render_code(recipe)}
+    return NewRun(run_record, params, files, nested_in=search)
 
 
 def describe_workers(recipe: Recipe, kind: Kind = "train") -> str:
@@ -186,6 +189,17 @@ def describe_workers(recipe: Recipe, kind: Kind = "train") -> str:
 
 def render_recipe(recipe: Recipe) -> str:
     return recipe.model_dump_json(indent=1) + "\n"
+
+
+def render_code(recipe: Recipe) -> dict[str, str]:
+    """{path in the run's directory: text} of the code of own models and tasks."""
+    return {f"{FOLDER}/{code.name}": code.text for code in code_of(recipe)}
+
+
+def describe_plugins(recipe: Recipe) -> dict[str, str]:
+    """The tag of the plugins that a recipe uses: files by SHA-256, packages by version; none if it uses none."""
+    used = versions(used_by(recipe))
+    return {"raylab.plugins": ", ".join(f"{name} {version}" for name, version in used.items())} if used else {}
 
 
 def render_attrition(meta: Meta) -> str:
@@ -286,6 +300,7 @@ def write_run(directory: Path, new: NewRun, place: Path | None = None) -> None:
     `place`: the hidden directory that will be `directory`."""
     place = place or directory
     for name, text in new.files.items():
+        (place / name).parent.mkdir(exist_ok=True)
         write_text(place / name, text)
     request = RunRequest(
         experiment=new.record.experiment,
@@ -294,7 +309,9 @@ def write_run(directory: Path, new: NewRun, place: Path | None = None) -> None:
         time=time.time_ns() // 1_000_000,
         nested_in=None if new.nested_in is None else str(new.nested_in / "outbox"),
     )
-    artifacts = [{"kind": "artifact", "path": str(directory / name), "to": ""} for name in new.files]
+    artifacts = [
+        {"kind": "artifact", "path": str(directory / name), "to": name.rpartition("/")[0]} for name in new.files
+    ]
     params = {"kind": "params", "values": _to_text(new.params)}
     Outbox(place / "outbox").begin(new.record.uri, request, params, *new.records, *artifacts)
     write_json(place / FILE, new.record.to_json())

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import Field
 
 import raylab
 from jobs import cli
@@ -34,6 +35,7 @@ from raylab.documents import Document, read_document
 from raylab.errors import RaylabError, RunError, UsageError
 from raylab.files import is_unlocked, locked, write_json
 from raylab.processes import find_own
+from raylab.tasks.plugins import load_all, loaded_code
 from raylab.tasks.recipes import parse_recipe
 from raylab.training.run_record import FILE, RunRecord
 
@@ -59,6 +61,8 @@ class Submission(Document):
     """the process, without a cluster: its machine, id and start (Unix seconds)"""
     error: str | None = None
     """why the call failed"""
+    plugins: list[tuple[str, str]] = Field([])
+    """name and text of the files that `raylab.load_plugin` had loaded"""
 
 
 @dataclass(frozen=True)
@@ -254,7 +258,8 @@ def describe_call(function: Callable[..., Run], arguments: tuple[Any, ...], opti
             "a submitted run needs a name", "by which it is found again", f"submit(raylab.{name}, ..., name=...)"
         )
     plain = {key: to_plain_argument(key, value) for key, value in bound.items()}
-    return Submission(function=name, arguments=plain)
+    own = {"plugins": codes} if (codes := loaded_code()) else {}
+    return Submission(function=name, arguments=plain, **own)
 
 
 def to_plain_argument(name: str, value: Any) -> Any:
@@ -271,7 +276,8 @@ def to_plain_argument(name: str, value: Any) -> Any:
 
 
 def arguments_of(call: Submission) -> dict[str, Any]:
-    """The arguments of a call, from their JSON."""
+    """The arguments of a call, from their JSON; the plugins that it needs are loaded."""
+    load_all(call.plugins)
     recipe = call.arguments.get("recipe")
     return {**call.arguments, "recipe": parse_recipe(recipe)} if isinstance(recipe, dict) else dict(call.arguments)
 

@@ -43,7 +43,7 @@ def unknown_field(recipe: Recipe, path: str) -> UsageError:
     part, _, name = path.partition(".")
     if part == "model":
         owners = [
-            owner for one in recipe.families if name in one.model_fields for owner in model_names(one) or ("others",)
+            owner for one in recipe.families() if name in one.model_fields for owner in model_names(one) or ("others",)
         ]
         if owners:
             return UsageError(

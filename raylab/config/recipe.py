@@ -19,6 +19,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from raylab.errors import UsageError, unknown
 
@@ -156,14 +157,13 @@ class ResidualModel(NetworkModel):
     """residual layers"""
 
 
-FAMILIES: tuple[type[Model], ...] = (
-    RecurrentModel,
-    BoostingModel,
-    LinearModel,
-    CovidNetModel,
-    ResidualModel,
-    VisionModel,  # last, because it accepts every name of no other family
-)
+ICU_HOURLY, CXR_FRONTAL, LUNG_PARAMETERS = "icu-hourly", "cxr-frontal-u8", "lung-parameters"
+FAMILIES: dict[str, list[type[Model]]] = {
+    ICU_HOURLY: [RecurrentModel, BoostingModel, LinearModel],
+    CXR_FRONTAL: [CovidNetModel, VisionModel],
+    LUNG_PARAMETERS: [ResidualModel],
+}
+"""By kind of inputs. Own families join them (raylab/tasks/plugins.py)."""
 
 
 def model_names(family: type[Model]) -> tuple[str, ...]:
@@ -172,8 +172,9 @@ def model_names(family: type[Model]) -> tuple[str, ...]:
 
 
 def model_family(name: str) -> type[Model]:
-    """The family of the model `name`."""
-    return next(one for one in FAMILIES if name in model_names(one) or not model_names(one))
+    """The family of the model `name`; VisionModel, which accepts every name, if no family lists it."""
+    families = [one for of_inputs in FAMILIES.values() for one in of_inputs]
+    return next((one for one in families if name in model_names(one)), VisionModel)
 
 
 class Optim(Part):
@@ -320,7 +321,8 @@ class Search(Part):
 class Recipe(Part):
     """The complete description of a run. Tasks whose data and models have their own fields subclass it."""
 
-    families: ClassVar[tuple[type[Model], ...]] = FAMILIES
+    inputs: ClassVar[str] = ""
+    """kind of inputs that its models take, a key of FAMILIES; empty for a recipe of no task, which takes any model"""
 
     task: str
     """name of the task"""
@@ -335,11 +337,22 @@ class Recipe(Part):
     scaling: Scaling = Scaling()
     search: Search = Search()
 
+    @classmethod
+    def families(cls) -> list[type[Model]]:
+        """The families of models that it takes; none for a recipe of no task."""
+        return FAMILIES.get(cls.inputs, [])
 
-def family_name(model: Any) -> str:
-    """The tag by which pydantic chooses the type of a model or of its document."""
-    name = model.get("name") if isinstance(model, Mapping) else getattr(model, "name", None)
-    return model_family(str(name)).__name__
+    @field_validator("model", mode="before")
+    @classmethod
+    def _choose_family(cls, value: Any) -> Any:
+        """Validate a model's document as the family that its name belongs to."""
+        if not cls.inputs or not isinstance(value, Mapping | Model):
+            return value
+        name = value.get("name") if isinstance(value, Mapping) else value.name
+        family = model_family(str(name)) if isinstance(value, Mapping) else type(value)
+        if family not in cls.families():
+            raise PydanticCustomError("unknown_model", "no model of this task", {"name": str(name)})
+        return family.model_validate(value) if isinstance(value, Mapping) else value
 
 
 def recipe_types() -> dict[str, type[Recipe]]:
@@ -382,13 +395,10 @@ def flatten(recipe: Recipe) -> dict[str, Any]:
 def _explain(error: ValidationError, document: Mapping[str, Any], kind: type[Recipe]) -> UsageError:
     lines = []
     for problem in error.errors(include_url=False):
-        place = [str(p) for p in problem["loc"] if not isinstance(p, int)]
-        if place[:1] == ["model"] and len(place) > 2:
-            del place[1]  # the member of the union
-        where = ".".join(place)
-        if problem["type"] == "union_tag_invalid" or (where == "model.name" and problem["type"] == "literal_error"):
-            allowed = [name for one in kind.families for name in model_names(one)]
-            return unknown(f"{document['task']} model", str(document["model"].get("name")), allowed)
+        where = ".".join(str(p) for p in problem["loc"] if not isinstance(p, int))
+        if problem["type"] == "unknown_model":
+            allowed = [name for one in kind.families() for name in model_names(one)]
+            return unknown(f"{document['task']} model", problem["ctx"]["name"], allowed)
         if problem["type"] == "extra_forbidden":
             return unknown("recipe field", where, list_fields(Recipe(task="", model=Model(name=""))))
         got = "" if isinstance(problem.get("input"), dict) else f", got {problem.get('input')!r}"

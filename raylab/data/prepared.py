@@ -74,6 +74,8 @@ class Meta(Document):
     """of generated images: which of two hospitals"""
     raylab: str = ""
     """raylab version that prepared the data"""
+    plugins: dict[str, str] = Field({})
+    """own code that prepared it: SHA-256 by file, version by package"""
     seed: int
     split_hash: str
     counts: dict[str, dict[str, int]]

@@ -23,6 +23,7 @@ from raylab.evaluation.clinical import recalibrate
 from raylab.evaluation.leakage import probabilities
 from raylab.evaluation.metrics import LOGIT_CLIP
 from raylab.files import atomic_write, write_json
+from raylab.tasks.plugins import code_of, load_all
 from raylab.tasks.recipes import parse_recipe
 from raylab.training.predict import predict
 from raylab.training.process_group import ProcessGroup
@@ -31,16 +32,23 @@ from raylab.training.run import execute, read_model
 
 @dataclass(frozen=True)
 class Fit:
-    """A recipe (as JSON) and a prepared directory. The final fit writes probabilities for the rows of `split`."""
+    """A recipe (as JSON), the code that it needs, and a prepared directory. The final fit writes probabilities for the
+    rows of `split`."""
 
     recipe: dict[str, Any]
     data: str
     split: str = "val"
+    plugins: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, recipe: Recipe, data: Path, split: str = "val") -> "Fit":
+        return cls(recipe.model_dump(mode="json"), str(data), split, tuple(code_of(recipe)))
 
     @property
     def key(self) -> str:
         """Eight hex digits for the file name, so that a fit with other settings is not mistaken for this one."""
-        return hashlib.sha256(json.dumps([self.recipe, self.split], sort_keys=True).encode()).hexdigest()[:8]
+        what = [self.recipe, self.split, *self.plugins]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def candidates(recipe: Recipe, count: int, seed: int) -> list[dict[str, Any]]:
@@ -99,6 +107,7 @@ def run_fit(fit: Fit, path: Path) -> tuple[dict[str, Any], Samples, NDArray[np.f
     """Train in the directory next to `path`; return the best epoch's scores on val, the rows of `fit.split`, and the
     best model's probabilities [N] for them."""
     directory = create_run_directory(path)
+    load_all(fit.plugins)
     result = execute(parse_recipe(fit.recipe), Path(fit.data), directory, ignore_rows)
     job, recipe, spec, network = read_model(directory)
     samples = job.load(Path(fit.data), fit.split, recipe.data, spec)
@@ -107,6 +116,7 @@ def run_fit(fit: Fit, path: Path) -> tuple[dict[str, Any], Samples, NDArray[np.f
 
 def leaks(fit: Fit, path: Path) -> None:
     """Write stay_id, at_h and one column of probabilities per leakage view, for the rows of `fit.split`."""
+    load_all(fit.plugins)
     data = parse_recipe(fit.recipe).data
     assert isinstance(data, IcuData)  # the benchmark has ICU recipes only
     train, scored = (load_icu(Path(fit.data), split, data.cohort) for split in ("train", fit.split))

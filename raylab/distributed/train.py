@@ -29,6 +29,7 @@ from raylab.distributed.worker import End, Worker, note_of
 from raylab.errors import IncompleteError, OutOfMemoryError, RunError
 from raylab.memory import advise
 from raylab.tasks import find_task
+from raylab.tasks.plugins import code_of
 from raylab.training.run_failure import FILE as FAILURE
 from raylab.training.run_failure import read_failure
 from raylab.training.run_result import read_result
@@ -121,6 +122,7 @@ class Supervisor:
         self.directory, self.write_work = directory, write_to(directory)
         self.on_rows, self.on_node_sample, self.on_warning = on_rows, on_node_sample, on_warning
         self.arguments = {
+            "plugins": code_of(recipe),
             "recipe": recipe.model_dump(mode="json"),
             "data": str(data),
             "data_hash": find_task(recipe.task).read_meta(data).data_hash,

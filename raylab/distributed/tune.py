@@ -44,6 +44,7 @@ from raylab.errors import DataError, OutOfMemoryError, RaylabError, RunError, Us
 from raylab.files import write_json
 from raylab.memory import explain_memory_error
 from raylab.tasks import find_task
+from raylab.tasks.plugins import code_of, load_all
 from raylab.tasks.recipes import parse_recipe
 from raylab.training import checkpoint, run_failure
 from raylab.training.loop import AttemptHandedOver
@@ -153,7 +154,13 @@ def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         tuner = Tuner(
             tune.with_resources(
-                tune.with_parameters(trial, recipe=recipe.model_dump(mode="json"), data=str(data), at=str(directory)),
+                tune.with_parameters(
+                    trial,
+                    plugins=code_of(recipe),
+                    recipe=recipe.model_dump(mode="json"),
+                    data=str(data),
+                    at=str(directory),
+                ),
                 driver() if options.workers_per_trial else recipe.scaling.resources(),
             ),
             param_space=pbt_param_space(trials, space, recipe) if is_pbt else None,
@@ -322,8 +329,9 @@ def should_start_again(trial: Any, directory: Path) -> bool:
     return not (directory / run_failure.FILE).is_file() and bool(type(trial).should_recover(trial))
 
 
-def trial(settings: dict[str, Any], recipe: dict[str, Any], data: str, at: str) -> None:
+def trial(settings: dict[str, Any], plugins: list[tuple[str, str]], recipe: dict[str, Any], data: str, at: str) -> None:
     """Execute one trial: a run that reports one row per epoch to Tune."""
+    load_all(plugins)
     # Remember the trial's first number: after PBT exploits another trial, the settings contain the donor's number
     number_file = Path(at) / "ids" / tune.get_context().get_trial_id()
     if not number_file.exists():

@@ -51,12 +51,14 @@ class Worker:
         # In the method, so that the process that starts it is quick to answer
         from raylab.distributed.member import Expelled, Member, Refused
         from raylab.distributed.metering import meter_work
+        from raylab.tasks.plugins import load_all
         from raylab.tasks.recipes import parse_recipe
         from raylab.training.loop import AttemptHandedOver
         from raylab.training.run import execute
         from raylab.training.step_times import StepTimes
 
         directory, parent = Path(arguments["directory"]), arguments["parent"]
+        load_all(arguments["plugins"])
         recipe = parse_recipe(arguments["recipe"])
         interface = interface_of(ray.util.get_node_ip_address())
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)

@@ -5,15 +5,15 @@ from typing import Any
 
 from torch import nn
 
+from raylab.config.recipe import CXR_FRONTAL, ICU_HOURLY, LUNG_PARAMETERS
 from raylab.errors import unknown
 from raylab.models import baselines, covidnet, recurrent, surrogate, vision
 
 Factory = Callable[[Any, dict[str, Any], int], nn.Module]
 """(recipe.model, spec of the inputs, outputs) -> network"""
-IMAGES = "cxr-frontal-u8"
 
 MODELS: dict[str, dict[str, Factory]] = {
-    "icu-hourly": {
+    ICU_HOURLY: {
         "gru": recurrent.gru,
         "lstm": recurrent.lstm,
         "grud": recurrent.grud,
@@ -22,13 +22,13 @@ MODELS: dict[str, dict[str, Factory]] = {
         "last_pf": baselines.last_pf,
         "last_sf": baselines.last_sf,
     },
-    IMAGES: {
+    CXR_FRONTAL: {
         "covidnet": covidnet.covidnet,
         "covidnet-large": covidnet.large,
         "resnet50": vision.resnet50,
         "vgg19": vision.vgg19,
     },
-    "lung-parameters": {"residual": surrogate.residual},
+    LUNG_PARAMETERS: {"residual": surrogate.residual},
 }
 """By kind of input (a data set's `spec["kind"]`), then by name."""
 
@@ -38,7 +38,7 @@ def network(kind: str, name: str) -> Factory:
     models = MODELS[kind]
     if name in models:
         return models[name]
-    if kind == IMAGES:
+    if kind == CXR_FRONTAL:
         if name in vision.names():
             return vision.classifier(name)
         raise unknown("model", name, {*models, *vision.names()})

@@ -1,11 +1,10 @@
 """COVID-Net: chest X-rays told apart as healthy, pneumonia and Covid-19."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import Discriminator, Tag
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from raylab.config.recipe import (
+    CXR_FRONTAL,
     CovidNetModel,
     ImageData,
     Loop,
@@ -13,8 +12,6 @@ from raylab.config.recipe import (
     Recipe,
     Schedule,
     Search,
-    VisionModel,
-    family_name,
 )
 from raylab.data.images.meta import ImageMeta
 from raylab.tasks.base import Task
@@ -26,15 +23,11 @@ if TYPE_CHECKING:  # as in base.py
 
 
 class CovidnetRecipe(Recipe):
-    families = (CovidNetModel, VisionModel)
+    inputs: ClassVar[str] = CXR_FRONTAL
 
     task: Literal["covidnet"]
     """name of the task"""
     data: ImageData = ImageData()
-    model: Annotated[
-        Annotated[CovidNetModel, Tag("CovidNetModel")] | Annotated[VisionModel, Tag("VisionModel")],
-        Discriminator(family_name),
-    ]
 
 
 FULL = CovidnetRecipe(

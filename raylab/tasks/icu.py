@@ -4,12 +4,12 @@ new patients."""
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 
 from raylab.config.assignments import parse_assignments
-from raylab.config.recipe import BoostingModel, IcuData, LinearModel, Recipe, RecurrentModel, family_name
+from raylab.config.recipe import ICU_HOURLY, IcuData, Recipe
 from raylab.data.icu.meta import IcuMeta
 from raylab.errors import UsageError, escape_unprintable
 from raylab.tasks.base import Frame, SiteStatistics
@@ -27,22 +27,16 @@ if TYPE_CHECKING:  # as in base.py
 class IcuRecipe(Recipe):
     """Of the tasks on intensive-care data."""
 
-    families = (RecurrentModel, BoostingModel, LinearModel)
+    inputs: ClassVar[str] = ICU_HOURLY
 
     data: IcuData = IcuData()
-    model: Annotated[
-        Annotated[RecurrentModel, Tag("RecurrentModel")]
-        | Annotated[BoostingModel, Tag("BoostingModel")]
-        | Annotated[LinearModel, Tag("LinearModel")],
-        Discriminator(family_name),
-    ]
 
 
 class IcuOptions(PrepareOptions):
     """Options of `prepare` for intensive-care data."""
 
     source: str | None = None
-    """events (your own tables), physionet2012, meds, mimic3, yaib or synthetic"""
+    """events (your own tables), physionet2012, meds, mimic3, yaib, synthetic, or that of a plugin"""
     landmark: int | float = 12
     """hours after admission at which is predicted"""
     horizon: int | float = 24
@@ -87,6 +81,8 @@ def prepare(
             raise UsageError("--from takes prepared directories, and so no --source and no --path")
         directories = [directory.absolute() for directory in options.origin]
         return resplit(directories, out, parse(options.split_by), options.seed, replace, task)
+    from raylab.tasks.plugins import versions_of_data  # which reads the tasks
+
     source = options.source or ("physionet2012" if options.path else None)
     if source is None:
         raise UsageError(f"prepare {task} needs --source", do="add --source events --path DIR, or synthetic")
@@ -109,6 +105,7 @@ def prepare(
         grid_of_windows=options.sensitivity,
         virtual=options.virtual_patient,
         replace=replace,
+        plugins=versions_of_data(task, source),
     )
 
 

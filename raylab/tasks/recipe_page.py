@@ -45,14 +45,14 @@ def markdown() -> str:
     page = [HEADER, "## Every recipe", *table(common.items())]
     for task, of in TASKS.items():
         kind = type(of.full)
-        for family in kind.families:
+        for family in kind.families():
             known = model_names(family)
             name = known[0] if known else "NAME"
             own = list_fields(parse_recipe({"task": task, "model": {"name": name}})).items()
             title = ", ".join(known) or "other classifiers of torchvision"
             new = [(path, row) for path, row in own if path not in common and path.startswith("model.")]
             data = [(path, row) for path, row in own if path not in common and path.startswith("data.")]
-            if family is kind.families[0] and data:
+            if family is kind.families()[0] and data:
                 page += [f"## Task {task}", *table(data)]
             page += [f"### Models of {task}: {title}", *table(new)]
     return "\n".join(page)

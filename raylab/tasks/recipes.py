@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from raylab.config.old_names import rename_fields
+from raylab.config.overrides import has_field
 from raylab.config.recipe import Recipe, Search, model_family, validate
 from raylab.errors import UsageError
-from raylab.tasks import TASKS, find_task
+from raylab.tasks import TASKS, find_task, load_installed
+from raylab.tasks.plugins import load_stored, search_of
 
 
 def parse_recipe(document: Mapping[str, Any]) -> Recipe:
@@ -17,7 +19,9 @@ def parse_recipe(document: Mapping[str, Any]) -> Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a JSON file that a run has written; UsageError when there is none that can be used."""
+    """The recipe in a JSON file that a run has written, beside the code that it needs; UsageError when there is none
+    that can be used."""
+    load_stored(path.parent)
     try:
         return parse_recipe(update_recipe(json.loads(path.read_text(encoding="utf-8"))))
     except UsageError as error:
@@ -51,6 +55,7 @@ def _rename_in(part: str, values: dict[str, Any]) -> dict[str, Any]:
 
 def _type(task: object) -> type[Recipe]:
     """The type of a task's recipes; plain for a task that is not among TASKS."""
+    load_installed()
     return type(TASKS[task].full) if isinstance(task, str) and task in TASKS else Recipe
 
 
@@ -62,8 +67,17 @@ def shipped_recipe(task: str, smoke: bool = False) -> Recipe:
 
 def with_search_space(recipe: Recipe) -> Recipe:
     """The recipe with the search space of its model, where that is not the recipe's own."""
-    own = find_task(recipe.task).searches.get(recipe.model.name)
-    if own is None or recipe.search.space.keys() == own.space.keys():
+    own = find_task(recipe.task).searches.get(recipe.model.name) or search_of(recipe.model.name)
+    if own is None:
+        own = _search_fields(recipe)
+    if recipe.search.space.keys() == own.space.keys():
         return recipe
     kept = recipe.search.model_dump(exclude={"space", "points"})
     return recipe.model_copy(update={"search": Search(space=own.space, points=own.points, **kept)})
+
+
+def _search_fields(recipe: Recipe) -> Search:
+    """The recipe's search, of those fields that its model has."""
+    space = {path: text for path, text in recipe.search.space.items() if has_field(recipe, path)}
+    points = [{path: value for path, value in point.items() if path in space} for point in recipe.search.points]
+    return Search(space=space, points=tuple(points))

@@ -1,9 +1,9 @@
 """A network in the lung model's place: blood gases and pressures of virtual patients from their inputs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from raylab.config.recipe import Data, Loop, Optim, Recipe, ResidualModel, Schedule, Search, SweepData
+from raylab.config.recipe import LUNG_PARAMETERS, Data, Loop, Optim, Recipe, ResidualModel, Schedule, Search, SweepData
 from raylab.data.lung.meta import SweepMeta
 from raylab.tasks.base import Task
 from raylab.tasks.outcomes import Regression
@@ -13,12 +13,11 @@ if TYPE_CHECKING:  # as in base.py
 
 
 class SurrogateRecipe(Recipe):
-    families = (ResidualModel,)
+    inputs: ClassVar[str] = LUNG_PARAMETERS
 
     task: Literal["surrogate"]
     """name of the task"""
     data: SweepData = SweepData()
-    model: ResidualModel
 
 
 FULL = SurrogateRecipe(

@@ -5,7 +5,8 @@ recipe.json    the resolved recipe
 ledger.jsonl   one line a step: which attempt computed it; and each change of workers (ledger.py)
 work.jsonl     which worker was where, from when to when (raylab/work.py)
 checkpoints/   see checkpoint.py
-model/         the trained network: model.safetensors, and model.json with its recipe and input spec
+model/         the trained network: model.safetensors, model.json with its recipe and input spec, and plugins/
+plugins/       the code of own models and tasks (raylab/tasks/plugins.py); written by jobs
 result.json    or failure.json: how the run ended
 """
 
@@ -29,13 +30,14 @@ from raylab.config.overrides import without_weights
 from raylab.config.recipe import Recipe
 from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, DataError
-from raylab.files import atomic_write, write_json
+from raylab.files import atomic_write, write_json, write_text
 from raylab.models.baselines import Fitted
 from raylab.models.ensemble import Ensemble
 from raylab.models.recurrent import GruD, Recurrent
 from raylab.models.weights import fill, match_inputs
 from raylab.tasks import find_task
 from raylab.tasks.base import Task
+from raylab.tasks.plugins import FOLDER, code_of, load_stored
 from raylab.tasks.recipes import parse_recipe, update_recipe
 from raylab.training import checkpoint, ledger
 from raylab.training.checkpoint_writer import CheckpointWriter
@@ -358,6 +360,9 @@ def write_model(directory: Path, weights: dict[str, torch.Tensor], recipe: Recip
     tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     save_file(tensors, directory / "model.safetensors")
     write_json(directory / "model.json", {"recipe": recipe.model_dump(mode="json"), "spec": spec})
+    for code in code_of(recipe):
+        (directory / FOLDER).mkdir(exist_ok=True)
+        write_text(directory / FOLDER / code.name, code.text)
 
 
 def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module]:
@@ -370,6 +375,7 @@ def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module
             f"raylab resume {directory.name}",
         )
     note = read_model_note(directory)
+    load_stored(path.parent)
     recipe = parse_recipe(update_recipe(note.recipe))
     job = find_task(recipe.task)
     # The weights that it started from are not needed, and may no longer exist

@@ -15,7 +15,7 @@ patients the rows and the hourly grid. Features see only events before the predi
 `summarise_patients` and the window that the loader cuts.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ def prepare_icu(
     grid_of_windows: bool = False,
     virtual: bool = False,
     replace: bool = False,
+    plugins: Mapping[str, str] | None = None,
 ) -> IcuMeta:
     """Publish samples.parquet, hours.parquet and meta.json of `task` at `out` and return the meta.
 
@@ -100,7 +101,8 @@ def prepare_icu(
     into (prediction + gap, prediction + gap + horizon]. `path` is the raw data, not needed for source "synthetic";
     `patients` is for that one alone; `seed` decides the splits and the virtual patients. With `grid_of_windows` the
     meta has the onset counts over windows of FiO2 and persistence. With `virtual` the rows have features of the lung
-    model fitted to the stay's gases before the landmark (virtual_patient.py).
+    model fitted to the stay's gases before the landmark (virtual_patient.py). `plugins`: for the meta, the own code
+    that defines the source or the label.
     """
     if source not in SOURCES:
         raise unknown("source", source, SOURCES)
@@ -200,6 +202,7 @@ def prepare_icu(
             numbering=[f"synthetic seed {seed}" if source == "synthetic" else source_data.numbering or source],
             synthetic=source == "synthetic" or source_data.synthetic,
             raylab=raylab.__version__,
+            **({"plugins": dict(plugins)} if plugins else {}),
             label=used.describe(chosen.landmark, chosen.horizon, chosen.gap),
             framing=chosen.kind,
             landmark_h=chosen.landmark,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raylab.config.recipe import CovidNetModel, RecurrentModel, ResidualModel
-from raylab.models import IMAGES, network, recurrent
+from raylab.config.recipe import CXR_FRONTAL, CovidNetModel, RecurrentModel, ResidualModel
+from raylab.models import network, recurrent
 from raylab.models.ensemble import Ensemble
 from raylab.models.shard_pass import Linear
 from raylab.training.gradients import shard_gradient
@@ -156,7 +156,7 @@ def test_frozen_weights_have_no_gradient():
         ("icu-hourly", RecurrentModel(name="lstm", hidden=4), False),
         ("icu-hourly", RecurrentModel(name="grud", hidden=4), False),
         ("lung-parameters", ResidualModel(name="residual", hidden=4), True),
-        (IMAGES, CovidNetModel(name="covidnet", width=0.1, depth=0.1), False),
+        (CXR_FRONTAL, CovidNetModel(name="covidnet", width=0.1, depth=0.1), False),
     ],
 )
 def test_models_whose_weights_all_belong_to_such_layers_take_passes(kind, config, takes):
