@@ -6,33 +6,43 @@ A benchmark is a module with `arguments(parser)`, which adds its own options, an
 import argparse
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jobs import cli
-from jobs.common import benchmark_ards, benchmark_covidnet, benchmark_scaling, home, outputs
+from jobs.common import benchmark_covidnet, benchmark_icu, benchmark_scaling, home, outputs
 from raylab.files import keep_out_of_git_and_uploads
+from raylab.tasks import TASKS
 
 EXAMPLE = "raylab benchmark ards --source physionet2012 --path DIR --landmarks 6 12 24 --folds 5 --out benchmark"
-OF_MODELS = {"ards": benchmark_ards, "covidnet": benchmark_covidnet}
-BENCHMARKS = {**OF_MODELS, "scaling": benchmark_scaling}
 TEXTS = {
-    "ards": "compare all models of ARDS on the same patient-grouped folds",
-    "covidnet": "run the published COVID-Net experiment, with controls",
-    "scaling": "measure samples/s, time and cost of a task on 1, 2, 4, ... workers, beside a model of more of them",
+    benchmark_icu: "compare all models of the task on the same patient-grouped folds",
+    benchmark_covidnet: "run the published COVID-Net experiment, with controls",
+    benchmark_scaling: "measure samples/s, time and cost of a task on 1, 2, 4, ... workers, beside a model of more",
 }
 
 
+def list_benchmarks() -> dict[str, ModuleType]:
+    """The benchmarks by name: of the models of every task on intensive-care data and of covidnet, and `scaling`."""
+    of_tasks = {name: benchmark_icu for name, task in TASKS.items() if task.kind == "icu"}
+    return {**of_tasks, "covidnet": benchmark_covidnet, "scaling": benchmark_scaling}
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="benchmark", metavar="|".join(BENCHMARKS), required=True)
-    for name, module in BENCHMARKS.items():
-        one = kinds.add_parser(name, help=TEXTS[name], description=TEXTS[name], allow_abbrev=False)
+    benchmarks = list_benchmarks()
+    kinds = parser.add_subparsers(dest="benchmark", metavar="|".join(benchmarks), required=True)
+    for name, module in benchmarks.items():
+        text = TEXTS[module]
+        one = kinds.add_parser(name, help=text, description=text, allow_abbrev=False)
         one.add_argument(
             "--out", type=Path, required=True, help="directory for data, measurements and tables; a rerun continues an "
             "interrupted benchmark"
         )  # fmt: skip
-        if name in OF_MODELS:
+        if name in TASKS:
+            one.set_defaults(task=name)
             add_options_of_models(one)
         module.arguments(one)
+        cli.add_plugin_option(one)
         cli.add_common_options(one, default=argparse.SUPPRESS)
 
 
@@ -44,8 +54,8 @@ def add_options_of_models(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=0, help="parallel fits on a local Ray; 0 runs them in this process; if "
         "RAY_ADDRESS is set, its cluster is used (default: 0)"
     )  # fmt: skip
-    parser.add_argument("--trials", type=int, default=8, help="trials per search; for ards: of each model's nested "
-                        "search in each fold, and 1 skips the search (default: 8)")  # fmt: skip
+    parser.add_argument("--trials", type=int, default=8, help="trials per search; of intensive-care tasks: of each "
+                        "model's nested search in each fold, and 1 skips the search (default: 8)")  # fmt: skip
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="PATH=VALUE", help="recipe fields")
 
 
@@ -55,7 +65,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     args.out.mkdir(parents=True, exist_ok=True)
     if not any(args.out.iterdir()):
         keep_out_of_git_and_uploads(args.out)
-    result: dict[str, Any] = BENCHMARKS[args.benchmark].main(args)
+    result: dict[str, Any] = list_benchmarks()[args.benchmark].main(args)
     return result
 
 

@@ -18,6 +18,7 @@ from raylab.data.prepared import sha256
 from raylab.errors import DataError, UsageError, unknown
 from raylab.evaluation.overlap import in_words, leakage
 from raylab.tasks import evaluation, find_task
+from raylab.tasks.plugins import load_stored
 from raylab.tasks.recipes import read_recipe
 from raylab.training.run import read_model
 from raylab.training.run_record import RunRecord
@@ -182,12 +183,14 @@ def prepare_folder(task: str, directory: Path, folder: Path, split: str, quiet: 
     """Prepare `folder`, with images and label lists or a manifest, in the raylab home, and return the directory. It has
     the lists of `split` and images of the run's size."""
     files = discover(folder, splits=SPLITS if split == "all" else (split,))
-    size = read_model(directory)[2]["size"]
+    spec = read_model(directory)[2]
+    size, classes = spec["size"], spec["classes"]
     read = [folder.absolute(), *files.lists.values(), *([files.manifest] if files.manifest else [])]
-    text = "\n".join([str(size), *(f"{p}\t{sha256(p) if p.is_file() else ''}" for p in read)])
+    text = "\n".join([str(size), *classes, *(f"{p}\t{sha256(p) if p.is_file() else ''}" for p in read)])
     out = home.home() / "prepared" / f"{folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     # `replace`: a file of the same name may have changed
     options = {"size": size, "manifest": files.manifest, "images": files.images, "source": "covidx", **files.lists}
+    options["classes"] = tuple(classes)
     prepare.prepare(task, out, replace=True, quiet=quiet, **options)
     return out
 
@@ -224,8 +227,9 @@ def check_split(split: str, splits: Sequence[str]) -> None:
 
 
 def run_of_task(run: RunReference, task: str | None) -> Path:
-    """The directory of a run; DataError if `task` is given and the run is of another one."""
+    """The directory of a run, whose own code is loaded; DataError if `task` is given and the run is of another one."""
     directory = find_run(run)
+    load_stored(directory)
     run_record = home.note(directory)
     if task not in (None, run_record.task):
         raise DataError(f"run {directory.name} is of task '{run_record.task}', not '{task}'")

@@ -16,7 +16,7 @@ from jobs.evaluate import run_of_task
 from raylab.data.icu.dataset import IcuSamples
 from raylab.errors import UsageError
 from raylab.files import atomic_write
-from raylab.tasks import TASKS, find_task
+from raylab.tasks import find_task
 from tracking import plots
 from tracking.outbox import Outbox
 
@@ -24,8 +24,7 @@ EXAMPLE = "raylab explain ards --run NAME --data prepared/ards --split val"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", choices=[name for name, task in TASKS.items() if task.kind == "icu"],
-                        help="task of the run")  # fmt: skip
+    parser.add_argument("task", help="task of the run, on intensive-care data")
     parser.add_argument(
         "--run", required=True, metavar="RUN", help="name, MLflow run id or directory of a finished run"
     )
@@ -56,6 +55,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     from raylab.evaluation.attributions import attributions, by_feature  # loads captum and torch
 
     directory, data = run_of_task(args.run, args.task), args.data.absolute()
+    if find_task(args.task).kind != "icu":
+        raise UsageError(f"explain shows hours and series, which task '{args.task}' does not have")
     check_pages(data, args.task, args.pages, args.threshold, args.share_individuals)
     home.check_writable(directory)
     job, recipe, samples, network = scores.load(directory, data, args.split)

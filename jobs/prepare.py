@@ -19,27 +19,28 @@ from jobs.common.session import ray_session
 from raylab.data.prepared import META, Meta
 from raylab.errors import UsageError
 from raylab.tasks import TASKS, find_task
+from raylab.tasks.plugins import options_for
 from raylab.tasks.preparation import Preparation, PrepareOptions, Resources, RunChunks, attrition_lines
 
 EXAMPLE = "raylab prepare ards --source synthetic --patients 400 --seed 0 --out prepared/ards"
-PREPARATIONS = {name: task.preparation for name, task in TASKS.items() if task.preparation is not None}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", choices=list(PREPARATIONS))
+    preparations = {name: task.preparation for name, task in TASKS.items() if task.preparation is not None}
+    parser.add_argument("task", choices=list(preparations))
     parser.add_argument("--out", type=Path, required=True, help="the directory to make")
     parser.add_argument(
         "--replace", action="store_true", help="replace data of the task in --out, once the new data is complete"
     )
     shared = PrepareOptions.model_fields
-    kinds = {of.options: of.title for of in PREPARATIONS.values()}
+    kinds = {of.options: of.title for of in preparations.values()}
     for name, field in shared.items():
         own = {title: options.model_fields[name].description for options, title in kinds.items()}
         differ = len(set(own.values())) > 1
         help = "; ".join(f"{title}: {text}" for title, text in own.items()) if differ else field.description
         _add_option(parser, name, field, help or "")
     for options, title in kinds.items():
-        tasks = ", ".join(name for name, of in PREPARATIONS.items() if of.options is options)
+        tasks = ", ".join(name for name, of in preparations.items() if of.options is options)
         group = parser.add_argument_group(f"{title} ({tasks})")
         for name, field in options.model_fields.items():
             if name not in shared:
@@ -123,7 +124,8 @@ def tell(preparation: Preparation[Any, Any], task: str, out: Path, meta: Meta) -
     if warnings or getattr(meta, "skipped", None):
         say(f"  the files: {out / META}")
     verb = "train" if "train" in meta.counts else "evaluate"
-    say(f"next: raylab {verb} {task}{'' if verb == 'train' else ' --run RUN'} --data {out}")
+    plugin = options_for(task) if verb == "train" else ""  # a run has its own copy
+    say(f"next: raylab {verb} {task}{plugin}{'' if verb == 'train' else ' --run RUN'} --data {out}")
 
 
 if __name__ == "__main__":

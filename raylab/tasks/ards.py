@@ -1,25 +1,10 @@
 """ARDS: whether hypoxaemic respiratory failure begins within hours after a landmark, from the hours before it."""
 
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from raylab.config.recipe import (
-    IcuData,
-    Loop,
-    Optim,
-    RecurrentModel,
-    Schedule,
-    Search,
-)
+from raylab.config.recipe import Loop, Optim, RecurrentModel, Schedule, Search
 from raylab.data.icu.labels import LABELS
-from raylab.data.icu.meta import IcuMeta
-from raylab.tasks.base import Task
-from raylab.tasks.icu import EVENTS, SITE_STATISTICS, IcuRecipe, icu_preparation, read_new
-from raylab.tasks.outcomes import Binary
-
-if TYPE_CHECKING:  # as in base.py
-    from raylab.data.samples import Samples
+from raylab.tasks.icu import IcuRecipe, icu_task
 
 
 class ArdsRecipe(IcuRecipe):
@@ -66,27 +51,4 @@ SEARCHES = {
 }
 
 
-def load(directory: Path, split: str, data: IcuData, spec: dict[str, Any] | None) -> "Samples":
-    from raylab.data.icu.dataset import load_icu
-
-    return load_icu(directory, split, data.cohort, spec, data.fill, data.virtual_patient, "ards")
-
-
-TASK = Task(
-    name="ards",
-    kind="icu",
-    outcome=Binary(),
-    objective="auroc",
-    load=load,
-    meta=IcuMeta,
-    preparation=icu_preparation(LABELS),
-    read_new=partial(read_new, LABELS),
-    frame=EVENTS,
-    site_statistics=SITE_STATISTICS,
-    full=FULL,
-    smoke=SMOKE,
-    searches=SEARCHES,
-    benchmark_members=5,
-    primary=("auroc", "auprc", "ventilated_pf/auroc"),
-    secondary=("brier", "calibration_slope"),
-)
+TASK = icu_task(ArdsRecipe, LABELS, FULL, SMOKE, SEARCHES, benchmark_members=5, primary=("auroc", "auprc", "ventilated_pf/auroc"))

@@ -1,18 +1,19 @@
-"""What tasks on intensive-care data share: their recipes, their preparation from labels of their own, and how they read
-new patients."""
+"""What tasks on intensive-care data share: their recipes, their preparation from labels of their own, how they load
+samples, and how they read new patients."""
 
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from pydantic import Field
 
 from raylab.config.assignments import parse_assignments
-from raylab.config.recipe import ICU_HOURLY, IcuData, Recipe
+from raylab.config.recipe import ICU_HOURLY, IcuData, Recipe, Search
 from raylab.data.icu.meta import IcuMeta
 from raylab.errors import UsageError, escape_unprintable
-from raylab.tasks.base import Frame, SiteStatistics
+from raylab.tasks.base import Frame, SiteStatistics, Task
+from raylab.tasks.outcomes import Binary
 from raylab.tasks.preparation import Preparation, PrepareOptions, Resources, attrition_lines
 
 if TYPE_CHECKING:  # as in base.py
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # as in base.py
 
     from raylab.data.icu.labels import Label
     from raylab.data.icu.new_patients import NewPatients
-    from raylab.data.samples import NewRows
+    from raylab.data.samples import NewRows, Samples
 
 
 class IcuRecipe(Recipe):
@@ -226,3 +227,47 @@ def describe_new(new: "NewPatients", rule: "Label") -> list[str]:
     if new.of_unknown_age:
         lines.append(f"stays of unknown age, counted as {rule.min_age:g} years and older: {new.of_unknown_age:,}")
     return lines + new.doubts
+
+
+def load(task: str, directory: Path, split: str, data: IcuData, spec: dict[str, Any] | None) -> "Samples":
+    """Load a split of a directory prepared for `task`."""
+    from raylab.data.icu.dataset import load_icu
+
+    return load_icu(directory, split, data.cohort, spec, data.fill, data.virtual_patient, task)
+
+
+def icu_task(
+    kind: type[IcuRecipe],
+    labels: Mapping[str, "Label"],
+    full: Recipe,
+    smoke: Recipe,
+    searches: Mapping[str, Search] | None = None,
+    primary: tuple[str, ...] = ("auroc", "auprc"),
+    benchmark_members: int = 1,
+) -> Task:
+    """A task that predicts a binary outcome from the hours before a landmark.
+
+    `kind`: its recipes; the task's name is that of their field `task`. `labels`: definitions of the outcome by name,
+    the usual one first. `full` and `smoke`: its recipes, or those of another task on intensive-care data, whose values
+    it then takes. `searches`: search spaces by model. `primary`: the scores in tables.
+    `benchmark_members`: as of Task.
+    """
+    (name,) = get_args(kind.model_fields["task"].annotation)
+    return Task(
+        name=name,
+        kind="icu",
+        outcome=Binary(),
+        objective="auroc",
+        load=partial(load, name),
+        meta=IcuMeta,
+        preparation=icu_preparation(labels),
+        read_new=partial(read_new, labels),
+        frame=EVENTS,
+        site_statistics=SITE_STATISTICS,
+        full=kind.model_validate({**full.model_dump(), "task": name}),
+        smoke=kind.model_validate({**smoke.model_dump(), "task": name}),
+        searches=searches or {},
+        primary=primary,
+        benchmark_members=benchmark_members,
+        secondary=("brier", "calibration_slope"),
+    )

@@ -24,6 +24,8 @@ class ImageOptions(PrepareOptions):
     """COVIDx label list of test"""
     manifest: Path | None = None
     """CSV file instead of lists; beside them, for views and groups"""
+    classes: tuple[str, ...] = ()
+    """your data's classes, in the order of the model's outputs (default: normal, pneumonia, COVID-19)"""
     size: int = Field(224, ge=16)
     """pixels a side of the cache"""
     domain: str | None = None
@@ -66,6 +68,7 @@ def prepare(task: str, out: Path, options: ImageOptions, replace: bool, resource
             apart_from=options.apart_from,
             spread=run_chunks,
             replace=replace,
+            classes=options.classes,
         )
 
 

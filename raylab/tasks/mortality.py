@@ -3,22 +3,13 @@ in-hospital mortality of ICU patients: the PhysioNet/Computing in Cardiology Cha
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import polars as pl
 
-from raylab.config.recipe import IcuData, Recipe
 from raylab.data.icu.labels import Framing, Label
-from raylab.data.icu.meta import IcuMeta
 from raylab.tasks import ards
-from raylab.tasks.base import Task
-from raylab.tasks.icu import EVENTS, SITE_STATISTICS, IcuRecipe, icu_preparation, read_new
-from raylab.tasks.outcomes import Binary
-
-if TYPE_CHECKING:  # as in base.py
-    from raylab.data.samples import Samples
+from raylab.tasks.icu import IcuRecipe, icu_task
 
 
 @dataclass(frozen=True)
@@ -66,31 +57,4 @@ class MortalityRecipe(IcuRecipe):
     """name of the task"""
 
 
-def load(directory: Path, split: str, data: IcuData, spec: dict[str, Any] | None) -> "Samples":
-    from raylab.data.icu.dataset import load_icu
-
-    return load_icu(directory, split, data.cohort, spec, data.fill, data.virtual_patient, "mortality")
-
-
-def of_ards(recipe: Recipe) -> MortalityRecipe:
-    """The same recipe for this task: the inputs are those of ards."""
-    return MortalityRecipe.model_validate({**recipe.model_dump(), "task": "mortality"})
-
-
-TASK = Task(
-    name="mortality",
-    kind="icu",
-    outcome=Binary(),
-    objective="auroc",
-    load=load,
-    meta=IcuMeta,
-    preparation=icu_preparation(LABELS),
-    read_new=partial(read_new, LABELS),
-    frame=EVENTS,
-    site_statistics=SITE_STATISTICS,
-    full=of_ards(ards.FULL),
-    smoke=of_ards(ards.SMOKE),
-    searches=ards.SEARCHES,
-    primary=("auroc", "auprc"),
-    secondary=("brier", "calibration_slope"),
-)
+TASK = icu_task(MortalityRecipe, LABELS, ards.FULL, ards.SMOKE, ards.SEARCHES)

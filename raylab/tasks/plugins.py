@@ -15,7 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from importlib.abc import ExecutionLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -86,12 +86,13 @@ class Code(NamedTuple):
 @dataclass(frozen=True)
 class Loaded:
     """A plugin in this process. `origin`: its file or package. `version`: the file's SHA-256, or the package's
-    version. `code`: of a file."""
+    version. `code`: of a file. `path`: of a file that was named; stored code has none."""
 
     origin: str
     version: str
     plugin: Plugin
     code: Code | None = None
+    path: Path | None = None
 
 
 _loaded: dict[str, Loaded] = {}  # by origin
@@ -109,7 +110,8 @@ def load_file(path: Path) -> Loaded:
         code = Code(path.name, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--plugin {path} could not be read", str(error), "give a Python file") from error
-    found = load_code(code)
+    found = replace(load_code(code), path=path)
+    _loaded[code.name] = found
     _allow(code)
     return found
 
@@ -192,6 +194,12 @@ def load_all(codes: Iterable[tuple[str, str]]) -> None:
 def versions(found: Iterable[Loaded]) -> dict[str, str]:
     """{file or package: SHA-256 or version}"""
     return {one.origin: one.version for one in found}
+
+
+def options_for(task: str) -> str:
+    """The option ` --plugin FILE` of a command that names this task; empty if the task ships or is installed."""
+    own = [found.path for found in _loaded.values() if found.path is not None and task in found.plugin.names()["task"]]
+    return "".join(f" --plugin {path}" for path in own)
 
 
 def search_of(model: str) -> Search | None:

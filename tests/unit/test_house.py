@@ -158,7 +158,7 @@ def test_only_evaluation_names_the_test_split():
     scores the winners of its nested searches, `overlap` compares identifiers, `compare` reads the predictions that
     `evaluate` has kept; nothing that trains sees it."""
     allowed = {"raylab/evaluation/overlap.py", "raylab/tasks/images.py"} | {
-        f"jobs/{verb}.py" for verb in ("evaluate", "predict", "compare", "demo", "common/benchmark_ards")
+        f"jobs/{verb}.py" for verb in ("evaluate", "predict", "compare", "demo", "common/benchmark_icu")
     }
     naming = {
         str(path.relative_to(ROOT))

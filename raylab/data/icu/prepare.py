@@ -137,7 +137,7 @@ def prepare_icu(
             unfit = implausible(totals.by_concept, used)
             if unfit:
                 pieces = summarise(unfit)  # again, as only the values of all patients show a wrong unit
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, FileNotFoundError) as error:
             raise DataError(
                 f"{path} could not be read as '{source}'",
                 str(error).splitlines()[0],

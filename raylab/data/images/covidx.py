@@ -10,6 +10,7 @@ right:
    file is the last word and the id has the spaces.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -25,7 +26,7 @@ BINARY = ("positive", "negative")  # the classes of COVIDx v6 and of the B lists
 class Line:
     patient: str
     file: str  # relative to the images folder
-    label: str  # one of CLASSES
+    label: str  # one of the classes
     source: str  # "unknown" if the list has no source column
     number: int  # line in the list, from 1
     view: str = ""  # from a manifest: PA, AP, ...; empty if unknown
@@ -37,26 +38,28 @@ class Line:
         return Person.of(self.source, self.patient)
 
 
-def read_list(path: Path, images: Path) -> list[Line]:
-    """The lines of one list in their order, without blank lines."""
+def read_list(path: Path, images: Path, classes: Sequence[str] = CLASSES) -> list[Line]:
+    """The lines of one list in their order, without blank lines. `classes`: the words that name a class."""
     try:
         text, _ = decode(path.read_bytes(), str(path))
     except OSError as error:
         why = error.strerror or ""
         raise DataError(f"cannot read the label list {path}", why, "give the path of a COVIDx list") from error
     lines = [
-        _line(path, number, words, images) for number, row in enumerate(text.splitlines(), 1) if (words := row.split())
+        _line(path, number, words, images, classes)
+        for number, row in enumerate(text.splitlines(), 1)
+        if (words := row.split())
     ]
     if not lines:
         raise DataError(f"the label list {path} is empty", do="remove it, or give a list with lines")
     return lines
 
 
-def _line(path: Path, number: int, words: list[str], images: Path) -> Line:
+def _line(path: Path, number: int, words: list[str], images: Path, classes: Sequence[str]) -> Line:
     form = "a line is: patientid filename class [source]"
-    if len(words) >= 2 and words[-2] in CLASSES:
+    if len(words) >= 2 and words[-2] in classes:
         *front, label, source = words
-    elif words[-1] in CLASSES:
+    elif words[-1] in classes:
         *front, label = words
         source = UNKNOWN
     elif len(words) < 3:
@@ -65,7 +68,8 @@ def _line(path: Path, number: int, words: list[str], images: Path) -> Line:
         found = next((word for word in words[:-3:-1] if word in BINARY), None)
         why = "binary lists (v6, B) do not distinguish the three classes" if found else form
         what = f"class '{found}'" if found else f"no class in '... {' '.join(words[-2:])}'"
-        raise DataError(f"{path}, line {number}: {what}", why, f"use a list with the classes {', '.join(CLASSES)}")
+        do = f"use a list with the classes {', '.join(classes)}, or name those of this one with --classes"
+        raise DataError(f"{path}, line {number}: {what}", why, do)
     if len(front) < 2:
         raise DataError(
             f"{path}, line {number}: no {'file name' if front else 'id and file name'}", form, "correct the line"

@@ -31,8 +31,10 @@ WORDS = {"covid": "COVID-19", "covid19": "COVID-19", "healthy": "normal"} | {nam
 SPLITS = ("train", "val", "test")
 
 
-def read_manifest(path: Path, images: Path, domain: str | None = None) -> dict[str, list[Line]]:
-    """{split: lines}, files relative to `images`; only of `domain` if given.
+def read_manifest(
+    path: Path, images: Path, domain: str | None = None, classes: Sequence[str] = CLASSES
+) -> dict[str, list[Line]]:
+    """{split: lines}, files relative to `images`; only of `domain` if given. `classes` may have any letter case in it.
 
     A manifest without a split column is an external set: all its rows are test. Raises DataError for missing columns,
     unknown classes or splits, and paths outside of the folder, with the line.
@@ -51,17 +53,17 @@ def read_manifest(path: Path, images: Path, domain: str | None = None) -> dict[s
     get = {name: table[column].to_list() for name, column in found.items() if column is not None}
     if domain is not None and "domain" not in get:
         raise DataError(f"{path} has no column domain", f"domain '{domain}' was requested", "remove --domain")
+    words = WORDS if tuple(classes) == CLASSES else {name.lower(): name for name in classes}
     rows: dict[str, list[Line]] = {}
     for at in range(table.height):
         row = {name: (values[at] or "").strip() for name, values in get.items()}
         if domain is not None and row["domain"] != domain:
             continue
         split = row.get("split") or ("test" if found["split"] is None else "")
-        label = WORDS.get(row["label"].lower())
+        label = words.get(row["label"].lower())
         if label is None:
-            raise DataError(
-                f"{path}, line {at + 2}: class '{row['label']}'", f"known: {', '.join(WORDS)}", "correct the line"
-            )
+            do = "correct the line, or name the classes of your data with --classes"
+            raise DataError(f"{path}, line {at + 2}: class '{row['label']}'", f"known: {', '.join(words)}", do)
         if split not in SPLITS:
             raise DataError(f"{path}, line {at + 2}: split '{split}'", f"known: {', '.join(SPLITS)}")
         if not row["file"]:

@@ -9,6 +9,7 @@ manifest groups.
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,7 @@ def prepare_images(
     apart_from: Sequence[Path] = (),
     spread: Spread | None = None,
     replace: bool = False,
+    classes: Sequence[str] = (),
 ) -> ImageMeta:
     """Prepare the directory `out` for `task` and return its meta. Existing prepared X-rays are replaced only with
     `replace`.
@@ -74,19 +76,23 @@ def prepare_images(
     under `images`; "synthetic" draws `patients` phantoms of site `domain`, A by default. Rows that are copies of an
     image in one of the prepared directories `apart_from` are left out. `progress(done, all)` is called as images are
     decoded. With `skip_bad`, unreadable images are listed in meta["skipped"] instead of failing. `spread` decodes
-    chunks elsewhere (raylab.distributed.map.run_chunks), by default this process does.
+    chunks elsewhere (raylab.distributed.map.run_chunks), by default this process does. `classes` are those of lists and
+    manifest, in the order of the labels; CLASSES unless given.
     """
+    classes = check_classes(classes)
     if size < 16:
         raise UsageError(f"--size {size} is too small", "the networks need at least 16 px", "use --size 224")
     if source == "covidx":
         lists = {name: path for name, path in zip(SPLITS, (train, val, test), strict=True) if path is not None}
-        what = _input(images, lists, manifest, domain, apart_from)
+        what = _input(images, lists, manifest, domain, apart_from, classes)
 
         def write(work: Path) -> ImageMeta:
             return _covidx(task, work, what, size, seed, skip_bad, progress, spread)
 
         return prepared.publish(out, write, task, replace)
     if source == "synthetic":
+        if classes != CLASSES:
+            raise UsageError(f"phantoms have the classes {', '.join(CLASSES)}", do="leave --classes out")
         if patients < 30:
             raise UsageError(f"--patients {patients} is too few", "every split needs every class", "use at least 30")
 
@@ -106,6 +112,19 @@ class Input:
     manifest: Path | None
     domain: str | None
     apart_from: tuple[Path, ...]
+    classes: tuple[str, ...]
+
+
+def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes, or CLASSES if there are none; UsageError for names that cannot be told apart or written."""
+    if not classes:
+        return CLASSES
+    if len({name.lower() for name in classes}) < len(classes) or len(classes) < 2:
+        raise UsageError(f"--classes {' '.join(classes)}", "it takes at least two names that differ", "correct it")
+    if wrong := [name for name in classes if not re.fullmatch(r"[\w.\- ]+", name)]:
+        why = "scores and columns are named after classes"
+        raise UsageError(f"--classes: '{wrong[0]}'", why, "use letters, digits, spaces, and . _ -")
+    return tuple(classes)
 
 
 def _input(
@@ -114,6 +133,7 @@ def _input(
     manifest: Path | None,
     domain: str | None,
     apart_from: Sequence[Path],
+    classes: tuple[str, ...],
 ) -> Input:
     if not lists and manifest is None:
         do = "give --train, --val or --test, or --manifest"
@@ -124,7 +144,7 @@ def _input(
         raise DataError(
             f"no images folder at {images}", do="set --images to the folder to which the lists' names are relative"
         )
-    return Input(images, lists, manifest, domain, tuple(apart_from))
+    return Input(images, lists, manifest, domain, tuple(apart_from), classes)
 
 
 def _covidx(
@@ -197,7 +217,7 @@ def _covidx(
     split = {row: flat[row][0] for row in keep}
     if carved := "train" in rows and "val" not in rows:
         mine = [row for row in keep if split[row] == "train"]
-        labels = [CLASSES.index(flat[row][1].label) for row in mine]
+        labels = [what.classes.index(flat[row][1].label) for row in mine]
         parts = splits.assign([group[row] for row in mine], labels, {"train": 1 - CARVED, "val": CARVED}, seed)
         split |= dict(zip(mine, parts, strict=True))
         keep = [row for name in SPLITS for row in keep if split[row] == name]
@@ -224,7 +244,7 @@ def _covidx(
             f"{len(sources) - 1} other sources",
             "prepare them in directories of their own",
         )
-    meta = _describe(task, work, index, size, seed, attrition, "covidx", synthetic=sources == {"synthetic"})
+    meta = _describe(task, work, index, what.classes, size, seed, attrition, "covidx", synthetic=sources == {"synthetic"})
     warnings += _unidentified([line for _, line in flat], what)
     warnings += _unusual(index, [shapes[row] for row in keep])
     contrast = Counter(contrasts[row] for row in keep)
@@ -240,7 +260,7 @@ def _covidx(
     if conflicts:
         pairs = _some(f"{flat[i][1].file} and {flat[j][1].file}" for i, j in conflicts)
         warnings.append(f"{len(conflicts)} pairs of copies carry different classes:\n{pairs}")
-    table = published.table_of([path.name for path in what.lists.values()])
+    table = published.table_of([path.name for path in what.lists.values()]) if what.classes == CLASSES else None
     facts = {
         "lists": {name: {"file": path.name, "sha256": prepared.sha256(path)} for name, path in what.lists.items()},
         "manifest": None if what.manifest is None else prepared.sha256(what.manifest),
@@ -266,11 +286,13 @@ def _rows(what: Input) -> tuple[dict[str, list[Line]], list[str]]:
     told = [not_utf8(path.name, lines) for path in texts if (lines := read_text(path)[1])]
     names: dict[Any, Any] = {}
     if not what.lists:
-        return _name_once(read_manifest(what.manifest or Path(), what.images, what.domain), what.images, names), told
-    rows = _name_once({name: read_list(path, what.images) for name, path in what.lists.items()}, what.images, names)
+        alone = read_manifest(what.manifest or Path(), what.images, what.domain, what.classes)
+        return _name_once(alone, what.images, names), told
+    lists = {name: read_list(path, what.images, what.classes) for name, path in what.lists.items()}
+    rows = _name_once(lists, what.images, names)
     if what.manifest is None:
         return rows, told
-    manifest = _name_once(read_manifest(what.manifest, what.images), what.images, names)
+    manifest = _name_once(read_manifest(what.manifest, what.images, None, what.classes), what.images, names)
     described = {line.file for lines in manifest.values() for line in lines}
     listed = [line.file for lines in rows.values() for line in lines]
     if absent := sum(file not in described for file in listed):
@@ -416,7 +438,7 @@ def _synthetic(
         for row, (name, label, part) in enumerate(zip(names, labels, split, strict=True))
     ]
     attrition: list[dict[str, int | str]] = [{"step": "drawn", "images": len(index), "patients": patients}]
-    meta = _describe(task, work, index, size, seed, attrition, "synthetic", synthetic=True)
+    meta = _describe(task, work, index, CLASSES, size, seed, attrition, "synthetic", synthetic=True)
     return meta.model_copy(update={"domain": domain, "skipped": [], "warnings": []})
 
 
@@ -551,6 +573,7 @@ def _describe(
     task: str,
     work: Path,
     index: list[dict[str, Any]],
+    classes: tuple[str, ...],
     size: int,
     seed: int,
     attrition: list[dict[str, int | str]],
@@ -560,13 +583,13 @@ def _describe(
     """Write index.parquet and return the part of meta that both sources share."""
     table = pl.DataFrame(index, schema_overrides={"file": pl.String, "view": pl.String}).with_row_index("row")
     table = table.with_columns(
-        label=pl.col("class").replace_strict(list(CLASSES), range(len(CLASSES)), return_dtype=pl.Int64)
+        label=pl.col("class").replace_strict(list(classes), range(len(classes)), return_dtype=pl.Int64)
     )
     table.write_parquet(work / "index.parquet")
     here = {name: part for name in SPLITS if len(part := table.filter(pl.col("split") == name))}
 
-    def classes(part: pl.DataFrame) -> dict[str, int]:
-        return {name: part.filter(pl.col("class") == name).height for name in CLASSES}
+    def count(part: pl.DataFrame) -> dict[str, int]:
+        return {name: part.filter(pl.col("class") == name).height for name in classes}
 
     return ImageMeta(
         source=source,
@@ -574,14 +597,14 @@ def _describe(
         task=task,
         raylab=version("raylab"),
         kind=KIND,
-        classes=list(CLASSES),
+        classes=list(classes),
         size=size,
         crop=CROP,
-        counts={name: classes(part) for name, part in here.items()},
+        counts={name: count(part) for name, part in here.items()},
         patients={name: part.select(pl.struct("source", "patient").n_unique()).item() for name, part in here.items()},
         # Source x class in every split: if a source has one class only, a network may learn the source.
         sources={
-            name: {s: classes(part.filter(pl.col("source") == s)) for s in sorted(set(part["source"]))}
+            name: {s: count(part.filter(pl.col("source") == s)) for s in sorted(set(part["source"]))}
             for name, part in here.items()
         },
         attrition=attrition,

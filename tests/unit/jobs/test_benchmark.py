@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from jobs import cli
-from jobs.common.benchmark_ards import named_scores, values
+from jobs.common.benchmark_icu import named_scores, values
 from jobs.common.scores import without_interval
 from raylab.config.overrides import override
 from raylab.distributed import benchmark_fits

@@ -555,3 +555,40 @@ def test_a_manifest_of_other_files_beside_lists(images: Path, tmp_path: Path) ->
         "10 of 12 files of the lists are not in the manifest: no view and no group"
         in prepare("0.png", "1.png").warnings
     )
+
+
+def test_classes_are_those_that_are_named(images: Path, tmp_path: Path) -> None:
+    rows = "".join(f"{n}.png,{'Mass' if n // 2 % 2 else 'no nodule'},p{n // 2},train\n" for n in range(24))
+    (tmp_path / "m.csv").write_text("path,label,patient,split\n" + rows)
+    words = ("covidnet", tmp_path / "out", images, None, None, None)
+    meta = prepare_images(*words, size=32, manifest=tmp_path / "m.csv", classes=("no nodule", "mass"))
+    assert meta.classes == ["no nodule", "mass"]
+    assert {name: sum(of[name] for of in meta.counts.values()) for name in meta.classes} == {
+        "no nodule": 12,
+        "mass": 12,
+    }
+    samples = load_images(tmp_path / "out", "train", task="covidnet")
+    assert samples.spec["classes"] == ["no nodule", "mass"] and set(samples.y) == {0, 1}
+    table = pl.read_parquet(tmp_path / "out" / "index.parquet")
+    assert (table["label"] == (table["class"] == "mass")).all()
+    (tmp_path / "b.txt").write_text("".join(f"p{n} {n}.png {('negative', 'positive')[n % 2]}\n" for n in range(24)))
+    lists = (tmp_path / "b.txt", None, None)
+    binary = prepare_images("covidnet", tmp_path / "b", images, *lists, size=32, classes=("negative", "positive"))
+    assert binary.classes == ["negative", "positive"] and binary.published is None
+    with pytest.raises(DataError, match="does not fit images of another kind"):
+        load_images(tmp_path / "b", "train", spec=samples.spec, task="covidnet")
+
+
+@pytest.mark.parametrize("classes", [("one",), ("a", "A"), ("a", "b/c")])
+def test_classes_that_cannot_be_used_are_refused(classes: tuple[str, ...], images: Path, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.txt", range(8))
+    with pytest.raises(UsageError, match="--classes"):
+        prepare_images("covidnet", tmp_path / "out", images, train, None, None, size=32, classes=classes)
+
+
+def test_a_misspelt_class_is_no_class_of_its_own(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,label\n0.png,mass\n1.png,mas\n")
+    with pytest.raises(DataError, match="line 3: class 'mas'"):
+        prepare_images(
+            "covidnet", tmp_path / "out", images, None, None, None, manifest=tmp_path / "m.csv", classes=("no", "mass")
+        )

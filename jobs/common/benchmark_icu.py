@@ -1,4 +1,5 @@
-"""The benchmark of the ARDS task: networks and baselines on the same patient-grouped folds, at several landmarks.
+"""The benchmark of a task on intensive-care data: networks and baselines on the same patient-grouped folds, at several
+landmarks.
 
     OUT/landmark-12/data          the prepared data
                    /fold-0        the same with fold 0 as the test split, and statistics of its own train split
@@ -24,15 +25,17 @@ from jobs.common.console import say
 from jobs.common.session import ray_session
 from raylab.config.assignments import parse_assignments
 from raylab.config.overrides import has_field, override, unknown_field
-from raylab.config.recipe import IcuData, Recipe
+from raylab.config.recipe import IcuData, NetworkModel, Recipe
 from raylab.data import prepared
 from raylab.data.icu.resplit import Split, resplit
 from raylab.documents import Document, read_json, to_plain
-from raylab.errors import UsageError, unknown
+from raylab.errors import UsageError
 from raylab.evaluation.leakage import VIEWS
 from raylab.evaluation.metrics import binary_scores, paired_difference
 from raylab.files import write_json, write_text
 from raylab.score import Score
+from raylab.tasks import find_task
+from raylab.tasks.preparation import Resources
 from raylab.tasks.recipes import parse_recipe, shipped_recipe, with_search_space
 from tracking.outbox import Outbox
 
@@ -44,18 +47,9 @@ class FittedTrial(Document):
     refined_loss: float
 
 
-EXPERIMENT = "raylab-benchmark-ards"
 COHORTS = ("all", "ventilated_pf")
 BASELINE = "boosting"
-MODELS: dict[str, dict[str, Any]] = {
-    "last_sf": {"model.name": "last_sf"},
-    "last_pf": {"model.name": "last_pf"},
-    "logistic": {"model.name": "logistic"},
-    "boosting": {"model.name": "boosting"},
-    "gru": {"model.name": "gru"},
-    "lstm": {"model.name": "lstm"},
-    "grud": {"model.name": "grud"},
-}
+MODELS = ("last_sf", "last_pf", "logistic", "boosting", "gru", "lstm", "grud")
 NETWORKS = ("gru", "lstm", "grud")
 BOOTSTRAPS = 1000
 
@@ -63,28 +57,25 @@ BOOTSTRAPS = 1000
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", help="data source, as for prepare (default: synthetic)")
     parser.add_argument("--patients", type=int, default=400, help="number of synthetic patients (default: 400)")
-    parser.add_argument("--label", default="ahrf", help="label definition, as for prepare (default: ahrf)")
+    parser.add_argument("--label", help="label definition, as for prepare (default: the task's first)")
     parser.add_argument("--landmarks", type=int, nargs="+", default=[12], metavar="H",
                        help="hours after admission at which predictions are made (default: 12)")  # fmt: skip
     parser.add_argument("--horizon", type=float, default=24, help="prediction horizon in hours (default: 24)")
     parser.add_argument("--folds", type=int, default=5, help="patient-grouped folds (default: 5)")
     parser.add_argument("--models", nargs="+", default=list(MODELS), metavar="NAME",
-                       help=f"models to compare (default: {' '.join(MODELS)})")  # fmt: skip
+                       help=f"models to compare, also own ones (default: {' '.join(MODELS)})")  # fmt: skip
     parser.add_argument("--members", type=int, default=5, help="networks in each final ensemble (default: 5)")
     parser.add_argument("--leakage", action="store_true", help="add the leakage report: models that see only parts")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    for name in args.models:
-        if name not in MODELS:
-            raise unknown("model", name, MODELS)
+    started = [override(shipped_recipe(args.task), {"model.name": name}) for name in args.models]
     for path in parse_assignments(args.set):
-        started = [override(shipped_recipe("ards"), MODELS[name]) for name in args.models]
         if not any(has_field(recipe, path) for recipe in started):
             raise unknown_field(started[0], path)
     if args.trials < 1 or args.members < 1 or args.folds < 2:
         raise UsageError("a benchmark needs --trials and --members of at least 1, and --folds of at least 2")
-    os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", f"raylab-benchmark-{args.task}")
     uri = run_tracking.checked_address()
     out: Path = args.out.absolute()
     folders = {landmark: prepare(args, out, landmark) for landmark in args.landmarks}
@@ -96,6 +87,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         row for landmark, folder in folders.items() for row in score_models(args, folder, landmark, finals[landmark])
     ]
     result = {
+        "task": args.task,
         "source": args.source or "synthetic",
         "synthetic": args.source in (None, "synthetic"),
         "trials": args.trials,
@@ -120,13 +112,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def prepare(args: argparse.Namespace, out: Path, landmark: int) -> Path:
     """Prepare OUT/landmark-H with its data and folds, reuse what already exists, and return it."""
-    from raylab.data.icu.labels import label
-    from raylab.data.icu.prepare import prepare_icu
-
     folder = out / f"landmark-{landmark}"
     folder.mkdir(parents=True, exist_ok=True)
-    options = {"source": args.source or "synthetic", "horizon": args.horizon, "label": args.label, "folds": args.folds}
-    options |= {"path": None if args.path is None else str(args.path.absolute()), "seed": args.seed}
+    given = {"source": args.source or "synthetic", "horizon": args.horizon, "label": args.label, "seed": args.seed}
+    given |= {"path": None if args.path is None else str(args.path.absolute())}
+    options = {**given, "task": args.task, "folds": args.folds}
     note = folder / "asked.json"
     if note.is_file() and read_json(note, dict[str, Any], "choose another --out") != options:
         raise UsageError(
@@ -139,9 +129,10 @@ def prepare(args: argparse.Namespace, out: Path, landmark: int) -> Path:
     if not (data / "meta.json").is_file():
         if not args.quiet:
             say(f"preparing landmark {landmark} h")
-        rule = label(args.label)
-        source = args.source or "synthetic"
-        prepare_icu("ards", source, args.path, data, landmark, args.horizon, args.patients, args.seed, rule=rule)
+        preparation = find_task(args.task).preparation
+        assert preparation is not None  # tasks on intensive-care data have one
+        asked = preparation.parse(args.task, {**given, "landmark": landmark, "patients": args.patients})
+        preparation.run(args.task, data, asked, False, Resources(None, contextlib.nullcontext))
     for fold in range(args.folds):
         if not (folder / f"fold-{fold}" / "meta.json").is_file():
             resplit([data], folder / f"fold-{fold}", Split("patient", fold, args.folds), args.seed)
@@ -160,7 +151,7 @@ def session(workers: int, out: Path) -> Any:
 
 def recipe_of(args: argparse.Namespace, name: str) -> Recipe:
     """The recipe of a model with its search space and those fields of --set that the model has."""
-    recipe = override(shipped_recipe("ards"), {**MODELS[name], "seed": args.seed})
+    recipe = override(shipped_recipe(args.task), {"model.name": name, "seed": args.seed})
     settings = {path: value for path, value in parse_assignments(args.set).items() if has_field(recipe, path)}
     return with_search_space(override(recipe, settings))
 
@@ -206,7 +197,7 @@ def refit(
     files: dict[int, dict[str, list[Path]]] = {landmark: {name: [] for name in args.models} for landmark in folders}
     for landmark, fold, name in every(args, folders):
         recipe = parse_recipe(winners[landmark, fold, name])
-        if name in NETWORKS:
+        if isinstance(recipe.model, NetworkModel):
             recipe = override(recipe, {"model.members": args.members})
         place = folders[landmark] / "final"
         place.mkdir(exist_ok=True)
@@ -244,7 +235,7 @@ def score_views(
     samples = pl.read_parquet(folder / "data" / "samples.parquet")
     p = pl.concat([pl.read_parquet(path) for path in views[landmark]])
     rows = []
-    for cohort in COHORTS:
+    for cohort in occupied(samples):
         chosen = samples if cohort == "all" else samples.filter(pl.col(cohort))
         y, group = chosen["label"].to_numpy(), chosen["subject_id"].rank("dense").to_numpy()
         shown = chosen.join(p, ["stay_id", "at_h"], "left", maintain_order="left")
@@ -261,6 +252,11 @@ def score_views(
                     row["above_chance"] = row["auroc"].low > 0.5
             rows.append(row)
     return rows
+
+
+def occupied(samples: pl.DataFrame) -> list[str]:
+    """Those of COHORTS that have a row: where ventilation is not recorded, one has none."""
+    return [cohort for cohort in COHORTS if cohort == "all" or samples[cohort].any()]
 
 
 def every(args: argparse.Namespace, folders: dict[int, Path]) -> list[tuple[int, int, str]]:
@@ -282,7 +278,7 @@ def score_models(
         stacked = pl.concat([p[name] for name in NETWORKS])
         p["networks"] = stacked.group_by("stay_id", "at_h").agg(pl.col("p").mean())
     rows = []
-    for cohort in COHORTS:
+    for cohort in occupied(samples):
         chosen = samples if cohort == "all" else samples.filter(pl.col(cohort))
         y, group = chosen["label"].to_numpy(), chosen["subject_id"].rank("dense").to_numpy()
         of = {
@@ -307,9 +303,10 @@ def markdown(result: dict[str, Any]) -> str:
     searched = "no search (settings of the recipe)" if trials == 1 else f"nested search of {trials} trials"
     lines = [
         f"{result['source']}{synthetic}, {result['folds']} patient-grouped folds, {searched}, "
-        f"ensembles of {result['members']}; 95% CI ({result['bootstraps']:,} bootstrap samples of patients).",
+        f"ensembles of {result['members']}; 95% CI ({result['bootstraps']:,} bootstrap samples of patients). "
+        "Cohorts without a patient have no row.",
         "",
-        f"| landmark | cohort | model | n | onsets | AUROC | AUPRC | Brier | AUROC minus {BASELINE} |",
+        f"| landmark | cohort | model | n | positive | AUROC | AUPRC | Brier | AUROC minus {BASELINE} |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["table"]:
@@ -335,18 +332,18 @@ def track(args: argparse.Namespace, folders: dict[int, Path], result: dict[str, 
     first = next(iter(folders.values())) / "data"
     recipe = recipe_of(args, args.models[0])
     name = f"benchmark-{args.out.absolute().name}"
-    top = home.new_run(next_name(name), "ards")
-    new = run_tracking.describe_run(top, recipe, prepared.read_meta(first, "ards"), first, "benchmark", uri)
+    top = home.new_run(next_name(name), args.task)
+    new = run_tracking.describe_run(top, recipe, prepared.read_meta(first, args.task), first, "benchmark", uri)
     with run_tracking.open_run(top, new, system=False):
         outbox = Outbox(top / "outbox")
         for file in ("table.json", "table.md"):
             outbox.append({"kind": "artifact", "path": str(args.out.absolute() / file), "to": ""})
         for landmark, folder in folders.items():
-            meta = prepared.read_meta(folder / "data", "ards")
+            meta = prepared.read_meta(folder / "data", args.task)
             for model in dict.fromkeys(row["model"] for row in result["table"]):
-                own = recipe_of(args, model) if model in MODELS else recipe
+                own = recipe_of(args, model) if model in args.models else recipe
                 assert isinstance(own.data, IcuData)  # the benchmark is of an intensive-care task
-                child = home.new_run(f"{top.name}-{landmark}h-{model}", "ards")
+                child = home.new_run(f"{top.name}-{landmark}h-{model}", args.task)
                 new = run_tracking.describe_run(child, own, meta, folder / "data", "benchmark", uri, None, top)
                 rows = [r for r in result["table"] if (r["landmark_h"], r["model"]) == (landmark, model)]
                 with run_tracking.open_run(child, new, system=False):

@@ -1,0 +1,138 @@
+"""docs/extend.md: every file and every command of the page, as it stands there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from jobs import cli
+from jobs.common import home
+from raylab.tasks import plugins
+from raylab.tasks.recipes import read_recipe
+
+PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+FILES = {text.split("\n")[0].removeprefix("# "): text.partition("\n")[2] for kind, text in BLOCKS if kind == "python"}
+COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines()]
+
+
+def forget() -> None:
+    """As in a new process."""
+    for found in list(plugins._loaded.values()):
+        plugins._remove(found)
+    plugins._named.clear()
+
+
+@pytest.fixture(scope="module")
+def at(tmp_path_factory):
+    """A directory with the files of the page, and a user who has named no code yet."""
+    at = tmp_path_factory.mktemp("extend")
+    for name, text in FILES.items():
+        (at / name).write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(at)
+        patch.setenv("RAYLAB_HOME", str(at / "home"))
+        patch.setenv("XDG_CONFIG_HOME", str(at / "config"))
+        yield at
+    forget()
+
+
+def run(line: str) -> None:
+    """One command of the page, in what looks like a process of its own."""
+    word, *words = shlex.split(line)
+    forget()
+    if word == "python":
+        subprocess.run([sys.executable, *words], check=True)
+    else:
+        assert cli.main([*words, "--quiet"]) == 0, line
+
+
+def test_the_page_has_files_and_commands():
+    assert set(FILES) == {"tcn.py", "make_ward.py", "ward.py", "long_stay.py", "predict_new.py"}
+    assert len(COMMANDS) == 13
+
+
+@pytest.fixture(scope="module")
+def tcn(at):
+    """The first part: a model of one's own on the task ards."""
+    for line in COMMANDS[:5]:
+        run(line)
+    return home.find("tcn")
+
+
+def test_an_own_model_is_trained_evaluated_and_explained(tcn):
+    assert read_recipe(tcn / "recipe.json").model.kernel == 4
+    record = home.note(tcn)
+    code = plugins.Code("tcn.py", FILES["tcn.py"])
+    assert record.tags["raylab.plugins"] == f"tcn.py {code.sha256}"
+    for copy in (tcn / "plugins" / "tcn.py", tcn / "model" / "plugins" / "tcn.py"):
+        assert copy.read_text() == FILES["tcn.py"] and copy.stat().st_mode & 0o777 == 0o600
+    assert ((tcn / "scores").is_dir() and list(tcn.rglob("*attribution*"))) or list(tcn.rglob("*.png"))
+
+
+def test_a_run_uses_its_own_copy_after_the_file_has_changed(tcn, at):
+    (at / "tcn.py").write_text("1 / 0")
+    forget()
+    assert cli.main(["resume", "tcn", "--quiet"]) == 0  # finished: it is scored again, by its own code
+    assert cli.main(["evaluate", "ards", "--run", "tcn", "--data", "prepared/ards", "--split", "val", "--quiet"]) == 0
+    (at / "tcn.py").write_text(FILES["tcn.py"])
+
+
+def test_a_run_of_another_user_is_refused_until_its_code_is_named(tcn, at, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(at / "config-of-another"))
+    forget()
+    words = ["evaluate", "ards", "--run", "tcn", "--data", "prepared/ards", "--split", "val", "--quiet"]
+    assert cli.main(words) == 2
+    assert f"add --plugin {tcn / 'plugins' / 'tcn.py'}" in capsys.readouterr().err
+    assert cli.main([*words, "--plugin", str(tcn / "plugins" / "tcn.py")]) == 0
+    forget()
+    assert cli.main(words) == 0
+
+
+@pytest.fixture(scope="module")
+def long(at):
+    """The third part: a source and a task, with the model of the first."""
+    for line in COMMANDS[6:12]:
+        run(line)
+    return home.find("long")
+
+
+def test_an_own_task_on_an_own_source_has_what_every_task_has(long, at):
+    meta = (at / "prepared" / "long-stay" / "meta.json").read_text()
+    for name in ("long_stay.py", "ward.py"):
+        assert f'"{name}": "{plugins.Code(name, FILES[name]).sha256}"' in meta
+    assert '"ventilated_pf"' in meta and '"converted"' in meta  # cohorts; Fahrenheit to Celsius
+    table = pl.read_parquet(at / "predicted.parquet")
+    assert table.height and table["p_long stay"].is_between(0, 1).all()
+    names = sorted(path.name for path in (long / "plugins").iterdir())
+    assert names == ["long_stay.py", "tcn.py"]
+
+
+def test_new_patients_are_predicted_in_python(long, at):
+    forget()
+    out = subprocess.run([sys.executable, "predict_new.py"], capture_output=True, text=True, check=True).stdout
+    assert "p_long stay" in out and "new" in out
+
+
+def test_the_benchmark_takes_them(long, at):
+    run(COMMANDS[12])
+    assert "| tcn |" in (at / "benchmark" / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_search_finds_its_hyperparameters_on_ray(tcn):
+    run(COMMANDS[5])
+    search = home.find("tcn-search")
+    trials = [read_recipe(path) for path in sorted(search.glob("trials/*/recipe.json"))]
+    assert len(trials) == 4 and {recipe.model.channels for recipe in trials} <= {8, 16}
+    assert all((path / "plugins" / "tcn.py").is_file() for path in search.glob("trials/*") if path.is_dir())
+
+
+def test_a_task_without_its_plugin_is_unknown(at, capsys):
+    forget()
+    assert cli.main(["train", "long-stay", "--data", "prepared/long-stay"]) == 2
+    assert "unknown task 'long-stay'" in capsys.readouterr().err
