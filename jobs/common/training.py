@@ -15,6 +15,7 @@ from raylab.data.sampler import steps_per_epoch
 from raylab.errors import UsageError
 from raylab.models.baselines import Fitted
 from raylab.tasks import find_task
+from raylab.tasks.plugins import check_network
 from raylab.training import imbalance
 from raylab.training.run import execute
 from raylab.training.run_result import read_result
@@ -36,6 +37,7 @@ def inspect(recipe: Recipe, data: Path) -> Work:
     train = job.load(data, "train", recipe.data, None)
     imbalance.check(recipe, train)
     job.load(data, "val", recipe.data, train.spec)
+    check_network(job, recipe, train)
     is_fitted = isinstance(job.model(recipe, train.spec), Fitted)
     steps = recipe.loop.epochs * steps_per_epoch(len(train), recipe.loop.global_batch_size)
     return Work(len(train), 1 if is_fitted else steps)

@@ -5,45 +5,33 @@ A plugin is a module with `PLUGIN = Plugin(...)`: a file that `--plugin FILE` na
 (config/recipe.py), MODELS (models/), SOURCES (data/icu/prepare.py) and TASKS.
 
 The code of a file is stored with every run that uses it, and used from there on. Stored code may be another's. It is
-executed only if this user has named the same content with `--plugin` before: ALLOWED lists it by SHA-256.
+executed only if this user has named the same content with `--plugin` before (plugin_code.py).
 """
 
-import hashlib
-import linecache
-import logging
-import os
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
-from importlib.abc import ExecutionLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from raylab.config.recipe import FAMILIES, ICU_HOURLY, Model, Recipe, Search, model_names
-from raylab.documents import read_json
-from raylab.errors import UsageError, unknown
-from raylab.files import write_json
+from raylab.errors import DataError, UsageError, unknown
 from raylab.tasks import TASKS
 from raylab.tasks.base import Task
+from raylab.tasks.plugin_code import Code, allow, execute, explain, read_allowed
 
 if TYPE_CHECKING:  # as in base.py
     from torch import nn
 
     from raylab.data.icu.concepts import SourceData
     from raylab.data.icu.prepare import Raw
-
-log = logging.getLogger(__name__)
+    from raylab.data.samples import Samples
 
 GROUP = "raylab"
 """of the entry points"""
 FOLDER = "plugins"
 """of a run, or of a model: the code that it needs"""
-PLACE = "plugin "
-"""how the name of a plugin's file begins in tracebacks"""
 
 
 @dataclass(frozen=True)
@@ -70,17 +58,6 @@ class Plugin:
         """{"model": [its names], "source": ..., "task": ...}"""
         models = [name for one in self.models for name in model_names(one.settings)]
         return {"model": models, "source": list(self.sources), "task": [task.name for task in self.tasks]}
-
-
-class Code(NamedTuple):
-    """The file of a plugin: its name without a directory, and its text."""
-
-    name: str
-    text: str
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -112,7 +89,7 @@ def load_file(path: Path) -> Loaded:
         raise UsageError(f"--plugin {path} could not be read", str(error), "give a Python file") from error
     found = replace(load_code(code), path=path)
     _loaded[code.name] = found
-    _allow(code)
+    allow(code)
     return found
 
 
@@ -122,7 +99,7 @@ def load_code(code: Code) -> Loaded:
     known = _loaded.get(code.name)
     if known is not None and known.version == code.sha256:
         return known
-    found = Loaded(code.name, code.sha256, _read_plugin(_execute(code), code.name), code)
+    found = Loaded(code.name, code.sha256, _read_plugin(execute(code), code.name), code)
     _register(found)
     return found
 
@@ -134,11 +111,12 @@ def load_stored(directory: Path) -> None:
     """
     for path in sorted((directory / FOLDER).glob("*.py")):
         code = Code(path.name, path.read_text(encoding="utf-8"))
-        if code.sha256 not in _named and code.sha256 not in _read_allowed():
+        if code.sha256 not in _named and code.sha256 not in read_allowed():
             raise UsageError(
                 f"{directory} needs the code in {path}, which is not executed unasked",
                 "it is stored with the run or model, may be another user's, and could do all that you can",
-                f"read it; if you trust it, add --plugin {path} (once; in Python: raylab.load_plugin)",
+                f"read it (of a registered model: plugins/{path.name} in the artifacts of its run); if you trust it, "
+                f"add --plugin {path} (once; in Python: raylab.load_plugin)",
             )
         load_code(code)
 
@@ -155,7 +133,7 @@ def load_installed() -> None:
         try:
             module_or_plugin = point.load()
         except Exception as error:
-            raise UsageError(f"the plugin of the package {package} could not be loaded", _explain(error), do) from error
+            raise UsageError(f"the plugin of the package {package} could not be loaded", explain(error), do) from error
         plugin = _read_plugin(module_or_plugin, package)
         _register(Loaded(package, point.dist.version if point.dist else "", plugin))
 
@@ -206,48 +184,6 @@ def search_of(model: str) -> Search | None:
     """The search space that the plugin of a model gives it; None if it gives none, and for models that ship."""
     own = [one for found in _loaded.values() for one in found.plugin.models if model in model_names(one.settings)]
     return own[0].search if own else None
-
-
-class _TextLoader(ExecutionLoader):
-    """Lets Python import a plugin's text, and find it for tracebacks and for the descriptions of fields."""
-
-    def __init__(self, code: Code) -> None:
-        self.code = code
-
-    def get_filename(self, fullname: str) -> str:
-        return f"{PLACE}{self.code.name}"
-
-    def get_source(self, fullname: str) -> str:
-        return self.code.text
-
-
-def _execute(code: Code) -> ModuleType:
-    """The module of a plugin's code."""
-    name, loader = f"raylab_plugin_{Path(code.name).stem}", _TextLoader(code)
-    spec = spec_from_loader(name, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    linecache.cache.pop(loader.get_filename(name), None)  # of an earlier version
-    before = sys.modules.get(name)
-    sys.modules[name] = module
-    try:
-        loader.exec_module(module)
-    except Exception as error:
-        sys.modules.pop(name)
-        if before is not None:
-            sys.modules[name] = before
-        do = "correct the file"
-        raise UsageError(f"the plugin {code.name} could not be loaded", _explain(error), do) from error
-    return module
-
-
-def _explain(error: Exception) -> str:
-    """What went wrong while a plugin was executed, and the last line of code that took part."""
-    if isinstance(error, SyntaxError):
-        return f"line {error.lineno}: {error.msg}"
-    frames = traceback.extract_tb(error.__traceback__)
-    place = next((f"line {one.lineno}: " for one in reversed(frames) if one.filename.startswith(PLACE)), "")
-    return f"{place}{type(error).__name__}: {error}"
 
 
 def _read_plugin(found: object, origin: str) -> Plugin:
@@ -329,32 +265,28 @@ def _remove(found: Loaded) -> None:
     del _loaded[found.origin]
 
 
-def allowed_file() -> Path:
-    """The list of code that this user has named, beside the user's other settings."""
-    return Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config")) / "raylab" / "plugins.json"
+def check_network(task: Task, recipe: Recipe, samples: "Samples") -> None:
+    """Raise UsageError if the network of an own model cannot be built for these samples, or returns something else than
+    logits [B, outputs]. Nothing is checked of a model that ships."""
+    import numpy as np
+    import torch
 
-
-def _read_allowed() -> dict[str, str]:
-    """{SHA-256: name of the file} of all code that this user has named; UsageError where others can write the list."""
-    path = allowed_file()
-    if not path.exists():
-        return {}
-    status = path.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        why = f"its mode is {status.st_mode & 0o777:04o} and its owner {status.st_uid}; it lists code to execute"
-        raise UsageError(f"{path} may be another user's", why, f"rm {path}")
-    allowed: dict[str, str] = read_json(path, dict[str, str], f"rm {path}")
-    return allowed
-
-
-def _allow(code: Code) -> None:
-    """Add code that was named to the list."""
-    allowed = _read_allowed()
-    if code.sha256 in allowed:
+    own = [found for found in used_by(recipe) if recipe.model.name in found.plugin.names()["model"]]
+    if not own:
         return
-    path = allowed_file()
+    name, outputs = recipe.model.name, task.outcome.count(samples.spec)
+    do = f"correct {own[0].origin}"
+    x = samples.batch(np.zeros(2, dtype=np.int64))
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_json(path, {**allowed, code.sha256: code.name})
-    except OSError as error:
-        log.warning("%s could not be written, so runs with %s will ask for --plugin: %s", path, code.name, error)
+        network = task.model(recipe, samples.spec).eval()
+        with torch.no_grad():
+            found = network(x)
+    except (UsageError, DataError):
+        raise
+    except Exception as error:
+        what = f"the network of model '{name}' does not work on inputs of shape {tuple(x.shape)}"
+        raise UsageError(what, explain(error), do) from error
+    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    if shape not in ((2, outputs), (2, getattr(recipe.model, "members", 1), outputs)):
+        why = "it must return logits [rows, outputs]"
+        raise UsageError(f"the network of model '{name}' returned {shape} for 2 rows and {outputs} outputs", why, do)

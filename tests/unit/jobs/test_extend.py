@@ -12,6 +12,7 @@ import pytest
 from jobs import cli
 from jobs.common import home
 from raylab.tasks import plugins
+from raylab.tasks.plugin_code import Code
 from raylab.tasks.recipes import read_recipe
 
 PAGE = (Path(__file__).parents[3] / "docs" / "extend.md").read_text()
@@ -67,7 +68,7 @@ def tcn(at):
 def test_an_own_model_is_trained_evaluated_and_explained(tcn):
     assert read_recipe(tcn / "recipe.json").model.kernel == 4
     record = home.note(tcn)
-    code = plugins.Code("tcn.py", FILES["tcn.py"])
+    code = Code("tcn.py", FILES["tcn.py"])
     assert record.tags["raylab.plugins"] == f"tcn.py {code.sha256}"
     for copy in (tcn / "plugins" / "tcn.py", tcn / "model" / "plugins" / "tcn.py"):
         assert copy.read_text() == FILES["tcn.py"] and copy.stat().st_mode & 0o777 == 0o600
@@ -104,7 +105,7 @@ def long(at):
 def test_an_own_task_on_an_own_source_has_what_every_task_has(long, at):
     meta = (at / "prepared" / "long-stay" / "meta.json").read_text()
     for name in ("long_stay.py", "ward.py"):
-        assert f'"{name}": "{plugins.Code(name, FILES[name]).sha256}"' in meta
+        assert f'"{name}": "{Code(name, FILES[name]).sha256}"' in meta
     assert '"ventilated_pf"' in meta and '"converted"' in meta  # cohorts; Fahrenheit to Celsius
     table = pl.read_parquet(at / "predicted.parquet")
     assert table.height and table["p_long stay"].is_between(0, 1).all()
@@ -130,6 +131,20 @@ def test_a_search_finds_its_hyperparameters_on_ray(tcn):
     trials = [read_recipe(path) for path in sorted(search.glob("trials/*/recipe.json"))]
     assert len(trials) == 4 and {recipe.model.channels for recipe in trials} <= {8, 16}
     assert all((path / "plugins" / "tcn.py").is_file() for path in search.glob("trials/*") if path.is_dir())
+
+
+@pytest.mark.slow
+def test_its_weights_do_not_depend_on_the_workers(tcn):
+    run(COMMANDS[2].replace("--workers 0 --name tcn", "--workers 2 --name tcn-2"))
+    assert home.note(home.find("tcn-2")).weights_sha256 == home.note(tcn).weights_sha256
+
+
+def test_two_files_of_one_name_are_refused(at, capsys):
+    (at / "other").mkdir()
+    (at / "other" / "tcn.py").write_text(FILES["tcn.py"])
+    forget()
+    assert cli.main(["recipe", "ards", "--plugin", "tcn.py", "--plugin", "other/tcn.py"]) == 2
+    assert "two plugins have the name tcn.py" in capsys.readouterr().err
 
 
 def test_a_task_without_its_plugin_is_unknown(at, capsys):

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from raylab.config.overrides import override
 from raylab.config.recipe import FAMILIES, ICU_HOURLY
 from raylab.errors import UsageError
 from raylab.models import MODELS
-from raylab.tasks import TASKS, find_task, plugins
+from raylab.tasks import TASKS, find_task, plugin_code, plugins
 from raylab.tasks.recipe_page import lines
 from raylab.tasks.recipes import parse_recipe, read_recipe, shipped_recipe, with_search_space
 from raylab.training.run import read_model, write_model
@@ -106,6 +107,25 @@ def test_its_network_is_built_from_its_settings(tiny):
     assert model.members[0].head.in_features == 5
 
 
+BAD_NETWORKS = {
+    "return self.head(": ("return self.head(x.T @ ", "does not work on inputs of shape (2, 12, 7): line "),
+    "self.head(nn.": ("(nn.", "returned (2, 8) for 2 rows and 1 outputs"),
+    "self.slope = settings.slope": ("self.slope = settings.steepness", "AttributeError: 'Settings' object has no"),
+}
+
+
+@pytest.mark.parametrize("old", BAD_NETWORKS)
+def test_a_network_that_cannot_be_trained_is_refused_before_the_run(old, tmp_path):
+    new, said = BAD_NETWORKS[old]
+    text = MODEL.replace(old, new).replace("        self(__import__", "        # self(__import__")
+    plugins.load_file(write(tmp_path / "tiny.py", text))
+    recipe = override(shipped_recipe("ards"), {"model.name": "tiny"})
+    samples = SimpleNamespace(spec=SPEC, batch=lambda index: torch.zeros(len(index), 12, 7))
+    with pytest.raises(UsageError) as error:
+        plugins.check_network(find_task("ards"), recipe, samples)
+    assert said in f"{error.value.what}: {error.value.why}"
+
+
 def test_a_change_of_the_file_replaces_what_it_was(tiny, tmp_path):
     changed = plugins.load_file(write(tmp_path / "tiny.py", MODEL.replace("Field(8, ge=1)", "Field(9, ge=1)")))
     assert changed.version != tiny.version
@@ -131,7 +151,7 @@ def test_a_wrong_file_is_refused_and_changes_nothing(old, tmp_path):
         plugins.load_file(write(tmp_path / "tiny.py", MODEL.replace(old, new)))
     assert said in str(error.value)
     assert before == (FAMILIES, MODELS)
-    assert not plugins.allowed_file().exists()
+    assert not plugin_code.allowed_file().exists()
 
 
 def test_a_wrong_change_leaves_what_was_loaded(tiny, tmp_path):
@@ -196,10 +216,10 @@ def test_code_that_changed_since_it_was_named_is_that_of_another(tmp_path):
 def test_a_list_that_others_can_write_allows_nothing(tmp_path):
     file, executed = run_of_another(tmp_path)
     plugins.load_file(file)
-    assert plugins.allowed_file().stat().st_mode & 0o777 == 0o600
+    assert plugin_code.allowed_file().stat().st_mode & 0o777 == 0o600
     forget()
     executed.unlink()
-    plugins.allowed_file().chmod(0o666)
+    plugin_code.allowed_file().chmod(0o666)
     with pytest.raises(UsageError, match="may be another user's"):
         read_recipe(tmp_path / "run" / "recipe.json")
     assert not executed.exists()
@@ -214,7 +234,7 @@ def test_other_processes_of_this_user_get_the_code_itself(tiny):
         parse_recipe(document)
     plugins.load_all(code)
     assert parse_recipe(document).model.width == 8
-    assert not any(line for line in plugins._read_allowed() if line != tiny.version)
+    assert not any(line for line in plugin_code.read_allowed() if line != tiny.version)
 
 
 def test_an_installed_package_needs_no_option(tmp_path, monkeypatch):
