@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raylab.config.old_names import FIELDS
-from raylab.config.recipe import Recipe, list_fields, model_family, model_names, recipe_types, validate
+from raylab.config.recipe import Model, Recipe, list_fields, model_family, model_names, recipe_types, validate
 from raylab.errors import UsageError, unknown
 
 
@@ -63,17 +63,24 @@ def unknown_field(recipe: Recipe, path: str) -> UsageError:
     return unknown("recipe field", path, list_fields(recipe))
 
 
+def shared_fields(one: type[Model], other: type[Model]) -> set[str]:
+    """Names of the fields that two families of models describe in the same words: an own model's `width` may be units,
+    and that of COVID-Net a factor."""
+    fields, others = one.model_fields, other.model_fields
+    return {name for name in fields.keys() & others.keys() if fields[name].description == others[name].description}
+
+
 def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """The recipe with `settings` {dotted path: value} applied; if only some class weights are given, the others are 1.
 
-    Another `model.name` keeps the fields that both models have.
+    Another `model.name` keeps the fields that mean the same in both models.
     """
     if settings.get("task", recipe.task) != recipe.task:
         raise UsageError(
             f"this recipe belongs to the task {recipe.task}", do=f"give the task as an argument: {settings['task']}"
         )
     if isinstance(name := settings.get("model.name"), str) and name != recipe.model.name:
-        kept = recipe.model.model_dump(include=set(model_family(name).model_fields))
+        kept = recipe.model.model_dump(include=shared_fields(type(recipe.model), model_family(name)))
         recipe = validate(type(recipe), {**recipe.model_dump(), "model": {**kept, "name": name}})
     document = recipe.model_dump()
     for path, new in settings.items():

@@ -244,7 +244,9 @@ def _covidx(
             f"{len(sources) - 1} other sources",
             "prepare them in directories of their own",
         )
-    meta = _describe(task, work, index, what.classes, size, seed, attrition, "covidx", synthetic=sources == {"synthetic"})
+    meta = _describe(
+        task, work, index, what.classes, size, seed, attrition, "covidx", synthetic=sources == {"synthetic"}
+    )
     warnings += _unidentified([line for _, line in flat], what)
     warnings += _unusual(index, [shapes[row] for row in keep])
     contrast = Counter(contrasts[row] for row in keep)

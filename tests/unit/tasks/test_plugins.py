@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raylab.config.overrides import override
-from raylab.config.recipe import FAMILIES, ICU_HOURLY
+from raylab.config.recipe import CXR_FRONTAL, FAMILIES, ICU_HOURLY
 from raylab.errors import UsageError
 from raylab.models import MODELS
 from raylab.tasks import TASKS, find_task, plugin_code, plugins
@@ -107,8 +107,17 @@ def test_its_network_is_built_from_its_settings(tiny):
     assert model.members[0].head.in_features == 5
 
 
+def test_a_model_of_images_is_one_of_the_tasks_on_images(tmp_path):
+    text = MODEL.replace("OwnModel(Settings, Tiny,", f"OwnModel(Settings, Tiny, inputs={CXR_FRONTAL!r},")
+    plugins.load_file(write(tmp_path / "tiny.py", text))
+    assert override(shipped_recipe("covidnet"), {"model.name": "tiny"}).model.width == 8
+    assert override(shipped_recipe("covidnet"), {"model.name": "resnet18"}).model.name == "resnet18"
+    with pytest.raises(UsageError, match="unknown ards model 'tiny'"):
+        override(shipped_recipe("ards"), {"model.name": "tiny"})
+
+
 BAD_NETWORKS = {
-    "return self.head(": ("return self.head(x.T @ ", "does not work on inputs of shape (2, 12, 7): line "),
+    "return self.head(": ("return self.head(x[:, 99, :8] + ", "does not work on inputs of shape (2, 12, 7): line "),
     "self.head(nn.": ("(nn.", "returned (2, 8) for 2 rows and 1 outputs"),
     "self.slope = settings.slope": ("self.slope = settings.steepness", "AttributeError: 'Settings' object has no"),
 }
