@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from raylab.documents import read_json
 from raylab.errors import UsageError
-from raylab.files import write_json
+from raylab.files import locked, write_json
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,14 @@ class Code(NamedTuple):
 
     name: str
     text: str
+
+    @classmethod
+    def read(cls, path: Path) -> "Code":
+        """The code in a file; UsageError if it cannot be read."""
+        try:
+            return cls(path.name, path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"the plugin {path} could not be read", str(error), "give a Python file") from error
 
     @property
     def sha256(self) -> str:
@@ -99,12 +107,12 @@ def read_allowed() -> dict[str, str]:
 
 def allow(code: Code) -> None:
     """Add code that was named to the list."""
-    allowed = read_allowed()
-    if code.sha256 in allowed:
+    if code.sha256 in read_allowed():
         return
     path = allowed_file()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_json(path, {**allowed, code.sha256: code.name})
+        with locked(path.with_name(".plugins.lock")):
+            write_json(path, {**read_allowed(), code.sha256: code.name})
     except OSError as error:
         log.warning("%s could not be written, so runs with %s will ask for --plugin: %s", path, code.name, error)

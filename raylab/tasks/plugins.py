@@ -83,10 +83,7 @@ def load_file(path: Path) -> Loaded:
     A file of the same name that was loaded before is replaced. Raises UsageError if it cannot be read or executed, or
     if one of its names is taken.
     """
-    try:
-        code = Code(path.name, path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--plugin {path} could not be read", str(error), "give a Python file") from error
+    code = Code.read(path)
     found = replace(load_code(code), path=path)
     _loaded[code.name] = found
     allow(code)
@@ -110,7 +107,7 @@ def load_stored(directory: Path) -> None:
     Raises UsageError for code that this user has never named.
     """
     for path in sorted((directory / FOLDER).glob("*.py")):
-        code = Code(path.name, path.read_text(encoding="utf-8"))
+        code = Code.read(path)
         if code.sha256 not in _named and code.sha256 not in read_allowed():
             raise UsageError(
                 f"{directory} needs the code in {path}, which is not executed unasked",

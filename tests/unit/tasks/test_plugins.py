@@ -170,7 +170,7 @@ def test_a_wrong_change_leaves_what_was_loaded(tiny, tmp_path):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UsageError, match=r"--plugin .*/absent.py could not be read"):
+    with pytest.raises(UsageError, match=r"the plugin .*/absent.py could not be read"):
         plugins.load_file(tmp_path / "absent.py")
 
 
