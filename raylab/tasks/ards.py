@@ -51,4 +51,6 @@ SEARCHES = {
 }
 
 
-TASK = icu_task(ArdsRecipe, LABELS, FULL, SMOKE, SEARCHES, benchmark_members=5, primary=("auroc", "auprc", "ventilated_pf/auroc"))
+TASK = icu_task(
+    ArdsRecipe, LABELS, FULL, SMOKE, SEARCHES, benchmark_members=5, primary=("auroc", "auprc", "ventilated_pf/auroc")
+)
