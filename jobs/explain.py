@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jobs import cli
-from jobs.common import home, individuals, run_tracking, scores
+from jobs.common import home, individuals, provenance, run_tracking, scores
 from jobs.common.console import say
 from jobs.common.early_warning import EVERY, RECALL, Predicted, check_pages, write_pages
 from jobs.evaluate import run_of_task
@@ -19,6 +19,7 @@ from raylab.files import atomic_write
 from raylab.tasks import find_task
 from tracking import plots
 from tracking.outbox import Outbox
+from tracking.provenance import save_png
 
 EXAMPLE = "raylab explain ards --run NAME --data prepared/ards --split val"
 
@@ -119,7 +120,7 @@ def write(directory: Path, name: str, figure: Any, private: bool) -> str:
     folder.mkdir(exist_ok=True)
     file = folder / f"explain-{name}.png"
     with atomic_write(file) as beside:
-        figure.savefig(beside, format="png", dpi=110, bbox_inches="tight")
+        save_png(figure, beside, [provenance.describe(directory)], dpi=110, bbox_inches="tight")
     return str(file)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from jobs import cli
-from jobs.common import gradcam_sheets, home, individuals, outputs, run_tracking, scores
+from jobs.common import gradcam_sheets, home, individuals, outputs, provenance, run_tracking, scores
 from jobs.common.console import say
 from jobs.common.environment import verb_environment
 from jobs.common.results import Predictions, RunReference
@@ -135,7 +135,8 @@ def write_sheets(
     synthetic = samples.meta.synthetic
     private = not (synthetic or share)
     folder = individuals.folder(directory) if private else directory / "plots"
-    written = gradcam_sheets.sheets(network, samples, p, folder / f"gradcam-{split}", synthetic)
+    origin = provenance.describe(directory)
+    written = gradcam_sheets.sheets(network, samples, p, folder / f"gradcam-{split}", synthetic, origin)
     mean = None if np.isnan(outside).all() else float(np.nanmean(outside))
     outbox = Outbox(directory / "outbox")
     for path in written:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import cli
-from jobs.common import home, outputs, run_tracking
+from jobs.common import home, outputs, provenance, run_tracking
 from jobs.common.console import say
 from jobs.common.duration import duration
 from jobs.common.session import ray_session
@@ -24,6 +24,7 @@ from raylab.physiology.steady import STATUS, steady_state
 from raylab.physiology.sweep import Sweep
 from raylab.tasks import TASKS
 from tracking.outbox import Outbox, append_new_metrics
+from tracking.provenance import save_png
 
 EXAMPLE = "raylab simulate living --size 65536 --out sweeps/living"
 VIEW = "view"
@@ -169,7 +170,7 @@ def view(args: argparse.Namespace, changes: dict[str, str]) -> dict[str, Any]:
         for name, figure in figures.items():
             path = directory / "plots" / f"{name}.png"
             with atomic_write(path) as beside:
-                figure.savefig(beside, format="png", dpi=110)
+                save_png(figure, beside, [provenance.describe(directory)], dpi=110)
             outbox.append({"kind": "artifact", "path": str(path), "to": "plots"})
         write_json(directory / "tornado.json", table)
         outbox.append({"kind": "artifact", "path": str(directory / "tornado.json"), "to": ""})

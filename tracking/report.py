@@ -24,6 +24,7 @@ from raylab.files import write_text
 from raylab.score import NetBenefit, Score
 from tracking import compare, plots, svg
 from tracking.importance import parameter_importance
+from tracking.provenance import Provenance, keep_short, render
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +89,11 @@ class Pictures:
 
 
 def shrink(png: bytes) -> bytes:
-    """The picture with at most PICTURE_COLOURS colours, if that is smaller."""
+    """The picture with at most PICTURE_COLOURS colours, if that is smaller; the recipes of its runs are in the page."""
     file = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(PICTURE_COLOURS).save(file, format="png", optimize=True)
+    picture = Image.open(io.BytesIO(png))
+    reduced = picture.convert("RGB").quantize(PICTURE_COLOURS)
+    reduced.save(file, format="png", optimize=True, pnginfo=keep_short(picture))
     return min(png, file.getvalue(), key=len)
 
 
@@ -129,6 +132,7 @@ def write_report(
     trials = frame.filter(pl.col("kind") == "trial")
     content = {
         "title": title,
+        "provenance": render(list_provenance(runs)),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "runs": runs,
         "trials": trials.height,
@@ -187,6 +191,27 @@ def _external(models: list[list[Row]]) -> Row:
         run | {"cells": [_cell(run, name, []) for name in scores], "first": run is of[0]} for of in models for run in of
     ]
     return {"task": _task(every), "scores": scores, "rows": rows, "plot": plot}
+
+
+def list_provenance(rows: Sequence[Row]) -> list[Provenance]:
+    """The provenance of runs by their tags in MLflow, and `recipe` as text. That of a parent is whole if it is among
+    them."""
+    found: dict[str, Provenance] = {}
+    for row in rows:
+        own = {f"raylab.{name}": row[name] for name in compare.FIXED if isinstance(row.get(name), str)}
+        tags = own | {f"raylab.{n.removeprefix('tag/')}": v for n, v in row.items() if n.startswith("tag/") and v}
+        more = {"synthetic": row["synthetic"], "recipe": json.loads(row["recipe"]) if row["recipe"] else None}
+        found[row["run_id"]] = Provenance.of_tags(row["name"], row["run_id"], tags, **more)
+
+    def with_parent(row: Row) -> Provenance:
+        own = found[row["run_id"]]
+        if not (parent := row.get("tag/parent")):
+            return own
+        known = [one for one in rows if one["run_id"] == parent]
+        named = Provenance(name=row.get("tag/parent_name") or parent, run_id=parent)
+        return own.model_copy(update={"parent": with_parent(known[0]) if known else named})
+
+    return [with_parent(row) for row in rows]
 
 
 def _texts(scores: Mapping[str, Score]) -> dict[str, tuple[str, str]]:

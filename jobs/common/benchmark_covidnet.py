@@ -234,6 +234,7 @@ class Benchmark:
             rows.append(
                 {
                     "name": scheduler,
+                    "run": run["name"],
                     "best_val": run["best_objective"],
                     "best_params": run["best_params"],
                     **self.step(f"{name}-time", partial(measure_search, home.home() / "runs" / run["name"])),
@@ -252,6 +253,7 @@ class Benchmark:
             paces = [r["values"]["train/samples_per_s"] for r in outbox if "train/samples_per_s" in r.get("values", {})]
             rows.append({
                 "workers": workers,
+                "run": run["name"],
                 "samples_per_s": paces[-1],
                 "weights_sha256": run["weights_sha256"],
                 "attempts": run["attempts"],
@@ -355,18 +357,22 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def plots(result: dict[str, Any], out: Path) -> None:
+    from jobs.common import provenance
     from tracking.plots import lines
+    from tracking.provenance import save_png
 
     figures = {}
     if "schedulers" in result:
         curves = {
             row["name"]: ([t for t, _ in row["curve"]], [v for _, v in row["curve"]]) for row in result["schedulers"]
         }
-        figures["schedulers"] = lines(curves, "seconds since the first trial", "best val macro recall", "Schedulers")
+        figure = lines(curves, "seconds since the first trial", "best val macro recall", "Schedulers")
+        figures["schedulers"] = figure, result["schedulers"]
     if "scaling" in result:
         rows = result["scaling"]
         curve = ([r["workers"] for r in rows], [r["samples_per_s"] for r in rows])
-        figures["workers"] = lines({"measured": curve}, "workers", "images/s", "Workers")
-    for name, figure in figures.items():
+        figures["workers"] = lines({"measured": curve}, "workers", "images/s", "Workers"), rows
+    for name, (figure, rows) in figures.items():
+        origin = [provenance.describe(home.home() / "runs" / row["run"]) for row in rows]
         with atomic_write(out / f"{name}.png") as beside:
-            figure.savefig(beside, format="png")
+            save_png(figure, beside, origin)

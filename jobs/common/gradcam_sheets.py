@@ -9,6 +9,7 @@ from raylab.data.images.dataset import box_px
 from raylab.evaluation.gradcam import grad_cam, outside
 from raylab.files import atomic_write
 from tracking import plots
+from tracking.provenance import Provenance, save_png
 
 EACH = 4  # cases per class and source, separately for correct and wrong predictions
 
@@ -22,8 +23,11 @@ def shares(network: Any, samples: Any, p: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def sheets(network: Any, samples: Any, p: np.ndarray, folder: Path, synthetic: bool, seed: int = 0) -> list[Path]:
+def sheets(
+    network: Any, samples: Any, p: np.ndarray, folder: Path, synthetic: bool, origin: Provenance, seed: int = 0
+) -> list[Path]:
     """Write `gradcam-right.png` and `gradcam-wrong.png`: up to EACH cases of every class and source, chosen by `seed`.
+    They carry the provenance of the run, `origin`.
 
     The map is that of the predicted class. The captions contain no identifiers. A sheet without cases is not written.
     """
@@ -52,5 +56,5 @@ def sheets(network: Any, samples: Any, p: np.ndarray, folder: Path, synthetic: b
         folder.mkdir(parents=True, exist_ok=True)
         written.append(folder / f"gradcam-{name}.png")
         with atomic_write(written[-1]) as beside:
-            figure.savefig(beside, format="png", dpi=130)
+            save_png(figure, beside, [origin], dpi=130)
     return written

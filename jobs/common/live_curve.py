@@ -5,13 +5,14 @@ import io
 from pathlib import Path
 from typing import Any
 
-from jobs.common import home
+from jobs.common import home, provenance
 from jobs.common.console import say
 from jobs.common.trial_table import TrialTable
 from raylab.tasks import find_task
 from raylab.training.run_record import FILE
 from raylab.training.trials import Trials
 from tracking import outbox, plots
+from tracking.provenance import save_png
 
 Curve = tuple[list[float], list[float]]
 
@@ -62,7 +63,8 @@ class LiveCurve:
         shown: list[Any] = [Text(text)]
         if curves:
             picture = io.BytesIO()
-            plots.learning(curves, metric, self.name, synthetic).savefig(picture, format="png", dpi=100)
+            figure = plots.learning(curves, metric, self.name, synthetic)
+            save_png(figure, picture, [provenance.describe(self.directory)], dpi=100)
             shown.append(Image(data=picture.getvalue(), alt=f"{metric} over steps"))
         for number, thing in enumerate(shown):
             if number < len(self.handles):

@@ -3,6 +3,7 @@
 Only this process talks to MLflow. Training processes only append to the outbox in the run's directory.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -118,6 +119,7 @@ def describe_run(
         runs.KEY: uuid4().hex,
         "raylab.kind": kind,
         "raylab.name": directory.name,
+        "raylab.recipe_hash": hash_text(render_recipe(recipe)),
         "raylab.data_source": meta.source,
         views.DATA: f"{meta.source} {meta.data_hash[:8]}",
         **({} if kind in ("evaluate", "benchmark") else {views.WORKERS: describe_workers(recipe, kind)}),
@@ -157,8 +159,10 @@ def describe_trial(recipe: Recipe, search: Path, number: int) -> NewRun:
     """A trial of a search, whose MLflow run is nested under that of the search."""
     parent = note(search)
     name = f"{parent.name}-{number:03d}"
+    recipe_hash = hash_text(render_recipe(recipe))
     key = f"{parent.tags.get(runs.KEY, parent.run_id)}-{number:03d}"
     inherited = {tag: value for tag, value in parent.tags.items() if tag != description.TAG}
+    own = {"raylab.kind": "trial", "raylab.name": name, "raylab.recipe_hash": recipe_hash, runs.KEY: key}
     run_record = RunRecord(
         name=name,
         uri=parent.uri,
@@ -170,7 +174,7 @@ def describe_trial(recipe: Recipe, search: Path, number: int) -> NewRun:
         split_hash=parent.split_hash,
         synthetic=parent.synthetic,
         parent=None,
-        tags={**inherited, "raylab.kind": "trial", "raylab.name": name, runs.KEY: key},
+        tags={**inherited, **own},
         status="RUNNING",
         number=number,
     )
@@ -200,6 +204,8 @@ def describe_plugins(recipe: Recipe) -> dict[str, str]:
     """The tag of the plugins that a recipe uses: files by SHA-256, packages by version; none if it uses none."""
     used = versions(used_by(recipe))
     return {"raylab.plugins": ", ".join(f"{name} {version}" for name, version in used.items())} if used else {}
+def hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def render_attrition(meta: Meta) -> str:

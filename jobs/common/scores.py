@@ -141,16 +141,19 @@ def record(directory: Path, scored: Evaluation) -> None:
     outbox.append({"kind": "tags", "values": tags | {description.TAG: description.describe(directory)}})
     folder = directory / "plots"
     folder.mkdir(exist_ok=True)
-    from jobs.common.figures import curves, draw  # Matplotlib is needed only here, when a run has ended
+    from jobs.common import provenance  # Matplotlib is needed only here, when a run has ended
+    from jobs.common.figures import curves, draw
+    from tracking.provenance import save_png
 
     others = {name: of.to_json() for name, of in scored.cohorts.items() if name != scored.cohort}
     if details := curves(scored) | ({"cohorts": others} if others else {}):
         write_json(folder / f"evaluation-{split}.json", details)
         outbox.append({"kind": "artifact", "path": str(folder / f"evaluation-{split}.json"), "to": ""})
+    origin = [provenance.describe(directory)]
     for name, figure in draw(scored).items():
         file = folder / f"{split}-{name}.png"
         with atomic_write(file) as beside:
-            figure.savefig(beside, format="png", dpi=110, bbox_inches="tight")
+            save_png(figure, beside, origin, dpi=110, bbox_inches="tight")
         outbox.append({"kind": "artifact", "path": str(file), "to": "plots"})
 
 

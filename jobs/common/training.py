@@ -97,8 +97,9 @@ def finish(directory: Path, recipe: Recipe, data: Path, result: dict[str, Any], 
         model_card.write(directory, scored.parameters)
     costs.tell_end(directory)
     run_record = home.note(directory)
-    reported = ("weights_sha256", "attempts", "steps_repeated", "stopped")
-    tags = {f"raylab.{name}": str(result[name]) for name in reported}
+    reported = ("weights_sha256", "ledger_sha256", "attempts", "steps_repeated", "stopped")
+    tags = {f"raylab.{name}": str(result[name]) for name in reported if name in result}
+    tags["raylab.cpus"] = "; ".join(result.get("cpus", ()))  # an earlier version may have trained it
     Outbox(directory / "outbox").append({"kind": "tags", "values": tags})
     out = {
         "run_id": run_record.run_id,

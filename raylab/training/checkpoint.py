@@ -89,6 +89,38 @@ class HashingFile(io.BufferedWriter):
         return super().write(content)
 
 
+def hash_state(state: dict[str, Any]) -> str:
+    """Return the SHA-256 of what the further training depends on: all of a state but `rows`, the metrics on their way.
+
+    It covers names, types, shapes and values; the layout of tensors in memory and the file format do not matter.
+    """
+    digest = hashlib.sha256()
+    _hash_value(digest, {name: part for name, part in state.items() if name != "rows"})
+    return digest.hexdigest()
+
+
+def _hash_value(digest: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"tensor {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, dict):
+        digest.update(f"dict {len(value)};".encode())
+        for key in sorted(value, key=str):
+            digest.update(f"key {key!r};".encode())
+            _hash_value(digest, value[key])
+    elif isinstance(value, list | tuple):
+        digest.update(f"list {len(value)};".encode())
+        for item in value:
+            _hash_value(digest, item)
+    elif isinstance(value, float):
+        digest.update(f"float {float(value).hex()};".encode())
+    elif value is None or isinstance(value, bool | int | str):
+        digest.update(f"{type(value).__name__} {value!r};".encode())
+    else:
+        raise TypeError(f"a state has no {type(value).__name__}")
+
+
 def _remove(checkpoint: Path) -> None:
     """Remove it as one: a kill in the middle leaves no half of it under its name."""
     hidden = checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}.old")

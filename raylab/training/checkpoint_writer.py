@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,13 @@ Place = tuple[str | int, ...]
 """Where a tensor is in a state: the keys of nested dictionaries."""
 
 
+class Written(NamedTuple):
+    """A checkpoint on disk."""
+
+    path: Path
+    state_sha256: str
+
+
 class CheckpointWriter:
     """Writes checkpoints into `directory` with `checkpoint.save(directory, ..., keep, check)`, one at a time."""
 
@@ -31,7 +38,7 @@ class CheckpointWriter:
         self.buffers: dict[Place, Tensor] = {}  # of the copy
         self.is_on_gpu = False
 
-    def start(self, step: int, state: dict[str, Any]) -> Future[Path]:
+    def start(self, step: int, state: dict[str, Any]) -> Future[Written]:
         """Copy `state` and start to write it; the checkpoint before must be complete, because its copy is replaced."""
         parts = {name: part for name, part in state.items() if name not in FIXED}
         if not self.buffers:
@@ -48,10 +55,11 @@ class CheckpointWriter:
         self.thread.shutdown()
         self.buffers.clear()
 
-    def _write(self, step: int, state: dict[str, Any], arrival: torch.cuda.Event | None) -> Path:
+    def _write(self, step: int, state: dict[str, Any], arrival: torch.cuda.Event | None) -> Written:
         if arrival is not None:
             arrival.synchronize()
-        return checkpoint.save(self.directory, step, state, self.keep, self.check)
+        path = checkpoint.save(self.directory, step, state, self.keep, self.check)
+        return Written(path, checkpoint.hash_state(state))
 
     def _allocate(self, parts: dict[str, Any]) -> None:
         """Create the buffers of all tensors in `parts`, those of a type in one block: torch writes it in one piece,

@@ -1,12 +1,17 @@
 """ledger.jsonl: one line per step of a run, with the attempt that computed it, and one per start, change of workers,
-checkpoint and handover.
+checkpoint, handover and end.
 
-Lines are only appended, never changed. Readers skip a line that a crash has truncated.
+Lines are only appended, never changed. Readers skip a line that a crash has truncated. Each line ends with `chain`, the
+SHA-256 of the head before it and of its own text: the head of the last line depends on every line. After lines without
+a chain, which earlier versions wrote, the head is the SHA-256 of the file so far.
 """
 
+import hashlib
+import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from raylab.documents import Document, parse_document
 from raylab.errors import DataError
@@ -30,6 +35,10 @@ class Start(Entry):
     """Unix time in seconds"""
     damaged: tuple[str, ...] = ()
     """newer checkpoints that could not be read"""
+    cpus: tuple[str, ...] = ()
+    """kind of the CPU of each worker, by rank (cpu.py)"""
+    recipe_sha256: str = ""
+    """of the recipe (`hash_recipe`)"""
 
 
 class Regroup(Entry):
@@ -44,6 +53,8 @@ class Regroup(Entry):
     """Unix time in seconds"""
     left: tuple[int, ...] = ()
     """processes that had been told to leave, and did"""
+    cpus: tuple[str, ...] = ()
+    """kind of the CPU of each worker, by rank"""
 
 
 Group = Start | Regroup
@@ -60,6 +71,8 @@ class Checkpoint(Entry):
     """its step"""
     time: float = 0.0
     """Unix time in seconds of its state; what is trained later is lost if the next attempt starts from it"""
+    state_sha256: str = ""
+    """of its state (`checkpoint.hash_state`)"""
 
 
 class HandOver(Entry):
@@ -68,14 +81,83 @@ class HandOver(Entry):
     why: str
 
 
+class Finish(Entry):
+    """The run is over, and its model is written."""
+
+    finished: int
+    """the last step"""
+    weights_sha256: str
+    """of the network as it was then"""
+    model_sha256: str
+    """of model.safetensors, the network of the best epoch"""
+
+
 ENTRIES: dict[str, type[Entry]] = {
     "start": Start,
     "regroup": Regroup,
     "step": Step,
     "checkpoint": Checkpoint,
     "moved": HandOver,
+    "finished": Finish,
 }
 """The type of a line, by the field that no other type has."""
+
+
+CHAINED = re.compile(rb'(\{.*), "chain": "([0-9a-f]{64})"\}')
+
+
+def render_line(entry: Entry, head: str) -> tuple[bytes, str]:
+    """Return the line of `entry` after the head `head`, and the head of the ledger with it."""
+    content = json.dumps(entry.to_json()).encode()[:-1]
+    head = _link(head, content)
+    return content + f', "chain": "{head}"}}\n'.encode(), head
+
+
+def _link(head: str, content: bytes) -> str:
+    return hashlib.sha256(head.encode() + content).hexdigest()
+
+
+def complete_lines(content: bytes) -> bytes:
+    """Return the content of a ledger without the lines at its end that a crash has truncated."""
+    lines = content.split(b"\n")[:-1]
+    while lines and not _is_object(lines[-1]):
+        del lines[-1]
+    return b"".join(line + b"\n" for line in lines)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+class Chain(NamedTuple):
+    """The chain of a ledger."""
+
+    head: str
+    lines: int
+    unchained: int
+    """lines without a chain, of an earlier version"""
+    broken: tuple[int, ...]
+    """numbers of lines, from 1, whose chain does not follow from the lines before and their own text"""
+
+
+def follow_chain(content: bytes) -> Chain:
+    """Return the chain of a ledger with complete lines; its head is what the next line is chained to."""
+    so_far, unchained, broken = hashlib.sha256(), 0, []
+    head = so_far.hexdigest()
+    lines = content.split(b"\n")[:-1]
+    for number, line in enumerate(lines, 1):
+        so_far.update(line + b"\n")
+        if match := CHAINED.fullmatch(line):
+            if _link(head, match[1]) != match[2].decode():
+                broken.append(number)
+            head = match[2].decode()
+        else:
+            unchained += 1
+            head = so_far.hexdigest()
+    return Chain(head, len(lines), unchained, tuple(broken))
 
 
 def parse_entry(line: dict[str, Any], path: Path) -> Entry:
@@ -112,8 +194,8 @@ def is_handed_over(entries: list[Entry]) -> bool:
 
 
 def summarise_ledger(path: Path) -> dict[str, Any]:
-    """Return {"attempts", "regroups", "workers": of each group, "steps_repeated", "gaps", "damaged_checkpoints"} of a
-    ledger.
+    """Return {"attempts", "regroups", "workers": of each group, "cpus": their kinds, "steps_repeated", "gaps",
+    "damaged_checkpoints"} of a ledger.
 
     A gap is a step that no attempt computed; a correct run has none.
     """
@@ -131,6 +213,7 @@ def summarise_ledger(path: Path) -> dict[str, Any]:
         "attempts": len(begun),
         "regroups": sum(isinstance(entry, Regroup) for entry in entries),
         "workers": [group.workers for group in groups(entries)],
+        "cpus": sorted({kind for group in groups(entries) for kind in group.cpus}),
         "steps_repeated": repeated,
         "gaps": len(set(range(1, max(seen, default=0) + 1)) - seen),
         "damaged_checkpoints": sum(len(start.damaged) for start in begun),

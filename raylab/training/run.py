@@ -2,7 +2,7 @@
 
 run.json       name, run ids, data, parent (run_record.py; written by jobs)
 recipe.json    the resolved recipe
-ledger.jsonl   one line a step: which attempt computed it; and each change of workers (ledger.py)
+ledger.jsonl   one line a step: which attempt computed it; and each change of workers; chained by hashes (ledger.py)
 work.jsonl     which worker was where, from when to when (raylab/work.py)
 checkpoints/   see checkpoint.py
 model/         the trained network: model.safetensors, model.json with its recipe and input spec, and plugins/
@@ -10,7 +10,7 @@ plugins/       the code of own models and tasks (raylab/tasks/plugins.py); writt
 result.json    or failure.json: how the run ended
 """
 
-import json
+import hashlib
 import logging
 import os
 import shutil
@@ -29,6 +29,7 @@ from torch import nn
 from raylab.config.overrides import without_weights
 from raylab.config.recipe import Recipe
 from raylab.data.samples import Samples
+from raylab.data.prepared import sha256
 from raylab.errors import CheckpointError, DataError
 from raylab.files import atomic_write, write_json, write_text
 from raylab.models.baselines import Fitted
@@ -40,7 +41,8 @@ from raylab.tasks.base import Task
 from raylab.tasks.plugins import FOLDER, code_of, load_stored
 from raylab.tasks.recipes import parse_recipe, update_recipe
 from raylab.training import checkpoint, ledger
-from raylab.training.checkpoint_writer import CheckpointWriter
+from raylab.training.checkpoint_writer import CheckpointWriter, Written
+from raylab.training.cpu import WIDTH, cpu_kind, decode_kind, encode_kind
 from raylab.training.loop import AttemptHandedOver, Report, fit, fit_at_once
 from raylab.training.model_note import read_model_note
 from raylab.training.peers import Peers
@@ -51,6 +53,7 @@ from raylab.training.step_times import StepTimes
 
 log = logging.getLogger(__name__)
 
+WEIGHTS = "model.safetensors"
 POLL_SECONDS = 0.02  # between two looks whether a group still stands
 
 Send = Callable[[list[Metrics]], int]
@@ -151,6 +154,7 @@ class Recorder(Report):
         self.step_times = step_times
         self.flush_seconds, self.on_training = flush_seconds, on_training
         self.ledger = directory / ledger.FILE
+        self.head = ""  # of the ledger's chain, in the writer
         self.is_writer = False
         self.rows: list[Metrics] = []  # that may not have arrived
         self.group = ProcessGroup()
@@ -164,7 +168,7 @@ class Recorder(Report):
         self.damaged: tuple[str, ...] = ()  # checkpoints that it could not read
         self.has_started = False  # whether the ledger has its Start, as far as this rank knows
         self.writer = CheckpointWriter(directory / "checkpoints", recipe.loop.max_checkpoints, self._wait_for_group)
-        self.writing: futures.Future[Path] | None = None  # the checkpoint of `last_checkpoint`
+        self.writing: futures.Future[Written] | None = None  # the checkpoint of `last_checkpoint`
         self.last_checkpoint = 0  # the step of the last one in the ledger, or of `writing`
         self.last_checkpoint_time = 0.0  # of its state
         self.is_closed = False
@@ -201,7 +205,9 @@ class Recorder(Report):
 
     def start_group(self, group: ProcessGroup, step: int) -> None:
         """See Report. Rank 0 writes the group into the ledger, after the steps that it has taken over."""
-        pids = group.gather({group.rank: torch.tensor([os.getpid()])}, group.size, 1).long().flatten().tolist()
+        own = torch.tensor([os.getpid(), *encode_kind(cpu_kind())])
+        pids, *kinds = group.gather({group.rank: own}, group.size, 1 + WIDTH).long().T.tolist()
+        cpus = tuple(decode_kind(list(kind)) for kind in zip(*kinds, strict=True))
         self.on_training()
         if self.step_times is not None:
             self.step_times.measure_sums(group)
@@ -212,10 +218,11 @@ class Recorder(Report):
             return
         if not (was_writer and self.has_started):
             self._take_over()
-        facts = {"attempt": self.attempt, "workers": group.size, "pids": self.pids, "time": time.time()}
+        facts = {"attempt": self.attempt, "workers": group.size, "pids": self.pids, "time": time.time(), "cpus": cpus}
         is_first = not self.has_started
         if is_first:
-            self._write(ledger.Start(start=self.begun, damaged=self.damaged, **facts))
+            recipe = hash_recipe(self.recipe)
+            self._write(ledger.Start(start=self.begun, damaged=self.damaged, recipe_sha256=recipe, **facts))
             self.has_started = True
         for row in self.rows:  # of steps that this rank has taken over from one that was ahead
             self._note(row)
@@ -250,15 +257,15 @@ class Recorder(Report):
         if not self.writing.done():
             return None
         try:
-            path = self.writing.result()
+            written = self.writing.result()
             facts = {"checkpoint": self.last_checkpoint, "time": self.last_checkpoint_time}
-            self._write(ledger.Checkpoint(attempt=self.attempt, **facts))
+            self._write(ledger.Checkpoint(attempt=self.attempt, state_sha256=written.state_sha256, **facts))
         except CheckpointError as failure:
             self._check_group()  # whoever has taken over removes what this rank was writing
             return failure
         self.writing = None
         if self.saved is not None:
-            self.saved(path)
+            self.saved(written.path)
         return None
 
     def saved_step(self, step: int) -> int:
@@ -296,23 +303,30 @@ class Recorder(Report):
             return result
         self.flush()
         write_model(self.directory / "model", weights, self.recipe, self.spec)
-        complete = result | ledger.summarise_ledger(self.ledger)
+        hashes = {
+            "weights_sha256": result["weights_sha256"],
+            "model_sha256": sha256(self.directory / "model" / WEIGHTS),
+        }
+        self._write(ledger.Finish(attempt=self.attempt, finished=result["steps"], **hashes))
+        complete = result | ledger.summarise_ledger(self.ledger) | {"ledger_sha256": self.head}
         self._check_group()
         write_json(self.directory / "result.json", complete)
         return complete
 
     def _take_over(self) -> None:
         """Be the writer of this attempt from now on; rows are sent again."""
+        content = b""
         if self.ledger.is_file():
             # in a new file, without the line that a crash has torn: a writer that hung since it has opened the old one,
             # and is expelled, still writes to that
             try:
                 with atomic_write(self.ledger) as copied:
-                    lines, newline, _ = self.ledger.read_bytes().rpartition(b"\n")
-                    copied.write_bytes(lines + newline)
+                    content = ledger.complete_lines(self.ledger.read_bytes())
+                    copied.write_bytes(content)
                     shutil.copymode(self.ledger, copied)
             except OSError as error:
                 raise self._ledger_error(error) from error
+        self.head = ledger.follow_chain(content).head
         entries = ledger.read_ledger(self.ledger)
         own = [entry for entry in entries if entry.attempt == self.attempt]
         self.sent, self.has_started = 0, bool(ledger.starts(own))
@@ -328,9 +342,11 @@ class Recorder(Report):
     def _write(self, entry: ledger.Entry) -> None:
         if self.is_writer:
             try:
-                with self.ledger.open("a") as file:
+                line, head = ledger.render_line(entry, self.head)
+                with self.ledger.open("ab") as file:
                     self._check_group()
-                    file.write(json.dumps(entry.to_json()) + "\n")
+                    file.write(line)
+                self.head = head
             except OSError as error:
                 raise self._ledger_error(error) from error
 
@@ -354,11 +370,16 @@ class Recorder(Report):
             raise PeerLost("this group has ended")
 
 
+def hash_recipe(recipe: Recipe) -> str:
+    """Return the SHA-256 of all that a recipe says of the result: not of the workers, nor of a search."""
+    return hashlib.sha256(recipe.model_dump_json(exclude={"scaling", "search"}).encode()).hexdigest()
+
+
 def write_model(directory: Path, weights: dict[str, torch.Tensor], recipe: Recipe, spec: dict[str, Any]) -> None:
     """Write a network with the state `weights`, so that read_model finds it."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
-    save_file(tensors, directory / "model.safetensors")
+    save_file(tensors, directory / WEIGHTS)
     write_json(directory / "model.json", {"recipe": recipe.model_dump(mode="json"), "spec": spec})
     for code in code_of(recipe):
         (directory / FOLDER).mkdir(exist_ok=True)
@@ -380,7 +401,7 @@ def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module
     job = find_task(recipe.task)
     # The weights that it started from are not needed, and may no longer exist
     model = job.model(without_weights(recipe), note.spec)
-    model.load_state_dict(_tensors(path.with_name("model.safetensors")))
+    model.load_state_dict(_tensors(path.with_name(WEIGHTS)))
     return job, recipe, note.spec, model
 
 
@@ -399,7 +420,7 @@ def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
             do="choose a parent run of the same task",
         )
     same = parent_spec["classes"] == spec["classes"]
-    path = parent / "model" / "model.safetensors"
+    path = parent / "model" / WEIGHTS
     state = _tensors(path)
     network = model.members[0] if isinstance(model, Ensemble) else model
     if isinstance(network, Recurrent | GruD):

@@ -202,7 +202,7 @@ def test_a_checkpoint_beside_training_has_the_state_of_its_step(device, tmp_path
         writing = writer.start(step, {"model": {"w": weights}, "optim": moments, "rows": []})
         weights.add_(1)
         moments[0].add_(1)
-        saved = checkpoint.load(writing.result())
+        saved = checkpoint.load(writing.result().path)
         assert (saved["model"]["w"] == step).all() and saved["optim"][0] == step
     writer.close()
 

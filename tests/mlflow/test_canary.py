@@ -48,6 +48,7 @@ STEPS: dict[str, list[str]] = {
     ],
     "resume": ["icu"],
     "transfer": ["covidnet --from lungs --data {cxr} --name lungs-b"],
+    "rerun": ["icu --name icu-again"],
     "evaluate": [
         "ards --run icu --data {ards} --split test",
         "covidnet --run lungs --data {cxr} --split test",

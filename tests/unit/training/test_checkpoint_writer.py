@@ -75,7 +75,7 @@ def test_a_checkpoint_has_the_state_of_its_step_although_training_goes_on(tmp_pa
         for tensor in [*model.state_dict().values(), *state["optim"]["state"][0].values(), state["epoch_loss"]]:
             tensor.fill_(7)
     gate.open.set()
-    here = writing.result()
+    here = writing.result().path
     writer.close()
     assert_same(checkpoint.load(here), checkpoint.load(there))
     assert (here / "state.pt").stat().st_size <= (there / "state.pt").stat().st_size
@@ -226,7 +226,7 @@ def test_a_process_that_is_no_longer_the_writer_drops_its_checkpoint(gates, tmp_
         recorder({"step": 5}, state_of(nn.Linear(3, 4), 5))
         assert gates(5).arrived.wait(60)
         group.has_ended = True
-        other.gather = lambda rows, count, width: torch.zeros(1)
+        other.gather = lambda rows, count, width: torch.zeros(count, width)
         recorder.start_group(other, 5)
         gates(5).open.set()
         assert recorder.finish_checkpoint(wait=True) is None
