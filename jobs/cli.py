@@ -35,6 +35,7 @@ GROUPS = {
         "resume": "resume an interrupted run or search, to the same result",
         "federate": "train one model at several sites whose data stays there, by files in a directory",
         "rerun": "train the run behind a figure, a report or a name again, and compare the weights to the bit",
+        "verify": "check a finished run against its ledger, and compute random intervals of it again, to the bit",
         "warm": "keep a Ray running, so that later commands start sooner",
     },
     "models": {

@@ -11,6 +11,7 @@ result.json    or failure.json: how the run ended
 """
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -221,7 +222,7 @@ class Recorder(Report):
         facts = {"attempt": self.attempt, "workers": group.size, "pids": self.pids, "time": time.time(), "cpus": cpus}
         is_first = not self.has_started
         if is_first:
-            recipe = hash_recipe(self.recipe)
+            recipe = hash_recipe(self.recipe.model_dump(mode="json"))
             self._write(ledger.Start(start=self.begun, damaged=self.damaged, recipe_sha256=recipe, **facts))
             self.has_started = True
         for row in self.rows:  # of steps that this rank has taken over from one that was ahead
@@ -370,9 +371,13 @@ class Recorder(Report):
             raise PeerLost("this group has ended")
 
 
-def hash_recipe(recipe: Recipe) -> str:
-    """Return the SHA-256 of all that a recipe says of the result: not of the workers, nor of a search."""
-    return hashlib.sha256(recipe.model_dump_json(exclude={"scaling", "search"}).encode()).hexdigest()
+def hash_recipe(document: dict[str, Any]) -> str:
+    """Return the SHA-256 of all that a recipe's JSON document says of the result: not of the workers, of a search, or
+    of weights that training from scratch ignores."""
+    own = {part: fields for part, fields in document.items() if part not in ("scaling", "search")}
+    if own["transfer"]["mode"] == "scratch":
+        own["model"] = {name: value for name, value in own["model"].items() if name != "weights"}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
 def write_model(directory: Path, weights: dict[str, torch.Tensor], recipe: Recipe, spec: dict[str, Any]) -> None:

@@ -49,6 +49,7 @@ STEPS: dict[str, list[str]] = {
     "resume": ["icu"],
     "transfer": ["covidnet --from lungs --data {cxr} --name lungs-b"],
     "rerun": ["icu --name icu-again"],
+    "verify": ["icu --samples 1"],
     "evaluate": [
         "ards --run icu --data {ards} --split test",
         "covidnet --run lungs --data {cxr} --split test",

@@ -1,4 +1,4 @@
-"""From a figure, a report or a name to the same weights, or to what is missing or different."""
+"""From a figure, a report or a name to the same weights, or to what is missing or different; and `raylab verify`."""
 
 import ast
 import json
@@ -142,3 +142,27 @@ def test_what_does_not_train_is_refused(trained, tmp_path):
         rerun.find_goal(both, "c")
     scored = Provenance(name="e", kind="evaluate", parent=Provenance(name="m", kind="transfer"))
     assert rerun.find_goal(figure(tmp_path / "e.png", scored), None).name == "m"
+
+
+def test_verify_passes_an_honest_run_and_finds_an_altered_one(trained, tmp_path, capsys):
+    head = provenance.describe(trained).ledger_sha256
+    assert raylab("verify", "first", "--seed", 1, "--head", head, "--json", tmp_path / "out.json") == 0
+    out = json.loads((tmp_path / "out.json").read_text())
+    assert (out["is_valid"], out["problems"], out["chain"]["head"]) == (True, [], head)
+    assert out["intervals"] == [{"from": 0, "to": 2, "difference": None}] and out["covered_steps"] == out["steps"] == 2
+    assert out["checkpoints"]["kept"] == 1 and out["checkpoints"]["bytes"] > 0
+    assert raylab("verify", "first", "--samples", 0, "--head", "0" * 64) == 1
+    assert "NOT valid" in capsys.readouterr().out
+    altered = Path(shutil.copytree(trained, tmp_path / "altered"))
+    ledger = altered / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"loss": 0', '"loss": 1', 1))
+    assert raylab("verify", altered, "--samples", 0) == 1
+    assert "chain of the ledger is broken" in capsys.readouterr().out
+
+
+def test_verify_refuses_what_it_cannot_verify(trained, tmp_path, ards_data, mortality_data, capsys):
+    unfinished = Path(shutil.copytree(trained, tmp_path / "unfinished"))
+    (unfinished / "result.json").unlink()
+    assert raylab("verify", unfinished) == 2 and "has not finished" in capsys.readouterr().err
+    assert raylab("verify", "first", "--data", mortality_data) == 2
+    assert raylab("verify", "first", "--samples", -1) == 2
