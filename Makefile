@@ -16,7 +16,7 @@ NAME = $(if $(RUN),--name "$(RUN)")
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
 .PHONY: help setup wheelhouse demo prepare train tune transfer evaluate compare submit test test-slow test-slurm test-all test-faults test-sites soak \
-  slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down site doctor cost notebook \
+  slurm-up slurm-down slurm-status check lock ui clean cluster-up cluster-status cluster-down site doctor cost notebook datalad-demo \
   image test-image
 .DEFAULT_GOAL := help
 
@@ -51,6 +51,9 @@ evaluate: setup need-run ## TASK=ards DATA=DIR RUN=NAME: score run NAME on the t
 
 compare: setup ## write the table of all runs and report.html
 	@$(BIN)/raylab compare --out report.html $(ARGS)
+
+datalad-demo: setup ## prepare and train under `datalad run`, then `datalad rerun` (needs datalad and git-annex)
+	@PATH="$(abspath $(BIN)):$$PATH" bash scripts/datalad_demo.sh
 
 submit: setup ## SITE=... TASK=ards DATA=DIR RUN=NAME: train on the Slurm cluster, brought up if there is none
 	@$(BIN)/raylab cluster status >/dev/null 2>&1 || $(MAKE) --no-print-directory cluster-up

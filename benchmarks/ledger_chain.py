@@ -47,9 +47,8 @@ def main(task: str, data: Path, settings: list[str]) -> None:
         kept = checkpoint.list_checkpoints(Path(scratch) / "checkpoints")
         size = sum(path.stat().st_size for path in kept[0].iterdir())
         lines = (Path(scratch) / ledger.FILE).stat().st_size
-    print(
-        f"{task}: {result['steps']} steps in {seconds:.1f} s; a checkpoint {size / 1e6:.2f} MB, ledger {lines:,} bytes"
-    )
+    print(f"{task}: {result['steps']} steps in {seconds:.1f} s")
+    print(f"  a checkpoint {size / 1e6:.2f} MB, the ledger {lines:,} bytes")
     for name, (calls, total) in spent.items():
         print(f"  {name}: {calls} calls, {1e6 * total / max(calls, 1):,.0f} us each, {100 * total / seconds:.3f}%")
 

@@ -16,6 +16,7 @@ from jobs.common.console import say
 from jobs.common.environment import verb_environment
 from jobs.common.results import PreparedData
 from jobs.common.session import ray_session
+from raylab.data import datalad
 from raylab.data.prepared import META, Meta
 from raylab.errors import UsageError
 from raylab.tasks import TASKS, find_task
@@ -78,7 +79,10 @@ def prepare(task: str, out: Path | str, *, replace: bool = False, quiet: bool = 
     out, preparation = Path(out), find_task(task).preparation
     if preparation is None:
         raise UsageError(f"there is no data to prepare for '{task}'", do=f"{find_task(task).meta.made_by} {out}")
-    meta: Meta = preparation.run(task, out, preparation.parse(task, options), replace, _resources(quiet))
+    parsed = preparation.parse(task, options)
+    for path in (value for _, value in parsed if isinstance(value, Path)):
+        datalad.check_content(path)
+    meta: Meta = preparation.run(task, out, parsed, replace, _resources(quiet))
     if not quiet:
         tell(preparation, task, out, meta)
     details = {k: v for k, v in without_names(meta).to_json().items() if k not in {"statistics", "files"}}

@@ -15,6 +15,7 @@ from jobs.common import home, provenance, run_tracking
 from jobs.common.console import say, set_status
 from jobs.common.environment import verb_environment
 from jobs.common.run_tracking import CODE
+from raylab.data import datalad
 from raylab.data.prepared import META
 from raylab.errors import DataError, RunError, UsageError, unknown
 from raylab.files import write_json
@@ -153,10 +154,16 @@ def find_data(goal: Provenance, data: Path | None) -> Path:
     known = [Path(record.data) for _, record in home.records() if record.data_hash == goal.data_hash]
     places = [data] if data is not None else [path for path in dict.fromkeys(known) if (path / META).is_file()]
     for place in places:
+        if any(datalad.is_absent(path) for path in datalad.list_files(place)):
+            set_status(f"fetching the content of {place} by git-annex")
+            datalad.fetch_content(place)
         meta = task.read_meta(place)
         if (meta.data_hash, meta.split_hash) == (goal.data_hash, goal.split_hash):
             return place
     seen = [f"{place} has other data" for place in places] or ["no run of this home has it"]
+    if goal.datalad_id:
+        dataset = f"it was in the DataLad dataset {goal.datalad_id} at commit {goal.datalad_commit}"
+        seen.append(dataset)
     raise DataError(
         f"the data of {goal.name} is missing: {goal.data_source}, data hash {goal.data_hash[:16]}",
         "; ".join(seen),

@@ -14,7 +14,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-IGNORE_FILES = (".gitignore", ".rayignore")
+UPLOADS = (".rayignore",)
+IGNORE_FILES = (".gitignore", *UPLOADS)
 UNFINISHED = re.compile(r"\..+\.\d+\.\d+")  # names of files that `atomic_write` has not renamed
 
 
@@ -115,13 +116,14 @@ def flock(fd: int, how: int) -> bool:
     return True
 
 
-def keep_out_of_git_and_uploads(directory: Path) -> None:
-    """Write ignore files into `directory`, so that git ignores it and Ray does not upload it with a job.
+def keep_out_of_git_and_uploads(directory: Path, names: Iterable[str] = IGNORE_FILES) -> None:
+    """Write ignore files into `directory`, so that git ignores it and Ray does not upload it with a job. `names`: of
+    these files; in a DataLad dataset, git-annex keeps data out of git, and may have it.
 
     Existing ignore files and the root of a repository stay unchanged.
     """
     if (directory / ".git").exists():
         return
-    for name in IGNORE_FILES:
+    for name in names:
         if not (directory / name).exists():
             write_text(directory / name, "# written by raylab: data and results are not committed or uploaded\n*\n")

@@ -38,6 +38,10 @@ class Provenance(Document):
     data_source: str = ""
     data_hash: str = ""
     split_hash: str = ""
+    datalad_id: str = ""
+    """of the DataLad dataset with the data; empty if it is in none"""
+    datalad_commit: str = ""
+    """its commit, with "-dirty" if the data differed from it"""
     code_revision: str = ""
     lock_hash: str = ""
     image_digest: str = ""
@@ -54,8 +58,9 @@ class Provenance(Document):
     @classmethod
     def of_tags(cls, name: str, run_id: str | None, tags: dict[str, str], **more: Any) -> "Provenance":
         """What the tags raylab.* of a run say; `more`: other fields."""
-        names = ("kind", "task", "recipe_hash", "data_source", "data_hash", "split_hash", "code_revision", "lock_hash",
-                 "image_digest", "torch_version", "weights_sha256", "ledger_sha256")  # fmt: skip
+        names = ("kind", "task", "recipe_hash", "data_source", "data_hash", "split_hash", "datalad_id",
+                 "datalad_commit", "code_revision", "lock_hash", "image_digest", "torch_version", "weights_sha256",
+                 "ledger_sha256")  # fmt: skip
         facts: dict[str, Any] = {field: tags[f"raylab.{field}"] for field in names if f"raylab.{field}" in tags}
         synthetic = {"true": True, "false": False}.get(tags.get("raylab.synthetic", ""))
         cpus = tuple(tags["raylab.cpus"].split("; ")) if tags.get("raylab.cpus") else ()

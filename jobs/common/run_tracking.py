@@ -24,6 +24,7 @@ from jobs.common.interrupts import hold_interrupts
 from jobs.common.run_end import End, describe_end, explain_end, record_end, reserve_room
 from raylab.config.overrides import override
 from raylab.config.recipe import IcuData, Recipe, flatten
+from raylab.data import datalad
 from raylab.data.prepared import Meta, sha256
 from raylab.errors import RaylabError, TrackingError, UsageError
 from raylab.files import write_json, write_text
@@ -107,6 +108,7 @@ def describe_run(
     `parent` is the run whose weights this one starts from (for an evaluation: the run whose model it scores).
     """
     ancestor = None if parent is None else note(parent)
+    dataset = datalad.read_state(data)
     of_parent = {"raylab.parent": ancestor.run_id or "", "raylab.parent_name": ancestor.name} if ancestor else {}
     tags = runs.standard_tags(
         code=CODE,
@@ -126,6 +128,7 @@ def describe_run(
         **({"raylab.cohort": recipe.data.cohort} if isinstance(recipe.data, IcuData) else {}),
         **describe_plugins(recipe),
         **of_parent,
+        **({} if dataset is None else describe_dataset(dataset)),
         **(more_tags or {}),
     }
     run_record = RunRecord(
@@ -144,6 +147,9 @@ def describe_run(
         status="RUNNING",
         best_step=best_step,
     )
+    if dataset is not None:
+        more = {"datalad": dataset, "annex_keys": datalad.read_keys(data)}
+        run_record = run_record.model_copy(update=more)
     if parent is not None:
         run_record = run_record.model_copy(update={"parent_directory": str(parent)})  # it may be in another user's home
     text = description.render(run_record, recipe, {})
@@ -153,6 +159,14 @@ def describe_run(
     shown = {"kind": "input", "name": source, "digest": meta.data_hash[:36], "source": source, "context": context}
     files = {"recipe.json": render_recipe(recipe), "attrition.json": render_attrition(meta), **render_code(recipe)}
     return NewRun(run_record, flatten(recipe), files, [shown], nested_in)
+
+
+def describe_dataset(state: datalad.DatasetState) -> dict[str, str]:
+    """The tags of a run whose data is in a DataLad dataset."""
+    return {
+        "raylab.datalad_id": state.id,
+        "raylab.datalad_commit": f"{state.commit}{'-dirty' if state.is_dirty else ''}",
+    }
 
 
 def describe_trial(recipe: Recipe, search: Path, number: int) -> NewRun:

@@ -9,16 +9,17 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, overload
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from raylab.data import datalad
 from raylab.documents import Document, parse_document
 from raylab.errors import DataError
-from raylab.files import IGNORE_FILES, keep_out_of_git_and_uploads
+from raylab.files import IGNORE_FILES, UPLOADS, keep_out_of_git_and_uploads
 from raylab.storage import check_writable
 
 FORMAT = 2
@@ -83,6 +84,8 @@ class Meta(Document):
     attrition: list[dict[str, int | str]]
     """what remains after each exclusion: `step`, and counts"""
     warnings: list[str] = Field([])
+    inputs: list[datalad.DatasetState] = Field([])
+    """DataLad datasets with the raw data"""
     files: dict[str, str] = Field({})
     """SHA-256 by path; `publish` adds this field and the next"""
     data_hash: str = ""
@@ -117,14 +120,17 @@ def split_hash(pairs: list[tuple[str, str]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def publish(out: Path, write: Callable[[Path], M], task: str, replace: bool = False) -> M:
+def publish(out: Path, write: Callable[[Path], M], task: str, replace: bool = False, inputs: Sequence[Path] = ()) -> M:
     """Let `write` fill a temporary directory next to `out`, add the hashes, rename it to `out`, and return the meta.
+
+    Of `inputs`, the raw data, those in DataLad datasets are recorded as they are before `write` reads them.
 
     If `write` raises, nothing is left behind. If `out` holds prepared data of `task`, it is replaced only with
     `replace`, and only once the new data is complete; any other non-empty directory is rejected (`check_vacant`).
     """
     out = out.resolve()  # the directory itself, in case `out` is a symbolic link
     check_vacant(out, task, replace)
+    datasets = [state for path in inputs if (state := datalad.read_state(path)) is not None]
     try:
         check_writable(out)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -139,13 +145,14 @@ def publish(out: Path, write: Callable[[Path], M], task: str, replace: bool = Fa
         files = {str(p.relative_to(work)): sha256(p) for p in sorted(work.rglob("*")) if p.is_file()}
         data_hash = hashlib.sha256("\n".join(f"{name}\t{files[name]}" for name in sorted(files)).encode()).hexdigest()
         patient_ids = meta.patient_ids or find_patient_ids(work)
-        fields = {"format": FORMAT, "patient_ids": patient_ids, "files": files, "data_hash": data_hash}
+        fields: dict[str, Any] = {"format": FORMAT, "patient_ids": patient_ids, "files": files, "data_hash": data_hash}
+        fields |= {"inputs": datasets} if datasets else {}
         meta = meta.model_copy(update=fields)
         content = meta.to_json()
         meta = type(meta).model_validate(content)  # never publish what `read_meta` would reject
         content |= {name: content.pop(name) for name in ("files", "data_hash")}  # long, so they go last
         (work / META).write_text(json.dumps(content, indent=1) + "\n")
-        keep_out_of_git_and_uploads(work)
+        keep_out_of_git_and_uploads(work, UPLOADS if datalad.find_root(out) else IGNORE_FILES)
         for path in [*work.rglob("*"), work]:  # patient data: readable by its owner alone
             path.chmod(0o700 if path.is_dir() else 0o600)
         check_vacant(out, task, replace)  # again, because it may have changed during preparation
@@ -238,6 +245,7 @@ def read_meta(directory: Path, task: str | None, kind: type[Meta] = Meta) -> Met
     if not directory.is_dir():
         raise DataError(f"no data directory at {directory}", do=again)
     path = directory / META
+    datalad.check_content(directory, [path])
     if not path.is_file():
         do = elsewhere if any(directory.iterdir()) else again
         raise DataError(f"{directory} is not prepared data (no meta.json)", do=do)
@@ -258,6 +266,7 @@ def read_meta(directory: Path, task: str | None, kind: type[Meta] = Meta) -> Met
         )
     parse_document(content, Contents, path, elsewhere)
     meta = parse_document(content, kind, path, elsewhere)
+    datalad.check_content(directory, [directory / name for name in meta.files])
     for name, recorded in meta.files.items():
         file = directory / name
         if not file.is_file():

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from raylab.data.datalad import DatasetState
 from raylab.documents import Document, read_document
 
 FILE = "run.json"
@@ -39,6 +40,10 @@ class RunRecord(Document):
     """the prepared directory; for a sweep or a fit, its output"""
     data_hash: str | None = None
     split_hash: str | None = None
+    datalad: DatasetState | None = None
+    """the DataLad dataset in which the prepared directory is"""
+    annex_keys: dict[str, str] = Field({})
+    """git-annex key of each annexed file of the prepared directory, by path in the dataset"""
     synthetic: bool
     parent: str | None = None
     """name of the run whose weights this one starts from, or whose model it scores"""

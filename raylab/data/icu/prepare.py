@@ -227,7 +227,7 @@ def prepare_icu(
             seed=seed,
         )
 
-    return prepared.publish(Path(out), write, task, replace)
+    return prepared.publish(Path(out), write, task, replace, [] if path is None else [Path(path)])
 
 
 def checked(landmark: float, horizon: float, gap: float, framing: str, until: float) -> Framing:

@@ -89,7 +89,8 @@ def prepare_images(
         def write(work: Path) -> ImageMeta:
             return _covidx(task, work, what, size, seed, skip_bad, progress, spread)
 
-        return prepared.publish(out, write, task, replace)
+        raw = dict.fromkeys(path for path in (images, manifest, *lists.values()) if path is not None)
+        return prepared.publish(out, write, task, replace, list(raw))
     if source == "synthetic":
         if classes != CLASSES:
             raise UsageError(f"phantoms have the classes {', '.join(CLASSES)}", do="leave --classes out")
