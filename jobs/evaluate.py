@@ -30,10 +30,10 @@ EXAMPLE = "raylab evaluate ards --run NAME --data prepared/ards --split test --j
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", help="task of the run")
-    parser.add_argument(
-        "--run", required=True, metavar="RUN", help="name, MLflow run id or directory of a finished run"
-    )
+    parser.add_argument("task", metavar="TASK|BUNDLE", help="task of the run, or a model bundle (raylab export)")
+    parser.add_argument("--run", metavar="RUN", help="name, MLflow run id or directory of a finished run")
+    text = "of a bundle: public key of the expected sender; any other one is refused"
+    parser.add_argument("--signer", metavar="KEY", help=text)
     parser.add_argument(
         "--data",
         type=Path,
@@ -51,9 +51,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
+    if args.run is None:
+        return evaluate_bundle(args)
+    if args.signer is not None:
+        raise UsageError("--signer is the sender of a bundle, and a run has none", do="leave it out")
     return evaluate(
         args.run, args.data, task=args.task, split=args.split, recalibrate=args.recalibrate, quiet=args.quiet
     ).details
+
+
+def evaluate_bundle(args: argparse.Namespace) -> dict[str, Any]:
+    """Score a model bundle; the result holds aggregates alone, and no run is made of it."""
+    if not Path(args.task).is_file():
+        do = f"raylab evaluate {args.task} --run RUN --data {args.data}"
+        raise UsageError("evaluate needs --run RUN, or the file of a model bundle", do=do)
+    from jobs.common import bundle_evaluation
+
+    data = args.data.absolute()
+    with open_screen(args.quiet, f"{args.task}: scoring the {args.split} split"):
+        report = bundle_evaluation.evaluate_bundle(
+            Path(args.task), data, args.split, args.recalibrate, args.signer, args.quiet
+        )
+    return report.model_dump(mode="json")
 
 
 @verb_environment()

@@ -26,6 +26,7 @@ GUIDES = {
     "resume": "[Checkpoints](architecture.md#checkpoints)",
     "rerun": "[Provenance](provenance.md#from-a-figure-to-the-same-weights)",
     "verify": "[Provenance](provenance.md#verify-a-run)",
+    "export": "[Provenance](provenance.md#hand-a-model-to-another-site)",
     "evaluate": "[Data: scores, intervals and the leakage check](data.md#scores-of-the-ards-task)",
     "benchmark": "[Recipes: benchmarks](recipes.md#benchmark-of-a-task), [scaling](recipes.md#scaling-of-a-task), "
     "[results](results.md)",
