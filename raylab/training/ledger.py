@@ -160,6 +160,12 @@ def follow_chain(content: bytes) -> Chain:
     return Chain(head, len(lines), unchained, tuple(broken))
 
 
+def find_head(content: bytes) -> str:
+    """Return the head of a ledger with complete lines, by its last line if that has a chain."""
+    match = CHAINED.fullmatch(content[:-1].rpartition(b"\n")[2])
+    return match[2].decode() if match else follow_chain(content).head
+
+
 def parse_entry(line: dict[str, Any], path: Path) -> Entry:
     """Parse one line of the ledger at `path`; DataError names the missing or invalid field."""
     kind = next((kind for field, kind in ENTRIES.items() if field in line), None)

@@ -327,7 +327,7 @@ class Recorder(Report):
                     shutil.copymode(self.ledger, copied)
             except OSError as error:
                 raise self._ledger_error(error) from error
-        self.head = ledger.follow_chain(content).head
+        self.head = ledger.find_head(content)
         entries = ledger.read_ledger(self.ledger)
         own = [entry for entry in entries if entry.attempt == self.attempt]
         self.sent, self.has_started = 0, bool(ledger.starts(own))

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 CHOSEN = ("own.parquet", "patients.csv", "labs.csv.gz", "x.npz", "x.npy", "chest.dcm", "film.png", "film.jpg", "a.jpeg",
           "scan.tiff", "scan.nii.gz", "table.xlsx", "spss.sav", "store.h5", "notes.json", "page.html", "weights.pt",
-          "looked-at.ipynb", "all.zip", "raw.tar.gz", "kept.db", "model.safetensors")  # fmt: skip
+          "looked-at.ipynb", "all.zip", "raw.tar.gz", "kept.db", "model.safetensors", "first.raylab")  # fmt: skip
 NAMELESS = ("IM000001", "data.xyz", "list.txt")  # kinds that a git rule cannot know
 
 

@@ -70,6 +70,7 @@ def test_an_honest_run_passes(honest, ards_data):
     result = json.loads((honest / "result.json").read_text())
     chain = chain_of(honest)
     assert (chain.broken, chain.unchained, chain.head) == ((), 0, result["ledger_sha256"])
+    assert ledger.find_head((honest / ledger.FILE).read_bytes()) == chain.head
     claims = claims_of(honest)
     assert (claims.contradictions, check_model(honest, claims)) == ([], [])
     assert claims.finish is not None and claims.finish.weights_sha256 == result["weights_sha256"]
@@ -102,6 +103,7 @@ def test_a_ledger_of_an_earlier_version_is_continued(ards_data, tmp_path):
     assert list_intervals(claims_of(tmp_path).states, [2, 4, 6]) == [(0, 4), (4, 6)]
     text = (tmp_path / ledger.FILE).read_text()
     (tmp_path / ledger.FILE).write_text(text.replace('"step": 1', '"step": 9', 1))
+    assert ledger.find_head("".join(old).encode()) == ledger.follow_chain("".join(old).encode()).head
     assert chain_of(tmp_path).broken == (len(old) + 1,), "the first chained line depends on all lines before"
 
 
