@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from jobs.common.environment import verb_environment
 from jobs.common.results import RunReference, find_run
 from raylab import __version__
 from raylab.data.icu.concepts import CONCEPTS
+from raylab.data.icu.contributors import count_contributors
 from raylab.data.icu.meta import IcuMeta
 from raylab.data.prepared import read_meta
 from raylab.documents import read_json
@@ -54,7 +56,7 @@ def export(
 
     Returns {"run", "bundle": path, "sha256": of its bundle.json, "signer": public key, "concepts", "suppressed": counts
     that are not told}. Raises DataError, and writes nothing, if the run has no model, if its data is not where it was
-    trained, or if a statistic that the model needs rests on too few values to leave the site.
+    trained, or if a statistic that the model needs rests on too few patients to leave the site.
     """
     from raylab.training import bundle as bundles  # loads torch
     from raylab.training.run import read_model
@@ -71,9 +73,9 @@ def export(
     if path.exists() and not path.read_bytes().startswith(b"PK"):
         raise UsageError(f"{path} is no bundle, and would be replaced", do="choose another --out")
     concepts = (*spec["features"], *spec["static"])
-    check_statistics(meta, concepts, LIMIT)
+    check_statistics(count_contributors(Path(record.data)), concepts, LIMIT)
     origin = provenance.describe(directory)
-    counts = {split: {name: bundles.suppress(n) for name, n in of.items()} for split, of in meta.counts.items()}
+    counts = {split: bundles.suppress(of) for split, of in meta.counts.items()}
     note = bundles.Bundle(
         format=bundles.FORMAT,
         name=directory.name,
@@ -111,13 +113,14 @@ def export(
     }
 
 
-def check_statistics(meta: IcuMeta, concepts: tuple[str, ...], limit: int) -> None:
-    """Raise DataError if the mean of an input rests on fewer than `limit` values, and so may tell one of them."""
-    few = [name for name in concepts if 0 < (meta.statistics[name].get("n") or 0) < limit]
+def check_statistics(patients: Mapping[str, int], concepts: tuple[str, ...], limit: int) -> None:
+    """Raise DataError if the mean of an input rests on fewer than `limit` patients, and so may tell one of them.
+    `patients`: their number by input."""
+    few = [name for name in concepts if patients.get(name, limit) < limit]
     if few:
         raise DataError(
             f"the model needs statistics that may tell of single patients: {', '.join(few)}",
-            f"fewer than {limit} values of the training rows are behind each",
+            f"fewer than {limit} patients of the train split are behind each",
             "prepare the data without these concepts, or with more patients, and train again",
         )
 

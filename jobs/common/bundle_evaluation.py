@@ -8,6 +8,7 @@ from typing import Any
 from jobs.common import icu_evaluation, scores
 from jobs.common.console import say
 from jobs.concepts import coverage
+from raylab.data.icu.contributors import count_contributors
 from raylab.data.icu.dataset import IcuSamples
 from raylab.data.icu.meta import IcuMeta
 from raylab.data.prepared import read_meta
@@ -94,7 +95,7 @@ def score_model(
         "positives": tell_count(positives),
         "scores": intervals(scored.scores),
         "coverage": describe_coverage(data, meta, bundle),
-        "shift": describe_shift(meta, spec),
+        "shift": describe_shift(meta, count_contributors(data), spec),
         "recalibration": again,
     }
     return check_report(content, bundle.concepts, bundle.task, sha256)
@@ -112,15 +113,16 @@ def describe_coverage(data: Path, meta: IcuMeta, bundle: bundles.Bundle) -> dict
     return {name: share if share == 0 or share * rows >= LIMIT else None for name, share in found.items()}
 
 
-def describe_shift(meta: IcuMeta, spec: dict[str, Any]) -> dict[str, float | None]:
-    """For every input, how many standard deviations of the training data the mean here is off."""
+def describe_shift(meta: IcuMeta, patients: Mapping[str, int], spec: dict[str, Any]) -> dict[str, float | None]:
+    """For every input, how many standard deviations of the training data the mean here is off; none for a mean over
+    fewer than LIMIT patients, by their number for each."""
     names = [*spec["features"], *spec["static"]]
     means, stds = [*spec["mean"], *spec["static_mean"]], [*spec["std"], *spec["static_std"]]
     found: dict[str, float | None] = {}
     for name, mean, std in zip(names, means, stds, strict=True):
-        here = meta.statistics.get(name, {})
-        value, n = here.get("mean"), here.get("n") or 0
-        found[name] = None if value is None or mean is None or n < LIMIT else (value - mean) / std
+        here = meta.statistics.get(name, {}).get("mean")
+        is_known = here is not None and mean is not None and patients.get(name, LIMIT) >= LIMIT
+        found[name] = (here - mean) / std if is_known else None
     return found
 
 

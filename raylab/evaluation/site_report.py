@@ -58,7 +58,7 @@ class SiteReport(Part):
     coverage: dict[str, float | None]
     """concept -> fraction of stays with a value; none: below LIMIT stays"""
     shift: dict[str, float | None]
-    """concept -> (mean here - mean in training) / standard deviation in training; none: below LIMIT values"""
+    """concept -> (mean here - mean in training) / standard deviation in training; none: below LIMIT patients"""
     recalibration: Recalibration | None
 
     @field_validator("split")

@@ -51,9 +51,14 @@ class Bundle(Document):
     """SHA-256 of HASHED"""
 
 
-def suppress(count: int) -> int | None:
-    """A count that may leave a site: None if it is below LIMIT, but for zero."""
-    return count if count == 0 or count >= LIMIT else None
+def suppress(counts: Mapping[str, int]) -> dict[str, int | None]:
+    """The counts of a split that may leave a site: None for those below LIMIT, but for zero, and for those that differ
+    from the rows, `n`, by less than LIMIT, but for equal ones."""
+
+    def is_few(count: int) -> bool:
+        return 0 < count < LIMIT
+
+    return {name: None if is_few(n) or is_few(counts.get("n", 0) - n) else n for name, n in counts.items()}
 
 
 def read_key(path: Path) -> Any:

@@ -11,6 +11,7 @@ import pytest
 
 from jobs import cli, export
 from jobs.common import bundle_evaluation
+from raylab.data.icu.contributors import count_contributors
 from raylab.data.icu.meta import IcuMeta
 from raylab.data.icu.prepare import prepare_icu
 from raylab.data.prepared import read_meta
@@ -68,7 +69,7 @@ def test_no_patient_is_in_a_bundle_or_a_report(exported, elsewhere, ards_data, t
                 assert not any(f'"{id}"'.encode() in content for content in found)
         assert not any(str(data).encode() in content for content in found)
     counts = [n for of in bundles.read_bundle(path)[0].counts.values() for n in of.values()]
-    assert counts and all(n is None or n == 0 or n >= LIMIT for n in counts)
+    assert counts and all(n is None or n == 0 or n >= LIMIT for n in counts) and any(counts)
 
 
 def test_the_report_of_a_site_has_scores_coverage_shift_and_recalibration(exported, elsewhere, tmp_path):
@@ -133,12 +134,25 @@ def test_a_key_that_others_can_read_is_refused(tmp_path):
         bundles.read_key(key)
 
 
-def test_a_statistic_over_few_values_does_not_leave(ards_data):
-    meta = read_meta(ards_data, "ards", IcuMeta)
-    few = meta.model_copy(update={"statistics": meta.statistics | {"hr": {"mean": 81.0, "std": 1.0, "n": 3}}})
-    export.check_statistics(meta, ("hr",), LIMIT)
+def test_a_statistic_over_few_patients_does_not_leave(ards_data):
+    patients = count_contributors(ards_data)
+    train = pl.read_parquet(ards_data / "samples.parquet").filter(pl.col("split") == "train")
+    assert patients["hr"] == train["subject_id"].n_unique() > patients["pao2"] > LIMIT
+    export.check_statistics(patients, ("hr",), LIMIT)
     with pytest.raises(DataError, match=r"may tell of single patients: hr"):
-        export.check_statistics(few, ("hr",), LIMIT)
+        export.check_statistics(patients | {"hr": LIMIT - 1}, ("hr", "pao2"), LIMIT)
+    spec = {"features": ["hr", "pao2"], "static": [], "static_mean": [], "static_std": []}
+    spec |= {"mean": [80.0, 90.0], "std": [10.0, 20.0]}
+    meta = read_meta(ards_data, "ards", IcuMeta)
+    shift = bundle_evaluation.describe_shift(meta, patients | {"pao2": LIMIT - 1}, spec)
+    assert shift["pao2"] is None and shift["hr"] == pytest.approx((meta.statistics["hr"]["mean"] - 80) / 10)
+
+
+def test_counts_that_tell_of_few_are_suppressed():
+    assert bundles.suppress({"n": 50, "positive": 9, "patients": 50}) == {"n": 50, "positive": None, "patients": 50}
+    assert bundles.suppress({"n": 50, "positive": 45}) == {"n": 50, "positive": None}, "the others are few"
+    assert bundles.suppress({"n": 50, "positive": 0}) == {"n": 50, "positive": 0}
+    assert bundles.suppress({"n": 5, "positive": 5}) == {"n": None, "positive": None}
 
 
 def valid(**more: Any) -> dict[str, Any]:
