@@ -4,6 +4,7 @@ In a PNG file it is the text chunk `raylab`, in an HTML page `<meta name="raylab
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from raylab.documents import Document, describe_problems
 from raylab.errors import DataError
+
+log = logging.getLogger(__name__)
 
 KEY = "raylab"
 
@@ -81,10 +84,14 @@ def save_png(figure: Figure, file: Any, of: Sequence[Provenance], **options: Any
 
 
 def keep_short(picture: Image.Image) -> PngInfo:
-    """The text chunk for a smaller copy of a figure: its provenance, if it has any, without recipes."""
+    """The text chunk for a smaller copy of a figure: its provenance without recipes, if it has any that is valid."""
     info, text = PngInfo(), picture.info.get(KEY)
-    if isinstance(text, str):
-        runs = TypeAdapter(tuple[Provenance, ...]).validate_json(text)
+    try:
+        runs = TypeAdapter(tuple[Provenance, ...]).validate_json(text or "[]")
+    except ValidationError:
+        log.warning("left out of a copy: the provenance of a figure is damaged")
+        return info
+    if runs:
         info.add_text(KEY, render([run.model_copy(update={"recipe": None}) for run in runs]))
     return info
 

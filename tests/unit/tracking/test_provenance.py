@@ -9,7 +9,7 @@ from raylab.errors import DataError
 from tests.unit.tracking.test_report import frame, row
 from tracking import plots
 from tracking.provenance import Provenance, read_provenance, render, save_png
-from tracking.report import Extras, write_report
+from tracking.report import Extras, shrink, write_report
 
 PARENT = Provenance(name="first", weights_sha256="ab" * 32)
 RUN = Provenance(name="Zweiter 'Lauf' <&> é", recipe={"seed": 3}, cpus=("A, AVX2",), parent=PARENT)
@@ -63,6 +63,15 @@ def test_a_report_has_the_provenance_of_its_runs_and_of_their_parents(tmp_path):
     assert first.cpus == ("A, AVX2", "B, AVX2")
     assert found["two"].parent == first
     assert found["three"].parent == Provenance(name="zero", run_id="gone")
+
+
+def test_the_smaller_copy_of_a_figure_keeps_its_provenance(tmp_path):
+    png = io.BytesIO()
+    save_png(figure(), png, [RUN], dpi=200)
+    small = tmp_path / "small.png"
+    small.write_bytes(shrink(png.getvalue()))
+    assert small.stat().st_size < len(png.getvalue())
+    assert read_provenance(small) == (RUN.model_copy(update={"recipe": None}),)
 
 
 def test_names_do_not_leave_the_meta_element(tmp_path):
