@@ -28,7 +28,6 @@ from tracking.outbox import Outbox
 from tracking.provenance import Provenance, read_provenance
 
 EXAMPLE = "raylab rerun scores/val-roc.png"
-KINDS = ("train", "transfer", "tune", "trial")
 DIRTY = "-dirty"
 
 # Run by the Python of this environment in a directory with another revision of the code
@@ -115,7 +114,7 @@ def find_goal(what: str | Path, run: str | None) -> Provenance:
         goal = provenance.describe(home.find(str(what)))
     if goal.kind == "evaluate" and goal.parent is not None:
         goal = goal.parent
-    if goal.kind not in KINDS:
+    if goal.kind not in provenance.TRAINED:
         raise UsageError(
             f"{goal.name} trains no network, it is a run of '{goal.kind or 'an unknown kind'}'",
             "only training is repeated; simulate, fit and benchmark continue from their results",

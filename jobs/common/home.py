@@ -2,6 +2,7 @@
 
 HOME/runs/NAME/     one run or search: run.json, recipe.json, checkpoints/, model/, outbox/, result.json
 HOME/submitted/     NAME.json, NAME.log: of a run that Python code has submitted (submitted.py)
+HOME/keys/          bundles: the key that signs model bundles
 HOME/mlflow/        the embedded MLflow: mlflow.db, artifacts/, token (who may use its server)
 
 Only its owner can read it. With RAYLAB_HOME_GROUP set, a Unix group may read the files of each run that OPEN lists.
