@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from jobs.common import individuals, scores
+from jobs.common import individuals, provenance, scores
 from jobs.common.icu_evaluation import rolling
 from jobs.common.stay_pages import Ward, risk_top, write_index, write_page
 from raylab.config.recipe import Recipe
@@ -99,6 +99,7 @@ def write_pages(of: Predicted, threshold: float | None, pages: int, stay: str | 
         precision=proportion(counts["true"], counts["alarms"], rows.group, "no alarm"),
         stays=len(stays),
         top=risk_top(max(float(p.max()), threshold)),
+        origin=(provenance.describe(of.directory),),
     )
     explained = rows_to_explain(samples, p, alarm, stays)
     gradients = attributions(of.network, samples.batch(explained), len(samples.spec["features"]))

@@ -19,6 +19,7 @@ from raylab.evaluation.alarms import SILENCE_H
 from raylab.evaluation.stay_course import Course, Moment, Push, Reading
 from raylab.files import write_text
 from raylab.score import Score
+from tracking.provenance import Provenance, render
 
 CHARTS = ("pf", "sf", "spo2", "fio2", "peep", "resp_rate", "paco2", "ph", "hr", "map", "temp", "lactate")
 """Series that are drawn as curves; a line of marks shows when each of the others was measured."""
@@ -53,6 +54,12 @@ class Ward:
     precision: Score
     stays: int
     top: float  # of the axis of the risk
+    origin: tuple[Provenance, ...] = ()
+
+    @property
+    def provenance(self) -> str:
+        """Of the run, as the pages have it."""
+        return render(self.origin)
 
     @property
     def hours(self) -> float:

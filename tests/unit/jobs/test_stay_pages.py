@@ -14,6 +14,7 @@ from raylab.data.icu.meta import IcuMeta
 from raylab.evaluation.stay_course import Course, Moment, Push, Reading
 from raylab.score import Score
 from tests.unit.jobs.test_ards_cli import yaib
+from tracking.provenance import Provenance, read_provenance
 
 LABEL = {"onset": "first P/F <= 300", "title": "AHRF", "population": "adults", "at_risk": "no onset before 12 h"}
 META = IcuMeta.model_construct(
@@ -21,7 +22,8 @@ META = IcuMeta.model_construct(
     counts={"train": {"n": 100, "positive": 16, "patients": 9}},
 )  # fmt: skip
 SHARE = Score(value=0.5, low=0.3, high=0.7)
-WARD = Ward("<b>run</b>", "gru", "rolling", "val", META, 0.4, "given", SHARE, SHARE, 2, 1.0)
+ORIGIN = (Provenance(name="<b>run</b>", recipe={"seed": 1}),)
+WARD = Ward("<b>run</b>", "gru", "rolling", "val", META, 0.4, "given", SHARE, SHARE, 2, 1.0, ORIGIN)
 
 
 def course(onset: float | None = 20.5, alarms: tuple[int, ...] = (14, 18), ahead: bool = True) -> Course:
@@ -48,6 +50,8 @@ def course(onset: float | None = 20.5, alarms: tuple[int, ...] = (14, 18), ahead
 def test_a_page_says_when_what_and_why(tmp_path):
     line = write_page(tmp_path / "stay-1.html", course(), 1, WARD)
     write_index(tmp_path / "index.html", [line], WARD)
+    for page in ("stay-1.html", "index.html"):
+        assert read_provenance(tmp_path / page) == ORIGIN
     page, index = ((tmp_path / name).read_text() for name in ("stay-1.html", "index.html"))
     for text in ("Onset at 20.5 h", "at 14 h, 6.5 h before it", "310 → 240 mmHg", "13.3 h (0.7 h before)", "× 1.80",
                  "40 %, first value", "no usable value any more (2 mmol/L before)", "200: moderate", "61 years", "male",
