@@ -218,6 +218,8 @@ def describe_plugins(recipe: Recipe) -> dict[str, str]:
     """The tag of the plugins that a recipe uses: files by SHA-256, packages by version; none if it uses none."""
     used = versions(used_by(recipe))
     return {"raylab.plugins": ", ".join(f"{name} {version}" for name, version in used.items())} if used else {}
+
+
 def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 

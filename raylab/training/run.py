@@ -29,8 +29,8 @@ from torch import nn
 
 from raylab.config.overrides import without_weights
 from raylab.config.recipe import Recipe
-from raylab.data.samples import Samples
 from raylab.data.prepared import sha256
+from raylab.data.samples import Samples
 from raylab.errors import CheckpointError, DataError
 from raylab.files import atomic_write, write_json, write_text
 from raylab.models.baselines import Fitted
