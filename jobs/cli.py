@@ -72,7 +72,7 @@ GROUPS = {
 }
 PLUGIN_VERBS = (
     "prepare", "recipe", "train", "transfer", "tune", "resume", "evaluate", "predict", "explain", "benchmark",
-    "compare", "estimate", "fit", "runs",
+    "compare", "estimate", "fit", "runs", "rerun", "verify", "export",
 )  # fmt: skip
 """those that read names of tasks, models or sources"""
 VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}
