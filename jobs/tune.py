@@ -279,7 +279,8 @@ def continue_search(directory: Path, recipe: Recipe, data: Path, forwarder: Forw
     for damage in Trials(directory / "trials", 0).damaged:
         say(damage)
     publish_charts(directory, recipe)
-    cpus = options.concurrent * max(1.0, options.workers_per_trial * recipe.scaling.cpus_per_worker + 0.5)
+    own = recipe.scaling.cpus_per_worker
+    cpus = options.concurrent * max(1.0, options.workers_per_trial * own + 0.5 if options.workers_per_trial else own)
     set_status("starting Ray")
     with ray_session(cpus, directory / "ray.log"):
         from raylab.distributed import tune
