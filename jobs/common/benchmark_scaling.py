@@ -80,7 +80,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     plan, workers = make_plan(args, data)
     keep_plan(out / "plan.json", plan)
     recipe = parse_recipe(plan.recipe)
-    places = list_places(recipe, workers)
+    places = list_places(recipe, workers, plan.samples)
     most = workers[-1] * recipe.scaling.cpus_per_worker
     missing = [place for place in places if not path_of(out, place).is_file()]
     for place in missing:
@@ -154,11 +154,13 @@ def keep_plan(path: Path, plan: Plan) -> None:
     write_json(path, plan.to_json())
 
 
-def list_places(recipe: Recipe, workers: list[int]) -> list[Place]:
+def list_places(recipe: Recipe, workers: list[int], samples: int) -> list[Place]:
     """The points: this process with the batch and smaller ones, then both kinds of scaling."""
     batch, shards = recipe.loop.global_batch_size, recipe.loop.shards
-    sizes = [size for k in range(SLICES) if (size := batch // SLICE**k) >= LEAST_SAMPLES or k == 0]
+    sizes = [batch, *(size for k in range(1, SLICES) if (size := batch // SLICE**k) >= LEAST_SAMPLES)]
     alone = [Place("process", 0, size, max(1, round(shards * size / batch))) for size in sizes]
+    # batch norm cannot take a shard of one sample, which the last batch of an epoch may leave
+    alone = [place for place in alone if place.batch == batch or not 0 < samples % place.batch < 2 * place.shards]
     strong = [Place("strong", n, batch, shards) for n in workers]
     weak = [Place("weak", n, batch * n, shards * n) for n in workers if n > 1]  # with one worker they are the same
     return [*alone, *strong, *weak]

@@ -157,11 +157,13 @@ def test_one_worker_alone_has_no_model(tmp_path):
 
 def test_the_places_of_a_plan():
     recipe = override(RECIPE, {"loop.global_batch_size": 64})
-    names = [(place.name, place.batch, place.shards) for place in benchmark_scaling.list_places(recipe, [1, 2])]
+    names = [(place.name, place.batch, place.shards) for place in benchmark_scaling.list_places(recipe, [1, 2], 640)]
     assert names == [
         ("process-64", 64, 4), ("process-16", 16, 1), ("process-4", 4, 1), ("strong-1", 64, 4), ("strong-2", 64, 4),
         ("weak-2", 128, 8),
     ]  # fmt: skip
+    places = benchmark_scaling.list_places(recipe, [1], 641)  # a last batch of one sample
+    assert [place.name for place in places] == ["process-64", "strong-1"]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_a_directory_of_another_plan_is_refused_and_finished_points_are_not_meas
     args = Namespace(task="ards", set=[], seed=None, smoke=True, steps=20, workers=[1])
     plan, workers = benchmark_scaling.make_plan(args, ards_data)
     (out / "points").mkdir(parents=True)
-    for place in benchmark_scaling.list_places(benchmark_scaling.parse_recipe(plan.recipe), workers):
+    for place in benchmark_scaling.list_places(benchmark_scaling.parse_recipe(plan.recipe), workers, plan.samples):
         finished = point(place.scaling, place.workers, place.batch, place.batch / 100)
         (out / "points" / f"{place.name}.json").write_text(json.dumps(finished.to_json()))
     monkeypatch.setattr(scaling_points, "measure", None)
