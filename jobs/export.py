@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import cli
-from jobs.common import home, provenance
+from jobs.common import home, outputs, provenance
 from jobs.common.console import say
 from jobs.common.environment import verb_environment
 from jobs.common.results import RunReference, find_run
@@ -61,6 +61,8 @@ def export(
     from raylab.training import bundle as bundles  # loads torch
     from raylab.training.run import read_model
 
+    if out is not None:
+        outputs.check_directory(Path(out).parent, "--out")
     directory = find_run(run)
     job, recipe, spec, network = read_model(directory)
     if job.kind != "icu":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs import cli
-from jobs.common import home, run_tracking
+from jobs.common import home, outputs, run_tracking
 from jobs.common.console import open_screen, say, set_status
 from jobs.train import add_recipe_options, build_recipe, parse_settings
 from raylab.errors import DataError, UsageError
@@ -95,6 +95,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def make_keys(args: argparse.Namespace) -> dict[str, Any]:
     from raylab.federation.keys import write_keys
 
+    outputs.check_directory(args.out, "--out")
     secret, public = write_keys(args.site, args.out)
     if not args.quiet:
         say(f"{secret}: keep it here; whoever has it can send messages as this site")
@@ -106,6 +107,7 @@ def write_agreement(args: argparse.Namespace) -> dict[str, Any]:
     from raylab.federation import agreement as agreements
     from raylab.federation.keys import read_identity
 
+    outputs.check_directory(args.exchange, "--exchange")
     identities = [read_identity(path) for path in args.sites]
     recipe = build_recipe(args.task, parse_settings(args), None, args.smoke)
     agreement = agreements.propose(
@@ -253,6 +255,7 @@ def train_federation(federation: "Federation", directory: Path, quiet: bool) -> 
 
 
 def run_pooled(args: argparse.Namespace) -> dict[str, Any]:
+    outputs.check_directory(args.out, "--out")
     agreement = read_signed(args.exchange)
     members = parse_members(args.data, agreement)
     pin(agreement.cpu_capability)

@@ -46,6 +46,12 @@ def check_writable(path: Path, room: int = ROOM) -> None:
         raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
 
 
+def describe_cause(error: Exception) -> str:
+    """Return why storage has refused a write, in the words of `explain_storage_error` if the cause is known."""
+    explained = explain_storage_error(error)
+    return str(error).splitlines()[0] if explained is None else explained.why
+
+
 def explain_storage_error(error: BaseException, name: str = "") -> RaylabError | None:
     """Return the error for the user if storage is the cause of `error`, or of the errors that led to it; else None.
 

@@ -18,6 +18,7 @@ import torch
 
 from raylab.data.prepared import sha256
 from raylab.errors import CheckpointError
+from raylab.storage import describe_cause
 
 NAME = re.compile(r"step-\d{8}")
 
@@ -71,7 +72,7 @@ def save(
             raise
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {directory}",
-            str(error).splitlines()[0],
+            describe_cause(error),
             "free space or choose another RAYLAB_HOME, then: raylab resume NAME",
         ) from error
     return final

@@ -37,6 +37,7 @@ from raylab.models.baselines import Fitted
 from raylab.models.ensemble import Ensemble
 from raylab.models.recurrent import GruD, Recurrent
 from raylab.models.weights import fill, match_inputs
+from raylab.storage import describe_cause
 from raylab.tasks import find_task
 from raylab.tasks.base import Task
 from raylab.tasks.plugins import FOLDER, code_of, load_stored
@@ -353,7 +354,7 @@ class Recorder(Report):
 
     def _ledger_error(self, error: OSError) -> CheckpointError:
         do = f"free space, then: raylab resume {self.directory.name}"
-        return CheckpointError(f"{self.ledger} could not be written", str(error), do)
+        return CheckpointError(f"{self.ledger} could not be written", describe_cause(error), do)
 
     def _wait_for_group(self) -> None:
         """Return in the writer of a group that stands; raise PeerLost where the others have gone on without it. While

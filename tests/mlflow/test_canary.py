@@ -81,6 +81,7 @@ STEPS: dict[str, list[str]] = {
 }
 EXEMPT = {
     "completion": "prints what a shell needs and reads nothing",
+    "federate": "tests/unit/federation searches all that leaves a site",
     "demo": "it calls prepare, train, transfer, tune, evaluate and compare, each of which is here",
     "models": "it reads no data and no run",
     "recipe": "it reads no data and no run",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import requests
 import torch
+from PIL import Image
 
 from raylab.errors import TrackingError
 from tests.mlflow.conftest import bearer
@@ -244,7 +245,7 @@ def test_drivers_that_start_together_share_one_experiment(served: server.Server)
 def test_the_report_of_real_runs(tmp_path: Path, served: server.Server) -> None:
     outbox, _ = begin(served.uri, tmp_path, "reported", "report")
     plot = tmp_path / "roc.png"
-    plot.write_bytes(b"\x89PNG")
+    Image.new("RGB", (4, 4)).save(plot)
     attrition = tmp_path / "attrition.json"
     attrition.write_text('[{"step": "adults", "patients": 12}]')
     for step in range(5):

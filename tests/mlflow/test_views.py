@@ -70,7 +70,7 @@ def test_the_link_opens_the_runs_with_their_columns_and_then_the_charts(
     client = runs.client(served.uri)
     token, port = secret.read(secret.path(home)), urlsplit(served.uri).port or 0
     tab.open(secret.link(token, port, views.publish_runs(client, "views")), 1700, 900)
-    tab.wait_for("document.body.innerText.includes('0.812 [0.760, 0.861] auroc')")
+    tab.wait_for("document.body?.innerText.includes('0.812 [0.760, 0.861] auroc')")
     shown = tab.text()
     assert "0.790 [0.731, 0.842] auroc" in shown and "synthetic 511f887e" in shown and "1:2" in shown
     headers = [name for kind, name in views.COLUMNS if name in shown]
@@ -79,14 +79,14 @@ def test_the_link_opens_the_runs_with_their_columns_and_then_the_charts(
 
     charts = "&compareRunsMode=CHART"
     tab.open(f"http://{secret.host_name(token)}:{port}/{views.publish_runs(client, 'views')}{charts}", 1700, 900)
-    tab.wait_for("document.body.innerText.includes('train/loss')")
+    tab.wait_for("document.body?.innerText.includes('train/loss')")
     shown = tab.text()
     assert "System metrics" in shown and "cpu_utilization_percentage" not in shown  # its section is closed
 
     tab.open("about:blank")
     page = views.publish_search(client, search, PARAMS, "best/val/auroc")
     tab.open(f"http://{secret.host_name(token)}:{port}/{page}", 1700, 900)
-    tab.wait_for("document.body.innerText.includes('Parallel Coordinates')")
+    tab.wait_for("document.body?.innerText.includes('Parallel Coordinates')")
     tab.wait_for("document.querySelectorAll('.js-plotly-plot').length > 0")
     shown = tab.text()
     assert "optim.lr vs. model.hidden" in shown and "3 matching runs" in shown

@@ -41,9 +41,9 @@ def test_without_the_token_it_is_refused(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_what_a_job_uploads_is_small(tmp_path: Path) -> None:
-    """About 1 MB: no data, environment, caches, nor documentation. Packed by Ray's own code."""
+    """About 2 MB: no data, environment, caches, nor documentation. Packed by Ray's own code."""
     from ray._private.runtime_env.packaging import create_package
 
     package = tmp_path / "package.zip"
     create_package(str(ROOT), package, include_gitignore=True, excludes=[".git", ".venv"])
-    assert package.stat().st_size < 2_000_000
+    assert package.stat().st_size < 3_000_000
