@@ -132,7 +132,7 @@ def test_a_failed_rename_is_said_and_leaves_the_older_one(tmp_path, monkeypatch)
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(CheckpointError, match="step 10 could not be written") as caught:
         save(tmp_path, 10, state(10))
-    assert "No space left" in caught.value.why and "raylab resume" in caught.value.do
+    assert "no space is left" in caught.value.why and "raylab resume" in caught.value.do
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
 
 
