@@ -1,5 +1,6 @@
 """The connection to Ray: to the cluster that RAY_ADDRESS names, or to a local Ray started here."""
 
+import gc
 import logging
 import os
 import secrets
@@ -7,6 +8,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
@@ -200,7 +202,8 @@ class _Connection(Generic[T]):
         if "ray" not in sys.modules:
             return
         processes = [] if self.scratch is None else _list_processes(self.scratch)
-        sys.modules["ray"].shutdown()
+        with _no_garbage():
+            sys.modules["ray"].shutdown()
         for process in processes:  # Ray's agents are told to end by a signal that they block
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -232,6 +235,33 @@ class _Connection(Generic[T]):
                 process.process.terminate = process.process.kill  # instead of a signal that they block
         finally:
             ray._private.utils.set_sigterm_handler = set_sigterm_handler
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Collect all garbage, then none while the context is open.
+
+    While Ray shuts down, whoever frees a reference to one of its objects ends this process, with exit code 1 and
+    without a word. So would any thread, such as the one that sends to MLflow, that happened to collect Tune's garbage.
+    """
+    caller = threading.get_ident()
+    own: list[str] = []
+
+    def note(phase: str, info: object) -> None:
+        if threading.get_ident() == caller:
+            own.append(phase)
+
+    was_enabled = gc.isenabled()
+    gc.disable()
+    gc.callbacks.append(note)
+    try:
+        while gc.collect() == 0 and not own:  # it does nothing, and calls nobody, while another thread collects
+            time.sleep(0.01)
+        yield
+    finally:
+        gc.callbacks.remove(note)
+        if was_enabled:
+            gc.enable()
 
 
 def _list_processes(scratch: Scratch) -> list[psutil.Process]:

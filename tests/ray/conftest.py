@@ -114,8 +114,13 @@ class Lab:
         file = self.home / f"result-{secrets.token_hex(4)}.json"
         verb = self.start(*words, "--json", file)
         output = verb.communicate(280)
-        assert verb.returncode == expect, output
+        assert verb.returncode == expect, output + self.newest_ray_log()
         return {"output": output} if expect else {**json.loads(file.read_text()), "output": output}
+
+    def newest_ray_log(self) -> str:
+        """What Ray said last: it may have ended the verb without a word of the verb's own."""
+        logs = sorted(self.home.glob("runs/*/ray.log"), key=lambda path: path.stat().st_mtime)
+        return "".join(f"\n{log}:\n{log.read_text()[-2000:]}" for log in logs[-1:])
 
     def submit(self, *words: object, **environment: str) -> "subprocess.Popen[str]":
         """Ray's own command, which ends with the job."""
