@@ -10,17 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs import cli, train
+from jobs import cli, resume, train
 from jobs.common import home, provenance, run_tracking
 from jobs.common.console import say, set_status
 from jobs.common.environment import verb_environment
 from jobs.common.run_tracking import CODE
+from raylab.config.overrides import override
+from raylab.config.recipe import Recipe
 from raylab.data import datalad
 from raylab.data.prepared import META
 from raylab.errors import DataError, RunError, UsageError, unknown
 from raylab.files import write_json
 from raylab.tasks import find_task
-from raylab.tasks.recipes import parse_recipe, update_recipe
+from raylab.tasks.recipes import parse_recipe, read_recipe, update_recipe
 from raylab.training.cpu import cpu_kind
 from raylab.training.model_note import PLACE
 from tracking import runs
@@ -34,12 +36,16 @@ DIRTY = "-dirty"
 ELSEWHERE = """
 import sys
 from pathlib import Path
+from jobs.resume import resume
 from jobs.train import train
 from raylab.errors import RaylabError
 from raylab.tasks.recipes import read_recipe
-recipe, data, name, parent = sys.argv[1:]
+recipe, data, name, parent, begun = sys.argv[1:]
 try:
-    train(read_recipe(Path(recipe)), Path(data), workers=0, name=name, parent=Path(parent) if parent else None)
+    if begun:
+        resume(name)
+    else:
+        train(read_recipe(Path(recipe)), Path(data), workers=0, name=name, parent=Path(parent) if parent else None)
 except RaylabError as error:
     sys.exit(f"{error}")
 """
@@ -50,7 +56,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", metavar="NAME", help="the run to repeat, of a file that shows several")
     text = "prepared directory with the run's data (default: where runs of this home have it)"
     parser.add_argument("--data", type=Path, metavar="DIR", help=text)
-    parser.add_argument("--name", help="name of the new run (default: made from the run's and the time)")
+    text = "name of the new run (default: made from the run's and the time); one that was interrupted is continued"
+    parser.add_argument("--name", help=text)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -68,10 +75,11 @@ def rerun(
 ) -> dict[str, Any]:
     """Train the run behind `what`, a file with its provenance or a run, once more in this process.
 
-    Code of another revision is checked out with `git worktree` for it. A run from the weights of another one starts
-    from that run, if this home has it with the same weights, else from its repetition. Returns {"run", "name",
-    "weights_sha256", "expected", "same", "differences": what differs from the first time, "exit_code": 0 if the weights
-    are the same, else 1}. Raises DataError or UsageError if something that it needs is missing.
+    Code of another revision is checked out with `git worktree` for it. If `name` is a repetition of the same run that
+    was interrupted, it is continued. A run from the weights of another one starts from that run, if this home has it
+    with the same weights, else from its repetition. Returns {"run", "name", "weights_sha256", "expected", "same",
+    "differences": what differs from the first time, "exit_code": 0 if the weights are the same, else 1}. Raises
+    DataError or UsageError if something that it needs is missing.
     """
     goal = find_goal(what, run)
     directory, differences = repeat(goal, None if data is None else Path(data).absolute(), name, quiet)
@@ -132,19 +140,34 @@ def repeat(goal: Provenance, data: Path | None, name: str | None, quiet: bool) -
             "an earlier version wrote the file, or the run is no longer in this home",
             "give the run's directory, or a figure of its own",
         )
-    recipe = parse_recipe(update_recipe(goal.recipe)).model_dump(mode="json") | {"search": {}}
+    recipe = override(parse_recipe(update_recipe(goal.recipe) | {"search": {}}), {"scaling.workers": 0})
     source = find_data(goal, data)
     with checked_out(goal) as (code, differences):
         differences = differences + compare_environment(goal)
         parent, of_parent = find_parent(goal, data, quiet)
-        new = home.new_run(name, f"{goal.name}-rerun")
+        begun = None if name is None else find_begun(name, goal, recipe, source)
+        new = begun or home.new_run(name, f"{goal.name}-rerun")
         if not quiet:
-            say(f"training {goal.name} again as {new.name}")
-        if code == CODE:
-            train.train(parse_recipe(recipe), source, workers=0, name=new.name, parent=parent, quiet=quiet)
+            say(f"training {goal.name} again as {new.name}{', which was begun before' if begun else ''}")
+        if code != CODE:
+            train_elsewhere(code, recipe, source, new.name, parent, begun is not None)
+        elif begun:
+            resume.resume(begun, quiet=quiet)
         else:
-            train_elsewhere(code, recipe, source, new.name, parent)
+            train.train(recipe, source, name=new.name, parent=parent, quiet=quiet)
     return new, [*of_parent, *differences]
+
+
+def find_begun(name: str, goal: Provenance, recipe: Recipe, data: Path) -> Path | None:
+    """The run `name` of this home if it is an earlier repetition of `goal`, by its recipe and data; else None."""
+    directory = home.home() / "runs" / name
+    if not home.is_open(directory):
+        return None
+    record = home.note(directory)
+    is_goal = record.run_id == goal.run_id if goal.run_id else name == goal.name
+    if is_goal or Path(record.data) != data or read_recipe(directory / "recipe.json") != recipe:
+        return None
+    return directory
 
 
 def find_data(goal: Provenance, data: Path | None) -> Path:
@@ -243,11 +266,11 @@ def git(words: Sequence[str]) -> None:
         raise RunError(f"git {words[0]} {words[1]} failed in {CODE}", done.stderr.strip())
 
 
-def train_elsewhere(code: Path, recipe: dict[str, Any], data: Path, name: str, parent: Path | None) -> None:
-    """Train with the code in directory `code`, in a process of its own, as run `name` of this home."""
+def train_elsewhere(code: Path, recipe: Recipe, data: Path, name: str, parent: Path | None, begun: bool) -> None:
+    """Train with the code in directory `code`, in a process of its own, as run `name` of this home, or continue it."""
     document = code.with_name("recipe.json")
-    write_json(document, recipe)
-    words = [sys.executable, "-c", ELSEWHERE, str(document), str(data), name, str(parent or "")]
+    write_json(document, recipe.model_dump(mode="json") | {"search": {}})
+    words = [sys.executable, "-c", ELSEWHERE, str(document), str(data), name, str(parent or ""), "begun" * begun]
     places = {"PYTHONPATH": str(code), "RAYLAB_HOME": str(home.home())}
     done = subprocess.run(words, cwd=code, env={**os.environ, **places})
     if done.returncode:

@@ -7,6 +7,7 @@ times after a `sync`. This is a program of its own, because the threads of polar
 has used it cannot be forked.
 """
 
+import atexit
 import json
 import os
 import shutil
@@ -32,10 +33,13 @@ from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training.run import execute
 from tests.kills import Writes, run_in_child
+from tests.verbs import Verbs
+from tests.wait import wait_for
 from tracking import runs
 from tracking.forwarder import Forwarder
 
 KILLED = -9
+SITES = ("north", "south")
 ROWS = [{"step": step, "epoch": step // 2, "train/loss": 1 / step, "val/auroc": 0.5 + step / 10} for step in (1, 2, 3)]
 RESULT = {
     "steps": 3, "epochs": 2, "best": {"step": 3, "epoch": 1, "loss": 0.3, "auroc": 0.8}, "val": {"loss": 0.3},
@@ -305,6 +309,83 @@ def register(place: Place) -> Case:
     return Case(work, check, prepare=lambda: winner(place))
 
 
+def weights_of(name: str) -> str:
+    return str(home.note(home.home() / "runs" / name).weights_sha256)
+
+
+def check_finished(name: str) -> Any:
+    """The MLflow run of the run `name`: finished, with all metrics once and one model."""
+    client = runs.client(runs.address(home.home()))
+    run = client.get_run(home.note(home.home() / "runs" / name).run_id)
+    assert run.info.status == "FINISHED"
+    for metric in run.data.metrics:
+        if not metric.startswith("system/"):
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, metric)]
+            assert len(set(steps)) == len(steps), metric
+    assert {"best/val/auroc", "train/loss"} <= set(run.data.metrics)
+    check_model(run)
+    return run
+
+
+def rerun(place: Place) -> Case:
+    """A repetition, and the same command again."""
+    words = ("rerun", "first", "--name", "again")
+
+    def prepare() -> None:
+        run_verb("train", "ards", "--data", place.data, "--workers", 0, "--smoke", "--name", "first")
+
+    def check() -> None:
+        assert len([*home.records()]) == 2
+        first, again = check_finished("first"), check_finished("again")
+        assert weights_of("first") == weights_of("again")
+        tags = {"raylab.rerun_of": first.info.run_id, "raylab.rerun_same": "true"}
+        assert tags.items() <= again.data.tags.items()
+
+    return Case(lambda: run_verb(*words), check, prepare=prepare)
+
+
+def federate(place: Place) -> Case:
+    """One of two sites, whose partner is left alone, and the same command again."""
+    partner_home, keys, exchange = place.root / "partner", place.home / "keys", place.home / "exchange"
+    verbs = Verbs(os.environ, ("jobs.federate", "jobs.common.run_tracking", "mlflow.pytorch", "raylab.federation.run"))
+    atexit.register(verbs.stop)
+
+    def words(site: str) -> tuple[object, ...]:
+        at = ("--exchange", exchange, "--key", keys / f"{site}.key", "--data", place.data)
+        return ("federate", "run", *at, "--name", site, "--quiet")
+
+    def prepare() -> None:
+        for site in SITES:
+            run_verb("federate", "keys", "--site", site, "--out", keys)
+        public = [keys / f"{site}.public.json" for site in SITES]
+        run_verb("federate", "agree", "ards", "--smoke", "--sites", *public, "--rows", 32, 32, "--exchange", exchange,
+                 "--set", "loop.epochs=1")  # fmt: skip
+        for site in SITES:
+            run_verb("federate", "sign", "--exchange", exchange, "--key", keys / f"{site}.key")
+
+    def work() -> None:
+        shutil.rmtree(partner_home, ignore_errors=True)
+        log = place.root / "partner.log"
+        verbs.start(words(SITES[1]), {**os.environ, "RAYLAB_HOME": str(partner_home)}, log)
+        again()
+
+    def again() -> None:
+        run_verb(*words(SITES[0]))
+
+    def check() -> None:
+        assert len([*home.records()]) == 1
+        check_finished(SITES[0])
+        partner = partner_home / "runs" / SITES[1] / "run.json"
+
+        def has_ended() -> bool:
+            return partner.is_file() and json.loads(partner.read_text())["status"] == "FINISHED"
+
+        wait_for(has_ended, 60, "the end of the other site")
+        assert json.loads(partner.read_text())["weights_sha256"] == weights_of(SITES[0])
+
+    return Case(work, check, prepare=prepare, again=again)
+
+
 CASES = {
     "open": opening,
     "trial": trial,
@@ -313,6 +394,8 @@ CASES = {
     "view": view,
     "finish": finish,
     "register": register,
+    "rerun": rerun,
+    "federate": federate,
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from raylab.config.recipe import Recipe
 from raylab.data.samples import Samples
@@ -99,6 +100,7 @@ def join(agreement: Agreement, members: Mapping[str, Path], sums: Sums) -> Feder
             "a model cannot learn a class without examples",
             "prepare data that contains all classes",
         )
+    torch.set_num_threads(recipe.loop.threads)  # the loop's, whatever the cores of this site: they change the rounding
     some = next(iter(train.values()))
     model = task.model(recipe, spec)
     if ShardStatistics(model).layers:

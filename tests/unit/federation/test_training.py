@@ -115,8 +115,8 @@ def run_site(exchange: Path, keys: PrivateKeys, data: Path, directory: Path, kil
     return result | {"rounds": sums.rounds}
 
 
-def _answer(pipe: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
+def _answer(pipe: Any, cores: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(cores)
     try:
         pipe.send(work(*arguments))
     except Exception as error:
@@ -135,7 +135,8 @@ class Processes:
 
     def start(self, name: str, *arguments: Any) -> None:
         ours, theirs = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=_answer, args=(theirs, run_site, arguments))
+        cores = 1 + len(self.running) % 2  # sites have different machines
+        process = self.context.Process(target=_answer, args=(theirs, cores, run_site, arguments))
         process.start()
         theirs.close()
         self.running[name] = process, ours

@@ -12,6 +12,7 @@ import pytest
 from jobs import cli, rerun
 from jobs.common import home, provenance
 from raylab.errors import DataError, UsageError
+from raylab.tasks.recipes import shipped_recipe
 from tracking.provenance import Provenance, read_provenance, save_png
 
 SHORT = ("--smoke", "--quiet", "--set", "loop.epochs=1")
@@ -53,6 +54,19 @@ def test_a_figure_alone_leads_to_the_same_weights_in_another_home(trained, ards_
     assert raylab("rerun", figure, "--data", ards_data, "--name", "again", "--json", tmp_path / "out.json") == 0
     out = json.loads((tmp_path / "out.json").read_text())
     assert out["same"] and out["weights_sha256"] == weights == home.note(tmp_path / "other/runs/again").weights_sha256
+
+
+def test_a_repetition_that_was_interrupted_is_continued_by_the_same_command(trained, capsys, monkeypatch):
+    def interrupt(*work: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.common.training.finish", interrupt)
+        assert raylab("rerun", trained, "--name", "twice") == 130
+    capsys.readouterr()
+    assert raylab("rerun", trained, "--name", "twice") == 0
+    assert "which was begun before" in capsys.readouterr().out
+    assert raylab("rerun", trained, "--name", trained.name) == 2, "a run is no repetition of itself"
 
 
 def test_other_weights_are_exit_code_1_with_what_differs(trained, tmp_path, capsys):
@@ -124,10 +138,16 @@ def test_code_of_another_directory_trains_in_a_process_of_its_own(monkeypatch, t
     note = tmp_path / "note.json"
     (tmp_path / "code/raylab/errors.py").write_text("class RaylabError(Exception): pass")
     (tmp_path / "code/raylab/tasks/recipes.py").write_text("def read_recipe(path): return path.read_text()")
-    stand_in = f"import pathlib\ndef train(*what, **how): pathlib.Path({str(note)!r}).write_text(repr(how))"
-    (tmp_path / "code/jobs/train.py").write_text(stand_in)
-    rerun.train_elsewhere(tmp_path / "code", {"seed": 1}, tmp_path, "again", None)
+    for verb in ("train", "resume"):
+        stand_in = (
+            f"import pathlib\ndef {verb}(*what, **how): pathlib.Path({str(note)!r}).write_text(repr(how or what))"
+        )
+        (tmp_path / f"code/jobs/{verb}.py").write_text(stand_in)
+    recipe = shipped_recipe("ards", smoke=True)
+    rerun.train_elsewhere(tmp_path / "code", recipe, tmp_path, "again", None, begun=False)
     assert ast.literal_eval(note.read_text()) == {"workers": 0, "name": "again", "parent": None}
+    rerun.train_elsewhere(tmp_path / "code", recipe, tmp_path, "again", None, begun=True)
+    assert ast.literal_eval(note.read_text()) == ("again",)
 
 
 def test_what_does_not_train_is_refused(trained, tmp_path):
