@@ -125,7 +125,8 @@ def serve(channel: socket.socket) -> None:
                 run(**json.loads(message))
             channel.send(str(verb).encode())
             code = os.waitstatus_to_exitcode(os.waitpid(verb, 0)[1])
-            os.write(status, str(code).encode())
+            with contextlib.suppress(BrokenPipeError):  # whoever started it has been killed
+                os.write(status, str(code).encode())
             os._exit(0)
         os.close(status)
 
