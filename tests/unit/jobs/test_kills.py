@@ -14,9 +14,10 @@ import pytest
 from tests.verbs import ROOT
 
 VERBS = ("open", "trial", "sweep", "fit", "view", "finish", "register")
+LONG = ("rerun", "federate")  # they train at each kill
 SAMPLE = 4  # writes of each verb in the default suite
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
 Kill = Callable[[str, int | None], None]
 
@@ -48,6 +49,6 @@ def test_a_kill_at_some_writes_is_completed(verb: str, kill: Kill) -> None:
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", VERBS + LONG)
 def test_a_kill_at_any_write_is_completed(verb: str, kill: Kill) -> None:
     kill(verb, None)
