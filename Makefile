@@ -68,14 +68,15 @@ check: setup ## ruff and mypy
 	@$(BIN)/ruff format -q --check .
 	@$(BIN)/mypy
 
-# Two suites at a time: those on Ray and Slurm wait as often as they compute
-SUITES := check test-ray test-testbed test-mlflow test-unit
+# Two suites at a time: those on Ray and Slurm wait as often as they compute. Beside the clusters, the longest of all,
+# only the unit tests run, and they have a low priority: they use what the others leave of the processors
+SUITES := check test-ray test-testbed test-mlflow
 CLUSTERS := tests/slurm/test_cluster.py tests/slurm/test_cluster_bad_days.py
 PYTEST = $(BIN)/python -m pytest $(or $(SELECT),-m "not campaign")
-TOGETHER = $(MAKE) --no-print-directory -j2 $(SUITES)
+TOGETHER = $(MAKE) --no-print-directory -j2
 
 test: setup ## what a change must pass, under 15 minutes on 2 cores
-	@$(TOGETHER) SELECT='-m "not slow and not campaign"'
+	@$(TOGETHER) $(SUITES) test-unit SELECT='-m "not slow and not campaign"'
 
 test-slow: setup ## the tests that take minutes each, but those on Slurm
 	@$(PYTEST) -m "slow and not slurm and not campaign"
@@ -84,8 +85,8 @@ test-slurm: setup ## the tests on a Slurm cluster of this machine (root, Slurm's
 	@$(PYTEST) tests/slurm
 
 test-all: setup ## every test once, but the campaigns, which take minutes each
-	@$(TOGETHER)
-	@$(PYTEST) $(CLUSTERS)
+	@$(TOGETHER) $(SUITES)
+	@$(TOGETHER) test-clusters test-unit
 
 test-faults: setup ## every fault of the fault matrix on real Ray, Slurm and MLflow
 	@$(BIN)/python -m pytest -m fault tests
@@ -96,15 +97,18 @@ test-sites: setup ## what `raylab doctor` says of twelve faults of foreign sites
 soak: setup ## 50 small runs and two searches under random faults
 	@RAYLAB_SOAK=50 $(PYTEST) -s tests/ray/test_soak.py
 
-.PHONY: test-ray test-testbed test-mlflow test-unit
+.PHONY: test-ray test-testbed test-mlflow test-clusters test-unit
 test-ray test-mlflow: setup
 	@$(PYTEST) tests/$(@:test-%=%)
 
 test-testbed: setup
 	@$(PYTEST) tests/slurm $(CLUSTERS:%=--ignore=%)
 
+test-clusters: setup
+	@$(PYTEST) $(CLUSTERS)
+
 test-unit: setup
-	@$(PYTEST) -n 2 --dist loadfile tests/unit
+	@nice -n 10 $(PYTEST) -n 2 --dist loadfile tests/unit
 
 image: setup ## IMAGE=raylab.sqsh: build the image of cluster/container without a daemon (BASE=IMAGE: on another base)
 	@$(BIN)/python -m cluster.container.build $(if $(BASE),--base "$(BASE)") "$(IMAGE)"
