@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         import cryptography  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            "raylab federate needs the package cryptography", str(error), "pip install 'raylab[federation]'"
+            "raylab federate needs the package cryptography", str(error), "pip install 'raylab[cryptography]'"
         ) from error
     do = {"keys": make_keys, "agree": write_agreement, "sign": sign_agreement, "run": run_site, "pool": run_pooled}
     return do[args.do](args)

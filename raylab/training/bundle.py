@@ -89,7 +89,7 @@ def _ed25519() -> Any:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
         raise UsageError(
-            "model bundles need the package cryptography", str(error), "pip install 'raylab[bundles]'"
+            "model bundles need the package cryptography", str(error), "pip install 'raylab[cryptography]'"
         ) from error
     return ed25519
 
