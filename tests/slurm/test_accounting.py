@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -34,6 +35,17 @@ def bed() -> Iterator[Bed]:
 @pytest.fixture
 def slurm(bed: Bed) -> Slurm:
     return Slurm(bed.root / "bin")
+
+
+@contextmanager
+def limit_account(bed: Bed, minutes: int) -> Iterator[None]:
+    """The account has this limit of CPU minutes while open, and no limit afterwards."""
+    limit = f"sacctmgr -i modify account {accounting.ACCOUNT} set GrpTRESMins=cpu="
+    bed.run(f"{limit}{minutes}")
+    try:
+        yield
+    finally:
+        bed.run(f"{limit}-1")
 
 
 def read_bills(slurm: Slurm, job: str) -> list[Bill]:
@@ -71,13 +83,12 @@ def test_weights_are_billed_as_forecast(bed: Bed, slurm: Slurm) -> None:
 
 def test_the_limit_of_the_account_is_what_is_left(bed: Bed, slurm: Slurm) -> None:
     assert "cpu" not in bills.remaining_hours(slurm, None)
-    bed.run(f"sacctmgr -i modify account {accounting.ACCOUNT} set GrpTRESMins=cpu=600")
-    job = bed.submit("--cpus-per-task=4", "sleep 61")
-    wait_for(lambda: bills.remaining_hours(slurm, None).get("cpu", 10) < 10, 120, "some minutes to be used")
-    bed.run(f"scancel {job}")
-    left = bills.remaining_hours(slurm, None)["cpu"]
-    assert Fraction(9) < left < 10 and bills.remaining_hours(slurm, accounting.ACCOUNT)["cpu"] == left
-    bed.run(f"sacctmgr -i modify account {accounting.ACCOUNT} set GrpTRESMins=cpu=-1")
+    with limit_account(bed, 600):
+        job = bed.submit("--cpus-per-task=4", "sleep 61")
+        wait_for(lambda: bills.remaining_hours(slurm, None).get("cpu", 10) < 10, 120, "some minutes to be used")
+        bed.run(f"scancel {job}")
+        left = bills.remaining_hours(slurm, None)["cpu"]
+        assert Fraction(9) < left < 10 and bills.remaining_hours(slurm, accounting.ACCOUNT)["cpu"] == left
 
 
 @pytest.mark.campaign
@@ -134,11 +145,10 @@ def test_the_bill_of_a_day_with_kills_and_requeues_adds_up(bed: Bed, ards_data: 
 def test_above_the_limit_of_the_account_a_run_is_refused(bed: Bed, ards_data: Path, verbs: Verbs) -> None:
     lab = Lab(bed, ards_data, verbs, "budget")
     lab.run("cluster", "up", "--site", "testbed", "--name", "poor", "--wait")
-    bed.run(f"sacctmgr -i modify account {accounting.ACCOUNT} set GrpTRESMins=cpu=1")
     train = ("train", "ards", "--data", lab.data, "--workers", "2", "--name", "dear")
     words = ("cluster", "submit", "--name", "poor", "--", "python", "-m", "jobs.cli", *train)
-    done = lab.call(*words, "--set", "loop.epochs=100000")
-    bed.run(f"sacctmgr -i modify account {accounting.ACCOUNT} set GrpTRESMins=cpu=-1")
+    with limit_account(bed, 1):
+        done = lab.call(*words, "--set", "loop.epochs=100000")
     assert done.returncode == 2 and "GrpTRESMins" in done.stderr, done.stdout + done.stderr
     assert not (lab.home / "runs" / "dear").exists()
     lab.run("cluster", "down", "--name", "poor")
