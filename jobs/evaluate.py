@@ -209,8 +209,7 @@ def prepare_folder(task: str, directory: Path, folder: Path, split: str, quiet: 
     out = home.home() / "prepared" / f"{folder.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     # `replace`: a file of the same name may have changed
     options = {"size": size, "manifest": files.manifest, "images": files.images, "source": "covidx", **files.lists}
-    options["classes"] = tuple(classes)
-    prepare.prepare(task, out, replace=True, quiet=quiet, **options)
+    prepare.write_prepared(task, out, True, quiet, options | {"classes": tuple(classes)})
     return out
 
 

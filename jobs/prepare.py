@@ -76,7 +76,21 @@ def prepare(task: str, out: Path | str, *, replace: bool = False, quiet: bool = 
     UsageError for an option that the task does not have, and DataError for raw data that cannot be used; nothing is
     then left half-written.
     """
-    out, preparation = Path(out), find_task(task).preparation
+    out = Path(out)
+    meta = write_prepared(task, out, replace, quiet, options)
+    if not quiet:
+        verb = "train" if "train" in meta.counts else "evaluate"
+        plugin = options_for(task) if verb == "train" else ""  # a run has its own copy
+        say(f"next: raylab {verb} {task}{plugin}{'' if verb == 'train' else ' --run RUN'} --data {out}")
+    details = {k: v for k, v in without_names(meta).to_json().items() if k not in {"statistics", "files"}}
+    if "skipped" in details:
+        details["skipped"] = len(details["skipped"])
+    return PreparedData(out.absolute(), task, {"out": str(out.absolute()), **details})
+
+
+def write_prepared(task: str, out: Path, replace: bool, quiet: bool, options: dict[str, Any]) -> Meta:
+    """Do what `prepare` does, for it and for verbs that prepare data on their way."""
+    preparation = find_task(task).preparation
     if preparation is None:
         raise UsageError(f"there is no data to prepare for '{task}'", do=f"{find_task(task).meta.made_by} {out}")
     parsed = preparation.parse(task, options)
@@ -84,11 +98,8 @@ def prepare(task: str, out: Path | str, *, replace: bool = False, quiet: bool = 
         datalad.check_content(path)
     meta: Meta = preparation.run(task, out, parsed, replace, _resources(quiet))
     if not quiet:
-        tell(preparation, task, out, meta)
-    details = {k: v for k, v in without_names(meta).to_json().items() if k not in {"statistics", "files"}}
-    if "skipped" in details:
-        details["skipped"] = len(details["skipped"])
-    return PreparedData(out.absolute(), task, {"out": str(out.absolute()), **details})
+        tell(preparation, out, meta)
+    return meta
 
 
 def _resources(quiet: bool) -> Resources:
@@ -115,7 +126,7 @@ def without_names(meta: Meta) -> Meta:
     return meta.model_copy(update={"warnings": [text.splitlines()[0].rstrip(":") for text in meta.warnings]})
 
 
-def tell(preparation: Preparation[Any, Any], task: str, out: Path, meta: Meta) -> None:
+def tell(preparation: Preparation[Any, Any], out: Path, meta: Meta) -> None:
     say(f"prepared {out} from {meta.source}{' (SYNTHETIC data)' if meta.synthetic else ''}")
     say("\n".join(attrition_lines(meta.attrition)))
     for split, count in meta.counts.items():
@@ -127,9 +138,6 @@ def tell(preparation: Preparation[Any, Any], task: str, out: Path, meta: Meta) -
         say(f"  warning: {warning}")
     if warnings or getattr(meta, "skipped", None):
         say(f"  the files: {out / META}")
-    verb = "train" if "train" in meta.counts else "evaluate"
-    plugin = options_for(task) if verb == "train" else ""  # a run has its own copy
-    say(f"next: raylab {verb} {task}{plugin}{'' if verb == 'train' else ' --run RUN'} --data {out}")
 
 
 if __name__ == "__main__":

@@ -145,8 +145,9 @@ class Benchmark:
             if not (target / "meta.json").is_file():
                 options = {"source": "covidx", "size": self.args.size, "manifest": here.manifest, "domain": domain}
                 options |= {"images": here.images, **here.lists}
-                apart = [self.out / "a"] if name == "b" else []  # images of A would already be known to the model
-                prepare.prepare("covidnet", target, quiet=self.args.quiet, apart_from=apart, **options)
+                # images of A would already be known to the model
+                options["apart_from"] = [self.out / "a"] if name == "b" else []
+                prepare.write_prepared("covidnet", target, False, self.args.quiet, options)
             meta = read_meta(target, "covidnet", ImageMeta)
             if meta.size != self.args.size:
                 raise UsageError(f"{target} contains images of {meta.size} px", do="choose another --out")

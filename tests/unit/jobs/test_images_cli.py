@@ -70,7 +70,11 @@ def result(*words: Any, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_evaluate_takes_a_folder_as_it_was_handed_over(trained, folder, tmp_path):
-    scored = result("evaluate", "covidnet", "--run", trained, "--data", folder, tmp_path=tmp_path)
+    words = ("evaluate", "covidnet", "--run", trained, "--data", folder)
+    code, said, err = raylab(*words, "--json", tmp_path / "result.json")
+    assert code == 0, err
+    assert said.count("next:") == 1, "it does not say what to do with the data that it prepares on its way"
+    scored: dict[str, Any] = json.loads((tmp_path / "result.json").read_text())
     assert scored["n"] == 12 and scored["classes"]["COVID-19"] == 0 and set(scored["confusion_by_source"]) == {"site"}
     # a class without rows is undefined, not zero, and says why
     assert scored["sensitivity/COVID-19"]["value"] is None and "no row" in scored["sensitivity/COVID-19"]["why"]
@@ -83,10 +87,10 @@ def test_evaluate_takes_a_folder_as_it_was_handed_over(trained, folder, tmp_path
     (folder / "labels" / "test_X.txt").unlink()  # now the manifest alone, and the same pixels in other files
     for number, path in enumerate(sorted((folder / "images").iterdir())):
         rewrite(path, as_dicom=number % 2 == 0)
-    again = result("evaluate", "covidnet", "--run", trained, "--data", folder, tmp_path=tmp_path)
+    again = result(*words, tmp_path=tmp_path)
     assert again["confusion"] == scored["confusion"]
     (folder / "manifest.csv").unlink()
-    assert "no label list and no manifest.csv" in refused("evaluate", "covidnet", "--run", trained, "--data", folder)
+    assert "no label list and no manifest.csv" in refused(*words)
 
 
 def prepared_images(folder: Path, names: list[str], tmp_path: Path) -> np.ndarray:
