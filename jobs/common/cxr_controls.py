@@ -42,7 +42,7 @@ def compute_controls(directory: Path, samples: Any, p: np.ndarray, bootstraps: i
         scores = multiclass_scores(samples.y, border, samples.group, classes, bootstraps, seed)
         result["border_macro_recall"] = scores["macro_recall"]
         result["minus_border"] = paired_difference(
-            samples.y, p, border, samples.group, "macro_recall", bootstraps, seed
+            samples.y, p, border, samples.group, "macro_recall", bootstraps, seed, classes
         )
         by_source = confusion_by(samples.source, samples.y, border)
         result["border"] = {"confusion": confusion(samples.y, border), "confusion_by_source": by_source}

@@ -143,7 +143,7 @@ def multiclass_scores(
     called_N = p_NK.argmax(axis=1)
     hit_N = called_N == y_N
     present = np.unique(y_N).tolist()
-    strata = {f"of class {classes[k]}": y_N == k for k in present}
+    strata = _strata_of_classes(y_N, classes)
     found = clustered(_weigh_multiclass(y_N, p_NK), group_N, bootstraps, seed, {"auroc": ONE_CLASS}, strata)
     out = {"macro_recall": found.pop("macro_recall")}
     out |= {"accuracy": proportion(hit_N, np.ones(N), group_N, ""), **found}
@@ -156,6 +156,10 @@ def multiclass_scores(
         note = f"over {', '.join(classes[k] for k in present)}; no rows of {absent}"
         out |= {name: out[name].model_copy(update={"note": note}) for name in ("macro_recall", "auroc")}
     return out
+
+
+def _strata_of_classes(y_N: Ints, classes: Sequence[str] | None) -> dict[str, Bools]:
+    return {f"of class {k if classes is None else classes[k]}": y_N == k for k in np.unique(y_N).tolist()}
 
 
 def _weigh_multiclass(y_N: Ints, p_NK: Floats) -> WeightedScores:
@@ -260,10 +264,12 @@ def paired_difference(
     score: Literal["auroc", "macro_recall"] = "auroc",
     bootstraps: int = 1000,
     seed: int = 0,
+    classes: Sequence[str] | None = None,
 ) -> Score:
     """Return the score of a minus the score of b on the same rows, with an interval over shared resamples of patients.
 
-    "auroc" takes p[N] of a binary task, "macro_recall" p[N, K]; both are computed as by the functions above.
+    "auroc" takes p[N] of a binary task, "macro_recall" p[N, K]; both are computed as by the functions above. `classes`
+    [K] are the names in the reason for a missing interval; without them it has the numbers.
     """
     of: Callable[[Ints, Floats, Floats], Floats]
     if score == "auroc":
@@ -277,7 +283,7 @@ def paired_difference(
             f"p_a has the shape {a.shape}, p_b {b.shape}", "paired predictions need the same rows and classes"
         )
     group_N = _rows("group", group, len(y_N))
-    strata = outcomes(y_N) if score == "auroc" else {f"of class {k}": y_N == k for k in np.unique(y_N)}
+    strata = outcomes(y_N) if score == "auroc" else _strata_of_classes(y_N, classes)
 
     def difference(w: Floats) -> dict[str, Floats]:
         return {"difference": of(y_N, a, w) - of(y_N, b, w)}
@@ -322,7 +328,7 @@ def multiclass_differences(
     """Return the scores of a minus those of b on the same rows, as `paired_difference` does: macro_recall, accuracy,
     auroc, brier, ece, sensitivity/<class>."""
     (y_N, a), (_, b) = _multiclass_inputs(y, p_a, "p_a"), _multiclass_inputs(y, p_b, "p_b")
-    strata = {f"of class {classes[k]}": y_N == k for k in np.unique(y_N)}
+    strata = _strata_of_classes(y_N, classes)
 
     def weigh(p_NK: Floats) -> WeightedScores:
         hit_N, others = (p_NK.argmax(axis=1) == y_N).astype(np.float64), _weigh_multiclass(y_N, p_NK)

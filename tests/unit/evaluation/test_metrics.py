@@ -251,6 +251,9 @@ def test_paired_macro_recall_is_the_difference_of_the_scores():
     _, q, _ = three(seed=1)
     a, b = (multiclass_scores(y, x, group, CLASSES, bootstraps=5)["macro_recall"].value for x in (p, q))
     assert paired_difference(y, p, q, group, "macro_recall", bootstraps=50).value == a - b
+    few = np.isin(group, np.unique(group)[:12])
+    found = paired_difference(y[few], p[few], q[few], group[few], "macro_recall", bootstraps=5, classes=CLASSES)
+    assert found.low is None and any(f"of class {name}" in found.why for name in CLASSES)
 
 
 def test_differences_of_all_scores_are_differences_of_the_scores():
