@@ -47,14 +47,8 @@ class Point(Document):
     """measured ones"""
     step: Score
     """with a 95% interval over resamples of the steps"""
-    compute: float
-    communication: float
-    waiting: float
-    input: float
-    cpu: float
-    """CPU time of all workers together"""
-    joules: dict[str, float]
-    """of all workers together by "gpu" and "cpu"; what is missing was not measured"""
+    parts: StepParts
+    """of `step`; the joules are by "gpu" and "cpu", and what is missing was not measured"""
     cores: float
     """of the nodes of the workers together"""
     cores_used: int
@@ -158,11 +152,6 @@ def describe(recipe: Recipe, scaling: Scaling, workers: list[WorkerTimes], parts
     loop = recipe.loop
     count = max(1, recipe.scaling.workers[1])
     nodes = {worker.place.node: worker.place for worker in workers}
-    kinds = set.intersection(*(set(part.joules) for part in parts))
-
-    def mean(values: list[float]) -> float:
-        return float(np.mean(values))
-
     return Point(
         scaling=scaling,
         workers=recipe.scaling.workers[1],
@@ -171,13 +160,25 @@ def describe(recipe: Recipe, scaling: Scaling, workers: list[WorkerTimes], parts
         busiest=busiest_samples(loop.global_batch_size, loop.shards, count),
         steps=len(parts),
         step=mean_score([part.seconds for part in parts]),
-        **{name: mean([getattr(part, name) for part in parts]) for name in (*PARTS, "cpu")},
-        joules={kind: mean([part.joules[kind] for part in parts]) for kind in sorted(kinds)},
+        parts=mean_parts(parts),
         cores=sum(place.cores for place in nodes.values()),
         cores_used=count * loop.threads,
         nodes=len(nodes),
         load=max(place.load / place.cores for place in nodes.values()),
         sums={FLOAT_BYTES * elements: seconds for elements, seconds in median_sums(workers).items()},
+    )
+
+
+def mean_parts(parts: list[StepParts]) -> StepParts:
+    """The means over steps, of joules where all of them have measured it."""
+
+    def mean(values: list[float]) -> float:
+        return float(np.mean(values))
+
+    kinds = set.intersection(*(set(part.joules) for part in parts))
+    return StepParts(
+        **{name: mean([getattr(part, name) for part in parts]) for name in (*PARTS, "cpu")},
+        joules={kind: mean([part.joules[kind] for part in parts]) for kind in sorted(kinds)},
     )
 
 

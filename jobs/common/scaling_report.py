@@ -58,9 +58,9 @@ def summarise(recipe: Recipe, parameters: int, synthetic: bool, points: list[Poi
 def compute_times(points: list[Point]) -> dict[int, float]:
     """Seconds that a worker takes for numbers of samples: as one process does, times what one worker takes for the
     whole batch against the process, if one worker was measured."""
-    alone = {p.batch: p.compute + p.input for p in points if p.scaling == "process"}
+    alone = {p.batch: p.parts.compute + p.parts.input for p in points if p.scaling == "process"}
     one = next((p for p in points if p.workers == 1), None)
-    ratio = 1.0 if one is None else (one.compute + one.input) / alone[one.batch]
+    ratio = 1.0 if one is None else (one.parts.compute + one.parts.input) / alone[one.batch]
     return {samples: ratio * seconds for samples, seconds in alone.items()}
 
 
@@ -87,10 +87,10 @@ def describe_point(point: Point, points: list[Point], recipe: Recipe, model: Ste
         "speed_up": speed_up,
         "efficiency": None if first is None or speed_up is None else speed_up * first.workers / point.workers,
         "step_seconds": point.seconds,
-        **{name: getattr(point, name) for name in PARTS},
-        "cpu_hours_per_million": point.cpu / point.batch * MILLION / 3600,
+        **{name: getattr(point.parts, name) for name in PARTS},
+        "cpu_hours_per_million": point.parts.cpu / point.batch * MILLION / 3600,
         "core_hours_per_million": core_hours,
-        "kwh_per_million": {kind: joules / JOULES / point.batch * MILLION for kind, joules in point.joules.items()},
+        "kwh_per_million": {kind: joules / JOULES / point.batch * MILLION for kind, joules in point.parts.joules.items()},
         "shares_cores": point.shares_cores,
         "modelled_samples_per_s": None if modelled is None else point.batch / modelled,
         "model_error": None if modelled is None else modelled / point.seconds - 1,
@@ -143,7 +143,7 @@ def notes(points: list[Point], recipe: Recipe, network: Network | None) -> Itera
         yield f"alpha and beta are those of the network between up to {nodes} nodes, and of their memory"
     if recipe.scaling.gpu:
         yield "on GPUs the time of a step is not divided: all of it counts as compute"
-    kinds = {kind for p in points for kind in p.joules}
+    kinds = {kind for p in points for kind in p.parts.joules}
     if recipe.scaling.gpu and "gpu" not in kinds:
         yield "the energy of the GPUs was not measured: they have no counter that may be read"
     if "cpu" not in kinds:

@@ -129,7 +129,7 @@ class WorkerTimes(NamedTuple):
     steps: list[StepStart]
 
 
-class StepParts(NamedTuple):
+class StepParts(Document):
     """The parts of a step in seconds, as means over its workers; they add up to the step."""
 
     compute: float

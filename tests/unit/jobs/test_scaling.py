@@ -75,8 +75,9 @@ def test_a_point_is_measured_in_this_process(ards_data, tmp_path):
     point = measure(RECIPE, ards_data, tmp_path, 124, 100, 3, "process")
     assert (point.workers, point.steps, point.nodes, point.sums) == (0, 3, 1, {})
     assert point.batch == point.busiest == RECIPE.loop.global_batch_size
-    assert point.seconds == pytest.approx(point.compute + point.communication + point.waiting + point.input)
-    assert point.communication == point.waiting == 0.0 and point.compute > 0 and point.input > 0 and point.cpu > 0
+    parts = point.parts
+    assert point.seconds == pytest.approx(parts.seconds)
+    assert parts.communication == parts.waiting == 0.0 and parts.compute > 0 and parts.input > 0 and parts.cpu > 0
     with pytest.raises(RunError, match="on 2 worker"):
         check_undisturbed(tmp_path, [], 2)
 
@@ -85,8 +86,11 @@ def point(scaling: str, workers: int, batch: int, seconds: float, **more) -> Poi
     fields = {
         "shards": 4, "busiest": batch if scaling != "strong" else batch // workers, "steps": 20,
         "step": {"value": seconds, "low": 0.9 * seconds, "high": 1.1 * seconds},
-        "compute": 0.8 * seconds, "communication": 0.1 * seconds, "waiting": 0.05 * seconds, "input": 0.05 * seconds,
-        "cpu": seconds, "joules": {}, "cores": 2, "cores_used": max(1, workers), "nodes": 1, "load": 0.1, "sums": {},
+        "parts": {
+            "compute": 0.8 * seconds, "communication": 0.1 * seconds, "waiting": 0.05 * seconds,
+            "input": 0.05 * seconds, "cpu": seconds, "joules": {},
+        },
+        "cores": 2, "cores_used": max(1, workers), "nodes": 1, "load": 0.1, "sums": {},
     }  # fmt: skip
     return Point.model_validate({"scaling": scaling, "workers": workers, "batch": batch, **fields, **more})
 
@@ -127,7 +131,7 @@ def test_rates_cost_and_errors_of_the_points():
 
 
 def test_energy_is_given_where_it_was_measured():
-    measured = [p.model_copy(update={"joules": {"cpu": 3.6}}) for p in POINTS]
+    measured = [p.model_copy(update={"parts": p.parts.model_copy(update={"joules": {"cpu": 3.6}})}) for p in POINTS]
     result = scaling_report.summarise(RECIPE, 10_000, False, measured)
     assert result["points"][0]["kwh_per_million"] == {"cpu": pytest.approx(3.6 / 3.6e6 / 64 * 1e6)}
     assert not any("energy of the processors" in note for note in result["notes"])
