@@ -22,7 +22,7 @@ from jobs.common.training import inspect
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.tasks.recipes import shipped_recipe
-from raylab.training.run import execute
+from raylab.training.run import execute, load_samples
 
 ARDS: dict[str, dict[str, Any]] = {
     "gru": {"loop.epochs": 24},
@@ -70,7 +70,7 @@ def compare(recipe: Recipe, data: Path, clock: Callable[[], float]) -> tuple[flo
     expected = run_seconds(measure(recipe, data, work, clock), recipe, work, workers=1)
     with tempfile.TemporaryDirectory() as directory:
         began = clock()
-        execute(recipe, data, Path(directory), lambda rows: 0)
+        execute(recipe, *load_samples(recipe, data), Path(directory), lambda rows: 0)
         return expected, clock() - began
 
 

@@ -17,7 +17,7 @@ from raylab.config.assignments import parse_assignments
 from raylab.config.overrides import override
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training import checkpoint, ledger
-from raylab.training.run import execute
+from raylab.training.run import execute, load_samples
 
 spent = {"render_line": [0, 0.0], "hash_state": [0, 0.0]}
 
@@ -42,7 +42,7 @@ def main(task: str, data: Path, settings: list[str]) -> None:
     checkpoint.hash_state = timed(checkpoint.hash_state)
     with tempfile.TemporaryDirectory() as scratch:
         began = time.process_time()
-        result = execute(recipe, data, Path(scratch), lambda rows: 0)
+        result = execute(recipe, *load_samples(recipe, data), Path(scratch), lambda rows: 0)
         seconds = time.process_time() - began
         kept = checkpoint.list_checkpoints(Path(scratch) / "checkpoints")
         size = sum(path.stat().st_size for path in kept[0].iterdir())

@@ -31,7 +31,7 @@ from raylab.config.recipe import flatten
 from raylab.files import write_json
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
-from raylab.training.run import execute
+from raylab.training.run import execute, load_samples
 from tests.kills import Writes, run_in_child
 from tests.verbs import Verbs
 from tests.wait import wait_for
@@ -233,7 +233,9 @@ def view(place: Place) -> Case:
 
 def train_to_the_end(place: Place) -> None:
     with run_tracking.open_run(place.first, place.describe("train")):
-        execute(place.recipe, place.data, place.first, run_tracking.ToOutbox(place.first).send)
+        execute(
+            place.recipe, *load_samples(place.recipe, place.data), place.first, run_tracking.ToOutbox(place.first).send
+        )
 
 
 def finish(place: Place) -> Case:
@@ -274,7 +276,9 @@ def winner(place: Place) -> None:
     with run_tracking.open_run(place.first, place.describe("tune")):
         write_params(place)
         run_tracking.write_run(place.trial, run_tracking.describe_trial(place.recipe, place.first, 0))
-        execute(place.recipe, place.data, place.trial, run_tracking.ToOutbox(place.trial).send)
+        execute(
+            place.recipe, *load_samples(place.recipe, place.data), place.trial, run_tracking.ToOutbox(place.trial).send
+        )
         forwarder = Forwarder()
         forwarder.add(place.trial / "outbox")
         write_json(place.trial / "end.json", {"how": "planned", "objective": 0.8, "params": {"optim.lr": 0.01}})

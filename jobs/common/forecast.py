@@ -27,7 +27,7 @@ from raylab.tasks import find_task
 from raylab.training.predict import validate
 from raylab.training.process_group import ProcessGroup
 from raylab.training.progress import Metrics
-from raylab.training.run import execute
+from raylab.training.run import execute, load_samples
 
 STEPS = 20
 WARM_UP = 3  # steps before them, which are slower
@@ -100,7 +100,7 @@ def measure(recipe: Recipe, data: Path, work: Work, clock: Callable[[], float] =
 
     began = clock()
     with tempfile.TemporaryDirectory(prefix="raylab-estimate-") as scratch, suppress(_EnoughMeasured):
-        execute(recipe, data, Path(scratch), send, flush_seconds=0)
+        execute(recipe, *load_samples(recipe, data), Path(scratch), send, flush_seconds=0)
     if work.steps == 1:
         return Measurement(0.0, clock() - began, 0.0)
     first, rows = rows[0][0], rows[WARM_UP:] or rows

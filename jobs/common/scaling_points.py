@@ -21,7 +21,7 @@ from raylab.errors import RunError
 from raylab.score import Score
 from raylab.training import ledger
 from raylab.training.progress import Metrics
-from raylab.training.run import execute
+from raylab.training.run import execute, load_samples
 from raylab.training.step_times import StepParts, StepTimes, WorkerTimes, median_sums, read_step_times, split_steps
 
 WARM_UP = 10  # steps before those that count: in the first ones passes are checked (shard_gradients.CHECKS)
@@ -123,7 +123,13 @@ def train_here(recipe: Recipe, data: Path, directory: Path, stop: Callable[[list
         return int(rows[-1]["step"]) if rows else 0
 
     with suppress(_EnoughSteps):
-        execute(recipe, data, directory, send, step_times=StepTimes(directory, "worker-0", recipe, (), joules))
+        execute(
+            recipe,
+            *load_samples(recipe, data),
+            directory,
+            send,
+            step_times=StepTimes(directory, "worker-0", recipe, (), joules),
+        )
 
 
 def train_on_ray(

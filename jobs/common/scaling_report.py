@@ -90,7 +90,9 @@ def describe_point(point: Point, points: list[Point], recipe: Recipe, model: Ste
         **{name: getattr(point.parts, name) for name in PARTS},
         "cpu_hours_per_million": point.parts.cpu / point.batch * MILLION / 3600,
         "core_hours_per_million": core_hours,
-        "kwh_per_million": {kind: joules / JOULES / point.batch * MILLION for kind, joules in point.parts.joules.items()},
+        "kwh_per_million": {
+            kind: joules / JOULES / point.batch * MILLION for kind, joules in point.parts.joules.items()
+        },
         "shares_cores": point.shares_cores,
         "modelled_samples_per_s": None if modelled is None else point.batch / modelled,
         "model_error": None if modelled is None else modelled / point.seconds - 1,

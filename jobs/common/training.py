@@ -17,7 +17,7 @@ from raylab.models.baselines import Fitted
 from raylab.tasks import find_task
 from raylab.tasks.plugins import check_network
 from raylab.training import imbalance
-from raylab.training.run import execute
+from raylab.training.run import execute, load_samples
 from raylab.training.run_result import read_result
 from raylab.work import WorkMeter, write_to
 from tracking.outbox import Outbox
@@ -70,7 +70,9 @@ def continue_run(
         scaling = recipe.scaling
         meter = WorkMeter("worker-0", scaling.cpus_per_worker, 1.0, scaling.gpu, write_to(directory))
         with Display(directory, recipe.loop.epochs, work.steps, job.objective, quiet), meter:
-            result = execute(recipe, data, directory, rows.send, parent, on_training=meter.note_training)
+            result = execute(
+                recipe, *load_samples(recipe, data), directory, rows.send, parent, on_training=meter.note_training
+            )
     else:
         set_status("starting Ray and the workers")
         supervisor = workers(directory / "ray.log")

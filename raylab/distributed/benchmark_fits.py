@@ -27,7 +27,7 @@ from raylab.tasks.plugins import code_of, load_all
 from raylab.tasks.recipes import parse_recipe
 from raylab.training.predict import predict
 from raylab.training.process_group import ProcessGroup
-from raylab.training.run import execute, read_model
+from raylab.training.run import execute, load_samples, read_model
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def run_fit(fit: Fit, path: Path) -> tuple[dict[str, Any], Samples, NDArray[np.f
     best model's probabilities [N] for them."""
     directory = create_run_directory(path)
     load_all(fit.plugins)
-    result = execute(parse_recipe(fit.recipe), Path(fit.data), directory, ignore_rows)
+    recipe = parse_recipe(fit.recipe)
+    result = execute(recipe, *load_samples(recipe, Path(fit.data)), directory, ignore_rows)
     job, recipe, spec, network = read_model(directory)
     samples = job.load(Path(fit.data), fit.split, recipe.data, spec)
     return result["best"], samples, predict(job, network, samples, ProcessGroup(), recipe, "cpu")

@@ -49,7 +49,7 @@ from raylab.tasks.recipes import parse_recipe
 from raylab.training import checkpoint, run_failure
 from raylab.training.loop import AttemptHandedOver
 from raylab.training.progress import Metrics
-from raylab.training.run import execute
+from raylab.training.run import execute, load_samples
 from raylab.training.run_failure import read_failure, write_failure
 from raylab.training.trials import Trials
 from raylab.witness import NOTE, read_death
@@ -387,8 +387,8 @@ def trial(settings: dict[str, Any], plugins: list[tuple[str, str]], recipe: dict
             meter = meter_work("trial", chosen.scaling, write_to(directory))
             with meter, NodePeers() as peers:
                 result = execute(
-                    chosen, Path(data), directory, send, saved=callback, flush_seconds=0, peers=peers,
-                    on_training=meter.note_training,
+                    chosen, *load_samples(chosen, Path(data)), directory, send, saved=callback, flush_seconds=0,
+                    peers=peers, on_training=meter.note_training,
                 )  # fmt: skip
     except AttemptHandedOver as handed_over:
         # Tune starts the trial again elsewhere, and counts no failure

@@ -54,7 +54,7 @@ class Worker:
         from raylab.tasks.plugins import load_all
         from raylab.tasks.recipes import parse_recipe
         from raylab.training.loop import AttemptHandedOver
-        from raylab.training.run import execute
+        from raylab.training.run import execute, load_samples
         from raylab.training.step_times import StepTimes
 
         directory, parent = Path(arguments["directory"]), arguments["parent"]
@@ -74,7 +74,7 @@ class Worker:
             with meter, witness(note_of(directory, self.name)):
                 execute(
                     recipe,
-                    Path(arguments["data"]),
+                    *load_samples(recipe, Path(arguments["data"])),
                     directory,
                     lambda rows: int(self._call("send", rows)),
                     None if parent is None else Path(parent),

@@ -29,7 +29,7 @@ from raylab.training.batchnorm import ShardStatistics
 from raylab.training.loop import weights_sha256
 from raylab.training.peers import Peers
 from raylab.training.process_group import ProcessGroup
-from raylab.training.run import Send, train_on
+from raylab.training.run import Send, execute
 
 SAME_ARITHMETIC = "exact sums need the same bits at every site: use the same kind of CPU and the same software"
 SAME_DATA = "prepare the data of all sites with the same options and version of raylab"
@@ -127,7 +127,7 @@ def train(
     """
     samples, val = PooledSamples(federation.train), PooledSamples(federation.val)
     scope, peers = federation.scope(), SitePeers()
-    result = train_on(
+    result = execute(
         federation.recipe, samples, val, directory, send, peers=peers, on_training=on_training, scope=scope
     )
     sites = federation.sums.sites(Round("validation", result["steps"]))

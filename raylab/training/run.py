@@ -62,33 +62,14 @@ Send = Callable[[list[Metrics]], int]
 """Passes rows of metrics on; returns the last step whose row has arrived for good. Called by rank 0 alone."""
 
 
+def load_samples(recipe: Recipe, data: Path) -> tuple[Samples, Samples]:
+    """Return the train and val splits of the prepared directory `data`, as the recipe asks for them."""
+    task = find_task(recipe.task)
+    train = task.load(data, "train", recipe.data, None)
+    return train, task.load(data, "val", recipe.data, train.spec)
+
+
 def execute(
-    recipe: Recipe,
-    data: Path,
-    directory: Path,
-    send: Send,
-    parent: Path | None = None,
-    saved: Callable[[Path], None] | None = None,
-    flush_seconds: float = 1.0,
-    peers: Peers | None = None,
-    on_training: Callable[[], None] = lambda: None,
-    step_times: StepTimes | None = None,
-) -> dict[str, Any]:
-    """Train to the end, from the newest valid checkpoint in `directory`, else `parent`'s weights, else from scratch.
-
-    Every worker of the run calls it, whenever it comes; rank 0 writes. Checkpoints are written beside the steps that
-    follow, unless `saved` is given, which is called with each before the next step. Metrics wait for `flush_seconds` at
-    most before they are sent on. `on_training` is called whenever this process is in a new group that trains, and
-    `step_times` measures where its time goes. Returns fit()'s result with the facts of the ledger. Raises
-    AttemptHandedOver in a worker that leaves.
-    """
-    job = find_task(recipe.task)
-    train = job.load(data, "train", recipe.data, None)
-    val = job.load(data, "val", recipe.data, train.spec)
-    return train_on(recipe, train, val, directory, send, parent, saved, flush_seconds, peers, on_training, step_times)
-
-
-def train_on(
     recipe: Recipe,
     train: Samples,
     val: Samples,
@@ -102,7 +83,14 @@ def train_on(
     step_times: StepTimes | None = None,
     scope: Scope | None = None,
 ) -> dict[str, Any]:
-    """Do what `execute` does, on loaded samples; `scope` as for `fit`."""
+    """Train to the end, from the newest valid checkpoint in `directory`, else `parent`'s weights, else from scratch.
+
+    Every worker of the run calls it, whenever it comes; rank 0 writes. Checkpoints are written beside the steps that
+    follow, unless `saved` is given, which is called with each before the next step. Metrics wait for `flush_seconds` at
+    most before they are sent on. `on_training` is called whenever this process is in a new group that trains, and
+    `step_times` measures where its time goes; `scope` as for `fit`. Returns fit()'s result with the facts of the
+    ledger. Raises AttemptHandedOver in a worker that leaves.
+    """
     device = "cuda" if recipe.scaling.gpu else "cpu"
     job = find_task(recipe.task)
     scratch = recipe.transfer.mode == "scratch"

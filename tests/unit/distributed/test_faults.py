@@ -16,7 +16,7 @@ from raylab.files import atomic_write
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training import ledger
 from raylab.training.ledger import summarise_ledger
-from raylab.training.run import execute
+from raylab.training.run import execute, load_samples
 from tests.crew import IDENTITY, Crew, Relay
 from tests.faults import Fault, arm
 from tests.wait import wait_for
@@ -32,7 +32,7 @@ LONG, SHORT = 60.0, 4.0  # silence limits: where nobody must be expelled, and wh
 
 
 def train(data: Path, directory: Path, peers: Any, send: Any) -> None:
-    execute(RECIPE, data, directory, send, peers=peers, flush_seconds=0)
+    execute(RECIPE, *load_samples(RECIPE, data), directory, send, peers=peers, flush_seconds=0)
 
 
 class Run(Crew):
@@ -100,7 +100,7 @@ class Run(Crew):
 
 @pytest.fixture(scope="module")
 def calm(surrogate_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    result = execute(RECIPE, surrogate_data, tmp_path_factory.mktemp("calm"), lambda rows: 0)
+    result = execute(RECIPE, *load_samples(RECIPE, surrogate_data), tmp_path_factory.mktemp("calm"), lambda rows: 0)
     assert result["steps"] == STEPS
     return {name: result[name] for name in FACTS}
 

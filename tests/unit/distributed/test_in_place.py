@@ -21,7 +21,7 @@ from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.ledger import summarise_ledger
 from raylab.training.peers import Peers
 from raylab.training.process_group import ProcessGroup
-from raylab.training.run import Recorder, execute
+from raylab.training.run import Recorder, execute, load_samples
 from tests.crew import Crew
 from tests.wait import wait_for
 
@@ -34,12 +34,12 @@ FACTS = ("steps", "val", "best", "weights_sha256")
 
 
 def train(recipe: Recipe, data: Path, directory: Path, peers: Peers, send: Callable[..., int]) -> None:
-    execute(recipe, data, directory, send, peers=peers, flush_seconds=0)
+    execute(recipe, *load_samples(recipe, data), directory, send, peers=peers, flush_seconds=0)
 
 
 def undisturbed(recipe: Recipe, data: Path, directory: Path) -> dict[str, Any]:
     directory.mkdir()
-    result = execute(recipe, data, directory, lambda rows: 0)
+    result = execute(recipe, *load_samples(recipe, data), directory, lambda rows: 0)
     return {name: result[name] for name in FACTS}
 
 

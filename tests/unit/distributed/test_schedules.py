@@ -23,7 +23,7 @@ from raylab.config.overrides import override
 from raylab.distributed.membership import LEFT
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training import ledger
-from raylab.training.run import execute
+from raylab.training.run import execute, load_samples
 from tests.crew import Crew
 from tests.faults import BY_WRITER, IN_STEP, WHILE_FORMING, Fault, arm
 
@@ -93,7 +93,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
 
 
 def train(data: Path, directory: Path, peers: Any, send: Callable[..., int]) -> None:
-    execute(RECIPE, data, directory, send, peers=peers, flush_seconds=0)
+    execute(RECIPE, *load_samples(RECIPE, data), directory, send, peers=peers, flush_seconds=0)
 
 
 class Play:
@@ -228,7 +228,7 @@ def arm_twice(first: Callable[[], None], second: Callable[[], None]) -> None:
 def calm(surrogate_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     directory = tmp_path_factory.mktemp("calm") / "run"
     directory.mkdir()
-    result = execute(RECIPE, surrogate_data, directory, lambda rows: 0)
+    result = execute(RECIPE, *load_samples(RECIPE, surrogate_data), directory, lambda rows: 0)
     assert result["steps"] == STEPS
     return {name: result[name] for name in FACTS}
 

@@ -25,7 +25,7 @@ from jobs.common.split_bill import (
 from raylab.config.overrides import override
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training.ledger import Checkpoint, HandOver, Regroup, Start, Step, read_ledger
-from raylab.training.run import execute
+from raylab.training.run import execute, load_samples
 from raylab.work import WorkMeter, WorkRecord, read_work, write_to
 
 
@@ -171,7 +171,14 @@ def test_what_a_real_run_lost_is_measured(ards_data, tmp_path):
 
     for ending, arrive in ((pytest.raises(Crash), send), (nullcontext(), lambda rows: 0)):
         with ending, WorkMeter("worker-0", 1.0, 1.0, False, write_to(tmp_path)) as meter:
-            execute(recipe, ards_data, tmp_path, arrive, flush_seconds=0, on_training=meter.note_training)
+            execute(
+                recipe,
+                *load_samples(recipe, ards_data),
+                tmp_path,
+                arrive,
+                flush_seconds=0,
+                on_training=meter.note_training,
+            )
     first, second = read_work(tmp_path)
     found = list_work("a", [first, second], read_ledger(tmp_path / "ledger.jsonl"))
     kinds = [one.kind for one in found]

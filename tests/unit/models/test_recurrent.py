@@ -12,7 +12,7 @@ from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe, with_search_space
 from raylab.training.predict import predict
 from raylab.training.process_group import ProcessGroup
-from raylab.training.run import execute, read_model
+from raylab.training.run import execute, load_samples, read_model
 
 SPEC = {"kind": "icu-hourly", "classes": ["no", "yes"], "features": ["a", "b"], "static": ["s"], "hours": 4}
 
@@ -119,7 +119,7 @@ def test_every_model_runs_and_is_read_back(ards_data, tmp_path, name):
     recipe = override(shipped_recipe("ards", smoke=True), {"model.name": name, "loop.epochs": 1})
     recipe = override(recipe, {path: value for path, value in small.items() if has_field(recipe, path)})
     rows: list = []
-    result = execute(recipe, ards_data, tmp_path, lambda sent: rows.extend(sent))
+    result = execute(recipe, *load_samples(recipe, ards_data), tmp_path, lambda sent: rows.extend(sent))
     job, again, spec, model = read_model(tmp_path)
     val = job.load(ards_data, "val", again.data, spec)
     p = predict(job, model, val, ProcessGroup(), again, "cpu")

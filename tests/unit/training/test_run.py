@@ -25,7 +25,7 @@ from raylab.training.ledger import summarise_ledger
 from raylab.training.loop import AttemptHandedOver, weights_sha256
 from raylab.training.peers import FixedPeers
 from raylab.training.process_group import ProcessGroup
-from raylab.training.run import Recorder, execute, inherit, read_model, write_model
+from raylab.training.run import Recorder, execute, inherit, load_samples, read_model, write_model
 
 # 124 samples: 2 steps an epoch, 6 in all; checkpoints after 3 and 6
 RECIPE = override(shipped_recipe("ards", smoke=True), {"loop.checkpoint_steps": 3, "loop.ema_decay": 0.9})
@@ -59,14 +59,15 @@ def killed(recipe: Recipe, data: Path, directory: Path, step: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Recorder, "__call__", call)
         with pytest.raises(Killed):
-            execute(recipe, data, directory, Rows(), flush_seconds=3600)  # nothing is sent before the kill
+            # nothing is sent before the kill
+            execute(recipe, *load_samples(recipe, data), directory, Rows(), flush_seconds=3600)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(ards_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     directory = tmp_path_factory.mktemp("runs") / "undisturbed"
     directory.mkdir()
-    return directory, execute(RECIPE, ards_data, directory, Rows())
+    return directory, execute(RECIPE, *load_samples(RECIPE, ards_data), directory, Rows())
 
 
 def test_a_run_leaves_its_result_its_ledger_and_its_model(undisturbed, ards_data):
@@ -91,7 +92,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(at, start, repeated, undisturb
     killed(RECIPE, ards_data, tmp_path, at)
     assert not (tmp_path / "result.json").exists() and not (tmp_path / "model").exists()
     again = Rows()
-    result = execute(RECIPE, ards_data, tmp_path, again)
+    result = execute(RECIPE, *load_samples(RECIPE, ards_data), tmp_path, again)
     # Nothing was sent before the kill: what the checkpoint held back is sent now, before the steps after it
     assert [row["step"] for row in again.rows] == list(range(1, 7))
     assert [line["start"] for line in read_lines(tmp_path / "ledger.jsonl") if "start" in line] == [0, start]
@@ -110,7 +111,7 @@ def test_a_checkpoint_with_the_names_of_version_0_1_is_resumed(undisturbed, ards
     assert {"cuts", "cut_wait", "waited"} <= state["progress"].keys()
     shutil.rmtree(at)
     checkpoint.save(tmp_path / "checkpoints", 3, state, keep=2)
-    result = execute(RECIPE, ards_data, tmp_path, Rows())
+    result = execute(RECIPE, *load_samples(RECIPE, ards_data), tmp_path, Rows())
     assert [line["start"] for line in read_lines(tmp_path / "ledger.jsonl") if "start" in line] == [0, 3]
     assert result["weights_sha256"] == undisturbed[1]["weights_sha256"]
 
@@ -119,7 +120,7 @@ def test_a_damaged_checkpoint_costs_an_interval_and_nothing_else(undisturbed, ar
     killed(override(RECIPE, {"loop.checkpoint_steps": 1}), ards_data, tmp_path, 6)
     newest = tmp_path / "checkpoints" / "step-00000005" / "state.pt"
     newest.write_bytes(newest.read_bytes()[:-1])
-    result = execute(RECIPE, ards_data, tmp_path, Rows())
+    result = execute(RECIPE, *load_samples(RECIPE, ards_data), tmp_path, Rows())
     assert next(reversed([line for line in read_lines(tmp_path / "ledger.jsonl") if "start" in line]))["damaged"] == [
         "step-00000005"
     ]
@@ -128,16 +129,17 @@ def test_a_damaged_checkpoint_costs_an_interval_and_nothing_else(undisturbed, ar
 
 
 def test_a_finished_run_has_nothing_left_to_do(undisturbed, ards_data, tmp_path):
-    first = execute(RECIPE, ards_data, tmp_path, Rows(), flush_seconds=3600)  # in one bundle, however slow this is
+    samples = load_samples(RECIPE, ards_data)
+    first = execute(RECIPE, *samples, tmp_path, Rows(), flush_seconds=3600)  # in one bundle, however slow this is
     rows = Rows()
-    again = execute(RECIPE, ards_data, tmp_path, rows)
+    again = execute(RECIPE, *samples, tmp_path, rows)
     assert [row["step"] for row in rows.rows] == list(range(1, 7))  # once more, lest a bundle was lost at the end
     assert again.pop("ledger_sha256") != first.pop("ledger_sha256"), "the second attempt is in the ledger, too"
     assert again == first | {"attempts": 2, "workers": [1, 1]}
 
 
 def world_of(recipe: Recipe, data: Path, directory: Path, send: Callable[[Any], int]) -> dict[str, Any]:
-    return execute(recipe, data, directory, send)
+    return execute(recipe, *load_samples(recipe, data), directory, send)
 
 
 def test_two_workers_write_one_run(undisturbed, ards_data, tmp_path):
@@ -154,7 +156,7 @@ def test_two_workers_write_one_run(undisturbed, ards_data, tmp_path):
 def error_of(recipe: Recipe, data: Path, directory: Path) -> tuple[str, ...]:
     """The error with which this rank ends."""
     with pytest.raises(CheckpointError) as caught:
-        execute(recipe, data, directory, Rows())
+        execute(recipe, *load_samples(recipe, data), directory, Rows())
     return caught.value.args
 
 
@@ -174,7 +176,7 @@ def test_a_full_disk_ends_the_run_on_all_ranks_and_spares_the_checkpoint_before(
     assert checkpoint.find_newest(small_disk) == (small_disk / "step-00000002", [])
     assert not (directory / "result.json").exists() and not (directory / "model").exists()
     subprocess.run([*resize, f"remount,size={9 * size}"], check=True)
-    result = execute(recipe, ards_data, directory, Rows())
+    result = execute(recipe, *load_samples(recipe, ards_data), directory, Rows())
     assert (result["attempts"], result["damaged_checkpoints"], result["gaps"]) == (2, 0, 0)
     assert result["weights_sha256"] == undisturbed[1]["weights_sha256"]
 
@@ -269,13 +271,13 @@ class Leaving(FixedPeers):
 
 def test_when_every_worker_leaves_the_run_is_saved_and_handed_over(undisturbed, ards_data, tmp_path):
     with pytest.raises(AttemptHandedOver):
-        execute(RECIPE, ards_data, tmp_path, Rows(), peers=Leaving())
+        execute(RECIPE, *load_samples(RECIPE, ards_data), tmp_path, Rows(), peers=Leaving())
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
     *_, saved, last = read_lines(tmp_path / "ledger.jsonl")
     del saved["time"], saved["chain"], saved["state_sha256"], last["chain"]
     assert saved == {"attempt": 0, "checkpoint": 2}, "it is complete before the run is handed over"
     assert last == {"attempt": 0, "moved": 2, "why": "every worker was told to leave"}
-    result = execute(RECIPE, ards_data, tmp_path, Rows())
+    result = execute(RECIPE, *load_samples(RECIPE, ards_data), tmp_path, Rows())
     assert (result["attempts"], result["steps_repeated"]) == (2, 0)
     assert result["weights_sha256"] == undisturbed[1]["weights_sha256"]
 
@@ -336,7 +338,7 @@ def test_a_run_whose_ledger_was_torn_goes_on(tmp_path, undisturbed, ards_data):
     killed(RECIPE, ards_data, tmp_path, 4)
     with (tmp_path / "ledger.jsonl").open("a") as file:
         file.write('{"attempt": 0, "step": 5, "lo')
-    result = execute(RECIPE, ards_data, tmp_path, Rows())
+    result = execute(RECIPE, *load_samples(RECIPE, ards_data), tmp_path, Rows())
     assert (result["attempts"], result["gaps"], result["steps_repeated"]) == (2, 0, 1)
     assert result["weights_sha256"] == undisturbed[1]["weights_sha256"]
 
@@ -403,13 +405,13 @@ def test_a_parent_of_another_task_is_refused(ards_data, covidnet_data, tmp_path)
 
 def test_a_run_starts_from_its_parent_only_when_it_has_no_checkpoint(undisturbed, ards_data, tmp_path):
     first = Rows()
-    result = execute(RECIPE, ards_data, tmp_path, first, parent=undisturbed[0])
+    result = execute(RECIPE, *load_samples(RECIPE, ards_data), tmp_path, first, parent=undisturbed[0])
     assert result["weights_sha256"] != undisturbed[1]["weights_sha256"]
     fresh = Rows()
     (tmp_path / "fresh").mkdir()
-    execute(RECIPE, ards_data, tmp_path / "fresh", fresh)
+    execute(RECIPE, *load_samples(RECIPE, ards_data), tmp_path / "fresh", fresh)
     assert first.rows[0]["train/loss"] < fresh.rows[0]["train/loss"]
-    assert execute(RECIPE, ards_data, tmp_path, Rows(), parent=tmp_path / "gone")["steps"] == 6
+    assert execute(RECIPE, *load_samples(RECIPE, ards_data), tmp_path, Rows(), parent=tmp_path / "gone")["steps"] == 6
 
 
 def test_models_that_are_not_there_or_damaged(undisturbed, tmp_path):

@@ -13,7 +13,7 @@ from raylab.config.overrides import override
 from raylab.data.prepared import sha256
 from raylab.errors import DataError
 from raylab.training import checkpoint, ledger
-from raylab.training.run import execute
+from raylab.training.run import execute, load_samples
 from raylab.training.verify import Claims, Interval, Verifier, check_model, list_intervals, read_claims
 
 # 6 steps in 3 epochs; every checkpoint is kept
@@ -24,7 +24,7 @@ KEPT = override(RECIPE, {"loop.checkpoint_steps": 2, "loop.max_checkpoints": 9})
 def honest(ards_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "honest"
     directory.mkdir()
-    execute(KEPT, ards_data, directory, Rows())
+    execute(KEPT, *load_samples(KEPT, ards_data), directory, Rows())
     return directory
 
 
@@ -83,7 +83,7 @@ def test_a_run_that_was_killed_and_resumed_passes(at, honest, ards_data, tmp_pat
     killed(KEPT, ards_data, tmp_path, at)
     with (tmp_path / ledger.FILE).open("a") as file:
         file.write('{"attempt": 0, "st')  # the line that the crash has cut off
-    execute(KEPT, ards_data, tmp_path, Rows())
+    execute(KEPT, *load_samples(KEPT, ards_data), tmp_path, Rows())
     chain, claims = chain_of(tmp_path), claims_of(tmp_path)
     assert (chain.broken, chain.unchained) == ((), 0)
     assert chain.head == json.loads((tmp_path / "result.json").read_text())["ledger_sha256"]
@@ -97,7 +97,7 @@ def test_a_ledger_of_an_earlier_version_is_continued(ards_data, tmp_path):
     new = ("chain", "cpus", "recipe_sha256", "state_sha256")
     old = [json.dumps({name: value for name, value in line.items() if name not in new}) + "\n" for line in lines]
     (tmp_path / ledger.FILE).write_text("".join(old))
-    execute(KEPT, ards_data, tmp_path, Rows())
+    execute(KEPT, *load_samples(KEPT, ards_data), tmp_path, Rows())
     chain = chain_of(tmp_path)
     assert (chain.broken, chain.unchained) == ((), len(old))
     assert list_intervals(claims_of(tmp_path).states, [2, 4, 6]) == [(0, 4), (4, 6)]
