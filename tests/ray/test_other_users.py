@@ -16,38 +16,26 @@ import pytest
 from torch.distributed import TCPStore
 
 from raylab.files import read_lines
-from tests.others import NOBODY, as_other_user, skip_unless_root
-from tests.ray.conftest import ROOT
+from tests.others import NOBODY, as_other_user, give_up_override, skip_unless_root
+from tests.verbs import Verb, Verbs
 from tests.wait import wait_for
 from tracking.forwarder import sync
 
 LONG = ("--smoke", "--set", "loop.epochs=4000")
 
 
-# Root writes where only others may: without these it is a user like any other
-AS_USER = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search,-fowner")
-
-
 class Local:
     """raylab's command line on a local Ray, in an environment that names no cluster and no token."""
 
-    def __init__(self, home: Path, scratch: Path) -> None:
-        self.home, self.scratch = home, scratch
-        kept = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
-        self.environment = {**kept, "RAYLAB_HOME": str(home), "TMPDIR": str(scratch)}
-        self.processes: list[subprocess.Popen[str]] = []
+    def __init__(self, home: Path, scratch: Path, verbs: Verbs) -> None:
+        self.home, self.scratch, self.verbs = home, scratch, verbs
+        self.environment = {**without_ray(), "RAYLAB_HOME": str(home), "TMPDIR": str(scratch)}
+        self.started: list[Verb] = []
 
-    def start(self, *words: object) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            [*(AS_USER if os.geteuid() == 0 else ()), sys.executable, "-m", "jobs.cli", *map(str, words)],
-            cwd=ROOT,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.processes.append(process)
-        return process
+    def start(self, *words: object) -> Verb:
+        verb = self.verbs.start(words, self.environment, self.home / f"said-{len(self.started)}.txt")
+        self.started.append(verb)
+        return verb
 
     def has_trained(self, run: str) -> bool:
         return any("step" in line for line in read_lines(self.home / "runs" / run / "ledger.jsonl"))
@@ -63,36 +51,49 @@ class Local:
         return {run.info.run_name: run.info.status for run in runs}
 
 
+def without_ray() -> dict[str, str]:
+    return {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+
+
+@pytest.fixture(scope="module")
+def verbs() -> Iterator[Verbs]:
+    """Of a user like any other: root writes where only others may. Without Ray, which reads a token when it is
+    imported."""
+    made = Verbs(without_ray(), before=give_up_override)
+    yield made
+    made.stop()
+
+
 @pytest.fixture
-def local(tmp_path: Path) -> Iterator[Local]:
+def local(tmp_path: Path, verbs: Verbs) -> Iterator[Local]:
     """Its TMPDIR is like /tmp: everybody may write there."""
     scratch = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # short: below it lie Ray's sockets
     scratch.chmod(0o1777)
-    made = Local(tmp_path, scratch)
+    made = Local(tmp_path, scratch, verbs)
     yield made
-    for process in made.processes:  # one that a failed test has left: Ray's processes die with it
-        process.kill()
-        process.wait()
+    for verb in made.started:  # one that a failed test has left: Ray's processes die with it
+        verb.kill()
+        verb.wait(60)
     shutil.rmtree(scratch)
 
 
-def terminate(process: "subprocess.Popen[str]") -> str:
+def terminate(verb: Verb) -> str:
     """SIGTERM; what the command has said. It must end as an interrupted one, and leave no process."""
-    assert process.poll() is None, process.stdout.read() if process.stdout else ""
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
+    assert verb.poll() is None, verb.output.read_text()
+    family = psutil.Process(verb.pid).children(recursive=True)
+    os.kill(verb.pid, signal.SIGTERM)
+    output = verb.communicate(120)
+    assert verb.returncode == 130, output
     assert "raylab: interrupted" in output
     assert "Traceback" not in output
     wait_for(lambda: not [child for child in family if child.is_running()], 60, "the end of Ray's processes")
     return output
 
 
-def listening(process: "subprocess.Popen[str]") -> dict[tuple[str, int], str]:
+def listening(verb: Verb) -> dict[tuple[str, int], str]:
     """(address, port) -> process name, of all sockets that the command and Ray listen on."""
     found = {}
-    for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+    for one in (psutil.Process(verb.pid), *psutil.Process(verb.pid).children(recursive=True)):
         try:
             for connection in one.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN:
@@ -150,7 +151,7 @@ def test_another_user_gets_nothing_and_stops_nothing(local: Local, ards_data: Pa
     run = local.start("train", "ards", "--data", ards_data, "--workers", 2, "--name", "victim", *LONG)
     try:
         wait_for(lambda: local.has_trained("victim") or run.poll() is not None, 450, "the first steps")
-        assert run.poll() is None, run.stdout.read() if run.stdout else ""
+        assert run.poll() is None, run.output.read_text()
 
         # Files: nothing of the session is reached, though Ray has made it writable for everybody
         (session,) = local.scratch.glob("*/r/session_2*")

@@ -3,7 +3,6 @@
 The verbs and their options are those of the parser, so that a new verb joins by itself.
 """
 
-import ctypes
 import hashlib
 import os
 import shutil
@@ -20,6 +19,7 @@ from raylab.storage import check_writable, explain_storage_error
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training.run import write_model
+from tests.others import give_up_override
 from tests.verbs import Verbs
 from tracking import runs
 from tracking.outbox import Outbox
@@ -85,16 +85,8 @@ FILLED = {
     "site check": "local",
 }
 FAULTS = {"full": "no space", "read-only": "read-only", "denied": "permission denied"}
-DROP_FROM_BOUNDING_SET, OVERRIDE, READ_SEARCH = 24, 1, 2  # of Linux's prctl.h and capability.h
 
 Forks = tuple[Verbs, dict[str, str]]
-
-
-def give_up_override() -> None:
-    """Be refused by the modes of files, even as root."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    for capability in (OVERRIDE, READ_SEARCH):
-        libc.prctl(DROP_FROM_BOUNDING_SET, capability, 0, 0, 0)
 
 
 class Disk:
