@@ -13,6 +13,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,19 @@ from tests.cgroup import Cgroup
 
 ROOT = Path(__file__).parents[1]
 MODULES = ("jobs.train", "jobs.tune", "jobs.resume", "jobs.common.run_tracking", "mlflow.pytorch", "torch._dynamo")
+
+
+# It starts in milliseconds. Verbs that import little are the installed command, so that this is seen to work
+COMMAND = """#!{python} -IS
+import json, os, socket, sys
+if sys.argv[1:2] in (["concepts"], ["runs"]):
+    os.execv({installed!r}, sys.argv)
+message = {{"words": sys.argv[1:], "environment": dict(os.environ), "directory": os.getcwd()}}
+server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+server.connect({socket!r})
+socket.send_fds(server, [json.dumps(message).encode()], [0, 1, 2])
+sys.exit(int(server.recv(16)))
+"""
 
 
 class Verb:
@@ -85,14 +100,65 @@ class Verbs:
     ) -> Verb:
         """`python -m jobs.cli WORDS` as a session of its own, with exactly this environment."""
         errors = errors or output
-        paths = {"output": str(output), "errors": str(errors)}
-        message = {"words": [*map(str, words)], "environment": dict(environment)} | paths
+        pid, status = self._fork(words, environment, {"output": str(output), "errors": str(errors)})
+        return Verb(pid, status, output, errors)
+
+    def run_in(self, directory: str, words: Sequence[str], environment: Mapping[str, str], streams: list[int]) -> int:
+        """The exit code of the verb in this directory, with these standard input, output and error."""
+        _, status = self._fork(words, environment, {"directory": directory}, streams)
+        code = int(os.read(status, 16))
+        os.close(status)
+        return code
+
+    def _fork(
+        self,
+        words: Sequence[object],
+        environment: Mapping[str, str],
+        more: Mapping[str, str],
+        streams: Sequence[int] = (),
+    ) -> tuple[int, int]:
+        """The verb's process id, and where its exit code will be read."""
+        message = {"words": [*map(str, words)], "environment": dict(environment), **more}
         status, other = os.pipe()
-        socket.send_fds(self.socket, [json.dumps(message).encode()], [other])
+        socket.send_fds(self.socket, [json.dumps(message).encode()], [other, *streams])
         os.close(other)
         pid = self.socket.recv(16)
         assert pid, "the process that forks verbs has ended: its error is above"
-        return Verb(int(pid), status, output, errors)
+        return int(pid), status
+
+    @contextlib.contextmanager
+    def as_command(self, file: Path) -> Iterator[None]:
+        """While open, `file` is the command `raylab`, with which a shell starts verbs, one at a time."""
+        place = file.with_suffix(".socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(str(place))
+            listener.listen()
+            file.write_text(
+                COMMAND.format(
+                    python=sys.executable, installed=f"{Path(sys.executable).parent}/raylab", socket=str(place)
+                )
+            )
+            file.chmod(0o700)
+            answering = threading.Thread(target=self._answer, args=(listener,))
+            answering.start()
+            try:
+                yield
+            finally:
+                listener.shutdown(socket.SHUT_RDWR)
+                answering.join()
+
+    def _answer(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:  # it was shut down
+                return
+            with connection:
+                message, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+                code = self.run_in(**json.loads(message), streams=streams)
+                for number in streams:
+                    os.close(number)
+                connection.send(str(code).encode())
 
     @contextlib.contextmanager
     def inside(self, cgroup: Cgroup) -> Iterator[None]:
@@ -112,33 +178,46 @@ class Verbs:
 def serve(channel: socket.socket) -> None:
     """Until the other side closes. For each request a process that waits for the verb and tells its exit code."""
     while True:
-        message, (*descriptors,), _, _ = socket.recv_fds(channel, 1 << 20, 1)
+        message, descriptors, _, _ = socket.recv_fds(channel, 1 << 20, 4)
         if not message:
             return
-        (status,) = descriptors
+        status, *streams = descriptors
         if not os.fork():
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             verb = os.fork()
             if not verb:
                 channel.close()
                 os.close(status)
-                run(**json.loads(message))
+                run(**json.loads(message), streams=streams)
             channel.send(str(verb).encode())
             code = os.waitstatus_to_exitcode(os.waitpid(verb, 0)[1])
             with contextlib.suppress(BrokenPipeError):  # whoever started it has been killed
                 os.write(status, str(code).encode())
             os._exit(0)
-        os.close(status)
+        for number in descriptors:
+            os.close(number)
 
 
-def run(words: list[str], environment: dict[str, str], output: str, errors: str) -> None:
-    """Be the verb, to its end."""
+def run(
+    words: list[str],
+    environment: dict[str, str],
+    streams: list[int],
+    output: str = "",
+    errors: str = "",
+    directory: str = ".",
+) -> None:
+    """Be the verb, to its end. Its streams are `streams`; without them, the files `output` and `errors`."""
     from jobs import cli
 
     os.setsid()
     os.environ.clear()
     os.environ.update(environment)
-    for number, path in ((1, output), (2, errors)):
+    tempfile.tempdir = None  # what an import has found may not be this environment's TMPDIR
+    os.chdir(directory)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    for number, path in () if streams else ((1, output), (2, errors)):
         # only a terminal that can be read becomes that of the session, which is told when it is closed
         access = os.O_RDWR if Path(path).is_char_device() else os.O_WRONLY
         file = os.open(path, access | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)

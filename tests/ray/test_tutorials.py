@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -12,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.verbs import MODULES, Verbs
 from tests.wait import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -30,48 +31,70 @@ def read_script(page: str) -> str:
     return "\n".join(["set -eo pipefail", *blocks])
 
 
+@pytest.fixture(scope="module")
+def verbs() -> Iterator[Verbs]:
+    """Without Ray, which reads a token when it is imported."""
+    made = Verbs(own_environment(), (*MODULES, "jobs.prepare", "jobs.compare", "jobs.evaluate", "jobs.explain"))
+    yield made
+    made.stop()
+
+
 @pytest.fixture
-def clone() -> Iterator[Path]:
-    """What a user has after cloning and `make setup`, next to an empty place for a study. The path is short, because
-    the tutorial opens a socket below it."""
+def clone(verbs: Verbs) -> Iterator[Path]:
+    """What a user has after cloning and `make setup`, next to an empty place for a study; but `raylab` need not import
+    anything. The path is short, because the tutorial opens a socket below it."""
     place = Path(tempfile.mkdtemp(prefix="tut-"))
     here = place / "raylab"
     here.mkdir()
     for path in ROOT.iterdir():
         if path.name not in OWN:
             (here / path.name).symlink_to(path)
-    (here / ".venv").mkdir()
-    for path in Path(sys.prefix).iterdir():
-        (here / ".venv" / path.name).symlink_to(path)
-    (here / ".venv" / ".ready").unlink(missing_ok=True)
+    commands = here / ".venv" / "bin"
+    commands.mkdir(parents=True)
+    for path in (*Path(sys.prefix).iterdir(), *(Path(sys.prefix) / "bin").iterdir()):
+        if path.name not in ("bin", "raylab", ".ready"):
+            (commands if path.parent.name == "bin" else commands.parent).joinpath(path.name).symlink_to(path)
     (here / ".venv" / ".ready").touch()  # newer than the lock: `make setup` has nothing to do in somebody's environment
-    yield here
+    with verbs.as_command(commands / "raylab"):
+        yield here
     shutil.rmtree(place)
+
+
+def own_environment() -> dict[str, str]:
+    return {name: text for name, text in os.environ.items() if not name.startswith(("RAYLAB_", "MLFLOW_"))}
 
 
 def run(script: str, where: Path) -> str:
     """What the script prints; it and all that it started are over afterwards."""
-    environment = {name: text for name, text in os.environ.items() if not name.startswith(("RAYLAB_", "MLFLOW_"))}
     output = where.parent / "output.txt"
     with output.open("wb") as file:
         shell = subprocess.Popen(
-            ["bash", "-c", script], cwd=where, env=environment, stdout=file, stderr=file, start_new_session=True
+            ["bash", "-c", script], cwd=where, env=own_environment(), stdout=file, stderr=file, start_new_session=True
         )
+
+        def left() -> list[psutil.Process]:
+            return find_processes(shell.pid, where.parent)
+
         try:
             code = shell.wait(700)
             said = output.read_text(errors="replace")
             assert code == 0, said[-6000:]
-            wait_for(lambda: not left_of(shell.pid), 30, "the end of the model server", lambda: left_of(shell.pid))
+            wait_for(lambda: not left(), 30, "the end of the model server", lambda: str(left()))
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(shell.pid, signal.SIGKILL)
+            for process in left():
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
     return said
 
 
-def left_of(session: int) -> str:
-    """The processes of a session."""
-    words = ["pgrep", "-a", "-s", str(session)]
-    return subprocess.run(words, capture_output=True, text=True).stdout
+def find_processes(session: int, place: Path) -> list[psutil.Process]:
+    """Those of the shell's session, and those that work in a directory below `place`, as verbs and their Ray do."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == session or Path(process.cwd()).is_relative_to(place):
+                found.append(process)
+    return found
 
 
 @pytest.mark.slow
