@@ -68,9 +68,9 @@ check: setup ## ruff and mypy
 	@$(BIN)/ruff format -q --check .
 	@$(BIN)/mypy
 
-# Two suites at a time: those on Ray and Slurm wait as often as they compute. Beside the clusters, the longest of all,
-# only the unit tests run, and they have a low priority: they use what the others leave of the processors
-SUITES := check test-ray test-testbed test-mlflow
+# Two suites at a time, the longest first: those on Ray and Slurm wait as often as they compute. Beside the clusters only
+# the unit tests run, and they have a low priority, as the clusters' endless runs have (tests/slurm/lab.py)
+SUITES := test-ray test-testbed test-mlflow check
 CLUSTERS := tests/slurm/test_cluster.py tests/slurm/test_cluster_bad_days.py
 PYTEST = $(BIN)/python -m pytest $(or $(SELECT),-m "not campaign")
 TOGETHER = $(MAKE) --no-print-directory -j2
