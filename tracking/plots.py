@@ -244,9 +244,7 @@ def learning(
             marker="o" if len(steps) < 3 else None,
             label=name,
         )
-    axes.set_xlabel("Step")
-    axes.set_ylabel(metric)
-    axes.grid(alpha=0.25)
+    _label(axes, "Step", metric)
     if len(curves) > 6 or any(len(name) > 32 for name in curves):  # no room next to the lines
         figure.legend(loc="outside lower left", ncols=1 if len(curves) <= 4 else 2, frameon=False, fontsize=8)
     elif curves:
@@ -259,8 +257,7 @@ def lines(curves: Mapping[str, Curve], x: str, y: str, title: str, synthetic: bo
     figure, axes = _figure(title, synthetic, (6.4, 4.0))
     for index, (name, (places, values)) in enumerate(curves.items()):
         axes.plot(places, values, color=COLOURS[index % len(COLOURS)], linewidth=1.8, marker="o", label=name)
-    axes.set(xlabel=x, ylabel=y)
-    axes.grid(alpha=0.25)
+    _label(axes, x, y)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=9)
     return figure
@@ -361,8 +358,7 @@ def history(
             numbers[early], values[early], color=COLOURS[1], s=28, alpha=0.8, marker="x", label="stopped early"
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="Trial", ylabel=score)
-    axes.grid(alpha=0.25)
+    _label(axes, "Trial", score)
     axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -437,9 +433,14 @@ def _open(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _unit(axes: Axes, x: str, y: str) -> None:
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y, aspect="equal")
+def _label(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlabel=x, ylabel=y)
     axes.grid(alpha=0.25)
+
+
+def _unit(axes: Axes, x: str, y: str) -> None:
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    _label(axes, x, y)
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray | None:
