@@ -28,16 +28,16 @@ from raylab.training.predict import validate
 from raylab.training.process_group import ProcessGroup
 from raylab.training.progress import Metrics
 from raylab.training.run import execute, load_samples
+from raylab.training.shard_gradients import CHECKS
 
 STEPS = 20
-WARM_UP = 3  # steps before them, which are slower
 
 
 class Measurement(NamedTuple):
     """Seconds of one process on this machine."""
 
     start: float
-    """before the first step: data and network"""
+    """before the first step, for data and network, and what the first steps take beyond `step`"""
     step: float
     validation: float
     """after each epoch"""
@@ -90,11 +90,13 @@ def run_seconds(measured: Measurement, recipe: Recipe, work: Work, workers: int)
 def measure(recipe: Recipe, data: Path, work: Work, clock: Callable[[], float] = time.monotonic) -> Measurement:
     """Train STEPS steps in this process, without a trace; of a model without steps, its one fit."""
     recipe = override(recipe, {"scaling.workers": 0})
+    per_epoch = work.steps // recipe.loop.epochs
+    slow = count_slow(per_epoch)
     rows: list[tuple[float, Metrics]] = []
 
     def send(new: list[Metrics]) -> int:
         rows.extend((clock(), row) for row in new)
-        if len(rows) > WARM_UP + STEPS:
+        if len(rows) > slow + STEPS:
             raise _EnoughMeasured
         return int(new[-1]["step"]) if new else 0
 
@@ -103,20 +105,28 @@ def measure(recipe: Recipe, data: Path, work: Work, clock: Callable[[], float] =
         execute(recipe, *load_samples(recipe, data), Path(scratch), send, flush_seconds=0)
     if work.steps == 1:
         return Measurement(0.0, clock() - began, 0.0)
-    first, rows = rows[0][0], rows[WARM_UP:] or rows
+    first = slow if len(rows) > slow + 1 else 0  # a shorter run has slow steps only
+    until_first, counted = rows[first][0] - began, rows[first:]
     # a step that ends an epoch reports its scores too, so that its time is not that of a step
-    gaps = [later - earlier for (earlier, _), (later, row) in pairwise(rows) if "val/loss" not in row]
-    ends = [at for at, row in rows if "val/loss" in row]
-    per_epoch = work.steps // recipe.loop.epochs
+    gaps = [later - earlier for (earlier, _), (later, row) in pairwise(counted) if "val/loss" not in row]
+    ends = [at for at, row in counted if "val/loss" in row]
     if not gaps:  # every step ends an epoch
-        step = (rows[-1][0] - rows[0][0]) / max(1, len(rows) - 1)
-        return Measurement(max(0.0, first - began - step), step, 0.0)
+        step = (counted[-1][0] - counted[0][0]) / max(1, len(counted) - 1)
+        return Measurement(max(0.0, until_first - (first + 1) * step), step, 0.0)
     step = sum(gaps) / len(gaps)
     if len(ends) > 1:
         validation = (ends[-1] - ends[0]) / (len(ends) - 1) - per_epoch * step
     else:
         validation = measure_validation(recipe, data, clock)
-    return Measurement(max(0.0, first - began - step), step, max(0.0, validation))
+    validation = max(0.0, validation)
+    epochs = sum("val/loss" in row for _, row in rows[: first + 1])
+    return Measurement(max(0.0, until_first - (first + 1) * step - epochs * validation), step, validation)
+
+
+def count_slow(per_epoch: int) -> int:
+    """The first steps, in which passes are computed both ways (shard_gradients). The last batch of an epoch may have
+    a shape of its own, so that it does not count."""
+    return CHECKS * per_epoch // max(1, per_epoch - 1)
 
 
 def measure_validation(recipe: Recipe, data: Path, clock: Callable[[], float]) -> float:

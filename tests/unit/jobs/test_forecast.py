@@ -11,11 +11,13 @@ from cluster.sites import Billing, NodeType, Site
 from cluster.slurm import Slurm
 from jobs import cli
 from jobs.cluster import SlurmCluster, describe_cluster
+from jobs.common import forecast
 from jobs.common.forecast import Forecast, Measurement, measure, price, run_seconds, workers_per_node
 from jobs.common.training import Work, inspect
 from raylab.config.overrides import override
 from raylab.errors import UsageError
 from raylab.tasks.recipes import shipped_recipe
+from raylab.training.shard_gradients import CHECKS
 
 RECIPE = override(shipped_recipe("ards", True), {"loop.epochs": 10, "loop.shards": 6})
 
@@ -38,6 +40,46 @@ def test_real_steps_are_measured_and_leave_no_trace(ards_data, settings, monkeyp
     measured = measure(recipe, ards_data, inspect(recipe, ards_data))
     assert measured.step > 0 and measured.validation >= 0 and measured.start >= 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("per_epoch", [27, 3, 2, 1])
+def test_steps_in_which_passes_are_checked_count_once(per_epoch, monkeypatch, tmp_path):
+    """The first CHECKS passes of a shape take twice the time. The forecast is the time of the whole run, exactly."""
+    recipe = override(RECIPE, {"loop.epochs": 60})
+    steps, validation, now = 60 * per_epoch, 5.0, [0.0]
+    of_shape = {False: 0, True: 0}  # a batch that ends an epoch has a shape of its own
+    seconds = [0.0]  # at which each step has ended
+    for number in range(1, steps + 1):
+        is_last = number % per_epoch == 0
+        of_shape[is_last] += 1
+        takes = 2.0 if per_epoch == 1 or not is_last else 1.0  # few rows: no passes, and nothing to check
+        seconds.append(seconds[-1] + (takes if of_shape[is_last] <= CHECKS else 1.0) + validation * is_last)
+
+    def execute(recipe, data, scratch, send, flush_seconds):
+        for number in range(1, steps + 1):
+            now[0] = 30 + seconds[number]
+            send([{"step": number, "loss": 1.0, **({"val/loss": 1.0} if number % per_epoch == 0 else {})}])
+
+    monkeypatch.setattr(forecast, "execute", execute)
+    monkeypatch.setattr(forecast, "measure_validation", lambda *_: validation)
+    work = Work(samples=1000, steps=steps)
+    measured = measure(recipe, tmp_path, work, lambda: now[0])
+    assert measured.step == pytest.approx(1.0 if per_epoch > 1 else 1.0 + validation)
+    assert run_seconds(measured, recipe, work, 1) == pytest.approx(30 + seconds[-1])
+
+
+def test_a_run_of_slow_steps_only_is_measured_by_them(monkeypatch, tmp_path):
+    now = [0.0]
+
+    def execute(recipe, data, scratch, send, flush_seconds):
+        for number in range(1, CHECKS + 2):
+            now[0] = 2.0 * number
+            send([{"step": number, "loss": 1.0}])
+
+    monkeypatch.setattr(forecast, "execute", execute)
+    monkeypatch.setattr(forecast, "measure_validation", lambda *_: 0.0)
+    measured = measure(override(RECIPE, {"loop.epochs": 1}), tmp_path, Work(100, CHECKS + 1), lambda: now[0])
+    assert measured.step == pytest.approx(2.0)
 
 
 def test_a_model_without_steps_is_fitted_once(ards_data):
