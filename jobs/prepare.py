@@ -127,7 +127,7 @@ def without_names(meta: Meta) -> Meta:
 
 
 def tell(preparation: Preparation[Any, Any], out: Path, meta: Meta) -> None:
-    say(f"prepared {out} from {meta.source}{' (SYNTHETIC data)' if meta.synthetic else ''}")
+    say(f"prepared {out} from {meta.origin}{' (SYNTHETIC data)' if meta.synthetic else ''}")
     say("\n".join(attrition_lines(meta.attrition)))
     for split, count in meta.counts.items():
         say(f"  {split}: " + ", ".join(f"{what} {n}" for what, n in count.items()))

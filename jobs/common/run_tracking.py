@@ -122,8 +122,8 @@ def describe_run(
         "raylab.kind": kind,
         "raylab.name": directory.name,
         "raylab.recipe_hash": hash_text(render_recipe(recipe)),
-        "raylab.data_source": meta.source,
-        views.DATA: f"{meta.source} {meta.data_hash[:8]}",
+        "raylab.data_source": meta.origin,
+        views.DATA: f"{meta.origin} {meta.data_hash[:8]}",
         **({} if kind in ("evaluate", "benchmark") else {views.WORKERS: describe_workers(recipe, kind)}),
         **({"raylab.cohort": recipe.data.cohort} if isinstance(recipe.data, IcuData) else {}),
         **describe_plugins(recipe),
@@ -154,7 +154,7 @@ def describe_run(
         run_record = run_record.model_copy(update={"parent_directory": str(parent)})  # it may be in another user's home
     text = description.render(run_record, recipe, {})
     run_record = run_record.model_copy(update={"tags": {**tags, description.TAG: text}})
-    source = f"{meta.source}{' (synthetic)' if meta.synthetic else ''}"
+    source = f"{meta.origin}{' (synthetic)' if meta.synthetic else ''}"
     context = "evaluation" if kind == "evaluate" else "training"
     shown = {"kind": "input", "name": source, "digest": meta.data_hash[:36], "source": source, "context": context}
     files = {"recipe.json": render_recipe(recipe), "attrition.json": render_attrition(meta), **render_code(recipe)}

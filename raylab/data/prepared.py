@@ -91,6 +91,11 @@ class Meta(Document):
     data_hash: str = ""
     """SHA-256 over all files"""
 
+    @property
+    def origin(self) -> str:
+        """Where the data is from, as tables and tags say it."""
+        return self.source
+
 
 M = TypeVar("M", bound=Meta)
 

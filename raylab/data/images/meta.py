@@ -2,9 +2,12 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from raylab.data.identifiers import UNKNOWN
 from raylab.data.prepared import Meta
 
 Counts = dict[str, dict[str, int]]
+NAMED = 3
+"""the most sources that the name of data lists"""
 
 
 class Duplicates(BaseModel):
@@ -51,3 +54,11 @@ class ImageMeta(Meta):
     skipped: list[dict[str, str]] = Field([])
     contrast: dict[str, int] = Field({})
     duplicates: Duplicates | None = None
+
+    @property
+    def origin(self) -> str:
+        """Of a manifest without lists, the sources that its rows name; none, or many, are `own images`."""
+        if self.manifest is None or self.lists:
+            return self.source
+        names = sorted({name for of_split in self.sources.values() for name in of_split} - {UNKNOWN})
+        return " + ".join(names) if 0 < len(names) <= NAMED else "own images"

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,7 @@ from PIL import Image
 from raylab.data import splits
 from raylab.data.images.augment import AUGMENT
 from raylab.data.images.dataset import load_images
+from raylab.data.images.meta import ImageMeta
 from raylab.data.images.prepare import prepare_images
 from raylab.errors import DataError, UsageError
 from raylab.files import IGNORE_FILES
@@ -240,6 +242,23 @@ def test_the_source_synthetic_marks_images_that_are_not_of_patients(images: Path
     lists[1].write_text(lists[1].read_text().replace("synthetic", "site0", 1))
     with pytest.raises(DataError, match="the source 'synthetic' beside those of others"):
         prepare_images("covidnet", tmp_path / "mixed", images, lists[0], None, lists[1], size=32)
+
+
+@pytest.mark.parametrize(
+    ("sources", "lists", "origin"),
+    [
+        (["lab"], {}, "lab"),
+        (["lab", "b", "unknown"], {}, "b + lab"),
+        (["unknown"], {}, "own images"),
+        (["a", "b", "c", "d"], {}, "own images"),
+        (["lab"], {"train": {}}, "covidx"),
+    ],
+)
+def test_data_of_a_manifest_is_called_by_its_sources(sources: list[str], lists: dict[str, Any], origin: str) -> None:
+    of_split = {"train": {name: {"normal": 1} for name in sources}}
+    meta = ImageMeta.model_construct(source="covidx", manifest="0" * 64, lists=lists, sources=of_split)
+    assert meta.origin == origin
+    assert ImageMeta.model_construct(source="synthetic", sources=of_split).origin == "synthetic"
 
 
 def test_synthetic_says_so(drawn: Path) -> None:
