@@ -12,7 +12,7 @@ from jobs import cli
 from jobs.common import console, home
 from jobs.common.console import say
 from jobs.common.disk_use import measure, show_bytes
-from raylab.documents import parse_document, read_json
+from raylab.documents import Document, parse_document, read_document
 from raylab.errors import DataError
 from raylab.score import Score
 from raylab.tasks import TASKS
@@ -24,6 +24,13 @@ log = logging.getLogger(__name__)
 
 EXAMPLE = "raylab runs"
 RESUMABLE = ("train", "transfer", "tune")  # verbs whose runs `resume` continues
+
+
+class Scores(Document):
+    """The file of a run's scores on a split (jobs/common/scores.py), with more fields: the scores by their names."""
+
+    primary: tuple[str, ...] = ()
+    """names of the task's first scores; files of earlier versions have none"""
 
 
 class Row(NamedTuple):
@@ -84,13 +91,20 @@ def last_step(directory: Path) -> int | None:
 
 
 def read_score(directory: Path, record: RunRecord) -> str:
-    """`auroc 0.812 [0.760, 0.861]`: the first of the task's scores on the run's own val rows; empty before its end."""
+    """`auroc 0.812 [0.760, 0.861]`: the first of the task's scores on the run's own val rows; empty before its end.
+
+    The file of the scores names it. An older one does not; then an own task has none without its plugin.
+    """
     path = directory / "scores" / f"val-{(record.data_hash or '')[:12]}.json"
-    if record.task not in TASKS or not path.is_file():
+    if not path.is_file():
         return ""
-    name = TASKS[record.task].primary[0]
     try:
-        score = parse_document(read_json(path, dict[str, Any]).get(name), Score, path)
+        scores = read_document(path, Scores)
+        primary = scores.primary or (TASKS[record.task].primary if record.task in TASKS else ())
+        if not primary:
+            return ""
+        name = primary[0]
+        score = parse_document((scores.model_extra or {}).get(name), Score, path)
     except DataError as error:
         return error.what
     if score.value is not None and score.low is None:

@@ -184,7 +184,12 @@ def keep(directory: Path, scored: Evaluation) -> None:
     """Write `scores/SPLIT-DATA.json` of a run, from which its model card is rendered."""
     folder = directory / "scores"
     folder.mkdir(exist_ok=True)
-    facts = {"data": scored.meta.data_hash, "split": scored.split, "leakage": scored.leakage}
+    facts = {
+        "data": scored.meta.data_hash,
+        "split": scored.split,
+        "leakage": scored.leakage,
+        "primary": list(scored.task.primary),  # a list of runs names scores without the code of an own task
+    }
     write_json(folder / f"{scored.split}-{scored.meta.data_hash[:12]}.json", {**facts, **scored.to_json()})
 
 

@@ -57,6 +57,18 @@ def test_a_run_has_its_score_and_what_comes_next(runs: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == "no runs of this task yet: raylab train covidnet --data DIR\n"
 
 
+def test_an_own_task_has_its_score_without_its_plugin(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    score = {"value": 0.8125, "low": 0.76, "high": 0.861}
+    contents = {"told": {"auprc": score, "primary": ["auprc"]}, "old": {"auprc": score}, "wrong": {"primary": [7]}}
+    for name, content in contents.items():
+        write_run(runs / name, task="long-stay")
+        (runs / name / "scores").mkdir()
+        write_json(runs / name / "scores" / f"val-{DATA_HASH[:12]}.json", content)
+    found = listed(capsys)
+    assert found["told"]["score"] == "auprc 0.812 [0.760, 0.861]" and found["old"]["score"] == ""
+    assert "damaged" in str(found["wrong"]["score"])
+
+
 def test_in_a_narrow_terminal_a_score_is_below_its_run() -> None:
     facts = {
         "verb": "train",
@@ -84,7 +96,7 @@ def test_a_damaged_run_does_not_hide_the_others(runs: Path, capsys: pytest.Captu
     write_run(runs / "torn", steps=None)
     (runs / "torn/ledger.jsonl").write_text('{"foreign": 1}\n')
     found = listed(capsys)
-    assert set(found) == {"whole"} and "damaged" in str(found["whole"]["score"])
+    assert set(found) == {"whole"} and "could not be read as JSON" in str(found["whole"]["score"])
 
 
 def test_without_runs_it_says_how_to_make_one(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
