@@ -69,7 +69,7 @@ def execute(code: Code) -> ModuleType:
     sys.modules[name] = module
     try:
         loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sys.modules.pop(name)
         if before is not None:
             sys.modules[name] = before
@@ -78,10 +78,10 @@ def execute(code: Code) -> ModuleType:
     return module
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception | SystemExit) -> str:
     """What went wrong while a plugin was executed, and the last line of code that took part."""
     if isinstance(error, SyntaxError):
-        return f"line {error.lineno}: {error.msg}"
+        return f"{'' if error.lineno is None else f'line {error.lineno}: '}{error.msg}"
     frames = traceback.extract_tb(error.__traceback__)
     place = next((f"line {one.lineno}: " for one in reversed(frames) if one.filename.startswith(PLACE)), "")
     return f"{place}{type(error).__name__}: {error}"

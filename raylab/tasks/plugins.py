@@ -45,6 +45,15 @@ class OwnModel:
     inputs: str = ICU_HOURLY
     search: Search | None = None
 
+    def __post_init__(self) -> None:
+        """Raises TypeError, which names the line of the plugin. `settings` is checked with the plugin's name."""
+        if not callable(self.build):
+            raise TypeError(f"`build` must be a class or function, not {self.build!r}")
+        if not isinstance(self.inputs, str):
+            raise TypeError(f"`inputs` must be the name of a kind of inputs, not {self.inputs!r}")
+        if not isinstance(self.search, Search | None):
+            raise TypeError(f"`search` must be a raylab.config.recipe.Search, not {self.search!r}")
+
 
 @dataclass(frozen=True)
 class Plugin:
@@ -53,6 +62,15 @@ class Plugin:
     models: tuple[OwnModel, ...] = ()
     sources: "Mapping[str, Callable[[Raw], SourceData]]" = field(default_factory=dict)
     tasks: tuple[Task, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises TypeError, which names the line of the plugin."""
+        for name, parts, kind in (("models", self.models, OwnModel), ("tasks", self.tasks, Task)):
+            if not isinstance(parts, tuple | list) or not all(isinstance(part, kind) for part in parts):
+                raise TypeError(f"`{name}` must be a tuple of {kind.__name__}, as (ONE,), not {parts!r}")
+        sources = self.sources.items() if isinstance(self.sources, Mapping) else [(None, None)]
+        if not all(isinstance(name, str) and callable(read) for name, read in sources):
+            raise TypeError(f"`sources` must be {{name: function}}, not {self.sources!r}")
 
     def names(self) -> dict[str, list[str]]:
         """{"model": [its names], "source": ..., "task": ...}"""
@@ -129,7 +147,7 @@ def load_installed() -> None:
         do = f"correct or uninstall the package {package}"
         try:
             module_or_plugin = point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(f"the plugin of the package {package} could not be loaded", explain(error), do) from error
         plugin = _read_plugin(module_or_plugin, package)
         _register(Loaded(package, point.dist.version if point.dist else "", plugin))

@@ -149,6 +149,14 @@ WRONG = {
     'Literal["tiny"]': ("str", "cannot be the settings of a model"),
     '["tiny"]': ('["gru"]', "the model 'gru' is taken"),
     "OwnModel(Settings, Tiny,": ("OwnModel(Settings, Tiny, inputs='icu',", "unknown kind of inputs 'icu'"),
+    "(Settings, Tiny,": ("(Settings, Tiny, [],", "line 27: TypeError: `inputs` must be the name of a kind of inputs"),
+    "Settings, Tiny,": ("Settings, 'Tiny',", "line 27: TypeError: `build` must be a class or function, not 'Tiny'"),
+    "search=Search(space=": ("search=dict(space=", "TypeError: `search` must be a raylab.config.recipe.Search"),
+    "})),))": ("}))))", "line 27: TypeError: `models` must be a tuple of OwnModel, as (ONE,), not OwnModel("),
+    "Plugin(models=": ("Plugin(sources=", "line 27: TypeError: `sources` must be {name: function}"),
+    "PLUGIN = Plugin(models": ("PLUGIN = Plugin(tasks", "line 27: TypeError: `tasks` must be a tuple of Task"),
+    "from pydantic import Field": ("from pydantic import Field; import sys; sys.exit(3)", "line 3: SystemExit: 3"),
+    "class Settings": ("\0class Settings", "null bytes"),
 }
 
 
