@@ -75,6 +75,11 @@ PLUGIN_VERBS = (
     "compare", "estimate", "fit", "runs", "rerun", "verify", "export",
 )  # fmt: skip
 """those that read names of tasks, models or sources"""
+CONTINUE = {
+    **dict.fromkeys(("train", "transfer", "tune", "resume"), "; to continue it: raylab resume NAME"),
+    **dict.fromkeys(("simulate", "benchmark", "rerun"), "; the same command continues it"),
+}
+"""what is said after an interruption of a verb whose work can be continued"""
 VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}
 
 STDOUT = Path("-")
@@ -96,19 +101,19 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = run(words[0], words[1:])
     except (Exception, KeyboardInterrupt) as error:
-        code = explain_end(error)
+        code = explain_end(error, words[0])
     finally:
         console.flush_output()
     if console.lost is not None and code == 0 and (failure := console.explain_lost_output(console.lost)):
-        code = explain_end(failure)
+        code = explain_end(failure, words[0])
     return code
 
 
-def explain_end(error: BaseException) -> int:
-    """Say on standard error why the verb ended with `error`; returns the exit code. Raises an error in the program."""
+def explain_end(error: BaseException, verb: str) -> int:
+    """Say on standard error why a verb ended with `error`; returns the exit code. Raises an error in the program."""
     if isinstance(error, KeyboardInterrupt):
         ignore_interrupts()  # all that is left to do is to exit
-        console.tell_error("interrupted; to resume a training run: raylab resume NAME")
+        console.tell_error(f"interrupted{CONTINUE.get(verb, '')}")
         return 130
     explained = error if isinstance(error, RaylabError) else explain_memory_error(error) or explain_storage_error(error)
     if explained is None:

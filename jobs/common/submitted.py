@@ -326,7 +326,7 @@ def main() -> int:
     try:
         carry_out(Path(sys.argv[1]))
     except (Exception, KeyboardInterrupt) as error:
-        return cli.explain_end(error)
+        return cli.explain_end(error, "train")
     return 0
 
 

@@ -199,12 +199,22 @@ def test_exit_codes_of_the_ways_to_end(monkeypatch):
     sync = importlib.import_module("jobs.sync")
     for end, code, said in (
         (lambda args: {"exit_code": 1}, 1, ""),
-        (lambda args: (_ for _ in ()).throw(KeyboardInterrupt), 130, "raylab resume NAME"),
+        (lambda args: (_ for _ in ()).throw(KeyboardInterrupt), 130, "interrupted"),
         (lambda args: os.kill(os.getpid(), signal.SIGTERM) or {}, 130, "interrupted"),
     ):
         monkeypatch.setattr(sync, "main", end)
         got, _, err = raylab("sync")
         assert got == code and said in err
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [("tune", "; to continue it: raylab resume NAME"), ("benchmark", "; the same command continues it"), ("ui", "")],
+)
+def test_an_interruption_says_what_continues_the_work(verb, said, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "ignore_interrupts", lambda: None)
+    assert cli.explain_end(KeyboardInterrupt(), verb) == 130
+    assert capsys.readouterr().err == f"raylab: interrupted{said}\n"
 
 
 # one run
