@@ -15,7 +15,7 @@ from raylab.federation.arithmetic import LIMITS, pin
 from raylab.tasks import find_task
 
 if TYPE_CHECKING:  # it needs the optional package cryptography
-    from raylab.federation.agreement import Agreement
+    from raylab.federation.agreement import Agreement, LocalSteps
     from raylab.federation.keys import PrivateKeys
     from raylab.federation.run import Federation
 
@@ -47,8 +47,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="shards into which each site's rows are cut (default: 1 each)",
     )
     agree.add_argument(
-        "--gradient-bound", type=float, default=16.0, metavar="B",
-        help="largest norm of the gradient of a shard's mean loss; larger ones are scaled down (default: 16)",
+        "--local-steps", type=parse_local_steps, metavar="N|epoch",
+        help="average the weights after so many steps that each site takes alone, and at the end of each epoch "
+        "(default: every step is an exact sum over all sites)",
+    )  # fmt: skip
+    agree.add_argument(
+        "--gradient-bound", type=float, metavar="B",
+        help="exact sums: largest norm of the gradient of a shard's mean loss; larger ones are scaled down "
+        "(default: 16)",
     )  # fmt: skip
     agree.add_argument(
         "--cpu-capability", choices=tuple(LIMITS), default="avx2",
@@ -74,6 +80,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     pool.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="directory of the run; continued if it exists"
     )
+
+
+def parse_local_steps(text: str) -> "LocalSteps":
+    """A number of steps, or `epoch`."""
+    if text != "epoch" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a number of steps nor 'epoch'")
+    return "epoch" if text == "epoch" else int(text)
 
 
 def add_exchange(parser: argparse.ArgumentParser) -> None:
@@ -118,6 +131,7 @@ def write_agreement(args: argparse.Namespace) -> dict[str, Any]:
         args.gradient_bound,
         args.cpu_capability,
         args.patience,
+        args.local_steps,
     )
     path = agreements.write_agreement(agreement, args.exchange)
     if not args.quiet:
@@ -131,11 +145,16 @@ def tell_agreement(agreement: "Agreement") -> None:
 
     recipe = agreement.parse_recipe()
     say(f"agreement {agreement.sha256}")
-    say(f"{recipe.task}, model {recipe.model.name}, {recipe.loop.epochs} epochs, seed {recipe.seed}, {agreement.mode}")
+    say(f"{recipe.task}, model {recipe.model.name}, {recipe.loop.epochs} epochs, seed {recipe.seed}")
     for site in agreement.sites:
         say(f"  {site.site}: {site.rows} rows of a step in {site.shards} shard(s), key {site.signing_key[:16]}...")
-    say(f"gradients of shards up to norm {agreement.gradient_bound:g}, instructions {agreement.cpu_capability}, "
-        f"{agreement.patience_seconds:g} s of patience")  # fmt: skip
+    if agreement.local_steps is None:
+        say(f"every step is an exact sum over all sites, of gradients of shards up to norm {agreement.gradient_bound:g}")
+    elif agreement.local_steps == "epoch":
+        say("the weights are averaged at the end of each epoch")
+    else:
+        say(f"the weights are averaged after {agreement.local_steps} local steps, and at the end of each epoch")
+    say(f"instructions {agreement.cpu_capability}, {agreement.patience_seconds:g} s of patience")
     if len(agreement.sites) < PRIVATE_SITES:
         say("two sites: each of them can subtract its own values from a sum, and so gets the other's")
 
@@ -258,6 +277,12 @@ def run_pooled(args: argparse.Namespace) -> dict[str, Any]:
     outputs.check_directory(args.out, "--out")
     agreement = read_signed(args.exchange)
     members = parse_members(args.data, agreement)
+    if agreement.local_steps is not None:
+        raise UsageError(
+            "a pooled run repeats exact sums, and the sites of this agreement average their weights",
+            "there is no run on pooled rows with the same weights",
+            "to compare, make an agreement without --local-steps in another directory",
+        )
     pin(agreement.cpu_capability)
     from raylab.federation.exchange import Inbox
     from raylab.federation.run import join, train

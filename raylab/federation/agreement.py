@@ -10,7 +10,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,8 +28,12 @@ SIGNATURES = "signatures"
 LEAST_SITES = 2
 PRIVATE_SITES = 3  # of two sites, each gets the other's values by subtracting its own
 
+DEFAULT_BOUND = 16.0  # norm of the gradient of a shard's mean loss
+
 CpuCapability = Literal["default", "avx2", "avx512"]
 """vector instructions, as torch's ATEN_CPU_CAPABILITY names them"""
+LocalSteps = Annotated[int, Field(ge=1)] | Literal["epoch"]
+"""steps that a site takes alone between two averages"""
 
 
 class Site(Identity):
@@ -41,7 +45,7 @@ class Site(Identity):
     """logical shards into which these are cut"""
 
     @model_validator(mode="after")
-    def _shards_fit(self) -> "Site":
+    def _shards_fit(self) -> Self:
         if self.shards > self.rows:
             raise ValueError(f"{self.shards} shards of {self.rows} rows")
         return self
@@ -52,18 +56,26 @@ class Agreement(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     id: str
     """random, so that no two agreements have the same masks"""
-    mode: Literal["exact"]
+    local_steps: LocalSteps | None
+    """None for exact sums, where a step is one of all sites; otherwise the sites average their weights after so many
+    steps of their own, and at the end of each epoch"""
     recipe: dict[str, Any]
     sites: tuple[Site, ...]
-    gradient_bound: float = Field(gt=0)
-    """largest norm of the gradient of a shard's mean loss; a larger one is scaled down"""
+    gradient_bound: float | None = Field(gt=0)
+    """exact: largest norm of the gradient of a shard's mean loss; a larger one is scaled down"""
     cpu_capability: CpuCapability
     """vector instructions that every site is limited to"""
     patience_seconds: float = Field(gt=0)
     """time without a site's message after which the others go on without it"""
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Self:
+        if (self.gradient_bound is None) != (self.local_steps is not None):
+            raise ValueError("exact sums need a gradient_bound, and averages have none")
+        return self
 
     @property
     def sha256(self) -> str:
@@ -108,13 +120,16 @@ def propose(
     identities: Sequence[Identity],
     rows: Sequence[int],
     shards: Sequence[int],
-    gradient_bound: float,
+    gradient_bound: float | None,
     cpu_capability: CpuCapability,
     patience_seconds: float,
+    local_steps: LocalSteps | None = None,
 ) -> Agreement:
     """Return an agreement to train `recipe` with `rows` and `shards` of each site in a step.
 
-    The recipe's batch and shards become the sums of those. Raises UsageError for a recipe that cannot be trained so.
+    The recipe's batch and shards become the sums of those. With `local_steps` the sites average their weights
+    (McMahan et al., arXiv 1602.05629); otherwise all steps are exact sums, with DEFAULT_BOUND unless `gradient_bound`
+    is given. Raises UsageError for a recipe that cannot be trained so.
     """
     names = [identity.site for identity in identities]
     if len(names) < LEAST_SITES or len(set(names)) < len(names):
@@ -130,8 +145,17 @@ def propose(
     settings = {"loop.global_batch_size": sum(rows), "loop.shards": sum(shards), "scaling.workers": 0}
     recipe = override(recipe, settings)
     check_recipe(recipe)
+    if local_steps is None:
+        gradient_bound = DEFAULT_BOUND if gradient_bound is None else gradient_bound
+    elif gradient_bound is not None:
+        raise UsageError(
+            "a gradient bound is for exact sums; sites that average their weights send no gradients",
+            do="leave out --gradient-bound, or --local-steps",
+        )
+    elif local_steps != "epoch" and local_steps < 1:
+        raise UsageError(f"sites take 1 local step or more, got {local_steps}")
     for name, value in (("gradient bound", gradient_bound), ("patience", patience_seconds)):
-        if not 0 < value < math.inf:
+        if value is not None and not 0 < value < math.inf:
             raise UsageError(f"the {name} must be a number above 0, got {value:g}")
     sites = (
         Site(**identity.model_dump(), rows=n, shards=cut)
@@ -139,7 +163,7 @@ def propose(
     )
     return Agreement(
         id=secrets.token_hex(16),
-        mode="exact",
+        local_steps=local_steps,
         recipe=recipe.model_dump(mode="json"),
         sites=tuple(sites),
         gradient_bound=gradient_bound,

@@ -60,8 +60,13 @@ def describe_arithmetic() -> dict[str, str]:
         "libraries of torch": hashlib.sha256(torch.__config__.show().encode()).hexdigest()[:16],
         "version of torch": version("torch"),
         "version of numpy": version("numpy"),
-        "raylab code": hash_files(sorted(LIBRARY.rglob("*.py")), LIBRARY)[:16],
+        **describe_code(),
     }
+
+
+def describe_code() -> dict[str, str]:
+    """Return what must be equal on all sites whatever they compute: the code of raylab."""
+    return {"raylab code": hash_files(sorted(LIBRARY.rglob("*.py")), LIBRARY)[:16]}
 
 
 def probe(task: "Task", model: "nn.Module", train: "Samples", seed: int) -> str:

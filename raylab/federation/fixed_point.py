@@ -22,11 +22,8 @@ def exponent_for(bound: float) -> int:
     return BITS - math.ceil(math.log2(bound))
 
 
-def encode(values: NDArray[np.float64], bound: float, what: str) -> Integers:
-    """Return `values` as integers for sums within `bound`, rounded to the nearest.
-
-    Raises NonFiniteError, which names `what` they are, for a value that is not finite or exceeds the bound itself.
-    """
+def check(values: NDArray[np.float64], bound: float, what: str) -> None:
+    """Raise NonFiniteError, which names `what` they are, unless all `values` are finite and within `bound`."""
     if not np.isfinite(values).all():
         raise NonFiniteError(f"{what}: a value is NaN or infinite", "it overflowed or is undefined", "lower optim.lr")
     if values.size and float(np.abs(values).max()) > bound * (1 + 1e-6):
@@ -35,6 +32,11 @@ def encode(values: NDArray[np.float64], bound: float, what: str) -> Integers:
             "the sum of all sites could wrap around",
             "lower optim.lr, or agree on a larger bound",
         )
+
+
+def encode(values: NDArray[np.float64], bound: float, what: str) -> Integers:
+    """Return `values` as integers for sums within `bound`, rounded to the nearest. Raises NonFiniteError as `check`."""
+    check(values, bound, what)
     return np.rint(np.ldexp(values, exponent_for(bound))).astype(np.int64)
 
 

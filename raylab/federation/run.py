@@ -19,9 +19,9 @@ from raylab.data.samples import Samples
 from raylab.errors import DataError, UsageError
 from raylab.federation import fixed_point
 from raylab.federation.agreement import Agreement
-from raylab.federation.arithmetic import describe_arithmetic, probe
+from raylab.federation.arithmetic import describe_arithmetic, describe_code, probe
 from raylab.federation.rounds import Round
-from raylab.federation.scope import Counts, PooledSamples, SiteScope
+from raylab.federation.scope import AveragingScope, Counts, PooledSamples, SiteScope
 from raylab.federation.sums import Sums
 from raylab.tasks import find_task
 from raylab.tasks.base import SiteStatistics, Task
@@ -31,7 +31,11 @@ from raylab.training.peers import Peers
 from raylab.training.process_group import ProcessGroup
 from raylab.training.run import Send, execute
 
-SAME_ARITHMETIC = "exact sums need the same bits at every site: use the same kind of CPU and the same software"
+SAME_ARITHMETIC = (
+    "exact sums need the same bits at every site: use the same kind of CPU and the same software, or make an agreement "
+    "with --local-steps, which needs neither"
+)
+SAME_CODE = "install the same version of raylab at every site"
 SAME_DATA = "prepare the data of all sites with the same options and version of raylab"
 
 
@@ -70,12 +74,13 @@ class Federation:
 
     def scope(self) -> SiteScope:
         """Return a new scope for the training loop."""
-        return SiteScope(self.agreement, self.recipe, self.task, self.train, self.val, self.counts, self.sums)
+        kind = SiteScope if self.agreement.local_steps is None else AveragingScope
+        return kind(self.agreement, self.recipe, self.task, self.train, self.val, self.counts, self.sums)
 
 
 def join(agreement: Agreement, members: Mapping[str, Path], sums: Sums) -> Federation:
     """Form the statistics of all sites, load the prepared directories of `members`, and check that all sites compute
-    the same. A collective over the sites.
+    the same, or, where they average weights, run the same code from the same weights. A collective over the sites.
 
     Raises DataError for data that does not fit, UsageError for a recipe that cannot be trained so, and RunError where
     sites differ.
@@ -84,7 +89,11 @@ def join(agreement: Agreement, members: Mapping[str, Path], sums: Sums) -> Feder
     task = find_task(recipe.task)
     statistics = _statistics_of(task)
     metas = {name: task.read_meta(directory) for name, directory in members.items()}
-    sums.compare(Round("join", 0), describe_arithmetic(), SAME_ARITHMETIC)
+    is_exact = agreement.local_steps is None
+    if is_exact:
+        sums.compare(Round("join", 0), describe_arithmetic(), SAME_ARITHMETIC)
+    else:
+        sums.compare(Round("join", 0), describe_code(), SAME_CODE)
 
     parts = [fixed_point.encode(statistics.add_up(meta), statistics.bound, "statistics") for meta in metas.values()]
     total = sums.add_up(Round("statistics", 0), _add_all(parts))
@@ -109,10 +118,9 @@ def join(agreement: Agreement, members: Mapping[str, Path], sums: Sums) -> Feder
             do="choose a model without it",
         )
     facts = {f"input {key}": _short(value) for key, value in spec.items()}
-    facts |= {
-        "initial weights": weights_sha256(model),
-        "bits of a forward and backward pass": probe(task, model, some, 0),
-    }
+    facts |= {"initial weights": weights_sha256(model)}
+    if is_exact:
+        facts |= {"bits of a forward and backward pass": probe(task, model, some, 0)}
     sums.compare(Round("start", 0), facts, f"{SAME_DATA}; if only bits differ: {SAME_ARITHMETIC}")
     return Federation(agreement, recipe, task, train, val, counts, sums)
 

@@ -1,4 +1,5 @@
-"""The scope of a run whose rows are divided among sites: the training loop's sums as sums over all sites."""
+"""The scope of a run whose rows are divided among sites: the training loop's sums as sums over all sites, or, where the
+sites average their weights, its averages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from raylab.data.sampler import site_rows, steps_per_epoch
 from raylab.data.samples import Samples
 from raylab.errors import RunError
 from raylab.federation import fixed_point
-from raylab.federation.agreement import Agreement
+from raylab.federation.agreement import DEFAULT_BOUND, Agreement
 from raylab.federation.fixed_point import Integers
 from raylab.federation.rounds import Round
 from raylab.federation.sums import Sums
@@ -23,8 +24,9 @@ from raylab.training.imbalance import Batches, offsets_of
 from raylab.training.loop import weights_sha256
 from raylab.training.predict import predict
 from raylab.training.process_group import ProcessGroup
-from raylab.training.scope import Scope, ShardSums
+from raylab.training.scope import LocalShardSums, Scope, ShardSums
 
+LARGEST_WEIGHT = 1024.0
 LARGEST_LOSS = 1024.0  # mean loss of rows; training has long failed at a larger one
 DIVERGED = "their computers computed different bits from the same numbers"
 
@@ -89,7 +91,8 @@ class PooledSamples:
 
 
 class SiteScope(Scope):
-    """The rows of `members`: one site, or all of them in a pooled run, which repeats what the sites do."""
+    """The rows of one site, or of all of them in a pooled run, which repeats what the sites do. A step is one of all
+    sites: its sums are."""
 
     def __init__(
         self,
@@ -109,6 +112,7 @@ class SiteScope(Scope):
         self.batches = Batches(self.per_epoch, self.shards_of)
         self.offset = offsets_of(recipe, np.array(counts.classes) / counts.train, "cpu")
         self.largest_loss_sum = LARGEST_LOSS * max(recipe.loop.global_batch_size, counts.val)
+        self.gradient_bound = agreement.gradient_bound or DEFAULT_BOUND
         self.clipped = 0  # shards whose gradient exceeded the agreed bound
 
     def shards_of(self, step: int) -> tuple[int, list[np.ndarray]]:
@@ -159,12 +163,64 @@ class SiteScope(Scope):
         return {"loss": float(fixed_point.decode(np.array([total_loss]), self.largest_loss_sum)[0]) / int(total_rows)}
 
 
+class AveragingScope(SiteScope):
+    """The rows of one site, which takes steps of its own; now and then the weights of all sites are averaged, each
+    weighted with the rows that it has used since, which are agreed (federated averaging, McMahan et al., arXiv
+    1602.05629). Each site keeps its AdamW's moments."""
+
+    def __init__(
+        self,
+        agreement: Agreement,
+        recipe: Recipe,
+        task: Task,
+        train: Mapping[str, Samples],
+        val: Mapping[str, Samples],
+        counts: Counts,
+        sums: Sums,
+    ) -> None:
+        super().__init__(agreement, recipe, task, train, val, counts, sums)
+        ((self.name, self.samples),) = self.counts.items()
+        self.site = agreement.find(self.name)
+        self.number = agreement.names.index(self.name)
+        self.rows_per_epoch = self.per_epoch * self.site.rows
+
+    def shards_of(self, step: int) -> tuple[int, list[np.ndarray]]:
+        """Return the epoch of `step` and the shards of this site's rows."""
+        rows = site_rows(step, self.samples, self.site.rows, self.recipe.seed, self.number)
+        return step // self.per_epoch, np.array_split(rows, self.site.shards)
+
+    def own_shards(self, group: ProcessGroup, step: int, count: int) -> range:
+        return range(count)
+
+    def start_sums(self, group: ProcessGroup, step: int, shards: list[int], width: int) -> ShardSums:
+        return LocalShardSums(group, len(shards), width, True)
+
+    def is_average_due(self, step: int) -> bool:
+        every = self.agreement.local_steps
+        return step % self.per_epoch == 0 or (isinstance(every, int) and step % every == 0)
+
+    def average(self, step: int, tensors: list[Tensor]) -> tuple[str, ...]:
+        """See Scope. Raises NonFiniteError for a weight that is not finite or beyond LARGEST_WEIGHT."""
+        round = Round("average", step)
+        taking_part = self.sums.sites(round)
+        own = torch.cat([tensor.flatten() for tensor in tensors]).double().numpy()
+        what = f"the weights after step {step}"
+        fixed_point.check(own, LARGEST_WEIGHT, what)
+        rows = sum(self.agreement.find(name).rows for name in taking_part)
+        share = fixed_point.encode(own * (self.site.rows / rows), LARGEST_WEIGHT, what)
+        total = fixed_point.decode(self.sums.add_up(round, share), LARGEST_WEIGHT)
+        parts = torch.split(torch.from_numpy(total), [tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+        return taking_part
+
+
 class FixedPointSums(ShardSums):
     """The sums of one step: of each shard's gradient, at most as long as the agreed bound, and of its losses."""
 
     def __init__(self, scope: SiteScope, step: int, shards: list[int]) -> None:
         self.scope, self.step, self.shards, self.count = scope, step, shards, sum(shards)
-        self.bound = scope.agreement.gradient_bound
+        self.bound = scope.gradient_bound
         self.gradient: Integers | None = None
         self.loss = np.zeros(1, dtype=np.int64)
 

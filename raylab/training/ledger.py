@@ -1,5 +1,5 @@
 """ledger.jsonl: one line per step of a run, with the attempt that computed it, and one per start, change of workers,
-checkpoint, handover and end.
+average over sites, checkpoint, handover and end.
 
 Lines are only appended, never changed. Readers skip a line that a crash has truncated. Each line ends with `chain`, the
 SHA-256 of the head before it and of its own text: the head of the last line depends on every line. After lines without
@@ -66,6 +66,18 @@ class Step(Entry):
     loss: float
 
 
+class Average(Entry):
+    """The weights were averaged over several sites. The line of its step may follow it, because that has the scores of
+    the average."""
+
+    average: int
+    """step after which"""
+    sites: tuple[str, ...]
+    """names of the sites whose weights were averaged"""
+    weights_sha256: str
+    """of the network that is scored, the same at all these sites"""
+
+
 class Checkpoint(Entry):
     checkpoint: int
     """its step"""
@@ -96,6 +108,7 @@ ENTRIES: dict[str, type[Entry]] = {
     "start": Start,
     "regroup": Regroup,
     "step": Step,
+    "average": Average,
     "checkpoint": Checkpoint,
     "moved": HandOver,
     "finished": Finish,

@@ -87,6 +87,9 @@ class Report:
     def forget(self, step: int) -> None:
         """The metrics up to `step` have arrived: nobody needs to carry them."""
 
+    def note_average(self, step: int, sites: tuple[str, ...], weights_sha256: str) -> None:
+        """The weights after `step` steps are now the average over those of `sites`, and have this SHA-256."""
+
     def note_leaving(self, ranks: list[int]) -> None:
         """These ranks of the present group leave at this step boundary, as they were told to."""
 
@@ -205,6 +208,7 @@ class Training:
         self.rows: list[Metrics] = []  # fetched and not reported yet
         self.wants_checkpoint = False
         self.saved_at, self.saved_step = time.monotonic(), 0
+        self.averaged_step = 0  # whose weights were averaged over sites; a checkpoint is written after that
         self.timed_since, self.timed_samples = time.perf_counter(), 0
         self.input_seconds = 0.0  # that steps have waited for their inputs
 
@@ -234,7 +238,7 @@ class Training:
                 do="resume with the recipe that wrote it, or train under another name",
             )
         self.must_reestimate = False
-        self.saved_step = self.progress.step
+        self.saved_step = self.averaged_step = self.progress.step
 
     def regroup(self) -> None:
         """Form a group with all who may train, and go on from the state of whoever is farthest, or begin."""
@@ -288,6 +292,8 @@ class Training:
             return self.reestimate_batchnorm
         if self.metrics.rows and self.must_fetch():
             return self.fetch_metrics
+        if self.is_average_due():
+            return self.average_over_sites
         if self.is_epoch_due():
             return self.finish_epoch
         if self.rows:
@@ -297,6 +303,9 @@ class Training:
         if self.is_finished():
             return None if self.final else self.finish
         return self.train_step
+
+    def is_average_due(self) -> bool:
+        return self.averaged_step < self.progress.step and self.scope.is_average_due(self.progress.step)
 
     def is_finished(self) -> bool:
         return self.progress.step >= self.planned or self.progress.stopped is not None
@@ -473,6 +482,15 @@ class Training:
         rows, self.rows = self.rows, []
         for row in rows:
             self.wants_checkpoint |= self.report(row, None)
+
+    def average_over_sites(self) -> None:
+        """Replace the weights, and their moving average, by the averages over all sites. AdamW's moments stay each
+        site's own."""
+        step = self.progress.step
+        tensors = [tensor for tensor in [*self.averaged, *self.averages] if tensor.is_floating_point()]
+        sites = self.scope.average(step, tensors)
+        self.averaged_step = step
+        self.report.note_average(step, sites, weights_sha256(self.scored_model))
 
     def finish_epoch(self) -> None:
         """Score the epoch on the validation split; its last step's row also has the scores."""

@@ -274,6 +274,9 @@ class Recorder(Report):
     def forget(self, step: int) -> None:
         self.rows = [row for row in self.rows if row["step"] > step]
 
+    def note_average(self, step: int, sites: tuple[str, ...], weights_sha256: str) -> None:
+        self._write(ledger.Average(attempt=self.attempt, average=step, sites=sites, weights_sha256=weights_sha256))
+
     def note_leaving(self, ranks: list[int]) -> None:
         self.left = tuple(self.pids[rank] for rank in ranks)
 

@@ -48,6 +48,15 @@ class Scope(ABC):
     def start_sums(self, group: ProcessGroup, step: int, shards: list[int], width: int) -> ShardSums:
         """Return the empty sums of `step`, whose `shards` have so many rows each; `width` is 1 + S."""
 
+    def is_average_due(self, step: int) -> bool:
+        """Whether the weights are averaged after `step` steps, because others have taken steps of their own."""
+        return False
+
+    def average(self, step: int, tensors: list[Tensor]) -> tuple[str, ...]:
+        """Replace the values of float32 `tensors` after `step` steps by their average over all who train the run, and
+        return the names of those. Changes nothing if it raises. A collective."""
+        raise NotImplementedError("is_average_due says when this is called")
+
     @abstractmethod
     def validate(self, model: nn.Module, group: ProcessGroup, epoch: int) -> dict[str, float]:
         """Return the loss and the point scores of all validation rows at the end of `epoch` (from 0). A collective."""
