@@ -238,8 +238,9 @@ def continue_site(
 
     sums = SiteSums(Exchange(exchange, agreement, keys, saved_step), keys, agreement, say)
     set_status("waiting for all sites to join")
-    federation = join(agreement, {keys.site: data}, sums)
-    result = train_federation(federation, directory, quiet)
+    with sums.announce_end():
+        federation = join(agreement, {keys.site: data}, sums)
+        result = train_federation(federation, directory, quiet)
     sums.tell_refused()
     traffic = {
         "rounds": sums.rounds,

@@ -3,6 +3,7 @@
     agreement.json, signatures/     agreement.py
     messages/ROUND.K.SITE.msg       a site's part of a round, after K sites were excluded
     messages/ROUND.K.SITE.exclude   its vote to go on without other sites
+    messages/SITE.stop              why its process has ended before the run
 
 Any means may carry it: a shared file system, a mounted drive, copies by sftp or rsync in both directions. A file that
 is copied in pieces counts as incomplete until all of it is there. Nothing in it is trusted before it is checked.
@@ -26,9 +27,10 @@ from raylab.files import UNFINISHED, atomic_write
 
 log = logging.getLogger(__name__)
 
-Content = Literal["integers", "facts", "exclusion"]
+Content = Literal["integers", "facts", "exclusion", "stop"]
 ENDING = {"integers": "msg", "facts": "msg", "exclusion": "exclude"}
 FILE_NAME = re.compile(rf"(\d{{8}})-({'|'.join(KINDS)})\.(\d+)\.({NAME})\.(msg|exclude)")
+STOP = re.compile(rf"({NAME})\.stop")
 SETTLE_SECONDS = 2.0  # a refused file that has not changed for so long is not just being copied
 
 
@@ -42,6 +44,7 @@ class Inbox:
         self.seen: dict[str, tuple[int, int, int]] = {}  # files that were refused, as they were
         self.refused: dict[str, str] = {}  # why, by file name
         self.bytes_received = 0
+        self.stops = {name: self._read_stop(name) for name in agreement.names}  # of earlier processes
 
     def receive(self, round: Round, sites: Sequence[str], sender: str, content: Content) -> bytes | None:
         """Return the payload of a site's part of a round among `sites`, or None if it is not there; a file that is not
@@ -76,11 +79,35 @@ class Inbox:
                 return self.receive(other, sites, sender, _content_of(other)) is not None
         return False
 
+    def find_stop(self, sender: str) -> str | None:
+        """Return why a site has stopped, if it did so since this process began and has sent nothing since."""
+        stop = self._read_stop(sender)
+        if stop is None or stop == self.stops[sender]:
+            return None
+        _, sequence = self.last.get(sender, (None, -1))
+        return str(json.loads(stop.payload)) if stop.header.sequence > sequence else None
+
+    def _read_stop(self, sender: str) -> Message | None:
+        path = self.messages / f"{sender}.stop"
+        try:
+            message = read_message(path.read_bytes(), self.agreement)
+            if (message.header.sender, message.header.content) != (sender, "stop"):
+                raise Refused(f"it contains {message.header.content} of site '{message.header.sender}'")
+        except FileNotFoundError:
+            return None
+        except Refused as reason:
+            self.refused[path.name] = str(reason)
+            return None
+        self.refused.pop(path.name, None)
+        return message
+
     def find_strays(self, excluded: dict[str, Round]) -> dict[str, str]:
         """Return why files of the directory are no messages that anybody waits for, by name."""
         found = dict(self.refused)
         for path in sorted(self.messages.iterdir()):
             match = FILE_NAME.fullmatch(path.name)
+            if (stop := STOP.fullmatch(path.name)) and stop[1] in self.agreement.names:
+                continue
             if UNFINISHED.fullmatch(path.name) or time.time() - path.stat().st_mtime < SETTLE_SECONDS:
                 continue
             if match is None or match[4] not in self.agreement.names:
@@ -141,7 +168,11 @@ class Exchange(Inbox):
             self.messages.mkdir(exist_ok=True)
             self.messages.chmod(directory.stat().st_mode & 0o7777)  # readable and writable by the same people
         self.sent = {path.name: self._read_own(path) for path in self._own_files()}
-        self.sequence = 1 + max((message.header.sequence for message in self.sent.values()), default=-1)
+        numbers = [message.header.sequence for message in self.sent.values()]
+        if stop := self.stops[keys.site]:
+            numbers.append(stop.header.sequence)
+            (self.messages / f"{keys.site}.stop").unlink()
+        self.sequence = 1 + max(numbers, default=-1)
 
     def publish(self, round: Round, sites: Sequence[str], content: Content, payload: bytes) -> None:
         """Send this site's part of a round among `sites`.
@@ -160,6 +191,17 @@ class Exchange(Inbox):
                     "restore what the run began with, or make a new agreement",
                 )
             return
+        header = self._write(name, round, sites, content, payload)
+        self.sent[name] = Message(header=header, payload=b"")
+        self.saved[self.keys.site] = header.saved_step
+        self._remove_old(sites)
+
+    def announce_stop(self, round: Round, sites: Sequence[str], why: str) -> None:
+        """Tell the others that this process ends before the run does, in `round`, and `why`."""
+        self._write(f"{self.keys.site}.stop", round, sites, "stop", encode_json(why))
+
+    def _write(self, name: str, round: Round, sites: Sequence[str], content: Content, payload: bytes) -> Header:
+        """Write a signed message under its `name`, and return its header."""
         header = Header(
             agreement=self.agreement.sha256,
             sender=self.keys.site,
@@ -170,7 +212,7 @@ class Exchange(Inbox):
             saved_step=self.saved_step(),
             content=content,
             size=len(payload),
-            sha256=digest,
+            sha256=hashlib.sha256(payload).hexdigest(),
         )
         file = write_message(header, payload, self.keys)
         with atomic_write(self.messages / name) as beside:
@@ -178,9 +220,7 @@ class Exchange(Inbox):
             share(beside)
         self.sequence += 1
         self.bytes_sent += len(file)
-        self.sent[name] = Message(header=header, payload=b"")
-        self.saved[self.keys.site] = header.saved_step
-        self._remove_old(sites)
+        return header
 
     def _own_files(self) -> list[Path]:
         return [path for path, _, _, name, _ in self.list_files() if name == self.keys.site]

@@ -44,7 +44,7 @@ class Header(BaseModel):
     """of the sender's messages, from 0"""
     saved_step: int
     """the step of the sender's last complete checkpoint: it needs no message of an earlier round again"""
-    content: Literal["integers", "facts", "exclusion"]
+    content: Literal["integers", "facts", "exclusion", "stop"]
     size: int
     sha256: str
 

@@ -4,11 +4,15 @@ A site that is silent for longer than the agreed patience is excluded: the other
 for the same, the round is repeated without it, under other masks. A vote binds: who has voted completes the round with
 the silent site only after another one has, which it shows by a message of a later round. So no site goes on with it
 while another goes on without it.
+
+A site whose process ends before the run says so, with a reason, and the others end at once: all go on when they are
+started again. What a site said before this process began counts as a reason for its silence only.
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,10 +28,18 @@ from raylab.federation.rounds import Round
 from raylab.training.process_group import PeerLost
 
 POLL_SECONDS = 0.01
+STOP_SECONDS = 0.5  # between two looks whether a site that is waited for has stopped
 TELL_SECONDS = 30.0  # between two messages about whom this site waits for
 BEGINNING = ("join", "statistics", "counts", "start")  # rounds in which a site that is missing is waited for
 
+INTERRUPTED = "it was interrupted"
+STOPPED_WITH = "it stopped because another site had"
+
 Tell = Callable[[str], None]
+
+
+class SiteStopped(RunError):
+    """Another site has said that its process ends before the run."""
 
 
 class Sums(Protocol):
@@ -70,6 +82,7 @@ class SiteSums:
         self.excluded = find_exclusions(exchange)
         self.told: dict[str, str] = {}  # files that were refused, and why
         self.rounds, self.seconds_waited = 0, 0.0
+        self.round, self.round_sites = Round("join", 0), agreement.names  # the last one that this site was in
 
     def add_up(self, round: Round, values: Integers) -> Integers:
         """See Sums. Raises RunError if this site was excluded, or cannot go on."""
@@ -114,10 +127,11 @@ class SiteSums:
 
     def _exchange(self, round: Round, sites: Sequence[str], content: Content, payload: bytes) -> dict[str, bytes]:
         """Send `payload`, and return that of every other site, in the order of the agreement."""
+        self.round, self.round_sites = round, tuple(sites)
         self.exchange.publish(round, sites, content, payload)
         others = [name for name in sites if name != self.site]
         received: dict[str, bytes] = {}
-        began = told_at = time.monotonic()
+        began = told_at = looked_at = time.monotonic()
         while True:
             for name in others:
                 if name not in received:
@@ -129,11 +143,48 @@ class SiteSums:
                 self.rounds += 1
                 self.seconds_waited += time.monotonic() - began
                 return {name: received[name] for name in others}
-            if time.monotonic() - told_at > TELL_SECONDS:
-                told_at = time.monotonic()
-                self.tell(f"round {round}: waiting for {', '.join(missing)} since {told_at - began:.0f} s")
+            now = time.monotonic()
+            if now - looked_at > STOP_SECONDS and now - began < self.agreement.patience_seconds:
+                looked_at = now
+                self._check_stops(missing)
+            if now - told_at > TELL_SECONDS:
+                told_at = now
+                for name in missing:
+                    self.tell(f"no answer from site {name} for {now - began:.0f} s{self._explain_silence(name, round)}")
                 self.tell_refused()
             time.sleep(POLL_SECONDS)
+
+    @contextmanager
+    def announce_end(self) -> Iterator[None]:
+        """Tell the other sites if the block ends with an error or is interrupted. What they get names the kind of error
+        alone, because its text may have values of data."""
+        try:
+            yield
+        except BaseException as error:
+            why = f"it failed ({type(error).__name__})"
+            if isinstance(error, KeyboardInterrupt | SiteStopped):
+                why = INTERRUPTED if isinstance(error, KeyboardInterrupt) else STOPPED_WITH
+            try:
+                self.exchange.announce_stop(self.round, self.round_sites, why)
+            except OSError as failure:
+                self.tell(f"the other sites do not know that this one stops: {failure.strerror}")
+            raise
+
+    def _check_stops(self, missing: Sequence[str]) -> None:
+        """Raise SiteStopped if a site that is waited for has stopped since this process began."""
+        for name in missing:
+            if why := self.exchange.find_stop(name):
+                raise SiteStopped(
+                    f"site '{name}' has stopped: {why}",
+                    f"round {self.round} cannot be completed without it",
+                    "when it is ready, run the same command again, here and there; a site that then does not come for "
+                    f"{self.agreement.patience_seconds:g} s is left out",
+                )
+
+    def _explain_silence(self, name: str, round: Round) -> str:
+        stop = None if name in self.exchange.last else self.exchange.stops[name]
+        why = f"; when this process began, it had stopped: {json.loads(stop.payload)}" if stop else ""
+        return f", in round {round}{why}"
 
     def tell_refused(self) -> None:
         """Say which files of the directory are not used, and why; each once."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from raylab.federation.keys import PrivateKeys, read_keys, write_keys
 from raylab.federation.masks import Masks
 from raylab.federation.message import Refused, read_message, write_message
 from raylab.federation.rounds import Round
-from raylab.federation.sums import SiteSums, find_decision
+from raylab.federation.sums import SiteStopped, SiteSums, find_decision
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training.process_group import PeerLost
 from tests.wait import wait_for
@@ -156,6 +157,67 @@ def test_a_round_is_repeated_without_a_silent_site(tmp_path, keys):
     assert resumed.sites(Round("step", 9)) == ("north", "south")
     assert np.array_equal(resumed.add_up(STEP, values["north"]), np.full(10, 3))
     assert any("going on without west" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (KeyboardInterrupt(), "it was interrupted"),
+        (DataError("stay CANARY-17 has no hours"), "it failed (DataError)"),
+    ],
+)
+def test_the_others_stop_at_once_with_a_site_that_stops(tmp_path, keys, agreement, error, why):
+    """They say which one and why, without a value of its data; whoever begins later waits for it as for every site."""
+    sites = {name: site(tmp_path, agreement, keys[name]) for name in SITES}
+
+    def stop() -> None:
+        with pytest.raises(type(error)), sites["south"].announce_end():
+            raise error
+
+    def wait(name: str) -> Any:
+        with sites[name].announce_end():
+            return sites[name].add_up(STEP, np.ones(3, np.int64))
+
+    began = time.monotonic()
+    ends = in_parallel({"south": stop, "north": lambda: wait("north"), "west": lambda: wait("west")})
+    assert time.monotonic() - began < agreement.patience_seconds / 2
+    assert isinstance(ends["north"], SiteStopped) and ends["north"].exit_code == 1
+    said = [str(end) for end in (ends["north"], ends["west"])]
+    assert any(f"site 'south' has stopped: {why}" in text for text in said) and "run the same command" in said[0]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"CANARY" in path.read_bytes()]
+
+    again = {name: site(tmp_path, agreement, keys[name]) for name in SITES}
+    assert not list(tmp_path.glob("messages/*.stop"))
+    totals = in_parallel({name: lambda name=name: again[name].add_up(STEP, np.ones(3, np.int64)) for name in SITES})
+    assert all(np.array_equal(total, [3, 3, 3]) for total in totals.values())
+
+
+def test_who_begins_after_a_stop_waits_and_says_so(tmp_path, keys, agreement, monkeypatch):
+    with pytest.raises(KeyboardInterrupt), site(tmp_path, agreement, keys["south"]).announce_end():
+        raise KeyboardInterrupt
+    monkeypatch.setattr("raylab.federation.sums.TELL_SECONDS", 0.2)
+    said: list[str] = []
+    north = site(tmp_path, agreement, keys["north"], said)
+    north.agreement = agreement.model_copy(update={"patience_seconds": 1.0})
+    with pytest.raises(RunError, match="no majority"):
+        north.add_up(STEP, np.ones(3, np.int64))
+    assert any(line.startswith("no answer from site west for") for line in said)
+    assert any("no answer from site south" in line and "stopped: it was interrupted" in line for line in said)
+
+
+@pytest.mark.parametrize("kind", ["forged", "of another site", "replayed"])
+def test_a_stop_that_is_not_the_site_s_is_not_obeyed(tmp_path, keys, agreement, kind):
+    sites = {name: site(tmp_path, agreement, keys[name]) for name in SITES}
+    path = tmp_path / "messages" / "south.stop"
+    sender = "west" if kind == "of another site" else "south"
+    sites[sender].exchange.announce_stop(STEP, SITES, "it was interrupted")
+    content = (tmp_path / "messages" / f"{sender}.stop").read_bytes()
+    (tmp_path / "messages" / f"{sender}.stop").unlink()
+    if kind == "replayed":  # it has sent a message since
+        sites["south"].exchange.publish(STEP, SITES, "integers", bytes(8))
+        assert sites["north"].exchange.receive(STEP, SITES, "south", "integers")
+    path.write_bytes(content.replace(b'"number": 3', b'"number": 4') if kind == "forged" else content)
+    assert sites["north"].exchange.find_stop("south") is None
 
 
 def test_a_site_alone_does_not_go_on(tmp_path, keys):

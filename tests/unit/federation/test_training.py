@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from raylab.federation.arithmetic import describe_arithmetic
 from raylab.federation.exchange import Exchange
 from raylab.federation.keys import PrivateKeys
 from raylab.federation.rounds import Round
-from raylab.federation.run import join, train
+from raylab.federation.run import SitePeers, join, train
 from raylab.federation.scope import PooledSamples
 from raylab.federation.sums import PooledSums, SiteSums, find_exclusions
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training import checkpoint
+from raylab.training.ledger import Average, read_ledger
+from raylab.training.loop import Report, Training
 
 SITES = ("north", "south", "west")
 PATIENTS = {"north": 120, "south": 60, "west": 80}
@@ -79,12 +82,14 @@ def pooled(data, tmp_path_factory) -> dict[str, Any]:
     return train(join(agreement, data, PooledSums(agreement, {})), tmp_path_factory.mktemp("pooled"), lambda rows: 0)
 
 
-def agree(keys: dict[str, PrivateKeys], patience: float = 600.0, bound: float = 8.0) -> Agreement:
+def agree(
+    keys: dict[str, PrivateKeys], patience: float = 600.0, bound: float | None = None, local_steps: Any = None
+) -> Agreement:
     identities = [each.identity() for each in keys.values()]
-    return propose(RECIPE, identities, [32, 13, 19], [1, 2, 2], bound, "avx2", patience)
+    return propose(RECIPE, identities, [32, 13, 19], [1, 2, 2], bound, "avx2", patience, local_steps)
 
 
-def set_up(exchange: Path, **options: float) -> dict[str, PrivateKeys]:
+def set_up(exchange: Path, **options: Any) -> dict[str, PrivateKeys]:
     """A signed agreement in a new exchange directory; returns the keys of all sites."""
     keys = {name: PrivateKeys.generate(name) for name in SITES}
     write_agreement(agree(keys, **options), exchange)
@@ -186,6 +191,99 @@ def test_three_sites_reach_the_weights_of_the_pooled_run(tmp_path, data, pooled,
         values = pl.read_parquet(data[name] / "hours.parquet").select(pl.col(pl.Float32)).to_numpy()
         rows = [row for row in values[:: len(values) // 50] if np.isfinite(row).sum() > 2]
         assert rows and not [row for row in rows if row[np.isfinite(row)].tobytes() in sent]
+
+
+class Collected(Exception):
+    """Raised with the values that a site adds to a sum."""
+
+
+class Lockstep:
+    """Sums over sites that take turns in one process: a site first gives its values, and later gets the total."""
+
+    def __init__(self) -> None:
+        self.total: Any = None
+
+    def add_up(self, round: Round, values: Any) -> Any:
+        if self.total is None:
+            raise Collected(values)
+        return self.total
+
+    def sites(self, round: Round) -> tuple[str, ...]:
+        return SITES
+
+
+def train_in_turns(agreement: Agreement, data: dict[str, Path]) -> tuple[dict[str, Any], list[Any]]:
+    """The results of sites that average their weights, without messages, masks and processes; and for each average the
+    networks before it and after it."""
+    whole, sums = join(agreement, data, PooledSums(agreement, {})), Lockstep()
+    task, sites, averages = whole.task, {}, []
+    for name in SITES:
+        own = replace(whole, train={name: whole.train[name]}, val={name: whole.val[name]}, sums=sums)
+        samples, val = PooledSamples(own.train), PooledSamples(own.val)
+        model = task.model(whole.recipe, samples.spec)
+        sites[name] = Training(
+            whole.recipe, task, model, samples, val, Report(), "cpu", False, peers=SitePeers(), scope=own.scope()
+        )
+        sites[name].regroup()
+    while not all(site.final for site in sites.values()):
+        given, sums.total = {}, None
+        for name, site in sites.items():
+            try:
+                while (action := site.next_action()) is not None:
+                    action()
+            except Collected as collected:
+                given[name] = collected.args[0]
+        if not given:
+            break
+        sums.total = sum(given.values())
+        is_average = next(iter(sites.values())).is_average_due()
+        before = [[weight.detach().clone() for weight in site.weights] for site in sites.values()]
+        for site in sites.values():
+            action = site.next_action()
+            assert action is not None
+            action()
+        if is_average:
+            averages.append((before, [[weight.detach().clone() for weight in s.weights] for s in sites.values()]))
+    for site in sites.values():
+        site.inputs.close()
+    return {name: site.final for name, site in sites.items()}, averages
+
+
+def test_sites_average_their_weights_by_the_rows_that_they_have_used(data):
+    keys = {name: PrivateKeys.generate(name) for name in SITES}
+    results, averages = train_in_turns(agree(keys, local_steps=2), data)
+    steps, per_epoch = results["north"]["steps"], results["north"]["steps"] // RECIPE.loop.epochs
+    due = [step for step in range(1, steps + 1) if step % 2 == 0 or step % per_epoch == 0]
+    assert len(averages) == len(due) and len(due) < steps, "local steps must make a difference"
+    for before, after in averages:
+        assert all(torch.equal(own, first) for site in after for own, first in zip(site, after[0], strict=True))
+        for place, weight in enumerate(after[0]):
+            parts = [n / 64 * site[place].double() for n, site in zip((32, 13, 19), before, strict=True)]
+            assert torch.allclose(weight.double(), sum(parts), atol=1e-9, rtol=1e-6)  # type: ignore[arg-type]
+        assert not torch.equal(before[0][0], before[1][0])
+
+
+def test_averaged_weights_are_the_same_after_kills(tmp_path, data, processes):
+    """One site is killed between two averages, one while it waits for one; the ledgers have the same averages."""
+    keys = set_up(tmp_path / "exchange", local_steps=3)
+    expected, _ = train_in_turns(read_agreement(tmp_path / "exchange"), data)
+    kills = {"north": None, "south": 6, "west": 7}
+    for name in SITES:
+        processes.start(name, tmp_path / "exchange", keys[name], data[name], tmp_path / name, kills[name])
+    for name in ("south", "west"):
+        assert processes.wait(name) is None, "it was to be killed"
+        processes.start(name, tmp_path / "exchange", keys[name], data[name], tmp_path / name)
+    results = {name: processes.wait(name) for name in SITES}
+    assert {result["weights_sha256"] for result in results.values()} == {expected["west"]["weights_sha256"]}
+    assert all(result["val"] == expected["west"]["val"] for result in results.values())
+    lines = {name: read_ledger(tmp_path / name / "ledger.jsonl") for name in SITES}
+    averages = {
+        name: {(e.average, e.sites, e.weights_sha256) for e in entries if isinstance(e, Average)}
+        for name, entries in lines.items()
+    }
+    assert averages["north"] == averages["south"] == averages["west"]
+    assert len(averages["north"]) == len({step for step, _, _ in averages["north"]}) > 2
+    assert len(list((tmp_path / "exchange" / "messages").glob("*-average.*"))) > 3
 
 
 def test_the_others_go_on_without_a_lost_site(tmp_path, data, processes):
