@@ -5,7 +5,7 @@
 Three sites, split by the type of unit, so that they are not alike: coronary, surgical (with cardiac surgery) and
 medical. Each prepares its own stays; the task is death in hospital. All methods take the same steps of the same rows.
 Federated runs are three processes that share only an exchange directory; one run on pooled rows must have the weights
-of the exact ones, to the bit, and stands for them with the other seeds. "Alone" trains with the rows that the site gives
+of the exact ones, to the bit, and stands for them with the other seeds. "Alone" takes the rows that the site gives
 to a step. What is done is kept in the scratch directory: the same command continues.
 
 It prints a table: AUROC on the test rows of each site and of all, as the mean over the seeds, with 95% CI over 1,000
@@ -80,7 +80,9 @@ def prepare_sites(physionet: Path, scratch: Path, landmark: float) -> dict[str, 
         split_by_unit(physionet, raw)
     for name, directory in data.items():
         if not (directory / "meta.json").is_file():
-            prepare_icu(TASK, "physionet2012", raw / name, directory, landmark=landmark, rule=LABELS["in-hospital-death"])
+            prepare_icu(
+                TASK, "physionet2012", raw / name, directory, landmark=landmark, rule=LABELS["in-hospital-death"]
+            )
     return data
 
 

@@ -149,7 +149,9 @@ def tell_agreement(agreement: "Agreement") -> None:
     for site in agreement.sites:
         say(f"  {site.site}: {site.rows} rows of a step in {site.shards} shard(s), key {site.signing_key[:16]}...")
     if agreement.local_steps is None:
-        say(f"every step is an exact sum over all sites, of gradients of shards up to norm {agreement.gradient_bound:g}")
+        say(
+            f"every step is an exact sum over all sites, of gradients of shards up to norm {agreement.gradient_bound:g}"
+        )
     elif agreement.local_steps == "epoch":
         say("the weights are averaged at the end of each epoch")
     else:

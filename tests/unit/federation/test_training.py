@@ -265,7 +265,7 @@ def test_sites_average_their_weights_by_the_rows_that_they_have_used(data):
 
 def test_averaged_weights_are_the_same_after_kills(tmp_path, data, processes):
     """One site is killed between two averages, one while it waits for one; the ledgers have the same averages."""
-    keys = set_up(tmp_path / "exchange", local_steps=3)
+    keys = set_up(tmp_path / "exchange", local_steps=2)
     expected, _ = train_in_turns(read_agreement(tmp_path / "exchange"), data)
     kills = {"north": None, "south": 6, "west": 7}
     for name in SITES:
@@ -283,7 +283,7 @@ def test_averaged_weights_are_the_same_after_kills(tmp_path, data, processes):
     }
     assert averages["north"] == averages["south"] == averages["west"]
     assert len(averages["north"]) == len({step for step, _, _ in averages["north"]}) > 2
-    assert len(list((tmp_path / "exchange" / "messages").glob("*-average.*"))) > 3
+    assert len(list((tmp_path / "exchange" / "messages").glob("*-average.*"))) >= 3
 
 
 def test_the_others_go_on_without_a_lost_site(tmp_path, data, processes):
