@@ -31,6 +31,7 @@ Content = Literal["integers", "facts", "exclusion", "stop"]
 ENDING = {"integers": "msg", "facts": "msg", "exclusion": "exclude"}
 FILE_NAME = re.compile(rf"(\d{{8}})-({'|'.join(KINDS)})\.(\d+)\.({NAME})\.(msg|exclude)")
 STOP = re.compile(rf"({NAME})\.stop")
+REASON = re.compile(rb'"[ !#-\[\]-~]{1,200}"')  # in JSON; it is shown to the people at the other sites
 SETTLE_SECONDS = 2.0  # a refused file that has not changed for so long is not just being copied
 
 
@@ -93,6 +94,8 @@ class Inbox:
             message = read_message(path.read_bytes(), self.agreement)
             if (message.header.sender, message.header.content) != (sender, "stop"):
                 raise Refused(f"it contains {message.header.content} of site '{message.header.sender}'")
+            if not REASON.fullmatch(message.payload):
+                raise Refused("its reason is not a line of text")
         except FileNotFoundError:
             return None
         except Refused as reason:
