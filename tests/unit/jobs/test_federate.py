@@ -78,6 +78,8 @@ def test_a_pooled_run_needs_every_site(exchange, capsys, tmp_path, words, why):
         (["--rows", "8", "8", "0"], "site west has more shards than rows"),
         (["--rows", "8", "8", "8", "--set", "model.name=logistic"], "fitted at once"),
         (["--rows", "8", "8", "8", "--cpu-capability", "avx2", "--gradient-bound", "0"], "gradient bound must be"),
+        (["--rows", "8", "8", "8", "--local-steps", "0"], "1 local step or more"),
+        (["--rows", "8", "8", "8", "--local-steps", "4", "--gradient-bound", "8"], "leave out --gradient-bound"),
     ],
 )
 def test_an_agreement_that_cannot_be_kept_is_refused(capsys, tmp_path, words, why):
@@ -86,6 +88,21 @@ def test_an_agreement_that_cannot_be_kept_is_refused(capsys, tmp_path, words, wh
     files = [tmp_path / f"{name}.public.json" for name in SITES]
     code, _, error = run(capsys, "agree", "ards", "--smoke", "--exchange", tmp_path / "x", "--sites", *files, *words)
     assert code == 2 and why in error and not (tmp_path / "x").exists()
+
+
+def test_sites_that_average_their_weights_agree_so_and_have_no_pooled_run(capsys, tmp_path):
+    for name in SITES:
+        run(capsys, "keys", "--site", name, "--out", tmp_path)
+    files = [tmp_path / f"{name}.public.json" for name in SITES]
+    words = ["ards", "--smoke", "--sites", *files, "--rows", 8, 8, 8, "--exchange", tmp_path / "x", "--local-steps"]
+    assert run(capsys, *("agree", *words, "often"))[0] == 2
+    code, said, _ = run(capsys, "agree", *words, "epoch")
+    assert code == 0 and "the weights are averaged at the end of each epoch" in said
+    for name in SITES:
+        run(capsys, "sign", "--exchange", tmp_path / "x", "--key", tmp_path / f"{name}.key")
+    words = ["--exchange", tmp_path / "x", "--out", tmp_path / "out", "--data", *(f"{name}=DIR" for name in SITES)]
+    code, _, error = run(capsys, "pool", *words)
+    assert code == 2 and "the sites of this agreement average their weights" in error and not (tmp_path / "out").exists()
 
 
 def test_a_bad_name_and_a_foreign_file_are_refused(capsys, tmp_path):
