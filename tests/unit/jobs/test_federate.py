@@ -102,7 +102,9 @@ def test_sites_that_average_their_weights_agree_so_and_have_no_pooled_run(capsys
         run(capsys, "sign", "--exchange", tmp_path / "x", "--key", tmp_path / f"{name}.key")
     words = ["--exchange", tmp_path / "x", "--out", tmp_path / "out", "--data", *(f"{name}=DIR" for name in SITES)]
     code, _, error = run(capsys, "pool", *words)
-    assert code == 2 and "the sites of this agreement average their weights" in error and not (tmp_path / "out").exists()
+    assert (
+        code == 2 and "the sites of this agreement average their weights" in error and not (tmp_path / "out").exists()
+    )
 
 
 def test_a_bad_name_and_a_foreign_file_are_refused(capsys, tmp_path):
