@@ -61,9 +61,9 @@ def export(
     from raylab.training import bundle as bundles  # loads torch
     from raylab.training.run import read_model
 
-    if out is not None:
-        outputs.check_directory(Path(out).parent, "--out")
     directory = find_run(run)
+    path = Path(out or f"{directory.name}{SUFFIX}")
+    outputs.check(path, "--out", "bundle")
     job, recipe, spec, network = read_model(directory)
     if job.kind != "icu":
         raise UsageError(f"run {directory.name} is of task '{job.name}'; bundles are of tasks on intensive-care data")
@@ -71,9 +71,6 @@ def export(
     meta = read_meta(Path(record.data), record.task, IcuMeta)
     if meta.data_hash != record.data_hash:
         raise DataError(f"{record.data} is no longer the data of {directory.name}", "its data hash differs")
-    path = Path(out or f"{directory.name}{SUFFIX}")
-    if path.exists() and not path.read_bytes().startswith(b"PK"):
-        raise UsageError(f"{path} is no bundle, and would be replaced", do="choose another --out")
     concepts = (*spec["features"], *spec["static"])
     check_statistics(count_contributors(Path(record.data)), concepts, LIMIT)
     origin = provenance.describe(directory)

@@ -85,7 +85,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def parse_local_steps(text: str) -> "LocalSteps":
     """A number of steps, or `epoch`."""
     if text != "epoch" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is neither a number of steps nor 'epoch'")
+        raise UsageError(f"--local-steps {text}: neither a number of steps nor 'epoch'")
     return "epoch" if text == "epoch" else int(text)
 
 

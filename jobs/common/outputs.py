@@ -2,6 +2,7 @@
 same kind is replaced."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import polars as pl
@@ -13,8 +14,8 @@ OWNED = ("meta.json", "run.json", "sweep.json")  # mark a prepared directory, a 
 
 
 def check(path: Path, option: str, kind: str) -> None:
-    """Raise DataError unless `path` is absent or an earlier file of `kind`: "result", "report" or "predictions". Raise
-    DataError or RunError unless it can be written."""
+    """Raise DataError unless `path` is absent or an earlier file of `kind`, one of KINDS. Raise DataError or RunError
+    unless it can be written."""
     check_directory(path.parent, option)
     if path.is_dir():
         raise DataError(f"{option} {path} is a directory", do="give a file name")
@@ -62,4 +63,12 @@ def _are_predictions(path: Path) -> bool:
     return {"id", "source"} <= columns.keys() and any(name.startswith("p_") for name in columns)
 
 
-KINDS = {"result": _is_result, "report": _is_report, "predictions": _are_predictions}
+def _is_bundle(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()[:1] == ["bundle.json"]
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+KINDS = {"result": _is_result, "report": _is_report, "predictions": _are_predictions, "bundle": _is_bundle}

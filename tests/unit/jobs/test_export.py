@@ -57,6 +57,20 @@ def test_a_bundle_is_signed_complete_and_reproducible(exported, tmp_path):
     assert key.read_text().strip().encode() not in path.read_bytes()
 
 
+def test_only_an_earlier_bundle_is_replaced(exported, tmp_path, capsys):
+    place, other = tmp_path / "place.raylab", tmp_path / "other.raylab"
+    place.mkdir()
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("thesis.txt", "all of it")
+    before = other.read_bytes()
+    for out, why in ((place, "is a directory"), (other, "is not a bundle file of raylab")):
+        assert raylab("export", "first", "--out", out) == 2
+        assert why in capsys.readouterr().err
+    assert other.read_bytes() == before and not [*place.iterdir()]
+    path, _ = exported
+    assert raylab("export", "first", "--out", path) == 0
+
+
 def test_no_patient_is_in_a_bundle_or_a_report(exported, elsewhere, ards_data, tmp_path):
     path, _ = exported
     report = tmp_path / "report.json"

@@ -55,11 +55,12 @@ def test_steps_in_which_passes_are_checked_count_once(per_epoch, monkeypatch, tm
         takes = 2.0 if per_epoch == 1 or not is_last else 1.0  # few rows: no passes, and nothing to check
         seconds.append(seconds[-1] + (takes if of_shape[is_last] <= CHECKS else 1.0) + validation * is_last)
 
-    def execute(recipe, data, scratch, send, flush_seconds):
+    def execute(recipe, scratch, send, flush_seconds):
         for number in range(1, steps + 1):
             now[0] = 30 + seconds[number]
             send([{"step": number, "loss": 1.0, **({"val/loss": 1.0} if number % per_epoch == 0 else {})}])
 
+    monkeypatch.setattr(forecast, "load_samples", lambda recipe, data: ())
     monkeypatch.setattr(forecast, "execute", execute)
     monkeypatch.setattr(forecast, "measure_validation", lambda *_: validation)
     work = Work(samples=1000, steps=steps)
@@ -71,11 +72,12 @@ def test_steps_in_which_passes_are_checked_count_once(per_epoch, monkeypatch, tm
 def test_a_run_of_slow_steps_only_is_measured_by_them(monkeypatch, tmp_path):
     now = [0.0]
 
-    def execute(recipe, data, scratch, send, flush_seconds):
+    def execute(recipe, scratch, send, flush_seconds):
         for number in range(1, CHECKS + 2):
             now[0] = 2.0 * number
             send([{"step": number, "loss": 1.0}])
 
+    monkeypatch.setattr(forecast, "load_samples", lambda recipe, data: ())
     monkeypatch.setattr(forecast, "execute", execute)
     monkeypatch.setattr(forecast, "measure_validation", lambda *_: 0.0)
     measured = measure(override(RECIPE, {"loop.epochs": 1}), tmp_path, Work(100, CHECKS + 1), lambda: now[0])
