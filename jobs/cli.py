@@ -115,7 +115,10 @@ def explain_end(error: BaseException, verb: str) -> int:
         ignore_interrupts()  # all that is left to do is to exit
         console.tell_error(f"interrupted{CONTINUE.get(verb, '')}")
         return 130
+    from raylab.tasks.plugin_code import explain_own_error  # imported late, to keep `raylab --help` fast
+
     explained = error if isinstance(error, RaylabError) else explain_memory_error(error) or explain_storage_error(error)
+    explained = explained or explain_own_error(error)
     if explained is None:
         raise error
     console.tell_error(explained)

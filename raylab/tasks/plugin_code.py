@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from raylab.documents import read_json
-from raylab.errors import UsageError
+from raylab.errors import RunError, UsageError
 from raylab.files import locked, write_json
 
 log = logging.getLogger(__name__)
@@ -78,13 +78,26 @@ def execute(code: Code) -> ModuleType:
     return module
 
 
-def explain(error: Exception | SystemExit) -> str:
+def explain(error: BaseException) -> str:
     """What went wrong while a plugin was executed, and the last line of code that took part."""
     if isinstance(error, SyntaxError):
         return f"{'' if error.lineno is None else f'line {error.lineno}: '}{error.msg}"
+    frame = _last_frame(error)
+    return f"{'' if frame is None else f'line {frame.lineno}: '}{type(error).__name__}: {error}"
+
+
+def explain_own_error(error: BaseException) -> RunError | None:
+    """The error for the user where the code of a plugin took part in `error`, after it had been loaded."""
+    frame = _last_frame(error)
+    if frame is None:
+        return None
+    return RunError(f"the code of the {frame.filename} failed", explain(error), "correct the file")
+
+
+def _last_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """The last line of a plugin's code that took part in an error."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = next((f"line {one.lineno}: " for one in reversed(frames) if one.filename.startswith(PLACE)), "")
-    return f"{place}{type(error).__name__}: {error}"
+    return next((one for one in reversed(frames) if one.filename.startswith(PLACE)), None)
 
 
 def allowed_file() -> Path:

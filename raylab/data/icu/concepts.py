@@ -78,6 +78,16 @@ class SourceData:
     numbering: str = ""
     synthetic: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises TypeError for tables of another type, which a plugin's source may give."""
+        for name, tables, kind in (
+            ("events", (self.events,), pl.LazyFrame),
+            ("stays", (self.stays,), pl.DataFrame),
+            ("pieces", self.pieces, pl.LazyFrame),
+        ):
+            if wrong := [table for table in tables if not isinstance(table, kind)]:
+                raise TypeError(f"`{name}` must be a polars {kind.__name__}, not {type(wrong[0]).__name__}")
+
     def parts(self) -> tuple[pl.LazyFrame, ...]:
         return self.pieces or (self.events,)
 

@@ -120,6 +120,9 @@ def prepare_icu(
         raw.mkdir()
         try:
             source_data = SOURCES[source](Raw(Path(path or "."), raw, patients, seed, mapping))
+            if not isinstance(source_data, SourceData):  # that of a plugin
+                why = f"its function returned {type(source_data).__name__} instead of SourceData"
+                raise UsageError(f"the source '{source}' cannot be used", why, "see docs/extend.md")
             stays = whole_stays(source_data.stays)
             notes = list(source_data.notes)
             used = asked

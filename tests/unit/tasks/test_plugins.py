@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from jobs import cli
 from raylab.config.overrides import override
 from raylab.config.recipe import CXR_FRONTAL, FAMILIES, ICU_HOURLY
 from raylab.errors import UsageError
@@ -169,6 +170,26 @@ def test_a_wrong_file_is_refused_and_changes_nothing(old, tmp_path):
     assert said in str(error.value)
     assert before == (FAMILIES, MODELS)
     assert not plugin_code.allowed_file().exists()
+
+
+FAILING = {
+    "return 3": "returned int instead of SourceData",
+    "return raw.absent": "line 5: AttributeError: 'Raw' object has no attribute 'absent'",
+    "return SourceData(pl.DataFrame(), pl.DataFrame())": "line 5: TypeError: `events` must be a polars LazyFrame, not",
+}
+
+
+@pytest.mark.parametrize("line", FAILING)
+def test_code_that_fails_later_is_named_with_its_line(line, tmp_path, capsys):
+    text = "import polars as pl\nfrom raylab.data.icu.concepts import SourceData\n"
+    text += "from raylab.tasks.plugins import Plugin\n"
+    text += f"def read(raw):\n    {line}\nPLUGIN = Plugin(sources={{'ward': read}})\n"
+    plugins.load_file(write(tmp_path / "ward.py", text))
+    words = ["--source", "ward", "--path", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert cli.main(["prepare", "ards", *words]) in (1, 2)
+    said = capsys.readouterr().err
+    assert FAILING[line] in said and "ward" in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_change_leaves_what_was_loaded(tiny, tmp_path):
