@@ -139,6 +139,9 @@ def _input(
     if not lists and manifest is None:
         do = "give --train, --val or --test, or --manifest"
         raise UsageError("no label list given", "the lists name the images", do)
+    if lists and (wrong := [name for name in classes if " " in name]):
+        why = "the words of a label list are separated by spaces"
+        raise UsageError(f"--classes: '{wrong[0]}'", why, "write it without spaces there, or give a --manifest")
     if images is None:
         raise UsageError("no images folder given", "the lists name files in it", "give --images")
     if not images.is_dir():

@@ -244,6 +244,13 @@ def test_the_source_synthetic_marks_images_that_are_not_of_patients(images: Path
         prepare_images("covidnet", tmp_path / "mixed", images, lists[0], None, lists[1], size=32)
 
 
+def test_lists_have_no_classes_with_spaces(images: Path, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.txt", range(24))
+    with pytest.raises(UsageError, match="--classes: 'no nodule'") as error:
+        prepare_images("covidnet", tmp_path / "out", images, train, None, None, classes=("no nodule", "nodule"))
+    assert "separated by spaces" in error.value.why and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("sources", "lists", "origin"),
     [
