@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from raylab.data.icu.concepts import CONCEPTS, factor, names_no_unit, stated_units
-from raylab.data.icu.sources import mimic3
+from raylab.data.icu.sources import mimic, mimic3
 
 LANDMARK, FIO2_BACK, VENT_BACK = 12, 8, 6
 
@@ -49,8 +49,8 @@ def main(folder: Path, out: Path) -> None:
     rule = {mimic3.MODE, mimic3.DEVICE}
     chart = chart[chart.itemid.isin(known | rule) & (chart.error != 1)]
     art = labs[(labs.itemid == mimic3.SPECIMEN) & (labs.value == "ART")][["subject_id", "charttime"]].drop_duplicates()
-    gas = labs[labs.itemid.isin(mimic3.GASES)].merge(art, on=["subject_id", "charttime"])
-    labs = pd.concat([labs[labs.itemid.isin(known) & ~labs.itemid.isin(mimic3.GASES)], gas])
+    gas = labs[labs.itemid.isin(mimic.GASES)].merge(art, on=["subject_id", "charttime"])
+    labs = pd.concat([labs[labs.itemid.isin(known) & ~labs.itemid.isin(mimic.GASES)], gas])
     labs = labs.merge(stays[["subject_id", "icustay_id", "intime", "outtime"]], on="subject_id")
     labs.charttime = pd.to_datetime(labs.charttime)
     labs = labs[(labs.charttime >= labs.intime) & (labs.charttime <= labs.outtime)].drop(columns=["intime", "outtime"])

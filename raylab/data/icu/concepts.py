@@ -17,7 +17,7 @@ from raylab.data.icu.units import NO_UNIT, conversion, parse, spelled
 from raylab.data.text import as_number
 
 _DATA: dict[str, Any] = tomllib.loads(Path(__file__).with_name("concepts.toml").read_text())
-ID_SOURCES = ("physionet2012", "mimic3", "mimic4", "yaib")
+ID_SOURCES = ("physionet2012", "mimic3", "mimic4", "mimic4_lab", "yaib")
 
 
 @dataclass(frozen=True)

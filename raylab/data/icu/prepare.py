@@ -38,7 +38,7 @@ from raylab.data.icu.patient_batch import (
     summarise_patients,
     unrecorded,
 )
-from raylab.data.icu.sources import events, meds, mimic3, physionet2012, yaib
+from raylab.data.icu.sources import events, meds, mimic3, mimic4, physionet2012, yaib
 from raylab.data.icu.timegrid import joined, statistics
 from raylab.data.identifiers import not_among
 from raylab.errors import DataError, UsageError, unknown
@@ -68,6 +68,7 @@ SOURCES: dict[str, Callable[[Raw], SourceData]] = {
     "physionet2012": lambda raw: physionet2012.read(raw.path),
     "meds": lambda raw: meds.read(raw.path, raw.work, raw.mapping),
     "mimic3": lambda raw: mimic3.read(raw.path, raw.work),
+    "mimic4": lambda raw: mimic4.read(raw.path, raw.work),
     "yaib": lambda raw: yaib.read(raw.path),
     "synthetic": synthetic,
 }

@@ -184,7 +184,7 @@ def assign_split(rows: pl.DataFrame, split: Split, seed: int) -> tuple[pl.DataFr
             raise DataError(
                 f"{rows[column].null_count()} of {rows.height} rows have no period",
                 "their source shifts or omits dates",
-                "use patient folds, or a source with periods (mimic3; meds with dates = 'real')",
+                "use patient folds, or a source with periods (mimic3, mimic4; meds with dates = 'real')",
             )
         holdout = split.holdout or values[-1]
         if holdout not in values or len(values) < 2:

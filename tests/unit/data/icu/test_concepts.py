@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from raylab.data.icu.concepts import CONCEPTS, DERIVED, SERIES, by_id, factor, names_no_unit, stated_units
-from raylab.data.icu.sources import mimic3
+from raylab.data.icu.sources import mimic, mimic3
 
 # What the label of an item must say, in MIMIC's own words
 SAYS = {
@@ -120,10 +120,10 @@ def test_each_mimic_iii_id_is_what_its_item_table_says(real_data):
         if not re.search(SAYS[name], str(labels.get(item)).lower())
     }
     assert not wrong
-    rule = (mimic3.MODE, mimic3.DEVICE, *mimic3.SETTINGS, *mimic3.COMA_SCALE)
+    rule = (mimic3.MODE, mimic3.DEVICE, *mimic3.SETTINGS, *mimic.COMA_SCALE)
     assert "mode" in labels[str(mimic3.MODE)].lower() and "o2 delivery" in labels[str(mimic3.DEVICE)].lower()
     assert all(str(item) in labels for item in rule) and labels[str(mimic3.SPECIMEN)].lower() == "specimen type"
-    assert all("GCS" in labels[str(item)] for item in mimic3.COMA_SCALE)
+    assert all("GCS" in labels[str(item)] for item in mimic.COMA_SCALE)
 
 
 def test_each_mimic_iv_id_occurs_as_that_in_the_meds_demo(real_data):
