@@ -17,9 +17,11 @@ from raylab.data.images import duplicates
 from raylab.data.prepared import Meta, NoPatientIds, PatientIds, numberings, read_meta
 from raylab.errors import DataError
 
-HOSPITALS = dict.fromkeys(("physionet2012", "mimic3", "meds"), "Beth Israel Deaconess Medical Center")
-"""The hospital of sources that overlap: PhysioNet 2012 is a sample of MIMIC-II, and MIMIC-III and IV are of the same
-hospital."""
+HOSPITALS = dict.fromkeys(
+    ("physionet2012", "mimic3", "mimic4", "mimic-iv-meds"), "Beth Israel Deaconess Medical Center"
+)
+"""The hospital of sources, or scopes of identifiers, that overlap: PhysioNet 2012 is a sample of MIMIC-II, and
+MIMIC-III and IV are of the same hospital."""
 BY_DIRECTORY = ("physionet2012", "mimic3")
 """Sources whose identifiers have one scope, whatever the rows name as their source, in data prepared before `numbering`
 was recorded."""
@@ -130,8 +132,12 @@ def _rows_name_source(meta: Meta) -> bool:
 
 def describe_sources(metas: Iterable[Meta], scopes: Iterable[set[str]]) -> str:
     """Return what is known about shared patients of two data sets whose identifiers have different scopes."""
-    fitted, scored = (" and ".join(sorted(names)) for names in scopes)
-    hospitals = [{HOSPITALS[name] for name in meta.source.split("+") if name in HOSPITALS} for meta in metas]
+    named = list(scopes)
+    fitted, scored = (" and ".join(sorted(names)) for names in named)
+    hospitals = [
+        {HOSPITALS[name] for name in (*meta.source.split("+"), *names) if name in HOSPITALS}
+        for meta, names in zip(metas, named, strict=True)
+    ]
     if shared := hospitals[0] & hospitals[1]:
         return (
             f"cannot be checked by identifier ({fitted}; {scored}), and WARNING: both hold patients of "

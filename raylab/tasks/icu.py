@@ -37,7 +37,7 @@ class IcuOptions(PrepareOptions):
     """Options of `prepare` for intensive-care data."""
 
     source: str | None = None
-    """events (your own tables), physionet2012, meds, mimic3, yaib, synthetic, or that of a plugin"""
+    """events (your own tables), physionet2012, meds, mimic3, mimic4, yaib, synthetic, or that of a plugin"""
     landmark: int | float = 12
     """hours after admission at which is predicted"""
     horizon: int | float = 24
@@ -53,7 +53,7 @@ class IcuOptions(PrepareOptions):
     until: int | float = 48
     """rolling: the last hour at which is predicted"""
     mapping: Path | None = None
-    """meds: TOML file with what the codes mean; MIMIC-IV's otherwise"""
+    """meds: what the codes mean, eicu, hirid, omop or a TOML file; MIMIC-IV's otherwise"""
     sensitivity: bool = False
     """count onsets over windows of FiO2 and persistence"""
     virtual_patient: bool = False

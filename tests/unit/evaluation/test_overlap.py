@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -19,7 +20,7 @@ from raylab.data.images.prepare import prepare_images
 from raylab.data.lung import sweep_dataset
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError
-from raylab.evaluation.overlap import in_words, leakage
+from raylab.evaluation.overlap import describe_sources, in_words, leakage
 from raylab.physiology import sweep
 
 
@@ -212,3 +213,10 @@ def test_stays_of_two_hospitals_pooled_and_apart(tmp_path, monkeypatch):
     assert resplit([eicu, last], tmp_path / "one", Split("patient")).numbering == ["yaib eicu"]
     found = leakage("ards", tmp_path / "one", last, "all")  # parts of one numbering keep their identifiers
     assert 0.7 * found["patients"] < found["shared"] < 0.9 * found["patients"]
+
+
+def test_only_codes_of_mimic_name_its_hospital():
+    """MEDS is a form of many hospitals' data, so its source alone does not say whose patients they are."""
+    metas = [SimpleNamespace(source="meds"), SimpleNamespace(source="mimic3")]
+    assert "both hold patients" in describe_sources(metas, [{"mimic-iv-meds"}, {"mimic3"}])
+    assert "other patients" in describe_sources(metas, [{"eicu"}, {"mimic3"}])

@@ -1,12 +1,15 @@
 """MEDS (Medical Event Data Standard) parquet event streams: subject_id, time, code, numeric_value.
 
-A mapping file defines the meaning of codes; the default is `meds_mimic4.toml`, for MIMIC-IV. A stay lasts from its
-admission code to the patient's next discharge code; only records within it become events. Ventilation is an episode: an
-event at its start, every hour after it and at its end, as PhysioNet 2012 charts it. Files are read in portions and
-written by patient, so that MIMIC-IV does not have to fit in memory.
+A mapping file defines the meaning of codes; `meds_NAME.toml` are those of public extractors, the default is MIMIC-IV's.
+A stay lasts from its admission code to the patient's next discharge code; only records within it become events.
+Ventilation is an episode: an event at its start, every hour after it and at its end, as PhysioNet 2012 charts it. Where
+none are recorded, it is marked by codes and by settings of the ventilator. Files are read in portions and written by
+patient, so that MIMIC-IV does not have to fit in memory.
 """
 
+import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,9 +34,11 @@ from raylab.data.icu.sources.episodes import chart_episodes
 from raylab.data.icu.sources.schema import DATE, NUMBER, TEXT, Column
 from raylab.data.icu.sources.tables import PIECE, Conversions, Findings, Pieces, rows_of
 from raylab.documents import describe_problems
-from raylab.errors import DataError, UsageError
+from raylab.errors import DataError, UsageError, escape_unprintable
 
-SHIPPED = Path(__file__).with_name("meds_mimic4.toml")
+MAPPINGS = {name: Path(__file__).with_name(f"meds_{name}.toml") for name in ("mimic4", "eicu", "hirid", "omop")}
+"""The mappings that ship with raylab, by their names in `--mapping`."""
+SHIPPED = MAPPINGS["mimic4"]
 PARTS = ("begin", "end", "left", "died", "death", "birth")
 
 
@@ -44,6 +49,8 @@ EVENT_COLUMNS = {  # `names` are those of older MEDS schemas and of similar form
     "numeric_value": replace(NUMBER, names=("value",)),
     "text_value": replace(TEXT, is_optional=True),
 }
+LONG_CODE = 120  # characters of a code in a message
+UNIT_COLUMN = {"unit": replace(TEXT, is_optional=True)}  # only where a mapping has `units`
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,35 @@ class Mapping:
     kinds: tuple[str, ...]
     concepts: dict[str, str]  # prefix of a code -> concept
     units: dict[str, str | None]  # prefix of a code -> unit in which it is recorded
-    stay: dict[str, str]
+    stay: dict[str, tuple[str, ...]]
     sex: dict[str, float]
     icu_type: dict[str, float]
     episodes: dict[str, list[str]]
     sums: dict[str, list[str]]
+    ventilation: "Ventilation"
+    units_of_rows: dict[str, str]  # text of the column `unit` -> unit
+
+    def makes(self) -> set[str]:
+        """Return the concepts that events can have."""
+        ventilation = VENTILATION if self.ventilation.is_used() else ()
+        ids = by_id(self.ids).values() if self.ids else ()
+        return {*self.concepts.values(), *ids, *self.episodes, *self.sums, *ventilation}
+
+
+VENTILATION = ("mech_vent", "niv")
+
+
+class Ventilation(BaseModel):
+    """What marks ventilation at a time where no episodes are recorded: codes, and concepts with a value above 0."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mech_vent: tuple[str, ...] = ()
+    niv: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+
+    def is_used(self) -> bool:
+        return bool(self.mech_vent or self.niv or self.settings)
 
 
 class MappingFile(BaseModel):
@@ -73,16 +104,23 @@ class MappingFile(BaseModel):
     ids: str | None = None
     kinds: tuple[str, ...] = ()
     concepts: dict[str, list[str]] = Field({})
-    stay: dict[str, str]
+    stay: dict[str, str | tuple[str, ...]]
     sex: dict[str, float] = Field({})
     icu_type: dict[str, float] = Field({})
     episodes: dict[str, tuple[str, str]] = Field({})
     sums: dict[str, list[str]] = Field({})
+    ventilation: Ventilation = Ventilation()
+    units: dict[str, str] = Field({})
 
 
 def read_mapping(file: Path) -> Mapping:
-    """Read the mapping in a TOML file; UsageError if it cannot be read or names an unknown concept."""
+    """Read the mapping in a TOML file, or the shipped one of that name; UsageError if it cannot be read or names an
+    unknown concept."""
     do = f"compare it with {SHIPPED.name}"
+    if not file.exists() and file.name in MAPPINGS:
+        file = MAPPINGS[file.name]
+    if not file.exists():
+        raise UsageError(f"no mapping of MEDS codes at {file}", do=f"give a TOML file, or one of {', '.join(MAPPINGS)}")
     try:
         document = MappingFile.model_validate(tomllib.loads(file.read_text(encoding="utf-8-sig")))
     except ValidationError as error:
@@ -96,8 +134,11 @@ def read_mapping(file: Path) -> Mapping:
     for name, codes in document.concepts.items():
         for text in codes:
             code, _, unit = text.partition("=")
-            concepts[code], units[code] = name, unit or None
-    named = {*concepts.values(), *document.episodes, *document.sums}
+            if concepts.setdefault(code, name) != name:
+                what = f"'{code}' is {concepts[code]} and {name}"
+                raise UsageError(f"{file} is not a valid mapping of MEDS codes: {what}", do="give a code one concept")
+            units[code] = unit or None
+    named = {*concepts.values(), *document.episodes, *document.sums, *document.ventilation.settings}
     wrong = [name for name in named if name not in CONCEPTS] + [f"stay.{k}" for k in document.stay if k not in PARTS]
     if document.ids is not None and document.ids not in ID_SOURCES:
         wrong.append(f"ids {document.ids!r}")
@@ -111,11 +152,13 @@ def read_mapping(file: Path) -> Mapping:
         document.kinds,
         concepts,
         units,
-        document.stay,
+        {part: (codes,) if isinstance(codes, str) else codes for part, codes in document.stay.items()},
         document.sex,
         document.icu_type,
         {name: list(codes) for name, codes in document.episodes.items()},
         document.sums,
+        document.ventilation,
+        document.units,
     )
 
 
@@ -134,14 +177,17 @@ ROWS = pl.Schema(
 
 def read(path: Path, work: Path, mapping: Path | None = None) -> SourceData:
     by = read_mapping(mapping or SHIPPED)
+    columns = EVENT_COLUMNS | (UNIT_COLUMN if by.units_of_rows else {})
     files = event_files(path)
     pieces = Pieces(work, "meds", max(1, -(-sum(file.stat().st_size for file in files) * 10 // PIECE)))
     codes, conversions = Codes(by), Conversions()
-    edges, last, from_text = [], [], 0
+    edges, last, from_text, unused = [], [], 0, 0
     for number, file in enumerate(files):
         findings = Findings(flatten_events(file, work / f"flat-{number:05d}.parquet"), conversions)
-        for part, lines in rows_of(findings, EVENT_COLUMNS, "MEDS events"):
-            rows = findings.check(part, EVENT_COLUMNS, lines, asked=codes.mean_something(part["code"]))
+        for part, lines in rows_of(findings, columns, "MEDS events"):
+            asked = codes.mean_something(part["code"])
+            unused += int((~asked).sum())
+            rows = findings.check(part, columns, lines, asked=asked)
             last.append(rows.group_by("subject_id").agg(pl.col("time").max()))
             rows = codes.known(rows)
             from_text += int(rows["from_text"].sum())
@@ -151,6 +197,8 @@ def read(path: Path, work: Path, mapping: Path | None = None) -> SourceData:
             pieces.add(rows.filter(~about))
         findings.close()
     conversions.note("values read from text_value, such as 50%, where numeric_value is empty", from_text)
+    check_codes(codes, path)
+    note_codes(codes, unused, conversions)
     ends = pl.concat(last).drop_nulls("subject_id").group_by("subject_id").agg(last=pl.col("time").max())
     stays, cut = find_stays(pl.concat(edges), ends, by, path, conversions)
     first = descriptors(stays).lazy()
@@ -163,7 +211,36 @@ def read(path: Path, work: Path, mapping: Path | None = None) -> SourceData:
     counts = {"stays cut where they overlap": cut, "rows of patients without an ICU stay": elsewhere}
     counts = {what: n for what, n in counts.items() if n}
     notes = conversions.close()
-    return SourceData(pl.concat(parts), whole_stays(stays), counts, tuple(parts), notes, numbering=by.source)
+    lacks = tuple(name for name in (*VENTILATION, "peep") if name not in by.makes())
+    return SourceData(
+        pl.concat(parts), whole_stays(stays), counts, tuple(parts), notes, lacks=lacks, numbering=by.source
+    )
+
+
+def check_codes(codes: "Codes", path: Path) -> None:
+    """DataError if no code of the data is that of a concept: it then belongs to another extractor."""
+    if not codes.used:
+        here = codes.table["code"].unique().sort().head(3).to_list()
+        ours = [*codes.by.concepts, *(f"{kind}//{item}" for kind in codes.by.kinds for item in codes.names)][:3]
+        raise DataError(
+            f"{path}: none of its {codes.table.height:,} codes is a value that the mapping of {codes.by.source} knows",
+            f"the mapping knows {quoted(ours)}, ...; the data has {quoted(here)}, ...",
+            f"give --mapping {', '.join(MAPPINGS)} or a file of your own",
+        )
+
+
+def note_codes(codes: "Codes", unused: int, conversions: Conversions) -> None:
+    """Note the rows whose code the mapping does not name, and the codes of concepts that no row has."""
+    unknown = codes.table["role"].null_count()
+    conversions.note("rows of {} codes that the mapping does not name, not used", unused, f"{unknown:,}")
+    absent = [code for code in codes.by.concepts if code not in codes.used]
+    more = ", ..." if len(absent) > 5 else ""
+    conversions.note("codes of the mapping that no row has ({})", len(absent), quoted(absent[:5]) + more)
+
+
+def quoted(codes: Iterable[str]) -> str:
+    """Return codes for a message."""
+    return ", ".join(f"'{escape_unprintable(code[:LONG_CODE])}'" for code in codes)
 
 
 def event_files(path: Path) -> list[Path]:
@@ -211,12 +288,14 @@ def flatten_events(file: Path, out: Path) -> Path:
 
 
 class Codes:
-    """The meaning of codes; every code is looked up once."""
+    """The meaning of codes; every code is looked up once. `used`: the codes of values and episodes, as in the mapping,
+    that the data has."""
 
     def __init__(self, by: Mapping) -> None:
         self.by = by
         self.names = by_id(by.ids) if by.ids else {}
-        self.roles: dict[str, str] = {code: role for role, code in by.stay.items()}
+        self.used: set[str] = set()
+        self.roles: dict[str, str] = {code: role for role, codes in by.stay.items() for code in codes}
         self.roles |= dict.fromkeys(by.sex, "sex")
         self.sex_kinds = {code.rpartition("//")[0] for code in by.sex} - {""}
         for name, codes in by.episodes.items():
@@ -224,6 +303,8 @@ class Codes:
                 self.roles[code] = f"{edge} {name}"
         for name, codes in by.sums.items():
             self.roles |= {code: f"part of {name}" for code in codes}
+        self.roles |= dict.fromkeys(by.ventilation.mech_vent, "marks mech_vent")
+        self.roles |= dict.fromkeys(by.ventilation.niv, "marks niv")
         self.table = pl.DataFrame(
             schema={
                 "code": pl.String,
@@ -249,7 +330,15 @@ class Codes:
 
         `mean_something` must have been called with their codes. The value of a concept without a number is NaN."""
         of_concept = pl.col("role") == "value"
-        found = rows.join(self.table.filter(pl.col("role").is_not_null()), "code").with_columns(
+        table = self.table.filter(pl.col("role").is_not_null()).rename({UNIT: "of_code"})
+        found = rows.rename({"unit": "of_row"}, strict=False).join(table, "code")
+        unit = pl.col("of_code")
+        if self.by.units_of_rows:
+            said = pl.col("of_row").str.strip_chars().str.replace(r"\.0*$", "")
+            # an unknown unit must not parse as one, as a bare number would
+            of_row = said.replace_strict(self.by.units_of_rows, default=pl.format("concept {}", said))
+            unit = pl.when((unit == "") & said.is_not_null()).then(of_row).otherwise(unit)
+        found = found.with_columns(unit.alias(UNIT)).with_columns(
             text=pl.when(of_concept & pl.col("numeric_value").is_null()).then("text_value")
         )
         texts = found.select("concept", UNIT, "text").drop_nulls("text").unique()
@@ -269,21 +358,36 @@ class Codes:
     def meaning(self, code: str) -> tuple[str, str | None, str | None, str | None]:
         """Return (code, concept, role, unit); the role is None if the code has no meaning. The longest prefix in the
         mapping decides; the part after it is the unit."""
-        parts = code.split("//")
-        for n in range(len(parts), 0, -1):
-            start = "//".join(parts[:n])
+        for start in beginnings(code):
             if start in self.roles:
+                if self.roles[start] not in (*PARTS, "sex"):
+                    self.used.add(start)
                 return code, None, self.roles[start], None
-            if start in self.sex_kinds and len(parts) > n:
+            if start in self.sex_kinds and len(code) > len(start):
                 return code, None, "sex", None
             if start in self.by.concepts:
+                self.used.add(start)
                 name = self.by.concepts[start]
-                return code, name, "value", stated_unit(CONCEPTS[name], self.by.units[start], "".join(parts[n : n + 1]))
-        if len(parts) > 1 and parts[0] in self.by.kinds and parts[1] in self.names and self.by.ids:
-            name = self.names[parts[1]]
-            of_id = CONCEPTS[name].ids[self.by.ids][parts[1]]
-            return code, name, "value", stated_unit(CONCEPTS[name], of_id, "".join(parts[2:3]))
+                return code, name, "value", stated_unit(CONCEPTS[name], self.by.units[start], unit_after(code, start))
+            kind, _, item = start.rpartition("//")
+            if kind in self.by.kinds and item in self.names and self.by.ids:
+                self.used.add(start)
+                name = self.names[item]
+                of_id = CONCEPTS[name].ids[self.by.ids][item]
+                return code, name, "value", stated_unit(CONCEPTS[name], of_id, unit_after(code, start))
         return code, None, None, None
+
+
+def beginnings(code: str) -> list[str]:
+    """Return the code and its beginnings up to a `//` or a `|`, the longest first."""
+    cuts = [found.start() for found in re.finditer(r"//|\|", code)]
+    return [code, *(code[:cut] for cut in reversed(cuts))]
+
+
+def unit_after(code: str, start: str) -> str:
+    """Return the part of `code` after `start//`; empty if there is none."""
+    rest = code.removeprefix(start)
+    return rest[2:].partition("//")[0] if rest.startswith("//") else ""
 
 
 def find_stays(
@@ -302,16 +406,20 @@ def find_stays(
     start = times("begin", "start").unique(["subject_id", "start"], keep="first", maintain_order=True).sort("start")
     if start.is_empty():
         raise DataError(
-            f"{path} has no ICU stay", f"no code {by.stay['begin']}//...", "give a MEDS data set of ICU patients"
+            f"{path} has no ICU stay",
+            f"no code {' or '.join(by.stay['begin'])}, with which the mapping of {by.source} begins one",
+            f"give a MEDS data set of ICU patients, or another --mapping: {', '.join(MAPPINGS)} or a file of your own",
         )
     forward: dict[str, Any] = {"left_on": "start", "by": "subject_id", "strategy": "forward", "check_sortedness": False}
     left = pl.concat([times("left", "left"), times("died", "left")]).sort("left")
     out = times("end", "out") if "end" in by.stay else left.rename({"left": "out", "left_code": "out_code"})
+    if "left" not in by.stay:
+        left = out.rename({"out": "left", "out_code": "left_code"})
     born = edges.filter(pl.col("role") == "birth").group_by("subject_id").agg(born=pl.col("time").min())
     sexes = read_sexes(edges.filter(pl.col("role") == "sex"), by)
     death = times("death", "death").group_by("subject_id").agg(pl.col("death").min())
     stays = (
-        start.join_asof(out, right_on="out", **forward)
+        pair_with_end(start, out)
         .join_asof(left, right_on="left", **forward)
         .join(ends, "subject_id", "left")
         .join(death, "subject_id", "left")
@@ -331,7 +439,7 @@ def find_stays(
     conversions.note("stays of a kind of unit that the mapping does not know", unknown)
     number = pl.int_range(pl.len()).over("subject_id") + 1
     stop = pl.min_horizontal("out", "next").fill_null(pl.col("last"))
-    died = pl.col("left_code").str.starts_with(by.stay["died"]) if "died" in by.stay else pl.lit(False)
+    died = in_hospital_death(by)
     # discharge is charted late: a patient who dies within 6 h of leaving the unit is counted as having died there
     here = pl.coalesce(pl.col("death"), pl.when(died).then("left")) <= stop + pl.duration(hours=6)
     stays = stays.with_columns(age=hours(pl.col("start") - pl.col("born")) / (24 * 365.25))
@@ -350,6 +458,31 @@ def find_stays(
         sex="sex",
         icu_type=unit,
     ), cut  # fmt: skip
+
+
+def pair_with_end(start: pl.DataFrame, out: pl.DataFrame) -> pl.DataFrame:
+    """Return `start` with the columns of the patient's next end in `out`. An end at the very start belongs to the
+    patient's earlier stay, if that one has no other: units hand over to each other in one minute."""
+    pairs: dict[str, Any] = {"left_on": "start", "right_on": "out", "by": "subject_id", "strategy": "forward"}
+    later, at_once = (
+        start.join_asof(out, **pairs, check_sortedness=False, allow_exact_matches=exact) for exact in (False, True)
+    )
+    earlier = later.sort("subject_id", "start").with_columns(
+        is_taken=(pl.col("out").shift(1).over("subject_id") == pl.col("start")).fill_null(False)
+    )
+    taken = earlier.filter("is_taken").select("subject_id", "start")
+    return pl.concat(
+        [later.join(taken, ["subject_id", "start"], "semi"), at_once.join(taken, ["subject_id", "start"], "anti")]
+    ).sort("start")
+
+
+def in_hospital_death(by: Mapping) -> pl.Expr:
+    """Return whether the patient died in hospital: by the code of leaving it, or without one by the date of death."""
+    if "died" in by.stay:
+        return pl.any_horizontal(pl.col("left_code").str.starts_with(code) for code in by.stay["died"])
+    if "death" in by.stay:
+        return (pl.col("death").dt.date() <= pl.col("left").dt.date()).fill_null(False)
+    return pl.lit(None, pl.Boolean)
 
 
 def read_sexes(rows: pl.DataFrame, by: Mapping) -> pl.DataFrame:
@@ -371,7 +504,8 @@ def events_of(rows: pl.LazyFrame, window: pl.LazyFrame, by: Mapping) -> pl.LazyF
     """Return EVENTS of one batch: ROWS within the stays of `window`."""
     rows = rows.filter(pl.col("time").is_not_null())
     values = rows.filter(pl.col("role") == "value").select("subject_id", "time", "concept", "value", UNIT)
-    measured = pl.concat([values, *(sum_parts(rows, n, by) for n in by.sums)], how="diagonal")
+    marked = [marked_ventilation(rows, by)] if by.ventilation.is_used() else []
+    measured = pl.concat([values, *(sum_parts(rows, n, by) for n in by.sums), *marked], how="diagonal")
     # an event belongs to the latest admission at or before it, unless that stay has ended
     inside = (
         measured.sort("time")
@@ -402,6 +536,18 @@ def sum_parts(rows: pl.LazyFrame, name: str, by: Mapping) -> pl.LazyFrame:
         .filter((pl.col("parts") == n) & (pl.col("rows") == n))
         .select("subject_id", "time", concept=pl.lit(name), value="value")
     )
+
+
+def marked_ventilation(rows: pl.LazyFrame, by: Mapping) -> pl.LazyFrame:
+    """Return mech_vent and niv at each time that is marked: non-invasive by its codes, otherwise invasive."""
+    is_set = (
+        (pl.col("role") == "value") & pl.col("concept").is_in(list(by.ventilation.settings)) & (pl.col("value") > 0)
+    )
+    mask = pl.col("role") == "marks niv"
+    marks = mask | (pl.col("role") == "marks mech_vent") | (is_set & pl.col("value").is_not_nan())
+    at = rows.filter(marks).group_by("subject_id", "time").agg(niv=mask.any().cast(pl.Float64))
+    wide = at.with_columns(mech_vent=1 - pl.col("niv"))
+    return wide.unpivot(VENTILATION, index=["subject_id", "time"], variable_name="concept", value_name="value")
 
 
 def episodes(rows: pl.LazyFrame, window: pl.LazyFrame, name: str) -> pl.LazyFrame:

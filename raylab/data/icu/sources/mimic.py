@@ -132,7 +132,11 @@ def read(path: Path, work: Path, release: Release) -> SourceData:
         raise DataError(f"no directory at {path}", do=f"give --path the directory with {release.what()}")
     conversions, counts = Conversions(), Counter[str]()
     stays = with_coded_ids(find_stays(path, release, conversions, counts))
-    tables = {"CHARTEVENTS": release.charts, "LABEVENTS": release.labs, "OUTPUTEVENTS": release.outputs}
+    tables: dict[str, Schema | None] = {
+        "CHARTEVENTS": release.charts,
+        "LABEVENTS": release.labs,
+        "OUTPUTEVENTS": release.outputs,
+    }
     files = {
         name: find_required(release.folder(path, name), name, release.what()) for name in ("CHARTEVENTS", "LABEVENTS")
     }
