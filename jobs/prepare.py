@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,11 +34,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replace", action="store_true", help="replace data of the task in --out, once the new data is complete"
     )
-    shared = PrepareOptions.model_fields
     kinds = {of.options: of.title for of in preparations.values()}
+    fields = [(name, field) for options in (PrepareOptions, *kinds) for name, field in options.model_fields.items()]
+    times = Counter(name for options in kinds for name in options.model_fields)
+    # of every kind of data, or of several
+    shared = {name: field for name, field in fields if name in PrepareOptions.model_fields or times[name] > 1}
     for name, field in shared.items():
-        own = {title: options.model_fields[name].description for options, title in kinds.items()}
-        differ = len(set(own.values())) > 1
+        own = {
+            title: options.model_fields[name].description
+            for options, title in kinds.items()
+            if name in options.model_fields
+        }
+        differ = len(set(own.values())) > 1 or len(own) < len(kinds)
         help = "; ".join(f"{title}: {text}" for title, text in own.items()) if differ else field.description
         _add_option(parser, name, field, help or "")
     for options, title in kinds.items():

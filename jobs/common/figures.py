@@ -8,7 +8,7 @@ import numpy as np
 from raylab.data.lung.sweep_dataset import SweepSamples
 from raylab.documents import to_plain
 from raylab.tasks.evaluation import Evaluation
-from raylab.tasks.outcomes import Binary, Multiclass, Outcome, Regression
+from raylab.tasks.outcomes import Binary, Multiclass, MultiLabel, Outcome, Regression
 from tracking import plots
 
 MAP_AXES = (("fio2", "shunt"), ("rate_per_min", "alveolar_dead_space"), ("tidal_volume_mL", "compliance_mL_per_cmH2O"))
@@ -68,5 +68,6 @@ def regression(scored: Evaluation, where: str) -> dict[str, Any]:
 FIGURES: dict[type[Outcome], Callable[[Evaluation, str], dict[str, Any]]] = {
     Binary: binary,
     Multiclass: multiclass,
+    MultiLabel: lambda scored, where: {},  # a table of counts instead (multilabel.counts)
     Regression: regression,
 }

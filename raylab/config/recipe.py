@@ -157,11 +157,19 @@ class ResidualModel(NetworkModel):
     """residual layers"""
 
 
-ICU_HOURLY, CXR_FRONTAL, LUNG_PARAMETERS = "icu-hourly", "cxr-frontal-u8", "lung-parameters"
+class SceneCnnModel(NetworkModel):
+    name: Literal["cnn"]
+    """name of the model"""
+    width: int = Field(32, ge=1)
+    """channels of the first convolutions, doubled with every halving of the map"""
+
+
+ICU_HOURLY, CXR_FRONTAL, LUNG_PARAMETERS, SCENES = "icu-hourly", "cxr-frontal-u8", "lung-parameters", "scenes"
 FAMILIES: dict[str, list[type[Model]]] = {
     ICU_HOURLY: [RecurrentModel, BoostingModel, LinearModel],
     CXR_FRONTAL: [CovidNetModel, VisionModel],
     LUNG_PARAMETERS: [ResidualModel],
+    SCENES: [SceneCnnModel, BoostingModel, VisionModel],
 }
 """By kind of inputs. Own families join them (raylab/tasks/plugins.py)."""
 

@@ -37,6 +37,7 @@ __all__ = [
     "multiclass_point",
     "multiclass_scores",
     "paired_difference",
+    "rank_rows",
     "regression_differences",
     "regression_point",
     "regression_scores",
@@ -128,6 +129,7 @@ def multiclass_scores(
     prediction.
 
     macro_recall, accuracy, sensitivity/<class>, ppv/<class>; the last three are proportions, with Wilson intervals
+    macro_f1 mean over classes of 2 x right / (rows of the class + rows called so)
     auroc    one class against the rest, averaged over classes
     brier    mean over rows of the sum over classes of (p - truth)^2 (Brier 1950: 0 to 2)
     ece      |accuracy - confidence| over 15 bins of confidence, (low, high] (Guo 2017, arXiv 1706.04599)
@@ -154,7 +156,7 @@ def multiclass_scores(
     if len(present) < K:
         absent = ", ".join(name for k, name in enumerate(classes) if k not in present)
         note = f"over {', '.join(classes[k] for k in present)}; no rows of {absent}"
-        out |= {name: out[name].model_copy(update={"note": note}) for name in ("macro_recall", "auroc")}
+        out |= {name: out[name].model_copy(update={"note": note}) for name in ("macro_recall", "macro_f1", "auroc")}
     return out
 
 
@@ -178,6 +180,7 @@ def _weigh_multiclass(y_N: Ints, p_NK: Floats) -> WeightedScores:
         aurocs = [ranking.areas(w[:, order])[0] for ranking, order in zip(rankings, orders, strict=True)]
         return {
             "macro_recall": _macro_recall(y_N, p_NK, w),
+            "macro_f1": _macro_f1(y_N, p_NK, w),
             "auroc": np.mean(aurocs, axis=0),
             "brier": _weighted_sum(w, square_N) / total,
             "ece": np.abs(w @ gaps_NB).sum(axis=1) / total,
@@ -237,11 +240,17 @@ def binary_point(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
 
 
 def multiclass_point(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
-    """Return macro_recall over the classes present, and accuracy, of p[N, K]."""
+    """Return macro_recall and macro_f1 over the classes present, and accuracy, of p[N, K]."""
     y_N, p_NK = _multiclass_inputs(y, p)
     right_N = p_NK.argmax(axis=1) == y_N
     w = np.ones((1, len(y_N)))
-    return _finite({"macro_recall": _macro_recall(y_N, p_NK, w), "accuracy": right_N.mean(keepdims=True)})
+    return _finite(
+        {
+            "macro_recall": _macro_recall(y_N, p_NK, w),
+            "accuracy": right_N.mean(keepdims=True),
+            "macro_f1": _macro_f1(y_N, p_NK, w),
+        }
+    )
 
 
 def regression_point(y: ArrayLike, p: ArrayLike) -> dict[str, float]:
@@ -302,6 +311,13 @@ def binary_differences(
     return _differences(*both, _rows("group", group, len(y_N)), bootstraps, seed, why, outcomes(y_N))
 
 
+def rank_rows(y_N: Ints, p_N: Floats) -> WeightedScores:
+    """Return the scores of rows y, p[N] that depend on their order alone (auroc, auprc, ...), as a function of w."""
+    order = _from_highest(y_N, p_N)
+    ranking = _Ranking(y_N[order], p_N[order])
+    return lambda w: ranking.scores(w[:, order])
+
+
 def _weigh_binary(y_N: Ints, p_N: Floats) -> WeightedScores:
     order = _from_highest(y_N, p_N)
     y_N, p_N = y_N[order], p_N[order]
@@ -325,8 +341,8 @@ def multiclass_differences(
     bootstraps: int = 1000,
     seed: int = 0,
 ) -> dict[str, Score]:
-    """Return the scores of a minus those of b on the same rows, as `paired_difference` does: macro_recall, accuracy,
-    auroc, brier, ece, sensitivity/<class>."""
+    """Return the scores of a minus those of b on the same rows, as `paired_difference` does: macro_recall, macro_f1,
+    accuracy, auroc, brier, ece, sensitivity/<class>."""
     (y_N, a), (_, b) = _multiclass_inputs(y, p_a, "p_a"), _multiclass_inputs(y, p_b, "p_b")
     strata = _strata_of_classes(y_N, classes)
 
@@ -477,6 +493,17 @@ def _macro_recall(y: Ints, p_NK: Floats, w: Floats) -> Floats:
     right_NK = truth_NK * (p_NK.argmax(axis=1) == y)[:, None]
     recall: Floats = _ratio(w @ right_NK, w @ truth_NK).mean(axis=1)
     return recall
+
+
+def _macro_f1(y: Ints, p_NK: Floats, w: Floats) -> Floats:
+    """Return the mean F1 over the classes in y; NaN in a resample that lacks one of them."""
+    present = np.unique(y)
+    truth_NK = np.equal.outer(y, present).astype(np.float64)
+    called_NK = np.equal.outer(p_NK.argmax(axis=1), present).astype(np.float64)
+    rows_RK = w @ truth_NK
+    f1_RK = _ratio(2 * (w @ (truth_NK * called_NK)), rows_RK + w @ called_NK)
+    f1: Floats = np.where(rows_RK > 0, f1_RK, np.nan).mean(axis=1)
+    return f1
 
 
 def _r2(y_NK: Floats, p_NK: Floats, w: Floats) -> Floats:

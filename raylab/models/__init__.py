@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from raylab.config.recipe import CXR_FRONTAL, ICU_HOURLY, LUNG_PARAMETERS
+from raylab.config.recipe import CXR_FRONTAL, ICU_HOURLY, LUNG_PARAMETERS, SCENES
 from raylab.errors import unknown
-from raylab.models import baselines, covidnet, recurrent, surrogate, vision
+from raylab.models import baselines, covidnet, recurrent, scenes, surrogate, vision
 
 Factory = Callable[[Any, dict[str, Any], int], nn.Module]
 """(recipe.model, spec of the inputs, outputs) -> network"""
@@ -29,6 +29,7 @@ MODELS: dict[str, dict[str, Factory]] = {
         "vgg19": vision.vgg19,
     },
     LUNG_PARAMETERS: {"residual": surrogate.residual},
+    SCENES: {"cnn": scenes.scene_cnn, "boosting": scenes.scene_boosting},
 }
 """By kind of input (a data set's `spec["kind"]`), then by name."""
 
@@ -38,7 +39,7 @@ def network(kind: str, name: str) -> Factory:
     models = MODELS[kind]
     if name in models:
         return models[name]
-    if kind == CXR_FRONTAL:
+    if kind in (CXR_FRONTAL, SCENES):
         if name in vision.names():
             return vision.classifier(name)
         raise unknown("model", name, {*models, *vision.names()})

@@ -125,11 +125,11 @@ class Boosting(Fitted):
     missing_left: Tensor
     baseline: Tensor
 
-    def __init__(self, features: int, config: BoostingModel) -> None:
+    def __init__(self, summary: nn.Module, config: BoostingModel, outputs: int = 1) -> None:
         super().__init__()
-        self.summary = Summary(features)
+        self.summary = summary
         self.config = config
-        shape = (config.trees, 2 * config.leaves - 1)
+        shape = (config.trees * outputs, 2 * config.leaves - 1)
         integers = torch.zeros(shape, dtype=torch.int64)
         floats = torch.zeros(shape, dtype=torch.float64)
         for name, table in (
@@ -141,25 +141,35 @@ class Boosting(Fitted):
         ):
             self.register_buffer(name, table.clone())
         self.register_buffer("missing_left", torch.zeros(shape, dtype=torch.bool))
-        self.register_buffer("baseline", torch.zeros(1, dtype=torch.float64))
+        self.register_buffer("baseline", torch.zeros(outputs, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.summary(x)
+        out: Tensor = self.baseline + self.leaf_values(self.summary(x)).sum(1, keepdim=True)
+        return out.to(x.dtype)
+
+    def leaf_values(self, rows: Tensor) -> Tensor:
+        """Return the value of the leaf that each row [B, D] reaches in each tree, [B, trees]."""
         tree = torch.arange(len(self.feature))[None]
         node = torch.zeros(len(rows), len(self.feature), dtype=torch.int64)
         for _ in range(self.config.leaves - 1):  # no tree is deeper
             seen = rows.gather(1, self.feature[tree, node])
             left = torch.where(seen.isnan(), self.missing_left[tree, node], seen <= self.threshold[tree, node])
             node = torch.where(left, self.left[tree, node], self.right[tree, node])
-        out: Tensor = self.baseline + self.value[tree, node].sum(1, keepdim=True)
-        return out.to(x.dtype)
+        return self.value[tree, node]
 
     def fit(self, x: Tensor, y: np.ndarray) -> None:
         """Grow the trees and write them into the tables."""
+        check_both_classes(y)
+        model = self.grow(self.summary(x).numpy(), y)
+        self.baseline.copy_(torch.from_numpy(np.asarray(model._baseline_prediction).reshape(1)))
+        for k, (tree,) in enumerate(model._predictors):
+            self.write_tree(k, tree)
+
+    def grow(self, rows: np.ndarray, y: np.ndarray) -> Any:
+        """Return scikit-learn's model, fitted to rows [N, D] and classes y [N]."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
-        check_both_classes(y)
-        model = HistGradientBoostingClassifier(
+        return HistGradientBoostingClassifier(
             learning_rate=self.config.learning_rate,
             max_iter=self.config.trees,
             max_leaf_nodes=self.config.leaves,
@@ -167,21 +177,22 @@ class Boosting(Fitted):
             max_features=self.config.feature_fraction,
             early_stopping=False,
             random_state=0,
-        ).fit(self.summary(x).numpy(), y)
-        self.baseline.copy_(torch.from_numpy(np.asarray(model._baseline_prediction).reshape(1)))
-        for k, (tree,) in enumerate(model._predictors):
-            nodes = tree.nodes
-            n = len(nodes)
-            leaf, own = nodes["is_leaf"].astype(bool), np.arange(n)
-            for table, column in (
-                (self.feature, np.where(leaf, 0, nodes["feature_idx"])),
-                (self.left, np.where(leaf, own, nodes["left"])),
-                (self.right, np.where(leaf, own, nodes["right"])),
-                (self.threshold, nodes["num_threshold"]),
-                (self.value, np.where(leaf, nodes["value"], 0)),
-                (self.missing_left, nodes["missing_go_to_left"]),
-            ):
-                table[k, :n] = torch.from_numpy(np.ascontiguousarray(column)).to(table.dtype)
+        ).fit(rows, y)
+
+    def write_tree(self, k: int, tree: Any) -> None:
+        """Write scikit-learn's tree into row `k` of the tables."""
+        nodes = tree.nodes
+        n = len(nodes)
+        leaf, own = nodes["is_leaf"].astype(bool), np.arange(n)
+        for table, column in (
+            (self.feature, np.where(leaf, 0, nodes["feature_idx"])),
+            (self.left, np.where(leaf, own, nodes["left"])),
+            (self.right, np.where(leaf, own, nodes["right"])),
+            (self.threshold, nodes["num_threshold"]),
+            (self.value, np.where(leaf, nodes["value"], 0)),
+            (self.missing_left, nodes["missing_go_to_left"]),
+        ):
+            table[k, :n] = torch.from_numpy(np.ascontiguousarray(column)).to(table.dtype)
 
 
 def check_both_classes(y: np.ndarray) -> None:
@@ -200,7 +211,7 @@ def logistic(config: LinearModel, spec: dict[str, Any], outputs: int) -> nn.Modu
 
 
 def boosting(config: BoostingModel, spec: dict[str, Any], outputs: int) -> nn.Module:
-    return Boosting(len(spec["features"]), config)
+    return Boosting(Summary(len(spec["features"])), config)
 
 
 def last_pf(config: LinearModel, spec: dict[str, Any], outputs: int) -> nn.Module:

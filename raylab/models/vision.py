@@ -1,8 +1,10 @@
-"""VGG-19, ResNet-50 and any other torchvision classifier, for greyscale images; and the cost of a network.
+"""VGG-19, ResNet-50 and any other torchvision classifier, for greyscale images and scenes; and the cost of a network.
 
 The body keeps its three input channels, each of which gets the greyscale image, so that weights pretrained on colour
 images fit unchanged. In VGGs, global average pooling replaces the two dense layers (119 of VGG-19's 139 million
 parameters); the published comparison counts them this way (20 million).
+
+For scenes the first convolution has as many channels as there are bands, unless these are three.
 """
 
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from raylab.config.recipe import VisionModel
 from raylab.errors import unknown
+from raylab.models import first_layer
 from raylab.models.weights import start_from
 
 # Inception and GoogLeNet return auxiliary outputs in training; SqueezeNet has no dense layer to replace.
@@ -27,20 +30,24 @@ def names() -> list[str]:
 
 
 class Vision(nn.Module):
-    """A torchvision network for greyscale images: x float32 [B, 1, H, W] -> logits [B, outputs].
+    """A torchvision network: x float32 [B, channels, H, W] -> logits [B, outputs]; a greyscale image, [B, 1, H, W], is
+    given to each of three channels.
 
     `body` computes features [B, F]; `head` is the classifier.
     """
 
-    def __init__(self, body: nn.Module, replaced: str, features: int, outputs: int, dropout: float) -> None:
+    def __init__(
+        self, body: nn.Module, replaced: str, features: int, outputs: int, dropout: float, channels: int = 3
+    ) -> None:
         super().__init__()
         self.body = body
+        self.channels = channels
         self.replaced = replaced  # torchvision's name of the classifier, which was removed from `body`
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(features, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.head(self.dropout(self.body(x.expand(-1, 3, -1, -1)))))
+        return torch.as_tensor(self.head(self.dropout(self.body(x.expand(-1, self.channels, -1, -1)))))
 
 
 def classifier(name: str) -> Callable[[VisionModel, dict[str, Any], int], Vision]:
@@ -72,9 +79,16 @@ def _make(name: str, config: VisionModel, spec: dict[str, Any], outputs: int) ->
         features = last.in_features
         parent, _, leaf = dropped.rpartition(".")
         setattr(body.get_submodule(parent), leaf, nn.Identity())
-    network = Vision(body, dropped, features, outputs, config.dropout)
+    bands = spec.get("bands", ())
+    channels = len(bands) if len(bands) > 1 else 3
+    if channels != 3:
+        first_layer.replace(body, channels)
+    network = Vision(body, dropped, features, outputs, config.dropout, channels)
     if config.weights:
-        start_from(network, config.weights)
+        if len(bands) > 1:
+            start_from(network, config.weights, lambda state: first_layer.spread(network, state, first_layer.RGB, bands))
+        else:
+            start_from(network, config.weights)
     return network
 
 

@@ -3,6 +3,7 @@
 For a registered MLflow model (`models:/NAME/VERSION`), `jobs` downloads it and puts its file into the recipe first.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,10 +21,14 @@ def is_head(name: str) -> bool:
     return parts[0] == "head" or (parts[0] == "members" and parts[2] == "head")
 
 
-def start_from(model: nn.Module, weights: str) -> None:
-    """Load the state dict at `weights` into `model` with `fill`; DataError also if reading it would require running
-    code."""
-    fill(model, _state(weights), weights, own_head=True)
+def start_from(
+    model: nn.Module,
+    weights: str,
+    adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state,
+) -> None:
+    """Load the state dict at `weights`, changed by `adapt`, into `model` with `fill`; DataError also if reading it would
+    require running code."""
+    fill(model, adapt(_state(weights)), weights, own_head=True)
 
 
 def match_inputs(

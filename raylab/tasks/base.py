@@ -46,7 +46,7 @@ class Task:
     """What a run needs to know of its problem. A new one is a file beside this, and a line in TASKS."""
 
     name: str
-    kind: Literal["icu", "images", "sweep"]
+    kind: Literal["icu", "images", "scenes", "sweep"]
     """of its data: which preparation, and what is said of its scores beyond their intervals"""
     outcome: Outcome
     objective: str

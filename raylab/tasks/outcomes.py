@@ -1,7 +1,8 @@
 """Types of outcome: what a task predicts decides its loss, its probabilities, its scores and its columns.
 
 Arrays: logits [B, outputs], or [B, members, outputs] of an ensemble; y int64 [B] (class indices), of a regression
-float32 [B, outputs]; p float64 [N] of a binary outcome (the positive class), else [N, outputs].
+float32 [B, outputs], of multi-labels float32 [B, outputs] of 0 and 1; p float64 [N] of a binary outcome (the positive
+class), else [N, outputs].
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raylab.evaluation import metrics
+from raylab.evaluation import metrics, multilabel
 from raylab.score import Score
 
 if TYPE_CHECKING:  # as in base.py
@@ -159,6 +160,43 @@ class Multiclass(Outcome):
     def tables(self, samples: "Samples", p: NDArray[Any]) -> dict[str, Any]:
         by_source = metrics.confusion_by(samples.source, samples.y, p)
         return {"confusion": metrics.confusion(samples.y, p), "confusion_by_source": by_source}
+
+    def prediction_columns(self, spec: dict[str, Any], p: NDArray[Any]) -> dict[str, Any]:
+        return {f"p_{name}": p[:, k] for k, name in enumerate(spec["classes"])}
+
+
+class MultiLabel(Outcome):
+    """Any number of several classes: a logit of each."""
+
+    def sample_loss(self, logits: "Tensor", y: "Tensor", class_weight: "Tensor | None") -> "Tensor":
+        from torch.nn import functional as F
+
+        each = F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="none")
+        return (each if class_weight is None else each * class_weight).mean(1)
+
+    def activate(self, logits: "Tensor") -> "Tensor":
+        return logits.sigmoid()
+
+    def log_loss(self, y: NDArray[Any], p: NDArray[Any]) -> float:
+        return _log_loss(np.where(y == 1, p, 1 - p))
+
+    def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
+        return multilabel.point(y, p)
+
+    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
+        return multilabel.scores(samples.y, p, samples.group, samples.spec["classes"], bootstraps, seed)
+
+    def differences(self, rows: PairedRows, bootstraps: int) -> dict[str, Score]:
+        return multilabel.differences(rows.y, rows.p, rows.reference, rows.group, rows.classes, bootstraps)
+
+    def tables(self, samples: "Samples", p: NDArray[Any]) -> dict[str, Any]:
+        return {"labels": multilabel.counts(samples.y, p, samples.spec["classes"])}
+
+    def class_counts(self, samples: "Samples") -> dict[str, int]:
+        return {name: int(samples.y[:, k].sum()) for k, name in enumerate(samples.spec["classes"])}
+
+    def truth_columns(self, samples: "Samples") -> dict[str, Any]:
+        return {f"label_{name}": samples.y[:, k].astype(np.int64) for k, name in enumerate(samples.spec["classes"])}
 
     def prediction_columns(self, spec: dict[str, Any], p: NDArray[Any]) -> dict[str, Any]:
         return {f"p_{name}": p[:, k] for k, name in enumerate(spec["classes"])}

@@ -68,14 +68,15 @@ def offsets_of(recipe: Recipe, frequencies: np.ndarray, device: str) -> Tensor |
 def check(recipe: Recipe, train: Samples) -> None:
     """Raise DataError for a class without training rows, and UsageError for settings that do not match the classes."""
     classes = train.spec["classes"]
-    if train.y.ndim > 1:  # values, not classes
+    if train.y.ndim > 1:  # values, or several classes
         if (
             recipe.optim.class_weight is not None
             or recipe.data.class_fraction is not None
             or recipe.optim.logit_adjustment
         ):
             raise UsageError(
-                "a regression has no classes", do="remove class_weight, class_fraction and logit_adjustment"
+                "no row is of one class: it is a regression, or has several labels",
+                do="remove class_weight, class_fraction and logit_adjustment"
             )
         return
     if absent := [name for k, name in enumerate(classes) if not (train.y == k).any()]:

@@ -35,6 +35,7 @@ from raylab.errors import CheckpointError, DataError
 from raylab.files import atomic_write, write_json, write_text
 from raylab.models.baselines import Fitted
 from raylab.models.ensemble import Ensemble
+from raylab.models.first_layer import spread
 from raylab.models.recurrent import GruD, Recurrent
 from raylab.models.weights import fill, match_inputs
 from raylab.storage import describe_cause
@@ -406,7 +407,7 @@ def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
     """Load the weights of run `parent` into `model`; the head stays new if the classes differ.
 
     For series, whose inputs have names, the weights of the inputs that both have are loaded, whatever their order:
-    another hospital measures other things. Raises DataError if the parent was trained on another kind of input, or if
+    another hospital measures other things; for scenes, the weights of the bands. Raises DataError if the parent was trained on another kind of input, or if
     its layers do not fit.
     """
     note = read_model_note(parent)
@@ -422,6 +423,8 @@ def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
     network = model.members[0] if isinstance(model, Ensemble) else model
     if isinstance(network, Recurrent | GruD):
         state = match_inputs(model.state_dict(), state, network.inputs(spec), network.inputs(parent_spec))
+    elif "bands" in spec:
+        state = spread(model, state, parent_spec["bands"], spec["bands"])
     try:
         fill(model, state, str(path), own_head=same)
     except DataError as error:

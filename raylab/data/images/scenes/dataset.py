@@ -1,0 +1,112 @@
+"""Prepared scenes as Samples: float32 [B, bands, S, S] from the pixels on disk, augmented by batch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raylab.data.images.scenes.augment import VERSION, augment_scenes
+from raylab.data.images.scenes.meta import SceneMeta
+from raylab.data.prepared import read_meta
+from raylab.data.row_file import RowFile
+from raylab.errors import DataError, unknown
+
+SPLITS = ("train", "val", "test")
+
+
+class SceneSamples:
+    """One split of a prepared directory; y is int64 [N], of multi-labels float32 [N, classes] of 0 and 1."""
+
+    augmentation = VERSION
+
+    def __init__(self, scenes: RowFile, table: pl.DataFrame, meta: SceneMeta, spec: dict[str, Any]) -> None:
+        self.scenes, self.spec, self.meta = scenes, spec, meta
+        self.rows = table["row"].to_numpy().astype(np.int64)
+        self.bands = np.array([meta.bands.index(band) for band in spec["bands"]])
+        self.y = labels_of(table, meta)
+        self.group = np.unique(table["place"].to_list(), return_inverse=True)[1].astype(np.int64)
+        self.source = np.array(table["source"].to_list(), dtype=str)
+        self.ids = np.array(table["id"].to_list(), dtype=str)
+        self.absent: list[str] = []  # bands that a model needs and this directory lacks: then it is refused
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, index: NDArray[Any], augment: tuple[int, int] | None = None) -> Tensor:
+        """x float32 [B, C, S, S] = (value - mean of the band) / its std; pixels without data are 0, the mean."""
+        x_BCSS = self.scenes[self.rows[index]][:, self.bands]
+        if augment is not None:
+            x_BCSS = augment_scenes(x_BCSS, *augment, self.rows[index])
+        values = torch.from_numpy(x_BCSS.astype(np.float32))
+        mean, std = (torch.tensor(self.spec[name], dtype=torch.float32)[:, None, None] for name in ("mean", "std"))
+        x = (values - mean) / std
+        if self.spec["nodata"] is not None:
+            x = torch.where(values == self.spec["nodata"], 0.0, x)
+        if self.spec["size"] != x.shape[-1]:
+            x = F.interpolate(x, (self.spec["size"],) * 2, mode="bilinear", antialias=True)
+        return x
+
+
+def labels_of(table: pl.DataFrame, meta: SceneMeta) -> NDArray[Any]:
+    """y of the rows of an index."""
+    if not meta.several_labels:
+        return table["labels"].list.first().to_numpy().astype(np.int64)
+    y = np.zeros((table.height, len(meta.classes)), dtype=np.float32)
+    for row, labels in enumerate(table["labels"].to_list()):
+        y[row, labels] = 1
+    return y
+
+
+def load_scenes(
+    directory: Path, split: str, task: str, size: int | None = None, spec: Mapping[str, Any] | None = None
+) -> SceneSamples:
+    """The rows of `split` ("train", "val", "test", or "all").
+
+    `spec`: that of the model that will use the scenes; its statistics, bands and size replace those of the directory.
+    Raises DataError if the scenes lack a band, or have other classes, or pixels of another size on the ground, or fewer
+    pixels than are asked for.
+    """
+    directory = Path(directory)
+    if split not in (*SPLITS, "all"):
+        raise unknown("split", split, (*SPLITS, "all"))
+    meta = read_meta(directory, task, SceneMeta)
+    table = pl.read_parquet(directory / "index.parquet")
+    if split != "all":
+        table = table.filter(pl.col("split") == split)
+    if table.is_empty():
+        raise DataError(f"{directory} has no {split} split", f"it has {', '.join(meta.counts)}", "prepare it with one")
+    return SceneSamples(RowFile(directory / "scenes.npy"), table, meta, make_spec(directory, meta, size, spec))
+
+
+def make_spec(directory: Path, meta: SceneMeta, size: int | None, spec: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How a model's inputs are computed: `spec` checked against the directory, or the directory's own."""
+    if spec is None:
+        own = {name: getattr(meta, name) for name in ("kind", "classes", "size", "bands", "nodata", "resolution_m")}
+        spec = {**own, "mean": meta.statistics.mean, "std": meta.statistics.std}
+    if missing := [band for band in spec["bands"] if band not in meta.bands]:
+        raise DataError(
+            f"{directory} lacks the band {', '.join(missing)}",
+            f"the model reads {', '.join(spec['bands'])}",
+            "prepare scenes that have these bands, or train a model on those that there are",
+        )
+    for name, mine in (("kind", meta.kind), ("classes", meta.classes), ("resolution_m", meta.resolution_m)):
+        if spec[name] != mine:
+            raise DataError(
+                f"the model does not fit the scenes of {directory}",
+                f"its {name}: the model's {spec[name]}, the directory's {mine}",
+                "use scenes of the same kind as those on which the model was trained",
+            )
+    side = size or spec["size"]
+    if side > meta.size:
+        raise DataError(
+            f"{directory} has scenes of {meta.size} px, but {side} px are requested",
+            "enlarging adds no information",
+            f"use data.size={meta.size} or less",
+        )
+    return {**spec, "size": side}
