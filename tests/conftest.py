@@ -103,6 +103,18 @@ def covidnet_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def landcover_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """160 drawn scenes of 16 px in four bands, prepared. Read only."""
+    from raylab.data.images.scenes.prepare import prepare_scenes
+    from raylab.data.images.scenes.scene import SceneRequest
+    from raylab.data.images.scenes.sources import synthetic
+
+    out = tmp_path_factory.mktemp("data") / "landcover"
+    prepare_scenes("landcover", out, synthetic.read(SceneRequest(None, 0, 160, 19)), seed=0)
+    return out
+
+
+@pytest.fixture(scope="session")
 def surrogate_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small sweep of the lung model over three inputs. Read only."""
     from raylab.data.lung.sweep_dataset import finish

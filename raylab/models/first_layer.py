@@ -58,7 +58,7 @@ def spread(
     channels as there are bands, and not as many as there are of `given`, stay.
     """
     first = next(name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
-    ends = (f"{first}.weight".rpartition("members.")[2].split(".", 1)[-1] if "members." in first else f"{first}.weight")
+    ends = f"{first}.weight".rpartition("members.")[2].split(".", 1)[-1] if "members." in first else f"{first}.weight"
     names = {ends, ends.removeprefix("body.")}
     out, words = dict(state), ""
     for name, weight in state.items():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raylab.config.recipe import BoostingModel, SceneCnnModel, VisionModel
+from raylab.config.recipe import BoostingModel, SceneCnnModel
 from raylab.errors import DataError
 from raylab.models.baselines import Boosting
 

@@ -86,7 +86,9 @@ def _make(name: str, config: VisionModel, spec: dict[str, Any], outputs: int) ->
     network = Vision(body, dropped, features, outputs, config.dropout, channels)
     if config.weights:
         if len(bands) > 1:
-            start_from(network, config.weights, lambda state: first_layer.spread(network, state, first_layer.RGB, bands))
+            start_from(
+                network, config.weights, lambda state: first_layer.spread(network, state, first_layer.RGB, bands)
+            )
         else:
             start_from(network, config.weights)
     return network

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from raylab.config.recipe import Loop, Optim, Schedule, SceneCnnModel, Search, VisionModel
+from raylab.config.recipe import Loop, Optim, SceneCnnModel, Schedule, Search, VisionModel
 from raylab.data.images.scenes.meta import SceneMeta
 from raylab.tasks.base import Task
 from raylab.tasks.outcomes import Multiclass

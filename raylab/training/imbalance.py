@@ -76,7 +76,7 @@ def check(recipe: Recipe, train: Samples) -> None:
         ):
             raise UsageError(
                 "no row is of one class: it is a regression, or has several labels",
-                do="remove class_weight, class_fraction and logit_adjustment"
+                do="remove class_weight, class_fraction and logit_adjustment",
             )
         return
     if absent := [name for k, name in enumerate(classes) if not (train.y == k).any()]:

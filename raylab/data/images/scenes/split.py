@@ -37,9 +37,7 @@ def near_others(places: Sequence[Place], split: Sequence[str], distance: float) 
 def carve_val(blocks: Sequence[str], split: Sequence[str], seed: int) -> list[str]:
     """The splits of a source with val carved from train by whole blocks."""
     train = [at for at, part in enumerate(split) if part == "train"]
-    parts = splits.assign(
-        [blocks[at] for at in train], [0] * len(train), {"train": 1 - CARVED, "val": CARVED}, seed
-    )
+    parts = splits.assign([blocks[at] for at in train], [0] * len(train), {"train": 1 - CARVED, "val": CARVED}, seed)
     out = list(split)
     for at, part in zip(train, parts, strict=True):
         out[at] = part

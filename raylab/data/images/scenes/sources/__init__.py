@@ -3,6 +3,11 @@
 from collections.abc import Callable
 
 from raylab.data.images.scenes.scene import SceneRequest, SceneSource
-from raylab.data.images.scenes.sources import statlog, synthetic
+from raylab.data.images.scenes.sources import bigearthnet, eurosat, statlog, synthetic
 
-SOURCES: dict[str, Callable[[SceneRequest], SceneSource]] = {"statlog": statlog.read, "synthetic": synthetic.read}
+SOURCES: dict[str, Callable[[SceneRequest], SceneSource]] = {
+    "statlog": statlog.read,
+    "eurosat": eurosat.read,
+    "bigearthnet": bigearthnet.read,
+    "synthetic": synthetic.read,
+}
