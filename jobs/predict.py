@@ -77,7 +77,7 @@ def predict(
     task = home.note(directory).task
     outputs.check(out, "--out", "predictions")
     if explain and find_task(task).kind != "images":
-        raise UsageError("--explain requires a task on images", f"'{task}' is not one")
+        raise UsageError("--explain requires a task on chest X-rays", f"'{task}' is not one")
     run_record = home.note(directory)
     reads_test = find_task(task).read_meta(data).data_hash == run_record.data_hash and split in {"test", "all"}
     if reads_test or explain:

@@ -205,7 +205,8 @@ def tell(scored: Evaluation) -> None:
     counts = ", ".join(f"{name} {n}" for name, n in scored.classes.items())
     synthetic = ", SYNTHETIC data" if scored.meta.synthetic else ""
     classes = f" ({counts})" if counts else ""
-    say(f"{scored.split} split: {scored.n} rows of {scored.patients} patients{classes}{synthetic}")
+    unit = getattr(scored.meta.patient_ids, "unit", "patient")
+    say(f"{scored.split} split: {scored.n} rows of {scored.patients} {unit}s{classes}{synthetic}")
     for name, score in scored.own_scores().items():
         say(f"  {name:<32} {score}")
     for name, of in scored.cohorts.items():

@@ -1,7 +1,9 @@
 """The first convolution of a network for scenes: as many channels as bands, and pretrained weights spread over them."""
 
 import logging
+import re
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -54,17 +56,25 @@ def spread(
 ) -> dict[str, Tensor]:
     """Return `state`, whose first convolution reads the bands `given`, for a network of `bands`; logs how.
 
-    Names may be those of torchvision, which lack `body.`, and of an ensemble. Weights that already have as many
-    channels as there are bands, and not as many as there are of `given`, stay.
+    Names may be those of torchvision, which lack `body.`, and of an ensemble.
     """
-    first = next(name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
-    ends = f"{first}.weight".rpartition("members.")[2].split(".", 1)[-1] if "members." in first else f"{first}.weight"
-    names = {ends, ends.removeprefix("body.")}
-    out, words = dict(state), ""
+    convolutions = (name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
+    first = next(convolutions, None)
+    if first is None:
+        return state
+    out = dict(state)
     for name, weight in state.items():
-        parts = name.split(".", 2)
-        if (parts[2] if parts[0] == "members" else name) in names and weight.shape[1] == len(given):
+        if _without_prefixes(name) == f"{_without_prefixes(first)}.weight" and weight.shape[1] == len(given):
             out[name], words = spread_bands(weight, given, bands)
-    if words:
-        log.warning("%s", words)
+            _tell(words)
     return out
+
+
+def _without_prefixes(name: str) -> str:
+    return re.sub(r"^members\.\d+\.", "", name).removeprefix("body.")
+
+
+@cache
+def _tell(words: str) -> None:
+    """Log once in a process: a run builds its network several times."""
+    log.warning("%s", words)

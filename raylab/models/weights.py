@@ -26,8 +26,8 @@ def start_from(
     weights: str,
     adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state,
 ) -> None:
-    """Load the state dict at `weights`, changed by `adapt`, into `model` with `fill`; DataError also if reading it would
-    require running code."""
+    """Load the state dict at `weights`, changed by `adapt`, into `model` with `fill`; DataError also if reading it
+    would require running code."""
     fill(model, adapt(_state(weights)), weights, own_head=True)
 
 

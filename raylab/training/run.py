@@ -407,8 +407,8 @@ def inherit(model: nn.Module, parent: Path, spec: dict[str, Any]) -> None:
     """Load the weights of run `parent` into `model`; the head stays new if the classes differ.
 
     For series, whose inputs have names, the weights of the inputs that both have are loaded, whatever their order:
-    another hospital measures other things; for scenes, the weights of the bands. Raises DataError if the parent was trained on another kind of input, or if
-    its layers do not fit.
+    another hospital measures other things. For scenes, the weights of the first layer are spread over the bands
+    (first_layer.py). Raises DataError if the parent was trained on another kind of input, or if its layers do not fit.
     """
     note = read_model_note(parent)
     parent_spec = note.spec

@@ -122,12 +122,10 @@ def _write(
         warnings.append(f"{copies:,} scenes are exact copies of another one; copies stay together")
     split, how = make_split(source, [scenes[at] for at in rows], place, seed, by_place, tile_m)
     if how.startswith("at random"):
-        why = "as asked for, although places are known" if random_split else "the source does not say where scenes are"
+        why = "as asked for" if random_split else "because the source does not say where its scenes are"
         warnings.append(
-            f"the splits are random, because {why}: neighbours may be in train and test, so scores are higher than they "
-            "would be elsewhere"
-            if not random_split
-            else f"the splits are random, {why}: scores are higher than they would be elsewhere"
+            f"the splits are random, {why}: neighbours may be in train and test, so scores are higher than they would "
+            "be elsewhere"
         )
     if by_place and source.resolution_m is not None:
         width = source.size * source.resolution_m
@@ -245,11 +243,11 @@ def make_split(
     original = [scene.split for scene in scenes]
     if all(part is not None for part in original):
         return carve_val(place, [str(part) for part in original], seed), (
-            f"the original split, with val carved from train by {source.unit}"
+            f"the original split, with val carved from train by {source.unit}s"
         )
     # of multi-labels the tiles are drawn without strata: a tile has many classes
     strata = [0 if source.several_labels else scene.labels[0] for scene in scenes]
-    how = f"by tiles of {tile_m / 1000:g} km" if by_place else f"at random, by {source.unit}"
+    how = f"by tiles of {tile_m / 1000:g} km" if by_place else f"at random, by {source.unit}s"
     return splits.assign(place, strata, FRACTIONS, seed), how
 
 

@@ -1,6 +1,6 @@
-"""EuroSAT (Helber et al. 2019, arXiv 1709.00029): a folder per class, with JPEG or PNG files of one or three colours, or
-GeoTIFF files of 13 bands of Sentinel-2. Any folder of classes in this form is read; bands of GeoTIFF files other than
-Sentinel-2's 13 are numbered.
+"""EuroSAT (Helber et al. 2019, arXiv 1709.00029): a folder per class, with JPEG or PNG files of one or three colours,
+or GeoTIFF files of 13 bands of Sentinel-2. Any folder of classes in this form is read; bands of GeoTIFF files other
+than Sentinel-2's 13 are numbered.
 
 All files must have one kind, size and number of bands. JPEG and PNG do not say where they are. GeoTIFF files do, if
 they have a projection.

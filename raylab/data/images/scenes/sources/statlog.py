@@ -45,11 +45,11 @@ def read(request: SceneRequest) -> SceneSource:
     ]
     shared = overlapping(pixels[TRAIN:], pixels[:TRAIN])
     warning = (
-        f"the original split is not one by place: {shared:,} of {ROWS - TRAIN:,} test neighbourhoods share six of their "
-        "nine pixels with a train neighbourhood, so scores are higher than they would be elsewhere"
+        f"the original split is not one by place: {shared:,} of {ROWS - TRAIN:,} test neighbourhoods share six of "
+        "their nine pixels with a train neighbourhood, so scores are higher than they would be elsewhere"
     )
     return SceneSource(
-        "statlog", BANDS, CLASSES, 3, 8, scenes, lambda at: pixels[at], unit="block of rows", warnings=(warning,)
+        "statlog", BANDS, CLASSES, 3, 8, scenes, lambda at: pixels[at], unit="block", warnings=(warning,)
     )
 
 
