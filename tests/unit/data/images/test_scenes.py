@@ -43,7 +43,9 @@ def geotiff(path: Path, pixels: np.ndarray, x: float = 0, y: float = 0, metres: 
         (34735, "H", len(GEO_KEYS), GEO_KEYS, False),
     ]
     data = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
-    options: dict[str, Any] = {"photometric": "minisblack", "extratags": tags, **more}
+    options: dict[str, Any] = {"photometric": "minisblack", "planarconfig": "contig", "extratags": tags, **more}
+    if len(pixels) == 1:
+        del options["planarconfig"]
     tifffile.imwrite(path, data, **options)
     return path
 
@@ -184,7 +186,8 @@ def test_a_missing_band_is_refused_or_skipped_and_listed(tmp_path):
 
 def test_geotiff_without_projection_has_no_place(tmp_path):
     raw = make_eurosat(tmp_path / "raw", 6)
-    tifffile.imwrite(raw / "class 0" / "odd.tif", np.ones((8, 8, BANDS), np.uint16), photometric="minisblack")
+    pixels = np.ones((BANDS, 8, 8), np.uint16)
+    tifffile.imwrite(raw / "class 0" / "odd.tif", pixels, photometric="minisblack", planarconfig="separate")
     with pytest.raises(DataError, match="1 of 7 files have no projection, among them "):
         eurosat.read(request(raw))
 
