@@ -115,6 +115,22 @@ def landcover_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def landcover_multilabel_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same scenes with one or two labels. Read only."""
+    from dataclasses import replace
+
+    from raylab.data.images.scenes.prepare import prepare_scenes
+    from raylab.data.images.scenes.scene import SceneRequest
+    from raylab.data.images.scenes.sources import synthetic
+
+    out = tmp_path_factory.mktemp("data") / "landcover-multilabel"
+    source = synthetic.read(SceneRequest(None, 0, 160, 19))
+    scenes = [replace(scene, labels=tuple(sorted({*scene.labels, at % 4}))) for at, scene in enumerate(source.scenes)]
+    prepare_scenes("landcover-multilabel", out, replace(source, scenes=scenes, several_labels=True), seed=0)
+    return out
+
+
+@pytest.fixture(scope="session")
 def surrogate_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small sweep of the lung model over three inputs. Read only."""
     from raylab.data.lung.sweep_dataset import finish

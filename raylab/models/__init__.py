@@ -29,7 +29,7 @@ MODELS: dict[str, dict[str, Factory]] = {
         "vgg19": vision.vgg19,
     },
     LUNG_PARAMETERS: {"residual": surrogate.residual},
-    SCENES: {"cnn": scenes.scene_cnn, "boosting": scenes.scene_boosting},
+    SCENES: {"cnn": scenes.scene_cnn, "boosting": scenes.scene_boosting, "resnet50": vision.resnet50},
 }
 """By kind of input (a data set's `spec["kind"]`), then by name."""
 

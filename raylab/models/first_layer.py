@@ -31,8 +31,8 @@ def spread_bands(weight: Tensor, given: Sequence[str], bands: Sequence[str]) -> 
     own = [band for band, name in zip(bands, names, strict=True) if name in known]
     others = [band for band, name in zip(bands, names, strict=True) if name not in known]
     factor = len(given) / len(bands)
-    parts = [f"{', '.join(own)} keep theirs"] if own else []
-    parts += [f"{', '.join(others)} get the mean over {', '.join(given)}"] if others else []
+    parts = [f"{', '.join(own)} keep their own"] if own else []
+    parts += [f"the mean over {', '.join(given)} for {', '.join(others)}"] if others else []
     return spread * factor, f"pretrained weights of the first layer: {'; '.join(parts)}; all scaled by {factor:.3g}"
 
 

@@ -471,12 +471,12 @@ def test_points_do_not_depend_on_the_order_of_rows_and_equal_the_full_scores():
         assert multiclass_point(y3[mixed], p3[mixed]) == first3
     full, full3 = binary_scores(y, p, group, bootstraps=2), multiclass_scores(y3, p3, group3, CLASSES, bootstraps=2)
     assert first == {name: full[name].value for name in ("auroc", "auprc", "brier")}
-    assert first3 == {name: full3[name].value for name in ("macro_recall", "accuracy")}
+    assert first3 == {name: full3[name].value for name in ("macro_recall", "accuracy", "macro_f1")}
 
 
 def test_points_leave_out_what_is_undefined():
     assert binary_point([0, 0], [0.5, 0.5]) == {"brier": 0.25}
-    assert multiclass_point([0], [[0.2, 0.8]]) == {"macro_recall": 0, "accuracy": 0}
+    assert multiclass_point([0], [[0.2, 0.8]]) == {"macro_recall": 0, "accuracy": 0, "macro_f1": 0}
 
 
 # Inputs

@@ -59,7 +59,7 @@ def complete(script: Path, home: Path, words: str) -> list[str]:
         ("raylab tr", {"train", "transfer"}),
         ("raylab train --wor", {"--workers"}),
         ("raylab cluster s", {"status", "submit", "stop"}),
-        ("raylab train ''", {"ards", "covidnet", "mortality", "surrogate"}),
+        ("raylab train ''", {"ards", "covidnet", "landcover", "landcover-multilabel", "mortality", "surrogate"}),
         ("raylab evaluate ards --run f", {"first", "fine\\ tuned"}),
         ("raylab transfer ards --from s", {"second"}),
         ("raylab resume ''", {"first", "fine\\ tuned", "second"}),

@@ -73,8 +73,8 @@ def test_weights_follow_the_colours_of_bands_and_others_get_the_mean():
     out, words = spread_bands(weight, RGB, ("B02", "B04", "B08", "B03"))
     assert torch.allclose(out.flatten(), torch.tensor([3.0, 1, 2, 2]) * 3 / 4)
     assert words == (
-        "pretrained weights of the first layer: B02, B04, B03 keep theirs; "
-        "B08 get the mean over red, green, blue; all scaled by 0.75"
+        "pretrained weights of the first layer: B02, B04, B03 keep their own; "
+        "the mean over red, green, blue for B08; all scaled by 0.75"
     )
     assert torch.equal(spread_bands(weight, RGB, RGB)[0], weight)
     assert torch.equal(spread_bands(weight, RGB, ("B04", "B03", "B02"))[0], weight)
@@ -98,7 +98,7 @@ def test_torchvision_networks_get_as_many_channels_as_there_are_bands(tmp_path, 
     assert model.body.conv1.in_channels == 4 and model(torch.zeros(2, 4, 32, 32)).shape == (2, 3)
     assert torch.allclose(model.body.conv1.weight[:, 2], colour.body.conv1.weight[:, 0] * 3 / 4)
     assert torch.equal(model.body.layer1[0].conv1.weight, colour.body.layer1[0].conv1.weight)
-    assert "B02, B03, B04 keep theirs; B08 get the mean" in caplog.text
+    assert "B02, B03, B04 keep their own; the mean over red, green, blue for B08" in caplog.text
     grey = make(VisionModel(name="resnet18"), spec(32, ("grey",)), 3)
     assert grey(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from raylab.data import prepared, splits
 from raylab.data.images.duplicates import merged
 from raylab.data.images.scenes.meta import BandStatistics, SceneMeta
-from raylab.data.images.scenes.scene import SceneSource
+from raylab.data.images.scenes.scene import Scene, SceneSource
 from raylab.data.images.scenes.split import FRACTIONS, carve_val, near_others, tile_of
 from raylab.errors import DataError
 
@@ -100,7 +100,7 @@ def _write(
 
     def leave_out(step: str, stay: NDArray[np.bool_]) -> None:
         nonlocal keep
-        if not (keep & stay).all() and (keep & ~stay).any():
+        if (keep & ~stay).any():
             keep = keep & stay
             steps.append((step, int(keep.sum())))
 
@@ -237,7 +237,7 @@ def place_of(source: SceneSource, at: int, tile_m: float | None) -> str:
 
 
 def make_split(
-    source: SceneSource, scenes: Sequence, place: list[str], seed: int, by_place: bool, tile_m: float
+    source: SceneSource, scenes: Sequence[Scene], place: list[str], seed: int, by_place: bool, tile_m: float
 ) -> tuple[list[str], str]:
     """The split of every scene, and how it was made."""
     original = [scene.split for scene in scenes]

@@ -177,7 +177,7 @@ def test_a_folder_with_two_resolutions_on_the_ground_is_refused(tmp_path):
         eurosat.read(request(raw))
 
 
-def test_a_missing_band_is_refused_or_skipped_and_listed(tmp_path):
+def test_a_file_that_lacks_a_band_is_refused(tmp_path):
     raw = make_eurosat(tmp_path / "raw", 6)
     geotiff(raw / "class 0" / "odd.tif", np.ones((BANDS - 1, 8, 8), np.uint16))
     with pytest.raises(DataError, match="1 of 12 bands"):

@@ -113,7 +113,7 @@ def _tiffs(
     ):
         if len(values) > 1:
             raise DataError(
-                f"{path} has scenes of {what}: {', '.join(sorted(str(value) for value in values))}",
+                f"{path} has scenes with {what}: {', '.join(sorted(str(value) for value in values))}",
                 "a network would see one field at two sizes" if values is metres else "",
                 "prepare them in directories of their own",
             )
