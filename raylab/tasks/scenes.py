@@ -56,8 +56,10 @@ def prepare(task: str, out: Path, options: SceneOptions, replace: bool, resource
     from raylab.data.images.scenes.scene import SceneRequest
     from raylab.data.images.scenes.sources import SOURCES
 
+    if options.source is None:
+        raise UsageError(f"prepare {task} needs --source", do=f"give one of {', '.join(SOURCES)}")
     if options.source not in SOURCES:
-        raise unknown("source of scenes", str(options.source), SOURCES)
+        raise unknown("source of scenes", options.source, SOURCES)
     request = SceneRequest(options.path, options.seed, options.patients, options.corine)
     source = SOURCES[options.source](request)
     own = TASK_OF[source.several_labels]
