@@ -1,6 +1,7 @@
 """Networks for scenes of any number of bands: a small convolutional network, torchvision's classifiers with a first
 layer of as many channels as there are bands, and boosting on the means of 3 x 3 cells."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -79,24 +80,24 @@ class SceneBoosting(Boosting):
                 raise DataError(f"train has no row of the classes {absent}", "a model cannot learn them")
             model = self.grow(rows, y)
             # scikit-learn has one tree a round for two classes, and one a class for more
-            by_output = list(zip(*model._predictors, strict=True))
+            by_output: list[Sequence[Any]] = list(zip(*model._predictors, strict=True))
             base = np.asarray(model._baseline_prediction).ravel()
             if self.outputs == 2:  # logits of the second class against the first
-                by_output, base = [None, by_output[0]], np.array([0.0, base[0]])  # type: ignore[list-item]
+                by_output, base = [(), by_output[0]], np.array([0.0, base[0]])
         else:
             by_output, base = [], np.zeros(self.outputs)
             for k in range(self.outputs):
                 if len(np.unique(y[:, k])) < 2:  # never or always there: predicted from its frequency, without trees
                     mean = (y[:, k].sum() + 0.5) / (len(y) + 1)
                     base[k] = np.log(mean / (1 - mean))
-                    by_output.append(None)  # type: ignore[arg-type]
+                    by_output.append(())
                     continue
                 model = self.grow(rows, y[:, k])
                 base[k] = np.asarray(model._baseline_prediction).item()
-                by_output.append([tree for (tree,) in model._predictors])  # type: ignore[arg-type]
+                by_output.append([tree for (tree,) in model._predictors])
         self.baseline.copy_(torch.from_numpy(base))
         for k, trees in enumerate(by_output):
-            for round_, tree in enumerate(trees or ()):
+            for round_, tree in enumerate(trees):
                 self.write_tree(round_ * self.outputs + k, tree)
 
 

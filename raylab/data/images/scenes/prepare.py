@@ -127,12 +127,12 @@ def _write(
             f"the splits are random, {why}: neighbours may be in train and test, so scores are higher than they would "
             "be elsewhere"
         )
+    where = [one for one in (scenes[at].place for at in rows) if one is not None]
     if by_place and source.resolution_m is not None:
         width = source.size * source.resolution_m
-        near = near_others([scenes[at].place for at in rows], split, 2 * width)  # type: ignore[misc]
-        if any(near):
-            rows, place, split = ([one for one, out in zip(of, near, strict=True) if not out]
-                                  for of in (rows, place, split))  # fmt: skip
+        far = [number for number, near in enumerate(near_others(where, split, 2 * width)) if not near]
+        if len(far) < len(rows):
+            rows, place, split = [rows[k] for k in far], [place[k] for k in far], [split[k] for k in far]
             steps.append((f"without scenes within {2 * width:g} m of another split", len(rows)))
     for name in FRACTIONS:
         if name not in split:
@@ -141,8 +141,8 @@ def _write(
                 f"{len(rows)} scenes in {len(set(place))} groups that stay together",
                 "prepare more scenes, or smaller tiles with --tile-km",
             )
-    order = sorted(range(len(rows)), key=lambda at: (list(FRACTIONS).index(split[at]), rows[at]))
-    rows, place, split = ([of[at] for at in order] for of in (rows, place, split))
+    order = sorted(range(len(rows)), key=lambda k: (list(FRACTIONS).index(split[k]), rows[k]))
+    rows, place, split = [rows[k] for k in order], [place[k] for k in order], [split[k] for k in order]
     statistics = copy_rows(pixels, work / "scenes.npy", rows, split.count("train"), source)
     del pixels
     (work / "all.npy").unlink()

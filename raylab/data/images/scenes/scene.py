@@ -1,7 +1,7 @@
 """What a source of scenes tells `prepare`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -63,4 +63,3 @@ class SceneRequest:
     seed: int
     count: int
     corine: int
-    raw: list[Path] = field(default_factory=list)
