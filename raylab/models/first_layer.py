@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,14 +40,8 @@ def spread_bands(weight: Tensor, given: Sequence[str], bands: Sequence[str]) -> 
 def replace(body: nn.Module, channels: int) -> None:
     """Give the first convolution of `body` so many input channels, with new weights."""
     name, old = next((at, layer) for at, layer in body.named_modules() if isinstance(layer, nn.Conv2d))
-    new = nn.Conv2d(
-        channels,
-        old.out_channels,
-        old.kernel_size,  # type: ignore[arg-type]
-        old.stride,  # type: ignore[arg-type]
-        old.padding,  # type: ignore[arg-type]
-        bias=old.bias is not None,
-    )
+    form: dict[str, Any] = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
+    new = nn.Conv2d(channels, old.out_channels, bias=old.bias is not None, **form)
     parent, _, leaf = name.rpartition(".")
     setattr(body.get_submodule(parent), leaf, new)
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from raylab.data import splits
@@ -23,7 +24,7 @@ def near_others(places: Sequence[Place], split: Sequence[str], distance: float) 
     and y, of centres) of one of val or test, and one of val that near one of test. Neighbours on the two sides of a
     border between zones are not recognised."""
     xy, zone, part = np.array([(p.x, p.y) for p in places]), np.array([p.zone for p in places]), np.array(split)
-    near = np.zeros(len(places), dtype=bool)
+    near: NDArray[np.bool_] = np.zeros(len(places), dtype=bool)
     for leaves, stays in (("val", ("test",)), ("train", ("val", "test"))):
         for here in sorted(set(zone.tolist())):
             fixed = np.flatnonzero((zone == here) & np.isin(part, stays) & ~near)

@@ -61,7 +61,7 @@ def block_of(row: int) -> str:
 def overlapping(some: NDArray[np.uint8], others: NDArray[np.uint8]) -> int:
     """How many of the neighbourhoods `some` uint8 [N, bands, 3, 3] equal one of `others` where the two would overlap
     if it were moved by one pixel up, down, left or right."""
-    found = np.zeros(len(some), dtype=bool)
+    found: NDArray[np.bool_] = np.zeros(len(some), dtype=bool)
     first, last, all_three = slice(0, 2), slice(1, 3), slice(0, 3)
     for mine, theirs in ((first, last), (last, first)):
         for ours, others_part in (
