@@ -28,13 +28,13 @@ def spread_bands(weight: Tensor, given: Sequence[str], bands: Sequence[str]) -> 
     if [known.get(name) for name in names] == list(range(len(given))):
         return weight, "pretrained weights of the first layer fit the bands as they are"
     mean = weight.mean(1)
-    spread = torch.stack([weight[:, known[name]] if name in known else mean for name in names], 1)
+    stacked = torch.stack([weight[:, known[name]] if name in known else mean for name in names], 1)
     own = [band for band, name in zip(bands, names, strict=True) if name in known]
     others = [band for band, name in zip(bands, names, strict=True) if name not in known]
     factor = len(given) / len(bands)
     parts = [f"{', '.join(own)} keep their own"] if own else []
     parts += [f"the mean over {', '.join(given)} for {', '.join(others)}"] if others else []
-    return spread * factor, f"pretrained weights of the first layer: {'; '.join(parts)}; all scaled by {factor:.3g}"
+    return stacked * factor, f"pretrained weights of the first layer: {'; '.join(parts)}; all scaled by {factor:.3g}"
 
 
 def replace(body: nn.Module, channels: int) -> None:
