@@ -34,8 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replace", action="store_true", help="replace data of the task in --out, once the new data is complete"
     )
-    kinds = {of.options: of.title for of in preparations.values()}
-    fields = [(name, field) for options in (PrepareOptions, *kinds) for name, field in options.model_fields.items()]
+    kinds: dict[type[PrepareOptions], str] = {of.options: of.title for of in preparations.values()}
+    every: list[type[PrepareOptions]] = [PrepareOptions, *kinds]
+    fields = [(name, field) for options in every for name, field in options.model_fields.items()]
     times = Counter(name for options in kinds for name in options.model_fields)
     # of every kind of data, or of several
     shared = {name: field for name, field in fields if name in PrepareOptions.model_fields or times[name] > 1}

@@ -69,7 +69,7 @@ class SceneBoosting(Boosting):
 
     def forward(self, x: Tensor) -> Tensor:
         each = self.leaf_values(self.summary(x))
-        out: Tensor = self.baseline + each.unflatten(1, (self.config.trees, self.outputs)).sum(1)
+        out: Tensor = self.baseline + each.reshape(-1, self.config.trees, self.outputs).sum(1)
         return out.to(x.dtype)
 
     def fit(self, x: Tensor, y: np.ndarray) -> None:

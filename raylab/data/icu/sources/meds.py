@@ -130,7 +130,8 @@ def read_mapping(file: Path) -> Mapping:
         raise UsageError(
             f"{file} is not a mapping of MEDS codes", str(error), f"write one like {SHIPPED.name}"
         ) from error
-    concepts, units = {}, {}
+    concepts: dict[str, str] = {}
+    units: dict[str, str | None] = {}
     for name, codes in document.concepts.items():
         for text in codes:
             code, _, unit = text.partition("=")

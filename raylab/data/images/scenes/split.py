@@ -32,7 +32,7 @@ def near_others(places: Sequence[Place], split: Sequence[str], distance: float) 
             if len(fixed) and len(moving):
                 apart, _ = KDTree(xy[fixed]).query(xy[moving], p=np.inf)
                 near[moving] = apart < distance
-    return near.tolist()
+    return [bool(is_near) for is_near in near]
 
 
 def carve_val(blocks: Sequence[str], split: Sequence[str], seed: int) -> list[str]:

@@ -43,7 +43,9 @@ def read(request: SceneRequest) -> SceneSource:
             "all scenes need the same bands",
             "prepare them in directories of their own",
         )
-    named = [(f"{file.parent.name}/{file.name}", (classes.index(file.parent.name),)) for file in files]
+    named: list[tuple[str, tuple[int, ...]]] = [
+        (f"{file.parent.name}/{file.name}", (classes.index(file.parent.name),)) for file in files
+    ]
     if tiffs:
         return _tiffs(path, files, named, classes)
     return _pictures(path, files, named, classes)
