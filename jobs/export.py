@@ -61,6 +61,8 @@ def export(
     from raylab.training import bundle as bundles  # loads torch
     from raylab.training.run import read_model
 
+    if out is not None:
+        outputs.check(Path(out), "--out", "bundle")
     directory = find_run(run)
     path = Path(out or f"{directory.name}{SUFFIX}")
     outputs.check(path, "--out", "bundle")

@@ -133,7 +133,7 @@ class Lab:
         verb = self.verbs.start(words, self.environment, self.home / f"said-{alone}.txt")
         return Undisturbed(verb, here, self.home / "runs" / alone / "checkpoints" / here.name)
 
-    def result(self, run: str, seconds: float = 400) -> dict[str, Any]:
+    def result(self, run: str, seconds: float = 600) -> dict[str, Any]:
         """result.json of a run that has reached its last step, and its MLflow runs."""
         path = self.home / "runs" / run
         # the driver ends after the scores: only then is the run marked
