@@ -168,6 +168,11 @@ class Crew:
         wait_for((self.directory / "result.json").is_file, 120, "the end of the run")
         self._receive()
 
+    def exit_codes(self) -> list[int]:
+        """Those of all workers, in ascending order, when the last one has ended by itself."""
+        wait_for(lambda: len(self.ended) == len(self.processes), 60, "every worker to end", lambda: str(self.ended))
+        return sorted(self.ended.values())
+
     def _attend(self) -> None:
         """What the supervisor of a run does: it hears of deaths, and takes the rows that come."""
         while not self.done.wait(0.02):
