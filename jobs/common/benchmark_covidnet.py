@@ -13,11 +13,12 @@ import os
 import shutil
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
 from jobs import prepare
-from jobs.common import home
+from jobs.common import home, predictions
 from jobs.common.console import say
 from jobs.common.results import Run
 from jobs.evaluate import Split, evaluate
@@ -32,6 +33,7 @@ from raylab.data.images.meta import ImageMeta
 from raylab.data.prepared import read_meta
 from raylab.documents import read_json
 from raylab.errors import UsageError, unknown
+from raylab.evaluation.metrics import macro_recall_gain
 from raylab.files import atomic_write, read_lines, write_json, write_text
 from raylab.score import Score
 from raylab.training.run_result import read_end
@@ -63,6 +65,22 @@ PUBLISHED_SEARCH = {
     "asha": ".930; .966/.615/.789",
     "pbt": ".832; .844/.692/.816",
 }
+# COVID-Net as it is, blind to the lungs, blind to all but the lungs, and with rectangles of its training images erased
+VARIANTS: dict[str, dict[str, Any]] = {
+    "covidnet": {},
+    "covidnet-masked": {"data.mask": "centre"},
+    "covidnet-lungs": {"data.mask": "border"},
+    "covidnet-erased": {"data.erase": 0.5},
+}
+# How COVID-Net learns B; and with what of each variant on A
+WAYS: dict[str, dict[str, Any]] = {
+    "scratch": {},
+    "lp-ft": {},
+    "full": {"transfer.mode": "full", "transfer.first_lr_scale": 1.0},
+    "probe": {"transfer.mode": "probe"},
+    "lp-ft, batch norm of A": {"transfer.reestimate": False},
+}
+LEARNT = {"covidnet": tuple(WAYS), **dict.fromkeys(("covidnet-lungs", "covidnet-erased"), ("scratch", "lp-ft", "full"))}
 SETTINGS = {
     "loop.global_batch_size": 32,
     "loop.shards": 4,
@@ -104,6 +122,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         result["networks"] = bench.networks()
     if "transfer" in args.parts:
         result["transfer"] = bench.transfers()
+        result["gains"] = bench.gains(result["transfer"])
     if "schedulers" in args.parts:
         result["schedulers"] = bench.schedulers()
     if "scaling" in args.parts:
@@ -182,31 +201,61 @@ class Benchmark:
         return self.step(f"{name}-{split}", lambda: evaluate(run, data, split=split, quiet=self.args.quiet).details)
 
     def networks(self) -> list[dict[str, Any]]:
-        """(a) Train and score every network on A, and COVID-Net on A with the lung field blacked out."""
+        """(a) Train and score every network on A, and the other variants of COVID-Net."""
         rows = []
-        a = self.out / "a"
-        for name in [*self.args.networks, "covidnet-masked"]:
-            network, mask = name.removesuffix("-masked"), "centre" if name.endswith("-masked") else "none"
-            run = self.run(f"a-{name}", partial(self.train, a, {"model.name": network, "data.mask": mask}))
-            rows.append({**self.evaluate_run(f"a-{name}", run["name"], a), "name": name, "run": run["name"]})
+        for name in [*self.args.networks, *(name for name in VARIANTS if name != "covidnet")]:
+            run = self.learn_a(name)
+            rows.append({**self.evaluate_run(f"a-{name}", run, self.out / "a"), "name": name, "run": run})
         return rows
 
+    def learn_a(self, name: str) -> str:
+        """The run of a network, or of a variant of COVID-Net, on A."""
+        settings = {"model.name": "covidnet", **VARIANTS[name]} if name in VARIANTS else {"model.name": name}
+        name_of_run: str = self.run(f"a-{name}", partial(self.train, self.out / "a", settings))["name"]
+        return name_of_run
+
     def transfers(self) -> list[dict[str, Any]]:
-        """(b) Score COVID-Net of (a) before and after transfer to B, and the same network trained on B from scratch."""
-        a, b = self.out / "a", self.out / "b"
-        covidnet = partial(self.train, a, {"model.name": "covidnet", "data.mask": "none"})
-        parent = self.run("a-covidnet", covidnet)["name"]
-        rows = [{**self.evaluate_run("b-before", parent, b), "name": "before transfer", "seed": 0}]
-        for seed in range(self.args.seeds):
-            ways: dict[str, Callable[[str], Run]] = {
-                "scratch": partial(self.train, b, {"seed": seed}),
-                "lp-ft": partial(self.transfer, parent, b, {"seed": seed}),
-            }
-            for way, begin in ways.items():
-                name = f"b-{way}-{seed}"
-                run = self.run(name, begin)
-                rows.append({**self.evaluate_run(name, run["name"], b), "name": way, "seed": seed})
+        """(b) Score COVID-Net of (a) before and after transfer to B, and the same network trained on B from scratch;
+        each also for the variants that see the lung field alone, or learn with erased rectangles."""
+        b, rows = self.out / "b", []
+        for variant, ways in LEARNT.items():
+            parent, suffix = self.learn_a(variant), variant.removeprefix("covidnet")
+            before = self.evaluate_run(f"b{suffix}-before", parent, b)
+            rows.append({**before, "name": f"before transfer{suffix}"})
+            for way, seed in product(ways, range(self.args.seeds)):
+                settings = {"seed": seed, **VARIANTS[variant], **WAYS[way]}
+                begin = (
+                    partial(self.train, b, settings)
+                    if way == "scratch"
+                    else partial(self.transfer, parent, b, settings)
+                )
+                name = f"b{suffix}-{way.replace(', ', '-').replace(' ', '-')}-{seed}"
+                run = self.run(name, begin)["name"]
+                scores = self.evaluate_run(name, run, b)
+                rows.append(
+                    {**scores, "name": f"{way}{suffix}", "seed": seed, "run": run, "against": f"scratch{suffix}"}
+                )
         return rows
+
+    def gains(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """How much each way of learning B gains over training from scratch: macro recall, mean over the seeds."""
+        meta = read_meta(self.out / "b", "covidnet")
+        kept = {
+            (row["name"], row["seed"]): predictions.read(
+                home.home() / "runs" / row["run"], row["split"], meta.data_hash, "remove OUT/steps, and run it again"
+            )
+            for row in rows
+            if "run" in row
+        }
+        found = []
+        for name, against in {row["name"]: row["against"] for row in rows if "run" in row}.items():
+            own, others = ([one for (way, _), one in kept.items() if way == which] for which in (name, against))
+            recalls = [row["macro_recall"]["value"] for row in rows if row["name"] == name]
+            gain = macro_recall_gain(
+                own[0].y, [one.p for one in own], [one.p for one in others], own[0].group, own[0].classes
+            )
+            found.append({"name": name, "macro_recall": recalls, "against": against, "gain": gain.model_dump()})
+        return found
 
     def transfer(self, parent: str, data: Path, settings: dict[str, Any], run: str) -> Run:
         return transfer(parent, data, name=run, settings=self.settings | settings, quiet=self.args.quiet)
@@ -295,6 +344,14 @@ def markdown(result: dict[str, Any]) -> str:
     for part, title in (("networks", "Networks on A"), ("transfer", "Transfer to B")):
         if part in result:
             lines += ["", f"## {title}", "", *_table(result[part])]
+    if "gains" in result:
+        lines += ["", "Macro recall on B, mean over the seeds, and what it gains over training from scratch:", ""]
+        lines += header("", "mean", "of each seed", "minus scratch")
+        for row in result["gains"]:
+            recalls = row["macro_recall"]
+            gain = "" if row["name"] == row["against"] else Score.model_validate(row["gain"]).text(3, "+")
+            each = ", ".join(f"{recall:.3f}" for recall in recalls)
+            lines.append(f"| {row['name']} | {sum(recalls) / len(recalls):.3f} | {each} | {gain} |")
     if "schedulers" in result:
         lines += ["", "## Schedulers on B", ""]
         lines += header("", "best val", "worker hours", "s to the best", "macro recall", "published")
@@ -334,7 +391,7 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
         "within a source", "published",
     )  # fmt: skip
     for row in rows:
-        seed = f", seed {row['seed']}" if "seed" in row and row["name"] != "before transfer" else ""
+        seed = f", seed {row['seed']}" if "seed" in row else ""
         recalls = [row.get(f"sensitivity/{c}", {}).get("value") for c in ("normal", "pneumonia", "COVID-19")]
         shown = "/".join("-" if r is None else f"{r:.2f}" for r in recalls)
         inside = "; ".join(

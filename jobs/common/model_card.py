@@ -52,7 +52,8 @@ Not a medical device. Not for clinical use.
 was published){% endif %}, {{ "{:,}".format(parameters) }} parameters{% if recipe.model.width is defined %}, width \
 {{ recipe.model.width }}, depth {{ recipe.model.depth }}{% endif %}
 - input: {{ spec.size }} x {{ spec.size }} px, top 8% removed, central square\
-{% if spec.mask is defined %}; the lung field is BLACKED OUT: this is a control, not a classifier{% endif %}
+{% if spec.get("mask") == "centre" %}; the lung field is BLACKED OUT: this is a control, not a classifier\
+{% elif spec.get("mask") == "border" %}; all but the lung field is black{% endif %}
 - classes: {{ spec.classes | join(", ") }}
 - initial weights: {% if run.parent %}of {{ run.parent }}, {{ recipe.transfer.mode }}\
 {% elif recipe.model.weights_path %}from a file, {{ recipe.transfer.mode }}{% else %}random{% endif %}

@@ -64,8 +64,10 @@ class ImageData(Data):
     """pixels per side; none means the prepared size"""
     augment: bool = True
     """augments the training images"""
-    mask: Literal["centre"] | None = None
-    """centre masks the lung field, as a control"""
+    mask: Literal["centre", "border"] | None = None
+    """centre masks the lung field, as a control; border masks all but the lung field"""
+    erase: float = Field(0.0, ge=0, le=1)
+    """probability that a rectangle of a training image is erased"""
     strength: float = Field(1.0, ge=0)
     """multiplies the ranges of the augmentation"""
 

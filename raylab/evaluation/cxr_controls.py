@@ -5,7 +5,8 @@ border probe     logistic regression on the outermost RING of RINGED px of an im
                  that square). Its score is the score of a shortcut.
 within a source  discrimination of classes among images of one source, where the source reveals nothing.
 
-The third control, a network trained with the lung field masked, is the recipe field data.mask=centre.
+The third control, a network trained with the lung field masked, is the recipe field data.mask=centre; with
+data.mask=border a network sees the lung field alone.
 (DeGrave et al. 2021, Nature Machine Intelligence 3:610; Maguolo and Nanni 2021, Information Fusion 76:1.)
 """
 

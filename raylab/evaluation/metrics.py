@@ -33,6 +33,7 @@ __all__ = [
     "calibration_fit",
     "confusion",
     "confusion_by",
+    "macro_recall_gain",
     "multiclass_differences",
     "multiclass_point",
     "multiclass_scores",
@@ -298,6 +299,28 @@ def paired_difference(
         return {"difference": of(y_N, a, w) - of(y_N, b, w)}
 
     return clustered(difference, group_N, bootstraps, seed, {"difference": ONE_CLASS}, strata)["difference"]
+
+
+def macro_recall_gain(
+    y: ArrayLike,
+    p_a: Sequence[ArrayLike],
+    p_b: Sequence[ArrayLike],
+    group: ArrayLike,
+    classes: Sequence[str],
+    bootstraps: int = 1000,
+    seed: int = 0,
+) -> Score:
+    """Return the mean macro recall of the runs a minus that of the runs b, each p[N, K] of the same rows, with an
+    interval over shared resamples of patients. How much runs of other seeds would differ is not in the interval."""
+    y_N = _multiclass_inputs(y, p_a[0], "p_a")[0]
+    a, b = ([_multiclass_inputs(y, p, "p")[1] for p in runs] for runs in (p_a, p_b))
+
+    def gain(w: Floats) -> dict[str, Floats]:
+        mine, others = (np.mean([_macro_recall(y_N, p, w) for p in runs], axis=0) for runs in (a, b))
+        return {"difference": mine - others}
+
+    group_N, strata = _rows("group", group, len(y_N)), _strata_of_classes(y_N, classes)
+    return clustered(gain, group_N, bootstraps, seed, {"difference": ONE_CLASS}, strata)["difference"]
 
 
 def binary_differences(

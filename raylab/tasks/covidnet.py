@@ -63,6 +63,7 @@ def load(directory: Path, split: str, data: ImageData, spec: dict[str, Any] | No
     from raylab.data.images.dataset import load_images
 
     augment = {name: value * data.strength for name, value in AUGMENT.items() if name != "flip"}
+    augment["erase"] = data.erase
     return load_images(directory, split, size=data.size, spec=spec, augment=augment, mask=data.mask, task="covidnet")
 
 

@@ -43,9 +43,8 @@ class ImageInputs:
     def batch(self, index: NDArray[Any], augment: tuple[int, int] | None = None) -> Tensor:
         """x float32 [B, 1, S, S] = (pixel / 255 - mean) / std; `augment` = (seed, epoch), see Samples."""
         x_B1SS = self.views(index)
-        if self.spec.get("mask") == "centre":  # before augmentation, which would move lungs out of the box
-            left, top, right, bottom = box_px(x_B1SS.shape[-1])
-            x_B1SS[:, :, top:bottom, left:right] = 0
+        if mask := self.spec.get("mask"):  # before augmentation, which would move lungs out of the box
+            black_out(x_B1SS, mask)
         if augment is not None:
             x_B1SS = augment_batch(x_B1SS, *augment, self.rows[index], self.augment)
         mean, std = float(self.spec["mean"]), float(self.spec["std"])
@@ -86,6 +85,16 @@ class ImageSamples(ImageInputs):
         self.absent: list[str] = []  # inputs that a model needs and this directory lacks: none for images
 
 
+def black_out(x_B1SS: Tensor, mask: str) -> None:
+    """Make LUNG_BOX black ("centre"), or all but it ("border")."""
+    left, top, right, bottom = box_px(x_B1SS.shape[-1])
+    if mask == "centre":
+        x_B1SS[:, :, top:bottom, left:right] = 0
+        return
+    for outside in (x_B1SS[:, :, :top], x_B1SS[:, :, bottom:], x_B1SS[..., :left], x_B1SS[..., right:]):
+        outside.zero_()
+
+
 def box_px(side: int) -> tuple[int, int, int, int]:
     """LUNG_BOX in pixels of a view of `side` px."""
     left, top, right, bottom = (round(share * side) for share in LUNG_BOX)
@@ -105,8 +114,8 @@ def load_images(
 
     `spec`: that of the model that will use the images; its statistics, and its size unless `size` is given, replace
     those of the directory. `augment`: changes to AUGMENT, {} or None for AUGMENT itself; zeros switch it off. `mask`
-    "centre": LUNG_BOX is black, as for a model whose spec says so. Raises DataError if the images do not have the kind,
-    classes or size that the model needs.
+    ("centre" or "border"): as black_out has it, and as for a model whose spec says so. Raises DataError if the images
+    do not have the kind, classes or size that the model needs.
     """
     directory = Path(directory)
     if split not in (*SPLITS, "all"):

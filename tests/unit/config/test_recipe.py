@@ -31,6 +31,7 @@ SETTABLE: dict[str, tuple[str, Any]] = {
     "data.size": ("64", 64),
     "data.augment": ("false", False),
     "data.mask": ("centre", "centre"),
+    "data.erase": ("0.5", 0.5),
     "data.strength": ("0.5", 0.5),
     "data.class_fraction": ("0.3", 0.3),
     "data.class_fraction_of": ("normal", "normal"),

@@ -3,12 +3,15 @@
 import argparse
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from jobs.common import benchmark_covidnet
+from jobs.common import benchmark_covidnet, predictions
 from jobs.common.benchmark_covidnet import Benchmark, markdown, measure_search
+from jobs.common.predictions import KeptPredictions
 from raylab.errors import UsageError
 from raylab.files import write_json
 
@@ -85,5 +88,35 @@ def test_rows_are_called_by_what_they_are_and_not_by_their_run(tmp_path: Path) -
     bench = Benchmark(args, tmp_path)
     bench.evaluate_run = lambda name, run, data: scored(f"out-{name}")  # type: ignore[method-assign]
     bench.run = lambda name, verb, *words: {"name": f"out-{name}"}  # type: ignore[method-assign]
-    assert [row["name"] for row in bench.networks()] == ["vgg19", "covidnet-masked"]
-    assert [row["name"] for row in bench.transfers()] == ["before transfer", "scratch", "lp-ft"]
+    variants = ["covidnet-masked", "covidnet-lungs", "covidnet-erased"]
+    assert [row["name"] for row in bench.networks()] == ["vgg19", *variants]
+    whole = ["before transfer", "scratch", "lp-ft", "full", "probe", "lp-ft, batch norm of A"]
+    assert [row["name"] for row in bench.transfers()] == [
+        *whole, *(f"{name}{suffix}" for suffix in ("-lungs", "-erased") for name in whole[:4])
+    ]  # fmt: skip
+
+
+def test_gains_are_means_over_the_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two seeds one finds two classes, the other those and most of the third; the runs from scratch find one."""
+    y = np.repeat([0, 1, 2], 30)
+    most = np.where(np.arange(90) < 80, y, 0)
+    most, two, one = np.eye(3)[most], np.eye(3)[np.minimum(y, 1)], np.eye(3)[np.zeros_like(y)]
+    p = {"full-0": most, "full-1": two, "scratch-0": one, "scratch-1": one}
+    monkeypatch.setattr(benchmark_covidnet, "read_meta", lambda *_: SimpleNamespace(data_hash="d"))
+    monkeypatch.setattr(
+        predictions, "read", lambda run, *_: KeptPredictions(y, p[run.name], np.arange(90), "rows", list("abc"))
+    )
+    bench = Benchmark(argparse.Namespace(size=64, epochs=1, set=[], quiet=True, seeds=2), tmp_path)
+    recalls = {"full-0": 8 / 9, "full-1": 2 / 3, "scratch-0": 1 / 3, "scratch-1": 1 / 3}
+    rows = [
+        {"name": name, "seed": seed, "run": f"{name}-{seed}", "split": "val", "against": "scratch",
+         "macro_recall": {"value": recalls[f"{name}-{seed}"]}}
+        for name in ("scratch", "full") for seed in (0, 1)
+    ]  # fmt: skip
+    nothing, gain = bench.gains([{"name": "before transfer", "macro_recall": {"value": 0.1}}, *rows])
+    assert nothing["gain"]["value"] == 0 and gain["gain"]["value"] == pytest.approx(4 / 9)
+    assert gain["name"] == "full" and gain["macro_recall"] == [8 / 9, 2 / 3]
+    data = {"folder": "x", "counts": {}, "attrition": [], "differs": []}
+    result = {"size": 64, "epochs": 2, "trials": 3, "data": {"a": data}, "gains": [nothing, gain]}
+    assert "| full | 0.778 | 0.889, 0.667 | +0.444 [+0.4" in markdown(result)
+    assert "| scratch | 0.333 | 0.333, 0.333 |  |" in markdown(result)

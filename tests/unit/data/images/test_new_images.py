@@ -37,7 +37,7 @@ def prepared(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("size", [None, 32])
-@pytest.mark.parametrize("mask", [None, "centre"])
+@pytest.mark.parametrize("mask", [None, "centre", "border"])
 def test_the_inputs_are_those_of_the_prepared_directory(
     folder: Path, prepared: Path, size: int | None, mask: str | None
 ) -> None:

@@ -351,6 +351,23 @@ def test_augmentation_moves_as_stated(drawn: Path) -> None:
     assert float(load_images(drawn, "train").batch(index, (0, 0)).min()) >= black - 1e-5  # outside is air
 
 
+def test_a_rectangle_is_erased_from_the_share_of_images_asked_for(drawn: Path) -> None:
+    index, still = np.arange(21), dict.fromkeys(AUGMENT, 0.0)
+    plain, whole = (load_images(drawn, "train", augment=a).batch(index, (0, 0)) for a in (still, {}))
+    counts = {}
+    for share in (0.5, 1.0):
+        erased = load_images(drawn, "train", augment={**still, "erase": share}).batch(index, (0, 0))
+        changed = [number for number in index if not torch.equal(erased[number], plain[number])]
+        for number in changed:
+            rows, columns = np.nonzero((erased[number, 0] != plain[number, 0]).numpy())
+            box = erased[number, 0, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            assert len(box.unique()) == 1 and 0.01 < box.numel() / plain[0, 0].numel() < 0.42
+        counts[share] = len(changed)
+    assert counts[1.0] == 21 and 4 < counts[0.5] < 17
+    both = load_images(drawn, "train", augment={"erase": 1.0}).batch(index, (0, 0))
+    assert 0.5 < float((both == whole).float().mean()) < 0.98, "the rest is moved as without erasing"
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real images at {REAL}")
 def test_real_images(tmp_path: Path) -> None:
     labels = REAL / "labels"
@@ -486,6 +503,18 @@ def test_a_masked_centre_shows_nothing_of_the_lung_field(drawn: Path) -> None:
     assert torch.equal(changed.batch(index, (0, 3)), masked.batch(index, (0, 3)))
     again = load_images(drawn, "val", spec=masked.spec)  # the model's spec, not the caller, says what it sees
     assert torch.allclose(again.batch(index)[:, :, 7:54, 8:56], torch.full((6, 1, 47, 48), black))
+
+
+def test_a_masked_border_shows_the_lung_field_alone(drawn: Path) -> None:
+    masked, plain = (load_images(drawn, "train", mask=mask) for mask in ("border", None))
+    index, lungs = np.arange(6), (slice(None), slice(None), slice(6, 54), slice(8, 56))
+    x, expected = masked.batch(index), torch.full((6, 1, 64, 64), -plain.spec["mean"] / plain.spec["std"])
+    expected[lungs] = plain.batch(index)[lungs]
+    assert torch.allclose(x, expected)
+    changed = load_images(drawn, "train", mask="border")
+    changed.images = np.load(drawn / "images.npy")
+    changed.images[:, :6] = changed.images[:, 54:] = changed.images[:, :, :8] = changed.images[:, :, 56:] = 200
+    assert torch.equal(changed.batch(index, (0, 3)), masked.batch(index, (0, 3)))
 
 
 CASE = Path(os.environ.get("RAYLAB_CASES", Path(__file__).parents[5] / "shared" / "cases"))
