@@ -104,10 +104,11 @@ def compare_pairs(directories: list[Path], split: str) -> list[Differences]:
         own_record = home.note(other)
         own = read_predictions(other, own_record, split)
         check_same_rows((first.name, record, kept), (other.name, own_record, own))
-        rows = PairedRows(kept.y, own.p, kept.p, kept.group, kept.classes)
+        rows = PairedRows(kept.y, own.p, kept.p, kept.group, kept.classes, kept.unit)
         scores = outcome.differences(rows, BOOTSTRAPS)
         shown = own_split(record, split)
-        found.append(Differences(other.name, first.name, shown, len(kept.y), kept.patients, BOOTSTRAPS, scores))
+        size = len(kept.y), kept.patients, kept.unit
+        found.append(Differences(other.name, first.name, shown, *size, BOOTSTRAPS, scores))
     return found
 
 
@@ -137,7 +138,7 @@ def check_same_rows(first: Scored, other: Scored) -> None:
         )
     if not kept.is_of_rows(other_kept):
         rows = [
-            f"{who}: {len(of.y)} rows of {of.patients} patients, {what.data} (split {(what.split_hash or '?')[:8]})"
+            f"{who}: {len(of.y)} rows of {of.patients} {of.unit}s, {what.data} (split {(what.split_hash or '?')[:8]})"
             for who, what, of in (first, other)
         ]
         raise DataError(

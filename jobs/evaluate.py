@@ -176,6 +176,8 @@ def score(directory: Path, data: Path, split: Split, recalibrate: int | None, qu
         say(f"  leakage: {in_words(leaked)}")
         for name, report in leaked.get("parents", {}).items():
             say(f"  leakage from {name}, which provided the initial weights: {in_words(report)}")
+        for warning in meta.printable_warnings:
+            say(f"  warning about the data: {warning}")
         if reads > 1:
             say(f"note: this run has now been scored on these test rows {reads} times; if you selected anything")
             say("  after the first time, this score is optimistic")

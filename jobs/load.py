@@ -34,8 +34,8 @@ class Model:
         of the stay), concept (a name of `raylab concepts`), value and, if there is one, unit. It goes through the
         screening, the derived series, the hourly grid and the statistics that the model was trained with. The result
         has stay_id, at_h (when is predicted), last_h (the latest record before it), p_CLASS, reason (null, or why there
-        is no probability) and absent (inputs of the model without a usable value). Of tasks on chest X-rays, `data` is
-        a folder, or paths of image files, and the result has file, view, p_CLASS and reason.
+        is no probability) and absent (inputs of the model without a usable value). Of tasks on images, `data` is a
+        folder, or paths of image files, and the result has file, p_CLASS and reason, of X-rays also view.
 
         What was left out, converted or guessed is printed unless `quiet`. DataError if the data cannot be used, or no
         row can be predicted.

@@ -91,7 +91,8 @@ def prepare(task: str, out: Path | str, *, replace: bool = False, quiet: bool = 
         verb = "train" if "train" in meta.counts else "evaluate"
         plugin = options_for(task) if verb == "train" else ""  # a run has its own copy
         say(f"next: raylab {verb} {task}{plugin}{'' if verb == 'train' else ' --run RUN'} --data {out}")
-    details = {k: v for k, v in without_names(meta).to_json().items() if k not in {"statistics", "files"}}
+    details = {k: v for k, v in meta.to_json().items() if k not in {"statistics", "files"}}
+    details["warnings"] = meta.printable_warnings
     if "skipped" in details:
         details["skipped"] = len(details["skipped"])
     return PreparedData(out.absolute(), task, {"out": str(out.absolute()), **details})
@@ -130,11 +131,6 @@ def _resources(quiet: bool) -> Resources:
     return Resources(progress, cluster)
 
 
-def without_names(meta: Meta) -> Meta:
-    """`meta` as it may be printed: file names can name patients, and stay in meta.json."""
-    return meta.model_copy(update={"warnings": [text.splitlines()[0].rstrip(":") for text in meta.warnings]})
-
-
 def tell(preparation: Preparation[Any, Any], out: Path, meta: Meta) -> None:
     say(f"prepared {out} from {meta.origin}{' (SYNTHETIC data)' if meta.synthetic else ''}")
     say("\n".join(attrition_lines(meta.attrition)))
@@ -142,10 +138,9 @@ def tell(preparation: Preparation[Any, Any], out: Path, meta: Meta) -> None:
         say(f"  {split}: " + ", ".join(f"{what} {n}" for what, n in count.items()))
     for line in preparation.describe(meta):
         say(line)
-    warnings = without_names(meta).warnings
-    for warning in warnings:
+    for warning in meta.printable_warnings:
         say(f"  warning: {warning}")
-    if warnings or getattr(meta, "skipped", None):
+    if meta.warnings or getattr(meta, "skipped", None):
         say(f"  the files: {out / META}")
 
 

@@ -75,6 +75,8 @@ class Differences:
     split: str
     n: int
     patients: int
+    unit: str
+    """what `patients` counts"""
     bootstraps: int
     scores: Mapping[str, Score]
 
@@ -87,8 +89,8 @@ def render_differences(found: Sequence[Differences]) -> str:
     """The differences as plain text, a block for each run, with the reasons for missing intervals below it."""
     first = found[0]
     lines = [
-        f"paired differences, {first.split} split: {first.n:,} rows of {first.patients:,} patients",
-        f"(95% CI, {first.bootstraps:,} bootstrap samples of patients)",
+        f"paired differences, {first.split} split: {first.n:,} rows of {first.patients:,} {first.unit}s",
+        f"(95% CI, {first.bootstraps:,} bootstrap samples of {first.unit}s)",
     ]
     for one in found:
         lines.append(f"{one.run} minus {one.minus}:")
@@ -203,18 +205,25 @@ def interval(row: Mapping[str, Any], score: str, reason: bool = False) -> str:
 
 
 def add_split_columns(frame: pl.DataFrame) -> pl.DataFrame:
-    """`collect` with two more columns: `data`, the source and part of the hash, because data sets may share a source;
-    `split`, the first of SPLITS on which the run has scores."""
+    """`collect` with two more columns: `data`, the source and part of the hash, because data sets may share a source
+    (the newest one that a run names, because names have changed); `split`, the first of SPLITS on which the run has
+    scores."""
     known = [next(iter(list_splits(row)), None) for row in frame.iter_rows(named=True)]
     return frame.with_columns(
         pl.Series("split", known, pl.String),
         pl.concat_str(
-            pl.col("data_source").fill_null("data not named"),
+            _newest_name().fill_null("data not named"),
             pl.col("data_hash").str.slice(0, 8),
             separator=" ",
             ignore_nulls=True,
         ).alias("data"),
     )
+
+
+def _newest_name() -> pl.Expr:
+    """The source that the newest run on the data of a row names."""
+    newest = pl.col("data_source").sort_by("started").drop_nulls().last().over("task", "data_hash")
+    return pl.when(pl.col("data_hash").fill_null("") == "").then(pl.col("data_source")).otherwise(newest)
 
 
 def ranked(frame: pl.DataFrame) -> pl.DataFrame:

@@ -48,9 +48,9 @@ Row = dict[str, Any]
 class Extras:
     """What a run's artifacts add to its row: `plots` {path: PNG}, the content of attrition.json, the recipe.
 
-    `data`: {"attrition": [{"step", ...}], "label": {...}, "counts": {split: {...}}}, each optional. `details` {split:
-    content of evaluation-SPLIT.json}: {"calibration": [plots.CalibrationBin], "decision": [NetBenefit], "cohorts":
-    {name: {"n", score: Score}}}, each optional.
+    `data`: {"attrition": [{"step", ...}], "label": {...}, "counts": {split: {...}}, "warnings": [...]}, each optional.
+    `details` {split: content of evaluation-SPLIT.json}: {"calibration": [plots.CalibrationBin], "decision":
+    [NetBenefit], "cohorts": {name: {"n", score: Score}}}, each optional.
     """
 
     plots: Mapping[str, bytes] = field(default_factory=dict)
@@ -319,6 +319,7 @@ def _group(runs: list[Row], curves: Mapping[str, Mapping[str, plots.Curve]], tri
         "cohorts": any(run["cohort"] for run in runs),
         "data_facts": {"attrition": [], "counts": {}, "label": {}}
         | next((r["data_facts"] for r in runs if r["data_facts"]), {}),
+        "warnings": list(dict.fromkeys(text for run in runs for text in run["data_facts"].get("warnings", ()))),
         "searches": [_search(run, trials.filter(pl.col("parent_run_id") == run["run_id"])) for run in runs],
     }
     group["forest"] = _forest(runs, primary[0], f"{group['task']} on {group['data']}") if primary else None

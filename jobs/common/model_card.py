@@ -67,7 +67,7 @@ weights {{ (run.weights_sha256 or "")[:16] }}
 {% for split, sources in meta.sources.items() if split != "test" %}{% for source, counts in sources.items() -%}
 | {{ split }} | {{ source }} | {{ counts.values() | join(" | ") }} |
 {% endfor %}{% endfor %}
-{% for warning in meta.warnings %}- warning: {{ warning.splitlines()[0] }}
+{% for warning in meta.printable_warnings %}- warning: {{ warning }}
 {% endfor %}If a class comes from a single source, the model may recognise the source instead: see the border probe.
 {% else %}No longer available at its path.
 {% endif %}

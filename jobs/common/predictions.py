@@ -20,7 +20,7 @@ from raylab.tasks.evaluation import Evaluation
 
 @dataclass(frozen=True)
 class KeptPredictions:
-    """Probabilities p [N] or [N, outputs] of rows with the outcome y and the patient group [N].
+    """Probabilities p [N] or [N, outputs] of rows with the outcome y and the patient group [N], or what `unit` says.
 
     `rows` is the SHA-256 of the rows' identifiers, in their order; `classes` are the names of the outputs.
     """
@@ -30,6 +30,7 @@ class KeptPredictions:
     group: NDArray[np.int64]
     rows: str
     classes: list[str]
+    unit: str = "patient"
 
     @property
     def patients(self) -> int:
@@ -54,7 +55,9 @@ def keep(directory: Path, scored: Evaluation) -> None:
     with atomic_write(target) as beside, beside.open("wb") as file:
         group = np.unique(scored.samples.group, return_inverse=True)[1].astype(np.int64)
         classes = np.array(scored.samples.spec["classes"], dtype=str)
-        np.savez_compressed(file, y=y, p=p, group=group, rows=np.array(rows), classes=classes)
+        np.savez_compressed(
+            file, y=y, p=p, group=group, rows=np.array(rows), classes=classes, unit=np.array(scored.meta.unit)
+        )
 
 
 def read(directory: Path, split: str, data_hash: str, again: str) -> KeptPredictions:
@@ -67,7 +70,12 @@ def read(directory: Path, split: str, data_hash: str, again: str) -> KeptPredict
     try:
         with np.load(file, allow_pickle=False) as found:
             return KeptPredictions(
-                found["y"], found["p"], found["group"], str(found["rows"]), [str(name) for name in found["classes"]]
+                found["y"],
+                found["p"],
+                found["group"],
+                str(found["rows"]),
+                [str(name) for name in found["classes"]],
+                str(found["unit"]) if "unit" in found else "patient",  # kept before units were
             )
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{file} is damaged", str(error), again) from error

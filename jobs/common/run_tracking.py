@@ -225,9 +225,9 @@ def hash_text(text: str) -> str:
 
 
 def render_attrition(meta: Meta) -> str:
-    content = meta.to_json()
-    attrition = {key: content[key] for key in ("source", "synthetic", "attrition", "label", "counts") if key in content}
-    return json.dumps(attrition, indent=1) + "\n"
+    content = meta.to_json() | {"warnings": meta.printable_warnings}
+    shown = ("source", "synthetic", "attrition", "label", "counts", "warnings")
+    return json.dumps({key: content[key] for key in shown if key in content}, indent=1) + "\n"
 
 
 @contextmanager

@@ -66,7 +66,9 @@ def score_run(directory: Path, data: Path, split: str) -> Evaluation:
         meta=meta,
         parameters=sum(weight.numel() for weight in network.parameters()),
         bootstraps=BOOTSTRAPS,
-        scores=icu["cohorts"][cohort].scores if icu else job.outcome.scores(samples, p, BOOTSTRAPS, recipe.seed),
+        scores=icu["cohorts"][cohort].scores
+        if icu
+        else job.outcome.scores(samples, p, BOOTSTRAPS, recipe.seed, meta.unit),
         tables=job.outcome.tables(samples, p),
         differs=differences(samples.spec, samples.meta) if isinstance(samples, IcuSamples) else [],
         **icu,
@@ -205,8 +207,7 @@ def tell(scored: Evaluation) -> None:
     counts = ", ".join(f"{name} {n}" for name, n in scored.classes.items())
     synthetic = ", SYNTHETIC data" if scored.meta.synthetic else ""
     classes = f" ({counts})" if counts else ""
-    unit = getattr(scored.meta.patient_ids, "unit", "patient")
-    say(f"{scored.split} split: {scored.n} rows of {scored.patients} {unit}s{classes}{synthetic}")
+    say(f"{scored.split} split: {scored.n} rows of {scored.patients} {scored.meta.unit}s{classes}{synthetic}")
     for name, score in scored.own_scores().items():
         say(f"  {name:<32} {score}")
     for name, of in scored.cohorts.items():

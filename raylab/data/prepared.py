@@ -96,6 +96,16 @@ class Meta(Document):
         """Where the data is from, as tables and tags say it."""
         return self.source
 
+    @property
+    def unit(self) -> str:
+        """What rows belong to that never crosses splits: a patient, if the data says nothing else."""
+        return self.patient_ids.unit if isinstance(self.patient_ids, PatientIds) else "patient"
+
+    @property
+    def printable_warnings(self) -> list[str]:
+        """The warnings without the file names on their further lines, which can name patients."""
+        return [text.splitlines()[0].rstrip(":") for text in self.warnings]
+
 
 M = TypeVar("M", bound=Meta)
 

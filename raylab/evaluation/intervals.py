@@ -3,7 +3,8 @@
 A bootstrapped score is a function of row weights, `w[R, N] -> {name: value[R]}`, NaN where undefined. Weights of 1 give
 the score of the data; a row of resample weights gives the score of that resample, so that R resamples are a single
 vectorised call. Patients are resampled instead of rows, because the rows of a patient are not independent (Field &
-Welsh 2007, JRSS B 69:369, the cluster bootstrap).
+Welsh 2007, JRSS B 69:369, the cluster bootstrap). Where rows belong to something else, such as tiles of the ground,
+`unit` is its name in the reasons for missing intervals.
 
 Small samples: a proportion always has a Wilson interval, which does not collapse and stays within 0 to 1. A
 bootstrapped score has an interval only with at least FEW patients in every stratum that it compares (with and without
@@ -51,7 +52,7 @@ def wilson(k: float, n: float) -> tuple[float, float]:
     return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
 
 
-def proportion(hits: NDArray[Any], of: NDArray[Any], group: NDArray[Any], why: str) -> Score:
+def proportion(hits: NDArray[Any], of: NDArray[Any], group: NDArray[Any], why: str, unit: str = "patient") -> Score:
     """Return the proportion sum(hits[N]) / sum(of[N]) of counts per row, hits <= of, with its 95% Wilson interval.
 
     The rows of a patient are not independent, so the interval uses the effective sample size (`effective_size`). If
@@ -64,7 +65,7 @@ def proportion(hits: NDArray[Any], of: NDArray[Any], group: NDArray[Any], why: s
     value = float(hits_N.sum()) / total
     _, index = np.unique(group[of_N > 0], return_inverse=True)
     if index.max() == 0 and total > 1:
-        return without_interval(value, "too few: all rows are of one patient")
+        return without_interval(value, f"too few: all rows are of one {unit}")
     hits_G, of_G = (np.bincount(index, counts[of_N > 0]).astype(np.float64) for counts in (hits_N, of_N))
     n = effective_size(hits_G, of_G)
     low, high = wilson(value * n, n)
@@ -133,14 +134,15 @@ def clustered(
     seed: int,
     why: Mapping[str, str],
     strata: Mapping[str, Bools],
+    unit: str = "patient",
 ) -> dict[str, Score]:
     """Return the result of `clustered_parts` for all rows as one part."""
     part = Part(np.arange(len(group)), score, why, strata)
-    return clustered_parts({"all": part}, group, bootstraps, seed)["all"]
+    return clustered_parts({"all": part}, group, bootstraps, seed, unit)["all"]
 
 
 def clustered_parts(
-    parts: Mapping[str, Part], group: NDArray[Any], bootstraps: int, seed: int
+    parts: Mapping[str, Part], group: NDArray[Any], bootstraps: int, seed: int, unit: str = "patient"
 ) -> dict[str, dict[str, Score]]:
     """Return every score of every part with its 95% percentile interval over resamples of patients; never NaN.
 
@@ -152,7 +154,7 @@ def clustered_parts(
     if bootstraps < 1:
         raise UsageError(f"bootstraps = {bootstraps}", "an interval needs resamples", "use 1000 or more")
     values = {name: part.score(np.ones((1, len(part.rows)))) for name, part in parts.items()}
-    few = {name: too_few(group[part.rows], part.strata) for name, part in parts.items()}
+    few = {name: too_few(group[part.rows], part.strata, unit) for name, part in parts.items()}
     patients, index = np.unique(group, return_inverse=True)
     patient_of = {name: index[part.rows] for name, part in parts.items() if few[name] is None}
     blocks: dict[str, list[dict[str, Floats]]] = {name: [] for name in patient_of}
@@ -169,23 +171,23 @@ def clustered_parts(
     return {part: {name: interval(part, name) for name in scores} for part, scores in values.items()}
 
 
-def too_few(group: NDArray[Any], strata: Mapping[str, Bools]) -> str | None:
+def too_few(group: NDArray[Any], strata: Mapping[str, Bools], unit: str = "patient") -> str | None:
     """Return why these rows allow no bootstrap interval, with the counts; None if they do."""
     index = np.unique(group, return_inverse=True)[1]  # the inverse makes numpy sort instead of hash, 100 times faster
     patients = int(index.max()) + 1
     if patients == 1:
-        return "too few: all rows are of one patient"
+        return f"too few: all rows are of one {unit}"
     counts = {name: int(np.count_nonzero(np.bincount(index[rows]))) for name, rows in strata.items()}
-    lacking = [f"{_patients(n)} {name}" for name, n in counts.items() if n < FEW]
+    lacking = [f"{_count(n, unit)} {name}" for name, n in counts.items() if n < FEW]
     if not lacking and patients < FEW:
-        lacking = [_patients(patients)]
+        lacking = [_count(patients, unit)]
     if not lacking:
         return None
     return f"too few: {' and '.join(lacking)}; an interval needs {FEW}{' of each' if len(strata) > 1 else ''}"
 
 
-def _patients(n: int) -> str:
-    return f"{n} patient{'' if n == 1 else 's'}"
+def _count(n: int, unit: str) -> str:
+    return f"{n} {unit}{'' if n == 1 else 's'}"
 
 
 def _without(value: float, reason: str, why: str) -> Score:

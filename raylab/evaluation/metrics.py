@@ -56,7 +56,7 @@ ONE_CLASS = "only one class in the data"
 
 
 def binary_scores(
-    y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0
+    y: ArrayLike, p: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0, unit: str = "patient"
 ) -> dict[str, Score]:
     """Return discrimination and calibration scores of the probabilities p[N] of y[N] in {0, 1}, for patients group[N].
 
@@ -72,7 +72,7 @@ def binary_scores(
     (Steyerberg 2010, Epidemiology 21:128; calibration: Cox 1958, Biometrika 45:562.)
     """
     everybody = {"all": np.ones(np.shape(y), dtype=bool)}
-    return binary_scores_by(y, p, group, everybody, bootstraps, seed)["all"]
+    return binary_scores_by(y, p, group, everybody, bootstraps, seed, unit)["all"]
 
 
 def binary_scores_by(
@@ -82,6 +82,7 @@ def binary_scores_by(
     members: Mapping[str, Bools],
     bootstraps: int = 1000,
     seed: int = 0,
+    unit: str = "patient",
 ) -> dict[str, dict[str, Score]]:
     """Return `binary_scores` of each part of the rows, members[name][N], in one pass over resamples of all patients; no
     part is empty."""
@@ -90,9 +91,9 @@ def binary_scores_by(
     order = _from_highest(y_N, p_N)  # sort once; the parts and the weights of each resample then follow this order
     rows = {name: order[inside[order]] for name, inside in members.items()}
     parts = {name: _binary_part(y_N[of], p_N[of], of) for name, of in rows.items()}
-    found = clustered_parts(parts, group_N, bootstraps, seed)
+    found = clustered_parts(parts, group_N, bootstraps, seed, unit)
     return {
-        name: {**found[name], "prevalence": proportion(y_N[of], np.ones(len(of)), group_N[of], "")}
+        name: {**found[name], "prevalence": proportion(y_N[of], np.ones(len(of)), group_N[of], "", unit)}
         for name, of in rows.items()
     }
 
@@ -125,6 +126,7 @@ def multiclass_scores(
     classes: Sequence[str],
     bootstraps: int = 1000,
     seed: int = 0,
+    unit: str = "patient",
 ) -> dict[str, Score]:
     """Return scores of the probabilities p[N, K] of y[N] in 0..K-1, named by classes[K]; the largest p is the
     prediction.
@@ -147,13 +149,14 @@ def multiclass_scores(
     hit_N = called_N == y_N
     present = np.unique(y_N).tolist()
     strata = _strata_of_classes(y_N, classes)
-    found = clustered(_weigh_multiclass(y_N, p_NK), group_N, bootstraps, seed, {"auroc": ONE_CLASS}, strata)
+    found = clustered(_weigh_multiclass(y_N, p_NK), group_N, bootstraps, seed, {"auroc": ONE_CLASS}, strata, unit)
     out = {"macro_recall": found.pop("macro_recall")}
-    out |= {"accuracy": proportion(hit_N, np.ones(N), group_N, ""), **found}
+    out |= {"accuracy": proportion(hit_N, np.ones(N), group_N, "", unit), **found}
     for k, name in enumerate(classes):
         right_N = hit_N & (y_N == k)
-        out[f"sensitivity/{name}"] = proportion(right_N, y_N == k, group_N, f"no row of class {name}")
-        out[f"ppv/{name}"] = proportion(right_N, called_N == k, group_N, f"class {name} was never predicted")
+        no_row, no_call = f"no row of class {name}", f"class {name} was never predicted"
+        out[f"sensitivity/{name}"] = proportion(right_N, y_N == k, group_N, no_row, unit)
+        out[f"ppv/{name}"] = proportion(right_N, called_N == k, group_N, no_call, unit)
     if len(present) < K:
         absent = ", ".join(name for k, name in enumerate(classes) if k not in present)
         note = f"over {', '.join(classes[k] for k in present)}; no rows of {absent}"
@@ -204,7 +207,13 @@ def confusion_by(strata: ArrayLike, y: ArrayLike, p: ArrayLike) -> dict[str, lis
 
 
 def regression_scores(
-    y: ArrayLike, p: ArrayLike, group: ArrayLike, names: Sequence[str], bootstraps: int = 1000, seed: int = 0
+    y: ArrayLike,
+    p: ArrayLike,
+    group: ArrayLike,
+    names: Sequence[str],
+    bootstraps: int = 1000,
+    seed: int = 0,
+    unit: str = "patient",
 ) -> dict[str, Score]:
     """Return scores of predictions p[N, K] of y[N, K]: r2/<output> (1 - squared error / variance), mae/<output> (mean
     absolute error, in the output's unit), and r2_min and r2_mean over the outputs."""
@@ -212,7 +221,7 @@ def regression_scores(
     if y_NK.shape != p_NK.shape or y_NK.shape[1:] != (len(names),):
         raise DataError(f"y has the shape {y_NK.shape}, p {p_NK.shape}, for {len(names)} outputs")
     group_N = _rows("group", group, len(y_NK))
-    return clustered(_weigh_regression(y_NK, p_NK, names), group_N, bootstraps, seed, {}, {})
+    return clustered(_weigh_regression(y_NK, p_NK, names), group_N, bootstraps, seed, {}, {}, unit)
 
 
 def _weigh_regression(y_NK: Floats, p_NK: Floats, names: Sequence[str]) -> WeightedScores:
@@ -324,14 +333,20 @@ def macro_recall_gain(
 
 
 def binary_differences(
-    y: ArrayLike, p_a: ArrayLike, p_b: ArrayLike, group: ArrayLike, bootstraps: int = 1000, seed: int = 0
+    y: ArrayLike,
+    p_a: ArrayLike,
+    p_b: ArrayLike,
+    group: ArrayLike,
+    bootstraps: int = 1000,
+    seed: int = 0,
+    unit: str = "patient",
 ) -> dict[str, Score]:
     """Return the scores of a minus those of b on the same rows, as `paired_difference` does: auroc, auprc, brier,
     sensitivity_at_specificity_90, ppv_at_sensitivity_80."""
     (y_N, a), (_, b) = _binary_inputs(y, p_a, "p_a"), _binary_inputs(y, p_b, "p_b")
     why = dict.fromkeys(("auroc", "auprc", "sensitivity_at_specificity_90", "ppv_at_sensitivity_80"), ONE_CLASS)
     both = _weigh_binary(y_N, a), _weigh_binary(y_N, b)
-    return _differences(*both, _rows("group", group, len(y_N)), bootstraps, seed, why, outcomes(y_N))
+    return _differences(*both, _rows("group", group, len(y_N)), bootstraps, seed, why, outcomes(y_N), unit)
 
 
 def rank_rows(y_N: Ints, p_N: Floats) -> WeightedScores:
@@ -363,6 +378,7 @@ def multiclass_differences(
     classes: Sequence[str],
     bootstraps: int = 1000,
     seed: int = 0,
+    unit: str = "patient",
 ) -> dict[str, Score]:
     """Return the scores of a minus those of b on the same rows, as `paired_difference` does: macro_recall, macro_f1,
     accuracy, auroc, brier, ece, sensitivity/<class>."""
@@ -382,7 +398,7 @@ def multiclass_differences(
         return scores
 
     group_N = _rows("group", group, len(y_N))
-    return _differences(weigh(a), weigh(b), group_N, bootstraps, seed, {"auroc": ONE_CLASS}, strata)
+    return _differences(weigh(a), weigh(b), group_N, bootstraps, seed, {"auroc": ONE_CLASS}, strata, unit)
 
 
 def regression_differences(
@@ -393,13 +409,14 @@ def regression_differences(
     names: Sequence[str],
     bootstraps: int = 1000,
     seed: int = 0,
+    unit: str = "patient",
 ) -> dict[str, Score]:
     """Return the scores of `regression_scores` of a minus those of b on the same rows, as `paired_difference` does."""
     y_NK, a, b = (np.asarray(values, dtype=np.float64) for values in (y, p_a, p_b))
     if not y_NK.shape == a.shape == b.shape:
         raise DataError(f"y has the shape {y_NK.shape}, p_a {a.shape}, p_b {b.shape}")
     both = _weigh_regression(y_NK, a, names), _weigh_regression(y_NK, b, names)
-    return _differences(*both, _rows("group", group, len(y_NK)), bootstraps, seed, {}, {})
+    return _differences(*both, _rows("group", group, len(y_NK)), bootstraps, seed, {}, {}, unit)
 
 
 def _differences(
@@ -410,12 +427,13 @@ def _differences(
     seed: int,
     why: Mapping[str, str],
     strata: Mapping[str, Bools],
+    unit: str,
 ) -> dict[str, Score]:
     def difference(w: Floats) -> dict[str, Floats]:
         a, b = of_a(w), of_b(w)
         return {name: a[name] - b[name] for name in a}
 
-    return clustered(difference, group_N, bootstraps, seed, why, strata)
+    return clustered(difference, group_N, bootstraps, seed, why, strata, unit)
 
 
 def calibration_fit(y: ArrayLike, p: ArrayLike) -> tuple[float, float]:

@@ -20,7 +20,13 @@ NO_CLASS = "no class is both in some rows and absent from others"
 
 
 def scores(
-    y: NDArray[Any], p: NDArray[Any], group: NDArray[Any], classes: Sequence[str], bootstraps: int, seed: int
+    y: NDArray[Any],
+    p: NDArray[Any],
+    group: NDArray[Any],
+    classes: Sequence[str],
+    bootstraps: int,
+    seed: int,
+    unit: str = "patient",
 ) -> dict[str, Score]:
     """Return scores of the probabilities p[N, K] of y[N, K] in {0, 1}, with intervals clustered by group[N].
 
@@ -31,13 +37,12 @@ def scores(
     """
     y_NK, p_NK = _check(y, p, classes)
     weigh, strata = _weigh(y_NK, p_NK, classes), _strata(y_NK, classes)
-    whole = clustered(weigh, group, bootstraps, seed, dict.fromkeys(("map", "macro_f1"), NO_CLASS), strata)
+    whole = clustered(weigh, group, bootstraps, seed, dict.fromkeys(("map", "macro_f1"), NO_CLASS), strata, unit)
     out = {name: whole[name] for name in ("map", "macro_f1", "micro_f1")}
     for k in _present(y_NK):  # a rare class does not take the others' intervals
         one = [classes[k]]
-        out |= clustered(
-            _weigh_ap(y_NK[:, [k]], p_NK[:, [k]], one), group, bootstraps, seed, {}, _strata(y_NK[:, [k]], one)
-        )
+        own, of_one = _weigh_ap(y_NK[:, [k]], p_NK[:, [k]], one), _strata(y_NK[:, [k]], one)
+        out |= clustered(own, group, bootstraps, seed, {}, of_one, unit)
     if absent := [name for k, name in enumerate(classes) if k not in _present(y_NK)]:
         note = f"over {len(classes) - len(absent)} classes; the others are in no row, or in all: {', '.join(absent)}"
         out |= {name: out[name].model_copy(update={"note": note}) for name in ("map", "macro_f1")}
@@ -60,6 +65,7 @@ def differences(
     classes: Sequence[str],
     bootstraps: int = 1000,
     seed: int = 0,
+    unit: str = "patient",
 ) -> dict[str, Score]:
     """Return map, macro_f1 and micro_f1 of a minus those of b on the same rows, over shared resamples."""
     y_NK, a_NK = _check(y, p_a, classes)
@@ -71,7 +77,7 @@ def differences(
         return {name: a[name] - b[name] for name in a}
 
     why = dict.fromkeys(("map", "macro_f1"), NO_CLASS)
-    return clustered(difference, group, bootstraps, seed, why, _strata(y_NK, classes))
+    return clustered(difference, group, bootstraps, seed, why, _strata(y_NK, classes), unit)
 
 
 def counts(y: NDArray[Any], p: NDArray[Any], classes: Sequence[str]) -> dict[str, dict[str, int]]:

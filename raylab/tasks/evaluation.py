@@ -90,9 +90,11 @@ class Evaluation:
             "loss": self.task.outcome.log_loss(self.samples.y, self.p),
             "n": self.n,
             "patients": self.patients,
+            "unit": self.meta.unit,
             "classes": self.classes,
             "absent": self.absent,
             "differs": self.differs,
+            "warnings": self.meta.printable_warnings,
             "bootstraps": self.bootstraps,
         }
         if self.cohort is not None:

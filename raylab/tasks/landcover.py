@@ -6,7 +6,7 @@ from raylab.config.recipe import Loop, Optim, SceneCnnModel, Schedule, Search, V
 from raylab.data.images.scenes.meta import SceneMeta
 from raylab.tasks.base import Task
 from raylab.tasks.outcomes import Multiclass
-from raylab.tasks.scenes import PREPARATION, SceneRecipe, make_load
+from raylab.tasks.scenes import PREPARATION, SceneRecipe, make_load, read_new
 
 NAME = "landcover"
 
@@ -55,6 +55,7 @@ TASK = Task(
     load=make_load(NAME),
     meta=SceneMeta,
     preparation=PREPARATION,
+    read_new=read_new,
     full=FULL,
     smoke=SMOKE,
     searches=SEARCHES,

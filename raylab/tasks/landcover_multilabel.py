@@ -6,7 +6,7 @@ from raylab.data.images.scenes.meta import SceneMeta
 from raylab.tasks import landcover
 from raylab.tasks.base import Task
 from raylab.tasks.outcomes import MultiLabel
-from raylab.tasks.scenes import PREPARATION, SceneRecipe, make_load
+from raylab.tasks.scenes import PREPARATION, SceneRecipe, make_load, read_new
 
 NAME = "landcover-multilabel"
 
@@ -29,6 +29,7 @@ TASK = Task(
     load=make_load(NAME),
     meta=SceneMeta,
     preparation=PREPARATION,
+    read_new=read_new,
     full=adopt(landcover.FULL),
     smoke=adopt(landcover.SMOKE),
     searches=landcover.SEARCHES,

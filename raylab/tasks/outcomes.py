@@ -26,13 +26,14 @@ EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 in a log loss
 @dataclass(frozen=True)
 class PairedRows:
     """What two models predict for the same rows: y, p and `reference` as `Outcome.kept` returns them, the patients
-    group [N], and the classes."""
+    group [N], or what `unit` says, and the classes."""
 
     y: NDArray[Any]
     p: NDArray[Any]
     reference: NDArray[Any]
     group: NDArray[Any]
     classes: list[str]
+    unit: str = "patient"
 
 
 class Outcome(ABC):
@@ -72,8 +73,10 @@ class Outcome(ABC):
         """Scores without intervals, for validation during training."""
 
     @abstractmethod
-    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
-        """Every score with its 95% interval, clustered by patient."""
+    def scores(
+        self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int, unit: str = "patient"
+    ) -> dict[str, Score]:
+        """Every score with its 95% interval, clustered by patient, or what `unit` says that `samples.group` is."""
 
     @abstractmethod
     def differences(self, rows: PairedRows, bootstraps: int) -> dict[str, Score]:
@@ -121,14 +124,16 @@ class Binary(Outcome):
     def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
         return metrics.binary_point(y, p)
 
-    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
-        return metrics.binary_scores(samples.y, p, samples.group, bootstraps, seed)
+    def scores(
+        self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int, unit: str = "patient"
+    ) -> dict[str, Score]:
+        return metrics.binary_scores(samples.y, p, samples.group, bootstraps, seed, unit)
 
     def prediction_columns(self, spec: dict[str, Any], p: NDArray[Any]) -> dict[str, Any]:
         return {f"p_{spec['classes'][1]}": p}
 
     def differences(self, rows: PairedRows, bootstraps: int) -> dict[str, Score]:
-        return metrics.binary_differences(rows.y, rows.p, rows.reference, rows.group, bootstraps)
+        return metrics.binary_differences(rows.y, rows.p, rows.reference, rows.group, bootstraps, unit=rows.unit)
 
 
 class Multiclass(Outcome):
@@ -149,13 +154,15 @@ class Multiclass(Outcome):
     def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
         return metrics.multiclass_point(y, p)
 
-    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
+    def scores(
+        self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int, unit: str = "patient"
+    ) -> dict[str, Score]:
         classes = samples.spec["classes"]
-        return metrics.multiclass_scores(samples.y, p, samples.group, classes, bootstraps, seed)
+        return metrics.multiclass_scores(samples.y, p, samples.group, classes, bootstraps, seed, unit)
 
     def differences(self, rows: PairedRows, bootstraps: int) -> dict[str, Score]:
         both = rows.p, rows.reference
-        return metrics.multiclass_differences(rows.y, *both, rows.group, rows.classes, bootstraps)
+        return metrics.multiclass_differences(rows.y, *both, rows.group, rows.classes, bootstraps, unit=rows.unit)
 
     def tables(self, samples: "Samples", p: NDArray[Any]) -> dict[str, Any]:
         by_source = metrics.confusion_by(samples.source, samples.y, p)
@@ -183,11 +190,15 @@ class MultiLabel(Outcome):
     def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
         return multilabel.point(y, p)
 
-    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
-        return multilabel.scores(samples.y, p, samples.group, samples.spec["classes"], bootstraps, seed)
+    def scores(
+        self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int, unit: str = "patient"
+    ) -> dict[str, Score]:
+        return multilabel.scores(samples.y, p, samples.group, samples.spec["classes"], bootstraps, seed, unit)
 
     def differences(self, rows: PairedRows, bootstraps: int) -> dict[str, Score]:
-        return multilabel.differences(rows.y, rows.p, rows.reference, rows.group, rows.classes, bootstraps)
+        return multilabel.differences(
+            rows.y, rows.p, rows.reference, rows.group, rows.classes, bootstraps, unit=rows.unit
+        )
 
     def tables(self, samples: "Samples", p: NDArray[Any]) -> dict[str, Any]:
         return {"labels": multilabel.counts(samples.y, p, samples.spec["classes"])}
@@ -217,15 +228,17 @@ class Regression(Outcome):
     def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
         return metrics.regression_point(y, p)
 
-    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
+    def scores(
+        self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int, unit: str = "patient"
+    ) -> dict[str, Score]:
         from raylab.data.lung.sweep_dataset import outputs
 
         truth, values = outputs(samples.y, samples.spec), outputs(p, samples.spec)
-        return metrics.regression_scores(truth, values, samples.group, samples.spec["classes"], bootstraps, seed)
+        return metrics.regression_scores(truth, values, samples.group, samples.spec["classes"], bootstraps, seed, unit)
 
     def differences(self, rows: PairedRows, bootstraps: int) -> dict[str, Score]:
         both = rows.p, rows.reference
-        return metrics.regression_differences(rows.y, *both, rows.group, rows.classes, bootstraps)
+        return metrics.regression_differences(rows.y, *both, rows.group, rows.classes, bootstraps, unit=rows.unit)
 
     def kept(self, samples: "Samples", p: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         from raylab.data.lung.sweep_dataset import outputs

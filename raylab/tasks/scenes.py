@@ -12,6 +12,7 @@ from raylab.tasks.preparation import Preparation, PrepareOptions, Resources
 
 if TYPE_CHECKING:  # as in base.py
     from raylab.data.images.scenes.dataset import SceneSamples
+    from raylab.data.samples import NewRows
 
 
 class SceneData(Data):
@@ -95,6 +96,13 @@ def describe(meta: SceneMeta) -> list[str]:
     if meta.skipped:
         lines.append(f"  unreadable and skipped: {len(meta.skipped)}")
     return lines
+
+
+def read_new(files: Any, data: SceneData, spec: dict[str, Any]) -> "NewRows":
+    """Files and patches as a trained model reads them."""
+    from raylab.data.images.scenes.new_scenes import read_new_scenes
+
+    return read_new_scenes(files, spec)
 
 
 PREPARATION = Preparation("remote-sensing scenes", SceneOptions, prepare, describe)

@@ -40,7 +40,7 @@ class TrainedModel:
 
     def predict(self, data: Any) -> NewPredictions:
         """Predict new data without labels. What `data` may be is the task's: of intensive-care tasks a frame of raw
-        events (new_patients.py), of those on chest X-rays files (new_images.py).
+        events (new_patients.py), of those on images files (new_images.py, scenes/new_scenes.py).
 
         Raises UsageError if the task reads no new data, and DataError if no row can be predicted.
         """

@@ -378,6 +378,7 @@ def test_a_proportion_counts_patients_where_their_rows_agree_and_rows_where_they
     assert intervals.proportion(ones, ones, group, "").low == pytest.approx(wilson(40, 40)[0])
     assert intervals.proportion(0 * ones, 0 * ones, group, "no row").why == "no row"
     assert intervals.proportion(agree, ones, 0 * group, "").why == "too few: all rows are of one patient"
+    assert intervals.proportion(agree, ones, 0 * group, "", "tile").why == "too few: all rows are of one tile"
 
 
 def test_intervals_of_proportions_cover_the_truth_of_clustered_rows():

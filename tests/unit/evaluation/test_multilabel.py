@@ -46,6 +46,9 @@ def test_a_label_of_few_groups_leaves_the_mean_without_an_interval_but_not_the_o
     found = multilabel.scores(y, P, GROUP, CLASSES, 50, 0)
     assert found["map"].low is None and "with rare" in found["map"].why
     assert found["ap/water"].low is not None and found["ap/rare"].low is None
+    assert "patient" in found["ap/rare"].why
+    of_tiles = multilabel.scores(y, P, GROUP, CLASSES, 50, 0, "tile")
+    assert "tiles with rare" in of_tiles["map"].why and "tiles with rare" in of_tiles["ap/rare"].why
 
 
 def test_differences_of_a_model_with_itself_are_zero_and_with_a_worse_one_are_not():

@@ -1,6 +1,8 @@
 """Land cover through the command line: several labels from preparation to scores, and what is refused on the way."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -18,7 +20,12 @@ def trained(landcover_multilabel_data: Path, own_home: Path) -> str:  # noqa: F8
     return "scenes"
 
 
-def test_a_run_of_several_labels_is_scored_and_checked_for_leakage(trained, landcover_multilabel_data, tmp_path):
+def test_a_run_of_several_labels_is_scored_and_checked_for_leakage(
+    trained,
+    landcover_multilabel_data,
+    tmp_path,
+    own_home,  # noqa: F811
+):
     out = tmp_path / "result.json"
     words = ("evaluate", "landcover-multilabel", "--run", trained, "--data", landcover_multilabel_data, "--json", out)
     code, said, err = raylab(*words)
@@ -27,6 +34,21 @@ def test_a_run_of_several_labels_is_scored_and_checked_for_leakage(trained, land
     assert 0 < scored["map"]["value"] <= 1 and scored["leakage"]["shared"] == 0 and scored["leakage"]["unit"] == "tile"
     assert set(scored["labels"]) == set(scored["classes"]) == {"water", "forest", "fields", "town"}
     assert "tiles (" in said and "SYNTHETIC" in said
+    assert scored["unit"] == "tile" and re.match(r"too few: \d tiles? with ", scored["map"]["why"])
+    kept = {path: path.read_text() for path in (own_home / "runs" / trained / "scores").glob("test-*")}
+    assert kept and not any("patient " in text for text in kept.values())
+
+
+def test_warnings_about_the_data_stand_beside_the_scores(trained, landcover_multilabel_data, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "result.json"
+    shutil.copytree(landcover_multilabel_data, data)
+    meta = json.loads((data / "meta.json").read_text())
+    told = "neighbours may be in train and test"
+    (data / "meta.json").write_text(json.dumps(meta | {"warnings": [f"{told}:\n  secret.tif"]}))
+    code, said, err = raylab("evaluate", "landcover-multilabel", "--run", trained, "--data", data, "--json", out)
+    assert code == 0, err
+    assert f"warning about the data: {told}\n" in said and "secret" not in said
+    assert json.loads(out.read_text())["warnings"] == [told]
 
 
 def test_predictions_have_a_column_of_each_label(trained, landcover_multilabel_data, tmp_path):

@@ -123,7 +123,7 @@ def test_kept_predictions_are_private_and_name_no_stay(
     samples = find_task("ards").load(ards_data, "test", read_recipe(pair[0].directory / "recipe.json").data, None)
     with np.load(path) as found:
         assert np.array_equal(np.unique(found["group"]), np.arange(len(np.unique(samples.group))))
-        assert set(found) == {"y", "p", "group", "rows", "classes"} and len(str(found["rows"])) == 64
+        assert set(found) == {"y", "p", "group", "rows", "classes", "unit"} and len(str(found["rows"])) == 64
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="is damaged") as refusal:
         raylab.compare(*pair, quiet=True)

@@ -143,7 +143,7 @@ def test_the_report_needs_nothing_else_and_says_what_is_a_model(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:)', page) and "<title>raylab report" in page
     assert "Synthetic data" in page and "dashed: the model" in page and "off the measured sums" in page
-    assert "Horovod" in page and "68%" in page
+    assert "VGG-16 68%" in page and "32 12%" in page and "Diagnostics 2023" in page
     assert json.loads((tmp_path / "table.json").read_text())["points"][4]["workers"] == 2
     assert (tmp_path / "table.md").read_text().count("\n| ") == len(POINTS) + 1
     assert {path.name for path in tmp_path.glob("*.png")} == {

@@ -270,6 +270,22 @@ def test_an_evaluation_elsewhere_stands_with_that_data_and_names_its_model(tmp_p
     assert page.index(">a-on-b<") < page.index(">b<")
 
 
+def test_data_whose_name_has_changed_is_one_data_set_and_its_warnings_stand_with_the_scores(tmp_path: Path) -> None:
+    a, later = {"data_hash": "a" * 64}, datetime(2026, 1, 3, tzinfo=UTC)
+    runs = [
+        row("old", data_source="covidx", **a, **score(0.7)),
+        row("new", data_source="covidx 8", started=later, **a, **score(0.8)),
+        row("unnamed", data_source="covidx", **score(0.6)),
+    ]
+    text = compare.table(frame(*runs))
+    assert text.count("covidx 8 aaaaaaaa:") == 1 and "covidx aaaaaaaa" not in text and "\ncovidx:\n" in text
+    told = "the original split is not one by place"
+    extras = {run["run_id"]: Extras(data={"attrition": [], "warnings": [told]}) for run in runs[:2]}
+    page = write_report(tmp_path / "r.html", frame(*runs), {}, extras, "t").read_text()
+    assert page.count('<h2 id="group') == 2 and page.count(told) == 1
+    assert page.index("covidx 8 aaaaaaaa</h2>") < page.index(told) < page.index('id="runs"')
+
+
 def test_a_page_without_any_run_can_be_written(tmp_path: Path) -> None:
     assert "No run has a score yet" in write_report(tmp_path / "r.html", frame(), {}, {}, "empty").read_text()
 

@@ -1,7 +1,7 @@
 """Classes of CORINE land cover as BigEarthNet uses them: 43, and the 19 into which they are grouped (Sumbul et al.
 2021, arXiv 2105.07921). Names are without commas and slashes, because scores are named after them."""
 
-from raylab.errors import DataError
+from raylab.errors import DataError, unknown
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Urban fabric": ("Continuous urban fabric", "Discontinuous urban fabric"),
@@ -56,8 +56,12 @@ def classes(count: int) -> tuple[str, ...]:
 def indices(names: list[str], count: int, place: str) -> tuple[int, ...]:
     """The classes, of 19 or 43, of a patch with these labels of CORINE; none for one whose labels the 19 leave out.
     DataError for a name that CORINE does not have; `place` names the file."""
-    if unknown := [name for name in names if name not in ALL]:
-        raise DataError(f"{place}: the label '{unknown[0]}' is not one of CORINE's 43", do="correct the label")
+    if wrong := [name for name in names if name not in ALL]:
+        why = (
+            "it is one of the 19 groups, and a patch is labelled with the classes in them" if wrong[0] in GROUPS else ""
+        )
+        do = unknown("label", wrong[0], ALL).do
+        raise DataError(f"{place}: the label '{wrong[0]}' is not one of CORINE's 43", why, do)
     if count == 43:
         return tuple(sorted({ALL.index(name) for name in names}))
     return tuple(at for at, group in enumerate(GROUPS.values()) if set(group) & set(names))

@@ -18,6 +18,22 @@ from raylab.data.row_file import RowFile
 from raylab.errors import DataError, unknown
 
 SPLITS = ("train", "val", "test")
+SAME = ("kind", "classes", "bits", "nodata", "resolution_m")
+"""What scenes must have as those have on which a model was trained; and as many pixels."""
+
+
+class SceneInputs:
+    """Pixels [N, C, S, S] of the bands of `spec`, in their order, as inputs of a network."""
+
+    def __init__(self, pixels: NDArray[np.unsignedinteger], spec: dict[str, Any]) -> None:
+        self.pixels, self.spec = pixels, spec
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, index: NDArray[Any], augment: tuple[int, int] | None = None) -> Tensor:
+        """As that of SceneSamples; new scenes are not augmented."""
+        return standardise(self.pixels[index], self.spec)
 
 
 class SceneSamples:
@@ -43,14 +59,19 @@ class SceneSamples:
         x_BCSS = self.scenes[self.rows[index]][:, self.bands]
         if augment is not None:
             x_BCSS = augment_scenes(x_BCSS, *augment, self.rows[index])
-        values = torch.from_numpy(x_BCSS.astype(np.float32))
-        mean, std = (torch.tensor(self.spec[name], dtype=torch.float32)[:, None, None] for name in ("mean", "std"))
-        x = (values - mean) / std
-        if self.spec["nodata"] is not None:
-            x = torch.where(values == self.spec["nodata"], 0.0, x)
-        if self.spec["size"] != x.shape[-1]:
-            x = F.interpolate(x, (self.spec["size"],) * 2, mode="bilinear", antialias=True)
-        return x
+        return standardise(x_BCSS, self.spec)
+
+
+def standardise(x_BCSS: NDArray[np.unsignedinteger], spec: Mapping[str, Any]) -> Tensor:
+    """x float32 [B, C, S, S] of the values of files, with the statistics and in the size of `spec`."""
+    values = torch.from_numpy(x_BCSS.astype(np.float32))
+    mean, std = (torch.tensor(spec[name], dtype=torch.float32)[:, None, None] for name in ("mean", "std"))
+    x = (values - mean) / std
+    if spec["nodata"] is not None:
+        x = torch.where(values == spec["nodata"], 0.0, x)
+    if spec["size"] != x.shape[-1]:
+        x = F.interpolate(x, (spec["size"],) * 2, mode="bilinear", antialias=True)
+    return x
 
 
 def labels_of(table: pl.DataFrame, meta: SceneMeta) -> NDArray[Any]:
@@ -69,8 +90,8 @@ def load_scenes(
     """The rows of `split` ("train", "val", "test", or "all").
 
     `spec`: that of the model that will use the scenes; its statistics, bands and size replace those of the directory.
-    Raises DataError if the scenes lack a band, or have other classes, or pixels of another size on the ground, or fewer
-    pixels than are asked for.
+    Raises DataError if the scenes lack a band, or have other classes, or values or pixels of another kind than those of
+    the model, or fewer pixels than are asked for.
     """
     directory = Path(directory)
     if split not in (*SPLITS, "all"):
@@ -87,16 +108,19 @@ def load_scenes(
 def make_spec(directory: Path, meta: SceneMeta, size: int | None, spec: Mapping[str, Any] | None) -> dict[str, Any]:
     """How a model's inputs are computed: `spec` checked against the directory, or the directory's own."""
     if spec is None:
-        own = {name: getattr(meta, name) for name in ("kind", "classes", "size", "bands", "nodata", "resolution_m")}
-        spec = {**own, "mean": meta.statistics.mean, "std": meta.statistics.std}
+        own = {
+            name: getattr(meta, name) for name in ("kind", "classes", "size", "bands", "bits", "nodata", "resolution_m")
+        }
+        statistics = {"mean": meta.statistics.mean, "std": meta.statistics.std}
+        spec = {**own, **statistics, "prepared_size": meta.size}
     if missing := [band for band in spec["bands"] if band not in meta.bands]:
         raise DataError(
             f"{directory} lacks the band {', '.join(missing)}",
             f"the model reads {', '.join(spec['bands'])}",
             "prepare scenes that have these bands, or train a model on those that there are",
         )
-    for name, mine in (("kind", meta.kind), ("classes", meta.classes), ("resolution_m", meta.resolution_m)):
-        if spec[name] != mine:
+    for name, mine in (*((name, getattr(meta, name)) for name in SAME), ("prepared_size", meta.size)):
+        if spec.get(name, mine) != mine:  # models of earlier versions lack some
             raise DataError(
                 f"the model does not fit the scenes of {directory}",
                 f"its {name}: the model's {spec[name]}, the directory's {mine}",

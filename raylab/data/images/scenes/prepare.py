@@ -205,8 +205,7 @@ def read_all(source: SceneSource, pixels: NDArray[np.unsignedinteger], progress:
             bad[at] = f"{error.what}: {error.why}" if error.why else error.what
             return
         pixels[at] = scene
-        if source.nodata is not None:
-            nodata[at] = (scene == source.nodata).any(axis=0).mean()
+        nodata[at] = nodata_fraction(scene, source.nodata)
         cloud[at] = cloud_fraction(scene, source.bands)
         sha256[at] = hashlib.sha256(scene.tobytes()).hexdigest()
 
@@ -219,6 +218,11 @@ def read_all(source: SceneSource, pixels: NDArray[np.unsignedinteger], progress:
     return Looked(bad, nodata, cloud, sha256)
 
 
+def nodata_fraction(scene: NDArray[np.unsignedinteger], nodata: int | None) -> float:
+    """The fraction of pixels [bands, S, S] without data in some band."""
+    return 0.0 if nodata is None else float((scene == nodata).any(axis=0).mean())
+
+
 def cloud_fraction(scene: NDArray[np.unsignedinteger], bands: Sequence[str]) -> float:
     """The fraction of pixels [bands, S, S] under bright clouds; 0 where the bands that show them are not there."""
     if not set(CLOUD_BANDS) <= set(bands):
@@ -226,6 +230,15 @@ def cloud_fraction(scene: NDArray[np.unsignedinteger], bands: Sequence[str]) -> 
     green, red, infrared = (scene[bands.index(name)] / REFLECTANCE for name in CLOUD_BANDS)
     is_cloud = (infrared > 0.16) & ((green > 0.39) | ((green > 0.175) & (green > red)))
     return float(is_cloud.mean())
+
+
+def find_defect(scene: NDArray[np.unsignedinteger], bands: Sequence[str], nodata: int | None) -> str | None:
+    """Why `prepare` leaves a scene [bands, S, S] out; None if it does not."""
+    if nodata_fraction(scene, nodata) > MOST_NODATA:
+        return f"more than {MOST_NODATA:.0%} pixels without data"
+    if cloud_fraction(scene, bands) > CLOUDY:
+        return f"more than {CLOUDY:.0%} clouds"
+    return None
 
 
 def place_of(source: SceneSource, at: int, tile_m: float | None) -> str:

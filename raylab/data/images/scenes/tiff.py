@@ -73,9 +73,12 @@ def read_pixels(path: Path) -> NDArray[np.unsignedinteger]:
 def check_size(path: Path, width: int, height: int) -> None:
     """Raise DataError for a file that is not a scene but an image to be cut into scenes."""
     if max(width, height) > MOST:
-        raise DataError(
-            f"{path} has {width:,} x {height:,} px", f"scenes have at most {MOST} a side", "cut it into scenes first"
-        )
+        raise too_large(path, f"{width:,} x {height:,} px")
+
+
+def too_large(path: Path, size: str = "too many pixels") -> DataError:
+    """The error for an image that is to be cut into scenes."""
+    return DataError(f"{path} has {size}", f"scenes have at most {MOST} px a side", "cut it into scenes first")
 
 
 def _place(path: Path, tags: dict[int, Any], width: int, height: int) -> tuple[Place | None, float | None]:

@@ -230,8 +230,11 @@ def test_corine_has_43_classes_in_19_groups():
     assert corine.indices(["Rice fields", "Pastures"], 19, "x") == (2, 4)
     assert corine.indices(["Airports"], 19, "x") == () and len(corine.indices(["Airports"], 43, "x")) == 1
     assert not any("," in name or "/" in name for count in (19, 43) for name in corine.classes(count))
-    with pytest.raises(DataError, match="the label 'Pasture' is not one of CORINE's 43"):
+    with pytest.raises(DataError, match="the label 'Pasture' is not one of CORINE's 43") as refusal:
         corine.indices(["Pasture"], 19, "x")
+    assert "Pastures" in refusal.value.do
+    with pytest.raises(DataError, match=r"Urban fabric.*\n.*one of the 19 groups"):
+        corine.indices(["Urban fabric"], 43, "x")
 
 
 def test_patches_become_twelve_bands_of_one_size_with_several_labels(tmp_path):
@@ -254,21 +257,22 @@ def test_patches_become_twelve_bands_of_one_size_with_several_labels(tmp_path):
 
 def test_patches_that_lack_a_band_or_have_one_of_another_size_or_place_are_told(tmp_path):
     patch = make_patch(tmp_path, 0, ["Pastures"])
-    scene = bigearthnet.read_note(patch, 19)
-    assert bigearthnet.read_patch(patch, scene).shape == (12, 120, 120)
+    place = bigearthnet.read_note(patch, 19).place
+    assert bigearthnet.read_patch(patch, place).shape == (12, 120, 120)
     band = patch / f"{patch.name}_B05.tif"
     geotiff(band, np.ones((1, 120, 120), np.uint16), 600_000, 5_000_000)
     with pytest.raises(DataError, match="B05 of a patch is 1 band of 60 x 60 px"):
-        bigearthnet.read_patch(patch, scene)
+        bigearthnet.read_patch(patch, place)
     geotiff(band, np.ones((1, 60, 60), np.uint16), 0, 0, 20)
-    with pytest.raises(DataError, match="lies elsewhere"):
-        bigearthnet.read_patch(patch, scene)
+    for of_labels, than in ((place, "JSON file"), (None, "other bands")):
+        with pytest.raises(DataError, match=f"lies elsewhere than the {than}"):
+            bigearthnet.read_patch(patch, of_labels)
     tifffile.imwrite(band, np.ones((60, 60), np.uint16))
     with pytest.raises(DataError, match="has no projection"):
-        bigearthnet.read_patch(patch, scene)
+        bigearthnet.read_patch(patch, place)
     band.unlink()
     with pytest.raises(DataError, match="lacks the band B05"):
-        bigearthnet.read_patch(patch, scene)
+        bigearthnet.read_patch(patch, place)
 
 
 def test_enlarged_bands_keep_their_values_and_their_gaps():

@@ -26,7 +26,7 @@ SIDES = {
 }
 """Pixels a side of each band's file."""
 BANDS = tuple(sorted(SIDES))
-SIZE, METRES = 120, 10.0
+SIZE, METRES, NODATA = 120, 10.0, 0
 NOTE = "_labels_metadata.json"
 
 
@@ -69,9 +69,9 @@ def read(request: SceneRequest) -> SceneSource:
         SIZE,
         16,
         labelled,
-        lambda at: read_patch(path / labelled[at].id, labelled[at]),
+        lambda at: read_patch(path / labelled[at].id, labelled[at].place),
         several_labels=True,
-        nodata=0,
+        nodata=NODATA,
         resolution_m=METRES,
         attrition=steps,
         warnings=warnings,
@@ -97,12 +97,14 @@ def read_note(folder: Path, count: int) -> Scene:
     return Scene(folder.name, corine.indices(note.labels, count, str(file)), place)
 
 
-def read_patch(folder: Path, scene: Scene) -> NDArray[np.uint16]:
-    """uint16 [12, 120, 120] of a patch; DataError for a band that is missing, has another size, or lies elsewhere."""
+def read_patch(folder: Path, place: Place | None = None) -> NDArray[np.uint16]:
+    """uint16 [12, 120, 120] of a patch; DataError for a band that is missing, has another size, or lies elsewhere: than
+    `place`, that of the labels, or than the first band."""
     files = {band: folder / f"{folder.name}_{band}.tif" for band in BANDS}
     if missing := [band for band, file in files.items() if not file.is_file()]:
         raise DataError(f"{folder} lacks the band {', '.join(missing)}", f"a patch has {len(BANDS)} bands")
     out = np.empty((len(BANDS), SIZE, SIZE), dtype=np.uint16)
+    than = "than the other bands of its patch" if place is None else "than the JSON file of its patch says"
     for at, (band, file) in enumerate(files.items()):
         header = read_header(file)
         found = (header.bands, header.height, header.width, header.bits)
@@ -113,10 +115,16 @@ def read_patch(folder: Path, scene: Scene) -> NDArray[np.uint16]:
             )
         if header.place is None:
             raise DataError(f"{file} has no projection", "whether the bands of a patch lie on each other is unknown")
-        if header.place != scene.place:
-            raise DataError(f"{file} lies elsewhere than the JSON file of its patch says", "its labels are of there")
+        place = place or header.place
+        if header.place != place:
+            raise DataError(f"{file} lies elsewhere {than}", "the bands of a patch and its labels are of one place")
         out[at] = enlarge(read_pixels(file)[0])
     return out
+
+
+def is_in_patch(file: Path) -> bool:
+    """Whether a file is a band of the patch that its folder is, or the patch's JSON file."""
+    return file.stem.startswith(f"{file.parent.name}_") and file.suffix in (".tif", ".json")
 
 
 def enlarge(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.uint16]:

@@ -7,6 +7,7 @@ they have a projection.
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raylab.data.images.scenes.scene import Scene, SceneRequest, SceneSource
-from raylab.data.images.scenes.tiff import TiffHeader, check_size, read_header, read_pixels
+from raylab.data.images.scenes.tiff import TiffHeader, check_size, read_header, read_pixels, too_large
 from raylab.errors import DataError, UsageError
 
 PICTURES, TIFFS = (".jpg", ".jpeg", ".png"), (".tif", ".tiff")
 SENTINEL2 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A")
 """The order of EuroSAT's bands."""
 COLOURS = {"L": ("grey",), "RGB": ("red", "green", "blue")}
+UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises for damaged files
 
 
 def read(request: SceneRequest) -> SceneSource:
@@ -51,34 +53,61 @@ def read(request: SceneRequest) -> SceneSource:
     return _pictures(path, files, named, classes)
 
 
+def read_picture_header(file: Path) -> tuple[str, int]:
+    """(mode of Pillow, pixels a side) of a JPEG or PNG file, before its pixels are read; DataError unless it is a
+    square scene of 8 bits, grey or RGB."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as picture:
+                mode, (width, height) = picture.mode, picture.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise too_large(file) from error
+    except UNREADABLE as error:
+        raise DataError(f"cannot read {file}", str(error).partition("\n")[0][:200]) from error
+    check_size(file, width, height)
+    if mode not in COLOURS or width != height:
+        what = f"{file} is {mode}, {width} x {height} px"
+        raise DataError(what, "scenes are square, 8 bits, grey or RGB", "convert it")
+    return mode, width
+
+
+def read_picture(file: Path) -> NDArray[np.uint8]:
+    """[bands, S, S] of a file whose header has been read; DataError if its pixels cannot be."""
+    try:
+        with Image.open(file) as picture:
+            values = np.atleast_3d(np.asarray(picture))
+    except UNREADABLE as error:
+        raise DataError(f"cannot read {file}", str(error).partition("\n")[0][:200]) from error
+    return np.ascontiguousarray(values.transpose(2, 0, 1))
+
+
+def band_names(count: int) -> tuple[str, ...]:
+    """The names of so many bands of a GeoTIFF."""
+    return SENTINEL2 if count == len(SENTINEL2) else tuple(f"band {number}" for number in range(1, count + 1))
+
+
+def nodata_of(header: TiffHeader) -> int | None:
+    """The value without data of a GeoTIFF: Sentinel-2's products write 0, and EuroSAT's files do not say so."""
+    return 0 if header.bands == len(SENTINEL2) and header.nodata is None else header.nodata
+
+
 def _pictures(
     path: Path, files: Sequence[Path], named: list[tuple[str, tuple[int, ...]]], classes: tuple[str, ...]
 ) -> SceneSource:
-    sizes: list[tuple[str, int]] = [("", 0)] * len(files)
+    forms: list[tuple[str, int]] = [("", 0)] * len(files)
     unread: dict[int, DataError] = {}
     for at, file in enumerate(files):
         try:
-            with Image.open(file) as picture:  # the header alone
-                check_size(file, *picture.size)
-                if picture.mode not in COLOURS or picture.width != picture.height:
-                    what = f"{file} is {picture.mode}, {picture.width} x {picture.height} px"
-                    raise DataError(what, "scenes are square, 8 bits, grey or RGB", "convert it")
-                sizes[at] = (picture.mode, picture.width)
-        except (OSError, Image.DecompressionBombError) as error:
-            unread[at] = DataError(f"cannot read {file}", str(error).partition("\n")[0][:200])
+            forms[at] = read_picture_header(file)
         except DataError as error:
             unread[at] = error
-    mode, side = _only(path, files, sizes, unread, lambda one: f"{one[0]}, {one[1]} px")
+    mode, side = _only(path, files, forms, unread, lambda one: f"{one[0]}, {one[1]} px")
 
     def pixels(at: int) -> NDArray[np.unsignedinteger]:
         if at in unread:
             raise unread[at]
-        try:
-            with Image.open(files[at]) as picture:
-                values = np.asarray(picture)
-        except OSError as error:
-            raise DataError(f"cannot read {files[at]}", str(error).partition("\n")[0][:200]) from error
-        return np.ascontiguousarray(np.atleast_3d(values).transpose(2, 0, 1))
+        return read_picture(files[at])
 
     scenes = [Scene(name, labels) for name, labels in named]
     return SceneSource("eurosat", COLOURS[mode], classes, side, 8, scenes, pixels)
@@ -108,7 +137,7 @@ def _tiffs(
             "restore it, or prepare them in a directory of their own",
         )
     metres = {one.resolution_m for one in good}
-    nodata = {one.nodata for one in good}
+    nodata = {nodata_of(one) for one in good}
     for what, values in (
         ("pixels of different sizes on the ground, in m", metres),
         ("different no-data values", nodata),
@@ -119,7 +148,6 @@ def _tiffs(
                 "a network would see one field at two sizes" if values is metres else "",
                 "prepare them in directories of their own",
             )
-    is_sentinel = bands == len(SENTINEL2)
 
     def pixels(at: int) -> NDArray[np.unsignedinteger]:
         if at in unread:
@@ -128,7 +156,7 @@ def _tiffs(
 
     return SceneSource(
         "eurosat",
-        SENTINEL2 if is_sentinel else tuple(f"band {number}" for number in range(1, bands + 1)),
+        band_names(bands),
         classes,
         side,
         bits,
@@ -137,8 +165,7 @@ def _tiffs(
             for (name, labels), one in zip(named, headers, strict=True)
         ],
         pixels,
-        # Sentinel-2's products write 0 where there is no data, and EuroSAT's files do not say so
-        nodata=0 if is_sentinel and nodata == {None} else next(iter(nodata)),
+        nodata=next(iter(nodata)),
         resolution_m=next(iter(metres)),
     )
 
