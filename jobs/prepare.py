@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from jobs import cli
 from jobs.common import home
-from jobs.common.console import say
+from jobs.common.console import list_counts, say
 from jobs.common.environment import verb_environment
 from jobs.common.results import PreparedData
 from jobs.common.session import ray_session
@@ -135,7 +135,7 @@ def tell(preparation: Preparation[Any, Any], out: Path, meta: Meta) -> None:
     say(f"prepared {out} from {meta.origin}{' (SYNTHETIC data)' if meta.synthetic else ''}")
     say("\n".join(attrition_lines(meta.attrition)))
     for split, count in meta.counts.items():
-        say(f"  {split}: " + ", ".join(f"{what} {n}" for what, n in count.items()))
+        say(f"  {split}: {list_counts(count)}")
     for line in preparation.describe(meta):
         say(line)
     for warning in meta.printable_warnings:

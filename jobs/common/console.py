@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, TextIO
 
 from raylab.errors import RaylabError, RunError, escape_unprintable
@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # it loads rich, which only a terminal needs
 stream: TextIO | None = None  # set while standard output is redirected for Ray (session.py)
 screen: "Screen | None" = None  # set while a verb draws on a terminal (screen.py)
 lost: OSError | None = None  # why standard output takes nothing any more
+MANY = 10  # counts from which those of 0 are summed up
 
 
 def say(text: str = "", start: str = "", end: str = "\n") -> None:
@@ -31,6 +32,13 @@ def say(text: str = "", start: str = "", end: str = "\n") -> None:
             print(start + escape_unprintable(text), end=end, file=file, flush=True)
         except OSError as error:
             lose_output(file, error)
+
+
+def list_counts(counts: Mapping[str, int]) -> str:
+    """`water 3, forest 0`; of more than MANY counts, those of 0 are only counted."""
+    shown = {name: n for name, n in counts.items() if n or len(counts) <= MANY}
+    more = [f"{len(counts) - len(shown)} others 0"] if len(shown) < len(counts) else []
+    return ", ".join([*(f"{name} {n}" for name, n in shown.items()), *more])
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jobs.common import cxr_controls, description, home, predictions
-from jobs.common.console import say
+from jobs.common.console import list_counts, say
 from raylab.config.recipe import IcuData, Recipe
 from raylab.data.icu import cohorts
 from raylab.data.icu.dataset import IcuSamples
@@ -204,7 +204,7 @@ def calibrate(directory: Path, scored: Evaluation) -> None:
 
 def tell(scored: Evaluation) -> None:
     """Print an evaluation."""
-    counts = ", ".join(f"{name} {n}" for name, n in scored.classes.items())
+    counts = list_counts(scored.classes)
     synthetic = ", SYNTHETIC data" if scored.meta.synthetic else ""
     classes = f" ({counts})" if counts else ""
     say(f"{scored.split} split: {scored.n} rows of {scored.patients} {scored.meta.unit}s{classes}{synthetic}")

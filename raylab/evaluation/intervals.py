@@ -37,6 +37,7 @@ By simulation (benchmarks/interval_coverage.py, docs/log.md): with at least 10 p
 95% intervals of non-zero width cover a true AUROC of 0.7 to 0.95 in 86% to 97% of samples, and those of a mean error in
 89%. With 4 and 4, the interval has zero width in up to 63% of samples, and covers nothing.
 """
+NAMED = 3  # strata that lack patients and are named; of many classes, the others are counted
 FLAT = 1e-9  # an interval narrower than this counts as zero width
 UNDEFINED = 0.05  # fraction of undefined resamples above which the ends of a 95% interval are unknown
 
@@ -179,6 +180,8 @@ def too_few(group: NDArray[Any], strata: Mapping[str, Bools], unit: str = "patie
         return f"too few: all rows are of one {unit}"
     counts = {name: int(np.count_nonzero(np.bincount(index[rows]))) for name, rows in strata.items()}
     lacking = [f"{_count(n, unit)} {name}" for name, n in counts.items() if n < FEW]
+    if len(lacking) > NAMED:
+        lacking[NAMED - 1 :] = [f"fewer than {FEW} {unit}s in {len(lacking) - NAMED + 1} others"]
     if not lacking and patients < FEW:
         lacking = [_count(patients, unit)]
     if not lacking:

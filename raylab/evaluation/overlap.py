@@ -72,7 +72,7 @@ def leakage(task: str, fitted_on: Path, scored_on: Path, split: str, fitted_hash
     sources = {person.source for person in trained_on}, {person.source for person in scored_people}
     unnamed = UNKNOWN in sources[0] | sources[1]
     if not unnamed and not sources[0] & sources[1]:
-        why = describe_sources(metas, sources)
+        why = describe_sources(metas, sources, names[1].unit)
         return {"checked": True, "patients": None, "shared": 0, "why": why, **copies, **unit}
     trained_people = People(trained_on)
     result: dict[str, Any] = {
@@ -130,8 +130,8 @@ def _rows_name_source(meta: Meta) -> bool:
     return not (meta.numbering or meta.source == "synthetic" or own)
 
 
-def describe_sources(metas: Iterable[Meta], scopes: Iterable[set[str]]) -> str:
-    """Return what is known about shared patients of two data sets whose identifiers have different scopes."""
+def describe_sources(metas: Iterable[Meta], scopes: Iterable[set[str]], unit: str = "patient") -> str:
+    """Return what is known about shared patients, or what `unit` says, of two data sets whose identifiers have different scopes."""
     named = list(scopes)
     fitted, scored = (" and ".join(sorted(names)) for names in named)
     hospitals = [
@@ -143,7 +143,7 @@ def describe_sources(metas: Iterable[Meta], scopes: Iterable[set[str]]) -> str:
             f"cannot be checked by identifier ({fitted}; {scored}), and WARNING: both hold patients of "
             f"{' and '.join(sorted(shared))}: the same patient may be in both"
         )
-    return f"another source ({fitted}; {scored}): other patients, as far as identifiers can tell"
+    return f"another source ({fitted}; {scored}): other {unit}s, as far as identifiers can tell"
 
 
 def _has_images(directory: Path) -> bool:

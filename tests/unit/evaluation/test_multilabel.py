@@ -51,6 +51,14 @@ def test_a_label_of_few_groups_leaves_the_mean_without_an_interval_but_not_the_o
     assert "tiles with rare" in of_tiles["map"].why and "tiles with rare" in of_tiles["ap/rare"].why
 
 
+def test_of_many_labels_that_lack_groups_some_are_named():
+    y = np.zeros((40, 9))
+    y[np.arange(36), np.arange(36) % 9] = 1
+    found = multilabel.scores(y, np.full((40, 9), 0.5), np.arange(40), list("abcdefghi"), 20, 0, "tile")
+    few = "too few: 4 tiles with a and 4 tiles with b and fewer than 10 tiles in 7 others"
+    assert found["map"].why == f"{few}; an interval needs 10 of each"
+
+
 def test_differences_of_a_model_with_itself_are_zero_and_with_a_worse_one_are_not():
     worse = np.clip(P + RNG.normal(0, 0.4, P.shape), 0, 1)
     assert multilabel.differences(Y, P, P, GROUP, CLASSES, 20)["map"].value == 0

@@ -220,3 +220,4 @@ def test_only_codes_of_mimic_name_its_hospital():
     metas = [SimpleNamespace(source="meds"), SimpleNamespace(source="mimic3")]
     assert "both hold patients" in describe_sources(metas, [{"mimic-iv-meds"}, {"mimic3"}])
     assert "other patients" in describe_sources(metas, [{"eicu"}, {"mimic3"}])
+    assert "other tiles" in describe_sources(metas, [{"eicu"}, {"mimic3"}], "tile")

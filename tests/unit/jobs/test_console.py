@@ -25,6 +25,11 @@ def test_the_display_still_moves_the_cursor(printed: io.StringIO) -> None:
     assert printed.getvalue() == "\repoch 1"
 
 
+def test_of_many_counts_those_of_0_are_only_counted() -> None:
+    assert console.list_counts({"a": 2, "b": 0}) == "a 2, b 0"
+    assert console.list_counts(dict.fromkeys("bcdefghijkl", 0) | {"a": 2}) == "a 2, 11 others 0"
+
+
 def test_what_nobody_takes_is_lost_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "lost", None)
     with open("/dev/full", "w") as full:  # noqa: PTH123

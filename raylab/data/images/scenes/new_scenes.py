@@ -44,6 +44,7 @@ def read_new_scenes(files: Any, spec: dict[str, Any]) -> NewRows:
 def read_scene(path: Path, spec: Mapping[str, Any]) -> NDArray[np.unsignedinteger]:
     """The bands that the model reads, [C, S, S] in their order, of a file or a patch; DataError if it has others,
     or pixels of another size or type, or shows nothing."""
+    pixels: NDArray[np.unsignedinteger]
     nodata, metres = None, None
     if path.is_dir():
         pixels, bands = bigearthnet.read_patch(path), bigearthnet.BANDS

@@ -52,6 +52,9 @@ def test_a_folder_of_patches_is_read_and_so_is_one_of_them(tmp_path: Path) -> No
     order = np.argsort(samples.ids)
     assert new.inputs is not None
     assert np.array_equal(new.inputs.batch(np.arange(10)).numpy(), samples.batch(order).numpy())
+    geotiff(tmp_path / "River" / "River_1.tif", np.ones((BANDS, 8, 8), np.uint16))
+    river = read_new_scenes(tmp_path / "River", samples.spec).rows
+    assert river["file"].to_list() == [str(tmp_path / "River" / "River_1.tif")], "no band of a patch"
     (tmp_path / "raw" / "patch_3" / "patch_3_B05.tif").unlink()
     one = read_new_scenes(tmp_path / "raw" / "patch_3", samples.spec)
     assert one.inputs is None and one.rows["reason"][0].startswith("lacks the band B05")

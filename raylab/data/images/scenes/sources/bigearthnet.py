@@ -124,7 +124,8 @@ def read_patch(folder: Path, place: Place | None = None) -> NDArray[np.uint16]:
 
 def is_in_patch(file: Path) -> bool:
     """Whether a file is a band of the patch that its folder is, or the patch's JSON file."""
-    return file.stem.startswith(f"{file.parent.name}_") and file.suffix in (".tif", ".json")
+    patch = file.parent.name
+    return file.name == f"{patch}{NOTE}" or file.name in {f"{patch}_{band}.tif" for band in BANDS}
 
 
 def enlarge(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.uint16]:
