@@ -131,7 +131,8 @@ def _rows_name_source(meta: Meta) -> bool:
 
 
 def describe_sources(metas: Iterable[Meta], scopes: Iterable[set[str]], unit: str = "patient") -> str:
-    """Return what is known about shared patients, or what `unit` says, of two data sets whose identifiers have different scopes."""
+    """Return what is known about shared patients (or what `unit` says) of two data sets whose identifiers have other
+    scopes."""
     named = list(scopes)
     fitted, scored = (" and ".join(sorted(names)) for names in named)
     hospitals = [
