@@ -64,3 +64,9 @@ def test_a_node_that_goes_before_it_could_save(lab: Lab, ards_data: Path) -> Non
     assert result["steps_repeated"] <= 100 + 1 and result["gaps"] == 0
     assert result["damaged_checkpoints"] == 0
     assert result["weights_sha256"] == undisturbed["weights_sha256"]
+
+
+def test_scenes_give_the_same_weights_on_any_number_of_workers(lab: Lab, landcover_data: Path) -> None:
+    words = ("train", "landcover", "--data", landcover_data, "--smoke", "--set", "loop.epochs=2")
+    alone, *others = (lab.run(*words, "--workers", n)["weights_sha256"] for n in range(4))
+    assert others == [alone] * 3

@@ -39,10 +39,11 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Looked:
     """What reading the pixels has shown: problems {scene: what and why}, and of each scene the fractions of its pixels
-    without data and under clouds, and the SHA-256 of its values."""
+    without data and under clouds, the bands that have none, and the SHA-256 of its values."""
 
     bad: dict[int, str]
     nodata: NDArray[np.float64]
+    empty: NDArray[np.bool_]
     cloud: NDArray[np.float64]
     sha256: list[str]
 
@@ -106,11 +107,21 @@ def _write(
 
     if looked.bad:
         steps.append(("without unreadable scenes", int(keep.sum())))
+    if gone := [band for band, lacks in zip(source.bands, looked.empty[keep].all(axis=0), strict=True) if lacks]:
+        raise DataError(
+            f"band {', '.join(gone)} of {source.name} has no data in any scene",
+            f"all of its values are {source.nodata}",
+            "give files that have it, or files without it",
+        )
     leave_out(f"without scenes of more than {MOST_NODATA:.0%} pixels without data", looked.nodata <= MOST_NODATA)
     leave_out(f"without scenes of more than {CLOUDY:.0%} clouds", looked.cloud <= CLOUDY)
     rows = np.flatnonzero(keep).tolist()
     if not rows:
-        raise DataError(f"no scene of {source.name} is left", "; ".join(f"{step}: {n:,}" for step, n in steps))
+        raise DataError(
+            f"no scene of {source.name} is left",
+            "; ".join(f"{step}: {n:,}" for step, n in steps),
+            "give scenes that show the ground",
+        )
     by_place = not random_split and all(scenes[at].place is not None for at in rows)
     place = [place_of(source, at, tile_m if by_place else None) for at in rows]
     twins = Counter(looked.sha256[at] for at in rows)
@@ -193,6 +204,7 @@ def read_all(source: SceneSource, pixels: NDArray[np.unsignedinteger], progress:
     total = len(source.scenes)
     bad: dict[int, str] = {}
     nodata, cloud, sha256 = np.zeros(total), np.zeros(total), [""] * total
+    empty = np.zeros((total, len(source.bands)), dtype=bool)
 
     def one(at: int) -> None:
         try:
@@ -202,10 +214,11 @@ def read_all(source: SceneSource, pixels: NDArray[np.unsignedinteger], progress:
                                  ((scene.dtype, scene.shape), (pixels.dtype, pixels.shape[1:])))  # fmt: skip
                 raise DataError(f"{source.scenes[at].id} is {found}, not {needed}", "all scenes need one shape")
         except DataError as error:
-            bad[at] = f"{error.what}: {error.why}" if error.why else error.what
+            bad[at] = ": ".join(text for text in (error.what, error.why, error.do) if text)
             return
         pixels[at] = scene
         nodata[at] = nodata_fraction(scene, source.nodata)
+        empty[at] = source.nodata is not None and (scene == source.nodata).all(axis=(1, 2))
         cloud[at] = cloud_fraction(scene, source.bands)
         sha256[at] = hashlib.sha256(scene.tobytes()).hexdigest()
 
@@ -215,7 +228,7 @@ def read_all(source: SceneSource, pixels: NDArray[np.unsignedinteger], progress:
                 pass
             if progress is not None:
                 progress(min(start + CHUNK, total), total)
-    return Looked(bad, nodata, cloud, sha256)
+    return Looked(bad, nodata, empty, cloud, sha256)
 
 
 def nodata_fraction(scene: NDArray[np.unsignedinteger], nodata: int | None) -> float:

@@ -214,7 +214,7 @@ def test_a_damaged_picture_stops_or_is_skipped_and_listed(tmp_path):
         picture.save(tmp_path / "raw" / f"c{at % 2}" / f"{at}.png")
     (tmp_path / "raw" / "c0" / "0.png").write_bytes(b"nothing")
     source = eurosat.read(request(tmp_path / "raw"))
-    with pytest.raises(DataError, match="1 of 30 scenes cannot be used"):
+    with pytest.raises(DataError, match=r"1 of 30 scenes cannot be used.*\n.*cannot read"):
         prepared(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     meta = prepared(source, tmp_path / "out", skip_bad=True)
@@ -361,3 +361,22 @@ def test_the_real_fixtures_of_eurosat_and_bigearthnet_are_prepared(real_data, tm
     meta = prepared(source, tmp_path / "ben", "landcover-multilabel")
     assert meta.split_by == "by tiles of 10 km" and meta.resolution_m == 10
     assert sum(row["scenes"] for row in meta.attrition[-1:]) <= 11
+
+
+def test_a_band_without_data_is_named(tmp_path):
+    source = eurosat.read(request(make_eurosat(tmp_path / "raw")))
+
+    def read(at: int) -> np.ndarray:
+        pixels = source.read(at).copy()
+        pixels[9] = 0
+        return pixels
+
+    with pytest.raises(DataError, match="band B10 of eurosat has no data in any scene"):
+        prepared(replace(source, read=read), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("module", [eurosat, bigearthnet])
+def test_a_folder_that_is_not_there_is_told(module, tmp_path):
+    with pytest.raises(DataError, match="there is no folder .*nowhere"):
+        module.read(request(tmp_path / "nowhere"))

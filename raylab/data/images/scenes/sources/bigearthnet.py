@@ -47,8 +47,10 @@ class PatchNote(BaseModel):
 
 def read(request: SceneRequest) -> SceneSource:
     path = request.path
-    if path is None or not path.is_dir():
+    if path is None:
         raise UsageError("the source bigearthnet needs --path DIR", do="give the folder of its patches")
+    if not path.is_dir():
+        raise DataError(f"there is no folder {path}", "BigEarthNet has a folder per patch there", "check --path")
     if request.corine not in (19, 43):
         raise UsageError(f"--corine {request.corine}", "BigEarthNet has 19 or 43 classes", "use --corine 19 or 43")
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
@@ -84,7 +86,11 @@ def read_note(folder: Path, count: int) -> Scene:
     try:
         note = PatchNote.model_validate_json(file.read_bytes())
     except OSError as error:
-        raise DataError(f"cannot read {file}", error.strerror or "", "every patch needs its JSON file") from error
+        raise DataError(
+            f"cannot read {file}",
+            error.strerror or "",
+            "every patch needs its JSON file: restore it, or take the folder out",
+        ) from error
     except ValidationError as error:
         first: Any = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

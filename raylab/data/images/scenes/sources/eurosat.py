@@ -30,8 +30,10 @@ UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises for damage
 
 def read(request: SceneRequest) -> SceneSource:
     path = request.path
-    if path is None or not path.is_dir():
+    if path is None:
         raise UsageError("the source eurosat needs --path DIR", do="give the folder with a folder per class")
+    if not path.is_dir():
+        raise DataError(f"there is no folder {path}", "EuroSAT has a folder per class there", "check --path")
     files = sorted(file for file in path.glob("*/*") if file.suffix.lower() in (*PICTURES, *TIFFS))
     classes = tuple(sorted({file.parent.name for file in files}))
     if len(classes) < 2:
