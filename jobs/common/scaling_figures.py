@@ -1,5 +1,6 @@
 """The figures of a scaling benchmark. What is modelled is dashed and says so."""
 
+import math
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -107,6 +108,8 @@ def sums(result: dict[str, Any]) -> Figure:
             sizes, [1000 * s for s in fitted], "--", color=colour, linewidth=1.3, label=f"model, {workers} workers"
         )
     axes.set(xscale="log", yscale="log", xlabel="bytes", ylabel="ms")
+    low, high = (math.log10(end) for end in axes.get_ylim())
+    axes.set_ylim(10 ** math.floor(low), 10 ** math.ceil(high))  # whole decades, because their ends are the labels
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)

@@ -221,7 +221,7 @@ def describe_model(result: dict[str, Any]) -> str:
         return "No model."
     error = result["largest_error"]
     against = "was checked against no step" if error is None else f"at most {error:.0%} off the steps"
-    bandwidth = "no bytes" if network["beta"] == 0 else f"{1e-9 / network['beta']:.3g} GB/s"
+    bandwidth = "no measurable time for bytes" if network["beta"] == 0 else f"{1e-9 / network['beta']:.3g} GB/s"
     alpha = f"alpha {1000 * network['alpha']:.3g} ms for each message and {bandwidth}"
     fit = f"at most {network['error']:.0%} off the measured sums"
     return (f"Model: the measured computation of a worker's samples, and an all-reduce with {alpha}. It is {fit}, and "

@@ -7,7 +7,7 @@ from argparse import Namespace
 import pytest
 
 from jobs import cli
-from jobs.common import benchmark_scaling, scaling_points, scaling_report
+from jobs.common import benchmark_scaling, scaling_figures, scaling_points, scaling_report
 from jobs.common.scaling_model import Network, StepModel, Sum, busiest_samples, fit_network
 from jobs.common.scaling_points import Point, check_undisturbed, choose_steps, mean_score, measure
 from raylab.config.overrides import override
@@ -149,6 +149,17 @@ def test_the_report_needs_nothing_else_and_says_what_is_a_model(tmp_path):
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "throughput.png", "efficiency.png", "parts.png", "sums.png"
     }  # fmt: skip
+
+
+def test_sums_that_hardly_differ_have_labels_and_no_bandwidth():
+    points = [*POINTS[:4], point("strong", 2, 64, 0.40, sums={400: 4e-4, 40_000: 3e-4})]
+    result = scaling_report.summarise(override(RECIPE, {"loop.global_batch_size": 64}), 10_000, True, points)
+    (axes,) = scaling_figures.draw(result)["sums"].axes
+    axes.figure.draw_without_rendering()
+    low, high = axes.get_ylim()
+    shown = [tick for tick in axes.yaxis.get_major_ticks() if low <= tick.get_loc() <= high and tick.label1.get_text()]
+    assert len(shown) >= 2
+    assert "no measurable time for bytes" in scaling_report.describe_model(result)
 
 
 def test_one_worker_alone_has_no_model(tmp_path):

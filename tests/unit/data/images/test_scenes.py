@@ -378,5 +378,5 @@ def test_a_band_without_data_is_named(tmp_path):
 
 @pytest.mark.parametrize("module", [eurosat, bigearthnet])
 def test_a_folder_that_is_not_there_is_told(module, tmp_path):
-    with pytest.raises(DataError, match="there is no folder .*nowhere"):
+    with pytest.raises(DataError, match=r"there is no folder .*nowhere"):
         module.read(request(tmp_path / "nowhere"))
