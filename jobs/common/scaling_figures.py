@@ -139,4 +139,5 @@ def _over_workers(axes: Axes, result: dict[str, Any]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("workers")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    assert isinstance(axes.figure, Figure)
+    axes.figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)  # it would cover lines
