@@ -16,8 +16,8 @@ from raylab.tasks import find_task
 
 if TYPE_CHECKING:  # it needs the optional package cryptography
     from raylab.federation.agreement import Agreement, LocalSteps
+    from raylab.federation.federation import Federation
     from raylab.federation.keys import PrivateKeys
-    from raylab.federation.run import Federation
 
 EXAMPLE = "raylab federate run --exchange DIR --key north.key --data prepared/ards"
 

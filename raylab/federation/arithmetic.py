@@ -70,15 +70,19 @@ def describe_code() -> dict[str, str]:
 
 
 def probe(task: "Task", model: "nn.Module", train: "Samples", seed: int) -> str:
-    """Return the SHA-256 of the losses and gradients of `model` for random inputs, the same at every site."""
+    """Return the SHA-256 of the losses and gradients of `model` for random inputs, the same at every site.
+    Changes its batch-norm statistics."""
     import torch
 
+    from raylab.training.batchnorm import ShardStatistics
     from raylab.training.gradients import shard_gradient
 
     shape = train.batch(_first_row()).shape[1:]
     x = torch.randn(PROBE_ROWS, *shape, generator=torch.Generator().manual_seed(seed))
     y = torch.arange(PROBE_ROWS) % len(train.spec["classes"])
     model.eval()
+    for layer in ShardStatistics(model).layers:  # which compute otherwise in training
+        layer.train()
     losses = task.outcome.loss(model(x).float(), y, None)
     gradient = shard_gradient(losses.sum(), [w for w in model.parameters() if w.requires_grad])
     return hashlib.sha256(losses.detach().numpy().tobytes() + gradient.numpy().tobytes()).hexdigest()

@@ -30,7 +30,7 @@ def check(values: NDArray[np.float64], bound: float, what: str) -> None:
         raise NonFiniteError(
             f"{what}: a value of {float(np.abs(values).max()):.3g} exceeds the agreed bound {bound:.3g}",
             "the sum of all sites could wrap around",
-            "lower optim.lr, or agree on a larger bound",
+            "lower optim.lr, or check the inputs",
         )
 
 

@@ -7,25 +7,22 @@ directory; the pooled run has the rows of all sites, and what it has added up it
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from raylab.config.recipe import Recipe
-from raylab.data.samples import Samples
 from raylab.errors import DataError, UsageError
 from raylab.federation import fixed_point
 from raylab.federation.agreement import Agreement
 from raylab.federation.arithmetic import describe_arithmetic, describe_code, probe
+from raylab.federation.federation import Counts, Federation, PooledSamples
 from raylab.federation.rounds import Round
-from raylab.federation.scope import AveragingScope, Counts, PooledSamples, SiteScope
+from raylab.federation.scope import make_scope
 from raylab.federation.sums import Sums
 from raylab.tasks import find_task
 from raylab.tasks.base import SiteStatistics, Task
-from raylab.training.batchnorm import ShardStatistics
 from raylab.training.loop import weights_sha256
 from raylab.training.peers import Peers
 from raylab.training.process_group import ProcessGroup
@@ -50,32 +47,6 @@ class SitePeers(Peers):
 
     def is_leaving(self) -> bool:
         return False
-
-
-@dataclass(frozen=True)
-class Federation:
-    """What the sites have agreed on and found out together before the first step.
-
-    train, val   the samples of the sites that are here, by site, with the statistics of all sites
-    """
-
-    agreement: Agreement
-    recipe: Recipe
-    task: Task
-    train: Mapping[str, Samples]
-    val: Mapping[str, Samples]
-    counts: Counts
-    sums: Sums
-
-    @property
-    def steps(self) -> int:
-        """How many steps the run has."""
-        return self.recipe.loop.epochs * self.scope().per_epoch
-
-    def scope(self) -> SiteScope:
-        """Return a new scope for the training loop."""
-        kind = SiteScope if self.agreement.local_steps is None else AveragingScope
-        return kind(self.agreement, self.recipe, self.task, self.train, self.val, self.counts, self.sums)
 
 
 def join(agreement: Agreement, members: Mapping[str, Path], sums: Sums) -> Federation:
@@ -111,13 +82,8 @@ def join(agreement: Agreement, members: Mapping[str, Path], sums: Sums) -> Feder
         )
     torch.set_num_threads(recipe.loop.threads)  # the loop's, whatever the cores of this site: they change the rounding
     some = next(iter(train.values()))
-    model = task.model(recipe, spec)
-    if ShardStatistics(model).layers:
-        raise UsageError(
-            f"the model '{recipe.model.name}' has batch norm, whose statistics are not summed over sites yet",
-            do="choose a model without it",
-        )
-    facts = {f"input {key}": _short(value) for key, value in spec.items()}
+    model = task.model(recipe, some.spec)
+    facts = {f"input {key}": _short(value) for key, value in some.spec.items()}
     facts |= {"initial weights": weights_sha256(model)}
     if is_exact:
         facts |= {"bits of a forward and backward pass": probe(task, model, some, 0)}
@@ -134,7 +100,7 @@ def train(
     the agreed bound since this process began, and which sites took part to the end.
     """
     samples, val = PooledSamples(federation.train), PooledSamples(federation.val)
-    scope, peers = federation.scope(), SitePeers()
+    scope, peers = make_scope(federation), SitePeers()
     result = execute(
         federation.recipe, samples, val, directory, send, peers=peers, on_training=on_training, scope=scope
     )
@@ -144,7 +110,7 @@ def train(
 
 def _statistics_of(task: Task) -> SiteStatistics:
     if task.site_statistics is None:
-        raise UsageError(f"the statistics of task '{task.name}' are not formed from sums", do="use an ICU task")
+        raise UsageError(f"the statistics of task '{task.name}' are not formed from sums", do="choose another task")
     return task.site_statistics
 
 

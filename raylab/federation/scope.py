@@ -1,24 +1,20 @@
 """The scope of a run whose rows are divided among sites: the training loop's sums as sums over all sites, or, where the
 sites average their weights, its averages."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raylab.config.recipe import Recipe
-from raylab.data.sampler import site_rows, steps_per_epoch
-from raylab.data.samples import Samples
+from raylab.data.sampler import site_rows
 from raylab.errors import RunError
 from raylab.federation import fixed_point
-from raylab.federation.agreement import DEFAULT_BOUND, Agreement
+from raylab.federation.agreement import DEFAULT_BOUND
+from raylab.federation.federation import Federation, PooledSamples
 from raylab.federation.fixed_point import Integers
 from raylab.federation.rounds import Round
-from raylab.federation.sums import Sums
-from raylab.tasks.base import Task
 from raylab.training.gradients import norm_of
 from raylab.training.imbalance import Batches, offsets_of
 from raylab.training.loop import weights_sha256
@@ -26,88 +22,23 @@ from raylab.training.predict import predict
 from raylab.training.process_group import ProcessGroup
 from raylab.training.scope import LocalShardSums, Scope, ShardSums
 
-LARGEST_WEIGHT = 1024.0
+LARGEST_VALUE = 2.0**20  # of a weight, or of a batch-norm statistic of a shard; the sums' resolution is 2^-42
+LARGEST_COUNT = 2.0**40  # of shards that batch norm has seen
 LARGEST_LOSS = 1024.0  # mean loss of rows; training has long failed at a larger one
 DIVERGED = "their computers computed different bits from the same numbers"
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Rows of all sites: of train, of val, and of train by class [classes]."""
-
-    train: int
-    val: int
-    classes: tuple[int, ...]
-
-    @classmethod
-    def of(cls, train: Samples, val: Samples) -> "Counts":
-        """Count the rows of one site."""
-        classes = np.bincount(train.y, minlength=len(train.spec["classes"]))
-        return cls(len(train), len(val), tuple(int(n) for n in classes))
-
-    def to_integers(self) -> Integers:
-        return np.array([self.train, self.val, *self.classes], dtype=np.int64)
-
-    @classmethod
-    def from_integers(cls, numbers: Integers) -> "Counts":
-        train, val, *classes = (int(n) for n in numbers)
-        return cls(train, val, tuple(classes))
-
-
-class PooledSamples:
-    """The samples of several sites, one after the other: see Samples. Each site's rows are read as the site reads them.
-
-    `starts`: number of the first row of each site.
-    """
-
-    def __init__(self, parts: Mapping[str, Samples]) -> None:
-        self.parts = list(parts.values())
-        ends = np.cumsum([len(part) for part in self.parts])
-        self.starts = {name: int(end) - len(part) for (name, part), end in zip(parts.items(), ends, strict=True)}
-        self.spec: dict[str, Any] = self.parts[0].spec
-        self.y = np.concatenate([part.y for part in self.parts])
-        patients = np.cumsum([0, *(int(part.group.max()) + 1 for part in self.parts)])
-        self.group = np.concatenate([part.group + first for part, first in zip(self.parts, patients, strict=False)])
-        self.source = np.concatenate([part.source for part in self.parts])
-        self.ids = np.concatenate([part.ids for part in self.parts])
-        self.augmentation = self.parts[0].augmentation
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def batch(self, index: np.ndarray, augment: tuple[int, int] | None = None) -> Tensor:
-        """See Samples. Augmentation follows each site's own row numbers."""
-        starts = np.array(list(self.starts.values()))
-        owner = np.searchsorted(starts, index, side="right") - 1
-        out: Tensor | None = None
-        for number in np.unique(owner):
-            here = owner == number
-            x = self.parts[number].batch(index[here] - starts[number], augment)
-            out = x.new_empty(len(index), *x.shape[1:]) if out is None else out
-            out[torch.from_numpy(here)] = x
-        if out is None:
-            return self.parts[0].batch(index, augment)
-        return out
 
 
 class SiteScope(Scope):
     """The rows of one site, or of all of them in a pooled run, which repeats what the sites do. A step is one of all
     sites: its sums are."""
 
-    def __init__(
-        self,
-        agreement: Agreement,
-        recipe: Recipe,
-        task: Task,
-        train: Mapping[str, Samples],
-        val: Mapping[str, Samples],
-        counts: Counts,
-        sums: Sums,
-    ) -> None:
-        self.agreement, self.recipe, self.task, self.val, self.sums = agreement, recipe, task, val, sums
-        self.counts = {name: len(samples) for name, samples in train.items()}
-        self.starts = PooledSamples(train).starts
-        self.per_epoch = steps_per_epoch(counts.train, recipe.loop.global_batch_size)
+    def __init__(self, federation: Federation) -> None:
+        agreement, recipe, counts = federation.agreement, federation.recipe, federation.counts
+        self.agreement, self.recipe, self.task = agreement, recipe, federation.task
+        self.val, self.sums = federation.val, federation.sums
+        self.counts = {name: len(samples) for name, samples in federation.train.items()}
+        self.starts = PooledSamples(federation.train).starts
+        self.per_epoch = federation.steps_per_epoch
         self.rows_per_epoch = self.per_epoch * recipe.loop.global_batch_size
         self.batches = Batches(self.per_epoch, self.shards_of)
         self.offset = offsets_of(recipe, np.array(counts.classes) / counts.train, "cpu")
@@ -135,7 +66,7 @@ class SiteScope(Scope):
         return range(own[0], own[-1] + 1)
 
     def start_sums(self, group: ProcessGroup, step: int, shards: list[int], width: int) -> ShardSums:
-        return FixedPointSums(self, step, shards)
+        return FixedPointSums(self, step, shards, width)
 
     def validate(self, model: nn.Module, group: ProcessGroup, epoch: int) -> dict[str, float]:
         """Return the loss of all sites' validation rows; RunError if the sites' weights differ. Other scores are not
@@ -166,22 +97,14 @@ class SiteScope(Scope):
 class AveragingScope(SiteScope):
     """The rows of one site, which takes steps of its own; now and then the weights of all sites are averaged, each
     weighted with the rows that it has used since, which are agreed (federated averaging, McMahan et al., arXiv
-    1602.05629). Each site keeps its AdamW's moments."""
+    1602.05629). The running statistics of batch norm are averaged like weights: means of means, and of variances. Each
+    site keeps its AdamW's moments."""
 
-    def __init__(
-        self,
-        agreement: Agreement,
-        recipe: Recipe,
-        task: Task,
-        train: Mapping[str, Samples],
-        val: Mapping[str, Samples],
-        counts: Counts,
-        sums: Sums,
-    ) -> None:
-        super().__init__(agreement, recipe, task, train, val, counts, sums)
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation)
         ((self.name, self.samples),) = self.counts.items()
-        self.site = agreement.find(self.name)
-        self.number = agreement.names.index(self.name)
+        self.site = self.agreement.find(self.name)
+        self.number = self.agreement.names.index(self.name)
         self.rows_per_epoch = self.per_epoch * self.site.rows
 
     def shards_of(self, step: int) -> tuple[int, list[np.ndarray]]:
@@ -200,34 +123,61 @@ class AveragingScope(SiteScope):
         return step % self.per_epoch == 0 or (isinstance(every, int) and step % every == 0)
 
     def average(self, step: int, tensors: list[Tensor]) -> tuple[str, ...]:
-        """See Scope. Raises NonFiniteError for a weight that is not finite or beyond LARGEST_WEIGHT."""
+        """See Scope. Raises NonFiniteError for a value that is not finite or beyond LARGEST_VALUE."""
         round = Round("average", step)
         taking_part = self.sums.sites(round)
-        own = torch.cat([tensor.flatten() for tensor in tensors]).double().numpy()
+        share = self.site.rows / sum(self.agreement.find(name).rows for name in taking_part)
         what = f"the weights after step {step}"
-        fixed_point.check(own, LARGEST_WEIGHT, what)
-        rows = sum(self.agreement.find(name).rows for name in taking_part)
-        share = fixed_point.encode(own * (self.site.rows / rows), LARGEST_WEIGHT, what)
-        total = fixed_point.decode(self.sums.add_up(round, share), LARGEST_WEIGHT)
-        parts = torch.split(torch.from_numpy(total), [tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
+        values = [tensor for tensor in tensors if tensor.is_floating_point()]
+        counts = [tensor for tensor in tensors if not tensor.is_floating_point()]
+        parts = [_weigh(values, share, LARGEST_VALUE, what), _weigh(counts, share, LARGEST_COUNT, what)]
+        total = self.sums.add_up(round, np.concatenate(parts))
+        of_values, of_counts = np.split(total, [len(parts[0])])
+        _fill(values, fixed_point.decode(of_values, LARGEST_VALUE))
+        _fill(counts, np.rint(fixed_point.decode(of_counts, LARGEST_COUNT)))
         return taking_part
 
 
-class FixedPointSums(ShardSums):
-    """The sums of one step: of each shard's gradient, at most as long as the agreed bound, and of its losses."""
+def make_scope(federation: Federation) -> SiteScope:
+    """Return a new scope for the training loop."""
+    return SiteScope(federation) if federation.agreement.local_steps is None else AveragingScope(federation)
 
-    def __init__(self, scope: SiteScope, step: int, shards: list[int]) -> None:
+
+def _weigh(tensors: Sequence[Tensor], share: float, bound: float, what: str) -> Integers:
+    """Return all values of `tensors` times `share` as integers for sums within `bound`; raises like `check`."""
+    own = np.concatenate([tensor.double().numpy().ravel() for tensor in tensors] or [np.zeros(0)])
+    fixed_point.check(own, bound, what)
+    return fixed_point.encode(own * share, bound, what)
+
+
+def _fill(tensors: Sequence[Tensor], values: NDArray[np.float64]) -> None:
+    """Write `values` one after the other into `tensors`."""
+    parts = torch.split(torch.from_numpy(values), [tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+class FixedPointSums(ShardSums):
+    """The sums of one step: of each shard's gradient, at most as long as the agreed bound, of its losses, and of its
+    batch-norm statistics, weighted with its rows.
+
+    The running averages of batch norm take up the mean over the shards, as often as there are shards. Taking up one
+    shard after the other, as a run at one place does, would need the statistics of each, and favour the last site.
+    """
+
+    def __init__(self, scope: SiteScope, step: int, shards: list[int], width: int) -> None:
         self.scope, self.step, self.shards, self.count = scope, step, shards, sum(shards)
         self.bound = scope.gradient_bound
         self.gradient: Integers | None = None
         self.loss = np.zeros(1, dtype=np.int64)
+        self.statistics = np.zeros(width - 1, dtype=np.int64)
 
     def add(self, shard: int, gradient: Tensor, row: Tensor) -> None:
-        """See ShardSums. Raises NonFiniteError for a gradient or a loss that is not finite."""
+        """See ShardSums. Raises NonFiniteError for a gradient, a loss or a statistic that is not finite, or for a
+        statistic beyond LARGEST_VALUE."""
         values = gradient.double().numpy()
-        longest = self.bound * self.shards[shard] / self.count  # the gradient is a part of the mean over all rows
+        share = self.shards[shard] / self.count
+        longest = self.bound * share  # the gradient is a part of the mean over all rows
         norm = float(norm_of(gradient))
         if norm > longest:
             values = values * (longest / norm)
@@ -237,9 +187,15 @@ class FixedPointSums(ShardSums):
         self.gradient = integers if self.gradient is None else fixed_point.add(self.gradient, integers)
         loss = fixed_point.encode(row[:1].numpy(), self.scope.largest_loss_sum, f"{where}, the loss of a shard")
         self.loss = fixed_point.add(self.loss, loss)
+        statistics = _weigh([row[1:]], share, LARGEST_VALUE, f"{where}, the batch-norm statistics of a shard")
+        self.statistics = fixed_point.add(self.statistics, statistics)
 
     def complete(self, gradient: Tensor) -> Tensor:
         own = np.zeros(gradient.numel(), dtype=np.int64) if self.gradient is None else self.gradient
-        total = self.scope.sums.add_up(Round("step", self.step), np.concatenate([own, self.loss]))
-        gradient.copy_(torch.from_numpy(fixed_point.decode(total[:-1], self.bound)))
-        return torch.from_numpy(fixed_point.decode(total[-1:], self.scope.largest_loss_sum))[:, None]
+        total = self.scope.sums.add_up(Round("step", self.step), np.concatenate([own, self.loss, self.statistics]))
+        of_gradient, of_loss, of_statistics = np.split(total, [len(own), len(own) + 1])
+        gradient.copy_(torch.from_numpy(fixed_point.decode(of_gradient, self.bound)))
+        rows = np.zeros((len(self.shards), 1 + len(of_statistics)))
+        rows[0, 0] = fixed_point.decode(of_loss, self.scope.largest_loss_sum)[0]
+        rows[:, 1:] = fixed_point.decode(of_statistics, LARGEST_VALUE)
+        return torch.from_numpy(rows)

@@ -15,7 +15,7 @@ from raylab.config.recipe import (
 )
 from raylab.data.images.meta import ImageMeta
 from raylab.tasks.base import Task
-from raylab.tasks.images import PREPARATION
+from raylab.tasks.images import PREPARATION, SITE_STATISTICS
 from raylab.tasks.outcomes import Multiclass
 
 if TYPE_CHECKING:  # as in base.py
@@ -82,6 +82,7 @@ TASK = Task(
     meta=ImageMeta,
     preparation=PREPARATION,
     read_new=read_new,
+    site_statistics=SITE_STATISTICS,
     full=FULL,
     smoke=SMOKE,
     primary=("macro_recall", "accuracy"),

@@ -1,12 +1,18 @@
-"""What tasks on chest X-rays share: their preparation."""
+"""What tasks on chest X-rays share: their preparation, and statistics over several sites."""
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from raylab.data.images.meta import ImageMeta
+from raylab.tasks.base import SiteStatistics
 from raylab.tasks.preparation import Preparation, PrepareOptions, Resources
+
+if TYPE_CHECKING:  # as in base.py
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class ImageOptions(PrepareOptions):
@@ -87,3 +93,20 @@ def describe(meta: ImageMeta) -> list[str]:
 
 
 PREPARATION = Preparation("chest X-rays", ImageOptions, prepare, describe)
+
+
+def sum_statistics(meta: ImageMeta) -> "NDArray[np.float64]":
+    """See SiteStatistics."""
+    from raylab.data.images import site_statistics
+
+    return site_statistics.sum_statistics(meta)
+
+
+def pool_statistics(meta: ImageMeta, sums: "NDArray[np.float64]") -> dict[str, Any]:
+    """See SiteStatistics."""
+    from raylab.data.images import site_statistics
+
+    return site_statistics.pool_statistics(meta, sums)
+
+
+SITE_STATISTICS = SiteStatistics(sum_statistics, pool_statistics, bound=2.0**30)  # images

@@ -6,7 +6,7 @@ from raylab.config.recipe import Loop, Optim, SceneCnnModel, Schedule, Search, V
 from raylab.data.images.scenes.meta import SceneMeta
 from raylab.tasks.base import Task
 from raylab.tasks.outcomes import Multiclass
-from raylab.tasks.scenes import PREPARATION, SceneRecipe, make_load, read_new
+from raylab.tasks.scenes import PREPARATION, SITE_STATISTICS, SceneRecipe, make_load, read_new
 
 NAME = "landcover"
 
@@ -56,6 +56,7 @@ TASK = Task(
     meta=SceneMeta,
     preparation=PREPARATION,
     read_new=read_new,
+    site_statistics=SITE_STATISTICS,
     full=FULL,
     smoke=SMOKE,
     searches=SEARCHES,

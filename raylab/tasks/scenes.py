@@ -8,9 +8,13 @@ from pydantic import Field
 from raylab.config.recipe import SCENES, Data, Recipe
 from raylab.data.images.scenes.meta import SceneMeta
 from raylab.errors import UsageError, unknown
+from raylab.tasks.base import SiteStatistics
 from raylab.tasks.preparation import Preparation, PrepareOptions, Resources
 
 if TYPE_CHECKING:  # as in base.py
+    import numpy as np
+    from numpy.typing import NDArray
+
     from raylab.data.images.scenes.dataset import SceneSamples
     from raylab.data.samples import NewRows
 
@@ -117,3 +121,20 @@ def make_load(task: str) -> Any:
         return load_scenes(directory, split, task, data.size, spec)
 
     return load
+
+
+def sum_statistics(meta: SceneMeta) -> "NDArray[np.float64]":
+    """See SiteStatistics."""
+    from raylab.data.images.scenes import site_statistics
+
+    return site_statistics.sum_statistics(meta)
+
+
+def pool_statistics(meta: SceneMeta, sums: "NDArray[np.float64]") -> dict[str, Any]:
+    """See SiteStatistics."""
+    from raylab.data.images.scenes import site_statistics
+
+    return site_statistics.pool_statistics(meta, sums)
+
+
+SITE_STATISTICS = SiteStatistics(sum_statistics, pool_statistics, bound=2.0**30)  # scenes

@@ -484,11 +484,10 @@ class Training:
             self.wants_checkpoint |= self.report(row, None)
 
     def average_over_sites(self) -> None:
-        """Replace the weights, and their moving average, by the averages over all sites. AdamW's moments stay each
-        site's own."""
+        """Replace the weights and batch-norm statistics, and their moving averages, by the averages over all sites.
+        AdamW's moments stay each site's own."""
         step = self.progress.step
-        tensors = [tensor for tensor in [*self.averaged, *self.averages] if tensor.is_floating_point()]
-        sites = self.scope.average(step, tensors)
+        sites = self.scope.average(step, [*self.averaged, *self.averages])
         self.averaged_step = step
         self.report.note_average(step, sites, weights_sha256(self.scored_model))
 

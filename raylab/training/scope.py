@@ -24,8 +24,9 @@ class ShardSums(ABC):
 
     @abstractmethod
     def complete(self, gradient: Tensor) -> Tensor:
-        """Write the gradient over all shards to `gradient` [P]. Returns rows, float64 [N, 1 + S], whose first column
-        adds up to the losses of all samples. A collective."""
+        """Write the gradient over all shards to `gradient` [P]. Returns rows, float64 [shards, 1 + S], whose first
+        column adds up to the losses of all samples; the others are the batch-norm statistics of each shard, or in every
+        row their mean over all. A collective."""
 
 
 class Scope(ABC):
@@ -53,9 +54,10 @@ class Scope(ABC):
         return False
 
     def average(self, step: int, tensors: list[Tensor]) -> tuple[str, ...]:
-        """Replace the values of float32 `tensors` after `step` steps by their average over all who train the run, and
-        return the names of those. Changes nothing if it raises. A collective."""
-        raise NotImplementedError("is_average_due says when this is called")
+        """Replace the values of `tensors` after `step` steps by their average over all who train the run, integers by
+        the rounded one, and return the names of those; none where nobody else does. Changes nothing if it raises. A
+        collective."""
+        return ()
 
     @abstractmethod
     def validate(self, model: nn.Module, group: ProcessGroup, epoch: int) -> dict[str, float]:

@@ -4,7 +4,6 @@ Values are scaled by the plausible range of their concept (concepts.toml), which
 the same known bound.
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from raylab.data.icu.concepts import CONCEPTS, SERIES, STATIC
 from raylab.data.icu.dataset import own_spec
 from raylab.data.icu.meta import IcuMeta
+from raylab.data.moments import pool_moments, sum_moments
 
 NAMES = (*SERIES, *STATIC)
 
@@ -21,30 +21,27 @@ NAMES = (*SERIES, *STATIC)
 def sum_statistics(meta: IcuMeta) -> NDArray[np.float64]:
     """Return for each concept the number of measured values, and the sums of z and of z squared, [3 x concepts], with z
     the value scaled to 0 to 1 within the concept's range. None exceeds the number of values."""
-    sums = np.zeros((3, len(NAMES)))
+    n, mean, std = np.zeros((3, len(NAMES)))
     for place, name in enumerate(NAMES):
         stats = meta.statistics.get(name)
-        if stats is None:
-            continue
-        low, width = _range(name)
-        n, mean, std = (float(stats[key] or 0) for key in ("n", "mean", "std"))
-        z = (mean - low) / width
-        sums[:, place] = n, n * z, n * ((std / width) ** 2 + z * z)
-    return sums.reshape(-1)
+        if stats is not None:
+            low, width = _range(name)
+            n[place] = float(stats["n"] or 0)
+            mean[place] = (float(stats["mean"] or 0) - low) / width
+            std[place] = float(stats["std"] or 0) / width
+    return sum_moments(n, mean, std)
 
 
 def pool_statistics(meta: IcuMeta, sums: NDArray[np.float64]) -> dict[str, Any]:
     """Return the spec of a model trained on all sites whose `sum_statistics` add up to `sums`; `meta` is that of one of
     them. It has the features that any site has measured."""
-    counts, first, second = sums.reshape(3, -1)
     means, stds = {}, {}
-    for place, name in enumerate(NAMES):
-        if counts[place] < 0.5:
+    for name, n, mean, std in zip(NAMES, *pool_moments(sums), strict=True):
+        if n < 0.5:
             continue
         low, width = _range(name)
-        z = first[place] / counts[place]
-        means[name] = low + width * z
-        stds[name] = width * math.sqrt(max(0.0, second[place] / counts[place] - z * z)) or 1.0
+        means[name] = low + width * float(mean)
+        stds[name] = width * float(std) or 1.0
     features, static = ([name for name in names if name in means] for names in (SERIES, STATIC))
     return own_spec(meta, False, Path()) | {
         "features": features,

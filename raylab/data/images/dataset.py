@@ -144,6 +144,11 @@ def load_images(
     return ImageSamples(images, table, meta, _spec(directory, meta, size, spec, mask), {**AUGMENT, **(augment or {})})
 
 
+def own_spec(meta: ImageMeta) -> dict[str, Any]:
+    """How a model reads the images of a directory, but for the statistics of their pixels."""
+    return {"kind": meta.kind, "classes": meta.classes, "size": meta.size}
+
+
 def _spec(
     directory: Path, meta: ImageMeta, size: int | None, spec: Mapping[str, Any] | None, mask: str | None
 ) -> dict[str, Any]:
@@ -155,8 +160,7 @@ def _spec(
                 "statistics are fitted on train only",
                 "prepare it with a train list, or use it with a trained model, which has its own statistics",
             )
-        spec = {"kind": meta.kind, "classes": meta.classes, "size": meta.size, **meta.statistics}
-        spec |= {"mask": mask} if mask is not None else {}
+        spec = {**own_spec(meta), **meta.statistics}
         spec |= {"prepared_size": meta.size} if size not in (None, meta.size) else {}
     for key in ("kind", "classes"):
         if spec.get(key) != getattr(meta, key):
@@ -172,4 +176,4 @@ def _spec(
             "enlarging adds no information",
             f"raylab prepare {meta.task} with --size {side}, or use at most {meta.size}",
         )
-    return {**spec, "size": side}
+    return {**spec, "size": side} | ({} if mask is None else {"mask": mask})

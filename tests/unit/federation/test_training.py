@@ -25,10 +25,11 @@ from raylab.data.prepared import read_meta, sha256
 from raylab.federation.agreement import Agreement, propose, read_agreement, sign, write_agreement
 from raylab.federation.arithmetic import describe_arithmetic
 from raylab.federation.exchange import Exchange
+from raylab.federation.federation import PooledSamples
 from raylab.federation.keys import PrivateKeys
 from raylab.federation.rounds import Round
 from raylab.federation.run import SitePeers, join, train
-from raylab.federation.scope import PooledSamples
+from raylab.federation.scope import make_scope
 from raylab.federation.sums import PooledSums, SiteSums, find_exclusions
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
@@ -92,10 +93,15 @@ def agree(
 def set_up(exchange: Path, **options: Any) -> dict[str, PrivateKeys]:
     """A signed agreement in a new exchange directory; returns the keys of all sites."""
     keys = {name: PrivateKeys.generate(name) for name in SITES}
-    write_agreement(agree(keys, **options), exchange)
+    sign_in(agree(keys, **options), keys, exchange)
+    return keys
+
+
+def sign_in(agreement: Agreement, keys: dict[str, PrivateKeys], exchange: Path) -> None:
+    """Write the agreement into a new exchange directory, signed by all sites."""
+    write_agreement(agreement, exchange)
     for each in keys.values():
         sign(read_agreement(exchange), each, exchange)
-    return keys
 
 
 def run_site(exchange: Path, keys: PrivateKeys, data: Path, directory: Path, kill_at: int | None = None) -> Any:
@@ -222,7 +228,7 @@ def train_in_turns(agreement: Agreement, data: dict[str, Path]) -> tuple[dict[st
         samples, val = PooledSamples(own.train), PooledSamples(own.val)
         model = task.model(whole.recipe, samples.spec)
         sites[name] = Training(
-            whole.recipe, task, model, samples, val, Report(), "cpu", False, peers=SitePeers(), scope=own.scope()
+            whole.recipe, task, model, samples, val, Report(), "cpu", False, peers=SitePeers(), scope=make_scope(own)
         )
         sites[name].regroup()
     while not all(site.final for site in sites.values()):
@@ -330,7 +336,7 @@ def test_a_step_is_the_gradient_of_the_mean_loss_over_the_rows_of_all_sites(data
     keys = {name: PrivateKeys.generate(name) for name in SITES}
     agreement = agree(keys, bound=1e4)
     federation = join(agreement, data, PooledSums(agreement, {}))
-    scope, samples, task = federation.scope(), PooledSamples(federation.train), find_task("ards")
+    scope, samples, task = make_scope(federation), PooledSamples(federation.train), find_task("ards")
     _, shards = scope.shards_of(0)
     assert [len(rows) for rows in shards] == [32, 7, 6, 10, 9]
     model = task.model(federation.recipe, samples.spec).eval()
@@ -360,7 +366,7 @@ def test_a_step_is_the_gradient_of_the_mean_loss_over_the_rows_of_all_sites(data
 def test_a_gradient_beyond_the_bound_is_scaled_down_and_counted(data):
     keys = {name: PrivateKeys.generate(name) for name in SITES}
     agreement = agree(keys, bound=1e-3)
-    scope = join(agreement, data, PooledSums(agreement, {})).scope()
+    scope = make_scope(join(agreement, data, PooledSums(agreement, {})))
     sums = scope.start_sums(None, 0, [32, 7, 6, 10, 9], 1)  # type: ignore[arg-type]
     total = torch.empty(4)
     sums.add(0, torch.tensor([3.0, 4.0, 0.0, 0.0]), torch.ones(1))

@@ -105,14 +105,16 @@ def load_scenes(
     return SceneSamples(RowFile(directory / "scenes.npy"), table, meta, make_spec(directory, meta, size, spec))
 
 
+def own_spec(meta: SceneMeta) -> dict[str, Any]:
+    """How a model reads the scenes of a directory, but for the statistics of their bands."""
+    names = ("kind", "classes", "size", "bands", "bits", "nodata", "resolution_m")
+    return {**{name: getattr(meta, name) for name in names}, "prepared_size": meta.size}
+
+
 def make_spec(directory: Path, meta: SceneMeta, size: int | None, spec: Mapping[str, Any] | None) -> dict[str, Any]:
     """How a model's inputs are computed: `spec` checked against the directory, or the directory's own."""
     if spec is None:
-        own = {
-            name: getattr(meta, name) for name in ("kind", "classes", "size", "bands", "bits", "nodata", "resolution_m")
-        }
-        statistics = {"mean": meta.statistics.mean, "std": meta.statistics.std}
-        spec = {**own, **statistics, "prepared_size": meta.size}
+        spec = {**own_spec(meta), "mean": meta.statistics.mean, "std": meta.statistics.std}
     if missing := [band for band in spec["bands"] if band not in meta.bands]:
         raise DataError(
             f"{directory} lacks the band {', '.join(missing)}",
