@@ -40,7 +40,7 @@ GROUPS = {
     },
     "models": {
         "evaluate": "score a run on a split of its own or of other data, with intervals",
-        "export": "write a run's model as one signed file that another site can score, and that holds no patient",
+        "export": "write a run's model, or an experiment, as one file for others that holds no patient",
         "predict": "write a run's probabilities for every stay or image to a parquet file",
         "explain": "plot which hours and features influence a network's predictions",
         "benchmark": "compare all models of a task on the same splits, or measure how it scales with its workers",

@@ -1,106 +1,118 @@
-"""raylab export: write a run's model as one signed file that another site can score, and that holds no patient."""
+"""raylab export: write a run's model as a signed file that another site can score, or an experiment as a research
+object; neither holds a patient."""
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from jobs import cli
-from jobs.common import home, outputs, provenance
+from jobs.common import bundle_card, home, outputs, provenance, research_object, run_tracking
 from jobs.common.console import say
 from jobs.common.environment import verb_environment
+from jobs.common.model_inputs import ModelInputs, inputs_of
 from jobs.common.results import RunReference, find_run
 from raylab import __version__
-from raylab.data.icu.concepts import CONCEPTS
-from raylab.data.icu.contributors import count_contributors
-from raylab.data.icu.meta import IcuMeta
-from raylab.data.prepared import read_meta
+from raylab.data.prepared import Meta
 from raylab.documents import read_json
 from raylab.errors import DataError, UsageError
 from raylab.evaluation.site_report import LIMIT
 from raylab.score import Score
-from tracking.provenance import Provenance
-
-if TYPE_CHECKING:
-    from raylab.training.bundle import Bundle
+from raylab.tasks.base import Task
 
 EXAMPLE = "raylab export NAME --out NAME.raylab"
-SUFFIX = ".raylab"
+SUFFIX, CRATE_SUFFIX = ".raylab", ".crate.zip"
 HASHES = ("recipe_hash", "data_hash", "split_hash", "code_revision", "lock_hash", "image_digest", "torch_version",
           "weights_sha256", "ledger_sha256")  # fmt: skip
-SHOWN = ("auroc", "auprc", "brier", "calibration_slope", "calibration_intercept")
-
-
-LEAKS = """\
-The bundle holds no row of a patient. Weights and statistics are functions of the training data, and are not proven to
-tell nothing of a single patient."""
+SHOWN = ("auroc", "auprc", "brier", "ece", "calibration_slope", "calibration_intercept")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="RUN", help="name, MLflow run id or directory of a finished run")
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"the bundle (default: NAME{SUFFIX})")
-    text = "Ed25519 signing key, made if there is none (default: HOME/keys/bundles)"
+    text = "name, MLflow run id or directory of a finished run; with --crate several, or none for all of the experiment"
+    parser.add_argument("runs", metavar="RUN", nargs="*", help=text)
+    text = f"the bundle (default: NAME{SUFFIX}), or the research object (default: EXPERIMENT{CRATE_SUFFIX})"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=text)
+    text = "Ed25519 key that signs a bundle, made if there is none (default: HOME/keys/bundles)"
     parser.add_argument("--key", type=Path, metavar="FILE", help=text)
+    text = "write a research object (RO-Crate) instead: recipes, scores, figures, ledgers, models and hashes of runs"
+    parser.add_argument("--crate", action="store_true", help=text)
+    text = "of a research object: an author; give it once for each"
+    parser.add_argument("--author", action="append", default=[], metavar="NAME", help=text)
+    text = "of a research object: its licence, an address or words"
+    parser.add_argument("--licence", metavar="TEXT", help=text)
+    text = "of a research object: also the figures of real data, in which steps of curves are single rows"
+    parser.add_argument("--figures", action="store_true", help=text)
+    text = "of a research object: a report of `raylab compare` to add; its small counts are not left out"
+    parser.add_argument("--report", type=Path, metavar="FILE", help=text)
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    return export(args.name, out=args.out, key=args.key, quiet=args.quiet)
+    if args.crate:
+        if args.key is not None:
+            raise UsageError("--key signs a bundle, and a research object has no signature", do="leave it out")
+        return export_crate(
+            args.runs,
+            out=args.out,
+            authors=args.author,
+            licence=args.licence,
+            figures=args.figures,
+            report=args.report,
+            quiet=args.quiet,
+        )
+    if args.author or args.figures or args.licence is not None or args.report is not None:
+        raise UsageError("--author, --licence, --figures and --report are of a research object", do="add --crate")
+    if len(args.runs) != 1:
+        do = "give one, or --crate for a research object of several"
+        raise UsageError(f"a bundle is of one run, got {len(args.runs)}", do=do)
+    return export(args.runs[0], out=args.out, key=args.key, quiet=args.quiet)
 
 
 @verb_environment()
 def export(
     run: RunReference, *, out: Path | str | None = None, key: Path | str | None = None, quiet: bool = False
 ) -> dict[str, Any]:
-    """Write the model of a finished run on intensive-care data as a signed bundle (raylab/training/bundle.py).
+    """Write the model of a finished run as a signed bundle (raylab/training/bundle.py).
 
-    Returns {"run", "bundle": path, "sha256": of its bundle.json, "signer": public key, "concepts", "suppressed": counts
-    that are not told}. Raises DataError, and writes nothing, if the run has no model, if its data is not where it was
-    trained, or if a statistic that the model needs rests on too few patients to leave the site.
+    Returns {"run", "bundle": path, "sha256": of its bundle.json, "signer": public key, "concepts": names of the inputs,
+    "suppressed": counts that are not told}. Raises DataError, and writes nothing, if the run has no model, if its data
+    is not where it was trained, or if a statistic that the model needs rests on too few patients to leave the site.
     """
     from raylab.training import bundle as bundles  # loads torch
-    from raylab.training.run import read_model
 
     if out is not None:
         outputs.check(Path(out), "--out", "bundle")
     directory = find_run(run)
     path = Path(out or f"{directory.name}{SUFFIX}")
     outputs.check(path, "--out", "bundle")
-    job, recipe, spec, network = read_model(directory)
-    if job.kind != "icu":
-        raise UsageError(f"run {directory.name} is of task '{job.name}'; bundles are of tasks on intensive-care data")
-    record = home.note(directory)
-    meta = read_meta(Path(record.data), record.task, IcuMeta)
-    if meta.data_hash != record.data_hash:
-        raise DataError(f"{record.data} is no longer the data of {directory.name}", "its data hash differs")
-    concepts = (*spec["features"], *spec["static"])
-    check_statistics(count_contributors(Path(record.data)), concepts, LIMIT)
+    model = read_exported(directory)
     origin = provenance.describe(directory)
-    counts = {split: bundles.suppress(of) for split, of in meta.counts.items()}
+    counts = {split: bundles.suppress(of) for split, of in model.meta.counts.items()}
     note = bundles.Bundle(
         format=bundles.FORMAT,
         name=directory.name,
-        task=job.name,
-        synthetic=record.synthetic,
+        task=model.task.name,
+        synthetic=model.meta.synthetic,
         raylab=__version__,
-        concepts=concepts,
-        units={name: CONCEPTS[name].unit for name in concepts if name in CONCEPTS},
+        concepts=model.inputs.names,
+        units=model.inputs.units,
         counts=counts,
         hashes={name: getattr(origin, name) for name in HASHES},
-        scores=read_scores(directory, record.data_hash or ""),
+        scores=read_scores(directory, model.meta.data_hash, model.task),
         files={},
     )
+    card = bundle_card.render_card(note, origin, model.inputs, model.network, model.parameters)
     contents = {
         bundles.WEIGHTS: (directory / bundles.WEIGHTS).read_bytes(),
         bundles.NOTE: (directory / bundles.NOTE).read_bytes(),
-        bundles.CARD: render_card(note, origin, spec, recipe.model.name, count_parameters(network)).encode(),
+        bundles.CARD: card.encode(),
     }
     signing = bundles.read_key(home.home() / "keys" / "bundles" if key is None else Path(key))
     sha256 = bundles.write_bundle(path, note, contents, signing)
     suppressed = sum(n is None for of in counts.values() for n in of.values())
     signer = bundles.public_key(signing)
     if not quiet:
-        say(f"wrote {path}: {directory.name}, {len(concepts)} concepts, {path.stat().st_size / 1e6:.2f} MB")
+        say(f"wrote {path}: {directory.name}, {len(note.concepts)} inputs, {path.stat().st_size / 1e6:.2f} MB")
         say(f"  signed by {signer}; tell the receiver this key on another way than the file")
         say(f"  {suppressed} counts below {LIMIT} are not told")
         say(f"next, at the other site: raylab evaluate {path.name} --signer KEY --data DIR --json report.json")
@@ -109,9 +121,78 @@ def export(
         "bundle": str(path.absolute()),
         "sha256": sha256,
         "signer": signer,
-        "concepts": list(concepts),
+        "concepts": list(note.concepts),
         "suppressed": suppressed,
     }
+
+
+@verb_environment()
+def export_crate(
+    runs: Sequence[RunReference] = (),
+    *,
+    out: Path | str | None = None,
+    authors: Sequence[str] = (),
+    licence: str | None = None,
+    figures: bool = False,
+    report: Path | str | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Write finished runs, or all of the present experiment, as a research object (research_object.py): a zip archive
+    with an RO-Crate.
+
+    `figures`: also those of real data. `report`: of `raylab compare`, to add as it is. Returns {"crate": path, "runs":
+    names, "files": number of them, "left_out": what is not in it and why}. Raises UsageError or DataError, and writes
+    nothing, if a run has no model, or if `export` would refuse it.
+    """
+    experiment = run_tracking.experiment_name()
+    path = Path(out or f"{experiment}{CRATE_SUFFIX}")
+    outputs.check(path, "--out", "crate")
+    chosen = [find_run(run) for run in runs]
+    left_out: list[str] = []
+    if not chosen:
+        chosen, left_out = research_object.list_runs(experiment)
+    parts = []
+    for directory in chosen:
+        read_exported(directory)  # which refuses what may not leave
+        part, reasons = research_object.collect(directory, figures)
+        parts.append(part)
+        left_out += reasons
+    added = None if report is None else research_object.check_report(Path(report))
+    count = research_object.write(path, experiment, parts, authors, licence, added)
+    if not quiet:
+        say(f"wrote {path}: {len(parts)} runs in {count} files, {path.stat().st_size / 1e6:.2f} MB")
+        for line in left_out:
+            say(f"  left out: {line}")
+        if added is not None:
+            say(f"  {added.name} is in it as it is, with its counts: look at it before you hand it on")
+        say(f"next, where the data is: raylab rerun {path.name} --run {parts[0].name} --data DIR")
+    return {"crate": str(path.absolute()), "runs": [part.name for part in parts], "files": count, "left_out": left_out}
+
+
+class Exported(NamedTuple):
+    """A model that may leave its site: `network` is its name, `meta` that of its data."""
+
+    task: Task
+    inputs: ModelInputs
+    meta: Meta
+    network: str
+    parameters: int
+
+
+def read_exported(directory: Path) -> Exported:
+    """Read the model of a run and what it was trained on. Raises UsageError for a task without data of patients, and
+    DataError if it is not finished, if its data has changed, or if a statistic that it needs may not leave the site."""
+    from raylab.training.run import read_model  # loads torch
+
+    task, recipe, spec, network = read_model(directory)
+    inputs = inputs_of(task, spec)
+    record = home.note(directory)
+    meta = task.read_meta(Path(record.data))
+    if meta.data_hash != record.data_hash:
+        raise DataError(f"{record.data} is no longer the data of {directory.name}", "its data hash differs")
+    check_statistics(inputs.count_patients(Path(record.data)), inputs.names, LIMIT)
+    parameters = sum(weight.numel() for weight in network.parameters())
+    return Exported(task, inputs, meta, recipe.model.name, parameters)
 
 
 def check_statistics(patients: Mapping[str, int], concepts: tuple[str, ...], limit: int) -> None:
@@ -126,46 +207,12 @@ def check_statistics(patients: Mapping[str, int], concepts: tuple[str, ...], lim
         )
 
 
-def read_scores(directory: Path, data_hash: str) -> dict[str, dict[str, float | None]]:
+def read_scores(directory: Path, data_hash: str, task: Task) -> dict[str, dict[str, float | None]]:
     """The run's scores on the val split of its data, with their intervals."""
     found = read_json(directory / "scores" / f"val-{data_hash[:12]}.json", dict[str, Any], "raylab resume NAME")
-    scores = {name: Score.model_validate(found[name]) for name in SHOWN if isinstance(found.get(name), dict)}
+    shown = dict.fromkeys((*task.primary, *SHOWN))
+    scores = {name: Score.model_validate(found[name]) for name in shown if isinstance(found.get(name), dict)}
     return {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in scores.items()}
-
-
-def count_parameters(network: Any) -> int:
-    return sum(weight.numel() for weight in network.parameters())
-
-
-def render_card(bundle: "Bundle", origin: Provenance, spec: dict[str, Any], model: str, parameters: int) -> str:
-    """The model card in Markdown, from what the bundle tells anyway."""
-    label = {name: value for name, value in spec["label"].items() if value is not None}
-    lines = [
-        f"# Model card: {bundle.name}",
-        "",
-        *(["**SYNTHETIC DATA: its scores say nothing about patients.**", ""] if bundle.synthetic else []),
-        "Not a medical device. Not for clinical use.",
-        "",
-        f"- task: {bundle.task}; model: {model}, {parameters:,} parameters",
-        f"- input: {spec['hours']} h of {len(spec['features'])} hourly series and {len(spec['static'])} static values, "
-        f"prediction at {spec['landmark_h']:g} h",
-        f"- label: {'; '.join(f'{name}: {value}' for name, value in label.items())}",
-        f"- trained by raylab {bundle.raylab}, code {origin.code_revision}, on {origin.data_source}",
-        "",
-        "## Training data",
-        "| split | " + " | ".join(next(iter(bundle.counts.values()), {})) + " |",
-        "|---" * (1 + len(next(iter(bundle.counts.values()), {}))) + "|",
-    ]
-    lines += [
-        f"| {split} | " + " | ".join("<10" if n is None else f"{n:,}" for n in of.values()) + " |"
-        for split, of in bundle.counts.items()
-    ]
-    lines += ["", "## Scores on the val split, by which the epoch was chosen", ""]
-    for name, score in bundle.scores.items():
-        lines.append(f"- {name}: {Score.model_validate(score)}")
-    inputs = ", ".join(f"{name} ({bundle.units.get(name, 'derived')})" for name in bundle.concepts)
-    lines += ["", "## Inputs", "", inputs, "", LEAKS]
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

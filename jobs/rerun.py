@@ -52,8 +52,10 @@ except RaylabError as error:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", metavar="FILE|RUN", help="PNG figure, HTML report, or name, MLflow run id or directory")
-    parser.add_argument("--run", metavar="NAME", help="the run to repeat, of a file that shows several")
+    parser.add_argument(
+        "what", metavar="FILE|RUN", help="PNG figure, HTML report, research object, or name, MLflow run id or directory"
+    )
+    parser.add_argument("--run", metavar="NAME", help="the run to repeat, of a file that has several")
     text = "prepared directory with the run's data (default: where runs of this home have it)"
     parser.add_argument("--data", type=Path, metavar="DIR", help=text)
     text = "name of the new run (default: made from the run's and the time); one that was interrupted is continued"

@@ -1,10 +1,12 @@
 """What a figure or a report says of its runs: identity, recipe and hashes, so that `raylab rerun` can repeat them.
 
-In a PNG file it is the text chunk `raylab`, in an HTML page `<meta name="raylab">`: a JSON list with one entry per run.
+In a PNG file it is the text chunk `raylab`, in an HTML page `<meta name="raylab">`, in a research object the file
+`provenance.json`: a JSON list with one entry per run.
 """
 
 import json
 import logging
+import zipfile
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +23,8 @@ from raylab.errors import DataError
 log = logging.getLogger(__name__)
 
 KEY = "raylab"
+CRATE_MEMBER = "provenance.json"
+MOST_BYTES = 1 << 26  # of the JSON list in an archive
 
 
 class Provenance(Document):
@@ -97,26 +101,42 @@ def keep_short(picture: Image.Image) -> PngInfo:
 
 
 def read_provenance(path: Path) -> tuple[Provenance, ...]:
-    """The provenance of the runs that a PNG file or an HTML page shows.
+    """The provenance of the runs that a PNG file or an HTML page shows, or that a research object has.
 
     Raises DataError if the file is of another kind, has none (an earlier version wrote it, or a program has stripped
     it) or cannot be read.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start == b"PK\3\4":
+            text = _read_crate(path)
+        else:
+            text = _read_png(path) if start == b"\x89PNG" else _read_html(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} could not be read", error.strerror or str(error)) from error
-    text = _read_png(path) if content.startswith(b"\x89PNG") else _read_html(content)
     if text is None:
         raise DataError(
             f"{path} does not say from which runs it comes",
-            "it is no PNG figure or HTML report of raylab, or another program has written it again",
+            "it is no PNG figure, HTML report or research object of raylab, or another program has written it again",
             "give the original file, or the name of the run",
         )
     try:
         return TypeAdapter(tuple[Provenance, ...]).validate_json(text)
     except ValidationError as error:
         raise DataError(f"the provenance in {path} is damaged", describe_problems(error)) from error
+
+
+def _read_crate(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if CRATE_MEMBER not in archive.namelist():
+                return None
+            if archive.getinfo(CRATE_MEMBER).file_size > MOST_BYTES:
+                raise DataError(f"{path}: {CRATE_MEMBER} is larger than {MOST_BYTES >> 20} MiB", do="copy it again")
+            return archive.read(CRATE_MEMBER).decode(errors="replace")
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{path} could not be read as a zip archive", str(error), "copy it again") from error
 
 
 def _read_png(path: Path) -> str | None:

@@ -3,17 +3,13 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jobs.common import icu_evaluation, scores
 from jobs.common.console import say
-from jobs.concepts import coverage
-from raylab.data.icu.contributors import count_contributors
-from raylab.data.icu.dataset import IcuSamples
-from raylab.data.icu.meta import IcuMeta
-from raylab.data.prepared import read_meta
+from jobs.common.model_inputs import ModelInputs, inputs_of
+from raylab.data.prepared import Meta
 from raylab.errors import DataError, UsageError
-from raylab.evaluation.site_report import LIMIT, SiteReport, check_report, tell_count
+from raylab.evaluation.site_report import LIMIT, SiteReport, check_report, find_few, tell_count
 from raylab.score import Score
 from raylab.tasks.evaluation import Evaluation
 from raylab.training import bundle as bundles
@@ -49,13 +45,15 @@ def score_model(
 ) -> SiteReport:
     """Score the model in `directory`, that of the bundle with this hash; see `evaluate_bundle`."""
     job, recipe, spec, network = read_model(directory)
-    if job.name != bundle.task or job.kind != "icu":
+    if job.name != bundle.task:
         raise DataError(f"the model of {bundle.name} is of task '{job.name}', the bundle says '{bundle.task}'")
-    if bundle.concepts != (*spec["features"], *spec["static"]):
+    inputs = inputs_of(job, spec)
+    if bundle.concepts != inputs.names:
         raise DataError(f"the model of {bundle.name} has other inputs than the bundle says")
-    meta = read_meta(data, job.name, IcuMeta)
+    if recalibrate is not None and job.kind != "icu":
+        raise UsageError("--recalibrate is for tasks on intensive-care data", do="leave it out")
+    meta = job.read_meta(data)
     samples = job.load(data, split, recipe.data, spec)
-    assert isinstance(samples, IcuSamples)
     p = scores.probabilities(job, recipe, samples, network)
     scored = Evaluation(
         task=job,
@@ -67,12 +65,10 @@ def score_model(
         bootstraps=scores.BOOTSTRAPS,
         scores=job.outcome.scores(samples, p, scores.BOOTSTRAPS, recipe.seed),
     )
-    positives = int(samples.y.sum())
-    fewest = min(scored.patients, positives, scored.n - positives)
-    if fewest < LIMIT:
+    if few := find_few(scored.n, scored.patients, scored.classes):
         raise DataError(
             f"split '{split}' of {data} has too few rows for scores that may leave the site",
-            f"{scored.patients} patients, {positives} positive and {scored.n - positives} negative rows, not {LIMIT}",
+            f"{'; '.join(few)}; the least is {LIMIT}",
             "--split all, or more data",
         )
     again = None
@@ -85,51 +81,51 @@ def score_model(
             **{when: intervals(fitted[when]) for when in ("before", "after")},
         }
     content = {
-        "format": 1,
+        "format": 2,
         "bundle": sha256,
         "task": job.name,
         "synthetic": meta.synthetic,
         "split": split,
         "rows": tell_count(scored.n),
         "patients": tell_count(scored.patients),
-        "positives": tell_count(positives),
+        "classes": {name: tell_count(n) for name, n in scored.classes.items()},
         "scores": intervals(scored.scores),
-        "coverage": describe_coverage(data, meta, bundle),
-        "shift": describe_shift(meta, count_contributors(data), spec),
+        "coverage": describe_coverage(inputs.measure_coverage(data), meta),
+        "shift": describe_shift(inputs, meta, inputs.count_patients(data)),
         "recalibration": again,
     }
-    return check_report(content, bundle.concepts, bundle.task, sha256)
+    return check_report(content, bundle.concepts, spec["classes"], bundle.task, sha256)
 
 
 def intervals(of: Mapping[str, Score]) -> dict[str, dict[str, float | None]]:
-    """Scores without the words and counts that are with them."""
-    return {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in of.items()}
+    """Scores without the words and counts that are with them; of those that compare fewer than LIMIT rows, none."""
+    told = {name: one for name, one in of.items() if one.n is None or min(one.n) >= LIMIT}
+    return {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in told.items()}
 
 
-def describe_coverage(data: Path, meta: IcuMeta, bundle: bundles.Bundle) -> dict[str, float | None]:
-    """For every concept of the bundle, the fraction of rows with a value before the prediction time."""
-    rows = sum(of["n"] for of in meta.counts.values())
-    found = {name: of["rows"] for name, of in coverage(data).items() if name in bundle.concepts}
+def describe_coverage(found: Mapping[str, float], meta: Meta) -> dict[str, float | None]:
+    """For every input, the fraction of rows with a value; none for a fraction of fewer than LIMIT rows."""
+    rows = sum(of["n"] for of in meta.counts.values()) if found else 0
     return {name: share if share == 0 or share * rows >= LIMIT else None for name, share in found.items()}
 
 
-def describe_shift(meta: IcuMeta, patients: Mapping[str, int], spec: dict[str, Any]) -> dict[str, float | None]:
+def describe_shift(inputs: ModelInputs, meta: Meta, patients: Mapping[str, int]) -> dict[str, float | None]:
     """For every input, how many standard deviations of the training data the mean here is off; none for a mean over
     fewer than LIMIT patients, by their number for each."""
-    names = [*spec["features"], *spec["static"]]
-    means, stds = [*spec["mean"], *spec["static_mean"]], [*spec["std"], *spec["static_std"]]
-    found: dict[str, float | None] = {}
-    for name, mean, std in zip(names, means, stds, strict=True):
-        here = meta.statistics.get(name, {}).get("mean")
-        is_known = here is not None and mean is not None and patients.get(name, LIMIT) >= LIMIT
-        found[name] = (here - mean) / std if is_known else None
-    return found
+    here = inputs.read_means(meta)
+    shift: dict[str, float | None] = {}
+    for name, (mean, std) in inputs.trained.items():
+        own = here.get(name)
+        is_known = own is not None and mean is not None and patients.get(name, LIMIT) >= LIMIT
+        shift[name] = (own - mean) / std if is_known else None  # type: ignore[operator]
+    return shift
 
 
 def tell(report: SiteReport) -> None:
     """Print a report."""
     words = ", SYNTHETIC data" if report.synthetic else ""
-    say(f"{report.split} split: {report.rows} rows of {report.patients} patients, {report.positives} positive{words}")
+    counts = ", ".join(f"{name} {n}" for name, n in report.classes.items())
+    say(f"{report.split} split: {report.rows} rows of {report.patients} patients ({counts}){words}")
     for name, one in report.scores.items():
         say(f"  {name:<32} {Score(value=one.value, low=one.low, high=one.high)}")
     shifted = {name: value for name, value in report.shift.items() if value is not None}

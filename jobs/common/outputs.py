@@ -3,6 +3,7 @@ same kind is replaced."""
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -50,7 +51,8 @@ def _is_result(path: Path) -> bool:
         return False
 
 
-def _is_report(path: Path) -> bool:
+def is_report(path: Path) -> bool:
+    """Whether the file is a report of `raylab compare`."""
     with path.open("rb") as file:
         return b"<title>raylab report" in file.read(1000)
 
@@ -63,12 +65,23 @@ def _are_predictions(path: Path) -> bool:
     return {"id", "source"} <= columns.keys() and any(name.startswith("p_") for name in columns)
 
 
-def _is_bundle(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()[:1] == ["bundle.json"]
-    except (OSError, zipfile.BadZipFile):
-        return False
+def _starts_with(member: str) -> Callable[[Path], bool]:
+    """Whether a file is a zip archive whose first member has this name."""
+
+    def is_archive(path: Path) -> bool:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return archive.namelist()[:1] == [member]
+        except (OSError, zipfile.BadZipFile):
+            return False
+
+    return is_archive
 
 
-KINDS = {"result": _is_result, "report": _is_report, "predictions": _are_predictions, "bundle": _is_bundle}
+KINDS = {
+    "result": _is_result,
+    "report": is_report,
+    "predictions": _are_predictions,
+    "bundle": _starts_with("bundle.json"),
+    "crate": _starts_with("ro-crate-metadata.json"),
+}

@@ -1,5 +1,6 @@
 """The return types of the verbs in Python. `details` holds what `--json` writes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,13 +117,18 @@ def find_run(run: RunReference) -> Path:
     return run.directory if isinstance(run, Run) else home.find(str(run))
 
 
-def _scores_of(details: dict[str, Any]) -> dict[str, Score]:
-    """The scores among the entries of a verb's result."""
-    scores = {
+def read_scores(details: Mapping[str, Any]) -> dict[str, Score]:
+    """The scores among the entries of a verb's result, or of a file of scores/; without those of other cohorts."""
+    return {
         name: Score.model_validate(entry)
         for name, entry in details.items()
         if isinstance(entry, dict) and {"value", "low", "high"} <= entry.keys()
     }
+
+
+def _scores_of(details: dict[str, Any]) -> dict[str, Score]:
+    """The scores among the entries of a verb's result."""
+    scores = read_scores(details)
     for cohort, entries in details.get("cohorts", {}).items():
         if cohort != details.get("cohort"):
             scores |= {f"{cohort}/{name}": score for name, score in _scores_of(entries).items()}

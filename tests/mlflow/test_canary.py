@@ -50,7 +50,7 @@ STEPS: dict[str, list[str]] = {
     "transfer": ["covidnet --from lungs --data {cxr} --name lungs-b"],
     "rerun": ["icu --name icu-again"],
     "verify": ["icu --samples 1"],
-    "export": ["icu --out {out}/icu.raylab"],
+    "export": ["icu --out {out}/icu.raylab", "icu --crate --out {out}/icu.crate.zip"],
     "evaluate": [
         "ards --run icu --data {ards} --split test",
         "covidnet --run lungs --data {cxr} --split test",

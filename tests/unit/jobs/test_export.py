@@ -11,12 +11,14 @@ import pytest
 
 from jobs import cli, export
 from jobs.common import bundle_evaluation
+from jobs.common.model_inputs import inputs_of
 from raylab.data.icu.contributors import count_contributors
 from raylab.data.icu.meta import IcuMeta
 from raylab.data.icu.prepare import prepare_icu
 from raylab.data.prepared import read_meta
 from raylab.errors import DataError, UsageError
-from raylab.evaluation.site_report import LIMIT, SiteReport, check_report, tell_count
+from raylab.evaluation.site_report import LIMIT, SiteReport, check_report, find_few, tell_count
+from raylab.tasks import find_task
 from raylab.training import bundle as bundles
 
 
@@ -91,7 +93,9 @@ def test_the_report_of_a_site_has_scores_coverage_shift_and_recalibration(export
     words = ("--signer", told["signer"], "--data", elsewhere, "--split", "all", "--recalibrate", 60)
     assert raylab("evaluate", path, *words, "--json", tmp_path / "report.json") == 0
     content = json.loads((tmp_path / "report.json").read_text())
-    report = check_report(content, told["concepts"], "ards", told["sha256"])
+    classes = content["classes"]
+    report = check_report(content, told["concepts"], classes, "ards", told["sha256"])
+    assert sum(classes.values()) == report.rows
     assert report.rows == read_meta(elsewhere, "ards", IcuMeta).counts["train"]["n"] + sum(
         read_meta(elsewhere, "ards", IcuMeta).counts[split]["n"] for split in ("val", "test")
     )
@@ -156,9 +160,9 @@ def test_a_statistic_over_few_patients_does_not_leave(ards_data):
     with pytest.raises(DataError, match=r"may tell of single patients: hr"):
         export.check_statistics(patients | {"hr": LIMIT - 1}, ("hr", "pao2"), LIMIT)
     spec = {"features": ["hr", "pao2"], "static": [], "static_mean": [], "static_std": []}
-    spec |= {"mean": [80.0, 90.0], "std": [10.0, 20.0]}
+    inputs = inputs_of(find_task("ards"), spec | {"mean": [80.0, 90.0], "std": [10.0, 20.0]})
     meta = read_meta(ards_data, "ards", IcuMeta)
-    shift = bundle_evaluation.describe_shift(meta, patients | {"pao2": LIMIT - 1}, spec)
+    shift = bundle_evaluation.describe_shift(inputs, meta, patients | {"pao2": LIMIT - 1})
     assert shift["pao2"] is None and shift["hr"] == pytest.approx((meta.statistics["hr"]["mean"] - 80) / 10)
 
 
@@ -171,8 +175,9 @@ def test_counts_that_tell_of_few_are_suppressed():
 
 def valid(**more: Any) -> dict[str, Any]:
     one = {"value": 0.5, "low": None, "high": None}
-    content = {"format": 1, "bundle": "0" * 64, "task": "t", "synthetic": True, "split": "all", "rows": 50}
-    content |= {"patients": "<10", "positives": 0, "scores": {"auroc": one}, "coverage": {"hr": None}}
+    content = {"format": 2, "bundle": "0" * 64, "task": "t", "synthetic": True, "split": "all", "rows": 50}
+    content |= {"patients": "<10", "classes": {"ill": 20}, "scores": {"auroc": one, "ppv/ill": one}}
+    content |= {"coverage": {"hr": None}}
     return content | {"shift": {"hr": 0.1}, "recalibration": None} | more
 
 
@@ -185,7 +190,9 @@ def valid(**more: Any) -> dict[str, Any]:
         {"scores": {"auroc": [0.1]}},
         {"scores": {"auroc": {"value": 1.0, "low": None, "high": None, "why": "patient 7"}}},
         {"scores": {"Miller, Anna": {"value": 1.0, "low": None, "high": None}}},
-        {"scores": {f"s{n}": {"value": 1.0, "low": None, "high": None} for n in range(65)}},
+        {"scores": {f"s{n}": {"value": 1.0, "low": None, "high": None} for n in range(70)}},
+        {"scores": {"ppv/Miller": {"value": 1.0, "low": None, "high": None}}},
+        {"classes": {"Miller, Anna": 1}},
         {"coverage": {"patient-7": 1.0}},
         {"shift": {"hr": float("nan")}},
         {"split": "patients"},
@@ -194,9 +201,9 @@ def valid(**more: Any) -> dict[str, Any]:
     ],
 )
 def test_a_report_has_no_place_for_rows_and_text(more):
-    assert check_report(valid(), ["hr"], "t", "0" * 64)
+    assert check_report(valid(), ["hr"], ["ill"], "t", "0" * 64)
     with pytest.raises(DataError, match="not a report that may leave"):
-        check_report(valid(**more), ["hr"], "t", "0" * 64)
+        check_report(valid(**more), ["hr"], ["ill"], "t", "0" * 64)
 
 
 def test_the_schema_of_reports_has_no_array():
@@ -211,3 +218,14 @@ def test_small_counts_and_small_data_do_not_leave(exported, tmp_path):
         bundle_evaluation.evaluate_bundle(exported[0], small, "val", None, None, True)
     with pytest.raises(UsageError, match="fewer than 10 patients"):
         bundle_evaluation.evaluate_bundle(exported[0], small, "all", 9, None, True)
+
+
+def test_what_is_too_few_for_scores_is_named():
+    assert find_few(50, 40, {"well": 30, "ill": 20, "never": 0}) == []
+    assert find_few(50, 9, {"well": 41, "ill": 9}) == [
+        "9 patients",
+        "9 rows of class ill",
+        "9 rows of other classes than well",
+    ]
+    assert find_few(50, 50, {"well": 50, "ill": 0}) == ["rows of one class alone"]
+    assert find_few(500, 500, {}) == [], "a regression has no classes"
