@@ -9,7 +9,9 @@ of the exact ones, to the bit, and stands for them with the other seeds. "Alone"
 to a step. What is done is kept in the scratch directory: the same command continues.
 
 It prints a table: AUROC on the test rows of each site and of all, as the mean over the seeds, with 95% CI over 1,000
-resamples of patients; the paired difference to exact; rounds and bytes that a site sends.
+resamples of patients; the paired difference to exact; rounds, bytes that a site sends, and seconds per step of the
+first site, with those in which it waited for others. All sites share this machine, with a thread each, so these say
+little where it has fewer cores than sites, or other work.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import json
 import multiprocessing
 import sys
 import tarfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,8 +107,12 @@ def run_site(exchange: Path, keys: PrivateKeys, agreement: Agreement, data: Path
         return int(here[-1].name.removeprefix("step-")) if len(here) > 1 else 0
 
     sums = SiteSums(Exchange(exchange, agreement, keys, saved_step), keys, agreement, print)
-    result = train(join(agreement, {keys.site: data}, sums), directory, lambda rows: 0)
+    federation = join(agreement, {keys.site: data}, sums)
+    began, waited = time.perf_counter(), sums.seconds_waited
+    result = train(federation, directory, lambda rows: 0)
+    seconds = {"per_step": time.perf_counter() - began, "waited": sums.seconds_waited - waited}
     traffic = {"rounds": sums.rounds, "bytes": sums.exchange.bytes_sent, "weights": result["weights_sha256"]}
+    traffic |= {name: value / result["steps"] for name, value in seconds.items()}
     write_json(directory / "traffic.json", traffic)
 
 
@@ -215,15 +222,17 @@ def print_table(found: dict[str, Any]) -> None:
     reference = next(iter(curves.values()))
     counts = {site: (len(runs[0][0]), int(runs[0][0].sum())) for site, runs in found["predictions"]["exact"].items()}
     print(f"test rows and deaths: {counts}")
-    print(f"| AUROC on the test rows of | {' | '.join(reference)} | all, minus exact | rounds | bytes a site sends |")
-    print("|" + "---|" * (len(reference) + 4))
+    more = ("all, minus exact", "rounds", "bytes a site sends", "s a step (waiting)")
+    print(f"| AUROC on the test rows of | {' | '.join([*reference, *more])} |")
+    print("|" + "---|" * (1 + len(reference) + len(more)))
     for method, by_site in curves.items():
         scores = " | ".join(describe(values) for values in by_site.values())
         difference = "" if method == "exact" else describe(by_site["all"] - reference["all"])
-        rounds, size = ("0", "0")
+        rounds, size, seconds = ("0", "0", "")
         if sent := found["traffic"].get(method):
             rounds, size = f"{sent[0]['rounds']:,}", f"{sent[0]['bytes'] / 1e6:.1f} MB"
-        print(f"| {TITLES[method]} | {scores} | {difference} | {rounds} | {size} |")
+            seconds = f"{sent[0]['per_step']:.2f} ({sent[0]['waited']:.2f})"
+        print(f"| {TITLES[method]} | {scores} | {difference} | {rounds} | {size} | {seconds} |")
 
 
 def main() -> None:
