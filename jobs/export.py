@@ -22,7 +22,8 @@ from raylab.score import Score
 from raylab.tasks.base import Task
 
 EXAMPLE = "raylab export NAME --out NAME.raylab"
-SUFFIX, CRATE_SUFFIX = ".raylab", ".crate.zip"
+SUFFIX = ".raylab"
+CRATE_SUFFIX = ".crate.zip"
 HASHES = ("recipe_hash", "data_hash", "split_hash", "code_revision", "lock_hash", "image_digest", "torch_version",
           "weights_sha256", "ledger_sha256")  # fmt: skip
 SHOWN = ("auroc", "auprc", "brier", "ece", "calibration_slope", "calibration_intercept")
