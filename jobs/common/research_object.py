@@ -7,6 +7,7 @@ and a report where they are asked for. It holds no row of a patient: data is nam
 
 import hashlib
 import json
+import re
 import shutil
 import time
 import zipfile
@@ -45,6 +46,16 @@ FORMATS = {
     ".html": "text/html",
     ".safetensors": "application/octet-stream",
 }
+FILES = {
+    CRATE_MEMBER: "Hashes and recipes of all runs, from which `raylab rerun` repeats one",
+    REPORT: "Report of `raylab compare`",
+    "recipe.json": "All settings of the training",
+    "metrics.json": "Scores by split and data, with 95% intervals",
+    ledger.FILE: "One line per step, checkpoint and change of workers, chained by SHA-256",
+    "model.safetensors": "Weights of the best epoch",
+    "model.json": "Recipe and inputs of the network, with the statistics that normalise them",
+}
+"""what files are, by name"""
 NO_LICENCE = "No licence is stated: ask those who handed it to you before you use it."
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every member
 
@@ -157,7 +168,8 @@ def write(
     members |= {} if report is None else {REPORT: report}
     document = describe(experiment, parts, [_describe_file(name, of) for name, of in members.items()], authors, licence)
     with atomic_write(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in {METADATA: _encode(document), **members}.items():
+        directories = {f"runs/{part.name}/": b"" for part in parts}
+        for name, content in {METADATA: _encode(document), **directories, **members}.items():
             info = zipfile.ZipInfo(name, EPOCH)
             if isinstance(content, bytes):
                 archive.writestr(info, content)
@@ -176,7 +188,12 @@ def describe(
     software = {_software_key(part.origin): f"#software-{place}" for place, part in enumerate(parts, 1)}
     people = [{"@id": f"#author-{place}", "@type": "Person", "name": name} for place, name in enumerate(authors, 1)]
     is_address = licence is not None and licence.startswith(("https:", "http:"))
-    terms: list[Entity] = [{"@id": licence, "@type": "CreativeWork", "name": licence}] if is_address else []
+    terms = {
+        "@id": licence if is_address else "#licence",
+        "@type": "CreativeWork",
+        "name": licence or "not stated",
+        "description": licence or NO_LICENCE,
+    }
     runs = [_describe_run(part, files, software[_software_key(part.origin)], parts) for part in parts]
     actions, directories, scores = ([entity for run in runs for entity in run[k]] for k in range(3))
     synthetic = "SYNTHETIC data: its scores say nothing about patients. " * any(part.origin.synthetic for part in parts)
@@ -189,7 +206,7 @@ def describe(
         f"{__version__}. It holds no row of a patient; data is named by its hashes. `raylab rerun FILE --run NAME "
         "--data DIR` repeats a run and compares its weights to the bit. Not for clinical use.",
         "datePublished": time.strftime("%Y-%m-%d", time.gmtime()),
-        "license": {"@id": licence} if is_address else licence or NO_LICENCE,
+        "license": {"@id": terms["@id"]},
         "hasPart": _refer(directories) + _refer(one for one in files if not one["@id"].startswith("runs/")),
         "mentions": _refer(actions),
     }
@@ -202,7 +219,7 @@ def describe(
     data = {_data_id(part.origin): _describe_data(part.origin) for part in parts}
     origins = {_software_key(part.origin): part.origin for part in parts}
     programs = [_describe_software(origin, software[key]) for key, origin in origins.items()]
-    graph = [descriptor, root | ({"author": _refer(people)} if people else {}), *people, *terms]
+    graph = [descriptor, root | ({"author": _refer(people)} if people else {}), *people, terms]
     return {
         "@context": CONTEXT,
         "@graph": [*graph, *programs, *data.values(), *actions, *directories, *files, *scores],
@@ -250,6 +267,7 @@ def _describe_run(
         "@id": place,
         "@type": "Dataset",
         "name": part.name,
+        "description": f"Files of the run {part.name}",
         "hasPart": _refer(own),
         "variableMeasured": _refer(scores),
     }
@@ -266,18 +284,22 @@ def _describe_data(origin: Provenance) -> Entity:
         "name": f"{origin.data_source}, prepared for task {origin.task}",
         "description": f"Not part of this research object. SHA-256 over all files {origin.data_hash}, over the split "
         f"of patients {origin.split_hash}.{' SYNTHETIC.' * bool(origin.synthetic)}",
-        "identifier": names,
+        "identifier": names if len(names) > 1 else names[0],
     }
 
 
 def _describe_software(origin: Provenance, id: str) -> Entity:
     needs = [f"torch {origin.torch_version}", f"lock file, SHA-256 {origin.lock_hash}"]
     needs += [f"container image, {origin.image_digest}"] if origin.image_digest else []
+    revision = origin.code_revision
+    is_commit = re.fullmatch("[0-9a-f]{40}", revision) is not None
     return {
         "@id": id,
         "@type": "SoftwareApplication",
         "name": "raylab",
-        "version": origin.code_revision,
+        "version": revision,
+        # RO-Crate demands one: a Software Heritage identifier where the code is a commit, else a name
+        "url": f"swh:1:rev:{revision}" if is_commit else f"urn:raylab:{quote(revision or 'unknown')}",
         "softwareRequirements": needs,
     }
 
@@ -291,6 +313,7 @@ def _describe_file(name: str, content: Content) -> Entity:
         "@id": quote(name),
         "@type": "File",
         "name": name.removeprefix("runs/"),
+        "description": FILES.get(Path(name).name, "Figure of the scores on a split"),
         "encodingFormat": FORMATS[Path(name).suffix],
         "contentSize": str(size),
         "sha256": digest,
