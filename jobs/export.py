@@ -81,11 +81,9 @@ def export(
     """
     from raylab.training import bundle as bundles  # loads torch
 
-    if out is not None:
-        outputs.check(Path(out), "--out", "bundle")
+    path = None if out is None else check_output(Path(out))
     directory = find_run(run)
-    path = Path(out or f"{directory.name}{SUFFIX}")
-    outputs.check(path, "--out", "bundle")
+    path = path or check_output(Path(f"{directory.name}{SUFFIX}"))
     model = read_exported(directory)
     origin = provenance.describe(directory)
     counts = {split: bundles.suppress(of) for split, of in model.meta.counts.items()}
@@ -194,6 +192,12 @@ def read_exported(directory: Path) -> Exported:
     check_statistics(inputs.count_patients(Path(record.data)), inputs.names, LIMIT)
     parameters = sum(weight.numel() for weight in network.parameters())
     return Exported(task, inputs, meta, recipe.model.name, parameters)
+
+
+def check_output(path: Path) -> Path:
+    """`path`, if a bundle can be written there."""
+    outputs.check(path, "--out", "bundle")
+    return path
 
 
 def check_statistics(patients: Mapping[str, int], concepts: tuple[str, ...], limit: int) -> None:

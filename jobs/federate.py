@@ -210,8 +210,9 @@ def read_signed(exchange: Path) -> "Agreement":
 
     agreement = agreements.read_agreement(exchange)
     if missing := agreements.find_unsigned(agreement, exchange):
+        have = "has" if len(missing) == 1 else "have"
         raise DataError(
-            f"{', '.join(missing)} has not signed the agreement in {exchange}",
+            f"{', '.join(missing)} {have} not signed the agreement in {exchange}",
             "nothing is sent before all sites have",
             f"at that site: raylab federate sign --exchange {exchange} --key NAME.key",
         )

@@ -8,6 +8,7 @@
     └── RunError           1  a run that failed
         ├── OutOfMemoryError 1 a process that the memory did not suffice for
         ├── NonFiniteError 1  a NaN or infinite loss or gradient
+        ├── OwnCodeError 1    an error that the code of a plugin raised
         ├── CheckpointError 1 a checkpoint that cannot be written or read
         └── IncompleteError 1 a run that ended before its planned last step
 
@@ -71,6 +72,10 @@ class OutOfMemoryError(RunError):
 
 class NonFiniteError(RunError):
     pass
+
+
+class OwnCodeError(RunError):
+    """`why` is the message of the plugin's error. It may have values of data, so it is shown and not recorded."""
 
 
 class CheckpointError(RunError):

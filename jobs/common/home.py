@@ -33,7 +33,8 @@ LOCK_SECONDS = 2.0  # that whoever marks a run which has just died may take
 NAME_BYTES = 200  # Linux permits 255, and temporary names are longer
 # The files of a run that the home's group may read. It can never read checkpoints, outbox, trials, logs or pictures of
 # single patients, or other directories: clusters and the embedded MLflow hold tokens, prepared data holds patients.
-OPEN = ("run.json", "recipe.json", "result.json", "failure.json", "attrition.json", "model_card.md",
+# Why a run failed is in run.json; failure.json may have the message of a plugin's error, and that values of data.
+OPEN = ("run.json", "recipe.json", "result.json", "attrition.json", "model_card.md",
         "model", "plugins", "scores", "plots")  # fmt: skip
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from jobs.common.home import annotate, note
-from raylab.errors import RaylabError, RunError
+from raylab.errors import OwnCodeError, RaylabError, RunError
 from raylab.memory import explain_memory_error
 from raylab.storage import explain_storage_error
+from raylab.training.run_failure import explain_own_failure
 from tracking.outbox import Outbox
 
 RESERVE = ".reserve"
@@ -49,8 +50,10 @@ def _record(directory: Path, status: End, error: str) -> None:
 
 
 def explain_end(error: BaseException, directory: Path) -> RaylabError | None:
-    """The error for the user if memory or storage is the cause of `error`, which ended the run in `directory`."""
+    """The error for the user if memory, storage or the code of a plugin is the cause of `error`, which ended the run in
+    `directory`."""
     explained = explain_memory_error(error, directory.name) or explain_storage_error(error)
+    explained = explained or explain_own_failure(error)
     if isinstance(explained, RunError) and note(directory).kind in RESUMABLE:
         do = explained.do.replace("run the same command again", f"raylab resume {directory.name}")
         return type(explained)(explained.what, explained.why, do)
@@ -58,10 +61,12 @@ def explain_end(error: BaseException, directory: Path) -> RaylabError | None:
 
 
 def describe_end(error: BaseException, explained: RaylabError | None = None) -> tuple[End, str]:
-    """The status of a run that ended with `error`, `explained` to the user if memory or storage is its cause; and what
-    is recorded as its reason: of other errors than those of runs the type, as their messages may have values of data.
+    """The status of a run that ended with `error`, `explained` to the user if `explain_end` can; and what is recorded
+    as its reason: of other errors than those of runs the type, as their messages may have values of data.
     """
     if isinstance(error, KeyboardInterrupt):
         return "KILLED", "interrupted"
     told = explained or (error if isinstance(error, RunError) else None)
-    return "FAILED", type(error).__name__ if told is None else ": ".join(filter(None, (told.what, told.why)))
+    if told is None:
+        return "FAILED", type(error).__name__
+    return "FAILED", told.what if isinstance(told, OwnCodeError) else ": ".join(filter(None, (told.what, told.why)))

@@ -17,6 +17,8 @@ from typing import Generic, TypeVar
 
 import psutil
 
+from jobs.common import home
+from jobs.common.run_end import RESUMABLE
 from jobs.common.warm_ray import WarmRay, find_usable
 from raylab.errors import RunError, UsageError
 from raylab.scratch import Scratch, default_parents
@@ -174,10 +176,12 @@ class _Connection(Generic[T]):
         if self.result:
             return self.result[0]
         why = (str(self.error).splitlines() or [type(self.error).__name__])[0]
+        then = describe_continuation(log.parent)
         if self.scratch is None:
             do = "check RAY_ADDRESS and the token (RAY_AUTH_TOKEN_PATH)" if cluster_address() else "raylab warm --stop"
-            raise RunError(f"no Ray cluster could be reached at {self.address}", why, do) from self.error
-        do = f"see {log} and {log.with_name(LOGS)}; on a busy machine, try again later"
+            what = f"no Ray cluster could be reached at {self.address}"
+            raise RunError(what, why, f"{do}; then: {then}") from self.error
+        do = f"see {log} and {log.with_name(LOGS)}, or wait until the machine is less busy; then: {then}"
         raise RunError(f"a local Ray did not start in {STARTS} attempts", why, do) from self.error
 
     def _run(self) -> None:
@@ -235,6 +239,12 @@ class _Connection(Generic[T]):
                 process.process.terminate = process.process.kill  # instead of a signal that they block
         finally:
             ray._private.utils.set_sigterm_handler = set_sigterm_handler
+
+
+def describe_continuation(directory: Path) -> str:
+    """The command that continues the work whose files are in `directory`."""
+    is_run = home.is_open(directory) and home.note(directory).kind in RESUMABLE
+    return f"raylab resume {directory.name}" if is_run else "the same command again"
 
 
 @contextmanager

@@ -165,6 +165,8 @@ def describe(course: Course, ward: Ward) -> list[str]:
         return [text, "There was no alarm before it."]
     if course.lead_h is None:
         late = f"more than {ward.meta.gap_h + (ward.meta.horizon_h or 0):g} h before the onset"
+        if len(alarms) == 1:
+            return [text, f"The only alarm came at {alarms[0]:g} h, {late}: too early to count as right."]
         return [text, f"{first}. All {len(alarms)} came {late}: too early to count as right."]
     true = course.at[course.alarm & course.ahead]
     text_of_alarms = f"The first alarm that counts as right came at {true[0]:g} h, {course.lead_h:.1f} h before it."

@@ -386,15 +386,21 @@ def list_fields(recipe: Recipe) -> dict[str, tuple[Any, str]]:
     found: dict[str, tuple[Any, str]] = {}
 
     def walk(part: Part, prefix: str) -> None:
-        for name, field in type(part).model_fields.items():
+        for name in type(part).model_fields:
             value = getattr(part, name)
             if isinstance(value, Part):
                 walk(value, f"{prefix}{name}.")
             else:
-                found[prefix + name] = value, " ".join((field.description or "").split())
+                found[prefix + name] = value, " ".join(_describe(type(part), name).split())
 
     walk(recipe, "")
     return found
+
+
+def _describe(part: type[Part], name: str) -> str:
+    """The description of a field, in a subclass that does not describe it anew that of the class above; else empty."""
+    fields = (kind.model_fields.get(name) for kind in part.__mro__ if issubclass(kind, Part))
+    return next((field.description for field in fields if field is not None and field.description), "")
 
 
 def flatten(recipe: Recipe) -> dict[str, Any]:

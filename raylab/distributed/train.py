@@ -26,7 +26,7 @@ from raylab.distributed.membership import LEFT, Delivery, Membership
 from raylab.distributed.memory_monitor import explain_memory_kill
 from raylab.distributed.spares import find_pool
 from raylab.distributed.worker import End, Worker, note_of
-from raylab.errors import IncompleteError, OutOfMemoryError, RunError
+from raylab.errors import IncompleteError, OutOfMemoryError, RaylabError, RunError
 from raylab.memory import advise
 from raylab.tasks import find_task
 from raylab.tasks.plugins import code_of
@@ -231,6 +231,9 @@ class Supervisor:
         """Why the process of a worker has died: as its witness saw it, or as Ray tells."""
         if why := explain_memory_kill(error):
             return End("lacked memory", why)
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, RaylabError):
+            return End("died", f"{cause.what}: {cause.why}")
         death = read_death(note_of(self.directory, name), self.directory.name, WITNESS_SECONDS)
         if isinstance(death, OutOfMemoryError):
             return End("lacked memory", f"{death.what}: {death.why}")

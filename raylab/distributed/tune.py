@@ -40,7 +40,7 @@ from raylab.distributed.draining import NodePeers
 from raylab.distributed.memory_monitor import explain_memory_kill
 from raylab.distributed.metering import meter_work
 from raylab.documents import read_json
-from raylab.errors import DataError, OutOfMemoryError, RaylabError, RunError, UsageError, unknown
+from raylab.errors import DataError, OutOfMemoryError, OwnCodeError, RaylabError, RunError, UsageError, unknown
 from raylab.files import write_json
 from raylab.memory import explain_memory_error
 from raylab.tasks import find_task
@@ -50,7 +50,7 @@ from raylab.training import checkpoint, run_failure
 from raylab.training.loop import AttemptHandedOver
 from raylab.training.progress import Metrics
 from raylab.training.run import execute, load_samples
-from raylab.training.run_failure import read_failure, write_failure
+from raylab.training.run_failure import explain_own_failure, read_failure, write_failure
 from raylab.training.trials import Trials
 from raylab.witness import NOTE, read_death
 from raylab.work import write_to
@@ -184,6 +184,9 @@ def search(recipe: Recipe, data: Path, directory: Path, listener: TrialListener)
         )  # fmt: skip
         tuner.fit()
     if best(directory) is None:
+        for number in trials.ended:
+            if isinstance(failure := read_failure(trials.path(number)), OwnCodeError):
+                raise failure
         raise RunError(
             f"none of the {recipe.search.trials} trials of {directory.name} ran to its end",
             "; ".join(sorted({end.get("error", end["how"]) for end in trials.ended.values()}))[:500],
@@ -318,6 +321,9 @@ def explain_failure(directory: Path, trial: Any) -> str:
     died_of = trial.get_pickled_error()
     if died_of is not None and (why := explain_memory_kill(died_of)):
         return why
+    cause = getattr(died_of, "cause", None)
+    if isinstance(cause, RaylabError):
+        return f"{cause.what}: {cause.why}"
     death = read_death(directory / NOTE, directory.name, train.WITNESS_SECONDS)
     if isinstance(death, OutOfMemoryError):
         return f"{death.what}: {death.why}"
@@ -397,7 +403,7 @@ def trial(settings: dict[str, Any], plugins: list[tuple[str, str]], recipe: dict
         write_failure(directory, error)
         raise
     except Exception as error:
-        if failure := explain_memory_error(error, Path(at).name):
+        if failure := explain_memory_error(error, Path(at).name) or explain_own_failure(error):
             write_failure(directory, failure)
             raise failure from error
         raise

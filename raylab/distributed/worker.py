@@ -16,7 +16,7 @@ from raylab.errors import RaylabError, RunError
 from raylab.files import hash_files
 from raylab.interfaces import interface_of
 from raylab.memory import explain_memory_error
-from raylab.training.run_failure import write_failure
+from raylab.training.run_failure import explain_own_failure, write_failure
 from raylab.witness import witness
 
 SAMPLE_SECONDS = 1.0  # between two questions whether a sample of the node's load is due
@@ -49,6 +49,8 @@ class Worker:
     def run(self, arguments: Mapping[str, Any]) -> End:
         """Train until the run is over. Whatever is raised is a crash of this worker, not the end of the run."""
         # In the method, so that the process that starts it is quick to answer
+        import torch
+
         from raylab.distributed.member import Expelled, Member, Refused
         from raylab.distributed.metering import meter_work
         from raylab.tasks.plugins import load_all
@@ -97,7 +99,11 @@ class Worker:
         except Exception as error:
             if failure := explain_memory_error(error, directory.name):  # there may be room in another process
                 return End("lacked memory", f"{failure.what}: {failure.why}")
-            raise
+            own = explain_own_failure(error)
+            if own is None or isinstance(error, OSError | torch.AcceleratorError):  # another worker may do without it
+                raise
+            write_failure(directory, own)
+            return End("failed")
         return End("finished")
 
     def _call(self, method: str, *values: Any) -> Any:

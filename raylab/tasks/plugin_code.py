@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from raylab.documents import read_json
-from raylab.errors import RunError, UsageError
+from raylab.errors import OwnCodeError, UsageError
 from raylab.files import locked, write_json
 
 log = logging.getLogger(__name__)
@@ -86,12 +86,13 @@ def explain(error: BaseException) -> str:
     return f"{'' if frame is None else f'line {frame.lineno}: '}{type(error).__name__}: {error}"
 
 
-def explain_own_error(error: BaseException) -> RunError | None:
+def explain_own_error(error: BaseException) -> OwnCodeError | None:
     """The error for the user where the code of a plugin took part in `error`, after it had been loaded."""
     frame = _last_frame(error)
     if frame is None:
         return None
-    return RunError(f"the code of the {frame.filename} failed", explain(error), "correct the file")
+    what = f"the code of the {frame.filename} failed (line {frame.lineno}: {type(error).__name__})"
+    return OwnCodeError(what, str(error), "correct the file")
 
 
 def _last_frame(error: BaseException) -> traceback.FrameSummary | None:

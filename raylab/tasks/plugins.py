@@ -8,6 +8,7 @@ The code of a file is stored with every run that uses it, and used from there on
 executed only if this user has named the same content with `--plugin` before (plugin_code.py).
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -27,6 +28,8 @@ if TYPE_CHECKING:  # as in base.py
     from raylab.data.icu.concepts import SourceData
     from raylab.data.icu.prepare import Raw
     from raylab.data.samples import Samples
+
+log = logging.getLogger(__name__)
 
 GROUP = "raylab"
 """of the entry points"""
@@ -133,6 +136,9 @@ def load_stored(directory: Path) -> None:
                 f"read it (of a registered model: plugins/{path.name} in the artifacts of its run); if you trust it, "
                 f"add --plugin {path} (once; in Python: raylab.load_plugin)",
             )
+        named = _loaded.get(code.name)
+        if named is not None and named.path is not None and named.version != code.sha256:
+            log.warning("%s keeps the %s with which it began, so %s is not used", directory, code.name, named.path)
         load_code(code)
 
 

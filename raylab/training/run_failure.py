@@ -4,8 +4,9 @@ from pathlib import Path
 
 from raylab import errors
 from raylab.documents import Document, read_document
-from raylab.errors import RaylabError, RunError
+from raylab.errors import OwnCodeError, RaylabError, RunError
 from raylab.files import write_json
+from raylab.tasks.plugin_code import explain_own_error
 
 FILE = "failure.json"
 
@@ -15,6 +16,15 @@ class Failure(Document):
     """a class of raylab.errors"""
     args: tuple[str, str, str]
     """its arguments"""
+
+
+def explain_own_failure(error: BaseException) -> OwnCodeError | None:
+    """The error for the user where the code of a plugin took part in the `error` that ended a run."""
+    failure = explain_own_error(error)
+    if failure is None:
+        return None
+    do = "correct the file, and start another run: this one keeps the code with which it began"
+    return OwnCodeError(failure.what, failure.why, do)
 
 
 def write_failure(directory: Path, error: RaylabError) -> None:

@@ -10,6 +10,7 @@ import pytest
 from raylab.memory import KERNEL_LOG
 from tests.cgroup import memory_cgroup
 from tests.ray.conftest import Lab
+from tests.unit.tasks.test_plugins import MODEL
 from tests.wait import wait_for
 
 RECIPE = (
@@ -87,6 +88,27 @@ def test_a_loss_that_is_no_number_fails_at_once(lab: Lab, ards_data: Path) -> No
     assert "Traceback" not in failed["output"]
     assert sum("start" in line for line in lab.ledger("nan")) == 1, "it was retried, though it would fail again"
     assert [run.info.status for run in lab.mlflow_runs() if run.info.run_name == "nan"] == ["FAILED"]
+
+
+@pytest.mark.slow
+def test_a_plugin_that_fails_on_a_worker_is_named_with_its_line(lab: Lab, ards_data: Path, tmp_path: Path) -> None:
+    """At once, in a run as in a search: it would fail again."""
+    text = MODEL.replace(
+        "return self.head(", "if self.training and len(x) > 1: raise KeyError('patient-17')\n        return self.head("
+    )
+    plugin = tmp_path / "tiny.py"
+    plugin.write_text(text)
+    words = ("ards", "--plugin", plugin, "--data", ards_data, "--smoke", "--set", "model.name=tiny")
+    for verb, more in (("train", ("--workers", "1:1")), ("tune", ("--trials", 2))):
+        failed = lab.run(verb, *words, *more, "--name", f"{verb}-plugin", expect=1)
+        assert "the code of the plugin tiny.py failed (line 25: KeyError)" in failed["output"], failed["output"]
+        assert "'patient-17'" in failed["output"] and "Traceback" not in failed["output"]
+        record = (lab.home / "runs" / f"{verb}-plugin" / "run.json").read_text()
+        assert "line 25: KeyError" in record and "patient-17" not in record
+    assert sum("start" in line for line in lab.ledger("train-plugin")) <= 1
+    runs = [run for run in lab.mlflow_runs() if "-plugin" in run.info.run_name]
+    assert {run.info.status for run in runs} == {"FAILED"}
+    assert not any("patient-17" in text for run in runs for text in run.data.tags.values())
 
 
 def test_a_signal_ends_a_run_and_a_search_on_ray(lab: Lab, ards_data: Path) -> None:

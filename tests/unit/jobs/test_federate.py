@@ -41,7 +41,7 @@ def test_nothing_is_sent_before_all_have_signed(exchange, capsys, tmp_path, ards
     run(capsys, "sign", "--exchange", exchange, "--key", tmp_path / "north.key")
     words = ["--exchange", exchange, "--key", tmp_path / "north.key", "--data", ards_data]
     code, _, error = run(capsys, "run", *words)
-    assert code == 2 and "south, west has not signed" in error and "raylab federate sign" in error
+    assert code == 2 and "south, west have not signed" in error and "raylab federate sign" in error
     assert not (exchange / "messages").exists()
 
 

@@ -3,8 +3,13 @@
 import gc
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from jobs.common.session import _no_garbage
+import pytest
+
+from jobs.common.session import STARTS, _Connection, _no_garbage
+from raylab.errors import RunError
 
 
 class Cycle:
@@ -56,3 +61,30 @@ def test_a_collection_of_another_thread_is_waited_for():
         assert not gc.isenabled(), "whoever disabled it before expects it to stay so"
     finally:
         gc.enable()
+
+
+RUN = """{"name": "first", "uri": "", "experiment": "raylab", "kind": "KIND", "task": "ards", "data": "ards",
+"synthetic": true, "parent": null, "tags": {}, "status": "RUNNING"}"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "then"), [("train", "raylab resume first"), ("tune", "raylab resume first"), ("fit", "the same command")]
+)
+def test_a_ray_that_does_not_start_names_the_next_command(kind: str, then: str, tmp_path: Path) -> None:
+    scratch: Any = "a directory"
+    connection = _Connection(1, None, scratch, lambda: None)
+    attempts: list[int] = []
+
+    def connect() -> None:
+        attempts.append(1)
+        raise Exception("the node started too slowly")
+
+    connection._connect = connect  # type: ignore[method-assign]
+    connection._disconnect = lambda: None  # type: ignore[method-assign]
+    log = tmp_path / "first" / "ray.log"
+    log.parent.mkdir()
+    (log.parent / "run.json").write_text(RUN.replace("KIND", kind))
+    with connection, pytest.raises(RunError, match="did not start") as error:
+        connection.wait(log)
+    assert len(attempts) == STARTS and "too slowly" in error.value.why
+    assert then in error.value.do and str(log) in error.value.do

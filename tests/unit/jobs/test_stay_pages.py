@@ -74,7 +74,8 @@ def test_a_page_says_when_what_and_why(tmp_path):
         (None, (14,), False, "one alarm, at 14 h, and no onset followed it"),
         (None, (14, 18), False, "2 alarms, and no onset followed any"),
         (20.5, (), True, "no alarm before it"),
-        (60.0, (14, 18), False, "more than 24 h before the onset: too early"),
+        (60.0, (14, 18), False, "All 2 came more than 24 h before the onset: too early"),
+        (60.0, (14,), False, "The only alarm came at 14 h, more than 24 h before the onset: too early"),
     ],
 )
 def test_the_headline(onset, alarms, ahead, said):

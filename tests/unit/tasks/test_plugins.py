@@ -89,6 +89,12 @@ def test_an_own_model_has_its_fields_in_recipe_and_help(tiny):
     assert error.value.why == "models that have it: tiny"
 
 
+def test_a_field_without_a_description_has_that_of_the_class_above(tmp_path):
+    plugins.load_file(write(tmp_path / "tiny.py", MODEL.replace('    """name of the model"""\n', "")))
+    shown = lines(override(shipped_recipe("ards"), {"model.name": "tiny"}))
+    assert any(line.startswith("model.name") and line.endswith("name of the model") for line in shown)
+
+
 def test_its_search_is_that_of_the_plugin(tiny):
     recipe = with_search_space(override(shipped_recipe("ards"), {"model.name": "tiny"}))
     assert recipe.search.space == {"model.width": "randint(2,9)"}
@@ -174,8 +180,8 @@ def test_a_wrong_file_is_refused_and_changes_nothing(old, tmp_path):
 
 FAILING = {
     "return 3": "returned int instead of SourceData",
-    "return raw.absent": "line 5: AttributeError: 'Raw' object has no attribute 'absent'",
-    "return SourceData(pl.DataFrame(), pl.DataFrame())": "line 5: TypeError: `events` must be a polars LazyFrame, not",
+    "return raw.absent": "failed (line 5: AttributeError)\n  why:  'Raw' object has no attribute 'absent'",
+    "return SourceData(pl.DataFrame(), pl.DataFrame())": "(line 5: TypeError)\n  why:  `events` must be a polars Lazy",
 }
 
 
@@ -190,6 +196,24 @@ def test_code_that_fails_later_is_named_with_its_line(line, tmp_path, capsys):
     said = capsys.readouterr().err
     assert FAILING[line] in said and "ward" in said and "Traceback" not in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_fails_while_it_trains_ends_the_run_with_its_own_message(
+    tmp_path, monkeypatch, capsys, ards_data
+):
+    """The message may have values of data: it is shown, and recorded nowhere."""
+    fails = "        if self.training and len(x) > 1: raise KeyError('patient-17')\n        return self.head("
+    path = write(tmp_path / "tiny.py", MODEL.replace("        return self.head(", fails))
+    monkeypatch.setenv("RAYLAB_HOME", str(tmp_path / "home"))
+    words = ["--data", str(ards_data), "--smoke", "--set", "model.name=tiny", "--workers", "0", "--name", "failed"]
+    assert cli.main(["train", "ards", "--plugin", str(path), *words]) == 1
+    said = capsys.readouterr().err
+    assert "the code of the plugin tiny.py failed (line 25: KeyError)" in said and "patient-17" in said
+    assert "start another run" in said and "Traceback" not in said
+    record = json.loads((tmp_path / "home" / "runs" / "failed" / "run.json").read_text())
+    assert (
+        record["status"] == "FAILED" and record["error"] == "the code of the plugin tiny.py failed (line 25: KeyError)"
+    )
 
 
 def test_a_wrong_change_leaves_what_was_loaded(tiny, tmp_path):
@@ -249,6 +273,17 @@ def test_code_that_changed_since_it_was_named_is_that_of_another(tmp_path):
     with pytest.raises(UsageError, match="is not executed unasked"):
         read_recipe(tmp_path / "run" / "recipe.json")
     assert not executed.exists()
+
+
+def test_a_run_says_that_a_corrected_file_is_not_used(tmp_path, caplog):
+    file, _ = run_of_another(tmp_path)
+    plugins.load_file(file)
+    read_recipe(tmp_path / "run" / "recipe.json")
+    assert not caplog.messages
+    corrected = write(tmp_path / "mine" / "tiny.py", MODEL + "\n# corrected\n")
+    plugins.load_file(corrected)
+    read_recipe(tmp_path / "run" / "recipe.json")
+    assert caplog.messages == [f"{tmp_path}/run keeps the tiny.py with which it began, so {corrected} is not used"]
 
 
 def test_a_list_that_others_can_write_allows_nothing(tmp_path):
