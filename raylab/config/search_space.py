@@ -7,11 +7,12 @@ from raylab.config.assignments import parse_value
 from raylab.errors import UsageError, unknown
 
 DISTRIBUTIONS = {
-    "uniform": 2,
-    "loguniform": 2,
-    "randint": 2,
-    "choice": None,
+    "uniform": "uniform(0.1,0.5)",
+    "loguniform": "loguniform(1e-5,1e-3)",
+    "randint": "randint(1,4)",
+    "choice": "choice(16,32)",
 }
+"""an example of each"""
 
 
 def parse_dimension(path: str, text: str) -> tuple[str, list[Any]]:
@@ -20,17 +21,16 @@ def parse_dimension(path: str, text: str) -> tuple[str, list[Any]]:
     uniform(low,high), loguniform(low,high), randint(low,high) including high, choice(a,b,...).
     Raises UsageError for another distribution or wrong bounds.
     """
-    example = f"for example --space {path}=loguniform(1e-5,1e-3)"
-    name, arguments = _call(path, text, example)
+    name, arguments = _call(path, text)
     if name not in DISTRIBUTIONS:
         raise unknown("distribution", name, DISTRIBUTIONS)
-    count = DISTRIBUTIONS[name]
-    if count is None:
+    example = f"for example --space {path}={DISTRIBUTIONS[name]}"
+    if name == "choice":
         if not arguments:
             raise UsageError(f"{path}={text}: choice needs at least one value", do=example)
         return name, arguments
     numbers = [a for a in arguments if isinstance(a, int | float) and not isinstance(a, bool)]
-    if len(arguments) != count or len(numbers) != count or not numbers[0] < numbers[1]:
+    if len(arguments) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
         raise UsageError(f"{path}={text}: {name} takes two numbers, the lower one first", do=example)
     if name == "loguniform" and numbers[0] <= 0:
         raise UsageError(f"{path}={text}: loguniform needs bounds above zero", do=example)
@@ -39,10 +39,11 @@ def parse_dimension(path: str, text: str) -> tuple[str, list[Any]]:
     return name, arguments
 
 
-def _call(path: str, text: str, example: str) -> tuple[str, list[Any]]:
+def _call(path: str, text: str) -> tuple[str, list[Any]]:
     """The name and the arguments of a call written as text. Unquoted words are text: `choice(gru,lstm)`."""
     text = text.strip()
     known = f"known: {', '.join(DISTRIBUTIONS)}"
+    example = f"for example --space {path}={' or '.join(DISTRIBUTIONS.values())}"
     try:
         call = ast.parse(text, mode="eval").body
     except SyntaxError as error:

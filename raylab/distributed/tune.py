@@ -11,6 +11,7 @@ are suggested again with the same parameters and resume from their own checkpoin
 Tune's own experiment state, which is pickled and overwritten in place, is not needed.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -124,12 +125,18 @@ def check(recipe: Recipe) -> None:
 
 
 def distributions(recipe: Recipe) -> dict[str, BaseDistribution]:
-    """Return the recipe's search space as Optuna distributions, after validating every bound in the recipe."""
+    """Return the recipe's search space as Optuna distributions, after validating values of each in the recipe."""
     space: dict[str, BaseDistribution] = {}
     for path, text in recipe.search.space.items():
         name, values = parse_dimension(path, text)
-        for value in values:
-            override(recipe, {path: value})
+        between = [values[0] + (values[1] - values[0]) / math.pi] if "uniform" in name else []  # no whole number
+        for value in [*values, *between]:
+            try:
+                override(recipe, {path: value})
+            except UsageError as error:
+                do = "use randint or choice, if the field takes whole numbers" if value in between else error.do
+                do = do.replace("--set", "--space")
+                raise UsageError(f"--space {path}={text}: {error.what}", error.why, do) from error
         if name == "choice":
             space[path] = CategoricalDistribution(values)
         elif name == "randint":

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from raylab.config.recipe import FAMILIES, ICU_HOURLY, Model, Recipe, Search, model_names
 from raylab.errors import DataError, UsageError, unknown
 from raylab.tasks import TASKS
@@ -218,6 +220,8 @@ def _read_plugin(found: object, origin: str) -> Plugin:
         if not (isinstance(settings, type) and issubclass(settings, Model) and model_names(settings)):
             why = "it is a subclass of raylab.config.recipe.Model or NetworkModel with a field name: Literal['NAME']"
             raise UsageError(f"the plugin {origin}: {settings!r} cannot be the settings of a model", why, do)
+        if why := _explain_defaults(settings):
+            raise UsageError(f"the plugin {origin}: the defaults of {settings.__name__} are invalid", why, do)
         if model.inputs not in FAMILIES:
             raise unknown("kind of inputs", model.inputs, FAMILIES)
     for task in plugin.tasks:
@@ -227,6 +231,18 @@ def _read_plugin(found: object, origin: str) -> Plugin:
         if type(task.full).inputs not in FAMILIES:
             raise unknown("kind of inputs", type(task.full).inputs, FAMILIES)
     return plugin
+
+
+def _explain_defaults(settings: type[Model]) -> str:
+    """Which defaults of a model's settings are of another type or out of bounds; empty if none is."""
+    fields = settings.model_fields
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    try:
+        settings.model_validate({**defaults, "name": model_names(settings)[0]})
+    except ValidationError as error:
+        wrong = [one for one in error.errors(include_url=False) if not fields[str(one["loc"][0])].is_required()]
+        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}, got {one['input']!r}" for one in wrong)
+    return ""
 
 
 def _register(found: Loaded) -> None:

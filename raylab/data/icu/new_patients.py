@@ -174,6 +174,8 @@ def check_events(frame: Any) -> tuple[pl.DataFrame, pl.DataType, dict[str, int]]
     events = events.with_columns(
         pl.col("stay_id", "concept").cast(pl.String), subject_id=pl.col("stay_id").cast(pl.String), time=hours
     )
+    if events.is_empty():
+        raise DataError("the events have no rows", do="give them a row for each record")
     named = events["concept"].drop_nulls()
     unknown_concepts = dict(named.filter(~named.is_in(list(CONCEPTS))).value_counts().sort("concept").iter_rows())
     if named.len() == sum(unknown_concepts.values()):

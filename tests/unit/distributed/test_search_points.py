@@ -1,5 +1,6 @@
 """What a search tries: the same points, whether it was interrupted or not."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from ray import tune as ray_tune
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.distributed.tune import PersistentOptunaSearch, distributions, pbt_param_space, search
+from raylab.errors import UsageError
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training.trials import Trials
 
@@ -81,3 +83,19 @@ def test_a_trial_asks_for_what_a_worker_has(
     with pytest.raises(Asked) as asked:
         search(override(make_recipe("random"), settings), tmp_path, tmp_path, None)  # type: ignore[arg-type]
     assert asked.value.args == ({"CPU": 4.0, "GPU": 1.0} if settings else {"CPU": 1.0},)
+
+
+@pytest.mark.parametrize(
+    ("space", "what", "do"),
+    [
+        ("model.layers=uniform(1,3)", "got a number with a fractional part", "use randint or choice"),
+        ("model.hidden=choice(8,x)", "unable to parse string as an integer, got 'x'", "given with --space"),
+        ("model.hiden=choice(8,16)", "unknown recipe field 'model.hiden'", "model.hidden"),
+    ],
+)
+def test_a_space_that_a_field_does_not_take_is_refused_before_the_search(space: str, what: str, do: str) -> None:
+    path, _, text = space.partition("=")
+    recipe = override(shipped_recipe("ards"), {"search.space": {path: text}})
+    with pytest.raises(UsageError, match=f"--space {re.escape(space)}: .*{what}") as error:
+        distributions(recipe)
+    assert do in error.value.do

@@ -155,6 +155,10 @@ WRONG = {
     "class Tiny(nn.Module):": ("class Tiny(nn.Module)", "line 16: expected ':'"),
     'Literal["tiny"]': ("str", "cannot be the settings of a model"),
     '["tiny"]': ('["gru"]', "the model 'gru' is taken"),
+    "Field(8, ge=1)": (
+        "Field(0, ge=1)",
+        "the defaults of Settings are invalid\n  why:  width: Input should be greater",
+    ),
     "OwnModel(Settings, Tiny,": ("OwnModel(Settings, Tiny, inputs='icu',", "unknown kind of inputs 'icu'"),
     "(Settings, Tiny,": ("(Settings, Tiny, [],", "line 27: TypeError: `inputs` must be the name of a kind of inputs"),
     "Settings, Tiny,": ("Settings, 'Tiny',", "line 27: TypeError: `build` must be a class or function, not 'Tiny'"),

@@ -200,6 +200,7 @@ def test_values_in_another_unit_are_refused_or_left_out(test_split):
         (stay(("hr", 1, 80.0)).with_columns(time=pl.lit(float("nan"))), "1 of 1 events have a time that is not finite"),
         (stay(("hr", 1, 80.0)).with_columns(stay_id=pl.lit(None, pl.String)), "without a stay_id"),
         (stay(("heartrate", 1, 80.0)), "no concept that raylab knows"),
+        (stay(("hr", 1, 80.0)).clear(), "the events have no rows"),
         (
             pl.concat([stay(("hr", t, 80.0)) for t in (1, 2)]).with_columns(subject_id=pl.Series([1, 2])),
             "several patients",
