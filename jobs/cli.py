@@ -127,7 +127,7 @@ def explain_end(error: BaseException, verb: str) -> int:
 
 def add_common_options(parser: argparse.ArgumentParser, **default: Any) -> None:
     """Add the common options. A verb with subcommands adds them to each, with default=argparse.SUPPRESS."""
-    where = "write the result to FILE, or print it if FILE is omitted"
+    where = "write the result to FILE; without FILE, print it and nothing else"
     parser.add_argument("--json", type=Path, nargs="?", const=STDOUT, metavar="FILE", help=where, **default)
     parser.add_argument("--quiet", action="store_true", help="print only the result, no progress", **default)
 
@@ -197,6 +197,7 @@ def _run(module: ModuleType, args: argparse.Namespace) -> int:
 
     if args.json not in (None, STDOUT):
         outputs.check(args.json, "--json", "result")
+    args.quiet = args.quiet or args.json == STDOUT  # so that a program can read what is printed
     result: dict[str, Any] = module.main(args)
     if args.json == STDOUT:
         say(json.dumps(result, indent=1))

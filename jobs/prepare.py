@@ -91,6 +91,8 @@ def prepare(task: str, out: Path | str, *, replace: bool = False, quiet: bool = 
         verb = "train" if "train" in meta.counts else "evaluate"
         plugin = options_for(task) if verb == "train" else ""  # a run has its own copy
         say(f"next: raylab {verb} {task}{plugin}{'' if verb == 'train' else ' --run RUN'} --data {out}")
+        if verb == "evaluate":
+            say("      there are no train rows: a model of other data can be scored on these, but none be trained")
     details = {k: v for k, v in meta.to_json().items() if k not in {"statistics", "files"}}
     details["warnings"] = meta.printable_warnings
     if "skipped" in details:

@@ -5,6 +5,7 @@ title: a picture is often all that is left of a run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from textwrap import fill
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from raylab.score import NetBenefit, Score
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 STYLES = ("-", "--", "-.", ":")
 GREY = "#6B7280"
+NAME_WIDTH = 34  # characters in a line of a run's name beside a plot
 LOG_RANGE = 50  # a parameter spread wider than this factor gets a logarithmic axis
 
 Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
@@ -279,7 +281,9 @@ def forest(
     A run without an interval is an open mark: its place is known, its uncertainty is not. Scores of "val" in `splits`,
     which were used to choose, are diamonds; without `colours` of the runs they are orange.
     """
-    size = (8.6, 1.3 + 0.32 * len(names))
+    labels = [fill(name, NAME_WIDTH) for name in names]
+    lines = max((label.count("\n") for label in labels), default=0) + 1
+    size = (8.6, 1.3 + (0.17 + 0.15 * lines) * len(names))
     figure, axes = _figure(title or score, synthetic, size)
     marked = splits or ["test"] * len(names)
     by_split = [COLOURS[1] if split == "val" else COLOURS[0] for split in marked]
@@ -291,9 +295,9 @@ def forest(
         axes.plot(value, row, marker=marker, color=colour, markersize=6, markerfacecolor=colour if known else "white")
         text = str(Score(value=value, low=low, high=high, why=None if known else "no interval"))
         axes.annotate(text, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), labels)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(7, min_n_ticks=3))
+    axes.xaxis.set_major_locator(MaxNLocator(6, min_n_ticks=3))
     axes.set_xlabel(f"{score}, 95% CI")
     axes.grid(axis="x", alpha=0.25)
     if "val" in marked:

@@ -138,7 +138,7 @@ def load_images(
         raise DataError(
             f"{directory} has no {split} split",
             f"it was prepared with {', '.join(meta.counts)} only",
-            f"raylab prepare {meta.task} with a {split} list",
+            f"raylab prepare {meta.task} with a {split} list, or with a manifest whose column split names {split} rows",
         )
     images = RowFile(directory / "images.npy")
     return ImageSamples(images, table, meta, _spec(directory, meta, size, spec, mask), {**AUGMENT, **(augment or {})})

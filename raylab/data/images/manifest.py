@@ -49,7 +49,8 @@ def read_manifest(
     lower = {name.strip().lower(): name for name in table.columns}
     found = {ours: next((lower[n] for n in names if n in lower), None) for ours, names in COLUMNS.items()}
     if missing := [" or ".join(COLUMNS[name]) for name in ("file", "label") if found[name] is None]:
-        raise DataError(f"{path} has no column {', '.join(missing)}", f"it has {', '.join(table.columns)}")
+        do = "rename its columns (docs/data.md, manifests)"
+        raise DataError(f"{path} has no column {', '.join(missing)}", f"it has {', '.join(table.columns)}", do)
     get = {name: table[column].to_list() for name, column in found.items() if column is not None}
     if domain is not None and "domain" not in get:
         raise DataError(f"{path} has no column domain", f"domain '{domain}' was requested", "remove --domain")
@@ -149,6 +150,7 @@ def discover(folder: Path, domain: str | None = None, splits: Sequence[str] = SP
         raise DataError(
             f"{folder} has no label list{f' of domain {domain}' if domain else ''} and no manifest.csv",
             f"looked for {', '.join(f'{split}*.txt' for split in splits)} here and in labels/",
-            "give lists with --train, --val, --test and images with --images",
+            "give lists with --train, --val, --test, or with --manifest a table with the columns path, label and split; "
+            "and images with --images",
         )
     return Folder(images, lists, manifest if manifest.is_file() else None)

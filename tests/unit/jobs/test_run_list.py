@@ -69,6 +69,12 @@ def test_an_own_task_has_its_score_without_its_plugin(runs: Path, capsys: pytest
     assert "damaged" in str(found["wrong"]["score"])
 
 
+def test_json_without_a_file_is_all_that_is_printed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(runs / "first", kind="train", status="FINISHED")
+    assert cli.main(["runs", "--json"]) == 0
+    assert [run["run"] for run in json.loads(capsys.readouterr().out)["runs"]] == ["first"]
+
+
 def test_in_a_narrow_terminal_a_score_is_below_its_run() -> None:
     facts = {
         "verb": "train",

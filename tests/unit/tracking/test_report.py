@@ -6,6 +6,7 @@ import pickle
 import re
 import socket
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -356,6 +357,18 @@ def test_equal_figures_are_equal_text_and_names_are_escaped() -> None:
     one, other = (svg.draw(plots.learning(curve, "x"), 'a "name" <b>') for _ in range(2))
     assert one == other and 'aria-label="a &#34;name&#34; &lt;b&gt;"' in one and "<b>" not in one
     assert "0.812 [0.760, 0.861]" in svg.draw(plots.forest(["a"], [0.812], [0.76], [0.861], "auroc"), "")
+
+
+def test_a_long_name_leaves_room_for_its_plot() -> None:
+    """The name that an evaluation on other data has by itself."""
+    name = "shapes-on-theirs-532e6de694cf-20261127-110828-a2d3"
+    figure = plots.forest([name, "b"], [0.5, 0.6], [0.4, None], [0.6, None], "auroc", "auroc: covidnet on synthetic")
+    figure.draw_without_rendering()
+    axes = figure.axes[0].get_window_extent()
+    title = figure.axes[0].title.get_window_extent()
+    assert axes.width > 0.4 * figure.bbox.width and title.x1 < figure.bbox.width
+    ticks = [label.get_window_extent() for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert all(one.x1 < two.x0 for one, two in pairwise(ticks))
     logarithmic = svg.draw(plots.search({"lr": ["1e-5", "1e-1"]}, [0.5, 0.6], [True, False], "val/auroc"), "")
     ElementTree.fromstring(logarithmic)
     assert re.search(
