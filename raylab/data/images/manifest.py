@@ -150,7 +150,7 @@ def discover(folder: Path, domain: str | None = None, splits: Sequence[str] = SP
         raise DataError(
             f"{folder} has no label list{f' of domain {domain}' if domain else ''} and no manifest.csv",
             f"looked for {', '.join(f'{split}*.txt' for split in splits)} here and in labels/",
-            "give lists with --train, --val, --test, or with --manifest a table with the columns path, label and split; "
+            "give lists with --train, --val, --test, or with --manifest a table with columns path, label and split; "
             "and images with --images",
         )
     return Folder(images, lists, manifest if manifest.is_file() else None)
