@@ -116,7 +116,7 @@ def train_in_threads(
     return results
 
 
-@pytest.mark.parametrize("is_masked", [False, True], ids=["open", "masked"])
+@pytest.mark.parametrize("is_masked", [pytest.param(False, marks=pytest.mark.slow, id="open"), True])
 def test_sites_reach_the_weights_of_the_pooled_run(is_masked, scenes, tmp_path):
     keys = {name: PrivateKeys.generate(name) for name in SITES}
     agreement = agree(keys)
