@@ -42,7 +42,7 @@ GROUPS = {
         "evaluate": "score a run on a split of its own or of other data, with intervals",
         "export": "write a run's model, or an experiment, as one file for others that holds no patient",
         "predict": "write a run's probabilities for every stay or image to a parquet file",
-        "explain": "plot which hours and features influence a network's predictions",
+        "explain": "plot which hours and features, or which pixels of a section, influence a network's predictions",
         "benchmark": "compare all models of a task on the same splits, or measure how it scales with its workers",
         "models": "list image networks with parameters, MACs and images/s, next to the published figures",
     },

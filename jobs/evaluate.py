@@ -221,7 +221,7 @@ def leakage_of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
     run_record = home.note(directory)
 
     def check(run: RunRecord) -> dict[str, Any]:
-        return leakage(run_record.task, Path(run.data), data, split, run.data_hash)
+        return leakage(find_task(run_record.task).data_task, Path(run.data), data, split, run.data_hash)
 
     own, parents = check(run_record), {}
     run = run_record

@@ -1,5 +1,5 @@
-"""raylab explain: plot which hours and features influence a network's predictions, in its MLflow run; of rolling
-predictions also write one page per stay."""
+"""raylab explain: plot which hours and features, or which pixels of a section, influence a network's predictions, in its
+MLflow run; of rolling predictions also write one page per stay."""
 
 import argparse
 import sys
@@ -25,7 +25,7 @@ EXAMPLE = "raylab explain ards --run NAME --data prepared/ards --split val"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", help="task of the run, on intensive-care data")
+    parser.add_argument("task", help="task of the run, on intensive-care data or brain sections")
     parser.add_argument(
         "--run", required=True, metavar="RUN", help="name, MLflow run id or directory of a finished run"
     )
@@ -56,6 +56,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     from raylab.evaluation.attributions import attributions, by_feature  # loads captum and torch
 
     directory, data = run_of_task(args.run, args.task), args.data.absolute()
+    if find_task(args.task).kind == "sections":
+        return explain_sections(args, directory, data)
     if find_task(args.task).kind != "icu":
         raise UsageError(f"explain shows hours and series, which task '{args.task}' does not have")
     check_pages(data, args.task, args.pages, args.threshold, args.share_individuals)
@@ -112,6 +114,25 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         "private": hidden,
         **({"pages": str(index)} if args.pages is not None else {}),
     }
+
+
+def explain_sections(args: argparse.Namespace, directory: Path, data: Path) -> dict[str, Any]:
+    """Plot which pixels of whole sections the predicted depth depends on."""
+    if any(value is not None for value in (args.stay, args.pages, args.threshold)):
+        raise UsageError("--stay, --pages and --threshold require a task on intensive-care data", do="leave them out")
+    job, recipe, samples, network = scores.load(directory, data, args.split)
+    if samples.spec["pairs"]:
+        raise UsageError(f"a run of '{args.task}' predicts nothing", do="explain a run of 'sections'")
+    from jobs.common.saliency_maps import draw_maps  # loads captum
+
+    home.check_writable(directory)
+    p = scores.probabilities(job, recipe, samples, network)
+    figure = draw_maps(network, samples, p, args.split, job.read_meta(data).synthetic)  # type: ignore[arg-type]
+    file = write(directory, "sections", figure, private=False)
+    send(directory, [file])
+    if not args.quiet:
+        say(f"plots: {file}")
+    return {"run_id": home.note(directory).run_id, "rows": len(samples), "plots": [file], "private": []}
 
 
 def write(directory: Path, name: str, figure: Any, private: bool) -> str:

@@ -131,6 +131,25 @@ def landcover_multilabel_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sections_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 drawn sections, in patches of 16 px, prepared. Read only."""
+    from raylab.data.images.sections.prepare import Cutting, prepare_sections
+    from raylab.data.images.sections.section import SectionRequest
+    from raylab.data.images.sections.sources import synthetic
+
+    out = tmp_path_factory.mktemp("data") / "sections"
+    source = synthetic.read(SectionRequest(None, None, "depth", 0, 0, 40, 16))
+    prepare_sections("sections", out, source, Cutting(size=16))
+    return out
+
+
+@pytest.fixture(scope="session")
+def sections_pretraining_data(sections_data: Path) -> Path:
+    """The same directory: pretraining reads pairs of its patches."""
+    return sections_data
+
+
+@pytest.fixture(scope="session")
 def surrogate_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small sweep of the lung model over three inputs. Read only."""
     from raylab.data.lung.sweep_dataset import finish

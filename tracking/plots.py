@@ -186,6 +186,19 @@ def confusion(matrix: ArrayLike, classes: Sequence[str], title: str = "Confusion
     return figure
 
 
+def agreement(
+    truth: ArrayLike, predicted: ArrayLike, quantity: str, title: str = "", synthetic: bool = False
+) -> Figure:
+    """Predicted against true values [N] of a quantity, with the line where they agree."""
+    figure, axes = _figure(title, synthetic)
+    x, y = np.asarray(truth), np.asarray(predicted)
+    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    axes.plot(ends, ends, color="0.6", linewidth=1)
+    axes.scatter(x, y, color=COLOURS[0], s=18)
+    _label(axes, f"true {quantity}", f"predicted {quantity}")
+    return figure
+
+
 def attribution(
     matrix: ArrayLike, names: Sequence[str], title: str = "Attribution", signed: bool = True, synthetic: bool = False
 ) -> Figure:
@@ -380,30 +393,31 @@ def importance(shares: Mapping[str, float], score: str, synthetic: bool = False)
 
 
 def sheet(
-    pictures: ArrayLike,
-    maps: ArrayLike,
+    pictures: Sequence[ArrayLike] | np.ndarray,
+    maps: Sequence[ArrayLike] | np.ndarray,
     captions: Sequence[str],
-    box: tuple[int, int, int, int],
+    box: tuple[int, int, int, int] | None,
     columns: int,
     title: str,
     synthetic: bool = False,
 ) -> Figure:
-    """Grey `pictures` [N, S, S] (0 to 1) with heat `maps` [N, S, S] (0 to 1) over them, captioned, `columns` per row;
-    `box` (left, top, right, bottom; px) is drawn on each."""
+    """Grey `pictures` [N][H, W] (0 to 1) with heat `maps` [N][H, W] (0 to 1) over them, captioned, `columns` per row;
+    `box` (left, top, right, bottom; px) is drawn on each if given."""
     from matplotlib.patches import Rectangle
 
-    images, heats = np.asarray(pictures), np.asarray(maps)
-    rows = max(1, -(-len(images) // columns))
+    rows = max(1, -(-len(pictures) // columns))
     figure = Figure(figsize=(1.9 * columns + 0.2, 2.3 * rows + 0.6), layout="constrained")
     figure.suptitle(_title(title, synthetic), fontsize=11)
     grid = np.asarray(figure.subplots(rows, columns, squeeze=False))
-    left, top, right, bottom = box
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, image, heat, caption in zip(grid.flat, images, heats, captions, strict=False):
+    for axes, image, heat, caption in zip(grid.flat, pictures, maps, captions, strict=False):
         axes.imshow(image, cmap="gray", vmin=0, vmax=1)
-        axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.55 * heat)
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=COLOURS[5], linewidth=0.8))
+        axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.55 * np.asarray(heat))
+        if box is not None:
+            left, top, right, bottom = box
+            frame = Rectangle((left, top), right - left, bottom - top, fill=False, color=COLOURS[5], linewidth=0.8)
+            axes.add_patch(frame)
         axes.set_title(caption, fontsize=7)
     return figure
 

@@ -8,7 +8,7 @@ import numpy as np
 from raylab.data.lung.sweep_dataset import SweepSamples
 from raylab.documents import to_plain
 from raylab.tasks.evaluation import Evaluation
-from raylab.tasks.outcomes import Binary, Multiclass, MultiLabel, Outcome, Regression
+from raylab.tasks.outcomes import Binary, Multiclass, MultiLabel, Outcome, Proximity, Regression, SectionDepth
 from tracking import plots
 
 MAP_AXES = (("fio2", "shunt"), ("rate_per_min", "alveolar_dead_space"), ("tidal_volume_mL", "compliance_mL_per_cmH2O"))
@@ -65,9 +65,20 @@ def regression(scored: Evaluation, where: str) -> dict[str, Any]:
     }
 
 
+def section_depth(scored: Evaluation, where: str) -> dict[str, Any]:
+    """The mean prediction of each section against its depth."""
+    from raylab.evaluation.section_depth import section_means
+
+    truth, predicted = (section_means(v, scored.samples.group) for v in scored.task.outcome.kept(scored.samples, scored.p))
+    title = f"Depth of sections, {where} patches"
+    return {"depth": plots.agreement(truth, predicted, "depth, in sections", title, scored.meta.synthetic)}
+
+
 FIGURES: dict[type[Outcome], Callable[[Evaluation, str], dict[str, Any]]] = {
     Binary: binary,
     Multiclass: multiclass,
     MultiLabel: lambda scored, where: {},  # a table of counts instead (multilabel.counts)
+    Proximity: lambda scored, where: {},  # embeddings have no figure of their own
     Regression: regression,
+    SectionDepth: section_depth,
 }

@@ -167,11 +167,13 @@ class SceneCnnModel(NetworkModel):
 
 
 ICU_HOURLY, CXR_FRONTAL, LUNG_PARAMETERS, SCENES = "icu-hourly", "cxr-frontal-u8", "lung-parameters", "scenes"
+SECTIONS = "sections"
 FAMILIES: dict[str, list[type[Model]]] = {
     ICU_HOURLY: [RecurrentModel, BoostingModel, LinearModel],
     CXR_FRONTAL: [CovidNetModel, VisionModel],
     LUNG_PARAMETERS: [ResidualModel],
     SCENES: [SceneCnnModel, BoostingModel, VisionModel],
+    SECTIONS: [SceneCnnModel, VisionModel],
 }
 """By kind of inputs. Own families join them (raylab/tasks/plugins.py)."""
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from raylab.config.recipe import CXR_FRONTAL, ICU_HOURLY, LUNG_PARAMETERS, SCENES
+from raylab.config.recipe import CXR_FRONTAL, ICU_HOURLY, LUNG_PARAMETERS, SCENES, SECTIONS
 from raylab.errors import unknown
-from raylab.models import baselines, covidnet, recurrent, scenes, surrogate, vision
+from raylab.models import baselines, covidnet, pairs, recurrent, scenes, surrogate, vision
 
 Factory = Callable[[Any, dict[str, Any], int], nn.Module]
 """(recipe.model, spec of the inputs, outputs) -> network"""
@@ -30,6 +30,7 @@ MODELS: dict[str, dict[str, Factory]] = {
     },
     LUNG_PARAMETERS: {"residual": surrogate.residual},
     SCENES: {"cnn": scenes.scene_cnn, "boosting": scenes.scene_boosting, "resnet50": vision.resnet50},
+    SECTIONS: {"cnn": pairs.adapt(scenes.scene_cnn), "resnet50": pairs.adapt(vision.resnet50)},
 }
 """By kind of input (a data set's `spec["kind"]`), then by name."""
 
@@ -39,8 +40,8 @@ def network(kind: str, name: str) -> Factory:
     models = MODELS[kind]
     if name in models:
         return models[name]
-    if kind in (CXR_FRONTAL, SCENES):
+    if kind in (CXR_FRONTAL, SCENES, SECTIONS):
         if name in vision.names():
-            return vision.classifier(name)
+            return pairs.adapt(vision.classifier(name)) if kind == SECTIONS else vision.classifier(name)
         raise unknown("model", name, {*models, *vision.names()})
     raise unknown("model", name, models)

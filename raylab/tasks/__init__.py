@@ -1,11 +1,30 @@
 """The tasks, by name. A new one is a file here and its name in this list, or a plugin (plugins.py)."""
 
 from raylab.errors import unknown
-from raylab.tasks import ards, covidnet, landcover, landcover_multilabel, mortality, surrogate
+from raylab.tasks import (
+    ards,
+    covidnet,
+    landcover,
+    landcover_multilabel,
+    mortality,
+    sections,
+    sections_pretraining,
+    surrogate,
+)
 from raylab.tasks.base import Task
 
 TASKS: dict[str, Task] = {
-    module.TASK.name: module.TASK for module in (ards, covidnet, landcover, landcover_multilabel, mortality, surrogate)
+    module.TASK.name: module.TASK
+    for module in (
+        ards,
+        covidnet,
+        landcover,
+        landcover_multilabel,
+        mortality,
+        sections,
+        sections_pretraining,
+        surrogate,
+    )
 }
 
 

@@ -46,7 +46,7 @@ class Task:
     """What a run needs to know of its problem. A new one is a file beside this, and a line in TASKS."""
 
     name: str
-    kind: Literal["icu", "images", "scenes", "sweep"]
+    kind: Literal["icu", "images", "scenes", "sections", "sweep"]
     """of its data: which preparation, and what is said of its scores beyond their intervals"""
     outcome: Outcome
     objective: str
@@ -64,6 +64,8 @@ class Task:
     """scores that reports show beside them; `sensitivity/` stands for that of every class"""
     preparation: Preparation[Any, Any] | None = None
     """what `raylab prepare` does for it; None where another verb makes its data"""
+    data_of: str | None = None
+    """the task whose prepared directories it reads, if not its own"""
     read_new: Callable[[Any, Any, dict[str, Any]], "NewRows"] | None = None
     """(new data without labels, recipe.data, spec of a trained model) -> rows to predict, prepared as `preparation`
     prepares; None where raylab does not predict new data"""
@@ -76,9 +78,14 @@ class Task:
     benchmark_members: int = 1
     """networks in the ensembles that its benchmark compares; if its recipe has fewer, `train` says how to get them"""
 
+    @property
+    def data_task(self) -> str:
+        """The task for which its directories are prepared."""
+        return self.data_of or self.name
+
     def read_meta(self, directory: Path) -> Meta:
         """The checked meta.json of a directory prepared for this task."""
-        return read_meta(directory, self.name, self.meta)
+        return read_meta(directory, self.data_task, self.meta)
 
     def model(self, recipe: Recipe, spec: dict[str, Any]) -> "nn.Module":
         """A freshly initialised network: the same weights for the same seed."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylab.evaluation import metrics, multilabel
+from raylab.evaluation.intervals import clustered, proportion
 from raylab.score import Score
 
 if TYPE_CHECKING:  # as in base.py
@@ -259,6 +260,90 @@ class Regression(Outcome):
 
         values = outputs(p, spec)
         return {f"p_{name}": values[:, k] for k, name in enumerate(spec["classes"])}
+
+
+class SectionDepth(Regression):
+    """The depth of the section that a patch is from; errors are in sections."""
+
+    def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
+        found = metrics.regression_point(y, p.reshape(y.shape))
+        return {"r2": found["r2_mean"]} if found else {}
+
+    def log_loss(self, y: NDArray[Any], p: NDArray[Any]) -> float:
+        return super().log_loss(y, p.reshape(y.shape))
+
+    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
+        from raylab.evaluation.section_depth import depth_scores
+
+        return depth_scores(*self.kept(samples, p), samples.group, bootstraps, seed)
+
+    def differences(self, rows: PairedRows, bootstraps: int) -> dict[str, Score]:
+        from raylab.evaluation.section_depth import depth_differences
+
+        return depth_differences(rows.y, rows.p, rows.reference, rows.group, bootstraps)
+
+    def kept(self, samples: "Samples", p: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        truth, values = super().kept(samples, p.reshape(-1, 1))
+        per_section = samples.spec["depth_per_section"]
+        return truth[:, 0] / per_section, values[:, 0] / per_section
+
+    def truth_columns(self, samples: "Samples") -> dict[str, Any]:
+        return {"section": samples.group, **super().truth_columns(samples)}
+
+    def prediction_columns(self, spec: dict[str, Any], p: NDArray[Any]) -> dict[str, Any]:
+        return super().prediction_columns(spec, p.reshape(-1, 1))
+
+
+class Proximity(Outcome):
+    """Which patch lies beside this one: embeddings of pairs, [B, 2 * EMBEDDING], learned without labels. y float32
+    [N, 3] is the position of the first patch."""
+
+    def count(self, spec: dict[str, Any]) -> int:
+        from raylab.evaluation.proximity import EMBEDDING
+
+        return 2 * EMBEDDING
+
+    def sample_loss(self, logits: "Tensor", y: "Tensor", class_weight: "Tensor | None") -> "Tensor":
+        from raylab.evaluation.proximity import contrastive_losses
+
+        return contrastive_losses(logits, y)
+
+    def activate(self, logits: "Tensor") -> "Tensor":
+        from raylab.evaluation.proximity import normalise
+
+        return normalise(logits)
+
+    def log_loss(self, y: NDArray[Any], p: NDArray[Any]) -> float:
+        from raylab.evaluation.proximity import compare_blocks
+
+        return float(compare_blocks(p, y)[0].mean())
+
+    def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
+        return {"matching": float(self._hits(y, p).mean())}
+
+    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
+        hits = self._hits(samples.y, p)
+        return {"matching": proportion(hits, np.ones(len(hits)), samples.group, "no pairs")}
+
+    def differences(self, rows: PairedRows, bootstraps: int) -> dict[str, Score]:
+        gain = self._hits(rows.y, rows.p).astype(float) - self._hits(rows.y, rows.reference)
+        return clustered(lambda w: {"matching": w @ gain / w.sum(axis=1)}, rows.group, bootstraps, 0, {}, {})
+
+    def class_counts(self, samples: "Samples") -> dict[str, int]:
+        return {}
+
+    def truth_columns(self, samples: "Samples") -> dict[str, Any]:
+        return {"section": samples.group}
+
+    def prediction_columns(self, spec: dict[str, Any], p: NDArray[Any]) -> dict[str, Any]:
+        """The embedding of the first patch of each pair."""
+        return {f"embedding_{k}": p[:, k] for k in range(p.shape[1] // 2)}
+
+    def _hits(self, y: NDArray[Any], p: NDArray[Any]) -> NDArray[np.bool_]:
+        """Whether the neighbour is the most similar of BLOCK patches, [N]."""
+        from raylab.evaluation.proximity import compare_blocks
+
+        return compare_blocks(p, y)[1]
 
 
 def _log_loss(p_of_truth: NDArray[Any]) -> float:

@@ -55,7 +55,7 @@ def test_loads(name):
 def test_its_model_builds_and_its_seed_decides_the_weights(name, request):
     chosen = RECIPES[name]
     job = find_task(chosen.task)
-    size = None if job.kind == "scenes" else 64  # the fixture's own
+    size = None if job.kind in ("scenes", "sections") else 64  # the fixture's own
     data = chosen.data.model_copy(update={"size": size})
     train = job.load(request.getfixturevalue(DATA[chosen.task]), "train", data, None)
     assert chosen.model.name in MODELS[train.spec["kind"]]

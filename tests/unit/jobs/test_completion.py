@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
+from raylab.tasks import TASKS
 
 ASK = """
 source {script}
@@ -59,7 +60,7 @@ def complete(script: Path, home: Path, words: str) -> list[str]:
         ("raylab tr", {"train", "transfer"}),
         ("raylab train --wor", {"--workers"}),
         ("raylab cluster s", {"status", "submit", "stop"}),
-        ("raylab train ''", {"ards", "covidnet", "landcover", "landcover-multilabel", "mortality", "surrogate"}),
+        ("raylab train ''", set(TASKS)),
         ("raylab evaluate ards --run f", {"first", "fine\\ tuned"}),
         ("raylab transfer ards --from s", {"second"}),
         ("raylab resume ''", {"first", "fine\\ tuned", "second"}),

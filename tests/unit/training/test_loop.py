@@ -91,6 +91,11 @@ LANDCOVER = override(
     shipped_recipe("landcover", smoke=True),
     {"model.width": 4, "model.dropout": 0.2, "loop.epochs": 2, "loop.global_batch_size": 40, "loop.ema_decay": 0.9},
 )
+# pairs of patches, with batch norm: each shard has its own negatives
+PAIRS = override(
+    shipped_recipe("sections-pretraining", smoke=True),
+    {"model.width": 4, "loop.epochs": 2, "loop.global_batch_size": 150, "loop.ema_decay": 0.9},
+)
 CASES = {
     "ards": ARDS,
     "ards-early": override(ARDS, {"loop.early_stopping_patience": 3, "loop.ema_decay": None, "loop.epochs": 12}),
@@ -100,6 +105,7 @@ CASES = {
     "covidnet": COVIDNET,
     "covidnet-plain": override(COVIDNET, {"loop.ema_decay": None, "loop.epochs": 1, "loop.shards": 5}),
     "landcover": LANDCOVER,
+    "sections-pretraining": PAIRS,
     "transfer": TRANSFER,
     "transfer-probe": override(TRANSFER, {"transfer.mode": "probe", "loop.epochs": 2, "data.class_fraction": None}),
 }
@@ -108,8 +114,9 @@ Result = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def data(ards_data: Path, covidnet_data: Path, landcover_data: Path) -> dict[str, Path]:
-    return {"ards": ards_data, "covidnet": covidnet_data, "landcover": landcover_data}
+def data(ards_data: Path, covidnet_data: Path, landcover_data: Path, sections_data: Path) -> dict[str, Path]:
+    tasks = {"ards": ards_data, "covidnet": covidnet_data, "landcover": landcover_data}
+    return {**tasks, "sections-pretraining": sections_data}
 
 
 class Stop(Exception):
@@ -273,6 +280,7 @@ def test_plain_float_sums_agree_with_exact_ones_to_rounding(data, tmp_path):
         ("ards-passes", [3, 20]),
         ("covidnet", [1, 3, 4]),
         ("landcover", [2, 3]),
+        ("sections-pretraining", [2]),
         ("transfer", [2, 6, 7, 11]),  # within the probe, at its end, after it; epochs of 3 steps
         ("transfer-probe", [4]),
     ],

@@ -1,6 +1,6 @@
 """Prepared scenes as Samples: float32 [B, bands, S, S] from the pixels on disk, augmented by batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +36,17 @@ class SceneInputs:
         return standardise(self.pixels[index], self.spec)
 
 
-class SceneSamples:
-    """One split of a prepared directory; y is int64 [N], of multi-labels float32 [N, classes] of 0 and 1."""
+class SceneInputs:
+    """Inputs of networks from scenes on disk. `rows` are the rows of the file: the key of augmentation. `bands` are
+    those of the file; bands, size and statistics of the inputs come from `spec`."""
 
     augmentation = VERSION
 
-    def __init__(self, scenes: RowFile, table: pl.DataFrame, meta: SceneMeta, spec: dict[str, Any]) -> None:
-        self.scenes, self.spec, self.meta = scenes, spec, meta
-        self.rows = table["row"].to_numpy().astype(np.int64)
-        self.bands = np.array([meta.bands.index(band) for band in spec["bands"]])
-        self.y = labels_of(table, meta)
-        self.group = np.unique(table["place"].to_list(), return_inverse=True)[1].astype(np.int64)
-        self.source = np.array(table["source"].to_list(), dtype=str)
-        self.ids = np.array(table["id"].to_list(), dtype=str)
-        self.absent: list[str] = []  # bands that a model needs and this directory lacks: then it is refused
+    def __init__(
+        self, scenes: RowFile, rows: NDArray[np.int64], bands: Sequence[str], spec: dict[str, Any]
+    ) -> None:
+        self.scenes, self.rows, self.spec = scenes, rows, spec
+        self.bands = np.array([list(bands).index(band) for band in spec["bands"]])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,6 +69,19 @@ def standardise(x_BCSS: NDArray[np.unsignedinteger], spec: Mapping[str, Any]) ->
     if spec["size"] != x.shape[-1]:
         x = F.interpolate(x, (spec["size"],) * 2, mode="bilinear", antialias=True)
     return x
+
+
+class SceneSamples(SceneInputs):
+    """One split of a prepared directory; y is int64 [N], of multi-labels float32 [N, classes] of 0 and 1."""
+
+    def __init__(self, scenes: RowFile, table: pl.DataFrame, meta: SceneMeta, spec: dict[str, Any]) -> None:
+        super().__init__(scenes, table["row"].to_numpy().astype(np.int64), meta.bands, spec)
+        self.meta = meta
+        self.y = labels_of(table, meta)
+        self.group = np.unique(table["place"].to_list(), return_inverse=True)[1].astype(np.int64)
+        self.source = np.array(table["source"].to_list(), dtype=str)
+        self.ids = np.array(table["id"].to_list(), dtype=str)
+        self.absent: list[str] = []  # bands that a model needs and this directory lacks: then it is refused
 
 
 def labels_of(table: pl.DataFrame, meta: SceneMeta) -> NDArray[Any]:
