@@ -1,5 +1,5 @@
-"""raylab explain: plot which hours and features, or which pixels of a section, influence a network's predictions, in its
-MLflow run; of rolling predictions also write one page per stay."""
+"""raylab explain: plot which hours and features, or which pixels of a section, influence a network's predictions, in
+its MLflow run; of rolling predictions also write one page per stay."""
 
 import argparse
 import sys

@@ -69,7 +69,8 @@ def section_depth(scored: Evaluation, where: str) -> dict[str, Any]:
     """The mean prediction of each section against its depth."""
     from raylab.evaluation.section_depth import section_means
 
-    truth, predicted = (section_means(v, scored.samples.group) for v in scored.task.outcome.kept(scored.samples, scored.p))
+    samples = scored.samples
+    truth, predicted = (section_means(v, samples.group) for v in scored.task.outcome.kept(samples, scored.p))
     title = f"Depth of sections, {where} patches"
     return {"depth": plots.agreement(truth, predicted, "depth, in sections", title, scored.meta.synthetic)}
 

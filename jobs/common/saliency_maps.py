@@ -31,7 +31,8 @@ def draw_maps(network: Any, samples: SectionSamples, p: np.ndarray, split: str, 
         low, high = x.min(), x.max()
         pictures.append(stitch((x - low) / max(high - low, 1e-12), samples.position[rows], 1.0))
         heat = saliency(network, samples, rows)
-        maps.append(stitch(np.clip(heat / max(np.percentile(heat, BRIGHTEST), 1e-12), 0, 1), samples.position[rows], 0.0))
+        heat = np.clip(heat / max(np.percentile(heat, BRIGHTEST), 1e-12), 0, 1)
+        maps.append(stitch(heat, samples.position[rows], 0.0))
         captions.append(f"section {number}: {truth[number]:.4g}\npredicted {predicted[number]:.4g}")
     title = f"Integrated gradients of {samples.spec['classes'][0]}, {split} split"
     return plots.sheet(pictures, maps, captions, None, 3, title, synthetic)

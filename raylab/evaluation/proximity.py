@@ -20,13 +20,14 @@ BLOCK = 256  # pairs that are compared with one another in scores
 
 def normalise(pairs: Tensor) -> Tensor:
     """Embeddings [..., 2 * EMBEDDING] of pairs, each half with length 1."""
-    return F.normalize(pairs.unflatten(-1, (2, -1)), dim=-1).flatten(-2)
+    halves = [F.normalize(half, dim=-1) for half in pairs.chunk(2, dim=-1)]
+    return torch.cat(halves, -1)
 
 
 def similarities(pairs: Tensor, position: Tensor) -> Tensor:
     """Return cosine similarities over TEMPERATURE [B, B] of each pair's first patch with every second one, from
-    embeddings [B, 2 * EMBEDDING]; -inf for other pairs whose first patch is within one step of this one's, by `position`
-    [B, 3] (find_neighbours)."""
+    embeddings [B, 2 * EMBEDDING]; -inf for other pairs whose first patch is within one step of this one's, by
+    `position` [B, 3] (find_neighbours)."""
     first, second = normalise(pairs).chunk(2, dim=-1)
     apart = (position[:, None] - position[None]).abs().amax(-1)
     is_beside = (apart <= 1) & ~torch.eye(len(position), dtype=torch.bool, device=position.device)

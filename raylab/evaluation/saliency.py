@@ -12,8 +12,8 @@ CHUNK = 8  # patches at a time
 
 
 def saliency(model: nn.Module, samples: SectionSamples, index: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the absolute integrated gradients (Sundararajan 2017, arXiv 1703.01365) of the prediction for rows `index`,
-    summed over bands: [B, S, S]. The path starts from the mean of the training patches."""
+    """Return the absolute integrated gradients (Sundararajan 2017, arXiv 1703.01365) of the prediction for rows
+    `index`, summed over bands: [B, S, S]. The path starts from the mean of the training patches."""
     from captum.attr import IntegratedGradients
 
     model.eval()

@@ -42,9 +42,7 @@ class SceneInputs:
 
     augmentation = VERSION
 
-    def __init__(
-        self, scenes: RowFile, rows: NDArray[np.int64], bands: Sequence[str], spec: dict[str, Any]
-    ) -> None:
+    def __init__(self, scenes: RowFile, rows: NDArray[np.int64], bands: Sequence[str], spec: dict[str, Any]) -> None:
         self.scenes, self.rows, self.spec = scenes, rows, spec
         self.bands = np.array([list(bands).index(band) for band in spec["bands"]])
 

@@ -29,10 +29,11 @@ from raylab.data.images.sections.split import SPLITS, default_interval, split_se
 from raylab.errors import DataError, UsageError
 
 CONTRAST = 0.1
-VALUES = 2**20  # of patches in memory at a time
+VALUES = 2**18  # of patches in memory at a time
 SMALLEST = 8  # pixels a side of a patch
 
 Progress = Callable[[int, int], None]
+Kind = np.dtype[np.unsignedinteger]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _write(
     if cutting.gap:
         steps.append({"step": f"without gaps of {cutting.gap} between splits", "sections": len(order)})
     sums, rows, cells = Sums(len(source.bands)), [], 0
-    kind = np.dtype(np.uint8 if source.bits == 8 else np.uint16)
+    kind: Kind = np.dtype(np.uint8) if source.bits == 8 else np.dtype(np.uint16)
     with (work / "patches.npy").open("w+b") as file, (work / "section.raw").open("w+b") as buffer:
         write_header(file, 0, len(source.bands), size, kind)
         for done, at in enumerate(order):
@@ -142,8 +143,8 @@ def _write(
     index.write_parquet(work / "index.parquet")
     train = index.filter(pl.col("split") == "train")
     depth = train["depth"].to_numpy()
-    numbered = train.select("section", "depth").unique().to_numpy()
-    if numbered[:, 1].min() == numbered[:, 1].max():
+    numbers, depths = (column.to_numpy() for column in train.select("section", "depth").unique())
+    if depths.min() == depths.max():
         raise DataError("all sections of train have the same depth", do=f"correct the column {source.depth_name}")
     statistics = sums.statistics()
     if flat := [band for band, std in zip(source.bands, statistics.std, strict=True) if std == 0]:
@@ -167,7 +168,7 @@ def _write(
         depth_name=source.depth_name,
         depth_mean=float(depth.mean()),
         depth_std=float(depth.std()),
-        depth_per_section=abs(float(np.polyfit(*numbered.T, 1)[0])),
+        depth_per_section=abs(float(np.polyfit(numbers, depths, 1)[0])),
         interval=interval,
         fold=cutting.fold,
         gap=cutting.gap,
@@ -191,7 +192,7 @@ def list_cells(section: Section, size: int) -> list[tuple[int, int]]:
 def copy_tissue(
     section: Section,
     bands: int,
-    kind: np.dtype[np.unsignedinteger],
+    kind: Kind,
     cutting: Cutting,
     buffer: BinaryIO,
     out: BinaryIO,
@@ -212,8 +213,8 @@ def copy_tissue(
             what = f"{section.name} has {block.shape[0]} bands of {block.dtype}"
             raise DataError(what, f"not {bands} of {kind}", "all sections need the same")
         mean = block.mean(0, dtype=np.float32)
-        edges += [mean[:, 0], mean[:, -1]]
-        edges += [mean[0]] * (number == 0) + [mean[-1]] * (number == len(blocks) - 1)
+        lines = [mean[:, 0], mean[:, -1], *mean[: number == 0], *mean[len(mean) - (number == len(blocks) - 1) :]]
+        edges += [line.copy() for line in lines]  # a view would keep the block in memory
         low, high = min(low, float(mean.min())), max(high, float(mean.max()))
         for start in columns:
             buffer.write(np.ascontiguousarray(block[:, :, start : start + size]).tobytes())
@@ -231,7 +232,7 @@ def copy_tissue(
 
 
 def read_patches(
-    file: BinaryIO, count: int, shape: tuple[int, ...], kind: np.dtype[np.unsignedinteger]
+    file: BinaryIO, count: int, shape: tuple[int, ...], kind: Kind
 ) -> Iterator[tuple[int, NDArray[np.unsignedinteger]]]:
     """Yield (number of the first, [n, *shape]) of `count` patches in a file, up to VALUES values or one patch at a
     time."""
@@ -243,7 +244,7 @@ def read_patches(
         yield first, values.reshape(n, *shape)
 
 
-def write_header(file: BinaryIO, patches: int, bands: int, size: int, kind: np.dtype[np.unsignedinteger]) -> None:
+def write_header(file: BinaryIO, patches: int, bands: int, size: int, kind: Kind) -> None:
     """Write the header of patches.npy at the beginning of `file`: its length does not depend on the number of patches,
     for which NumPy leaves room."""
     file.seek(0)

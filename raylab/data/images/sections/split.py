@@ -8,8 +8,9 @@ SPLITS = ("train", "val", "test")
 
 
 def default_interval(sections: int) -> int:
-    """Return the number of sections of an interval that makes about INTERVALS of them."""
-    return max(1, -(-sections // INTERVALS))
+    """Return the number of sections of an interval that makes about INTERVALS of them; at least two, of which a gap of
+    one leaves one to val."""
+    return max(2, -(-sections // INTERVALS))
 
 
 def split_sections(sections: int, interval: int, fold: int, gap: int) -> list[str | None]:

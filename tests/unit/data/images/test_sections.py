@@ -1,6 +1,7 @@
 """Sections: images by tile, tables, splits by interval, the prepared form, pairs, and what is refused."""
 
 import tracemalloc
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +90,14 @@ def test_a_level_of_a_pyramid_is_read_with_its_resolution(tmp_path):
 
 
 def test_images_larger_than_the_memory_of_preparing_them(tmp_path):
-    """Five sections of 36 million pixels, in tiles; memory holds a row of tiles, a row of patches, and a few patches."""
-    side, tile, brain = 6000, 256, tmp_path / "brain"
+    """Five sections of 17 million pixels; memory holds a row of tiles, a row of patches, and a few patches."""
+    side, tile, brain = 4096, 256, tmp_path / "brain"
     brain.mkdir()
     across = -(-side // tile)
     dark, light = (np.full((tile, tile), value, dtype=np.uint8) for value in (40, 255))
     dark[::2] += 60
     for number in range(5):
-        inside = (dark if 8 < at // across < 16 and 8 < at % across < 16 else light for at in range(across**2))
+        inside = (dark if 4 < at // across < 11 and 4 < at % across < 11 else light for at in range(across**2))
         tifffile.imwrite(brain / f"s{number}.tif", inside, shape=(side, side), dtype=np.uint8, tile=(tile, tile),
                          compression="zlib")  # fmt: skip
     names = [f"s{number}.tif" for number in range(5)]
@@ -108,18 +109,18 @@ def test_images_larger_than_the_memory_of_preparing_them(tmp_path):
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert meta.counts["train"]["sections"] == 3 and meta.counts["train"]["patches"] > 3 * 25
-    assert most < side * side / 2, f"{most / 1e6:.0f} MB, of images of 36 MB"
+    assert meta.counts["train"]["sections"] == 3 and meta.counts["train"]["patches"] == 3 * 36
+    assert most < side * side / 2, f"{most / 1e6:.0f} MB, of images of 17 MB"
 
 
 def test_images_that_would_be_decoded_whole_are_refused_before(tmp_path, monkeypatch):
     monkeypatch.setattr("raylab.data.images.sections.image.PIXELS", 1000)
     monkeypatch.setattr("raylab.data.images.sections.image.ROW_BYTES", 1000)
     Image.fromarray(draw(0)).save(tmp_path / "s.png")
-    with pytest.raises(DataError, match="can only be decoded whole.*tiled TIFF"):
+    with pytest.raises(DataError, match=r"(?s)can only be decoded whole.*tiled TIFF"):
         read_header(tmp_path / "s.png", 0)
     tifffile.imwrite(tmp_path / "s.tif", draw(0))
-    with pytest.raises(DataError, match="one row of its tiles or strips.*write it in tiles"):
+    with pytest.raises(DataError, match=r"(?s)one row of its tiles or strips.*write it in tiles"):
         read_header(tmp_path / "s.tif", 0)
 
 
@@ -133,7 +134,7 @@ def test_images_that_would_be_decoded_whole_are_refused_before(tmp_path, monkeyp
 )
 def test_other_tiff_files_are_refused(tmp_path, write, told):
     write(tmp_path / "s.tif")
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=f"(?s){told}"):
         read_header(tmp_path / "s.tif", 0)
 
 
@@ -155,7 +156,10 @@ def test_a_damaged_tile_is_an_error_with_the_file(tmp_path):
     [
         ({"section": [3] * 30}, "several rows with the section 3"),
         ({"file": ["s000.png"] * 30}, "several rows with the file s000.png"),
-        ({"file": ["none.png", *(f"s{k:03d}.png" for k in range(1, 30))]}, "names 1 files that .* does not have: none.png"),
+        (
+            {"file": ["no.png", *(f"s{k:03d}.png" for k in range(1, 30))]},
+            "names 1 files that .* does not have: no.png",
+        ),
         ({"depth": ["deep", *("1" for _ in range(29))]}, "line 2: depth is 'deep'"),
         ({"depth": ["1", "inf", *("1" for _ in range(28))]}, "line 3: depth is 'inf'"),
         ({"section": ["1.5", *map(str, range(2, 31))]}, "line 2: section is '1.5'"),
@@ -168,14 +172,14 @@ def test_a_damaged_tile_is_an_error_with_the_file(tmp_path):
 )
 def test_tables_that_cannot_be_used_are_refused_with_the_place(tmp_path, columns, told):
     write_brain(tmp_path, **columns)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=f"(?s){told}"):
         files.read(request(tmp_path))
 
 
 def test_sizes_that_may_be_resolutions_are_refused_unless_the_table_says(tmp_path):
     table = write_brain(tmp_path)
     Image.fromarray(draw(3, side=96)).save(tmp_path / "s003.png")
-    with pytest.raises(DataError, match=r"2 sizes in pixels: 29 images of 48 x 48.*s003\.png.*um_per_px"):
+    with pytest.raises(DataError, match=r"(?s)2 sizes in pixels: 29 images of 48 x 48.*s003\.png.*um_per_px"):
         files.read(request(tmp_path))
     table.with_columns(um_per_px=pl.lit(2.5)).write_csv(tmp_path / "sections.csv")
     assert files.read(request(tmp_path)).um_per_px == 2.5
@@ -183,7 +187,7 @@ def test_sizes_that_may_be_resolutions_are_refused_unless_the_table_says(tmp_pat
 
 def test_a_colour_image_among_grey_ones_and_a_wrong_column_are_refused(tmp_path):
     write_brain(tmp_path)
-    with pytest.raises(UsageError, match="unknown column 'dept'.*depth"):
+    with pytest.raises(UsageError, match=r"(?s)unknown column 'dept'.*depth"):
         files.read(request(tmp_path, "dept"))
     Image.fromarray(np.zeros((48, 48, 3), np.uint8)).save(tmp_path / "s003.png")
     with pytest.raises(DataError, match="2 bands and bits: 29 images of 1 of 8 bits"):
@@ -191,19 +195,19 @@ def test_a_colour_image_among_grey_ones_and_a_wrong_column_are_refused(tmp_path)
     with pytest.raises(UsageError, match="needs --path"):
         files.read(request(tmp_path / "none"))
     (tmp_path / "sections.csv").unlink()
-    with pytest.raises(UsageError, match="no sections.csv in or beside"):
+    with pytest.raises(UsageError, match=r"no sections\.csv in or beside"):
         files.read(request(tmp_path))
 
 
 # splits
 
 
-@pytest.mark.parametrize("interval", [1, 3, 4])
+@pytest.mark.parametrize("interval", [2, 3, 4])
 def test_every_section_is_test_once_and_neighbours_do_not_cross(interval):
     folds = [split_sections(41, interval, fold, 1) for fold in range(5)]
     assert [sum(split[at] == "test" for split in folds) for at in range(41)] == [1] * 41
     for split in folds:
-        for one, next_one in zip(split, split[1:], strict=False):
+        for one, next_one in pairwise(split):
             assert one == next_one or None in (one, next_one)
 
 
@@ -211,20 +215,21 @@ def test_gaps_are_as_wide_as_asked_for():
     assert "".join((part or "-")[0] for part in split_sections(20, 4, 1, 0)) == "t" * 4 + "t" * 4 + "v" * 4 + "t" * 8
     split = split_sections(20, 4, 1, 2)
     assert [at for at, part in enumerate(split) if part is None] == [2, 3, 8, 9, 12, 13]
-    assert default_interval(35) == 3 and default_interval(4) == 1
+    assert default_interval(35) == 3 and default_interval(4) == 2
 
 
 @pytest.mark.parametrize(
     ("sections", "options", "error", "told"),
     [
-        (4, (1, 0, 0), DataError, "no section is left for train"),
+        (2, (1, 0, 0), DataError, "no section is left for train"),
+        (30, (1, 0, 1), DataError, "no section is left for val"),
         (30, (3, 0, 9), DataError, "no section is left for train, val"),
         (30, (0, 0, 1), UsageError, "interval 0"),
         (30, (3, 5, 1), UsageError, "fold 5"),
     ],
 )
 def test_impossible_splits_are_refused(sections, options, error, told):
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=f"(?s){told}"):
         split_sections(sections, *options)
 
 
@@ -254,7 +259,9 @@ def test_the_prepared_form_holds_the_patches_of_tissue_in_their_places(tmp_path)
     assert meta.depth_per_section == pytest.approx(2)
     train = index.filter(pl.col("split") == "train")
     values = patches[train["row"].to_numpy()]
-    assert meta.statistics.mean[0] == pytest.approx(values.mean()) and meta.statistics.std[0] == pytest.approx(values.std())
+    assert meta.statistics.mean[0] == pytest.approx(values.mean()) and meta.statistics.std[0] == pytest.approx(
+        values.std()
+    )
     assert meta.depth_mean == pytest.approx(train["depth"].mean())
     assert meta.counts["train"]["with neighbours"] == meta.counts["train"]["patches"] == train.height
     assert not (tmp_path / "out" / "section.raw").exists()
@@ -277,7 +284,7 @@ def test_the_grid_lies_around_the_centre():
 )
 def test_cuttings_without_patches_are_refused_and_leave_nothing(tmp_path, cutting, told):
     write_brain(tmp_path / "brain")
-    with pytest.raises((DataError, UsageError), match=told):
+    with pytest.raises((DataError, UsageError), match=f"(?s){told}"):
         prepare_sections("sections", tmp_path / "out", files.read(request(tmp_path / "brain")), cutting)
     assert [path.name for path in tmp_path.iterdir()] == ["brain"]
 
@@ -292,7 +299,7 @@ def test_the_real_sections_are_prepared(real_data, tmp_path):
     source = files.read(SectionRequest(real_data / "brain" / "sections", None, "atlas_depth_25um", 0, 0, 0, 64))
     meta = prepare_sections("sections", tmp_path / "out", source, Cutting())
     assert meta.attrition[0] == {"step": "images in the folder", "sections": 35}
-    assert 500 < meta.counts["train"]["patches"] < 1000 and meta.depth_per_section == pytest.approx(1.92, abs=0.1)
+    assert 500 < meta.counts["train"]["patches"] < 1000 and meta.depth_per_section == pytest.approx(2, abs=0.1)
 
 
 # samples
@@ -317,7 +324,9 @@ def test_pairs_are_neighbours_and_depend_on_seed_epoch_and_row_alone(sections_da
     assert np.array_equal(x[7:9].numpy(), pairs.batch(index[7:9], (1, 2)).numpy())
     plain = pairs.batch(index)
     single = load_sections(sections_data, "train", "sections")
-    assert np.array_equal(plain[:, 0].numpy(), single.batch(np.flatnonzero(np.isin(single.rows, pairs.rows[index]))).numpy())
+    assert np.array_equal(
+        plain[:, 0].numpy(), single.batch(np.flatnonzero(np.isin(single.rows, pairs.rows[index]))).numpy()
+    )
 
 
 def test_a_model_refuses_sections_of_another_resolution_or_depth(sections_data):
@@ -327,7 +336,7 @@ def test_a_model_refuses_sections_of_another_resolution_or_depth(sections_data):
         ({"classes": ["age"]}, "the model predicts age"),
         ({"bands": ["grey", "red"]}, "lacks the band red"),
     ):
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=f"(?s){told}"):
             load_sections(sections_data, "val", "sections", spec=spec | change)
     with pytest.raises(DataError, match="32 px are requested"):
         load_sections(sections_data, "val", "sections", 32)
@@ -336,5 +345,6 @@ def test_a_model_refuses_sections_of_another_resolution_or_depth(sections_data):
 def test_drawn_sections_need_a_number_and_differ_in_depth_not_in_brightness():
     with pytest.raises(UsageError, match="too few"):
         synthetic.read(SectionRequest(None, None, "depth", 0, 0, 5, 16))
-    means = [synthetic.draw(np.random.default_rng(k), k / 50, 16).mean() for k in range(50)]
-    assert abs(np.corrcoef(means, range(50))[0, 1]) < 0.6
+    drawn = [synthetic.draw(np.random.default_rng(k), k / 50, 16) for k in range(50)]
+    means = [pixels[pixels < 230].mean() for pixels in drawn]
+    assert abs(np.corrcoef(means, range(50))[0, 1]) < 0.5

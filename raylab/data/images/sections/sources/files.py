@@ -33,9 +33,7 @@ def read(request: SectionRequest) -> SectionSource:
         (path for path in (folder / "sections.csv", folder.parent / "sections.csv") if path.is_file()), None
     )
     if manifest is None:
-        raise UsageError(
-            f"there is no sections.csv in or beside {folder}", do="give the table with --manifest FILE"
-        )
+        raise UsageError(f"there is no sections.csv in or beside {folder}", do="give the table with --manifest FILE")
     table = read_table(manifest, request.depth)
     images = {path.name for path in folder.iterdir() if path.suffix.lower() in (*PICTURES, *TIFFS)}
     if missing := [name for name in table["file"] if not (folder / name).is_file()]:
