@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
+from tempfile import TemporaryFile
+from typing import IO
 
 import numpy as np
 import polars as pl
@@ -108,7 +109,7 @@ def _write(
     task: str, work: Path, source: SectionSource, cutting: Cutting, seed: int, progress: Progress | None
 ) -> SectionMeta:
     sections, size = source.sections, cutting.size
-    interval = cutting.interval or default_interval(len(sections))
+    interval = default_interval(len(sections)) if cutting.interval is None else cutting.interval
     split = split_sections(len(sections), interval, cutting.fold, cutting.gap)
     steps: list[dict[str, int | str]] = [{"step": step, "sections": n} for step, n in source.attrition]
     order = [at for part in SPLITS for at in range(len(sections)) if split[at] == part]
@@ -116,7 +117,7 @@ def _write(
         steps.append({"step": f"without gaps of {cutting.gap} between splits", "sections": len(order)})
     sums, rows, cells = Sums(len(source.bands)), [], 0
     kind: Kind = np.dtype(np.uint8) if source.bits == 8 else np.dtype(np.uint16)
-    with (work / "patches.npy").open("w+b") as file, (work / "section.raw").open("w+b") as buffer:
+    with (work / "patches.npy").open("w+b") as file, TemporaryFile(dir=work) as buffer:
         write_header(file, 0, len(source.bands), size, kind)
         for done, at in enumerate(order):
             section = sections[at]
@@ -128,7 +129,6 @@ def _write(
             if progress is not None:
                 progress(done + 1, len(order))
         write_header(file, len(rows), len(source.bands), size, kind)
-    (work / "section.raw").unlink()
     index = make_index(source, rows, [str(part) for part in split], interval)
     steps.append({"step": f"patches of {size} px", "sections": len(order), "patches": cells})
     left = {"sections": index["section"].n_unique(), "patches": index.height}
@@ -194,8 +194,8 @@ def copy_tissue(
     bands: int,
     kind: Kind,
     cutting: Cutting,
-    buffer: BinaryIO,
-    out: BinaryIO,
+    buffer: IO[bytes],
+    out: IO[bytes],
     sums: Sums,
     is_train: bool,
 ) -> list[int]:
@@ -232,7 +232,7 @@ def copy_tissue(
 
 
 def read_patches(
-    file: BinaryIO, count: int, shape: tuple[int, ...], kind: Kind
+    file: IO[bytes], count: int, shape: tuple[int, ...], kind: Kind
 ) -> Iterator[tuple[int, NDArray[np.unsignedinteger]]]:
     """Yield (number of the first, [n, *shape]) of `count` patches in a file, up to VALUES values or one patch at a
     time."""
@@ -244,7 +244,7 @@ def read_patches(
         yield first, values.reshape(n, *shape)
 
 
-def write_header(file: BinaryIO, patches: int, bands: int, size: int, kind: Kind) -> None:
+def write_header(file: IO[bytes], patches: int, bands: int, size: int, kind: Kind) -> None:
     """Write the header of patches.npy at the beginning of `file`: its length does not depend on the number of patches,
     for which NumPy leaves room."""
     file.seek(0)
