@@ -108,8 +108,9 @@ def prepare(task: str, out: Path, options: SectionOptions, replace: bool, resour
 def describe(meta: SectionMeta) -> list[str]:
     """What is said of a prepared directory, beside what is said of every one."""
     scale = "" if meta.um_per_px is None else f", {meta.um_per_px:.4g} um a pixel"
+    bands = f"{len(meta.bands)} band{'' if len(meta.bands) == 1 else 's'}"
     return [
-        f"  {len(meta.bands)} bands of {meta.bits} bits, {meta.size} px a side{scale}: {', '.join(meta.bands)}",
+        f"  {bands} of {meta.bits} bits, {meta.size} px a side{scale}: {', '.join(meta.bands)}",
         f"  splits: by intervals of {meta.interval} sections, fold {meta.fold}, with gaps of {meta.gap}",
         f"  {meta.depth_name}: {meta.depth_per_section:.4g} from one section number to the next",
         "  pretraining on the same directory: raylab train sections-pretraining --data DIR",

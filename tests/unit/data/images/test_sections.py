@@ -187,7 +187,7 @@ def test_sizes_that_may_be_resolutions_are_refused_unless_the_table_says(tmp_pat
 
 def test_a_colour_image_among_grey_ones_and_a_wrong_column_are_refused(tmp_path):
     write_brain(tmp_path)
-    with pytest.raises(UsageError, match=r"(?s)unknown column 'dept'.*depth"):
+    with pytest.raises(DataError, match=r"(?s)has no column 'dept'.*file, section, depth.*--depth"):
         files.read(request(tmp_path, "dept"))
     Image.fromarray(np.zeros((48, 48, 3), np.uint8)).save(tmp_path / "s003.png")
     with pytest.raises(DataError, match="2 bands and bits: 29 images of 1 of 8 bits"):

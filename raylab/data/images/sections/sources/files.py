@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from raylab.data.images.sections.image import PICTURES, TIFFS, ImageHeader, read_blocks, read_header
 from raylab.data.images.sections.section import Blocks, Section, SectionRequest, SectionSource
-from raylab.errors import DataError, UsageError, unknown
+from raylab.errors import DataError, UsageError
 
 NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
 SAME = 0.01  # relative difference up to which resolutions are one
@@ -49,7 +49,7 @@ def read(request: SectionRequest) -> SectionSource:
     pairs = "\n".join(f"{name}\t{number}" for name, number in table.select("file", "section").iter_rows())
     unnamed = len(images - set(table["file"]))
     return SectionSource(
-        name=f"sections of {manifest.stem}",
+        name="sections",
         scope=f"brain {hashlib.sha256(pairs.encode()).hexdigest()[:12]}",
         bands=NAMES.get(headers[0].bands, tuple(f"band {k}" for k in range(1, headers[0].bands + 1))),
         bits=headers[0].bits,
@@ -89,7 +89,8 @@ def read_table(path: Path, depth: str) -> pl.DataFrame:
         raise DataError(f"cannot read {path}", str(error).partition("\n")[0], "give a CSV file") from error
     for name in ("file", "section", depth):
         if name not in text.columns:
-            raise unknown("column", name, text.columns)
+            do = "name the column of the depth with --depth" if name == depth else "add it"
+            raise DataError(f"{path} has no column '{name}'", f"it has {', '.join(text.columns)}", do)
     columns = {"file": "file", "section": "section", depth: "depth", "um_per_px": "um_per_px"}
     rows = text.select(
         pl.col(name).str.strip_chars().replace("", None).alias(new)
