@@ -22,6 +22,7 @@ def probe(sections_data: Path, own_home: Path) -> str:  # noqa: F811
     return "probe"
 
 
+@pytest.mark.slow
 def test_a_frozen_probe_is_scored_in_sections_and_checked_for_leakage(probe, sections_data, tmp_path):
     out = tmp_path / "result.json"
     code, said, err = raylab("evaluate", "sections", "--run", probe, "--data", sections_data, "--json", out)
@@ -33,6 +34,7 @@ def test_a_frozen_probe_is_scored_in_sections_and_checked_for_leakage(probe, sec
     assert "sections, SYNTHETIC data" in said and "none, no section here was in train or val" in said
 
 
+@pytest.mark.slow
 def test_predictions_are_in_the_unit_of_the_table(probe, sections_data, tmp_path):
     out = tmp_path / "p.parquet"
     words = ("predict", "sections", "--run", probe, "--data", sections_data, "--out", out, "--split", "val")
@@ -43,12 +45,14 @@ def test_predictions_are_in_the_unit_of_the_table(probe, sections_data, tmp_path
     assert (table["depth_um"] - 20 * table["section"]).abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_the_saliency_of_sections_is_drawn(probe, sections_data, tmp_path):
     code, said, err = raylab("explain", "sections", "--run", probe, "--data", sections_data)
     assert code == 0, err
     assert Path(said.split("plots: ")[1].splitlines()[0]).stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [
