@@ -266,6 +266,27 @@ def test_the_prepared_form_holds_the_patches_of_tissue_in_their_places(tmp_path)
     assert meta.counts["train"]["with neighbours"] == meta.counts["train"]["patches"] == train.height
 
 
+def test_sections_of_several_bands_and_16_bits_keep_their_values(tmp_path):
+    brain, size = tmp_path / "brain", 8
+    brain.mkdir()
+    pixels = RNG.integers(1000, 4000, size=(10, 4, 48, 40), dtype=np.uint16)
+    pixels[:, :, :8], pixels[:, :, -8:], pixels[..., :8], pixels[..., -8:] = 0, 0, 0, 0
+    for number, section in enumerate(pixels):
+        tifffile.imwrite(brain / f"{number}.tif", section, photometric="minisblack", planarconfig="separate",
+                         tile=(16, 16))  # fmt: skip
+    columns = {"file": [f"{number}.tif" for number in range(10)], "section": range(10), "depth": range(10)}
+    pl.DataFrame(columns).write_csv(brain / "sections.csv")
+    meta = prepare_sections("sections", tmp_path / "out", files.read(request(brain)), Cutting(size=size))
+    assert (meta.bits, meta.bands) == (16, ["band 1", "band 2", "band 3", "band 4"])
+    index, patches = pl.read_parquet(tmp_path / "out" / "index.parquet"), RowFile(tmp_path / "out" / "patches.npy")
+    assert patches.dtype == np.uint16 and index.height == 16 * index["section"].n_unique()
+    for row, section, r, c in index.select("row", "section", "grid_row", "grid_column").iter_rows():
+        top, left = 24 + size * r, 20 + size * c
+        assert np.array_equal(patches[np.array([row])][0], pixels[section, :, top : top + size, left : left + size])
+    samples = load_sections(tmp_path / "out", "train", "sections")
+    assert samples.batch(np.arange(3)).shape == (3, 4, size, size)
+
+
 def test_the_grid_lies_around_the_centre():
     assert list_edges(48, 16) == ([-1, 0], [8, 24])
     assert list_edges(100, 16) == ([-3, -2, -1, 0, 1, 2], [2, 18, 34, 50, 66, 82])
