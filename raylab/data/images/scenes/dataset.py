@@ -36,7 +36,7 @@ class SceneInputs:
         return standardise(self.pixels[index], self.spec)
 
 
-class SceneInputs:
+class SceneRows:
     """Inputs of networks from scenes on disk. `rows` are the rows of the file: the key of augmentation. `bands` are
     those of the file; bands, size and statistics of the inputs come from `spec`."""
 
@@ -69,7 +69,7 @@ def standardise(x_BCSS: NDArray[np.unsignedinteger], spec: Mapping[str, Any]) ->
     return x
 
 
-class SceneSamples(SceneInputs):
+class SceneSamples(SceneRows):
     """One split of a prepared directory; y is int64 [N], of multi-labels float32 [N, classes] of 0 and 1."""
 
     def __init__(self, scenes: RowFile, table: pl.DataFrame, meta: SceneMeta, spec: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raylab.data.images.scenes.dataset import SceneInputs
+from raylab.data.images.scenes.dataset import SceneRows
 from raylab.data.images.sections.meta import SectionMeta
 from raylab.data.images.sections.neighbours import find_neighbours
 from raylab.data.images.sections.split import SPLITS
@@ -22,7 +22,7 @@ BRIGHTNESS, CONTRAST = 0.3, 0.2  # ranges, in standard deviations and as a facto
 POSITION = ("order", "grid_row", "grid_column")
 
 
-class SectionSamples(SceneInputs):
+class SectionSamples(SceneRows):
     """One split: x float32 [B, bands, S, S], y float32 [N, 1] the depth, standardised by train. The sections are the
     groups; `position` int64 [N, 3] is the section in order, and row and column of the grid."""
 
