@@ -12,7 +12,7 @@ WHY: Mapping[str, str] = {"r2": "all patches have the same depth"}
 
 
 def depth_scores(
-    y: Floats, p: Floats, section: NDArray[np.int64], bootstraps: int = 1000, seed: int = 0
+    y: Floats, p: Floats, section: NDArray[np.int64], bootstraps: int = 1000, seed: int = 0, unit: str = "section"
 ) -> dict[str, Score]:
     """Return the scores of predictions p [N] of the depth y [N] of patches, both in sections, with 95% intervals over
     sections [N].
@@ -21,11 +21,17 @@ def depth_scores(
     patch_error     mean over patches of |prediction - depth|
     r2              of patches: 1 - squared error / variance of the depth
     """
-    return clustered(_weigh(y, p, section), section, bootstraps, seed, WHY, {})
+    return clustered(_weigh(y, p, section), section, bootstraps, seed, WHY, {}, unit)
 
 
 def depth_differences(
-    y: Floats, p: Floats, reference: Floats, section: NDArray[np.int64], bootstraps: int = 1000, seed: int = 0
+    y: Floats,
+    p: Floats,
+    reference: Floats,
+    section: NDArray[np.int64],
+    bootstraps: int = 1000,
+    seed: int = 0,
+    unit: str = "section",
 ) -> dict[str, Score]:
     """Return the scores of p minus those of `reference` on the same patches, over shared resamples of sections."""
     of_p, of_reference = _weigh(y, p, section), _weigh(y, reference, section)
@@ -34,7 +40,7 @@ def depth_differences(
         a, b = of_p(w), of_reference(w)
         return {name: a[name] - b[name] for name in a}
 
-    return clustered(difference, section, bootstraps, seed, WHY, {})
+    return clustered(difference, section, bootstraps, seed, WHY, {}, unit)
 
 
 def section_means(values: Floats, section: NDArray[np.int64]) -> Floats:

@@ -272,15 +272,17 @@ class SectionDepth(Regression):
     def log_loss(self, y: NDArray[Any], p: NDArray[Any]) -> float:
         return super().log_loss(y, p.reshape(y.shape))
 
-    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
+    def scores(
+        self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int, unit: str = "patient"
+    ) -> dict[str, Score]:
         from raylab.evaluation.section_depth import depth_scores
 
-        return depth_scores(*self.kept(samples, p), samples.group, bootstraps, seed)
+        return depth_scores(*self.kept(samples, p), samples.group, bootstraps, seed, unit)
 
     def differences(self, rows: PairedRows, bootstraps: int) -> dict[str, Score]:
         from raylab.evaluation.section_depth import depth_differences
 
-        return depth_differences(rows.y, rows.p, rows.reference, rows.group, bootstraps)
+        return depth_differences(rows.y, rows.p, rows.reference, rows.group, bootstraps, unit=rows.unit)
 
     def kept(self, samples: "Samples", p: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         truth, values = super().kept(samples, p.reshape(-1, 1))
@@ -321,13 +323,15 @@ class Proximity(Outcome):
     def point_scores(self, y: NDArray[Any], p: NDArray[Any]) -> dict[str, float]:
         return {"matching": float(self._hits(y, p).mean())}
 
-    def scores(self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int) -> dict[str, Score]:
+    def scores(
+        self, samples: "Samples", p: NDArray[Any], bootstraps: int, seed: int, unit: str = "patient"
+    ) -> dict[str, Score]:
         hits = self._hits(samples.y, p)
-        return {"matching": proportion(hits, np.ones(len(hits)), samples.group, "no pairs")}
+        return {"matching": proportion(hits, np.ones(len(hits)), samples.group, "no pairs", unit)}
 
     def differences(self, rows: PairedRows, bootstraps: int) -> dict[str, Score]:
         gain = self._hits(rows.y, rows.p).astype(float) - self._hits(rows.y, rows.reference)
-        return clustered(lambda w: {"matching": w @ gain / w.sum(axis=1)}, rows.group, bootstraps, 0, {}, {})
+        return clustered(lambda w: {"matching": w @ gain / w.sum(axis=1)}, rows.group, bootstraps, 0, {}, {}, rows.unit)
 
     def class_counts(self, samples: "Samples") -> dict[str, int]:
         return {}
