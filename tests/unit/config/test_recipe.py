@@ -40,7 +40,7 @@ SETTABLE: dict[str, tuple[str, Any]] = {
     "model.layers": ("2", 2),
     "model.members": ("3", 3),
     "model.dropout": ("0.25", 0.25),
-    "model.width": (".5", 0.5),
+    "model.width": ("2", 2.0),
     "model.depth": ("0.4", 0.4),
     "model.trees": ("50", 50),
     "model.leaves": ("4", 4),
