@@ -14,6 +14,7 @@ from jobs.common.workers import start_workers
 from raylab.errors import DataError, UsageError
 from raylab.tasks import find_task
 from raylab.tasks.recipes import read_recipe
+from raylab.training.run_record import RESUMABLE
 
 EXAMPLE = "raylab resume NAME"
 
@@ -35,7 +36,7 @@ def resume(run: RunReference, *, quiet: bool = False) -> Run:
     directory = find_run(run)
     home.check_writable(directory)
     run_record = home.note(directory)
-    if run_record.kind not in ("train", "transfer", "tune"):
+    if run_record.kind not in RESUMABLE:
         raise UsageError(
             f"{directory.name} is not a training run or search, but a run of '{run_record.kind}'",
             "simulate, fit and benchmark continue from existing results",

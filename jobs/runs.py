@@ -18,12 +18,11 @@ from raylab.score import Score
 from raylab.tasks import TASKS
 from raylab.training.ledger import FILE as LEDGER
 from raylab.training.ledger import read_ledger, steps
-from raylab.training.run_record import RunRecord
+from raylab.training.run_record import RESUMABLE, RunRecord
 
 log = logging.getLogger(__name__)
 
 EXAMPLE = "raylab runs"
-RESUMABLE = ("train", "transfer", "tune")  # verbs whose runs `resume` continues
 
 
 class Scores(Document):

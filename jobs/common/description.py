@@ -13,7 +13,7 @@ from raylab.documents import parse_document, read_json
 from raylab.score import Score
 from raylab.tasks import find_task
 from raylab.tasks.recipes import read_recipe
-from raylab.training.run_record import RunRecord
+from raylab.training.run_record import RESUMABLE, RunRecord
 from tracking import runs
 
 TAG = "mlflow.note.content"
@@ -88,7 +88,7 @@ def _rows(record: RunRecord, scores: Mapping[str, Mapping[str, Any]]) -> Iterato
 
 
 def _commands(record: RunRecord) -> Iterator[str]:
-    if record.kind not in ("train", "transfer", "tune"):
+    if record.kind not in RESUMABLE:
         yield "raylab compare"
         return
     name = shlex.quote(record.name)

@@ -10,12 +10,12 @@ from raylab.errors import OwnCodeError, RaylabError, RunError
 from raylab.memory import explain_memory_error
 from raylab.storage import explain_storage_error
 from raylab.training.run_failure import explain_own_failure
+from raylab.training.run_record import RESUMABLE
 from tracking.outbox import Outbox
 
 RESERVE = ".reserve"
 RESERVE_BYTES = 1 << 17  # of a status in the outbox, in run.json, and in an embedded MLflow's database
 
-RESUMABLE = ("train", "transfer", "tune")  # kinds of runs
 End = Literal["FINISHED", "FAILED", "KILLED"]
 
 

@@ -18,10 +18,10 @@ from typing import Generic, TypeVar
 import psutil
 
 from jobs.common import home
-from jobs.common.run_end import RESUMABLE
 from jobs.common.warm_ray import WarmRay, find_usable
 from raylab.errors import RunError, UsageError
 from raylab.scratch import Scratch, default_parents
+from raylab.training.run_record import RESUMABLE
 from raylab.witness import SIGNALS
 
 log = logging.getLogger(__name__)

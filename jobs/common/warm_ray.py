@@ -26,11 +26,12 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("raylab", "jobs", "tracking", "cluster")
-# What differs between two shells of one user and changes nothing that a worker does; last, what raylab sets for Ray
+# What differs between two shells of one user and changes nothing that a worker does; last, what raylab sets for Ray,
+# and polars for its allocator in every process that imports it
 OF_SHELLS = re.compile(
     r"_|(OLD)?PWD|SHLVL|TERM.*|COLORTERM|COLUMNS|LINES|PS\d|HIST.*|LS_COLORS|LESS.*|SSH_.*|TMUX.*|STY|WINDOW.*|DISPLAY"
     r"|XAUTHORITY|XDG_SESSION_.*|DBUS_.*|VSCODE_.*|MAKE.*|MFLAGS|RAYLAB_HOME"
-    r"|RAY_.*|TUNE_.*|AUTOSCALER_METRIC_PORT|DASHBOARD_METRIC_PORT|TORCHINDUCTOR_CACHE_DIR"
+    r"|RAY_.*|TUNE_.*|AUTOSCALER_METRIC_PORT|DASHBOARD_METRIC_PORT|TORCHINDUCTOR_CACHE_DIR|_RJEM_MALLOC_CONF"
 )
 
 

@@ -11,6 +11,8 @@ from raylab.documents import Document, read_document
 FILE = "run.json"
 Kind = Literal["train", "transfer", "tune", "trial", "evaluate", "benchmark", "simulate", "fit", "federate"]
 """The verb that created a run; a trial belongs to a search."""
+RESUMABLE: tuple[Kind, ...] = ("train", "transfer", "tune")
+"""What `raylab resume` continues."""
 
 
 class Registration(BaseModel):

@@ -41,7 +41,7 @@ def test_runs_use_the_workers_that_wait(ards_data: Path, tmp_path: Path) -> None
         waiting = {process.pid for process in processes if "ray::" in process.cmdline()[0]}
         said = train("warm", 1)
         (pids,) = [entry["pids"] for entry in read_lines(home / "runs" / "warm" / "ledger.jsonl") if "pids" in entry]
-        assert set(pids) <= waiting and said == "", "it trained in a process that was there before"
+        assert (set(pids) - waiting, said) == (set(), ""), "it trained in a process that was there before"
         other = raylab("warm", OMP_NUM_THREADS="3")
         assert other.returncode == 2 and "changed since its start: OMP_NUM_THREADS" in other.stderr
     finally:

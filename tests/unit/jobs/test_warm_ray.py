@@ -47,6 +47,7 @@ def test_shells_may_differ_in_what_workers_do_not_see(record: WarmRay, monkeypat
     monkeypatch.setenv("OLDPWD", "/elsewhere")
     monkeypatch.setenv("SSH_CONNECTION", "10.0.0.1 1 10.0.0.2 2")
     monkeypatch.setenv("MAKELEVEL", "2")
+    monkeypatch.setenv("_RJEM_MALLOC_CONF", "of a process that has imported polars")
     for name, text in {**session.ENVIRONMENT, **session.LOCAL}.items():
         monkeypatch.setenv(name, text)
     assert find_usable() == record
