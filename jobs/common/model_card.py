@@ -10,7 +10,7 @@ from typing import Any
 
 from jobs.common import home
 from raylab.data.images.dataset import LUNG_BOX
-from raylab.data.images.meta import ImageMeta
+from raylab.data.images.meta import MASKS, ImageMeta
 from raylab.data.prepared import META
 from raylab.documents import Document, read_document, read_json
 from raylab.errors import DataError
@@ -52,8 +52,7 @@ Not a medical device. Not for clinical use.
 was published){% endif %}, {{ "{:,}".format(parameters) }} parameters{% if recipe.model.width is defined %}, width \
 {{ recipe.model.width }}, depth {{ recipe.model.depth }}{% endif %}
 - input: {{ spec.size }} x {{ spec.size }} px, top 8% removed, central square\
-{% if spec.get("mask") == "centre" %}; the lung field is BLACKED OUT: this is a control, not a classifier\
-{% elif spec.get("mask") == "border" %}; all but the lung field is black{% endif %}
+{% if spec.mask is defined %}; {{ masks[spec.mask] }}{% endif %}
 - classes: {{ spec.classes | join(", ") }}
 - initial weights: {% if run.parent %}of {{ run.parent }}, {{ recipe.transfer.mode }}\
 {% elif recipe.model.weights_path %}from a file, {{ recipe.transfer.mode }}{% else %}random{% endif %}
@@ -132,6 +131,7 @@ def write(directory: Path, parameters: int) -> Path:
         run=run_record,
         recipe=recipe,
         spec=note.spec,
+        masks=MASKS,
         parameters=parameters,
         meta=meta,
         scored=scored,

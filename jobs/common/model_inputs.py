@@ -11,7 +11,7 @@ from jobs.concepts import coverage
 from raylab.data.icu.concepts import CONCEPTS
 from raylab.data.icu.contributors import count_contributors
 from raylab.data.icu.meta import IcuMeta
-from raylab.data.images.meta import ImageMeta
+from raylab.data.images.meta import MASKS, ImageMeta
 from raylab.data.images.scenes.meta import SceneMeta
 from raylab.errors import UsageError
 from raylab.tasks.base import Task
@@ -109,7 +109,7 @@ class ImageInputs(ModelInputs):
         return {"pixels": (self.spec["mean"], self.spec["std"])}
 
     def describe(self) -> list[str]:
-        masked = "; the lung field is blacked out: a control, not a classifier" if self.spec.get("mask") else ""
+        masked = f"; {MASKS[mask]}" if (mask := self.spec.get("mask")) else ""
         size = self.spec["size"]
         return [
             f"input: chest X-rays, {size} x {size} px{masked}",

@@ -9,6 +9,12 @@ Counts = dict[str, dict[str, int]]
 NAMED = 3
 """the most sources that the name of data lists"""
 
+MASKS = {
+    "centre": "the lung field is blacked out: this is a control, not a classifier",
+    "border": "all but the lung field is blacked out",
+}
+"""What a network does not see, by data.mask."""
+
 
 class Duplicates(BaseModel):
     """Pairs of copies among the images."""

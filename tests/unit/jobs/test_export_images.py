@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from jobs import cli, export
+from jobs.common.model_inputs import ImageInputs
 from raylab.data.images.meta import ImageMeta
 from raylab.data.images.prepare import prepare_images
 from raylab.data.images.scenes.prepare import prepare_scenes
@@ -97,3 +98,11 @@ def test_smaller_images_than_the_model_reads_are_refused(exported, tmp_path, cap
     assert read_meta(small, "covidnet", ImageMeta).size == 32
     assert raylab("evaluate", path, "--data", small, "--split", "all") == 2
     assert "has images of 32 px, but 64 px are requested" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("mask", "said"), [(None, ""), ("centre", "a control"), ("border", "all but the lung field")])
+def test_a_card_says_what_the_network_does_not_see(mask: str | None, said: str) -> None:
+    spec = {"size": 64, "classes": ["a", "b"], **({} if mask is None else {"mask": mask})}
+    line, _ = ImageInputs(spec).describe()
+    assert line.startswith("input: chest X-rays, 64 x 64 px") and said in line
+    assert ("black" in line) == (mask is not None) and ("a control" in line) == (mask == "centre")
