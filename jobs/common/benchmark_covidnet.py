@@ -211,8 +211,7 @@ class Benchmark:
     def learn_a(self, name: str) -> str:
         """The run of a network, or of a variant of COVID-Net, on A."""
         settings = {"model.name": "covidnet", **VARIANTS[name]} if name in VARIANTS else {"model.name": name}
-        name_of_run: str = self.run(f"a-{name}", partial(self.train, self.out / "a", settings))["name"]
-        return name_of_run
+        return str(self.run(f"a-{name}", partial(self.train, self.out / "a", settings))["name"])
 
     def transfers(self) -> list[dict[str, Any]]:
         """(b) Score COVID-Net of (a) before and after transfer to B, and the same network trained on B from scratch;
@@ -223,18 +222,12 @@ class Benchmark:
             before = self.evaluate_run(f"b{suffix}-before", parent, b)
             rows.append({**before, "name": f"before transfer{suffix}"})
             for way, seed in product(ways, range(self.args.seeds)):
+                learn = self.train if way == "scratch" else partial(self.transfer, parent)
                 settings = {"seed": seed, **VARIANTS[variant], **WAYS[way]}
-                begin = (
-                    partial(self.train, b, settings)
-                    if way == "scratch"
-                    else partial(self.transfer, parent, b, settings)
-                )
                 name = f"b{suffix}-{way.replace(', ', '-').replace(' ', '-')}-{seed}"
-                run = self.run(name, begin)["name"]
-                scores = self.evaluate_run(name, run, b)
-                rows.append(
-                    {**scores, "name": f"{way}{suffix}", "seed": seed, "run": run, "against": f"scratch{suffix}"}
-                )
+                run = self.run(name, partial(learn, b, settings))["name"]
+                row = {"name": f"{way}{suffix}", "seed": seed, "run": run, "against": f"scratch{suffix}"}
+                rows.append({**self.evaluate_run(name, run, b), **row})
         return rows
 
     def gains(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ def _are_predictions(path: Path) -> bool:
 
 
 def _starts_with(member: str) -> Callable[[Path], bool]:
-    """Whether a file is a zip archive whose first member has this name."""
+    """Return the check whether a file is a zip archive whose first member has this name."""
 
     def is_archive(path: Path) -> bool:
         try:

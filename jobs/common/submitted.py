@@ -37,9 +37,8 @@ from raylab.files import is_unlocked, locked, write_json
 from raylab.processes import find_own
 from raylab.tasks.plugins import load_all, loaded_code
 from raylab.tasks.recipes import parse_recipe
-from raylab.training.run_record import FILE, RunRecord
+from raylab.training.run_record import FILE, RESUMABLE, RunRecord
 
-FUNCTIONS = ("train", "transfer", "tune")  # those that make a run which can be resumed
 CODE = Path(__file__).resolve().parents[2]
 WATCH_SECONDS = {"running": 1.0, "submitted": 5.0}  # between two looks; a queue is asked less often
 
@@ -244,8 +243,8 @@ class SubmittedRun:
 def describe_call(function: Callable[..., Run], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Submission:
     """The call as a submission; UsageError if `function` cannot be submitted or does not take these arguments."""
     name = getattr(function, "__name__", repr(function))
-    if name not in FUNCTIONS or getattr(raylab, name) is not function:
-        names = " or ".join(f"raylab.{known}" for known in FUNCTIONS)
+    if name not in RESUMABLE or getattr(raylab, name) is not function:
+        names = " or ".join(f"raylab.{known}" for known in RESUMABLE)
         raise UsageError(
             f"'{name}' cannot be submitted", "only what makes a run that can be resumed", f"submit {names}"
         )

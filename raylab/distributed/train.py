@@ -62,6 +62,12 @@ class Running:
     is_leaving: bool = False
 
 
+def explain_cause(error: BaseException) -> str:
+    """What raylab's own error says that Ray has brought from another process; empty if `error` has another cause."""
+    cause = getattr(error, "cause", None)
+    return f"{cause.what}: {cause.why}" if isinstance(cause, RaylabError) else ""
+
+
 class Supervisor:
     """Keeps a run supplied with workers until it is over. It lives in the driver.
 
@@ -231,9 +237,8 @@ class Supervisor:
         """Why the process of a worker has died: as its witness saw it, or as Ray tells."""
         if why := explain_memory_kill(error):
             return End("lacked memory", why)
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, RaylabError):
-            return End("died", f"{cause.what}: {cause.why}")
+        if why := explain_cause(error):
+            return End("died", why)
         death = read_death(note_of(self.directory, name), self.directory.name, WITNESS_SECONDS)
         if isinstance(death, OutOfMemoryError):
             return End("lacked memory", f"{death.what}: {death.why}")

@@ -326,11 +326,8 @@ def explain_failure(directory: Path, trial: Any) -> str:
     except DataError as error:
         return error.what
     died_of = trial.get_pickled_error()
-    if died_of is not None and (why := explain_memory_kill(died_of)):
+    if died_of is not None and (why := explain_memory_kill(died_of) or train.explain_cause(died_of)):
         return why
-    cause = getattr(died_of, "cause", None)
-    if isinstance(cause, RaylabError):
-        return f"{cause.what}: {cause.why}"
     death = read_death(directory / NOTE, directory.name, train.WITNESS_SECONDS)
     if isinstance(death, OutOfMemoryError):
         return f"{death.what}: {death.why}"

@@ -142,6 +142,25 @@ def clustered(
     return clustered_parts({"all": part}, group, bootstraps, seed, unit)["all"]
 
 
+def clustered_difference(
+    of_a: WeightedScores,
+    of_b: WeightedScores,
+    group: NDArray[Any],
+    bootstraps: int,
+    seed: int,
+    why: Mapping[str, str],
+    strata: Mapping[str, Bools],
+    unit: str = "patient",
+) -> dict[str, Score]:
+    """Return the scores of a minus those of b on the same rows, over shared resamples; see `clustered`."""
+
+    def difference(w: Floats) -> dict[str, Floats]:
+        a, b = of_a(w), of_b(w)
+        return {name: a[name] - b[name] for name in a}
+
+    return clustered(difference, group, bootstraps, seed, why, strata, unit)
+
+
 def clustered_parts(
     parts: Mapping[str, Part], group: NDArray[Any], bootstraps: int, seed: int, unit: str = "patient"
 ) -> dict[str, dict[str, Score]]:

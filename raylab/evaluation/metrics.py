@@ -5,7 +5,7 @@ value[R], NaN where undefined. Weights are integers, so that their sums and ties
 give shapes: R resamples, N rows, K classes, U distinct probabilities.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from raylab.evaluation.intervals import (
     Part,
     WeightedScores,
     clustered,
+    clustered_difference,
     clustered_parts,
     proportion,
     wilson,
@@ -290,24 +291,17 @@ def paired_difference(
     "auroc" takes p[N] of a binary task, "macro_recall" p[N, K]; both are computed as by the functions above. `classes`
     [K] are the names in the reason for a missing interval; without them it has the numbers.
     """
-    of: Callable[[Ints, Floats, Floats], Floats]
-    if score == "auroc":
-        (y_N, a), (_, b), of = _binary_inputs(y, p_a, "p_a"), _binary_inputs(y, p_b, "p_b"), _auroc_unsorted
-    elif score == "macro_recall":
-        (y_N, a), (_, b), of = _multiclass_inputs(y, p_a, "p_a"), _multiclass_inputs(y, p_b, "p_b"), _macro_recall
-    else:
+    if score == "macro_recall":
+        return macro_recall_gain(y, [p_a], [p_b], group, classes, bootstraps, seed)
+    if score != "auroc":
         raise unknown("score", score, ("auroc", "macro_recall"))
-    if a.shape != b.shape:
-        raise DataError(
-            f"p_a has the shape {a.shape}, p_b {b.shape}", "paired predictions need the same rows and classes"
-        )
-    group_N = _rows("group", group, len(y_N))
-    strata = outcomes(y_N) if score == "auroc" else _strata_of_classes(y_N, classes)
+    (y_N, a), (_, b) = _binary_inputs(y, p_a, "p_a"), _binary_inputs(y, p_b, "p_b")
 
-    def difference(w: Floats) -> dict[str, Floats]:
-        return {"difference": of(y_N, a, w) - of(y_N, b, w)}
+    def of(p_N: Floats) -> WeightedScores:
+        return lambda w: {"difference": _auroc_unsorted(y_N, p_N, w)}
 
-    return clustered(difference, group_N, bootstraps, seed, {"difference": ONE_CLASS}, strata)["difference"]
+    group_N, why = _rows("group", group, len(y_N)), {"difference": ONE_CLASS}
+    return clustered_difference(of(a), of(b), group_N, bootstraps, seed, why, outcomes(y_N))["difference"]
 
 
 def macro_recall_gain(
@@ -315,21 +309,26 @@ def macro_recall_gain(
     p_a: Sequence[ArrayLike],
     p_b: Sequence[ArrayLike],
     group: ArrayLike,
-    classes: Sequence[str],
+    classes: Sequence[str] | None = None,
     bootstraps: int = 1000,
     seed: int = 0,
 ) -> Score:
     """Return the mean macro recall of the runs a minus that of the runs b, each p[N, K] of the same rows, with an
     interval over shared resamples of patients. How much runs of other seeds would differ is not in the interval."""
     y_N = _multiclass_inputs(y, p_a[0], "p_a")[0]
-    a, b = ([_multiclass_inputs(y, p, "p")[1] for p in runs] for runs in (p_a, p_b))
+    a, b = ([_multiclass_inputs(y, p, name)[1] for p in runs] for name, runs in (("p_a", p_a), ("p_b", p_b)))
+    for p in (*a, *b):
+        if p.shape != a[0].shape:
+            raise DataError(
+                f"p_a has the shape {a[0].shape}, p_b {p.shape}", "paired predictions need the same rows and classes"
+            )
 
-    def gain(w: Floats) -> dict[str, Floats]:
-        mine, others = (np.mean([_macro_recall(y_N, p, w) for p in runs], axis=0) for runs in (a, b))
-        return {"difference": mine - others}
+    def of(runs: list[Floats]) -> WeightedScores:
+        return lambda w: {"difference": np.mean([_macro_recall(y_N, p, w) for p in runs], axis=0)}
 
-    group_N, strata = _rows("group", group, len(y_N)), _strata_of_classes(y_N, classes)
-    return clustered(gain, group_N, bootstraps, seed, {"difference": ONE_CLASS}, strata)["difference"]
+    group_N, why = _rows("group", group, len(y_N)), {"difference": ONE_CLASS}
+    strata = _strata_of_classes(y_N, classes)
+    return clustered_difference(of(a), of(b), group_N, bootstraps, seed, why, strata)["difference"]
 
 
 def binary_differences(
@@ -346,7 +345,7 @@ def binary_differences(
     (y_N, a), (_, b) = _binary_inputs(y, p_a, "p_a"), _binary_inputs(y, p_b, "p_b")
     why = dict.fromkeys(("auroc", "auprc", "sensitivity_at_specificity_90", "ppv_at_sensitivity_80"), ONE_CLASS)
     both = _weigh_binary(y_N, a), _weigh_binary(y_N, b)
-    return _differences(*both, _rows("group", group, len(y_N)), bootstraps, seed, why, outcomes(y_N), unit)
+    return clustered_difference(*both, _rows("group", group, len(y_N)), bootstraps, seed, why, outcomes(y_N), unit)
 
 
 def rank_rows(y_N: Ints, p_N: Floats) -> WeightedScores:
@@ -398,7 +397,7 @@ def multiclass_differences(
         return scores
 
     group_N = _rows("group", group, len(y_N))
-    return _differences(weigh(a), weigh(b), group_N, bootstraps, seed, {"auroc": ONE_CLASS}, strata, unit)
+    return clustered_difference(weigh(a), weigh(b), group_N, bootstraps, seed, {"auroc": ONE_CLASS}, strata, unit)
 
 
 def regression_differences(
@@ -416,24 +415,7 @@ def regression_differences(
     if not y_NK.shape == a.shape == b.shape:
         raise DataError(f"y has the shape {y_NK.shape}, p_a {a.shape}, p_b {b.shape}")
     both = _weigh_regression(y_NK, a, names), _weigh_regression(y_NK, b, names)
-    return _differences(*both, _rows("group", group, len(y_NK)), bootstraps, seed, {}, {}, unit)
-
-
-def _differences(
-    of_a: WeightedScores,
-    of_b: WeightedScores,
-    group_N: NDArray[Any],
-    bootstraps: int,
-    seed: int,
-    why: Mapping[str, str],
-    strata: Mapping[str, Bools],
-    unit: str,
-) -> dict[str, Score]:
-    def difference(w: Floats) -> dict[str, Floats]:
-        a, b = of_a(w), of_b(w)
-        return {name: a[name] - b[name] for name in a}
-
-    return clustered(difference, group_N, bootstraps, seed, why, strata, unit)
+    return clustered_difference(*both, _rows("group", group, len(y_NK)), bootstraps, seed, {}, {}, unit)
 
 
 def calibration_fit(y: ArrayLike, p: ArrayLike) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raylab.errors import DataError
-from raylab.evaluation.intervals import Bools, Floats, WeightedScores, clustered
+from raylab.evaluation.intervals import Bools, Floats, WeightedScores, clustered, clustered_difference
 from raylab.evaluation.metrics import rank_rows
 from raylab.score import Score
 
@@ -71,13 +71,8 @@ def differences(
     y_NK, a_NK = _check(y, p_a, classes)
     b_NK = _check(y, p_b, classes)[1]
     of_a, of_b = _weigh(y_NK, a_NK, classes), _weigh(y_NK, b_NK, classes)
-
-    def difference(w: Floats) -> dict[str, Floats]:
-        a, b = of_a(w), of_b(w)
-        return {name: a[name] - b[name] for name in a}
-
     why = dict.fromkeys(("map", "macro_f1"), NO_CLASS)
-    return clustered(difference, group, bootstraps, seed, why, _strata(y_NK, classes), unit)
+    return clustered_difference(of_a, of_b, group, bootstraps, seed, why, _strata(y_NK, classes), unit)
 
 
 def counts(y: NDArray[Any], p: NDArray[Any], classes: Sequence[str]) -> dict[str, dict[str, int]]:

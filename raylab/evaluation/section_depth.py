@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from raylab.evaluation.intervals import Floats, WeightedScores, clustered
+from raylab.evaluation.intervals import Floats, WeightedScores, clustered, clustered_difference
 from raylab.score import Score
 
 WHY: Mapping[str, str] = {"r2": "all patches have the same depth"}
@@ -35,12 +35,7 @@ def depth_differences(
 ) -> dict[str, Score]:
     """Return the scores of p minus those of `reference` on the same patches, over shared resamples of sections."""
     of_p, of_reference = _weigh(y, p, section), _weigh(y, reference, section)
-
-    def difference(w: Floats) -> dict[str, Floats]:
-        a, b = of_p(w), of_reference(w)
-        return {name: a[name] - b[name] for name in a}
-
-    return clustered(difference, section, bootstraps, seed, WHY, {}, unit)
+    return clustered_difference(of_p, of_reference, section, bootstraps, seed, WHY, {}, unit)
 
 
 def section_means(values: Floats, section: NDArray[np.int64]) -> Floats:

@@ -123,12 +123,7 @@ def make_spec(directory: Path, meta: SceneMeta, size: int | None, spec: Mapping[
     """How a model's inputs are computed: `spec` checked against the directory, or the directory's own."""
     if spec is None:
         spec = {**own_spec(meta), "mean": meta.statistics.mean, "std": meta.statistics.std}
-    if missing := [band for band in spec["bands"] if band not in meta.bands]:
-        raise DataError(
-            f"{directory} lacks the band {', '.join(missing)}",
-            f"the model reads {', '.join(spec['bands'])}",
-            "prepare scenes that have these bands, or train a model on those that there are",
-        )
+    check_bands(directory, meta.bands, spec, "scenes")
     for name, mine in (*((name, getattr(meta, name)) for name in SAME), ("prepared_size", meta.size)):
         if spec.get(name, mine) != mine:  # models of earlier versions lack some
             raise DataError(
@@ -136,11 +131,26 @@ def make_spec(directory: Path, meta: SceneMeta, size: int | None, spec: Mapping[
                 f"its {name}: the model's {spec[name]}, the directory's {mine}",
                 "use scenes of the same kind as those on which the model was trained",
             )
-    side = size or spec["size"]
-    if side > meta.size:
+    return with_size(directory, meta.size, spec, size, "scenes")
+
+
+def check_bands(directory: Path, bands: Sequence[str], spec: Mapping[str, Any], what: str) -> None:
+    """Raise DataError unless a directory of `what` has the bands that a model of `spec` reads."""
+    if missing := [band for band in spec["bands"] if band not in bands]:
         raise DataError(
-            f"{directory} has scenes of {meta.size} px, but {side} px are requested",
+            f"{directory} lacks the band {', '.join(missing)}",
+            f"the model reads {', '.join(spec['bands'])}",
+            f"prepare {what} that have these bands, or train a model on those that there are",
+        )
+
+
+def with_size(directory: Path, prepared: int, spec: Mapping[str, Any], size: int | None, what: str) -> dict[str, Any]:
+    """Return `spec` with the requested `size` in pixels a side; DataError if it exceeds that of the `prepared` ones."""
+    side = size or spec["size"]
+    if side > prepared:
+        raise DataError(
+            f"{directory} has {what} of {prepared} px, but {side} px are requested",
             "enlarging adds no information",
-            f"use data.size={meta.size} or less",
+            f"use data.size={prepared} or less",
         )
     return {**spec, "size": side}

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raylab.data.images.scenes.dataset import SceneRows
+from raylab.data.images.scenes.dataset import SceneRows, check_bands, with_size
 from raylab.data.images.sections.meta import SectionMeta
 from raylab.data.images.sections.neighbours import find_neighbours
 from raylab.data.images.sections.split import SPLITS
@@ -134,12 +134,7 @@ def make_spec(
             "output_std": [meta.depth_std],
             "depth_per_section": meta.depth_per_section,
         }
-    if missing := [band for band in spec["bands"] if band not in meta.bands]:
-        raise DataError(
-            f"{directory} lacks the band {', '.join(missing)}",
-            f"the model reads {', '.join(spec['bands'])}",
-            "prepare sections that have these bands, or train a model on those that there are",
-        )
+    check_bands(directory, meta.bands, spec, "sections")
     if not pairs and spec["classes"] != [meta.depth_name]:
         raise DataError(
             f"the model predicts {spec['classes'][0]}, {directory} has {meta.depth_name}",
@@ -151,11 +146,4 @@ def make_spec(
             f"um per pixel: the model's {spec['um_per_px']}, the directory's {meta.um_per_px}",
             "use sections of the same resolution as those on which the model was trained",
         )
-    side = size or spec["size"]
-    if side > meta.size:
-        raise DataError(
-            f"{directory} has patches of {meta.size} px, but {side} px are requested",
-            "enlarging adds no information",
-            f"use data.size={meta.size} or less",
-        )
-    return {**spec, "size": side}
+    return with_size(directory, meta.size, spec, size, "patches")
