@@ -5,14 +5,15 @@
 
 bare     a plain PyTorch loop: autocast, backward, clipping, fused AdamW; inputs are on the GPU
 repeat   the same with deterministic algorithms, which raylab's loop uses, and its ratio to bare
+graph    that one recorded as one CUDA graph, from the inputs to the optimizer
 loop     raylab's loop on the same inputs, and its ratio to bare
 fed      raylab's loop with inputs read from disk, augmented and copied by its loader, and its ratio to loop
 switches the plain loop with bf16, channels_last and torch.compile, separately and together
 
 The GRU trains the shipped recipe at its own batch of 128, in its 4 shards and in one, with float and exact sums.
-bare, repeat, loop and fed alternate within each round. The script prints medians over the rounds and the median ratio
-of the rounds. A round ends when the GPU has finished. The fraction of the peak counts 6 floating-point operations per
-multiply-accumulate (forward 2, backward 4), relative to --peak, the GPU's dense bf16 TFLOP/s from its data sheet.
+bare, repeat, graph, loop and fed alternate within each round. The script prints medians over the rounds and the median
+ratio of the rounds. A round ends when the GPU has finished. The fraction of the peak counts 6 floating-point operations
+per multiply-accumulate (forward 2, backward 4), relative to --peak, the GPU's dense bf16 TFLOP/s from its data sheet.
 `--device cpu` runs everything on the CPU, to check the script.
 """
 
@@ -37,13 +38,13 @@ from raylab.config.recipe import Recipe
 from raylab.data.icu.prepare import prepare_icu
 from raylab.data.images.augment import AUGMENT
 from raylab.data.images.dataset import ImageSamples
+from raylab.data.images.prepare import KIND
 from raylab.data.row_file import RowFile
 from raylab.data.samples import Samples
-from raylab.models import IMAGES
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
+from raylab.training.loading import to_device
 from raylab.training.loop import Report, Training
-from raylab.training.shard_gradients import ShardInputs
 
 NETWORKS = ("covidnet", "resnet50", "gru")
 CLASSES = ["normal", "pneumonia", "COVID-19"]
@@ -83,7 +84,7 @@ def main() -> int:
 
 
 def measure_images(network: str, folder: Path, options: argparse.Namespace) -> None:
-    samples = draw_samples(folder, max(512, 2 * options.batch), options.size)
+    samples = draw_samples(folder, 8 * options.batch, options.size)  # an epoch ends with a wait
     for precision, settings in PRECISIONS.items():
         recipe = choose_recipe(network, options, settings)
         compare(f"{network} {precision}", recipe, samples, options)
@@ -96,7 +97,7 @@ def measure_images(network: str, folder: Path, options: argparse.Namespace) -> N
 
 
 def measure_gru(network: str, folder: Path, options: argparse.Namespace) -> None:
-    prepare_icu("ards", "synthetic", None, folder / "ards", patients=1000)
+    prepare_icu("ards", "synthetic", None, folder / "ards", patients=4000)
     for way, shards in (("float", 1), ("float", 4), ("exact", 1), ("exact", 4)):
         settings = {"loop.gradient_reduction": way, "loop.shards": shards, "schedule.kind": "constant"}
         recipe = override(shipped_recipe("ards"), {**settings, "loop.epochs": 100_000, "loop.ema_decay": None})
@@ -136,7 +137,7 @@ def draw_samples(folder: Path, count: int, size: int) -> ImageSamples:
             "id": [str(row) for row in range(count)],
         }
     )
-    spec = {"kind": IMAGES, "classes": CLASSES, "size": size, "mean": 0.5, "std": 0.29}
+    spec = {"kind": KIND, "classes": CLASSES, "size": size, "mean": 0.5, "std": 0.29}
     return ImageSamples(RowFile(folder / "images.npy"), table, {}, spec, AUGMENT)
 
 
@@ -148,18 +149,20 @@ def start_training(recipe: Recipe, samples: Samples, device: str) -> Training:
 def compare(title: str, recipe: Recipe, samples: Samples, options: argparse.Namespace) -> None:
     fed, loop = (start_training(recipe, samples, options.device) for _ in range(2))
     device = options.device
-    inputs = [ShardInputs(each.shards, each.x.to(device), each.y.to(device)) for each in fed.load_inputs(0)]
+    inputs = [(shards, to_device(x, device), to_device(y, device)) for shards, x, y in fed.load_inputs(0)]
     loop.inputs = SimpleNamespace(get=lambda step: inputs)  # type: ignore[assignment]
     steps = {
         "bare": bare_step(recipe, samples, options, False, False),
         "repeat": bare_step(recipe, samples, options, True, False),
+        **({"graph": record(bare_step(recipe, samples, options, True, False))} if device == "cuda" else {}),
         "loop": stepper(loop),
         "fed": stepper(fed),
     }
     with fed.inputs:
         paces = time_rounds(steps, recipe.loop.global_batch_size, options, {"fed": fed.inputs.ahead})
-    layers = macs(fed.model, inputs[0].x) if recipe.task == "covidnet" else 0.0
-    for way, base in (("bare", "bare"), ("repeat", "bare"), ("loop", "bare"), ("fed", "loop")):
+    layers = macs(fed.model, inputs[0][1]) if recipe.task == "covidnet" else 0.0
+    for way in paces:
+        base = "loop" if way == "fed" else "bare"
         ratio = statistics.median(a / b for a, b in zip(paces[way], paces[base], strict=True))
         show(title, way, paces[way], layers, options, "" if way == base else f"{ratio:6.3f} of {base}")
 
@@ -186,7 +189,7 @@ def bare_step(
     x = samples.batch(index, (0, 0) if recipe.data.augments else None).to(options.device)
     x = x.to(memory_format=layout) if x.ndim == 4 else x
     y = torch.from_numpy(samples.y[index]).to(options.device)
-    optimizer = torch.optim.AdamW(model.parameters(), recipe.optim.lr, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), recipe.optim.lr, fused=True, capturable=options.device == "cuda")
     run: Any = torch.compile(model) if compiled else model
 
     def step() -> None:
@@ -200,6 +203,25 @@ def bare_step(
         optimizer.step()
 
     return step
+
+
+def record(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as one CUDA graph, as torch's documentation does it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+
+    def replay() -> None:
+        assert step, "the graph uses its tensors"
+        graph.replay()
+
+    return replay
 
 
 def time_rounds(

@@ -1,7 +1,7 @@
 """The interfaces of data to networks: inputs, which a prediction needs, and samples, which also have labels."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -24,6 +24,27 @@ class Inputs(Protocol):
     def batch(self, index: np.ndarray, augment: tuple[int, int] | None = None) -> Tensor:
         """Inputs x, float32 [B, ...], of the rows in `index`. With `augment` = (seed, epoch), every row is
         augmented with randomness that depends only on (seed, epoch, row), never on its batch."""
+        ...
+
+
+class HostBatch(Protocol):
+    """Inputs in host memory that are finished on the device that computes, where they take less time."""
+
+    def pin(self) -> Self:
+        """The same in pinned memory, from which copies to a GPU do not make the host wait."""
+        ...
+
+    def inputs(self, device: str) -> Tensor:
+        """Inputs x, float32 [B, ...], on `device`, without waiting for it."""
+        ...
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """Inputs whose `batch` can be finished on a GPU, to rounding."""
+
+    def read(self, index: np.ndarray, augment: tuple[int, int] | None = None) -> HostBatch:
+        """What `batch(index, augment)` is computed from."""
         ...
 
 

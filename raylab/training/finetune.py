@@ -35,6 +35,7 @@ class FinetuneSchedule:
             [name for name, _ in self.learning], how.first_lr_scale if mode in ("full", "lp-ft") else 1.0
         )
         self.lr_scales = {True: [float(is_head(name)) for name, _ in self.learning], False: all_layers}
+        self.is_whole = False  # the network was set up for training all layers
 
     def is_probing(self, step: int) -> bool:
         return step < self.probe_steps
@@ -45,8 +46,11 @@ class FinetuneSchedule:
         During the probe, everything but the head is in eval mode: dropout is off and batch norm keeps its statistics.
         """
         probing = self.is_probing(step)
-        model.train(not probing)
         scales = self.lr_scales[probing]
+        if not probing and self.is_whole and model.training:
+            return scales  # setting up a small network at every step would take a tenth of its step on a GPU
+        self.is_whole = not probing
+        model.train(not probing)
         if probing:
             for name, layer in model.named_modules():
                 if is_head(f"{name}."):

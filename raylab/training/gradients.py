@@ -18,13 +18,14 @@ def flatten_gradients(weights: list[nn.Parameter]) -> Tensor:
     return flat
 
 
-def shard_gradient(loss: Tensor, weights: list[nn.Parameter]) -> Tensor:
-    """Return the gradient [P] of `loss` as a new vector in the order of `flatten_gradients`; zero for weights that are
-    frozen or do not affect the loss."""
+def shard_gradient(loss: Tensor, weights: list[nn.Parameter], out: Tensor | None = None) -> Tensor:
+    """Return the gradient [P] of `loss` as a new vector, or in `out`, in the order of `flatten_gradients`; zero for
+    weights that are frozen or do not affect the loss."""
     trainable = [w for w in weights if w.requires_grad]
     gradients = torch.autograd.grad(loss, trainable, allow_unused=True)
     by_id = {id(w): g for w, g in zip(trainable, gradients, strict=True) if g is not None}
-    return torch.cat([_flatten(by_id[id(w)], w) if id(w) in by_id else w.new_zeros(w.numel()) for w in weights])
+    parts = [_flatten(by_id[id(w)], w) if id(w) in by_id else w.new_zeros(w.numel()) for w in weights]
+    return torch.cat(parts, out=out)
 
 
 def _flatten(gradient: Tensor, weight: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 import os
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from raylab.config.recipe import Recipe
+from raylab.data.samples import HostBatch, Inputs, Readable
 from raylab.training.process_group import ProcessGroup
 
 MAX_THREADS = 8  # more than a GPU needs; each keeps a batch in memory
@@ -26,11 +28,18 @@ def is_gpu(device: str) -> bool:
     return torch.device(device).type == "cuda"
 
 
+def read_batch(samples: Inputs, rows: np.ndarray, augment: tuple[int, int] | None, device: str) -> Tensor | HostBatch:
+    """Return the inputs of `rows` in host memory, for `to_device`: for a GPU what it can finish itself."""
+    if is_gpu(device) and isinstance(samples, Readable):
+        return samples.read(rows, augment).pin()
+    return pin(samples.batch(rows, augment), device)
+
+
 def pin(x: Tensor, device: str) -> Tensor:
     """Return x in pinned memory if `device` is a GPU: the host blocks on copies from other memory."""
     return x.pin_memory() if is_gpu(device) and x.device.type == "cpu" else x
 
 
-def to_device(x: Tensor, device: str) -> Tensor:
-    """Copy x to `device` without waiting for the copy."""
-    return pin(x, device).to(device, non_blocking=True)
+def to_device(x: Tensor | HostBatch, device: str) -> Tensor:
+    """Copy x to `device`, and finish it there, without waiting."""
+    return pin(x, device).to(device, non_blocking=True) if isinstance(x, Tensor) else x.inputs(device)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from raylab.config.old_names import rename_progress
 from raylab.config.recipe import Recipe
 from raylab.data.prefetch import Prefetcher
-from raylab.data.samples import Samples
+from raylab.data.samples import HostBatch, Samples
 from raylab.errors import CheckpointError, UsageError
 from raylab.models.baselines import Fitted
 from raylab.tasks.base import Task
@@ -38,13 +38,16 @@ from raylab.training.batchnorm import ShardStatistics, reestimate
 from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.finetune import FinetuneSchedule
 from raylab.training.gradients import clip_norm, flatten_gradients
-from raylab.training.loading import loader_threads, pin, to_device
+from raylab.training.loading import loader_threads, pin, read_batch, to_device
 from raylab.training.peers import FixedPeers, Peers
 from raylab.training.predict import forward, name_metrics, predict, validate
 from raylab.training.process_group import PeerLost, ProcessGroup
 from raylab.training.progress import Metrics, Progress
 from raylab.training.scope import LocalScope, Scope, ShardSums
-from raylab.training.shard_gradients import ShardGradients, ShardInputs, can_take_passes
+from raylab.training.shard_gradients import ShardGradients, ShardInputs
+
+Loaded = tuple[range, Tensor | HostBatch, Tensor]
+"""Consecutive shards with the same number of rows, and their inputs x and y in host memory, as in ShardInputs."""
 
 
 class Report:
@@ -194,9 +197,7 @@ class Training:
         self.phases = FinetuneSchedule(recipe, model, self.batches.per_epoch, transferred)
         self.weights = [weight for _, weight in self.phases.learning]
         self.gradient = flatten_gradients(self.weights)
-        self.shard_gradients = ShardGradients(
-            self.weights, recipe.seed, device, can_take_passes(model, device, loop.bf16)
-        )
+        self.shard_gradients = ShardGradients(model, self.weights, recipe.seed, device, loop.bf16)
         self.optimizer = AdamW(self.weights)
         self.class_weight = _class_weight(recipe, device)
         self.progress = Progress()
@@ -262,7 +263,7 @@ class Training:
             self.inputs = self.create_prefetcher()
             return
 
-    def create_prefetcher(self) -> Prefetcher[list[ShardInputs]]:
+    def create_prefetcher(self) -> Prefetcher[list[Loaded]]:
         """What loads the inputs of this rank in the present group ahead."""
         return Prefetcher(self.load_inputs, self.planned, loader_threads(self.recipe, self.group, self.device))
 
@@ -408,7 +409,8 @@ class Training:
             began = time.perf_counter()
             loaded = self.inputs.get(step)
             self.input_seconds += time.perf_counter() - began
-            for inputs in loaded:
+            for group, x, y in loaded:
+                inputs = ShardInputs(group, to_device(x, self.device), to_device(y, self.device))
                 for shard, loss, gradient in self.shard_gradients.compute(inputs, step, count, self.sample_losses):
                     sums.add(shard, gradient, torch.cat([loss.double().reshape(1), *self.statistics.row()]))
         return sums
@@ -420,22 +422,21 @@ class Training:
         self.statistics.fold(table[:, 1:])  # after the last collective, because it lasts
         return table[:, 0].sum()
 
-    def load_inputs(self, step: int) -> list[ShardInputs]:
-        """Inputs of this rank's shards, in host memory; in one group a function of `step` alone."""
+    def load_inputs(self, step: int) -> list[Loaded]:
+        """Inputs of this rank's shards; in one group a function of `step` alone."""
         epoch, shards = self.shards_of(step)
         augment = (self.recipe.seed, epoch) if self.recipe.data.augments else None
-        inputs = []
+        loaded: list[Loaded] = []
         own = self.scope.own_shards(self.group, step, len(shards))
         for group in self.shard_gradients.group_shards(shards, own):
             rows = np.concatenate([shards[shard] for shard in group])
-            x, y = self.train.batch(rows, augment), torch.from_numpy(self.train.y[rows])
-            inputs.append(ShardInputs(group, pin(x, self.device), pin(y, self.device)))
-        return inputs
+            x, y = read_batch(self.train, rows, augment, self.device), torch.from_numpy(self.train.y[rows])
+            loaded.append((group, x, pin(y, self.device)))
+        return loaded
 
     def sample_losses(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the loss of each sample, with its autograd graph."""
         recipe = self.recipe
-        y = to_device(y, self.device)
         try:
             logits = forward(self.model, x, recipe.loop.bf16, recipe.loop.channels_last, self.device)
         except ValueError as error:  # raised by batch norm for a single sample with a feature map of one pixel

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from raylab.config.recipe import Recipe
 from raylab.data.prefetch import Prefetcher
-from raylab.data.samples import Inputs, Samples
+from raylab.data.samples import HostBatch, Inputs, Samples
 from raylab.tasks.base import Task
-from raylab.training.loading import loader_threads, pin, to_device
+from raylab.training.loading import loader_threads, read_batch, to_device
 from raylab.training.process_group import ProcessGroup
 
 EVAL_BATCH = 256  # rows per forward pass; fixed, so that scores do not depend on the number of workers
@@ -26,8 +26,8 @@ def predict(
     width = task.outcome.count(samples.spec)
     own, rows = list(group.own_shards(len(chunks))), {}
 
-    def load(number: int) -> Tensor:
-        return pin(samples.batch(chunks[own[number]]), device)
+    def load(number: int) -> Tensor | HostBatch:
+        return read_batch(samples, chunks[own[number]], None, device)
 
     with Prefetcher(load, len(own), loader_threads(recipe, group, device)) as inputs:
         for number, chunk in enumerate(own):
@@ -54,7 +54,7 @@ def name_metrics(scores: dict[str, float], prefix: str = "val") -> dict[str, flo
     return {f"{prefix}/{name}": score for name, score in scores.items()}
 
 
-def forward(model: nn.Module, x: Tensor, bf16: bool, channels_last: bool, device: str) -> Tensor:
+def forward(model: nn.Module, x: Tensor | HostBatch, bf16: bool, channels_last: bool, device: str) -> Tensor:
     """Return the float32 logits of a batch, computed in the requested precision and memory format."""
     x = to_device(x, device)
     if channels_last and x.ndim == 4:

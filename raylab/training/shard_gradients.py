@@ -8,8 +8,9 @@ the first CHECKS passes of each shape are computed both ways: if one bit differs
 shape one by one from then on. Other workers may decide differently, because both ways have the same bits.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,20 +18,18 @@ from torch import Tensor, nn
 
 from raylab.models.gru import Gru
 from raylab.models.shard_pass import LayerNorm, Linear, ShardPass, enter_pass
-from raylab.training.gradients import shard_gradient
+from raylab.training.shard_graphs import Losses, ShardGraphs, can_record, compute_pass
 
 ALIGNMENT = 16  # elements: 64 bytes, as torch aligns tensors
 VECTOR = 32  # elements: two AVX-512 registers, the longest step of torch's loops
 CHECKS = 8  # the rarest differences seen so far showed in each of them (docs/log.md)
 PASS_BYTES = 2**28  # of gradients in one pass
 
-Losses = Callable[[Tensor, Tensor], Tensor]
-"""(x [N, ...], y [N, ...]) -> loss of each sample [N], with its autograd graph"""
-
 
 @dataclass(frozen=True)
 class ShardInputs:
-    """Inputs of consecutive shards that have the same number of rows: x [shards * B, ...], y [shards * B, ...]."""
+    """Inputs of consecutive shards that have the same number of rows, on the device that computes: x [shards * B, ...],
+    y [shards * B, ...]."""
 
     shards: range
     x: Tensor
@@ -56,8 +55,10 @@ def can_take_passes(model: nn.Module, device: str, bf16: bool) -> bool:
 class ShardGradients:
     """Computes the loss and the gradient [P] of each shard with respect to `weights`, P elements in total."""
 
-    def __init__(self, weights: list[nn.Parameter], seed: int, device: str, takes_passes: bool) -> None:
-        self.weights, self.seed, self.device, self.takes_passes = weights, seed, device, takes_passes
+    def __init__(self, model: nn.Module, weights: list[nn.Parameter], seed: int, device: str, bf16: bool) -> None:
+        self.weights, self.seed, self.device = weights, seed, device
+        self.takes_passes = can_take_passes(model, device, bf16)
+        self.graphs = ShardGraphs(weights) if can_record(model, device) else None
         self.size = sum(w.numel() for w in weights)
         self.memory: dict[range, tuple[Tensor, dict[int, Tensor]]] = {}  # of passes, because new memory costs time
         self.checks: dict[
@@ -109,12 +110,17 @@ class ShardGradients:
                 yield from self._compute_pass(each, step, count, losses)
                 continue
             shard = each.shards[0]
-            seed = shard_seed(self.seed, step, shard)
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed does it for all devices, at 0.6 ms a call
-            if self.device != "cpu":
-                torch.cuda.manual_seed(seed)
-            loss = losses(each.x, each.y).sum()
-            yield shard, loss.detach(), shard_gradient(loss / count, self.weights)
+            seed = partial(self._seed, shard_seed(self.seed, step, shard))
+            if self.graphs is not None:
+                yield shard, *self.graphs.compute(shard, each.x, each.y, count, losses, seed)
+            else:
+                seed()
+                yield shard, *compute_pass(each.x, each.y, count, losses, self.weights)
+
+    def _seed(self, seed: int) -> None:
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed does it for all devices, at 0.6 ms a call
+        if self.device != "cpu":
+            torch.cuda.manual_seed(seed)
 
     def _compute_pass(
         self, inputs: ShardInputs, step: int, count: int, losses: Losses

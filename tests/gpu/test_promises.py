@@ -16,11 +16,14 @@ import torch.distributed as dist
 
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
+from raylab.data.images.augment import change_images
+from raylab.data.images.dataset import load_images
 from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
-from raylab.training import checkpoint
+from raylab.training import checkpoint, shard_gradients
 from raylab.training.checkpoint_writer import CheckpointWriter
 from raylab.training.loop import Report, Training, fit, weights_sha256
+from raylab.training.shard_graphs import ShardGraphs, compute_pass
 from tracking.system import open_gpus
 
 EXACT = {"loop.gradient_reduction": "exact"}
@@ -138,6 +141,58 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(name, step, data, de
     assert again == {key: value for key, value in alone[name].items() if key != "losses"}
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_passes_have_the_bits_of_others(name, data, card, alone, monkeypatch):
+    training = start(name, data, "cuda")
+    with training.inputs:
+        for _ in range(training.batches.per_epoch):  # also the last batch of the epoch
+            training.train_step()
+    graphs = training.shard_gradients.graphs
+    assert graphs is not None and len(graphs.graphs) > 3 and None not in graphs.graphs.values()
+    monkeypatch.setattr(shard_gradients, "can_record", lambda model, device: False)
+    assert facts(name, data, "cuda") == alone[name]
+
+
+WAITS: dict[str, Callable[[torch.Tensor], object]] = {
+    "a number on the host": lambda x: x.sum().item(),
+    "the end of the queue": lambda x: torch.cuda.synchronize(),
+}
+
+
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_a_pass_that_waits_is_computed_without_a_graph(wait, card):
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1)).cuda()
+    weights, x, y = list(model.parameters()), torch.randn(5, 8, device=card), torch.randn(5, 1, device=card)
+    waits = True
+
+    def losses(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if waits:
+            wait(x)
+        return (model(x) - y).square()[:, 0]
+
+    graphs = ShardGraphs(weights)
+    for _ in range(2):
+        of_graphs = graphs.compute(0, x, y, 5, losses, lambda: torch.cuda.manual_seed(3))
+        torch.cuda.manual_seed(3)
+        for one, other in zip(of_graphs, compute_pass(x, y, 5, losses, weights), strict=True):
+            assert torch.equal(one, other)
+    assert list(graphs.graphs.values()) == [None]
+    waits = False
+    of_graphs = graphs.compute(1, x, y, 5, losses, lambda: torch.cuda.manual_seed(3))
+    torch.cuda.manual_seed(3)
+    assert torch.equal(of_graphs[1], compute_pass(x, y, 5, losses, weights)[1])
+
+
+def test_the_card_augments_as_the_cpu_does_to_a_grey_level(data, device):
+    samples = load_images(data["covidnet"], "train", augment={"erase": 0.5})
+    read = samples.read(np.arange(len(samples)), (7, 1))
+    assert read.changes is not None and read.changes.erased is not None
+    here = change_images(read.x_B1SS, read.changes).int()
+    there = change_images(read.x_B1SS.to(device), read.changes.each(lambda tensor: tensor.to(device))).cpu().int()
+    assert (here - there).abs().max() <= 1 and (here != there).float().mean() < 1e-3
+    assert (read.inputs(device).cpu() - read.inputs("cpu")).abs().max() < 0.02
+
+
 def test_a_linear_probe_leaves_the_body_as_it_is(data, device):
     training = start("transfer", data, device)
     before = {name: weight.clone() for name, weight in training.model.named_parameters()}
@@ -189,9 +244,9 @@ def test_memory_does_not_grow(data, card):
             training.fetch_all()
             peaks.append((torch.cuda.max_memory_allocated(), torch.cuda.host_memory_stats()["allocated_bytes.peak"]))
     assert peaks[3][0] <= 1.01 * peaks[1][0]
-    x = training.train.batch(np.arange(45))
+    batch_bytes = training.train.read(np.arange(45)).x_B1SS.nbytes
     most = training.inputs.ahead + 2  # batches: those ahead, the one at work, and one whose copy has not ended
-    assert peaks[3][1] <= 2 * most * x.nbytes + (1 << 20), "the allocator rounds up to powers of two"
+    assert peaks[3][1] <= 2 * most * batch_bytes + (1 << 20), "the allocator rounds up to powers of two"
 
 
 def test_a_checkpoint_beside_training_has_the_state_of_its_step(device, tmp_path):

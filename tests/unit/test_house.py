@@ -1,6 +1,7 @@
 """The rules of the house (docs: the picture of the rooms) as tests over the source text."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 from collections.abc import Iterator
@@ -134,6 +135,15 @@ def test_only_tests_know_the_test_cluster():
     for path in TREES:
         if ROOT / "cluster" / "testbed" not in path.parents:
             assert not [what for what in imports(path) if what.startswith("cluster.testbed")], path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_benchmarks_import_what_there_is(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "raylab":
+            module = importlib.import_module(node.module or "")
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}"), (node.module, name)
 
 
 def test_ray_is_imported_in_one_room_and_lazily_by_jobs():

@@ -36,7 +36,7 @@ def losses_of(model: nn.Module) -> Losses:
 
 
 def start(model: nn.Module) -> ShardGradients:
-    return ShardGradients(list(model.parameters()), 3, "cpu", can_take_passes(model, "cpu", False))
+    return ShardGradients(model, list(model.parameters()), 3, "cpu", False)
 
 
 def sample_inputs(generator: np.random.Generator, shards: range, rows: int, hours: int, width: int) -> ShardInputs:
