@@ -1,10 +1,11 @@
 """Values that a few threads compute ahead of the one who needs them, in order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
+END: Any = object()
 
 
 class Prefetcher(Generic[T]):
@@ -42,3 +43,13 @@ class Prefetcher(Generic[T]):
 
     def __exit__(self, *failure: object) -> None:
         self.close()
+
+
+def read_ahead(values: Iterator[T]) -> Generator[T]:
+    """Yield `values`, each computed by a thread while the caller works on the one before it: one more is in memory. An
+    error is raised where its value would have been."""
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
+        coming = thread.submit(next, values, END)
+        while (value := coming.result()) is not END:
+            coming = thread.submit(next, values, END)
+            yield value

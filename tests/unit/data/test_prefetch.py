@@ -2,11 +2,12 @@
 
 import threading
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import wait
 
 import pytest
 
-from raylab.data.prefetch import Prefetcher
+from raylab.data.prefetch import Prefetcher, read_ahead
 from tests.wait import wait_for
 
 
@@ -89,3 +90,30 @@ def test_threads_end_with_the_block_and_start_nothing_after_it():
         threading.Thread(target=lambda: wait_for(later.cancelled, 30, "the end") and may_end.set()).start()
         raise KeyboardInterrupt
     assert begun == [0, 1] and threads() == []
+
+
+def test_reading_ahead_keeps_order_and_raises_an_error_in_its_place():
+    def values() -> Iterator[int]:
+        yield from range(3)
+        raise OSError("damaged")
+
+    assert list(read_ahead(iter(range(5)))) == list(range(5)) and list(read_ahead(iter(()))) == []
+    ahead = read_ahead(values())
+    assert [next(ahead), next(ahead), next(ahead)] == [0, 1, 2]
+    with pytest.raises(OSError, match="damaged"):
+        next(ahead)
+
+
+def test_reading_ahead_holds_one_more_value_and_ends_its_thread():
+    computed: list[int] = []
+
+    def values() -> Iterator[int]:
+        for number in range(9):
+            computed.append(number)
+            yield number
+
+    ahead = read_ahead(values())
+    assert next(ahead) == 0
+    wait_for(lambda: len(computed) == 2, 30, "the next value")
+    ahead.close()
+    assert computed == [0, 1] and threads() == []

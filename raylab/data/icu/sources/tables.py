@@ -16,6 +16,7 @@ import polars as pl
 
 from raylab.data.icu.sources.schema import Column, Schema, empty_table
 from raylab.data.identifiers import identifier, is_missing, not_among
+from raylab.data.prefetch import read_ahead
 from raylab.data.text import as_date, as_number, decode, has_zone, not_utf8, separator, usual_date, usual_number, utf8
 from raylab.errors import DataError
 
@@ -248,7 +249,7 @@ def rows_of(findings: Findings, schema: Schema, table: str) -> Iterator[tuple[pl
             yield part, pl.int_range(first, first + part.height, eager=True)
             first += part.height
         return
-    for portion, part in enumerate(_text(findings, schema, table)):
+    for portion, part in enumerate(read_ahead(_text(findings, schema, table))):
         first = portion * PLACES + 2  # the first line is the header
         yield part, pl.int_range(first, first + part.height, eager=True)
 
