@@ -100,11 +100,11 @@ def compare_loaders(recipe: Recipe, data: Path, files: list[Path], rounds: int) 
 
     def prefetch() -> int:
         with Prefetcher(training.load_inputs, steps, CORES) as inputs:
-            return sum(len(each.y) for step in range(steps) for each in inputs.get(step))
+            return sum(len(y) for step in range(steps) for _, _, y in inputs.get(step))
 
     def load_freely() -> int:
         with ThreadPoolExecutor(CORES) as pool:
-            return sum(pool.map(lambda step: sum(len(each.y) for each in training.load_inputs(step)), range(steps)))
+            return sum(pool.map(lambda step: sum(len(y) for _, _, y in training.load_inputs(step)), range(steps)))
 
     def decode_freely() -> int:
         side = training.train.spec["size"]
