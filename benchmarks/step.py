@@ -7,7 +7,8 @@ every round, so that each ratio compares measurements close in time. The script 
 samples/s, of the ratio to plain DDP, and of the CPU time per sample, which varies less on a busy machine. Every variant
 trains the shipped recipe with the same batches from memory, clipping, AdamW and moving average; DDP uses torch's own
 classes on the rank's part of the batch. "DDP, torch's layers" uses torch.nn.GRU and torch.nn.Dropout instead of
-raylab's.
+raylab's. "exact, apart" has as many processes that exchange nothing, each with its part of the batch and of the shards:
+what they could reach on this machine.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from raylab.tasks import find_task
 from raylab.tasks.recipes import shipped_recipe
 from raylab.training.loop import Report, Training
 from raylab.training.process_group import ProcessGroup
+from raylab.training.shard_gradients import CHECKS
 
 CASES: dict[str, tuple[str, dict[str, object]]] = {
     "gru": ("ards", {}),
@@ -84,10 +86,11 @@ def ddp_step(recipe: Recipe, train: Samples, model: nn.Module) -> Step:
     return step
 
 
-def raylab_step(recipe: Recipe, train: Samples, val: Samples, model: nn.Module) -> Step:
-    """A step of raylab's loop with its report and the questions that its boundary asks of all workers."""
+def raylab_step(recipe: Recipe, train: Samples, val: Samples, model: nn.Module, group: ProcessGroup) -> Step:
+    """A step of raylab's loop with its report and the questions that its boundary asks of all workers of `group`."""
     job = find_task(recipe.task)
     training = Training(recipe, job, model, train, val, Report(), "cpu", False)
+    training.group = group
     whole_batches = len(train) // recipe.loop.global_batch_size
 
     def step(number: int) -> None:
@@ -122,16 +125,23 @@ def ways(case: str, data: Path, batch: int | None) -> tuple[int, dict[str, Step]
     val = job.load(data / task, "val", recipe.data, train.spec)
     model = job.model(recipe, train.spec)
 
-    def loop(way: str, **more: object) -> Step:
+    everyone = ProcessGroup()
+
+    def loop(way: str, group: ProcessGroup = everyone, **more: object) -> Step:
         chosen = override(recipe, {"loop.gradient_reduction": way, **{f"loop.{k}": v for k, v in more.items()}})
-        return raylab_step(chosen, train, val, copy.deepcopy(model))
+        return raylab_step(chosen, train, val, copy.deepcopy(model), group)
 
     found: dict[str, Step] = {"DDP": ddp_step(recipe, train, copy.deepcopy(model))}
     if task == "ards":
         found["DDP, torch's layers"] = ddp_step(recipe, train, with_torch_layers(model))
     found["exact"], found["float"] = loop("exact"), loop("float")
-    if ProcessGroup().size == 1:
+    size, batch = everyone.size, recipe.loop.global_batch_size
+    if size == 1:
         found["exact, 1 shard"] = loop("exact", shards=1)
+    else:
+        groups = [dist.new_group([rank]) for rank in range(size)]
+        shares = {"global_batch_size": batch // size, "shards": recipe.loop.shards // size}
+        found["exact, apart"] = loop("exact", ProcessGroup(groups[everyone.rank]), **shares)
     return recipe.loop.global_batch_size, found
 
 
@@ -139,14 +149,16 @@ def measure(case: str, data: Path, rounds: int, batch: int | None) -> dict[str, 
     """Measure every variant: seconds and CPU seconds per step of this rank, as lists over rounds."""
     samples, found = ways(case, data, batch)
     counts, times = {}, {name: {"wall": [], "cpu": []} for name in found}
+    at = CHECKS if CASES[case][0] == "ards" else 1  # passes that are computed twice, to compare their bits
     for name, step in found.items():
-        step(0)
+        for number in range(at):
+            step(number)
         start = time.perf_counter()
-        step(1)
+        step(at)
         seconds = torch.tensor(time.perf_counter() - start)
         dist.all_reduce(seconds, dist.ReduceOp.MAX)
         counts[name] = max(2, int(SECONDS / float(seconds)))
-    at = 2
+    at += 1
     for _ in range(rounds):
         for name, step in found.items():
             dist.barrier()
