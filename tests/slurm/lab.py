@@ -31,8 +31,11 @@ INTERVAL = 50
 RECIPE = (
     "--smoke", "--set", f"loop.checkpoint_steps={INTERVAL}", "loop.ema_decay=0.9", "model.dropout=0.2",
 )  # fmt: skip
+PLUGIN = Path(__file__).with_name("paced.py")
+PACED = "model.name=paced-gru"
 # Until it is stopped. Under a constant rate the state after a step does not depend on how many are planned
-ENDLESS = ("schedule.kind=constant", "loop.epochs=100000")
+CONSTANT = "schedule.kind=constant"
+ENDLESS = (PACED, CONSTANT, "loop.epochs=100000")
 
 
 class Lab:
@@ -49,6 +52,7 @@ class Lab:
             **bed.environment,
             "RAYLAB_HOME": str(self.home),
             "RAYLAB_SITES": str(self.home / "sites.toml"),
+            "XDG_CONFIG_HOME": str(self.home / "config"),
         }
 
     def call(self, *words: object, seconds: float = 600) -> "subprocess.CompletedProcess[str]":
@@ -71,9 +75,17 @@ class Lab:
 
     def train(self, name: str, workers: str, *more: str) -> None:
         """Submit a training to the cluster `ray`; returns at once."""
-        words = ("train", "ards", "--data", self.data, "--workers", workers, "--name", name, *RECIPE, *more)
+        words = (*self._words(name), "--workers", workers, *RECIPE, *more)
         sent = self.run("cluster", "submit", "--name", "ray", "--detach", "--", "python", "-m", "jobs.cli", *words)
         self.jobs[name] = sent["job"]
+
+    def train_alone(self, name: str, *more: str) -> Verb:
+        """Begin to train in one process, without Ray and Slurm."""
+        words = (*self._words(name), "--workers", 0, *RECIPE, *more)
+        return self.verbs.start(words, self.environment, self.home / f"said-{name}.txt")
+
+    def _words(self, name: str) -> tuple[object, ...]:
+        return ("train", "ards", "--plugin", PLUGIN, "--data", self.data, "--name", name)
 
     def stop(self, run: str) -> None:
         """Stop a run as its user would, and wait until its driver has ended."""
@@ -104,15 +116,6 @@ class Lab:
             return at is not None and lines[at]["workers"] == workers and len(lines) - at > steps
 
         wait_for(there, seconds, f"{run} on {workers} workers", lambda: self.describe(run))
-        self.lower_priority(run)
-
-    def lower_priority(self, run: str) -> None:
-        """Let the run's newest group compute when nothing else does. Without an end, it would take processors from the
-        starts of Ray that the tests wait for, and from the tests beside them."""
-        pids = " ".join(map(str, self.groups(run)[-1]["pids"]))
-        lower = f"for pid in {pids}; do grep -q ray::Worker /proc/$pid/cmdline && renice -n 10 -p $pid; done; true"
-        for node in self.bed.run("sinfo --noheader --Node --states=alloc,mix --format=%n | sort -u").split():
-            self.bed.run(f"{{ {lower}; }} >/dev/null 2>&1", node)
 
     def describe(self, run: str) -> str:
         """What a wait that was in vain leaves to look at: the run's last groups, the cluster, and Slurm's own view."""
@@ -128,9 +131,8 @@ class Lab:
         facts = self.facts(run)
         assert facts["gaps"] == facts["damaged_checkpoints"] == 0
         step, alone = int(here.name.removeprefix("step-")), f"{run}-undisturbed"
-        settings = (ENDLESS[0], f"loop.epochs={-(-step // 2)}", f"loop.checkpoint_steps={step}")  # 2 steps an epoch
-        words = ("train", "ards", "--data", self.data, "--workers", 0, "--name", alone, *RECIPE, *settings)
-        verb = self.verbs.start(words, self.environment, self.home / f"said-{alone}.txt")
+        settings = (PACED, CONSTANT, f"loop.epochs={-(-step // 2)}", f"loop.checkpoint_steps={step}")  # 2 steps an epoch
+        verb = self.train_alone(alone, *settings)
         return Undisturbed(verb, here, self.home / "runs" / alone / "checkpoints" / here.name)
 
     def result(self, run: str, seconds: float = 600) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def test_a_short_partition_is_waited_for(lab: Lab) -> None:
 @pytest.mark.fault(9)
 def test_ray_s_control_store_is_killed(lab: Lab) -> None:
     """The head returns as a new generation and resumes the run from its newest checkpoint."""
-    lab.train("headless", "2", LONG)
+    lab.train("headless", "2", *LONG)
     lab.on_workers("headless", 2, steps=INTERVAL)
     before = lab.status()["head"]
     own = f"tr '\\0' '\\n' </proc/$pid/environ | grep -qx SLURM_JOB_ID={before['job']}"

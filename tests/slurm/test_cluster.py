@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.slurm.conftest import Bed
-from tests.slurm.lab import ENDLESS, INTERVAL, RECIPE, Lab, Undisturbed, preemptible_cluster
+from tests.slurm.lab import ENDLESS, INTERVAL, PACED, Lab, Undisturbed, preemptible_cluster
 from tests.verbs import Verbs
 from tests.wait import wait_for
 
@@ -21,14 +21,16 @@ def lab(testbed: Bed, ards_data: Path, verbs: Verbs) -> Iterator[Lab]:
         yield lab
 
 
-SHORT, LONG = (f"loop.epochs={epochs}" for epochs in (200, 1500))  # 2 steps an epoch
+SHORT = ("loop.epochs=200",)  # 2 steps an epoch
+LONG = (PACED, "loop.epochs=500")  # two minutes at least
 
 
-def check(lab: Lab, run: str, epochs: str) -> dict[str, Any]:
+def check(lab: Lab, run: str, settings: tuple[str, ...]) -> dict[str, Any]:
     """The run ended as one did that nothing disturbed, in one process without Ray and Slurm, with one MLflow run."""
     alone = f"{run}-undisturbed"
-    expected = lab.run("train", "ards", "--data", lab.data, "--workers", 0, "--name", alone, *RECIPE, epochs)
-    result = lab.result(run)
+    verb = lab.train_alone(alone, *settings)
+    assert verb.wait(600) == 0, verb.errors.read_text()
+    expected, result = lab.result(alone), lab.result(run)
     assert result["steps"] == result["planned_steps"] == expected["steps"]
     assert result["gaps"] == 0
     assert result["weights_sha256"] == expected["weights_sha256"]
@@ -45,7 +47,7 @@ def test_runs_grow_and_share_the_cluster(lab: Lab) -> None:
     lab.train("first", "1:3", *ENDLESS)
     lab.on_workers("first", 3)
     assert len({job["node"] for job in lab.workers()}) == 3
-    lab.train("second", "1:3", SHORT)
+    lab.train("second", "1:3", *SHORT)
     lab.on_workers("second", 1)
     lab.result("second")
     lab.stop("first")
@@ -134,7 +136,7 @@ def test_slurm_itself_away(lab: Lab, run: str) -> None:
     lab.bed.verb("kill-controller")
     try:
         assert lab.call("cluster", "status", "--name", "ray").returncode == 1
-        wait_for(lambda: lab.step(run) > step + 300, 120, "300 steps without Slurm")
+        wait_for(lambda: lab.step(run) > step + 150, 120, "150 steps without Slurm")
     finally:
         lab.bed.verb("start-controller")
     assert len(lab.groups(run)) == groups
@@ -150,7 +152,7 @@ def undisturbed(lab: Lab, run: str) -> Undisturbed:
 @pytest.mark.fault(9, 13)
 def test_the_head_is_requeued(lab: Lab, undisturbed: Undisturbed) -> None:
     """A search and a run are in the middle; the new head resumes both into the MLflow runs that they had."""
-    lab.train("over-the-head", "2", LONG)
+    lab.train("over-the-head", "2", *LONG)
     lab.on_workers("over-the-head", 2)
     words = ("--data", lab.data, "--trials", 4, "--name", "search", "--smoke", "--set", "loop.epochs=20")
     search = ("python", "-m", "jobs.cli", "tune", "ards", *words)
@@ -158,7 +160,7 @@ def test_the_head_is_requeued(lab: Lab, undisturbed: Undisturbed) -> None:
     trials = lab.home / "runs" / "search" / "trials"
     wait_for(lambda: list(trials.glob("*/end.json")), 240, "an ended trial")
     before = lab.status()["head"]
-    assert lab.step("over-the-head") < 3000 and len(list(trials.glob("*/end.json"))) < 4
+    assert lab.step("over-the-head") < 1000 and len(list(trials.glob("*/end.json"))) < 4
     lab.bed.run(f"scontrol requeue {before['job']}")
     wait_for(
         lambda: (now := lab.status()["head"]) is not None and now["generation"] > before["generation"],
