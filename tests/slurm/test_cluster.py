@@ -21,8 +21,8 @@ def lab(testbed: Bed, ards_data: Path, verbs: Verbs) -> Iterator[Lab]:
         yield lab
 
 
-SHORT = ("loop.epochs=200",)  # 2 steps an epoch
-LONG = (PACED, "loop.epochs=500")  # two minutes at least
+SHORT = ("loop.epochs=100",)  # 2 steps an epoch
+LONG = (PACED, "loop.epochs=400")  # at rest for 72 s
 
 
 def check(lab: Lab, run: str, settings: tuple[str, ...]) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def test_the_head_is_requeued(lab: Lab, undisturbed: Undisturbed) -> None:
     trials = lab.home / "runs" / "search" / "trials"
     wait_for(lambda: list(trials.glob("*/end.json")), 240, "an ended trial")
     before = lab.status()["head"]
-    assert lab.step("over-the-head") < 1000 and len(list(trials.glob("*/end.json"))) < 4
+    assert lab.step("over-the-head") < 800 and len(list(trials.glob("*/end.json"))) < 4
     lab.bed.run(f"scontrol requeue {before['job']}")
     wait_for(
         lambda: (now := lab.status()["head"]) is not None and now["generation"] > before["generation"],
