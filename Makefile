@@ -69,7 +69,7 @@ check: setup ## ruff and mypy
 	@$(BIN)/mypy
 
 # Two suites at a time, the longest first: those on Ray and Slurm wait as often as they compute. Beside the clusters only
-# the unit tests run, and they have a low priority, as the clusters' endless runs have (tests/slurm/lab.py)
+# the unit tests run, and they have a low priority
 SUITES := test-ray test-testbed test-mlflow check
 CLUSTERS := tests/slurm/test_cluster.py tests/slurm/test_cluster_bad_days.py
 PYTEST = $(BIN)/python -m pytest $(or $(SELECT),-m "not campaign")

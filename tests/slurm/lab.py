@@ -131,8 +131,8 @@ class Lab:
         facts = self.facts(run)
         assert facts["gaps"] == facts["damaged_checkpoints"] == 0
         step, alone = int(here.name.removeprefix("step-")), f"{run}-undisturbed"
-        settings = (PACED, CONSTANT, f"loop.epochs={-(-step // 2)}", f"loop.checkpoint_steps={step}")  # 2 steps an epoch
-        verb = self.train_alone(alone, *settings)
+        epochs = -(-step // 2)  # of 2 steps
+        verb = self.train_alone(alone, PACED, CONSTANT, f"loop.epochs={epochs}", f"loop.checkpoint_steps={step}")
         return Undisturbed(verb, here, self.home / "runs" / alone / "checkpoints" / here.name)
 
     def result(self, run: str, seconds: float = 600) -> dict[str, Any]:
