@@ -8,6 +8,7 @@ has used it cannot be forked.
 """
 
 import atexit
+import importlib
 import json
 import os
 import shutil
@@ -20,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mlflow.pyfunc  # noqa: F401  # once, before processes are forked
 import numpy as np
 import torch
 
@@ -37,6 +37,12 @@ from tests.verbs import Verbs
 from tests.wait import wait_for
 from tracking import runs
 from tracking.forwarder import Forwarder
+
+# What verbs import when they need it: here once, and not in each of the forked processes
+for name in ("mlflow.pyfunc", "scipy.stats", "sklearn.metrics", "tracking.server", "jobs.fit", "jobs.simulate",
+             "jobs.common.predictors", "jobs.common.provenance", "raylab.data.icu.sources.synthetic",
+             "raylab.distributed.map", "raylab.physiology.views"):  # fmt: skip
+    importlib.import_module(name)
 
 KILLED = -9
 SITES = ("north", "south")
