@@ -23,7 +23,11 @@ from typing import Any
 from tests.cgroup import Cgroup
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("jobs.train", "jobs.tune", "jobs.resume", "jobs.common.run_tracking", "mlflow.pytorch", "torch._dynamo")
+MODULES = (
+    "jobs.train", "jobs.tune", "jobs.resume", "jobs.common.run_tracking", "jobs.common.predictors", "mlflow.pytorch",
+    "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store",
+    "scipy.stats", "sklearn.metrics",
+)  # fmt: skip
 
 
 # It starts in milliseconds. Verbs that import little are the installed command, so that this is seen to work
