@@ -103,7 +103,9 @@ class Lab:
 
     def __init__(self, cluster: Cluster, home: Path) -> None:
         self.cluster, self.home = cluster, home
-        self.environment = {**cluster.environment, "RAYLAB_HOME": str(home)}
+        self.environment = {
+            **cluster.environment, "RAYLAB_HOME": str(home), "XDG_CONFIG_HOME": str(home / "config")
+        }  # fmt: skip
         self.verbs = Verbs(self.environment, (*MODULES, "raylab.distributed.train", "raylab.distributed.tune"))
 
     def start(self, *words: object) -> Verb:

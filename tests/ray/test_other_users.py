@@ -16,7 +16,9 @@ import pytest
 from torch.distributed import TCPStore
 
 from raylab.files import read_lines
+from tests import paced
 from tests.others import NOBODY, as_other_user, give_up_override, skip_unless_root
+from tests.paced import PACED
 from tests.verbs import Verb, Verbs
 from tests.wait import wait_for
 from tracking.forwarder import sync
@@ -29,7 +31,8 @@ class Local:
 
     def __init__(self, home: Path, scratch: Path, verbs: Verbs) -> None:
         self.home, self.scratch, self.verbs = home, scratch, verbs
-        self.environment = {**without_ray(), "RAYLAB_HOME": str(home), "TMPDIR": str(scratch)}
+        config = {"XDG_CONFIG_HOME": str(home / "config")}
+        self.environment = {**without_ray(), **config, "RAYLAB_HOME": str(home), "TMPDIR": str(scratch)}
         self.started: list[Verb] = []
 
     def start(self, *words: object) -> Verb:
@@ -148,7 +151,8 @@ def test_another_user_gets_nothing_and_stops_nothing(local: Local, ards_data: Pa
         f"mkdir {local.scratch}/ray && echo 127.0.0.1:6379 > {local.scratch}/ray/ray_current_cluster"
     )
     assert planted.code == 0, planted.output
-    run = local.start("train", "ards", "--data", ards_data, "--workers", 2, "--name", "victim", *LONG)
+    words = ("train", "ards", "--plugin", paced.__file__, "--data", ards_data)
+    run = local.start(*words, "--workers", 2, "--name", "victim", *LONG, PACED)
     try:
         wait_for(lambda: local.has_trained("victim") or run.poll() is not None, 450, "the first steps")
         assert run.poll() is None, run.output.read_text()

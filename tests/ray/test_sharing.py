@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import paced
+from tests.paced import PACED
 from tests.ray.conftest import Lab
 from tests.wait import wait_for
 
-RECIPE = ("--smoke", "--set", "loop.epochs=400", "loop.shards=4", "loop.checkpoint_steps=10000")
+RECIPE = ("--smoke", "--set", PACED, "loop.epochs=4000", "loop.shards=4", "loop.checkpoint_steps=10000")
 
 
 @pytest.mark.timeout(600)
@@ -22,10 +24,10 @@ def test_a_second_run_gets_its_share_and_gives_it_back(lab: Lab, ards_data: Path
     def has(name: str, count: int) -> None:
         wait_for(lambda: workers(name)[-1:] == [count], 150, f"{count} workers of {name}")
 
-    first = lab.start("train", "ards", "--data", ards_data, "--workers", "1:3", "--name", "first", *RECIPE)
+    words = ("train", "ards", "--plugin", paced.__file__, "--data", ards_data, "--workers", "1:3")
+    first = lab.start(*words, "--name", "first", *RECIPE)
     has("first", 3)
-    words = ("train", "ards", "--data", ards_data, "--workers", "1:3", "--priority", 2, "--name", "urgent")
-    urgent = lab.start(*words, *RECIPE)
+    urgent = lab.start(*words, "--priority", 2, "--name", "urgent", *RECIPE)
     has("urgent", 2)
     assert workers("first")[-1] == 1
     os.kill(urgent.pid, signal.SIGTERM)

@@ -15,6 +15,8 @@ import torch
 from raylab.files import read_lines
 from raylab.training import checkpoint
 from raylab.training.ledger import summarise_ledger
+from tests import paced
+from tests.paced import PACED
 from tests.slurm.conftest import Bed
 from tests.verbs import Verb, Verbs
 from tests.wait import wait_for
@@ -31,8 +33,6 @@ INTERVAL = 50
 RECIPE = (
     "--smoke", "--set", f"loop.checkpoint_steps={INTERVAL}", "loop.ema_decay=0.9", "model.dropout=0.2",
 )  # fmt: skip
-PLUGIN = Path(__file__).with_name("paced.py")
-PACED = "model.name=paced-gru"
 # Until it is stopped. Under a constant rate the state after a step does not depend on how many are planned
 CONSTANT = "schedule.kind=constant"
 ENDLESS = (PACED, CONSTANT, "loop.epochs=100000")
@@ -85,7 +85,7 @@ class Lab:
         return self.verbs.start(words, self.environment, self.home / f"said-{name}.txt")
 
     def _words(self, name: str) -> tuple[object, ...]:
-        return ("train", "ards", "--plugin", PLUGIN, "--data", self.data, "--name", name)
+        return ("train", "ards", "--plugin", paced.__file__, "--data", self.data, "--name", name)
 
     def stop(self, run: str) -> None:
         """Stop a run as its user would, and wait until its driver has ended."""

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from tests.paced import PACED
 from tests.slurm.conftest import Bed
-from tests.slurm.lab import ENDLESS, INTERVAL, PACED, Lab, Undisturbed, preemptible_cluster
+from tests.slurm.lab import ENDLESS, INTERVAL, Lab, Undisturbed, preemptible_cluster
 from tests.verbs import Verbs
 from tests.wait import wait_for
 
