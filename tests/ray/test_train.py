@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 
 from raylab.memory import KERNEL_LOG
-from tests import paced
 from tests.cgroup import memory_cgroup
-from tests.paced import PACED
 from tests.ray.conftest import Lab
 from tests.unit.tasks.test_plugins import MODEL
 from tests.wait import wait_for
@@ -60,15 +58,14 @@ def test_a_killed_worker_changes_nothing(lab: Lab, ards_data: Path, calm: dict[s
 def test_a_preempted_node_repeats_nothing(lab: Lab, ards_data: Path) -> None:
     """SIGTERM to a node's `ray start --block`: warned ahead, its worker hands over before the node goes."""
     node = lab.cluster.add_node(cpus=2)
-    # The head's 3 CPUs hold one worker; the drain is noticed before 150 epochs of rests are over
-    recipe = (*RECIPE, PACED, "loop.epochs=150", "loop.checkpoint_steps=10000", "scaling.cpus_per_worker=2")
-    words = ("train", "ards", "--plugin", paced.__file__, "--data", ards_data)
-    undisturbed = lab.run(*words, "--workers", 0, *recipe)
+    # The head's 3 CPUs hold one worker; 400 epochs last until the drain is noticed
+    recipe = (*RECIPE, "loop.epochs=400", "loop.checkpoint_steps=10000", "scaling.cpus_per_worker=2")
+    undisturbed = lab.run("train", "ards", "--data", ards_data, "--workers", 0, *recipe)
 
     def size() -> int:
         return int([line["workers"] for line in lab.ledger("preempted") if "workers" in line][-1])
 
-    run = lab.start(*words, "--workers", "1:2", "--name", "preempted", *recipe)
+    run = lab.start("train", "ards", "--data", ards_data, "--workers", "1:2", "--name", "preempted", *recipe)
     wait_for(lambda: lab.ledger("preempted") and size() == 2, 120, "both workers")
     node.send_signal(signal.SIGTERM)
     output = run.communicate(400)
