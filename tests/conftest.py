@@ -180,3 +180,14 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}: set RAYLAB_DATA to its directory")
     return path
+
+
+@pytest.fixture(scope="session")
+def set_a(real_data: Path) -> Any:
+    """Set a of PhysioNet 2012, a SourceData: reading it takes half of a preparation."""
+    from raylab.data.icu.sources import physionet2012
+
+    path = real_data / "icu" / "physionet-2012"
+    if not path.is_dir():
+        pytest.skip(f"no PhysioNet 2012 at {path}")
+    return physionet2012.read(path)

@@ -1,19 +1,14 @@
 """The dissociation curve on real blood: PaO2 and SaO2 of PhysioNet 2012 that were drawn at one time."""
 
 import polars as pl
-import pytest
 import torch
 
 from raylab.data.icu.patient_batch import screen
-from raylab.data.icu.sources import physionet2012
 from raylab.physiology import blood
 
 
-def test_saturation_of_real_blood(real_data):
-    path = real_data / "icu" / "physionet-2012"
-    if not path.is_dir():
-        pytest.skip(f"no PhysioNet 2012 at {path}")
-    _, unique = screen(physionet2012.read(path).events)
+def test_saturation_of_real_blood(set_a):
+    _, unique = screen(set_a.events)
     gases = unique.drop_nulls("value").filter(pl.col("concept").is_in(["pao2", "sao2", "ph"])).collect()
     wide = gases.pivot("concept", index=["stay_id", "time"], values="value", aggregate_function="first")
     pairs = wide.drop_nulls(["pao2", "sao2"])

@@ -423,22 +423,21 @@ def test_events_of_stays_that_are_not_listed(tmp_path, monkeypatch, change, note
 # real data
 
 
-@pytest.mark.skipif(not (DATA / "physionet-2012").is_dir(), reason="no physionet-2012 in RAYLAB_DATA or ../shared/data")
 @pytest.mark.parametrize(
     ("landmark", "stays", "onsets", "prevalence"),
     [(6, 2980, 741, 0.249), (12, 2574, 390, 0.152), (24, 2307, 189, 0.082)],
 )
-def test_onsets_of_physionet_2012_set_a(tmp_path, landmark, stays, onsets, prevalence):
-    meta = prepare_icu("ards", "physionet2012", DATA / "physionet-2012", tmp_path / "out", landmark=landmark)
+def test_onsets_of_physionet_2012_set_a(set_a, tmp_path, monkeypatch, landmark, stays, onsets, prevalence):
+    monkeypatch.setitem(prepare.SOURCES, "physionet2012", lambda raw: set_a)
+    meta = prepare_icu("ards", "physionet2012", tmp_path, tmp_path / "out", landmark=landmark)
     assert meta.cohorts["all"] == {"n": stays, "positive": onsets}
     assert onsets / stays == pytest.approx(prevalence, abs=5e-4)
     assert meta.attrition[0]["stays"] == 4000
 
 
-@pytest.mark.skipif(not (DATA / "physionet-2012").is_dir(), reason="no physionet-2012 in RAYLAB_DATA or ../shared/data")
-def test_onsets_that_persist(tmp_path):
-    raw = DATA / "physionet-2012"
-    meta = prepare_icu("ards", "physionet2012", raw, tmp_path / "out", rule=label("ahrf", {"persist_h": 8}))
+def test_onsets_that_persist(set_a, tmp_path, monkeypatch):
+    monkeypatch.setitem(prepare.SOURCES, "physionet2012", lambda raw: set_a)
+    meta = prepare_icu("ards", "physionet2012", tmp_path, tmp_path / "out", rule=label("ahrf", {"persist_h": 8}))
     assert meta.cohorts["all"]["positive"] == 189
 
 
