@@ -20,6 +20,7 @@ from raylab.errors import DataError, UsageError
 from raylab.evaluation.site_report import LIMIT
 from raylab.score import Score
 from raylab.tasks.base import Task
+from tracking.runs import PRIVACY
 
 EXAMPLE = "raylab export NAME --out NAME.raylab"
 SUFFIX = ".raylab"
@@ -98,6 +99,7 @@ def export(
         counts=counts,
         hashes={name: getattr(origin, name) for name in HASHES},
         scores=read_scores(directory, model.meta.data_hash, model.task),
+        privacy=home.note(directory).tags.get(PRIVACY),
         files={},
     )
     card = bundle_card.render_card(note, origin, model.inputs, model.network, model.parameters)

@@ -6,19 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from jobs import cli
 from jobs.common import home, outputs, run_tracking
 from jobs.common.console import open_screen, say, set_status
 from jobs.train import add_recipe_options, build_recipe, parse_settings
+from raylab.documents import describe_problems
 from raylab.errors import DataError, UsageError
 from raylab.federation.arithmetic import LIMITS, pin
 from raylab.tasks import find_task
+from tracking.outbox import Outbox
+from tracking.runs import PRIVACY
 
 if TYPE_CHECKING:  # it needs the optional package cryptography
     from raylab.federation.agreement import Agreement, LocalSteps
     from raylab.federation.federation import Federation
     from raylab.federation.keys import PrivateKeys
+    from raylab.federation.privacy import Privacy
 
+DEFAULT_DELTA = 1e-5
 EXAMPLE = "raylab federate run --exchange DIR --key north.key --data prepared/ards"
 
 
@@ -54,7 +61,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     agree.add_argument(
         "--gradient-bound", type=float, metavar="B",
         help="exact sums: largest norm of the gradient of a shard's mean loss; larger ones are scaled down "
-        "(default: 16)",
+        "(default: 16; with a privacy budget, where a shard is a row, 1)",
+    )  # fmt: skip
+    agree.add_argument(
+        "--epsilon", type=float, metavar="E",
+        help="privacy budget of a patient: sites add noise, and do not start a run that would spend more (default: no "
+        "noise)",
+    )  # fmt: skip
+    agree.add_argument(
+        "--delta", type=float, metavar="D", help=f"of the privacy budget (default: {DEFAULT_DELTA:g})"
+    )  # fmt: skip
+    agree.add_argument(
+        "--noise-multiplier", type=float, metavar="Z",
+        help="with --epsilon: standard deviation of the noise divided by the gradient bound of a row",
+    )  # fmt: skip
+    agree.add_argument(
+        "--colluding-sites", type=int, metavar="N",
+        help="with --epsilon: how many sites may put together what they know (default: 1)",
     )  # fmt: skip
     agree.add_argument(
         "--cpu-capability", choices=tuple(LIMITS), default="avx2",
@@ -87,6 +110,37 @@ def parse_local_steps(text: str) -> "LocalSteps":
     if text != "epoch" and not text.isdecimal():
         raise UsageError(f"--local-steps {text}: neither a number of steps nor 'epoch'")
     return "epoch" if text == "epoch" else int(text)
+
+
+def parse_privacy(args: argparse.Namespace) -> "Privacy | None":
+    """The privacy budget that the options ask for; UsageError if they do not fit each other."""
+    from raylab.federation.privacy import Privacy
+
+    if args.epsilon is None:
+        others = {
+            "delta": args.delta,
+            "noise-multiplier": args.noise_multiplier,
+            "colluding-sites": args.colluding_sites,
+        }
+        if given := [f"--{name}" for name, value in others.items() if value is not None]:
+            raise UsageError(f"{', '.join(given)} without a privacy budget", do="give --epsilon too, or leave it out")
+        return None
+    if args.noise_multiplier is None:
+        raise UsageError(
+            "a privacy budget needs --noise-multiplier",
+            "how much noise keeps the budget depends on the rows of each site, which nobody else knows",
+            "try --noise-multiplier 1: `federate run` refuses too little noise before anything is sent, and says how "
+            "much is enough",
+        )
+    try:
+        return Privacy(
+            epsilon=args.epsilon,
+            delta=DEFAULT_DELTA if args.delta is None else args.delta,
+            noise_multiplier=args.noise_multiplier,
+            colluding_sites=1 if args.colluding_sites is None else args.colluding_sites,
+        )
+    except ValidationError as error:
+        raise UsageError("this is not a privacy budget", describe_problems(error), "change the option") from error
 
 
 def add_exchange(parser: argparse.ArgumentParser) -> None:
@@ -122,16 +176,17 @@ def write_agreement(args: argparse.Namespace) -> dict[str, Any]:
 
     outputs.check_directory(args.exchange, "--exchange")
     identities = [read_identity(path) for path in args.sites]
-    recipe = build_recipe(args.task, parse_settings(args), None, args.smoke)
+    recipe, privacy = build_recipe(args.task, parse_settings(args), None, args.smoke), parse_privacy(args)
     agreement = agreements.propose(
         recipe,
         identities,
         args.rows,
-        args.shards or [1] * len(identities),
+        args.shards or ([1] * len(identities) if privacy is None else args.rows),
         args.gradient_bound,
         args.cpu_capability,
         args.patience,
         args.local_steps,
+        privacy,
     )
     path = agreements.write_agreement(agreement, args.exchange)
     if not args.quiet:
@@ -157,6 +212,11 @@ def tell_agreement(agreement: "Agreement") -> None:
     else:
         say(f"the weights are averaged after {agreement.local_steps} local steps, and at the end of each epoch")
     say(f"instructions {agreement.cpu_capability}, {agreement.patience_seconds:g} s of patience")
+    if privacy := agreement.privacy:
+        say(
+            f"privacy budget of a patient: epsilon {privacy.epsilon:g}, delta {privacy.delta:g}; noise multiplier "
+            f"{privacy.noise_multiplier:g}, even if {privacy.colluding_sites} of {len(agreement.sites)} sites collude"
+        )
     if len(agreement.sites) < PRIVATE_SITES:
         say("two sites: each of them can subtract its own values from a sum, and so gets the other's")
 
@@ -195,13 +255,13 @@ def run_site(args: argparse.Namespace) -> dict[str, Any]:
             if home.note(directory).tags.get("raylab.agreement") != agreement.sha256:
                 raise UsageError(f"the run '{name}' belongs to something else", do="choose another --name")
             with run_tracking.reopen_run(directory):
-                return continue_site(directory, agreement, keys, args.exchange, data, args.quiet)
+                return continue_site(directory, agreement, keys, args, data)
         uri = run_tracking.checked_address()
         directory = home.new_run(name, recipe.task)
         tags = {"raylab.agreement": agreement.sha256, "raylab.site": keys.site}
         new = run_tracking.describe_run(directory, recipe, meta, data, "federate", uri, more_tags=tags)
         with run_tracking.open_run(directory, new):
-            return continue_site(directory, agreement, keys, args.exchange, data, args.quiet)
+            return continue_site(directory, agreement, keys, args, data)
 
 
 def read_signed(exchange: Path) -> "Agreement":
@@ -220,16 +280,18 @@ def read_signed(exchange: Path) -> "Agreement":
 
 
 def continue_site(
-    directory: Path, agreement: "Agreement", keys: "PrivateKeys", exchange: Path, data: Path, quiet: bool
+    directory: Path, agreement: "Agreement", keys: "PrivateKeys", args: argparse.Namespace, data: Path
 ) -> dict[str, Any]:
     """Train the tracked run in `directory` to its end, and score it on the site's own validation split."""
     from jobs.common.training import finish  # loads torch, after its instructions are pinned
     from raylab.federation.exchange import Exchange
+    from raylab.federation.journal import Journal
     from raylab.federation.run import join
     from raylab.federation.sums import SiteSums
     from raylab.training.checkpoint import list_checkpoints
     from raylab.training.run_result import read_result
 
+    quiet = args.quiet
     if (directory / "result.json").is_file():
         say(f"run {directory.name} has already finished training")
         return finish(directory, agreement.parse_recipe(), data, read_result(directory), quiet)
@@ -239,11 +301,19 @@ def continue_site(
         here = list_checkpoints(directory / "checkpoints")
         return int(here[-1].name.removeprefix("step-")) if len(here) > 1 else 0
 
-    sums = SiteSums(Exchange(exchange, agreement, keys, saved_step), keys, agreement, say)
+    journal = None
+    if agreement.privacy is not None:
+        journal = Journal(args.key.with_suffix(".sent") / agreement.sha256[:16])
+    sums = SiteSums(Exchange(args.exchange, agreement, keys, saved_step), keys, agreement, say, journal)
     set_status("waiting for all sites to join")
     with sums.announce_end():
         federation = join(agreement, {keys.site: data}, sums)
+        note_spending(
+            federation, directory, keys.site, federation.steps
+        )  # at most: it stands if this process is killed
         result = train_federation(federation, directory, quiet)
+    if (spent := note_spending(federation, directory, keys.site, result["steps"])) and not quiet:
+        say(f"spent of each patient of this site: {spent}")
     sums.tell_refused()
     traffic = {
         "rounds": sums.rounds,
@@ -253,6 +323,23 @@ def continue_site(
         "refused": sums.told,
     }
     return finish(directory, federation.recipe, data, result, quiet) | {"traffic": traffic}
+
+
+def note_spending(federation: "Federation", directory: Path, site: str, steps: int) -> str | None:
+    """Tag the run with what `steps` steps spend of the privacy budget, and return it; None without a budget."""
+    from raylab.federation.budget import spent_epsilon
+
+    privacy = federation.agreement.privacy
+    if privacy is None:
+        return None
+    of = f"{privacy.colluding_sites} of {len(federation.agreement.sites)} sites"
+    text = (
+        f"epsilon {spent_epsilon(federation, site, steps):.3g} of {privacy.epsilon:g}, delta {privacy.delta:g}, "
+        f"noise multiplier {privacy.noise_multiplier:g}, if {of} collude"
+    )
+    home.annotate(directory, tags={**home.note(directory).tags, PRIVACY: text})
+    Outbox(directory / "outbox").append({"kind": "tags", "values": {PRIVACY: text}})
+    return text
 
 
 def train_federation(federation: "Federation", directory: Path, quiet: bool) -> dict[str, Any]:
@@ -286,6 +373,12 @@ def run_pooled(args: argparse.Namespace) -> dict[str, Any]:
             "a pooled run repeats exact sums, and the sites of this agreement average their weights",
             "there is no run on pooled rows with the same weights",
             "to compare, make an agreement without --local-steps in another directory",
+        )
+    if agreement.privacy is not None:
+        raise UsageError(
+            "a pooled run repeats exact sums, and the sites of this agreement add noise",
+            "the noise is secret and drawn once, so no other run has the same weights",
+            "to compare, make an agreement without --epsilon in another directory",
         )
     pin(agreement.cpu_capability)
     from raylab.federation.exchange import Inbox

@@ -124,6 +124,12 @@ def find_goal(what: str | Path, run: str | None) -> Provenance:
         goal = provenance.describe(home.find(str(what)))
     if goal.kind == "evaluate" and goal.parent is not None:
         goal = goal.parent
+    if goal.kind == "federate":
+        raise UsageError(
+            f"{goal.name} was trained across sites, whose rows are not here",
+            "with a privacy budget nobody can repeat it: the noise was secret, and no seed gives it again",
+            "without one, where the data of all sites may be in one place: raylab federate pool",
+        )
     if goal.kind not in provenance.TRAINED:
         raise UsageError(
             f"{goal.name} trains no network, it is a run of '{goal.kind or 'an unknown kind'}'",

@@ -62,6 +62,12 @@ def verify(
         raise UsageError("--samples takes a number from 0 up")
     directory = find_run(run)
     record = home.note(directory)
+    if record.kind == "federate":
+        raise UsageError(
+            f"{directory.name} was trained across sites: its steps need the rows of all of them",
+            "with a privacy budget its noise was secret, and no seed gives it again",
+            "without one, where the data of all sites may be in one place: raylab federate pool",
+        )
     if record.kind not in ("train", "transfer"):
         raise UsageError(f"{directory.name} is a run of '{record.kind}'; train and transfer keep a ledger of steps")
     if not (directory / RESULT).is_file():

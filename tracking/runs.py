@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 KEY = "raylab.idempotency_key"  # a tag: no two runs have the same one
+PRIVACY = "raylab.privacy"  # a tag: what a run has spent of its privacy budget, in words
 DATABASE_BYTES = 1 << 20  # of an empty database
 CHECK_SECONDS = 5.0  # to connect, and again to read
 # MLflow's own defaults block a caller of a dead server for minutes, report usage, and print into training logs.

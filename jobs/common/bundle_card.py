@@ -9,6 +9,9 @@ from tracking.provenance import Provenance
 if TYPE_CHECKING:  # it loads torch
     from raylab.training.bundle import Bundle
 
+BUDGET = """\
+Differential privacy of the weights and of the statistics of the inputs: {spent}. The unit is all rows of one patient,
+left out; how many rows there are is not protected, and the scores and counts on this card are not part of it."""
 LEAKS = """\
 The bundle holds no row of a patient. Weights and statistics are functions of the training data, and are not proven to
 tell nothing of a single patient."""
@@ -39,5 +42,5 @@ def render_card(bundle: "Bundle", origin: Provenance, inputs: ModelInputs, model
         lines.append(f"- {name}: {Score.model_validate(score)}")
     units = bundle.units
     names = ", ".join(f"{name} ({units.get(name, 'derived')})" if units else name for name in bundle.concepts)
-    lines += ["", "## Inputs", "", names, "", LEAKS]
+    lines += ["", "## Inputs", "", names, "", BUDGET.format(spent=bundle.privacy) if bundle.privacy else LEAKS]
     return "\n".join(lines) + "\n"

@@ -18,7 +18,9 @@ from raylab.config.overrides import override
 from raylab.config.recipe import NetworkModel, Recipe
 from raylab.documents import Document, read_document
 from raylab.errors import DataError, UsageError, unknown
+from raylab.federation import privacy as budgets
 from raylab.federation.keys import Identity, PrivateKeys
+from raylab.federation.privacy import Privacy
 from raylab.files import write_json
 from raylab.tasks import find_task
 from raylab.tasks.recipes import parse_recipe
@@ -56,7 +58,7 @@ class Agreement(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     id: str
     """random, so that no two agreements have the same masks"""
     local_steps: LocalSteps | None
@@ -69,12 +71,24 @@ class Agreement(BaseModel):
     cpu_capability: CpuCapability
     """vector instructions that every site is limited to"""
     patience_seconds: float = Field(gt=0)
-    """time without a site's message after which the others go on without it"""
+    """time without a site's message after which the others go on without it, or end, if they have a privacy budget"""
+    privacy: Privacy | None
+    """None: no noise; otherwise each row is a shard, and every sum of values has noise of all sites"""
 
     @model_validator(mode="after")
     def _has_a_bound(self) -> Self:
         if (self.gradient_bound is None) != (self.local_steps is not None):
             raise ValueError("exact sums need a gradient_bound, and averages have none")
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_every_row(self) -> Self:
+        if self.privacy is None:
+            return self
+        if self.local_steps is not None or any(site.rows != site.shards for site in self.sites):
+            raise ValueError("a privacy budget needs exact sums with a shard for each row")
+        if self.privacy.colluding_sites >= len(self.sites):
+            raise ValueError(f"{self.privacy.colluding_sites} of {len(self.sites)} sites collude: one is left at most")
         return self
 
     @property
@@ -124,12 +138,14 @@ def propose(
     cpu_capability: CpuCapability,
     patience_seconds: float,
     local_steps: LocalSteps | None = None,
+    privacy: Privacy | None = None,
 ) -> Agreement:
     """Return an agreement to train `recipe` with `rows` and `shards` of each site in a step.
 
     The recipe's batch and shards become the sums of those. With `local_steps` the sites average their weights
-    (McMahan et al., arXiv 1602.05629); otherwise all steps are exact sums, with DEFAULT_BOUND unless `gradient_bound`
-    is given. Raises UsageError for a recipe that cannot be trained so.
+    (McMahan et al., arXiv 1602.05629); otherwise all steps are exact sums, with a default bound unless `gradient_bound`
+    is given; and with `privacy` they have noise, and each row must be a shard. Raises UsageError for a recipe that
+    cannot be trained so.
     """
     names = [identity.site for identity in identities]
     if len(names) < LEAST_SITES or len(set(names)) < len(names):
@@ -145,8 +161,11 @@ def propose(
     settings = {"loop.global_batch_size": sum(rows), "loop.shards": sum(shards), "scaling.workers": 0}
     recipe = override(recipe, settings)
     check_recipe(recipe)
+    if privacy is not None:
+        check_private(recipe, rows, shards, local_steps, privacy)
     if local_steps is None:
-        gradient_bound = DEFAULT_BOUND if gradient_bound is None else gradient_bound
+        default = DEFAULT_BOUND if privacy is None else budgets.DEFAULT_BOUND
+        gradient_bound = default if gradient_bound is None else gradient_bound
     elif gradient_bound is not None:
         raise UsageError(
             "a gradient bound is for exact sums; sites that average their weights send no gradients",
@@ -169,7 +188,30 @@ def propose(
         gradient_bound=gradient_bound,
         cpu_capability=cpu_capability,
         patience_seconds=patience_seconds,
+        privacy=privacy,
     )
+
+
+def check_private(
+    recipe: Recipe, rows: Sequence[int], shards: Sequence[int], local_steps: LocalSteps | None, privacy: Privacy
+) -> None:
+    """Raise UsageError, with the reason, for an agreement that cannot have a privacy budget."""
+    statistics = find_task(recipe.task).site_statistics
+    reasons = {
+        "weights that are averaged have no bound on what one patient changes": local_steps is not None,
+        "the gradient of each row is limited by itself, so every row is a shard": list(rows) != list(shards),
+        f"{privacy.colluding_sites} of {len(rows)} sites may collude, and the noise of the others must hide the rest": (
+            privacy.colluding_sites >= len(rows)
+        ),
+        f"the statistics of the inputs of task '{recipe.task}' are not sums over patients": (
+            statistics is None or statistics.add_up_patients is None
+        ),
+        "optim.logit_adjustment needs the number of rows of each class, which is not sent": (
+            recipe.optim.logit_adjustment != 0
+        ),
+    }
+    if found := [why for why, holds in reasons.items() if holds]:
+        raise UsageError("this agreement cannot have a privacy budget", "; ".join(found), "change it, or leave it out")
 
 
 def check_recipe(recipe: Recipe) -> None:

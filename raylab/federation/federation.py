@@ -19,7 +19,7 @@ from raylab.tasks.base import Task
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows of all sites: of train, of val, and of train by class [classes]."""
+    """Rows of all sites: of train, of val, and of train by class [classes], unless a privacy budget hides these."""
 
     train: int
     val: int
@@ -30,6 +30,10 @@ class Counts:
         """Count the rows of one site."""
         classes = np.bincount(train.y, minlength=len(train.spec["classes"]))
         return cls(len(train), len(val), tuple(int(n) for n in classes))
+
+    def without_classes(self) -> "Counts":
+        """The same without the rows by class."""
+        return Counts(self.train, self.val, ())
 
     def to_integers(self) -> Integers:
         return np.array([self.train, self.val, *self.classes], dtype=np.int64)

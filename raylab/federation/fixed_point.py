@@ -6,6 +6,8 @@ masks that are uniform over all 64-bit integers can be added and cancel exactly.
 """
 
 import math
+from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +45,11 @@ def encode(values: NDArray[np.float64], bound: float, what: str) -> Integers:
 def decode(integers: Integers, bound: float) -> NDArray[np.float64]:
     """Return the values of a sum that `encode` began."""
     return np.ldexp(integers.astype(np.float64), -exponent_for(bound))
+
+
+def add_all(parts: Sequence[Integers]) -> Integers:
+    """Return the sums of one or more `parts` modulo 2^64."""
+    return reduce(add, parts)
 
 
 def add(left: Integers, right: Integers) -> Integers:

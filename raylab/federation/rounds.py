@@ -2,8 +2,8 @@
 
 from typing import Literal, NamedTuple
 
-Kind = Literal["join", "statistics", "counts", "start", "validation", "step", "average"]
-KINDS: tuple[Kind, ...] = ("join", "statistics", "counts", "start", "average", "validation", "step")
+Kind = Literal["join", "rows", "statistics", "counts", "start", "validation", "step", "average"]
+KINDS: tuple[Kind, ...] = ("join", "rows", "statistics", "counts", "start", "average", "validation", "step")
 """those with the same number, in order: `step` n begins where n steps are done, and `validation` n scores them"""
 
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from raylab.errors import DataError, UsageError
 from raylab.federation import fixed_point
 from raylab.federation.agreement import Agreement
 from raylab.federation.arithmetic import describe_arithmetic, describe_code, probe
+from raylab.federation.budget import check_budget, pool_noisy_statistics, spent_epsilon
 from raylab.federation.federation import Counts, Federation, PooledSamples
 from raylab.federation.rounds import Round
 from raylab.federation.scope import make_scope
@@ -53,8 +53,8 @@ def join(agreement: Agreement, members: Mapping[str, Path], sums: Sums) -> Feder
     """Form the statistics of all sites, load the prepared directories of `members`, and check that all sites compute
     the same, or, where they average weights, run the same code from the same weights. A collective over the sites.
 
-    Raises DataError for data that does not fit, UsageError for a recipe that cannot be trained so, and RunError where
-    sites differ.
+    Raises DataError for data that does not fit, UsageError for a recipe that cannot be trained so or would spend more
+    than the agreed privacy budget, and RunError where sites differ.
     """
     recipe = agreement.parse_recipe()
     task = find_task(recipe.task)
@@ -66,20 +66,27 @@ def join(agreement: Agreement, members: Mapping[str, Path], sums: Sums) -> Feder
     else:
         sums.compare(Round("join", 0), describe_code(), SAME_CODE)
 
-    parts = [fixed_point.encode(statistics.add_up(meta), statistics.bound, "statistics") for meta in metas.values()]
-    total = sums.add_up(Round("statistics", 0), _add_all(parts))
-    spec = statistics.pool(next(iter(metas.values())), fixed_point.decode(total, statistics.bound))
+    counts: Counts | None = None
+    if agreement.privacy is not None:
+        counts = check_budget(agreement, agreement.privacy, recipe, task, members, sums)
+        pooled = pool_noisy_statistics(agreement, agreement.privacy, statistics, members, sums)
+    else:
+        parts = [fixed_point.encode(statistics.add_up(meta), statistics.bound, "statistics") for meta in metas.values()]
+        total = sums.add_up(Round("statistics", 0), fixed_point.add_all(parts))
+        pooled = fixed_point.decode(total, statistics.bound)
+    spec = statistics.pool(next(iter(metas.values())), pooled)
 
     train = {name: task.load(directory, "train", recipe.data, spec) for name, directory in members.items()}
     val = {name: task.load(directory, "val", recipe.data, spec) for name, directory in members.items()}
-    own = [Counts.of(train[name], val[name]).to_integers() for name in members]
-    counts = Counts.from_integers(sums.add_up(Round("counts", 0), _add_all(own)))
-    if absent := [name for name, n in zip(spec["classes"], counts.classes, strict=True) if n == 0]:
-        raise DataError(
-            f"no row of class {', '.join(absent)} in the training data of any site",
-            "a model cannot learn a class without examples",
-            "prepare data that contains all classes",
-        )
+    if counts is None:
+        own = [Counts.of(train[name], val[name]).to_integers() for name in members]
+        counts = Counts.from_integers(sums.add_up(Round("counts", 0), fixed_point.add_all(own)))
+        if absent := [name for name, n in zip(spec["classes"], counts.classes, strict=True) if n == 0]:
+            raise DataError(
+                f"no row of class {', '.join(absent)} in the training data of any site",
+                "a model cannot learn a class without examples",
+                "prepare data that contains all classes",
+            )
     torch.set_num_threads(recipe.loop.threads)  # the loop's, whatever the cores of this site: they change the rounding
     some = next(iter(train.values()))
     model = task.model(recipe, some.spec)
@@ -97,7 +104,8 @@ def train(
     """Train to the end in the run directory `directory`, from its newest valid checkpoint if there is one.
 
     Returns fit()'s result with the facts of the ledger, and "federation": how many gradients of shards here exceeded
-    the agreed bound since this process began, and which sites took part to the end.
+    the agreed bound since this process began, which sites took part to the end, and the epsilon that the patients of
+    each site here have spent, if there is a privacy budget.
     """
     samples, val = PooledSamples(federation.train), PooledSamples(federation.val)
     scope, peers = make_scope(federation), SitePeers()
@@ -105,20 +113,16 @@ def train(
         federation.recipe, samples, val, directory, send, peers=peers, on_training=on_training, scope=scope
     )
     sites = federation.sums.sites(Round("validation", result["steps"]))
-    return result | {"federation": {"clipped_shards": scope.clipped, "sites": list(sites)}}
+    facts = {"clipped_shards": scope.clipped, "sites": list(sites)}
+    if federation.agreement.privacy is not None:
+        facts["epsilon"] = {name: spent_epsilon(federation, name, result["steps"]) for name in federation.train}
+    return result | {"federation": facts}
 
 
 def _statistics_of(task: Task) -> SiteStatistics:
     if task.site_statistics is None:
         raise UsageError(f"the statistics of task '{task.name}' are not formed from sums", do="choose another task")
     return task.site_statistics
-
-
-def _add_all(parts: list[fixed_point.Integers]) -> fixed_point.Integers:
-    total = np.zeros_like(parts[0])
-    for part in parts:
-        total = fixed_point.add(total, part)
-    return total
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,7 @@ from raylab.federation import fixed_point
 from raylab.federation.agreement import DEFAULT_BOUND
 from raylab.federation.federation import Federation, PooledSamples
 from raylab.federation.fixed_point import Integers
+from raylab.federation.privacy import LOSS_BOUND, Privacy
 from raylab.federation.rounds import Round
 from raylab.training.gradients import norm_of
 from raylab.training.imbalance import Batches, offsets_of
@@ -81,17 +82,54 @@ class SiteScope(Scope):
             total = np.array([self.task.outcome.log_loss(samples.y, p) * len(samples)])
             loss = fixed_point.add(loss, fixed_point.encode(total, self.largest_loss_sum, "the validation loss"))
             rows, sites = rows + len(samples), sites + 1
+        total_loss, total_rows = self.add_up_scores(round, model, np.array([*loss, rows]), sites)
+        return {"loss": float(fixed_point.decode(np.array([total_loss]), self.largest_loss_sum)[0]) / int(total_rows)}
+
+    def add_up_scores(
+        self, round: Round, model: nn.Module, values: Integers, sites: int, noisy: int = 0
+    ) -> list[np.int64]:
+        """Return the sums of `values` over all sites, of which `sites` are here, the first `noisy` with noise; RunError
+        if the sites' weights differ."""
         digest = np.frombuffer(bytes.fromhex(weights_sha256(model)), dtype="<i8").astype(np.int64)
+        taking_part = self.sums.sites(round)
         with np.errstate(over="ignore"):
-            values = np.concatenate([loss, [rows], digest * sites])
-            total_loss, total_rows, *digests = self.sums.add_up(round, values)
-            if not np.array_equal(np.array(digests, dtype=np.int64), digest * len(taking_part)):
+            total = self.sums.add_up(round, np.concatenate([values, digest * sites]), noisy)
+            if not np.array_equal(total[len(values) :], digest * len(taking_part)):
                 raise RunError(
                     f"the sites' weights differ after {round.number} steps",
                     DIVERGED,
                     "compare the sites' CPUs and libraries; sites that differ cannot train together",
                 )
-        return {"loss": float(fixed_point.decode(np.array([total_loss]), self.largest_loss_sum)[0]) / int(total_rows)}
+        return list(total[: len(values)])
+
+
+class PrivateScope(SiteScope):
+    """The same with a privacy budget: of the rows nothing leaves but sums with noise. Every row is a shard, and no site
+    is ever left out."""
+
+    def __init__(self, federation: Federation, privacy: Privacy) -> None:
+        super().__init__(federation)
+        self.privacy, self.val_rows = privacy, federation.counts.val
+
+    def start_sums(self, group: ProcessGroup, step: int, shards: list[int], width: int) -> ShardSums:
+        return NoisySums(self, step, len(shards))
+
+    def scale(self, bound: float) -> float:
+        """Return how many integers stand for 1 in a sum whose parts have at most norm `bound`."""
+        return self.privacy.scale(len(self.agreement.sites), bound)
+
+    def validate(self, model: nn.Module, group: ProcessGroup, epoch: int) -> dict[str, float]:
+        """Return the loss of all sites' validation rows with noise, for which a row's loss counts at most LOSS_BOUND;
+        RunError if the sites' weights differ."""
+        round, scale = Round("validation", (epoch + 1) * self.per_epoch), self.scale(LOSS_BOUND)
+        total, log_loss = np.zeros(1, dtype=np.int64), self.task.outcome.log_loss
+        for samples in self.val.values():
+            p = predict(self.task, model, samples, ProcessGroup(), self.recipe, "cpu")
+            losses = np.array([log_loss(samples.y[k : k + 1], p[k : k + 1]) for k in range(len(samples))])
+            fixed_point.check(losses, np.inf, "the loss of a validation row")
+            total += np.rint(np.minimum(losses, LOSS_BOUND) * scale).astype(np.int64).sum()
+        (loss,) = self.add_up_scores(round, model, total, len(self.val), noisy=1)
+        return {"loss": float(loss) / scale / self.val_rows}
 
 
 class AveragingScope(SiteScope):
@@ -140,6 +178,8 @@ class AveragingScope(SiteScope):
 
 def make_scope(federation: Federation) -> SiteScope:
     """Return a new scope for the training loop."""
+    if federation.agreement.privacy is not None:
+        return PrivateScope(federation, federation.agreement.privacy)
     return SiteScope(federation) if federation.agreement.local_steps is None else AveragingScope(federation)
 
 
@@ -199,3 +239,35 @@ class FixedPointSums(ShardSums):
         rows[0, 0] = fixed_point.decode(of_loss, self.scope.largest_loss_sum)[0]
         rows[:, 1:] = fixed_point.decode(of_statistics, LARGEST_VALUE)
         return torch.from_numpy(rows)
+
+
+class NoisySums(ShardSums):
+    """The sums of one step with noise: of the gradient of each row, at most as long as the agreed bound. The losses do
+    not leave; their sum is estimated from the rows that are here."""
+
+    def __init__(self, scope: PrivateScope, step: int, count: int) -> None:
+        self.scope, self.step, self.count = scope, step, count
+        self.bound = scope.gradient_bound / count  # the gradient of a row is a part of the mean over all rows
+        self.scale = scope.scale(self.bound)
+        self.gradient: Integers | None = None
+        self.loss, self.rows = 0.0, 0
+
+    def add(self, shard: int, gradient: Tensor, row: Tensor) -> None:
+        """See ShardSums. Raises NonFiniteError for a gradient that is not finite."""
+        fixed_point.check(gradient.numpy(), np.inf, f"step {self.step}, the gradient of a row")
+        exact = gradient.double()
+        norm = float(norm_of(exact))
+        if norm > self.bound:
+            exact *= self.bound / norm
+            self.scope.clipped += 1
+        integers = np.rint(exact.numpy() * self.scale).astype(np.int64)
+        self.gradient = integers if self.gradient is None else self.gradient + integers
+        self.loss, self.rows = self.loss + float(row[0]), self.rows + 1
+
+    def complete(self, gradient: Tensor) -> Tensor:
+        assert self.gradient is not None, "a site gives rows to every step"
+        total = self.scope.sums.add_up(Round("step", self.step), self.gradient, noisy=len(self.gradient))
+        gradient.copy_(torch.from_numpy(total / self.scale))
+        rows = torch.zeros(self.count, 1, dtype=torch.float64)
+        rows[0] = self.loss / self.rows * self.count
+        return rows

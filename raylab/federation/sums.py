@@ -18,19 +18,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from raylab.errors import RunError
-from raylab.federation import fixed_point
+from raylab.federation import discrete_gaussian, fixed_point
 from raylab.federation.agreement import Agreement
 from raylab.federation.exchange import Content, Exchange, Inbox, encode_json
 from raylab.federation.fixed_point import Integers
+from raylab.federation.journal import Journal
 from raylab.federation.keys import PrivateKeys
 from raylab.federation.masks import Masks
+from raylab.federation.privacy import SIGMA
 from raylab.federation.rounds import Round
 from raylab.training.process_group import PeerLost
 
 POLL_SECONDS = 0.01
 STOP_SECONDS = 0.5  # between two looks whether a site that is waited for has stopped
 TELL_SECONDS = 30.0  # between two messages about whom this site waits for
-BEGINNING = ("join", "statistics", "counts", "start")  # rounds in which a site that is missing is waited for
+BEGINNING = ("join", "rows", "statistics", "counts", "start")  # rounds in which a site that is missing is waited for
 
 INTERRUPTED = "it was interrupted"
 STOPPED_WITH = "it stopped because another site had"
@@ -45,9 +47,10 @@ class SiteStopped(RunError):
 class Sums(Protocol):
     """Sums over the sites of an agreement, of which this process has one, or all in a pooled run."""
 
-    def add_up(self, round: Round, values: Integers) -> Integers:
-        """Return the sums over all sites of `values`. Raises PeerLost where a site was excluded: the values of this
-        round must then be computed again, for the sites that are left."""
+    def add_up(self, round: Round, values: Integers, noisy: int = 0) -> Integers:
+        """Return the sums over all sites of `values`, the first `noisy` of them with the noise of every site. Raises
+        PeerLost where a site was excluded: the values of this round must then be computed again, for the sites that are
+        left."""
 
     def compare(self, round: Round, facts: Mapping[str, Any], do: str) -> None:
         """Raise RunError, with `do` as the next step, if a site has other facts than this one."""
@@ -57,13 +60,15 @@ class Sums(Protocol):
 
 
 class PooledSums:
-    """All sites' rows are in this process: what it has added up is the sum. `excluded`: from which round on a site is
-    left out, to repeat what a federation did."""
+    """All sites' rows are in this process: what it has added up is the sum, with noise of its own where sites add some.
+    `excluded`: from which round on a site is left out, to repeat what a federation did."""
 
     def __init__(self, agreement: Agreement, excluded: Mapping[str, Round]) -> None:
         self.agreement, self.excluded = agreement, excluded
 
-    def add_up(self, round: Round, values: Integers) -> Integers:
+    def add_up(self, round: Round, values: Integers, noisy: int = 0) -> Integers:
+        for _ in self.agreement.sites if noisy else ():
+            values = add_noise(values, noisy)
         return values
 
     def compare(self, round: Round, facts: Mapping[str, Any], do: str) -> None:
@@ -74,9 +79,13 @@ class PooledSums:
 
 
 class SiteSums:
-    """This process is one site, and exchanges messages with the others."""
+    """This process is one site, and exchanges messages with the others. A run with a privacy budget needs a `journal`
+    of its messages with noise."""
 
-    def __init__(self, exchange: Exchange, keys: PrivateKeys, agreement: Agreement, tell: Tell) -> None:
+    def __init__(
+        self, exchange: Exchange, keys: PrivateKeys, agreement: Agreement, tell: Tell, journal: Journal | None = None
+    ) -> None:
+        self.journal = journal
         self.exchange, self.agreement, self.site, self.tell = exchange, agreement, keys.site, tell
         self.masks = Masks(keys, agreement.sites, agreement.sha256)
         self.excluded = find_exclusions(exchange)
@@ -84,10 +93,15 @@ class SiteSums:
         self.rounds, self.seconds_waited = 0, 0.0
         self.round, self.round_sites = Round("join", 0), agreement.names  # the last one that this site was in
 
-    def add_up(self, round: Round, values: Integers) -> Integers:
+    def add_up(self, round: Round, values: Integers, noisy: int = 0) -> Integers:
         """See Sums. Raises RunError if this site was excluded, or cannot go on."""
         sites = self._sites_of(round)
-        hidden = self.masks.hide(values, round, sites)
+        if noisy:
+            assert self.journal is not None, "noise needs a journal"
+            hidden = self.journal.keep(round, lambda: self.masks.hide(add_noise(values, noisy), round, sites))
+            self.journal.forget(min(self.exchange.saved[name] for name in sites))
+        else:
+            hidden = self.masks.hide(values, round, sites)
         total = hidden
         payload = hidden.astype("<i8").tobytes()
         for other, received in self._exchange(round, sites, "integers", payload).items():
@@ -201,6 +215,12 @@ class SiteSums:
         own = votes.get(self.site, frozenset())
         if not missing and not own:
             return True
+        if self.agreement.privacy is not None and waited > self.agreement.patience_seconds:
+            raise RunError(
+                f"round {round}: no message from {', '.join(missing)} for {waited:.0f} s",
+                "a run with a privacy budget needs the noise of all its sites, so it does not go on without one",
+                "run the same command again when they are back",
+            )
         self._follow_votes(round, sites, votes)
         silent = frozenset(missing) if waited > self.agreement.patience_seconds else frozenset()
         wanted = own | silent
@@ -238,6 +258,13 @@ class SiteSums:
             f"it was silent for longer than the agreed {self.agreement.patience_seconds:g} s",
             "its run ends here; the next agreement can have it again",
         )
+
+
+def add_noise(values: Integers, noisy: int) -> Integers:
+    """Return `values` with discrete Gaussian noise of parameter SIGMA on the first `noisy` of them."""
+    noise = np.zeros_like(values)
+    noise[:noisy] = discrete_gaussian.sample(SIGMA, noisy)
+    return fixed_point.add(values, noise)
 
 
 def find_decision(

@@ -39,6 +39,9 @@ class SiteStatistics:
     """(meta of a site, sums of all sites) -> spec of a model trained on all of them"""
     bound: float
     """magnitude that no sum of all sites exceeds"""
+    add_up_patients: Callable[[Path], "NDArray[np.float64]"] | None = None
+    """prepared directory -> what each training patient adds, [patients, K], between 0 and 1: sums of it can have noise
+    that hides a patient. None where the task has no such sums"""
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,19 @@ def pool_statistics(meta: IcuMeta, sums: "NDArray[np.float64]") -> dict[str, Any
     return site_statistics.pool_statistics(meta, sums)
 
 
-SITE_STATISTICS = SiteStatistics(sum_statistics, pool_statistics, bound=2.0**34)  # values of a concept
+def add_up_patients(directory: Path) -> "NDArray[np.float64]":
+    """See SiteStatistics."""
+    from raylab.data.icu import site_statistics
+
+    return site_statistics.add_up_patients(directory)
+
+
+SITE_STATISTICS = SiteStatistics(
+    sum_statistics,
+    pool_statistics,
+    bound=2.0**34,  # values of a concept
+    add_up_patients=add_up_patients,
+)
 
 
 EVENTS = Frame(

@@ -47,6 +47,8 @@ class Bundle(Document):
     """provenance of the run: recipe, data, splits, code, lock, image, weights, ledger"""
     scores: dict[str, dict[str, float | None]] = Field({})
     """on the val split: value, low, high"""
+    privacy: str | None = None
+    """what training has spent of a privacy budget, if it had one"""
     files: dict[str, str]
     """SHA-256 of HASHED"""
 

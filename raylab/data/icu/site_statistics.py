@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from raylab.data.icu.concepts import CONCEPTS, SERIES, STATIC
@@ -51,6 +52,31 @@ def pool_statistics(meta: IcuMeta, sums: NDArray[np.float64]) -> dict[str, Any]:
         "static_mean": [means[name] for name in static],
         "static_std": [stds[name] for name in static],
     }
+
+
+def add_up_patients(directory: Path) -> NDArray[np.float64]:
+    """Return for each patient of the train split, and each concept, 1 if it was measured, and the means of z and of z
+    squared over the patient's values, [patients, 3 x concepts], with z as in `sum_statistics` and cut to 0 to 1. The
+    sums over patients are statistics in which each patient counts once."""
+    rows = pl.read_parquet(directory / "samples.parquet").filter(pl.col("split") == "train")
+    hours = pl.read_parquet(directory / "hours.parquet")
+    owners = rows.select("stay_id", "subject_id").unique()
+    patients = owners.select("subject_id").unique().sort("subject_id")
+    found = np.zeros((patients.height, 3, len(NAMES)))
+    for names, table in ((SERIES, hours.join(owners, "stay_id")), (STATIC, rows)):
+        present = [name for name in names if name in table.columns]
+        scaled = [((pl.col(name).cast(pl.Float64) - low) / width).clip(0, 1) for name in present
+                  for low, width in [_range(name)]]  # fmt: skip
+        means = [value.mean().alias(f"{name} 1") for name, value in zip(present, scaled, strict=True)]
+        squares = [(value**2).mean().alias(f"{name} 2") for name, value in zip(present, scaled, strict=True)]
+        by_patient = patients.join(table.group_by("subject_id").agg(*means, *squares), "subject_id", "left")
+        for name in present:
+            first, second = (by_patient[f"{name} {power}"] for power in (1, 2))
+            place = NAMES.index(name)
+            found[:, 0, place] = first.is_not_null().to_numpy()
+            found[:, 1, place] = first.fill_null(0).to_numpy()
+            found[:, 2, place] = second.fill_null(0).to_numpy()
+    return found.reshape(patients.height, -1)
 
 
 def _range(name: str) -> tuple[float, float]:

@@ -81,7 +81,7 @@ class SiteTurns:
         self.turns, self.site = turns, site
         self.masks = None if keys is None else Masks(keys, agreement.sites, agreement.sha256)
 
-    def add_up(self, round: Round, values: Any) -> Any:
+    def add_up(self, round: Round, values: Any, noisy: int = 0) -> Any:
         own = values if self.masks is None else self.masks.hide(values, round, SITES)
         total = np.zeros_like(values)
         for each in self.turns.give(round, self.site, own).values():

@@ -209,7 +209,7 @@ class Lockstep:
     def __init__(self) -> None:
         self.total: Any = None
 
-    def add_up(self, round: Round, values: Any) -> Any:
+    def add_up(self, round: Round, values: Any, noisy: int = 0) -> Any:
         if self.total is None:
             raise Collected(values)
         return self.total
