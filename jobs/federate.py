@@ -117,12 +117,8 @@ def parse_privacy(args: argparse.Namespace) -> "Privacy | None":
     from raylab.federation.privacy import Privacy
 
     if args.epsilon is None:
-        others = {
-            "delta": args.delta,
-            "noise-multiplier": args.noise_multiplier,
-            "colluding-sites": args.colluding_sites,
-        }
-        if given := [f"--{name}" for name, value in others.items() if value is not None]:
+        others = ("delta", "noise_multiplier", "colluding_sites")
+        if given := [f"--{name.replace('_', '-')}" for name in others if getattr(args, name) is not None]:
             raise UsageError(f"{', '.join(given)} without a privacy budget", do="give --epsilon too, or leave it out")
         return None
     if args.noise_multiplier is None:
@@ -308,9 +304,7 @@ def continue_site(
     set_status("waiting for all sites to join")
     with sums.announce_end():
         federation = join(agreement, {keys.site: data}, sums)
-        note_spending(
-            federation, directory, keys.site, federation.steps
-        )  # at most: it stands if this process is killed
+        note_spending(federation, directory, keys.site, federation.steps)  # the most that it can be
         result = train_federation(federation, directory, quiet)
     if (spent := note_spending(federation, directory, keys.site, result["steps"])) and not quiet:
         say(f"spent of each patient of this site: {spent}")

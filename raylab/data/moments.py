@@ -16,9 +16,9 @@ def sum_moments(n: Floats, mean: Floats, std: Floats) -> Floats:
 
 
 def settle_moments(sums: Floats, noise: float) -> Floats:
-    """Return `sums` that have noise of standard deviation `noise` as `sum_moments` that values between 0 and 1 can have:
-    an input whose number of values is less than CLEAR times the noise has none, and a standard deviation is at least
-    LEAST_STD."""
+    """Return `sums` that have noise of standard deviation `noise` as `sum_moments` that values between 0 and 1 can
+    have: an input whose number of values is less than CLEAR times the noise has none, and a standard deviation is at
+    least LEAST_STD."""
     n, first, second = sums.reshape(3, -1)
     is_clear = n > CLEAR * noise
     counted = np.where(is_clear, n, 1.0)

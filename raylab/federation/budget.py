@@ -87,6 +87,5 @@ def _participation(
     statistics and in steps, of val in the loss after each epoch."""
     number, rows = agreement.names.index(site), agreement.find(site).rows
     read = (site_rows(step, len(train), rows, seed, number) for step in range(steps))
-    return max(
-        1 + count_participation(train.group, read), epochs * count_participation(val.group, [np.arange(len(val))])
-    )
+    of_train = 1 + count_participation(train.group, read)
+    return max(of_train, epochs * count_participation(val.group, [np.arange(len(val))]))

@@ -77,7 +77,7 @@ class Privacy(BaseModel):
             keeps = self._with(10**middle).spent_epsilon(sites, participation) <= self.epsilon
             low, high = (low, middle) if keeps else (middle, high)
         digits = 2 - math.floor(high)
-        return math.ceil(10 ** (high + digits)) / 10**digits
+        return float(math.ceil(10 ** (high + digits)) / 10.0**digits)
 
     def _with(self, noise_multiplier: float) -> "Privacy":
         return self.model_copy(update={"noise_multiplier": noise_multiplier})

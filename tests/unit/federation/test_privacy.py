@@ -26,6 +26,7 @@ from raylab.federation.scope import make_scope
 from raylab.federation.sums import PooledSums, SiteSums, add_noise
 from raylab.tasks.recipes import shipped_recipe
 from tests.unit.federation.test_sums import in_parallel
+from tests.unit.federation.test_training import Processes, sign_in
 
 SITES = ("north", "south", "west")
 STEP = Round("step", 3)
@@ -218,20 +219,18 @@ class Spy(PooledSums):
 
 
 def test_all_that_depends_on_values_has_noise(tmp_path, keys, data):
-    """Rows are counted, and weights compared, without noise; everything else that is added up has it. Two runs differ,
-    and both say what they have spent."""
-    agreement, weights = agree(keys), set()
-    for number in range(2):
-        spy = Spy(agreement)
-        federation = join(agreement, data, spy)
-        assert federation.counts.classes == ()
-        (tmp_path / str(number)).mkdir()
-        result = train(federation, tmp_path / str(number), lambda rows: 0)
-        weights.add(result["weights_sha256"])
-        plain = {(round.kind, size - noisy) for round, size, noisy in spy.seen if size > noisy}
-        assert plain == {("rows", 2), ("validation", 4)}, "the number of rows, and a checksum of the weights"
-        assert {round.kind for round, _, noisy in spy.seen if noisy} == {"statistics", "step", "validation"}
-    assert len(weights) == 2
+    """Rows are counted, and weights compared, without noise; everything else that is added up has it. The run says what
+    it has spent, and no other one begins with the same statistics."""
+    agreement = agree(keys)
+    spy = Spy(agreement)
+    federation = join(agreement, data, spy)
+    assert federation.counts.classes == ()
+    result = train(federation, tmp_path, lambda rows: 0)
+    plain = {(round.kind, size - noisy) for round, size, noisy in spy.seen if size > noisy}
+    assert plain == {("rows", 2), ("validation", 4)}, "the number of rows, and a checksum of the weights"
+    assert {round.kind for round, _, noisy in spy.seen if noisy} == {"statistics", "step", "validation"}
+    again = join(agreement, data, PooledSums(agreement, {}))
+    assert again.train["north"].spec["mean"] != federation.train["north"].spec["mean"]
     spent = result["federation"]["epsilon"]
     assert spent.keys() == data.keys() and all(0 < epsilon < 1e4 for epsilon in spent.values())
     assert spent["north"] == spent_epsilon(federation, "north", result["steps"]) > spent_epsilon(federation, "north", 1)
@@ -246,6 +245,23 @@ def test_more_steps_than_the_budget_allows_are_refused_before_anything_but_the_r
     enough = float(str(refused.value).partition("--noise-multiplier ")[2].split()[0])
     again = agree(keys, BUDGET.model_copy(update={"epsilon": 2.0, "noise_multiplier": 2 * enough}))
     assert join(again, data, PooledSums(again, {})).counts.train > 0
+
+
+@pytest.mark.campaign
+def test_sites_that_are_killed_end_with_the_same_weights_and_send_nothing_twice(tmp_path, keys, data):
+    """In three processes. A message with other noise than before would be refused, as one that was sent is."""
+    agreement = agree(keys)
+    sign_in(agreement, keys, tmp_path / "exchange")
+    processes = Processes()
+    for name in SITES:
+        kill_at = {"south": 4, "west": 6}.get(name)
+        processes.start(name, tmp_path / "exchange", keys[name], data[name], tmp_path / name, kill_at)
+    for name in ("south", "west"):
+        assert processes.wait(name) is None, "it was to be killed"
+        processes.start(name, tmp_path / "exchange", keys[name], data[name], tmp_path / name)
+    results = {name: processes.wait(name) for name in SITES}
+    assert len({result["weights_sha256"] for result in results.values()}) == 1
+    assert results["west"]["attempts"] == 2 and results["west"]["steps"] >= 3
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from raylab.federation.agreement import Agreement, propose, read_agreement, sign
 from raylab.federation.arithmetic import describe_arithmetic
 from raylab.federation.exchange import Exchange
 from raylab.federation.federation import PooledSamples
+from raylab.federation.journal import Journal
 from raylab.federation.keys import PrivateKeys
 from raylab.federation.rounds import Round
 from raylab.federation.run import SitePeers, join, train
@@ -113,7 +114,8 @@ def run_site(exchange: Path, keys: PrivateKeys, data: Path, directory: Path, kil
         here = checkpoint.list_checkpoints(directory / "checkpoints")
         return int(here[-1].name.removeprefix("step-")) if len(here) > 1 else 0
 
-    sums = SiteSums(Exchange(exchange, agreement, keys, saved_step), keys, agreement, print)
+    journal = None if agreement.privacy is None else Journal(directory / "sent")
+    sums = SiteSums(Exchange(exchange, agreement, keys, saved_step), keys, agreement, print, journal)
     publish = sums.exchange.publish
 
     def publish_or_die(*arguments: Any) -> None:

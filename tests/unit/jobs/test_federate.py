@@ -11,6 +11,9 @@ from jobs import cli
 SITES = ("north", "south", "west")
 
 
+BUDGET = ["--rows", "8", "8", "8", "--epsilon", "8", "--noise-multiplier", "1"]
+
+
 def run(capsys: Any, *words: str | Path) -> tuple[int, str, str]:
     code = cli.main(["federate", *map(str, words)])
     said = capsys.readouterr()
@@ -80,6 +83,11 @@ def test_a_pooled_run_needs_every_site(exchange, capsys, tmp_path, words, why):
         (["--rows", "8", "8", "8", "--cpu-capability", "avx2", "--gradient-bound", "0"], "gradient bound must be"),
         (["--rows", "8", "8", "8", "--local-steps", "0"], "1 local step or more"),
         (["--rows", "8", "8", "8", "--local-steps", "4", "--gradient-bound", "8"], "leave out --gradient-bound"),
+        (["--rows", "8", "8", "8", "--noise-multiplier", "1"], "without a privacy budget"),
+        (["--rows", "8", "8", "8", "--epsilon", "8"], "needs --noise-multiplier"),
+        (["--rows", "8", "8", "8", "--epsilon", "8", "--noise-multiplier", "0"], "not a privacy budget"),
+        ([*BUDGET, "--colluding-sites", "3"], "3 of 3 sites may collude"),
+        ([*BUDGET, "--local-steps", "4"], "have no bound"),
     ],
 )
 def test_an_agreement_that_cannot_be_kept_is_refused(capsys, tmp_path, words, why):
@@ -105,6 +113,20 @@ def test_sites_that_average_their_weights_agree_so_and_have_no_pooled_run(capsys
     assert (
         code == 2 and "the sites of this agreement average their weights" in error and not (tmp_path / "out").exists()
     )
+
+
+def test_sites_agree_on_a_privacy_budget_and_have_no_pooled_run(capsys, tmp_path):
+    for name in SITES:
+        run(capsys, "keys", "--site", name, "--out", tmp_path)
+    files = [tmp_path / f"{name}.public.json" for name in SITES]
+    code, said, _ = run(capsys, "agree", "ards", "--smoke", "--sites", *files, "--exchange", tmp_path / "x", *BUDGET)
+    assert code == 0 and "epsilon 8, delta 1e-05; noise multiplier 1, even if 1 of 3 sites collude" in said
+    assert "8 rows of a step in 8 shard(s)" in said and "up to norm 1" in said
+    for name in SITES:
+        run(capsys, "sign", "--exchange", tmp_path / "x", "--key", tmp_path / f"{name}.key")
+    words = ["--exchange", tmp_path / "x", "--out", tmp_path / "out", "--data", *(f"{name}=DIR" for name in SITES)]
+    code, _, error = run(capsys, "pool", *words)
+    assert code == 2 and "the noise is secret" in error and not (tmp_path / "out").exists()
 
 
 def test_a_bad_name_and_a_foreign_file_are_refused(capsys, tmp_path):
