@@ -18,7 +18,6 @@ from raylab.data.prepared import Meta
 from raylab.documents import read_json
 from raylab.errors import DataError, UsageError
 from raylab.evaluation.site_report import LIMIT
-from raylab.score import Score
 from raylab.tasks.base import Task
 from tracking.runs import PRIVACY
 
@@ -88,6 +87,7 @@ def export(
     model = read_exported(directory)
     origin = provenance.describe(directory)
     counts = {split: bundles.suppress(of) for split, of in model.meta.counts.items()}
+    scores, few = read_scores(directory, model.meta.data_hash, model.task)
     note = bundles.Bundle(
         format=bundles.FORMAT,
         name=directory.name,
@@ -98,7 +98,7 @@ def export(
         units=model.inputs.units,
         counts=counts,
         hashes={name: getattr(origin, name) for name in HASHES},
-        scores=read_scores(directory, model.meta.data_hash, model.task),
+        scores=scores,
         privacy=home.note(directory).tags.get(PRIVACY),
         files={},
     )
@@ -116,6 +116,8 @@ def export(
         say(f"wrote {path}: {directory.name}, {len(note.concepts)} inputs, {path.stat().st_size / 1e6:.2f} MB")
         say(f"  signed by {signer}; tell the receiver this key on another way than the file")
         say(f"  {suppressed} counts below {LIMIT} are not told")
+        if few:
+            say(f"  scores on val are left out: {'; '.join(few)}; the least is {LIMIT}")
         say(f"next, at the other site: raylab evaluate {path.name} --signer KEY --data DIR --json report.json")
     return {
         "run": directory.name,
@@ -214,12 +216,12 @@ def check_statistics(patients: Mapping[str, int], concepts: tuple[str, ...], lim
         )
 
 
-def read_scores(directory: Path, data_hash: str, task: Task) -> dict[str, dict[str, float | None]]:
-    """The run's scores on the val split of its data, with their intervals."""
-    found = read_json(directory / "scores" / f"val-{data_hash[:12]}.json", dict[str, Any], "raylab resume NAME")
-    shown = dict.fromkeys((*task.primary, *SHOWN))
-    scores = {name: Score.model_validate(found[name]) for name in shown if isinstance(found.get(name), dict)}
-    return {name: {"value": one.value, "low": one.low, "high": one.high} for name, one in scores.items()}
+def read_scores(directory: Path, data_hash: str, task: Task) -> tuple[dict[str, dict[str, float | None]], list[str]]:
+    """The run's scores on the val split of its data, with their intervals; and what is too few for any, in words."""
+    content = read_json(directory / "scores" / f"val-{data_hash[:12]}.json", dict[str, Any], "raylab resume NAME")
+    told, few = research_object.tell_scores(content)
+    shown = [name for name in dict.fromkeys((*task.primary, *SHOWN)) if name in told]
+    return {name: {end: getattr(told[name], end) for end in ("value", "low", "high")} for name in shown}, few
 
 
 if __name__ == "__main__":

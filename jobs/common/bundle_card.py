@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from jobs.common.model_inputs import ModelInputs
+from raylab.evaluation.site_report import LIMIT
 from raylab.score import Score
 from tracking.provenance import Provenance
 
@@ -38,8 +39,9 @@ def render_card(bundle: "Bundle", origin: Provenance, inputs: ModelInputs, model
         for split, of in bundle.counts.items()
     ]
     lines += ["", "## Scores on the val split, by which the epoch was chosen", ""]
-    for name, score in bundle.scores.items():
-        lines.append(f"- {name}: {Score.model_validate(score)}")
+    lines += [f"- {name}: {Score.model_validate(score)}" for name, score in bundle.scores.items()]
+    if not bundle.scores:
+        lines.append(f"Left out: they rest on fewer than {LIMIT} patients, or rows in or outside of a class.")
     units = bundle.units
     names = ", ".join(f"{name} ({units.get(name, 'derived')})" if units else name for name in bundle.concepts)
     lines += ["", "## Inputs", "", names, "", BUDGET.format(spent=bundle.privacy) if bundle.privacy else LEAKS]

@@ -119,11 +119,10 @@ def collect(directory: Path, with_figures: bool) -> tuple[RunPart, list[str]]:
     for file in sorted((directory / "scores").glob("*.json")):
         content = read_json(file, dict[str, Any], f"raylab resume {name}")
         counts = {each: int(content[each]) for each in ("n", "patients")}
-        if few := find_few(counts["n"], counts["patients"], content["classes"]):
+        found, few = tell_scores(content)
+        if few:
             left_out.append(f"{name}, scores on {content['split']}: {'; '.join(few)}; the least is {LIMIT}")
             continue
-        # without those that compare few rows
-        found = {each: s for each, s in read_scores(content).items() if s.n is None or min(s.n) >= LIMIT}
         scores[file.stem] = found
         told[file.stem] = {
             "split": content["split"],
@@ -136,6 +135,11 @@ def collect(directory: Path, with_figures: bool) -> tuple[RunPart, list[str]]:
         if content["data"] != origin.data_hash:
             continue
         figures = sorted((directory / "plots").glob(f"{content['split']}-*.png"))
+        if any(0 < n < LIMIT for row in content.get("confusion", []) for n in row):
+            shown = [figure for figure in figures if figure.stem != f"{content['split']}-confusion"]
+            if len(shown) < len(figures):
+                left_out.append(f"{name}, the confusion matrix of {content['split']}: it has counts below {LIMIT}")
+            figures = shown
         if origin.synthetic or with_figures:
             files |= {f"plots/{figure.name}": figure for figure in figures}
         elif figures:
@@ -143,6 +147,14 @@ def collect(directory: Path, with_figures: bool) -> tuple[RunPart, list[str]]:
     files["metrics.json"] = _encode(told)
     starts = ledger.starts(ledger.read_ledger(directory / ledger.FILE))
     return RunPart(name, origin, files, scores, starts[0].time if starts else None), left_out
+
+
+def tell_scores(details: Mapping[str, Any]) -> tuple[dict[str, Score], list[str]]:
+    """The scores of a file of scores/ that may leave a site, without those that compare few rows; and what of its rows
+    is too few for any, in words."""
+    if few := find_few(int(details["n"]), int(details["patients"]), details["classes"]):
+        return {}, few
+    return {name: s for name, s in read_scores(details).items() if s.n is None or min(s.n) >= LIMIT}, []
 
 
 def check_report(path: Path) -> Path:

@@ -44,7 +44,7 @@ def check_budget(
     epochs = recipe.loop.epochs
     steps = epochs * steps_per_epoch(counts.train, recipe.loop.global_batch_size)
     for name in members:
-        participation = _participation(agreement, recipe.seed, name, train[name], val[name], steps, epochs)
+        participation = largest_participation(agreement, recipe.seed, name, train[name], val[name], steps, epochs)
         if (epsilon := privacy.spent_epsilon(len(agreement.sites), participation)) > privacy.epsilon:
             needed = privacy.find_multiplier(len(agreement.sites), participation)
             raise UsageError(
@@ -76,11 +76,11 @@ def spent_epsilon(federation: Federation, site: str, steps: int) -> float:
     assert privacy is not None
     epochs = steps // federation.steps_per_epoch
     train, val = federation.train[site], federation.val[site]
-    participation = _participation(agreement, federation.recipe.seed, site, train, val, steps, epochs)
+    participation = largest_participation(agreement, federation.recipe.seed, site, train, val, steps, epochs)
     return privacy.spent_epsilon(len(agreement.sites), participation)
 
 
-def _participation(
+def largest_participation(
     agreement: Agreement, seed: int, site: str, train: Samples, val: Samples, steps: int, epochs: int
 ) -> int:
     """The participation of the patient of a site that takes part in most sums of a run: of train in one sum of the

@@ -49,7 +49,7 @@ def test_a_bundle_is_signed_complete_and_reproducible(exported, tmp_path):
     path, told = exported
     bundle, sha256, signer, contents = bundles.read_bundle(path, told["signer"])
     assert (sha256, signer, bundle.name, bundle.task) == (told["sha256"], told["signer"], "first", "ards")
-    assert bundle.hashes["weights_sha256"] and bundle.scores["auroc"]["value"] is not None
+    assert bundle.hashes["weights_sha256"]
     assert list(bundle.concepts) == told["concepts"]
     assert contents[bundles.CARD].decode().startswith("# Model card: first") and b"SYNTHETIC" in contents[bundles.CARD]
     export.export("first", out=tmp_path / "again.raylab", quiet=True)
@@ -57,6 +57,41 @@ def test_a_bundle_is_signed_complete_and_reproducible(exported, tmp_path):
     key = Path(path.parent / "home" / "keys" / "bundles")
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert key.read_text().strip().encode() not in path.read_bytes()
+
+
+def test_scores_are_told_if_val_has_enough_patients_of_each_class(exported, tmp_path, capsys):
+    """The val split of this data has not: neither the scores nor the counts behind them are in the bundle."""
+    bundle, _, _, contents = bundles.read_bundle(exported[0])
+    card = contents[bundles.CARD].decode()
+    assert bundle.scores == {} and "Left out: they rest on fewer than 10 patients" in card and "auroc" not in card
+    assert raylab("export", "first", "--out", tmp_path / "few.raylab") == 0
+    assert "scores on val are left out: " in capsys.readouterr().out
+    (file,) = (exported[0].parent / "home" / "runs" / "first" / "scores").glob("val-*.json")
+    before = file.read_text()
+    many = {"n": 90, "patients": 90, "classes": {"no onset": 70, "onset": 20}}
+    file.write_text(json.dumps(json.loads(before) | many))
+    try:
+        assert raylab("export", "first", "--out", tmp_path / "many.raylab") == 0
+    finally:
+        file.write_text(before)
+    scores = bundles.read_bundle(tmp_path / "many.raylab")[0].scores
+    assert scores["auroc"]["value"] == json.loads(before)["auroc"]["value"]
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_the_card_says_what_was_spent_of_a_privacy_budget(exported, tmp_path):
+    directory = exported[0].parent / "home" / "runs" / "first"
+    before = (directory / "run.json").read_text()
+    record = json.loads(before)
+    record["tags"]["raylab.privacy"] = "epsilon 7.9 of 8, delta 1e-05"
+    (directory / "run.json").write_text(json.dumps(record))
+    try:
+        export.export("first", out=tmp_path / "private.raylab", quiet=True)
+    finally:
+        (directory / "run.json").write_text(before)
+    bundle, _, _, contents = bundles.read_bundle(tmp_path / "private.raylab")
+    assert bundle.privacy == "epsilon 7.9 of 8, delta 1e-05"
+    assert "epsilon 7.9 of 8, delta 1e-05. The unit is all rows of one patient" in contents[bundles.CARD].decode()
 
 
 def test_only_an_earlier_bundle_is_replaced(exported, tmp_path, capsys):

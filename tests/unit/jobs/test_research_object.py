@@ -141,6 +141,22 @@ def test_figures_of_real_data_are_added_only_if_asked_for(home, monkeypatch):
     assert "plots/val-roc.png" in research_object.collect(directory, True)[0].files
 
 
+def test_a_confusion_matrix_with_small_counts_is_left_out(home):
+    directory = home / "runs" / "first run"
+    (file,) = (directory / "scores").glob("val-*.json")
+    before, figure = file.read_text(), directory / "plots" / "val-confusion.png"
+    figure.write_bytes((directory / "plots" / "val-roc.png").read_bytes())
+    try:
+        for matrix, is_told in (([[70, 0], [10, 10]], True), ([[64, 6], [10, 10]], False)):
+            file.write_text(json.dumps(json.loads(before) | {"confusion": matrix}))
+            part, left_out = research_object.collect(directory, True)
+            assert ("plots/val-confusion.png" in part.files) == is_told and "plots/val-roc.png" in part.files
+            assert left_out == [] if is_told else ["confusion matrix of val" in line for line in left_out] == [True]
+    finally:
+        file.write_text(before)
+        figure.unlink()
+
+
 @pytest.mark.slow
 def test_another_home_repeats_a_run_of_it_to_the_bit(crate, ards_data, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RAYLAB_HOME", str(tmp_path / "home"))
