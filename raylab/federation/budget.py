@@ -39,7 +39,7 @@ def check_budget(
             )
         if (size := sum(weight.numel() for weight in model.parameters())) > MOST_VALUES:
             raise UsageError(f"the network has {size:,} weights, a run with a privacy budget {MOST_VALUES:,} at most")
-    own = [Counts.of(train[name], val[name]).without_classes().to_integers() for name in members]
+    own = [Counts.of(task, train[name], val[name]).without_classes().to_integers() for name in members]
     counts = Counts.from_integers(sums.add_up(Round("rows", 0), fixed_point.add_all(own)))
     epochs = recipe.loop.epochs
     steps = epochs * steps_per_epoch(counts.train, recipe.loop.global_batch_size)

@@ -26,10 +26,9 @@ class Counts:
     classes: tuple[int, ...]
 
     @classmethod
-    def of(cls, train: Samples, val: Samples) -> "Counts":
-        """Count the rows of one site."""
-        classes = np.bincount(train.y, minlength=len(train.spec["classes"]))
-        return cls(len(train), len(val), tuple(int(n) for n in classes))
+    def of(cls, task: Task, train: Samples, val: Samples) -> "Counts":
+        """Count the rows of one site; one with several labels counts in each of its classes."""
+        return cls(len(train), len(val), tuple(task.outcome.class_counts(train).values()))
 
     def without_classes(self) -> "Counts":
         """The same without the rows by class."""

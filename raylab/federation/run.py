@@ -23,6 +23,7 @@ from raylab.federation.scope import make_scope
 from raylab.federation.sums import Sums
 from raylab.tasks import find_task
 from raylab.tasks.base import SiteStatistics, Task
+from raylab.training.imbalance import check_settings
 from raylab.training.loop import weights_sha256
 from raylab.training.peers import Peers
 from raylab.training.process_group import ProcessGroup
@@ -71,7 +72,8 @@ def join(agreement: Agreement, members: Mapping[str, Path], sums: Sums) -> Feder
         counts = check_budget(agreement, agreement.privacy, recipe, task, members, sums)
         pooled = pool_noisy_statistics(agreement, agreement.privacy, statistics, members, sums)
     else:
-        parts = [fixed_point.encode(statistics.add_up(meta), statistics.bound, "statistics") for meta in metas.values()]
+        own = [statistics.add_up(metas[name], directory) for name, directory in members.items()]
+        parts = [fixed_point.encode(each, statistics.bound, "statistics") for each in own]
         total = sums.add_up(Round("statistics", 0), fixed_point.add_all(parts))
         pooled = fixed_point.decode(total, statistics.bound)
     spec = statistics.pool(next(iter(metas.values())), pooled)
@@ -79,8 +81,8 @@ def join(agreement: Agreement, members: Mapping[str, Path], sums: Sums) -> Feder
     train = {name: task.load(directory, "train", recipe.data, spec) for name, directory in members.items()}
     val = {name: task.load(directory, "val", recipe.data, spec) for name, directory in members.items()}
     if counts is None:
-        own = [Counts.of(train[name], val[name]).to_integers() for name in members]
-        counts = Counts.from_integers(sums.add_up(Round("counts", 0), fixed_point.add_all(own)))
+        numbers = [Counts.of(task, train[name], val[name]).to_integers() for name in members]
+        counts = Counts.from_integers(sums.add_up(Round("counts", 0), fixed_point.add_all(numbers)))
         if absent := [name for name, n in zip(spec["classes"], counts.classes, strict=True) if n == 0]:
             raise DataError(
                 f"no row of class {', '.join(absent)} in the training data of any site",
@@ -89,6 +91,7 @@ def join(agreement: Agreement, members: Mapping[str, Path], sums: Sums) -> Feder
             )
     torch.set_num_threads(recipe.loop.threads)  # the loop's, whatever the cores of this site: they change the rounding
     some = next(iter(train.values()))
+    check_settings(recipe, some)
     model = task.model(recipe, some.spec)
     facts = {f"input {key}": _short(value) for key, value in some.spec.items()}
     facts |= {"initial weights": weights_sha256(model)}

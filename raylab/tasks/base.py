@@ -33,8 +33,8 @@ class Frame:
 class SiteStatistics:
     """How several sites form the statistics of their inputs from sums, without showing one another their own."""
 
-    add_up: Callable[[Any], "NDArray[np.float64]"]
-    """meta of a site -> its sums, a vector of the same length at every site"""
+    add_up: Callable[[Any, Path], "NDArray[np.float64]"]
+    """(meta, prepared directory) of a site -> its sums, a vector of the same length at every site"""
     pool: Callable[[Any, "NDArray[np.float64]"], dict[str, Any]]
     """(meta of a site, sums of all sites) -> spec of a model trained on all of them"""
     bound: float

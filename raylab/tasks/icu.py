@@ -154,7 +154,7 @@ def _by_unit(n: int | dict[str, int]) -> str:
     return f"{n:,}" if isinstance(n, int) else ", ".join(f"'{unit}' {count:,}" for unit, count in n.items())
 
 
-def sum_statistics(meta: IcuMeta) -> "NDArray[np.float64]":
+def sum_statistics(meta: IcuMeta, directory: Path) -> "NDArray[np.float64]":
     """See SiteStatistics."""
     from raylab.data.icu import site_statistics
 

@@ -95,7 +95,7 @@ def describe(meta: ImageMeta) -> list[str]:
 PREPARATION = Preparation("chest X-rays", ImageOptions, prepare, describe)
 
 
-def sum_statistics(meta: ImageMeta) -> "NDArray[np.float64]":
+def sum_statistics(meta: ImageMeta, directory: Path) -> "NDArray[np.float64]":
     """See SiteStatistics."""
     from raylab.data.images import site_statistics
 

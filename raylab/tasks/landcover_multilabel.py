@@ -6,7 +6,7 @@ from raylab.data.images.scenes.meta import SceneMeta
 from raylab.tasks import landcover
 from raylab.tasks.base import Task
 from raylab.tasks.outcomes import MultiLabel
-from raylab.tasks.scenes import PREPARATION, SceneRecipe, make_load, read_new
+from raylab.tasks.scenes import PREPARATION, SITE_STATISTICS, SceneRecipe, make_load, read_new
 
 NAME = "landcover-multilabel"
 
@@ -30,6 +30,7 @@ TASK = Task(
     meta=SceneMeta,
     preparation=PREPARATION,
     read_new=read_new,
+    site_statistics=SITE_STATISTICS,
     full=adopt(landcover.FULL),
     smoke=adopt(landcover.SMOKE),
     searches=landcover.SEARCHES,

@@ -123,11 +123,11 @@ def make_load(task: str) -> Any:
     return load
 
 
-def sum_statistics(meta: SceneMeta) -> "NDArray[np.float64]":
+def sum_statistics(meta: SceneMeta, directory: Path) -> "NDArray[np.float64]":
     """See SiteStatistics."""
     from raylab.data.images.scenes import site_statistics
 
-    return site_statistics.sum_statistics(meta)
+    return site_statistics.sum_statistics(meta, directory)
 
 
 def pool_statistics(meta: SceneMeta, sums: "NDArray[np.float64]") -> dict[str, Any]:

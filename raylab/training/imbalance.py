@@ -68,6 +68,19 @@ def offsets_of(recipe: Recipe, frequencies: np.ndarray, device: str) -> Tensor |
 def check(recipe: Recipe, train: Samples) -> None:
     """Raise DataError for a class without training rows, and UsageError for settings that do not match the classes."""
     classes = train.spec["classes"]
+    absent = [] if train.y.ndim > 1 else [name for k, name in enumerate(classes) if not (train.y == k).any()]
+    if absent:
+        raise DataError(
+            f"no row of class {', '.join(absent)} in the training data",
+            "a model cannot learn a class without examples",
+            "prepare lists that contain all classes",
+        )
+    check_settings(recipe, train)
+
+
+def check_settings(recipe: Recipe, train: Samples) -> None:
+    """Raise UsageError for settings that do not match the classes of `train`, whatever rows it has."""
+    classes = train.spec["classes"]
     if train.y.ndim > 1:  # values, or several classes
         if (
             recipe.optim.class_weight is not None
@@ -79,12 +92,6 @@ def check(recipe: Recipe, train: Samples) -> None:
                 do="remove class_weight, class_fraction and logit_adjustment",
             )
         return
-    if absent := [name for k, name in enumerate(classes) if not (train.y == k).any()]:
-        raise DataError(
-            f"no row of class {', '.join(absent)} in the training data",
-            "a model cannot learn a class without examples",
-            "prepare lists that contain all classes",
-        )
     weights = recipe.optim.class_weight
     if weights is not None and len(weights) != len(classes):
         raise UsageError(

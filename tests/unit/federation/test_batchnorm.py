@@ -21,7 +21,7 @@ from raylab.data.images.scenes.scene import SceneRequest
 from raylab.data.images.scenes.site_statistics import pool_statistics, sum_statistics
 from raylab.data.images.scenes.sources import synthetic
 from raylab.data.prepared import read_meta
-from raylab.errors import NonFiniteError
+from raylab.errors import NonFiniteError, UsageError
 from raylab.federation import fixed_point
 from raylab.federation.agreement import Agreement, propose
 from raylab.federation.keys import PrivateKeys
@@ -37,7 +37,11 @@ from tests.unit.federation.test_training import Collected, Lockstep, Processes, 
 
 SITES = ("north", "south", "west")
 ROWS, SHARDS = (24, 12, 12), (1, 2, 1)
-TASKS = {"landcover": {"model.width": 4, "model.dropout": 0.2}, "covidnet": {"loop.epochs": 2}}
+TASKS = {
+    "landcover": {"model.width": 4, "model.dropout": 0.2},
+    "landcover-multilabel": {"model.width": 4, "loop.epochs": 1},
+    "covidnet": {"loop.epochs": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,22 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         source = synthetic.read(SceneRequest(None, seed, 80 + 16 * seed, 19))
         pixels = [source.read(at) * (1 + seed) for at in range(len(source.scenes))]
         prepare_scenes("landcover", found[name], replace(source, read=pixels.__getitem__), seed=0)
+    return found
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Prepared scenes of each site, every third of which has a second label."""
+    found = {}
+    for seed, name in enumerate(SITES):
+        found[name] = tmp_path_factory.mktemp("labelled") / name
+        source = synthetic.read(SceneRequest(None, seed, 80 + 16 * seed, 19))
+        scenes = [
+            replace(scene, labels=tuple(sorted({*scene.labels, (scene.labels[0] + 1) % 4}))) if at % 3 == 0 else scene
+            for at, scene in enumerate(source.scenes)
+        ]
+        changed = replace(source, scenes=scenes, several_labels=True)
+        prepare_scenes("landcover-multilabel", found[name], changed, seed=0)
     return found
 
 
@@ -130,6 +150,32 @@ def test_sites_reach_the_weights_of_the_pooled_run(is_masked, scenes, tmp_path):
     assert averages and all(bool(tensor.abs().max() > 1e-3) for tensor in averages)
 
 
+def test_sites_train_several_labels_to_the_weights_of_the_pooled_run(labelled, tmp_path):
+    """The statistics weigh a scene once, whatever its labels; each class counts the scenes that have it."""
+    keys = {name: PrivateKeys.generate(name) for name in SITES}
+    agreement = agree(keys, "landcover-multilabel")
+    federation = join(agreement, labelled, PooledSums(agreement, {}))
+    rows = {name: samples.y for name, samples in federation.train.items()}
+    assert federation.counts.train == sum(len(y) for y in rows.values()) < sum(federation.counts.classes)
+    assert list(federation.counts.classes) == sum(y.sum(0) for y in rows.values()).tolist()
+    metas = [read_meta(directory, "landcover-multilabel", SceneMeta) for directory in labelled.values()]
+    mean = np.average([meta.statistics.mean for meta in metas], axis=0, weights=[len(y) for y in rows.values()])
+    assert federation.train["west"].spec["mean"] == pytest.approx(mean, rel=1e-9)
+    (tmp_path / "pooled").mkdir()
+    pooled = train(federation, tmp_path / "pooled", lambda rows: 0)
+    results = train_in_threads(agreement, labelled, tmp_path, keys)
+    assert {result["weights_sha256"] for result in results.values()} == {pooled["weights_sha256"]}
+
+
+def test_several_labels_have_no_prior_to_adjust_to(labelled):
+    keys = {name: PrivateKeys.generate(name) for name in SITES}
+    recipe = override(shipped_recipe("landcover-multilabel", smoke=True), {"optim.logit_adjustment": 1.0})
+    identities = [each.identity() for each in keys.values()]
+    agreement = propose(recipe, identities, ROWS, SHARDS, None, "avx2", 600.0)
+    with pytest.raises(UsageError, match="has several labels"):
+        join(agreement, labelled, PooledSums(agreement, {}))
+
+
 def test_sites_that_average_have_the_same_network(scenes, tmp_path):
     """Although they have seen different numbers of shards, which batch norm counts."""
     keys = {name: PrivateKeys.generate(name) for name in SITES}
@@ -189,7 +235,8 @@ def test_a_statistic_beyond_the_bound_is_refused(scenes):
 
 def test_statistics_from_sums_are_those_of_all_scenes(scenes):
     metas = [read_meta(directory, "landcover", SceneMeta) for directory in scenes.values()]
-    spec = pool_statistics(metas[0], sum((sum_statistics(meta) for meta in metas), np.zeros(12)))
+    sums = (sum_statistics(*of) for of in zip(metas, scenes.values(), strict=True))
+    spec = pool_statistics(metas[0], sum(sums, np.zeros(12)))
     weights = [sum(meta.counts["train"].values()) for meta in metas]
     mean = np.average([meta.statistics.mean for meta in metas], axis=0, weights=weights)
     square = [np.square(meta.statistics.mean) + np.square(meta.statistics.std) for meta in metas]

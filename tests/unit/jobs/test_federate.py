@@ -129,6 +129,16 @@ def test_sites_agree_on_a_privacy_budget_and_have_no_pooled_run(capsys, tmp_path
     assert code == 2 and "the noise is secret" in error and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("task", ["sections", "sections-pretraining"])
+def test_sections_are_refused(capsys, tmp_path, task):
+    for name in SITES:
+        run(capsys, "keys", "--site", name, "--out", tmp_path)
+    files = [tmp_path / f"{name}.public.json" for name in SITES]
+    words = ["--smoke", "--sites", *files, "--exchange", tmp_path / "x", "--rows", 8, 8, 8]
+    code, _, error = run(capsys, "agree", task, *words)
+    assert code == 2 and f"task '{task}' are not formed from sums" in error and not (tmp_path / "x").exists()
+
+
 def test_a_bad_name_and_a_foreign_file_are_refused(capsys, tmp_path):
     code, _, error = run(capsys, "keys", "--site", "North Ward", "--out", tmp_path)
     assert code == 2 and "not the name of a site" in error and not list(tmp_path.iterdir())
