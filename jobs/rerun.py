@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jobs import cli, resume, train
-from jobs.common import home, provenance, run_tracking
+from jobs.common import home, provenance, research_object, run_tracking
 from jobs.common.console import say, set_status
 from jobs.common.environment import verb_environment
 from jobs.common.run_tracking import CODE
@@ -84,6 +85,8 @@ def rerun(
     DataError or UsageError if something that it needs is missing.
     """
     goal = find_goal(what, run)
+    if zipfile.is_zipfile(what):
+        research_object.load_code(Path(what), goal.name)
     directory, differences = repeat(goal, None if data is None else Path(data).absolute(), name, quiet)
     weights = home.note(directory).weights_sha256
     same = weights == goal.weights_sha256

@@ -29,7 +29,8 @@ from raylab.evaluation.site_report import LIMIT, find_few, tell_count
 from raylab.files import atomic_write
 from raylab.score import Score
 from raylab.tasks import find_task
-from raylab.tasks.plugins import load_stored
+from raylab.tasks.plugin_code import Code
+from raylab.tasks.plugins import FOLDER, load_stored, load_trusted
 from raylab.training import ledger
 from raylab.training.model_note import PLACE
 from tracking.provenance import CRATE_MEMBER, Provenance, render
@@ -41,6 +42,7 @@ WEIGHTS = "model/model.safetensors"
 EXPORTED = ("train", "transfer", "tune", "federate")  # kinds of runs that have a model
 FORMATS = {
     ".json": "application/json",
+    ".py": "text/x-python",
     ".jsonl": "application/x-ndjson",
     ".png": "image/png",
     ".html": "text/html",
@@ -111,6 +113,7 @@ def collect(directory: Path, with_figures: bool) -> tuple[RunPart, list[str]]:
     origin = provenance.describe(directory)
     name = directory.name
     files: dict[str, Content] = {"recipe.json": _encode(origin.recipe)}
+    files |= {f"{FOLDER}/{path.name}": path for path in sorted((directory / FOLDER).glob("*.py"))}
     places = (ledger.FILE, WEIGHTS, PLACE.as_posix())
     files |= {place: directory / place for place in places if (directory / place).is_file()}
     told: dict[str, Any] = {}
@@ -162,6 +165,17 @@ def check_report(path: Path) -> Path:
     if not path.is_file() or not is_report(path):
         raise DataError(f"{path} is not a report of raylab compare", do="raylab compare --out report.html")
     return path
+
+
+def load_code(path: Path, name: str) -> None:
+    """Load the plugins of the run `name` in a research object. UsageError for code that this user has never named;
+    nothing of it is executed then."""
+    with zipfile.ZipFile(path) as archive:
+        for member in sorted(archive.namelist()):
+            place = Path(member)
+            if place.parent == Path("runs") / name / FOLDER and place.suffix == ".py":
+                code = Code(place.name, archive.read(member).decode(errors="replace"))
+                load_trusted(code, path, place, f"unpack {path.name} and read it")
 
 
 def write(
@@ -245,6 +259,7 @@ def _describe_run(
     place, origin = f"runs/{quote(part.name)}/", part.origin
     own = [one for one in files if one["@id"].startswith(place)]
     recipe = [one for one in own if one["@id"] == f"{place}recipe.json"]
+    code = [one for one in own if one["@id"].startswith(f"{place}{FOLDER}/")]
     scores = [
         {
             "@id": f"#{quote(f'{part.name}-{where}-{name}')}",
@@ -269,9 +284,9 @@ def _describe_run(
         "name": part.name,
         "description": f"{origin.kind} of task {origin.task}; weights SHA-256 {origin.weights_sha256}, ledger head "
         f"{origin.ledger_sha256}, recipe {origin.recipe_hash}; CPU {'; '.join(origin.cpus) or 'not recorded'}",
-        "instrument": {"@id": software},
+        "instrument": [{"@id": software}, *_refer(code)] if code else {"@id": software},
         "object": [*_refer(recipe), {"@id": _data_id(origin)}, *parent],
-        "result": _refer(one for one in own if one not in recipe),
+        "result": _refer(one for one in own if one not in (*recipe, *code)),
     }
     if part.started:
         action["startTime"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(part.started))
@@ -321,7 +336,7 @@ def _describe_file(name: str, content: Content) -> Entity:
         size, digest = len(content), hashlib.sha256(content).hexdigest()
     else:
         size, digest = content.stat().st_size, sha256(content)
-    return {
+    entity: Entity = {
         "@id": quote(name),
         "@type": "File",
         "name": name.removeprefix("runs/"),
@@ -330,6 +345,13 @@ def _describe_file(name: str, content: Content) -> Entity:
         "contentSize": str(size),
         "sha256": digest,
     }
+    if Path(name).suffix == ".py":
+        entity |= {
+            "@type": ["File", "SoftwareSourceCode"],
+            "description": "Code of the run's own model or task: a plugin of raylab, which executes it only if told to",
+            "programmingLanguage": "Python",
+        }
+    return entity
 
 
 def _software_key(origin: Provenance) -> tuple[str, ...]:

@@ -105,7 +105,9 @@ class SiteScope(Scope):
 
 class PrivateScope(SiteScope):
     """The same with a privacy budget: of the rows nothing leaves but sums with noise. Every row is a shard, and no site
-    is ever left out."""
+    is ever left out. A message is never computed again, so bits need not be the same."""
+
+    repeats_bits = False
 
     def __init__(self, federation: Federation, privacy: Privacy) -> None:
         super().__init__(federation)

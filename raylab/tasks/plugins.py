@@ -130,18 +130,23 @@ def load_stored(directory: Path) -> None:
     Raises UsageError for code that this user has never named.
     """
     for path in sorted((directory / FOLDER).glob("*.py")):
-        code = Code.read(path)
-        if code.sha256 not in _named and code.sha256 not in read_allowed():
-            raise UsageError(
-                f"{directory} needs the code in {path}, which is not executed unasked",
-                "it is stored with the run or model, may be another user's, and could do all that you can",
-                f"read it (of a registered model: plugins/{path.name} in the artifacts of its run); if you trust it, "
-                f"add --plugin {path} (once; in Python: raylab.load_plugin)",
-            )
-        named = _loaded.get(code.name)
-        if named is not None and named.path is not None and named.version != code.sha256:
-            log.warning("%s keeps the %s with which it began, so %s is not used", directory, code.name, named.path)
-        load_code(code)
+        read = f"read it (of a registered model: plugins/{path.name} in the artifacts of its run)"
+        load_trusted(Code.read(path), directory, path, read)
+
+
+def load_trusted(code: Code, owner: Path, path: Path, read: str) -> None:
+    """Load code that `owner` has stored in `path`; UsageError, with how to `read` it, if this user has never named
+    it."""
+    if code.sha256 not in _named and code.sha256 not in read_allowed():
+        raise UsageError(
+            f"{owner} needs the code in {path}, which is not executed unasked",
+            "it is stored with the run or model, may be another user's, and could do all that you can",
+            f"{read}; if you trust it, add --plugin {path} (once; in Python: raylab.load_plugin)",
+        )
+    named = _loaded.get(code.name)
+    if named is not None and named.path is not None and named.version != code.sha256:
+        log.warning("%s keeps the %s with which it began, so %s is not used", owner, code.name, named.path)
+    load_code(code)
 
 
 def load_installed() -> None:

@@ -197,7 +197,9 @@ class Training:
         self.phases = FinetuneSchedule(recipe, model, self.batches.per_epoch, transferred)
         self.weights = [weight for _, weight in self.phases.learning]
         self.gradient = flatten_gradients(self.weights)
-        self.shard_gradients = ShardGradients(model, self.weights, recipe.seed, device, loop.bf16)
+        self.shard_gradients = ShardGradients(
+            model, self.weights, recipe.seed, device, loop.bf16, self.scope.repeats_bits
+        )
         self.optimizer = AdamW(self.weights)
         self.class_weight = _class_weight(recipe, device)
         self.progress = Progress()

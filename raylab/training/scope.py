@@ -40,6 +40,8 @@ class Scope(ABC):
     batches: Batches
     rows_per_epoch: int
     offset: Tensor | None
+    repeats_bits: bool = True
+    """whether the gradient of a shard must have the same bits wherever and whenever it is computed"""
 
     @abstractmethod
     def own_shards(self, group: ProcessGroup, step: int, count: int) -> range:

@@ -53,11 +53,21 @@ def can_take_passes(model: nn.Module, device: str, bf16: bool) -> bool:
 
 
 class ShardGradients:
-    """Computes the loss and the gradient [P] of each shard with respect to `weights`, P elements in total."""
+    """Computes the loss and the gradient [P] of each shard with respect to `weights`, P elements in total. Without
+    `repeats_bits`, shards of any size share a pass, and their bits may depend on it."""
 
-    def __init__(self, model: nn.Module, weights: list[nn.Parameter], seed: int, device: str, bf16: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: list[nn.Parameter],
+        seed: int,
+        device: str,
+        bf16: bool,
+        repeats_bits: bool = True,
+    ) -> None:
         self.weights, self.seed, self.device = weights, seed, device
         self.takes_passes = can_take_passes(model, device, bf16)
+        self.repeats_bits, self.vector = repeats_bits, VECTOR if repeats_bits else 1
         self.graphs = ShardGraphs(weights) if can_record(model, device) else None
         self.size = sum(w.numel() for w in weights)
         self.memory: dict[range, tuple[Tensor, dict[int, Tensor]]] = {}  # of passes, because new memory costs time
@@ -71,7 +81,7 @@ class ShardGradients:
         groups: list[range] = []
         for shard in own:
             rows = len(shards[shard])
-            joins = groups and len(groups[-1]) < longest and rows == len(shards[shard - 1]) and rows % VECTOR == 0
+            joins = groups and len(groups[-1]) < longest and rows == len(shards[shard - 1]) and rows % self.vector == 0
             if joins:
                 groups[-1] = range(groups[-1].start, shard + 1)
             else:
@@ -83,7 +93,7 @@ class ShardGradients:
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (shard, sum of its losses, gradient of that sum / count). A gradient may be changed, and is valid until
         the next step; it is zero for weights that are frozen or do not affect the loss."""
-        if len(inputs.shards) > 1 and self._has_same_bits(inputs, step, count, losses):
+        if len(inputs.shards) > 1 and (not self.repeats_bits or self._has_same_bits(inputs, step, count, losses)):
             yield from self._compute_pass(inputs, step, count, losses)
         else:
             yield from self._compute_alone(inputs, step, count, losses)

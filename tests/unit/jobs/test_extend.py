@@ -1,9 +1,11 @@
 """docs/extend.md: every file and every command of the page, as it stands there."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import polars as pl
@@ -97,6 +99,41 @@ def test_a_run_of_another_user_is_refused_until_its_code_is_named(tcn, at, monke
     assert cli.main([*words, "--plugin", str(tcn / "plugins" / "tcn.py")]) == 0
     forget()
     assert cli.main(words) == 0
+
+
+def test_code_in_a_research_object_is_described_and_not_executed_unasked(tcn, at, monkeypatch, capsys):
+    """Another user gets the archive: its code is refused until its content is named, unpacked from there."""
+    forget()
+    crate = at / "study.zip"
+    assert cli.main(["export", "tcn", "--crate", "--out", str(crate), "--quiet"]) == 0
+    with zipfile.ZipFile(crate) as archive:
+        archive.extractall(at / "unpacked")
+    graph = {one["@id"]: one for one in json.loads((at / "unpacked" / "ro-crate-metadata.json").read_text())["@graph"]}
+    code, action = graph["runs/tcn/plugins/tcn.py"], graph["#run-tcn"]
+    assert code["@type"] == ["File", "SoftwareSourceCode"] and code["programmingLanguage"] == "Python"
+    assert code["sha256"] == Code("tcn.py", FILES["tcn.py"]).sha256
+    assert {"@id": code["@id"]} in action["instrument"] and {"@id": code["@id"]} not in action["result"]
+    assert {"@id": code["@id"]} in graph["runs/tcn/"]["hasPart"]
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(at / "config-of-a-reader"))
+    executed = at / "executed"
+    text = FILES["tcn.py"] + f"\nfrom pathlib import Path\nPath({str(executed)!r}).touch()\n"
+    (at / "unpacked" / "runs" / "tcn" / "plugins" / "tcn.py").write_text(text)
+    changed = at / "changed.zip"
+    with zipfile.ZipFile(changed, "w") as archive:
+        for path in sorted((at / "unpacked").rglob("*")):
+            archive.write(path, path.relative_to(at / "unpacked"))
+    forget()
+    words = ["rerun", str(changed), "--data", "prepared/ards"]
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert "runs/tcn/plugins/tcn.py, which is not executed unasked" in error and "unpack changed.zip" in error
+    assert not executed.exists()
+    (at / "tcn.py").write_text(FILES["tcn.py"])
+    assert cli.main([*words, "--plugin", "tcn.py"]) == 2 and not executed.exists(), "another content was named"
+    forget()
+    assert cli.main(["rerun", str(crate), "--data", "prepared/ards", "--plugin", "tcn.py"]) == 0
+    assert "the same to the bit" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
