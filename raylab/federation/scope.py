@@ -1,6 +1,7 @@
 """The scope of a run whose rows are divided among sites: the training loop's sums as sums over all sites, or, where the
 sites average their weights, its averages."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -251,24 +252,26 @@ class NoisySums(ShardSums):
         self.scope, self.step, self.count = scope, step, count
         self.bound = scope.gradient_bound / count  # the gradient of a row is a part of the mean over all rows
         self.scale = scope.scale(self.bound)
-        self.gradient: Integers | None = None
+        self.gradient: Tensor | None = None
         self.loss, self.rows = 0.0, 0
 
     def add(self, shard: int, gradient: Tensor, row: Tensor) -> None:
         """See ShardSums. Raises NonFiniteError for a gradient that is not finite."""
-        fixed_point.check(gradient.numpy(), np.inf, f"step {self.step}, the gradient of a row")
         exact = gradient.double()
         norm = float(norm_of(exact))
+        if not math.isfinite(norm):
+            fixed_point.check(exact.numpy(), np.inf, f"step {self.step}, the gradient of a row")
+        factor = 1.0
         if norm > self.bound:
-            exact *= self.bound / norm
+            factor = self.bound / norm
             self.scope.clipped += 1
-        integers = np.rint(exact.numpy() * self.scale).astype(np.int64)
-        self.gradient = integers if self.gradient is None else self.gradient + integers
+        integers = exact.mul_(factor * self.scale).round_().long()
+        self.gradient = integers if self.gradient is None else self.gradient.add_(integers)
         self.loss, self.rows = self.loss + float(row[0]), self.rows + 1
 
     def complete(self, gradient: Tensor) -> Tensor:
         assert self.gradient is not None, "a site gives rows to every step"
-        total = self.scope.sums.add_up(Round("step", self.step), self.gradient, noisy=len(self.gradient))
+        total = self.scope.sums.add_up(Round("step", self.step), self.gradient.numpy(), noisy=len(self.gradient))
         gradient.copy_(torch.from_numpy(total / self.scale))
         rows = torch.zeros(self.count, 1, dtype=torch.float64)
         rows[0] = self.loss / self.rows * self.count

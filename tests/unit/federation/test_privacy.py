@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from raylab.config.overrides import override
 from raylab.data.icu.prepare import prepare_icu
 from raylab.data.icu.site_statistics import NAMES, add_up_patients
 from raylab.data.moments import pool_moments, settle_moments
-from raylab.errors import RunError, UsageError
+from raylab.errors import NonFiniteError, RunError, UsageError
 from raylab.federation import discrete_gaussian, fixed_point
 from raylab.federation.agreement import Agreement, propose
 from raylab.federation.budget import spent_epsilon
@@ -138,8 +139,6 @@ def test_the_noise_of_a_step_is_the_agreed_one_and_rows_are_limited(keys, data):
     agreement = agree(keys)
     scope = make_scope(join(agreement, data, PooledSums(agreement, {})))
     sums = scope.start_sums(None, 0, [1] * 30, 1)  # type: ignore[arg-type]
-    import torch
-
     size = 40_000
     for row in range(30):
         gradient = torch.zeros(size)
@@ -151,6 +150,13 @@ def test_the_noise_of_a_step_is_the_agreed_one_and_rows_are_limited(keys, data):
     deviation = 0.5 / 30 * math.sqrt(3 / 2)  # of three sites, of which two count
     assert float(total[1:].std()) == pytest.approx(deviation, rel=6 / math.sqrt(2 * size))
     assert abs(float(total[0]) - 1 / 30) < 7 * deviation
+
+
+def test_a_gradient_that_is_not_finite_is_refused(keys, data):
+    scope = make_scope(join(agree(keys), data, PooledSums(agree(keys), {})))
+    sums = scope.start_sums(None, 4, [1] * 30, 1)  # type: ignore[arg-type]
+    with pytest.raises(NonFiniteError, match="step 4, the gradient of a row: a value is NaN"):
+        sums.add(0, torch.tensor([1.0, math.nan]), torch.ones(1))
 
 
 def test_a_site_sends_a_message_once_and_never_with_other_noise(tmp_path, keys):

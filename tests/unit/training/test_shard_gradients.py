@@ -95,6 +95,24 @@ def test_the_gradients_of_a_pass_are_those_of_autograd(members):
         )
 
 
+def test_single_rows_share_a_pass_where_their_bits_need_not_be_repeated():
+    """As under a privacy budget: each row has the gradient that autograd gives it alone."""
+    generator = np.random.default_rng(1)
+    model, hours, width = make_gru(generator, dropout=0.0)
+    gradients = ShardGradients(list(model.parameters()), 3, "cpu", can_take_passes(model, "cpu", False), False)
+    rows = [np.array([row]) for row in range(7)]
+    assert gradients.group_shards(rows, range(7)) == [range(7)]
+    assert len(start(model).group_shards(rows, range(7))) == 7, "bits of an exact sum must not depend on the pass"
+    inputs, losses = sample_inputs(generator, range(7), 1, hours, width), losses_of(model)
+    found = compute(gradients, inputs, losses)
+    assert not gradients.checks
+    for (_, loss, gradient), part in zip(found, inputs.split(), strict=True):
+        alone = losses(part.x, part.y).sum()
+        torch.testing.assert_close(loss, alone)
+        expected = shard_gradient(alone / 100, list(model.parameters()))
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
+
+
 class Uneven(nn.Module):
     """Adds to the rows something that depends on their number: in every pass, or from the third on."""
 
