@@ -5,7 +5,7 @@
 Sites, stays and task are those of benchmarks/federation.py, the network is that of the small recipe. Each epsilon has
 the least noise with which the planned steps keep it, with delta 1e-5 and one colluding site. One process has the rows
 of all sites and draws the noise of each: the weights have the distribution of those that three processes reach. What is
-done is kept in the scratch directory: the same command continues.
+done is kept in the scratch directory: the same command continues; other settings need another directory.
 
 It prints a table: epsilon, noise multiplier, AUROC on the test rows of all sites as the mean over the seeds with 95% CI
 over 1,000 resamples of patients, and the paired difference to the run without noise.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from federation import TASK, UNITS, describe, mean_auroc, pool_sites, predict_test, prepare_sites
 
+from raylab.config.assignments import parse_assignments
 from raylab.config.overrides import override
 from raylab.config.recipe import Recipe
 from raylab.data.sampler import steps_per_epoch
@@ -33,8 +34,9 @@ ROWS = {"coronary": 72, "surgical": 248, "medical": 192}  # of a step: many, bec
 DELTA, COLLUDING = 1e-5, 1
 
 
-def make_recipe(seed: int, epochs: int, lr: float) -> Recipe:
-    return override(shipped_recipe(TASK, smoke=True), {"seed": seed, "loop.epochs": epochs, "optim.lr": lr})
+def make_recipe(seed: int, settings: list[str]) -> Recipe:
+    values = {"seed": seed, "loop.epochs": 10, "optim.lr": 3e-3, **parse_assignments(settings)}
+    return override(shipped_recipe(TASK, smoke=True), values)
 
 
 def agree(recipe: Recipe, privacy: Privacy | None) -> Agreement:
@@ -64,13 +66,12 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, required=True, help="directory for data and runs")
     parser.add_argument("--epsilons", type=float, nargs="+", default=[1000.0, 100.0, 30.0, 8.0, 3.0, 1.0])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="fields of the recipe")
     parser.add_argument("--landmark", type=float, default=12.0, help="hours after admission")
     args = parser.parse_args()
     args.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     data = prepare_sites(args.physionet, args.scratch, args.landmark)
-    participation = max(find_participation(make_recipe(seed, args.epochs, args.lr), data) for seed in range(args.seeds))
+    participation = max(find_participation(make_recipe(seed, args.set), data) for seed in range(args.seeds))
     curves, multipliers = {}, {}
     for epsilon in (None, *args.epsilons):
         privacy, sites = None, {name: [] for name in UNITS}
@@ -82,7 +83,7 @@ def main() -> None:
             out = args.scratch / f"privacy-{'none' if epsilon is None else f'{epsilon:g}'}-{seed}"
             if not (out / "result.json").is_file():
                 out.mkdir(exist_ok=True)
-                agreement = agree(make_recipe(seed, args.epochs, args.lr), privacy)
+                agreement = agree(make_recipe(seed, args.set), privacy)
                 result = train(join(agreement, data, PooledSums(agreement, {})), out, lambda rows: 0)
                 print(epsilon, seed, result["best"], result["federation"], flush=True)
             for name in UNITS:

@@ -199,7 +199,11 @@ def tell_agreement(agreement: "Agreement") -> None:
     say(f"{recipe.task}, model {recipe.model.name}, {recipe.loop.epochs} epochs, seed {recipe.seed}")
     for site in agreement.sites:
         say(f"  {site.site}: {site.rows} rows of a step in {site.shards} shard(s), key {site.signing_key[:16]}...")
-    if agreement.local_steps is None:
+    if agreement.privacy is not None:
+        say(
+            f"every step is a sum with noise over all sites, of gradients of rows up to norm {agreement.gradient_bound:g}"
+        )
+    elif agreement.local_steps is None:
         say(
             f"every step is an exact sum over all sites, of gradients of shards up to norm {agreement.gradient_bound:g}"
         )

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from jobs import cli
+from raylab.files import write_json
+from raylab.training.run_record import RunRecord
 
 SITES = ("north", "south", "west")
 
@@ -121,12 +123,30 @@ def test_sites_agree_on_a_privacy_budget_and_have_no_pooled_run(capsys, tmp_path
     files = [tmp_path / f"{name}.public.json" for name in SITES]
     code, said, _ = run(capsys, "agree", "ards", "--smoke", "--sites", *files, "--exchange", tmp_path / "x", *BUDGET)
     assert code == 0 and "epsilon 8, delta 1e-05; noise multiplier 1, even if 1 of 3 sites collude" in said
-    assert "8 rows of a step in 8 shard(s)" in said and "up to norm 1" in said
+    assert (
+        "8 rows of a step in 8 shard(s)" in said
+        and "a sum with noise over all sites, of gradients of rows up to norm 1" in said
+    )
     for name in SITES:
         run(capsys, "sign", "--exchange", tmp_path / "x", "--key", tmp_path / f"{name}.key")
     words = ["--exchange", tmp_path / "x", "--out", tmp_path / "out", "--data", *(f"{name}=DIR" for name in SITES)]
     code, _, error = run(capsys, "pool", *words)
     assert code == 2 and "the noise is secret" in error and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["rerun", "verify"])
+def test_a_run_across_sites_is_neither_repeated_nor_verified(capsys, tmp_path, monkeypatch, verb):
+    monkeypatch.setenv("RAYLAB_HOME", str(tmp_path))
+    directory = tmp_path / "runs" / "ours"
+    directory.mkdir(parents=True)
+    about = {"name": "ours", "uri": "file:x", "experiment": "e", "kind": "federate", "task": "ards", "data": "d"}
+    tags = {"raylab.kind": "federate", "raylab.task": "ards"}
+    write_json(directory / "run.json", RunRecord(**about, synthetic=True, tags=tags).to_json())
+    write_json(directory / "result.json", {})
+    assert cli.main([verb, "ours"]) == 2
+    error = capsys.readouterr().err
+    assert "its noise was secret" in error or "the noise was secret" in error
+    assert "raylab federate pool" in error
 
 
 @pytest.mark.parametrize("task", ["sections", "sections-pretraining"])
