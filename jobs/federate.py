@@ -201,7 +201,7 @@ def tell_agreement(agreement: "Agreement") -> None:
         say(f"  {site.site}: {site.rows} rows of a step in {site.shards} shard(s), key {site.signing_key[:16]}...")
     if agreement.privacy is not None:
         say(
-            f"every step is a sum with noise over all sites, of gradients of rows up to norm {agreement.gradient_bound:g}"
+            f"every step is a sum with noise over all sites, of gradients of rows up to norm {agreement.gradient_bound}"
         )
     elif agreement.local_steps is None:
         say(

@@ -125,7 +125,7 @@ def test_sites_agree_on_a_privacy_budget_and_have_no_pooled_run(capsys, tmp_path
     assert code == 0 and "epsilon 8, delta 1e-05; noise multiplier 1, even if 1 of 3 sites collude" in said
     assert (
         "8 rows of a step in 8 shard(s)" in said
-        and "a sum with noise over all sites, of gradients of rows up to norm 1" in said
+        and "a sum with noise over all sites, of gradients of rows up to norm 1.0" in said
     )
     for name in SITES:
         run(capsys, "sign", "--exchange", tmp_path / "x", "--key", tmp_path / f"{name}.key")
