@@ -1,8 +1,10 @@
 """Measure what a privacy budget costs: AUROC of models that three sites train with noise, on PhysioNet 2012.
 
     python benchmarks/federation_privacy.py --physionet DIR --scratch DIR [--epsilons 1000 100 30 8 3 1] [--seeds 1]
+        [--set model.name=means optim.lr=0.02]
 
-Sites, stays and task are those of benchmarks/federation.py, the network is that of the small recipe. Each epsilon has
+Sites, stays and task are those of benchmarks/federation.py, the network is that of the small recipe, or the one of
+hourly_means.py. Each epsilon has
 the least noise with which the planned steps keep it, with delta 1e-5 and one colluding site. One process has the rows
 of all sites and draws the noise of each: the weights have the distribution of those that three processes reach. What is
 done is kept in the scratch directory: the same command continues; other settings need another directory.
@@ -28,6 +30,8 @@ from raylab.federation.privacy import Privacy
 from raylab.federation.run import join, train
 from raylab.federation.sums import PooledSums
 from raylab.tasks import find_task
+from raylab.tasks.plugin_code import Code
+from raylab.tasks.plugins import load_code
 from raylab.tasks.recipes import shipped_recipe
 
 ROWS = {"coronary": 72, "surgical": 248, "medical": 192}  # of a step: many, because noise does not grow with them
@@ -69,6 +73,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="fields of the recipe")
     parser.add_argument("--landmark", type=float, default=12.0, help="hours after admission")
     args = parser.parse_args()
+    load_code(Code.read(Path(__file__).with_name("hourly_means.py")))
     args.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
     data = prepare_sites(args.physionet, args.scratch, args.landmark)
     participation = max(find_participation(make_recipe(seed, args.set), data) for seed in range(args.seeds))
