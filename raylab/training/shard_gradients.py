@@ -92,7 +92,8 @@ class ShardGradients:
         self, inputs: ShardInputs, step: int, count: int, losses: Losses
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (shard, sum of its losses, gradient of that sum / count). A gradient may be changed, and is valid until
-        the next step; it is zero for weights that are frozen or do not affect the loss."""
+        the next step, without `repeats_bits` until the next call; it is zero for weights that are frozen or do not
+        affect the loss."""
         if len(inputs.shards) > 1 and (not self.repeats_bits or self._has_same_bits(inputs, step, count, losses)):
             yield from self._compute_pass(inputs, step, count, losses)
         else:
@@ -152,15 +153,16 @@ class ShardGradients:
 
     def _slots(self, shards: range) -> tuple[Tensor, dict[int, Tensor]]:
         """Return memory for gradients [shards, P], and in it the place [shards, *shape] of each weight, by id."""
-        if shards in self.memory:
-            return self.memory[shards]
+        place = shards if self.repeats_bits else range(len(shards))  # so many rows would need memory for all of them
+        if place in self.memory:
+            return self.memory[place]
         aligned = -(-self.size // ALIGNMENT) * ALIGNMENT  # bits of thin products depend on where their results lie
         rows, slots, at = torch.empty(len(shards), aligned)[:, : self.size], {}, 0
         for w in self.weights:
             slots[id(w)] = rows[:, at : at + w.numel()].view(len(shards), *w.shape)
             at += w.numel()
         if len(shards) > 1:
-            self.memory[shards] = rows, slots
+            self.memory[place] = rows, slots
         return rows, slots
 
 

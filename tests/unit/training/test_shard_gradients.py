@@ -99,7 +99,7 @@ def test_single_rows_share_a_pass_where_their_bits_need_not_be_repeated():
     """As under a privacy budget: each row has the gradient that autograd gives it alone."""
     generator = np.random.default_rng(1)
     model, hours, width = make_gru(generator, dropout=0.0)
-    gradients = ShardGradients(list(model.parameters()), 3, "cpu", can_take_passes(model, "cpu", False), False)
+    gradients = ShardGradients(model, list(model.parameters()), 3, "cpu", False, repeats_bits=False)
     rows = [np.array([row]) for row in range(7)]
     assert gradients.group_shards(rows, range(7)) == [range(7)]
     assert len(start(model).group_shards(rows, range(7))) == 7, "bits of an exact sum must not depend on the pass"
