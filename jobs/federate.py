@@ -350,6 +350,8 @@ def train_federation(federation: "Federation", directory: Path, quiet: bool) -> 
     if not quiet:
         names = ", ".join(federation.agreement.names)
         say(f"run {directory.name}: {recipe.task}, {counts.train} training rows of {names}, {federation.steps} steps")
+    if left_out := federation.inputs_left_out:
+        say(f"{left_out} inputs of this site's data do not stand out from the noise, and are not used")
     rows = run_tracking.ToOutbox(directory)
     meter = WorkMeter("worker-0", recipe.scaling.cpus_per_worker, 1.0, False, write_to(directory))
     with Display(directory, recipe.loop.epochs, federation.steps, federation.task.objective, quiet), meter:

@@ -11,7 +11,7 @@ from raylab.config.recipe import Recipe
 from raylab.data.moments import settle_moments
 from raylab.data.sampler import site_rows, steps_per_epoch
 from raylab.data.samples import Samples
-from raylab.errors import UsageError
+from raylab.errors import DataError, UsageError
 from raylab.federation import fixed_point
 from raylab.federation.agreement import Agreement
 from raylab.federation.federation import Counts, Federation
@@ -58,15 +58,24 @@ def check_budget(
 
 def pool_noisy_statistics(
     agreement: Agreement, privacy: Privacy, statistics: SiteStatistics, members: Mapping[str, Path], sums: Sums
-) -> NDArray[np.float64]:
-    """Return the sums of the statistics over all patients, with noise. A collective."""
+) -> tuple[NDArray[np.float64], int]:
+    """Return the sums of the statistics over all patients, with noise, and how many inputs that are measured here do
+    not stand out from it, and are left out. DataError if no input does. A collective."""
     assert statistics.add_up_patients is not None, "check_private has looked"
     parts = {name: statistics.add_up_patients(directory) for name, directory in members.items()}
     bound = math.sqrt(next(iter(parts.values())).shape[1])  # of values between 0 and 1
     scale = privacy.scale(len(agreement.sites), bound)
     own = fixed_point.add_all([np.rint(part * scale).astype(np.int64).sum(0) for part in parts.values()])
     total = sums.add_up(Round("statistics", 0), own, noisy=len(own))
-    return settle_moments(total / scale, privacy.deviation(len(agreement.sites), bound))
+    settled = settle_moments(total / scale, privacy.deviation(len(agreement.sites), bound))
+    is_here, is_clear = (counts.reshape(3, -1)[0] > 0 for counts in (own, settled))
+    if not is_clear.any():
+        raise DataError(
+            "no input of the model stands out from the noise: there are too few patients",
+            f"noise multiplier {privacy.noise_multiplier:g}; one sum of the statistics is spent",
+            "make a new agreement with less noise, or with more patients",
+        )
+    return settled, int((is_here & ~is_clear).sum())
 
 
 def spent_epsilon(federation: Federation, site: str, steps: int) -> float:

@@ -93,6 +93,8 @@ class Federation:
     val: Mapping[str, Samples]
     counts: Counts
     sums: Sums
+    inputs_left_out: int
+    """inputs that are measured here, and do not stand out from the noise of a privacy budget"""
 
     @property
     def steps_per_epoch(self) -> int:

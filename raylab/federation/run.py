@@ -68,9 +68,10 @@ def join(agreement: Agreement, members: Mapping[str, Path], sums: Sums) -> Feder
         sums.compare(Round("join", 0), describe_code(), SAME_CODE)
 
     counts: Counts | None = None
+    left_out = 0
     if agreement.privacy is not None:
         counts = check_budget(agreement, agreement.privacy, recipe, task, members, sums)
-        pooled = pool_noisy_statistics(agreement, agreement.privacy, statistics, members, sums)
+        pooled, left_out = pool_noisy_statistics(agreement, agreement.privacy, statistics, members, sums)
     else:
         own = [statistics.add_up(metas[name], directory) for name, directory in members.items()]
         parts = [fixed_point.encode(each, statistics.bound, "statistics") for each in own]
@@ -98,7 +99,7 @@ def join(agreement: Agreement, members: Mapping[str, Path], sums: Sums) -> Feder
     if is_exact:
         facts |= {"bits of a forward and backward pass": probe(task, model, some, 0)}
     sums.compare(Round("start", 0), facts, f"{SAME_DATA}; if only bits differ: {SAME_ARITHMETIC}")
-    return Federation(agreement, recipe, task, train, val, counts, sums)
+    return Federation(agreement, recipe, task, train, val, counts, sums, left_out)
 
 
 def train(

@@ -13,7 +13,7 @@ from raylab.config.overrides import override
 from raylab.data.icu.prepare import prepare_icu
 from raylab.data.icu.site_statistics import NAMES, add_up_patients
 from raylab.data.moments import pool_moments, settle_moments
-from raylab.errors import NonFiniteError, RunError, UsageError
+from raylab.errors import DataError, NonFiniteError, RunError, UsageError
 from raylab.federation import discrete_gaussian, fixed_point
 from raylab.federation.agreement import Agreement, propose
 from raylab.federation.budget import spent_epsilon
@@ -230,7 +230,7 @@ def test_all_that_depends_on_values_has_noise(tmp_path, keys, data):
     agreement = agree(keys)
     spy = Spy(agreement)
     federation = join(agreement, data, spy)
-    assert federation.counts.classes == ()
+    assert federation.counts.classes == () and federation.inputs_left_out > 0
     result = train(federation, tmp_path, lambda rows: 0)
     plain = {(round.kind, size - noisy) for round, size, noisy in spy.seen if size > noisy}
     assert plain == {("rows", 2), ("validation", 4)}, "the number of rows, and a checksum of the weights"
@@ -249,8 +249,11 @@ def test_more_steps_than_the_budget_allows_are_refused_before_anything_but_the_r
         join(agreement, data, spy)
     assert [round.kind for round, _, _ in spy.seen] == ["rows"]
     enough = float(str(refused.value).partition("--noise-multiplier ")[2].split()[0])
-    again = agree(keys, BUDGET.model_copy(update={"epsilon": 2.0, "noise_multiplier": 2 * enough}))
-    assert join(again, data, PooledSums(again, {})).counts.train > 0
+    again = agree(keys, BUDGET.model_copy(update={"epsilon": 2.0, "noise_multiplier": enough}))
+    spy = Spy(again)
+    with pytest.raises(DataError, match="no input of the model stands out from the noise"):  # of so few patients
+        join(again, data, spy)
+    assert [round.kind for round, _, _ in spy.seen] == ["rows", "statistics"]
 
 
 @pytest.mark.campaign
