@@ -46,7 +46,9 @@ class Row(NamedTuple):
     changed: float
     """Unix time at which its record was last changed"""
     next: str
-    """the command that comes next; empty if there is none"""
+    """the command that comes next, or what to do before it; empty if there is none"""
+    error: str
+    """why it failed; empty if it did not"""
     run_id: str | None
     """of its run in MLflow"""
 
@@ -79,7 +81,8 @@ def describe(directory: Path, record: RunRecord) -> Row:
         score=read_score(directory, record),
         bytes=measure(directory).bytes,
         changed=home.changed_at(directory),
-        next=next_command(directory.name, record),
+        next=describe_next(directory.name, record),
+        error=(record.error or "") if record.status == "FAILED" else "",
         run_id=record.run_id,
     )
 
@@ -111,10 +114,16 @@ def read_score(directory: Path, record: RunRecord) -> str:
     return f"{name} {score}"
 
 
-def next_command(name: str, record: RunRecord) -> str:
-    if record.kind in RESUMABLE and record.status in ("FAILED", "KILLED"):
+def describe_next(name: str, record: RunRecord) -> str:
+    """What comes next for a run. One that failed would fail again: its error says what to do, or it is shown by
+    `resume`."""
+    if record.kind not in RESUMABLE:
+        return ""
+    if record.status == "KILLED":
         return f"raylab resume {name}"
-    if record.kind in RESUMABLE and record.status == "FINISHED" and not record.test_reads:
+    if record.status == "FAILED":
+        return record.do or f"correct the cause, then: raylab resume {name}"
+    if record.status == "FINISHED" and not record.test_reads:
         return f"raylab evaluate {record.task} --run {name} --data {shlex.quote(record.data)}"
     return ""
 
@@ -143,8 +152,9 @@ def render_table(rows: list[Row], columns: int | None = None) -> list[str]:
         lines.append("  ".join(f"{cell:{width}}" for cell, width in zip(shown, widths, strict=False)).rstrip())
         if is_narrow and number and cells[-1]:
             lines.append(f"    {cells[-1]}")
-        if number and (following := rows[number - 1].next):
-            lines.append(f"    next: {following}")
+        if number:
+            more = {"failed": rows[number - 1].error, "next": rows[number - 1].next}
+            lines += [f"    {name}: {text}" for name, text in more.items() if text]
     return lines
 
 

@@ -19,7 +19,7 @@ from jobs.common.environment import verb_environment
 from jobs.common.interrupts import hold_interrupts
 from jobs.common.place import HERE, Place
 from jobs.common.results import Run
-from jobs.common.run_end import describe_end, free_reserve, record_end
+from jobs.common.run_end import Ending, describe_end, free_reserve, record_end
 from jobs.common.session import cluster_address, ray_environment, ray_session
 from jobs.common.trial_table import TrialTable, order, row
 from raylab.config.overrides import override
@@ -250,7 +250,7 @@ class ToMlflow:
             if (name := find_task(self.recipe.task).objective) in best:  # missing if val has only one class
                 outbox.append({"kind": "tags", "values": {views.VAL_SCORE: f"{best[name]:.3f} {name}"}})
         end = read_end(self.trial(number))
-        record_end(self.trial(number), "FAILED" if how == "failed" else "FINISHED", end.get("error", ""))
+        record_end(self.trial(number), Ending("FAILED" if how == "failed" else "FINISHED", end.get("error", "")))
         self.table.update(number, **end)
 
     @contextmanager
@@ -259,13 +259,13 @@ class ToMlflow:
         try:
             yield
         except BaseException as error:
-            _, why = describe_end(error)
+            why = describe_end(error).error
             with hold_interrupts():
                 free_reserve(self.directory)  # the disk may be full
                 for number in self.rows:
                     directory = self.trial(number)
                     if (directory / "run.json").is_file() and not (directory / "end.json").is_file():
-                        record_end(directory, "KILLED", f"the search has ended: {why}")
+                        record_end(directory, Ending("KILLED", f"the search has ended: {why}"))
             raise
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from jobs.common import home, run_tracking
 from jobs.common.console import tell_error
 from jobs.common.environment import verb_environment
-from jobs.common.run_end import record_end
+from jobs.common.run_end import Ending, record_end
 from raylab.errors import OutOfMemoryError, RunError
 from raylab.witness import NOTE, read_death
 
@@ -26,8 +26,9 @@ def mark_death(directory: Path) -> None:
                 return
             for trial in (path.parent for path in sorted((directory / "trials").glob("*/run.json"))):
                 if not (trial / "end.json").is_file():
-                    record_end(trial, "KILLED", "the search has ended")
-            record_end(directory, "FAILED" if is_memory else "KILLED", f"{error.what}: {error.why}")
+                    record_end(trial, Ending("KILLED", "the search has ended"))
+            end = Ending("FAILED" if is_memory else "KILLED", f"{error.what}: {error.why}", error.do)
+            record_end(directory, end)
     except RunError:  # it has been resumed
         return
     tell_error(error)

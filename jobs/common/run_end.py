@@ -3,7 +3,7 @@
 import contextlib
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jobs.common.home import annotate, note
 from raylab.errors import OwnCodeError, RaylabError, RunError
@@ -19,6 +19,14 @@ RESERVE_BYTES = 1 << 17  # of a status in the outbox, in run.json, and in an emb
 End = Literal["FINISHED", "FAILED", "KILLED"]
 
 
+class Ending(NamedTuple):
+    """How a run ended, as its record says: why it did not finish, and what to do about it."""
+
+    status: End
+    error: str = ""
+    do: str = ""
+
+
 def reserve_room(directory: Path) -> None:
     """Keep room on the run's disk for the record of its end, so that a disk that fills up does not prevent it."""
     path = directory / RESERVE
@@ -26,13 +34,13 @@ def reserve_room(directory: Path) -> None:
         path.write_bytes(os.urandom(RESERVE_BYTES))  # which no file system compresses
 
 
-def record_end(directory: Path, status: End, error: str = "") -> None:
-    """Record how the run ended and, if it did not finish, the `error` that ended it."""
+def record_end(directory: Path, ending: Ending) -> None:
+    """Record how the run ended."""
     try:
-        _record(directory, status, error)
+        _record(directory, ending)
     except OSError:
         free_reserve(directory)
-        _record(directory, status, error)
+        _record(directory, ending)
     free_reserve(directory)
 
 
@@ -41,12 +49,13 @@ def free_reserve(directory: Path) -> None:
         (directory / RESERVE).unlink(missing_ok=True)
 
 
-def _record(directory: Path, status: End, error: str) -> None:
+def _record(directory: Path, ending: Ending) -> None:
     outbox = Outbox(directory / "outbox")
-    if error or note(directory).error:  # of an earlier attempt
-        outbox.append({"kind": "tags", "values": {"raylab.error": error}})
-    outbox.append({"kind": "status", "status": status})
-    annotate(directory, status=status, error=error or None)  # last: a run that says so has all its records
+    if ending.error or note(directory).error:  # of an earlier attempt
+        outbox.append({"kind": "tags", "values": {"raylab.error": ending.error}})
+    outbox.append({"kind": "status", "status": ending.status})
+    # last: a run that says so has all its records
+    annotate(directory, status=ending.status, error=ending.error or None, do=ending.do or None)
 
 
 def explain_end(error: BaseException, directory: Path) -> RaylabError | None:
@@ -60,13 +69,14 @@ def explain_end(error: BaseException, directory: Path) -> RaylabError | None:
     return explained
 
 
-def describe_end(error: BaseException, explained: RaylabError | None = None) -> tuple[End, str]:
-    """The status of a run that ended with `error`, `explained` to the user if `explain_end` can; and what is recorded
-    as its reason: of other errors than those of runs the type, as their messages may have values of data.
+def describe_end(error: BaseException, explained: RaylabError | None = None) -> Ending:
+    """What is recorded of a run that ended with `error`, `explained` to the user if `explain_end` can: of other errors
+    than those of runs the type alone, as their messages may have values of data.
     """
     if isinstance(error, KeyboardInterrupt):
-        return "KILLED", "interrupted"
+        return Ending("KILLED", "interrupted")
     told = explained or (error if isinstance(error, RunError) else None)
     if told is None:
-        return "FAILED", type(error).__name__
-    return "FAILED", told.what if isinstance(told, OwnCodeError) else ": ".join(filter(None, (told.what, told.why)))
+        return Ending("FAILED", type(error).__name__)
+    why = told.what if isinstance(told, OwnCodeError) else ": ".join(filter(None, (told.what, told.why)))
+    return Ending("FAILED", why, told.do)

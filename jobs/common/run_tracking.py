@@ -21,7 +21,7 @@ from jobs.common import description
 from jobs.common.console import say, set_status
 from jobs.common.home import annotate, home, lock_run, new_directory, note, remove
 from jobs.common.interrupts import hold_interrupts
-from jobs.common.run_end import End, describe_end, explain_end, record_end, reserve_room
+from jobs.common.run_end import Ending, describe_end, explain_end, record_end, reserve_room
 from raylab.config.overrides import override
 from raylab.config.recipe import IcuData, Recipe, flatten
 from raylab.data import datalad
@@ -380,14 +380,13 @@ def track_run(directory: Path, system: bool = True) -> Iterator[Forwarder]:
     forwarder = Forwarder()
     forwarder.add(outbox.directory)
     monitor = SystemMonitor(outbox) if system else None
-    status: End = "FINISHED"
-    why = ""
+    ending = Ending("FINISHED")
     try:
         with witness(directory / NOTE, [sys.executable, "-m", "jobs.common.mark_death", str(directory)]):
             yield forwarder
     except BaseException as error:
         explained = None if isinstance(error, RaylabError) else explain_end(error, directory)
-        status, why = describe_end(error, explained)
+        ending = describe_end(error, explained)
         if explained is not None:
             raise explained from error
         raise
@@ -395,7 +394,7 @@ def track_run(directory: Path, system: bool = True) -> Iterator[Forwarder]:
         with hold_interrupts():
             if monitor is not None:
                 monitor.stop()
-            record_end(directory, status, why)
+            record_end(directory, ending)
         set_status("sending the last records to MLflow")
         left = forwarder.close(FLUSH_SECONDS)
         if left:
@@ -478,4 +477,4 @@ def mark_ended(directory: Path) -> None:
     if said and said[-1] != "RUNNING":
         annotate(directory, status=said[-1])
     else:
-        record_end(directory, "KILLED", "its process was killed")
+        record_end(directory, Ending("KILLED", "its process was killed"))

@@ -228,7 +228,8 @@ class SubmittedRun:
         what = {"lost": "nothing works on run '{}' any more", "failed": "run '{}' failed"}.get(
             status, "run '{}' was stopped"
         )
-        raise RunError(what.format(self.name), why, "submit it again: it continues where it stopped")
+        do = record.do if record is not None and status == "failed" else None
+        raise RunError(what.format(self.name), why, do or "submit it again: it continues where it stopped")
 
     def stop(self) -> None:
         """Interrupt the run; submitting it again resumes it."""

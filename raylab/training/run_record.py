@@ -56,6 +56,8 @@ class RunRecord(Document):
     status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"] | None = None
     error: str | None = None
     """why it did not finish"""
+    do: str | None = None
+    """what to do about it, where the error says so"""
     number: int | None = None
     """number of a trial"""
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
+from jobs.common.run_end import Ending, describe_end, record_end
 from jobs.runs import Row, render_table
+from raylab.errors import DataError, OwnCodeError
 from raylab.files import write_json
 
 DATA_HASH = "0123456789abcdef"
@@ -69,6 +71,22 @@ def test_an_own_task_has_its_score_without_its_plugin(runs: Path, capsys: pytest
     assert "damaged" in str(found["wrong"]["score"])
 
 
+def test_a_run_that_failed_says_why_and_what_to_do_first(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = OwnCodeError("the code of the own.py failed (line 3: ValueError)", "61 is no age", "correct the file")
+    for name, error in {"own": own, "data": DataError("row 7 is damaged"), "stopped": KeyboardInterrupt()}.items():
+        write_run(runs / name, status="RUNNING")
+        record_end(runs / name, describe_end(error))
+    found = listed(capsys)
+    assert found["own"]["error"] == own.what and found["own"]["next"] == "correct the file"
+    assert found["data"]["error"] == "DataError"
+    assert found["data"]["next"] == "correct the cause, then: raylab resume data"
+    assert found["stopped"]["error"] == "" and found["stopped"]["next"] == "raylab resume stopped"
+    assert cli.main(["runs"]) == 0
+    assert f"    failed: {own.what}\n    next: correct the file\n" in capsys.readouterr().out
+    record_end(runs / "own", Ending("FINISHED"))
+    assert listed(capsys)["own"]["error"] == "" and "evaluate" in str(listed(capsys)["own"]["next"])
+
+
 def test_json_without_a_file_is_all_that_is_printed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(runs / "first", kind="train", status="FINISHED")
     assert cli.main(["runs", "--json"]) == 0
@@ -84,6 +102,7 @@ def test_in_a_narrow_terminal_a_score_is_below_its_run() -> None:
         "bytes": 10,
         "changed": 0.0,
         "next": "",
+        "error": "",
         "run_id": "a" * 32,
     }
     rows = [Row(run=name, score="auroc 0.812 [0.760, 0.861]", **facts) for name in ("first", "second-of-many")]

@@ -214,7 +214,7 @@ def test_the_message_of_an_error_in_a_plugin_is_shown_and_not_recorded(tmp_path)
     told = explain_own_failure(raised.value)
     assert told.what == "the code of the plugin tiny.py failed (line 25: KeyError)" and told.why == "'patient-17'"
     assert "start another run" in told.do
-    assert describe_end(raised.value, told) == ("FAILED", told.what)
+    assert describe_end(raised.value, told) == ("FAILED", told.what, told.do)
     assert explain_own_failure(KeyError("not of a plugin")) is None
 
 
