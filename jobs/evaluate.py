@@ -12,7 +12,7 @@ from jobs import cli, prepare
 from jobs.common import home, icu_evaluation, model_card, run_tracking, scores
 from jobs.common.console import open_screen, say
 from jobs.common.environment import verb_environment
-from jobs.common.results import Evaluation, RunReference, find_run
+from jobs.common.results import Evaluation, RunReference, check_task, find_run
 from raylab.data.images.manifest import SPLITS, discover
 from raylab.data.prepared import sha256
 from raylab.errors import DataError, UsageError, unknown
@@ -250,9 +250,7 @@ def run_of_task(run: RunReference, task: str | None) -> Path:
     """The directory of a run, whose own code is loaded; DataError if `task` is given and the run is of another one."""
     directory = find_run(run)
     load_stored(directory)
-    run_record = home.note(directory)
-    if task not in (None, run_record.task):
-        raise DataError(f"run {directory.name} is of task '{run_record.task}', not '{task}'")
+    check_task(directory, home.note(directory).task, task)
     return directory
 
 

@@ -3,8 +3,7 @@
 import argparse
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -35,40 +34,51 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--replace", action="store_true", help="replace data of the task in --out, once the new data is complete"
     )
     kinds: dict[type[PrepareOptions], str] = {of.options: of.title for of in preparations.values()}
-    every: list[type[PrepareOptions]] = [PrepareOptions, *kinds]
-    fields = [(name, field) for options in every for name, field in options.model_fields.items()]
-    times = Counter(name for options in kinds for name in options.model_fields)
+    by_name: dict[str, dict[str, FieldInfo]] = {}  # by title of the kind of data
+    for options, title in kinds.items():
+        for name, field in options.model_fields.items():
+            by_name.setdefault(name, {})[title] = field
     # of every kind of data, or of several
-    shared = {name: field for name, field in fields if name in PrepareOptions.model_fields or times[name] > 1}
-    for name, field in shared.items():
-        own = {
-            title: options.model_fields[name].description
-            for options, title in kinds.items()
-            if name in options.model_fields
-        }
-        differ = len(set(own.values())) > 1 or len(own) < len(kinds)
-        help = "; ".join(f"{title}: {text}" for title, text in own.items()) if differ else field.description
-        _add_option(parser, name, field, help or "")
+    shared = {name: of for name, of in by_name.items() if name in PrepareOptions.model_fields or len(of) > 1}
+    for name, fields in shared.items():
+        _add_option(parser, name, fields, is_of_all=len(fields) == len(kinds))
     for options, title in kinds.items():
         tasks = ", ".join(name for name, of in preparations.items() if of.options is options)
         group = parser.add_argument_group(f"{title} ({tasks})")
         for name, field in options.model_fields.items():
             if name not in shared:
-                _add_option(group, name, field, field.description or "")
+                _add_option(group, name, {title: field}, is_of_all=True)
 
 
-def _add_option(parser: Any, name: str, field: FieldInfo, help: str) -> None:
-    """Options that are not given are left out of the namespace: their defaults are those of the fields."""
+def _add_option(parser: Any, name: str, fields: Mapping[str, FieldInfo], is_of_all: bool) -> None:
+    """An option that some kinds of data have, or all. One that is not given is left out of the namespace: its default
+    is that of the kind's field."""
+    field = next(iter(fields.values()))
     option = f"--{(field.alias or name).replace('_', '-')}"
-    kinds = [kind for kind in get_args(field.annotation) if kind not in (type(None), Ellipsis)] or [field.annotation]
-    more: dict[str, Any] = {"type": kinds[-1], "metavar": (field.alias or name).upper()}
+    types = {_type_of(one) for one in fields.values()}
+    # where kinds of data differ, the checked field of the kind makes it a number
+    more: dict[str, Any] = {"type": types.pop() if len(types) == 1 else str, "metavar": (field.alias or name).upper()}
     if field.annotation is bool:
         more = {"action": "store_true"}
     elif isinstance(field.default, tuple):
         more |= {"nargs": "+", "action": "extend"}
-    if field.default is not None and field.default is not False and field.default != ():
-        help += f" (default: {field.default})"
-    parser.add_argument(option, dest=name, default=argparse.SUPPRESS, help=help.replace("\n", " "), **more)
+    titles: dict[str, list[str]] = {}  # by what the option means to them
+    for title, one in fields.items():
+        titles.setdefault(_describe(one), []).append(title)
+    texts = list(titles) if is_of_all and len(titles) == 1 else [f"{', '.join(of)}: {text}" for text, of in titles.items()]
+    parser.add_argument(option, dest=name, default=argparse.SUPPRESS, help="; ".join(texts), **more)
+
+
+def _type_of(field: FieldInfo) -> Any:
+    kinds = [kind for kind in get_args(field.annotation) if kind not in (type(None), Ellipsis)] or [field.annotation]
+    return kinds[-1]
+
+
+def _describe(field: FieldInfo) -> str:
+    """The description of an option, with its default."""
+    text = (field.description or "").replace("\n", " ")
+    has_default = field.default is not None and field.default is not False and field.default != ()
+    return f"{text} (default: {field.default})" if has_default else text
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from typing import Any
 from jobs import cli, train
 from jobs.common.console import open_screen
 from jobs.common.environment import verb_environment
-from jobs.common.results import Run, RunReference, find_run
-from raylab.errors import DataError
+from jobs.common.results import Run, RunReference, check_task, find_run
 from raylab.training.run import read_model
 
 EXAMPLE = "raylab transfer covidnet --from covidnet-a --data prepared/b"
@@ -60,8 +59,7 @@ def transfer(
     directory = find_run(parent)
     with open_screen(quiet, f"{directory.name}: checking the recipe and the data"):
         _, recipe, _, _ = read_model(directory)  # the parent's recipe: its network, so that the weights fit
-        if task not in (None, recipe.task):
-            raise DataError(f"run {directory.name} is of task '{recipe.task}', not '{task}'")
+        check_task(directory, recipe.task, task)
         recipe = train.build_recipe(recipe, settings or {}, workers, priority=priority)
         return Run.of(train.start(recipe, Path(data).absolute(), name, directory, quiet, kind="transfer"))
 

@@ -1,6 +1,8 @@
 """A score with its interval: the type and its text form (raylab/evaluation computes it)."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 from raylab.documents import Document
 
@@ -48,6 +50,17 @@ class Score(Document):
         for ending, end in (("", self.value), ("_low", self.low), ("_high", self.high)):
             if end is not None:
                 yield ending, end
+
+
+K = TypeVar("K")
+
+
+def fold_reasons(scores: Mapping[K, Score]) -> tuple[dict[K, str], list[str]]:
+    """The text of each score, and reasons for missing intervals that several of them give: these texts have only the
+    first words of it."""
+    times = Counter(score.why for score in scores.values() if score.why is not None and ":" in score.why)
+    shared = [why for why, n in times.items() if n > 1]
+    return {name: str(score.shorten() if score.why in shared else score) for name, score in scores.items()}, shared
 
 
 class NetBenefit(Document):

@@ -192,16 +192,22 @@ def primary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return known[:3] if usual is None else [name for name in usual if name in known]
 
 
-def interval(row: Mapping[str, Any], score: str, reason: bool = False) -> str:
-    """ "0.812 [0.790, 0.833]", with more digits if the ends would look the same; "0.812 (too few)" if there is no
-    interval, with the full text if `reason`; "0.812" if neither is known, "" without the score."""
-    value, low, high = row.get(score), row.get(f"{score}_low"), row.get(f"{score}_high")
+def find_score(row: Mapping[str, Any], split: str, name: str) -> Score | None:
+    """A score of a run on a split, with its interval or the reason why it has none, if they are known."""
+    value, low, high = (row.get(f"{split}/{name}{tail}") for tail in ENDS.values())
     if value is None:
-        return ""
+        return None
+    if why := without_interval(row, split).get(name):
+        return without(value, why)
+    return Score(value=value, low=low, high=high)
+
+
+def interval(row: Mapping[str, Any], score: str) -> str:
+    """ "0.812 [0.790, 0.833]", with more digits if the ends would look the same; "0.812 (too few)" if there is no
+    interval; "0.812" if neither is known, "" without the score."""
     split = next(split for split in SPLITS if score.startswith(f"{split}/"))
-    if why := without_interval(row, split).get(score.removeprefix(f"{split}/")):
-        return str(without(value, why if reason else why.partition(":")[0]))
-    return str(Score(value=value, low=low, high=high))
+    found = find_score(row, split, score.removeprefix(f"{split}/"))
+    return "" if found is None else str(found.shorten())
 
 
 def add_split_columns(frame: pl.DataFrame) -> pl.DataFrame:

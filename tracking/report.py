@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image, UnidentifiedImageError
 
 from raylab.files import write_text
-from raylab.score import NetBenefit, Score
+from raylab.score import NetBenefit, Score, fold_reasons
 from tracking import compare, plots, svg
 from tracking.importance import parameter_importance
 from tracking.provenance import Provenance, keep_short, render
@@ -250,13 +250,16 @@ def _run(row: Row, names: Mapping[str, str], extras: Extras, style: plots.Style)
     tags = {n: v for n, v in tags.items() if not n.startswith(f"tag/{compare.NO_INTERVAL}")}
     facts |= {n.removeprefix("tag/").replace("_", " "): v for n, v in tags.items()}
     splits = compare.list_splits(row)
-    scores: dict[str, list[str]] = {
-        name: [compare.interval(row, f"{split}/{name}", reason=True) for split in splits]
-        for name in dict.fromkeys(name for split in splits for name in compare.scores(row, split))
+    scores = {
+        (name, split): score
+        for split in splits
+        for name in compare.scores(row, split)
+        if (score := compare.find_score(row, split, name)) is not None
     }
-    for place, split in enumerate(splits):
-        for name, text in _cohort_scores(extras.details.get(compare.name_split(split), {})):
-            scores.setdefault(name, [""] * len(splits))[place] = text
+    for split in splits:
+        of_cohorts = _cohort_scores(extras.details.get(compare.name_split(split), {}))
+        scores |= {(name, split): score for name, score in of_cohorts}
+    texts, reasons = fold_reasons(scores)
     parent = row.get("tag/parent")
     return row | {
         "style": style,
@@ -276,7 +279,10 @@ def _run(row: Row, names: Mapping[str, str], extras: Extras, style: plots.Style)
             compare.name_split(split) + (f", n = {n}" if (n := _count(row.get(f"{split}/n"))) else "")
             for split in splits
         ],
-        "scores": scores,
+        "scores": {
+            name: [texts.get((name, split), "") for split in splits] for name in dict.fromkeys(name for name, _ in scores)
+        },
+        "reasons": reasons,
         "data_facts": extras.data,
         "recipe": extras.recipe,
         "plots": [],
@@ -284,12 +290,12 @@ def _run(row: Row, names: Mapping[str, str], extras: Extras, style: plots.Style)
     }
 
 
-def _cohort_scores(details: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(COHORT/SCORE, text) of the scores of other cohorts than the run's own."""
+def _cohort_scores(details: Mapping[str, Any]) -> Iterator[tuple[str, Score]]:
+    """(COHORT/SCORE, score) of the scores of other cohorts than the run's own."""
     for cohort, content in details.get("cohorts", {}).items():
         for name, score in content.items():
             if isinstance(score, dict):
-                yield f"{cohort}/{name}", str(Score.model_validate(score))
+                yield f"{cohort}/{name}", Score.model_validate(score)
 
 
 def _data_set(run: Row) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.common import home
 from raylab.documents import read_json
+from raylab.errors import DataError
 from raylab.score import Score
 from raylab.training.run_result import read_result
 from tracking.compare import Differences
@@ -115,6 +116,13 @@ RunReference = Run | str | Path
 def find_run(run: RunReference) -> Path:
     """The directory of a run; UsageError with the nearest names when there is none."""
     return run.directory if isinstance(run, Run) else home.find(str(run))
+
+
+def check_task(directory: Path, own: str, task: str | None) -> None:
+    """Raise DataError if the run in `directory`, of the task `own`, was named with another task."""
+    if task not in (None, own):
+        do = f"give the task {own}, with data that was prepared for it, or another run: raylab runs --task {task}"
+        raise DataError(f"run {directory.name} is of task '{own}', not '{task}'", do=do)
 
 
 def read_scores(details: Mapping[str, Any]) -> dict[str, Score]:

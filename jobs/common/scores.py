@@ -18,7 +18,7 @@ from raylab.data.samples import Samples
 from raylab.evaluation import temperature
 from raylab.evaluation.metrics import binary_scores_by
 from raylab.files import atomic_write, write_json
-from raylab.score import Score
+from raylab.score import Score, fold_reasons
 from raylab.tasks import find_task
 from raylab.tasks.base import Task
 from raylab.tasks.evaluation import Cohort, Evaluation
@@ -208,11 +208,15 @@ def tell(scored: Evaluation) -> None:
     synthetic = ", SYNTHETIC data" if scored.meta.synthetic else ""
     classes = f" ({counts})" if counts else ""
     say(f"{scored.split} split: {scored.n} rows of {scored.patients} {scored.meta.unit}s{classes}{synthetic}")
-    for name, score in scored.own_scores().items():
-        say(f"  {name:<32} {score}")
+    texts, reasons = fold_reasons(scored.own_scores())
+    for name, text in texts.items():
+        say(f"  {name:<32} {text}")
+    for reason in reasons:
+        say(f"  {reason}")
     for name, of in scored.cohorts.items():
         if name != scored.cohort:
-            shown = of.why or f"AUROC {of.scores['auroc']}, AUPRC {of.scores['auprc']}"
+            texts, reasons = fold_reasons({score: of.scores[score] for score in ("auroc", "auprc") if not of.why})
+            shown = of.why or "; ".join([f"AUROC {texts['auroc']}, AUPRC {texts['auprc']}", *reasons])
             say(f"  cohort {name + ',':<15} {of.positives} of {of.n}: {shown}")
     for line in cxr_controls.render_lines(scored.more):
         say(f"  {line}")

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from raylab.documents import to_plain
 from raylab.evaluation.clinical import Subgroup
-from raylab.score import Score, undefined, without_interval
+from raylab.score import Score, fold_reasons, undefined, without_interval
 
 KNOWN = Score(value=0.8123, low=0.76, high=0.861)
 
@@ -29,6 +29,19 @@ def test_a_score_reads_alike_everywhere(score, reads):
 
 def test_differences_have_a_sign_and_tables_fewer_digits():
     assert Score(value=0.01, low=-0.02, high=0.04).text(2, sign="+") == "+0.01 [-0.02, +0.04]"
+
+
+def test_a_reason_of_several_scores_is_given_once():
+    few = "too few: 3 patients; an interval needs 10"
+    scores = {
+        "a": without_interval(0.5, few),
+        "b": without_interval(0.25, few),
+        "c": without_interval(0.1, "too few: all rows are of one patient"),
+        "d": KNOWN,
+    }
+    texts, reasons = fold_reasons(scores)
+    assert reasons == [few] and (texts["a"], texts["b"]) == ("0.500 (too few)", "0.250 (too few)")
+    assert texts["c"] == str(scores["c"]) and texts["d"] == str(KNOWN)
 
 
 def test_a_score_is_written_with_what_is_known_of_it():

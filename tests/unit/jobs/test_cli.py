@@ -96,6 +96,23 @@ def outline(path: Path) -> list[str]:
 # help and usage
 
 
+def test_an_option_of_several_kinds_of_data_has_the_default_of_each():
+    code, out, _ = raylab("prepare", "--help")
+    said = " ".join(out.split())
+    assert code == 0
+    assert "hours after the landmark that no onset may fall into (default: 0); brain sections: sections left" in said
+    assert "--seed SEED of the splits and of synthetic data (default: 0)" in said
+    assert "intensive care, chest X-rays: synthetic: how many (default: 400); remote-sensing scenes:" in said
+
+
+def test_a_gap_may_be_part_of_an_hour_and_is_a_whole_number_of_sections(tmp_path):
+    words = ("--source", "synthetic", "--patients", 30, "--out", tmp_path / "out", "--gap", 0.5)
+    code, _, err = raylab("prepare", "ards", *words)
+    assert code == 0, err
+    assert json.loads((tmp_path / "out" / "meta.json").read_text())["gap_h"] == 0.5
+    assert "gap" in refused("prepare", "sections", *words[:-4], "--out", tmp_path / "more", *words[-2:])
+
+
 def test_without_a_verb_the_verbs_are_shown():
     for words, code in (([], 2), (["--help"], 0), (["-h"], 0)):
         got, out, _ = raylab(*words)
@@ -258,7 +275,7 @@ def test_evaluate_and_the_count_of_test_reads(trained, ards_data, tmp_path):
     assert scored["prevalence"]["low"] <= scored["prevalence"]["value"] <= scored["prevalence"]["high"]
     assert scored["auroc"]["low"] is None and scored["auroc"]["value"] is not None
     assert scored["auroc"]["why"] == "too few: 9 patients with the outcome; an interval needs 10 of each"
-    assert "(too few: 9 patients with the outcome" in out
+    assert "(too few)" in out and "\n  too few: 9 patients with the outcome; an interval needs 10 of each\n" in out
     kept = runs.client(home.note(home.find("first")).uri).get_run(scored["run_id"]).data
     assert "test/auroc" in kept.metrics and not {"test/auroc_low", "test/auroc_high"} & kept.metrics.keys()
     assert "test/prevalence_low" in kept.metrics
@@ -401,9 +418,8 @@ def test_patients_that_the_starting_weights_know_are_counted_too(copied, ards_da
 
 
 def test_a_run_of_another_task_is_refused(trained, ards_data, covidnet_data):
-    assert "is of task 'ards', not 'covidnet'" in refused(
-        "evaluate", "covidnet", "--run", "first", "--data", covidnet_data
-    )
+    said = refused("evaluate", "covidnet", "--run", "first", "--data", covidnet_data)
+    assert "is of task 'ards', not 'covidnet'" in said and "next: give the task ards" in said
     assert "is of task 'ards', not 'covidnet'" in refused(
         "transfer", "covidnet", "--from", "first", "--data", covidnet_data
     )
