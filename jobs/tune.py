@@ -203,9 +203,12 @@ class ToMlflow:
         self.directory, self.recipe, self.forwarder = directory, recipe, forwarder
         self.rows: dict[int, run_tracking.ToOutbox] = {}
         self.objective = f"val/{find_task(recipe.task).objective}"
-        self.table = TrialTable(recipe.search.trials, self.objective, quiet)
+        self.table = TrialTable(recipe.search.trials, self.objective, quiet, list(recipe.search.space))
         if console.screen is not None:
-            for number, end in Trials(directory / "trials", 0).ended.items():
+            trials = Trials(directory / "trials", 0)
+            for number in trials.begun:
+                self.table.update(number, how="waiting", params=trials.params[number])
+            for number, end in trials.ended.items():
                 self.table.update(number, **end)
         self._catch_up()
 
@@ -282,11 +285,13 @@ def continue_search(directory: Path, recipe: Recipe, data: Path, forwarder: Forw
     own = recipe.scaling.cpus_per_worker
     cpus = options.concurrent * max(1.0, options.workers_per_trial * own + 0.5 if options.workers_per_trial else own)
     set_status("starting Ray")
-    with ray_session(cpus, directory / "ray.log"):
+    watch = ToMlflow(directory, recipe, forwarder, quiet)
+    # The table comes first: Ray takes seconds to start
+    with watch.table.show(), ray_session(cpus, directory / "ray.log"):
         from raylab.distributed import tune
 
-        watch = ToMlflow(directory, recipe, forwarder, quiet)
-        with watch.table.show(), watch.mark_killed():
+        set_status("starting the first trials")
+        with watch.mark_killed():
             tune.search(recipe, data, directory, watch)
         winner_entry = tune.best(directory)
         ends = Trials(directory / "trials", 0).ended

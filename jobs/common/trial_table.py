@@ -3,7 +3,7 @@
 import itertools
 import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ from raylab.errors import escape_unprintable
 if TYPE_CHECKING:  # it is loaded where there is a terminal
     from rich.console import RenderableType
 
+UNFINISHED = ("waiting", "running")
+Entry = tuple[int, dict[str, Any]]
+"""A trial with its number."""
 ROWS = 12  # finished trials that `lines` shows, best first; all running trials are shown
 
 
@@ -59,10 +62,11 @@ def take_fitting(cells: list[list[str]], height: int) -> list[list[str]]:
 
 
 class TrialTable:
-    """Trials by number: {"how", "objective", "epoch", "params"}; `how` is "running" until the trial ends."""
+    """Trials by number: {"how", "objective", "epoch", "params"}; `how` is "waiting" until the trial begins and "running"
+    until it ends. The others of the `planned` trials wait without `params`, whose paths are known."""
 
-    def __init__(self, planned: int, objective: str, quiet: bool) -> None:
-        self.planned, self.objective, self.quiet = planned, objective, quiet
+    def __init__(self, planned: int, objective: str, quiet: bool, params: Sequence[str] = ()) -> None:
+        self.planned, self.objective, self.quiet, self.params = planned, objective, quiet, params
         self.start = time.monotonic()
         self.trials: dict[int, dict[str, Any]] = {}
         self.began: dict[int, float] = {}  # when a trial began to run, on the monotonic clock
@@ -78,18 +82,20 @@ class TrialTable:
             self.seconds[number] = self.seconds.get(number, 0.0) + now - self.began.pop(number)
         self.trials = {**self.trials, number: trial}  # a screen may be drawing the ones before
         is_on_screen = console.screen is not None
-        if not self.quiet and trial["how"] != "running" and (not is_on_screen or trial.get("error")):
+        if not self.quiet and trial["how"] not in UNFINISHED and (not is_on_screen or trial.get("error")):
             say(row(number, trial, self.objective))
 
-    def ordered(self) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[int, dict[str, Any]]]]:
-        """Running trials, and those that have ended, best first."""
-        trials = self.trials.items()
-        running = [(n, t) for n, t in sorted(trials) if t["how"] == "running"]
-        return running, sorted(((n, t) for n, t in trials if t["how"] != "running"), key=order)
+    def ordered(self) -> tuple[list[Entry], list[Entry], list[Entry]]:
+        """Running trials; those that have ended, best first; those that wait."""
+        trials = sorted(self.trials.items())
+        first, left = max(self.trials, default=-1) + 1, self.planned - len(trials)
+        trials += [(number, {"how": "waiting", "epoch": 0, "params": {}}) for number in range(first, first + left)]
+        running, waiting = ([(n, t) for n, t in trials if t["how"] == how] for how in ("running", "waiting"))
+        return running, sorted(((n, t) for n, t in trials if t["how"] not in UNFINISHED), key=order), waiting
 
     def lines(self) -> list[str]:
         """The lines of the table: running trials first, then the best finished ones."""
-        running, ended = self.ordered()
+        running, ended, _ = self.ordered()
         head = f"  {len(ended)} of {self.planned} trials ended, {len(running)} running"
         return [head, *(row(n, t, self.objective) for n, t in (*running, *ended[:ROWS]))]
 
@@ -109,15 +115,16 @@ class TrialTable:
     def draw(self, columns: int, rows: int | None) -> "RenderableType":
         """The table for so many columns and rows of a terminal, below a line of totals.
 
-        Running trials come first, then the others, best first. Where it is too narrow for a column per parameter, each
-        trial's are in lines below each other.
+        Running trials come first, then those that have ended, best first, then those that wait; the last only for a
+        number of rows, as they go on changing. Where it is too narrow for a column per parameter, each trial's are in
+        lines below each other.
         """
         from rich.console import Group, RenderableType
         from rich.table import Table
         from rich.text import Text
 
-        running, ended = self.ordered()
-        shown = [*running, *ended]
+        running, ended, waiting = self.ordered()
+        shown = [*running, *ended, *(waiting if rows is not None else ())]
         heads, cells = self._arrange(shown, columns)
         found = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         height = max(head.count("\n") for head in heads)
@@ -128,14 +135,15 @@ class TrialTable:
         fitting = cells if rows is None else take_fitting(cells, rows - 4 - height)
         for line in fitting:
             found.add_row(*(Text(escape_unprintable(cell)) for cell in line))
-        lines: list[RenderableType] = [Text(self._describe(len(running), ended)), found]
+        lines: list[RenderableType] = [Text(escape_unprintable(self._describe(len(running), ended))), found]
         if left := len(cells) - len(fitting):
             lines.append(Text(f"and {left} more"))
         return Group(*lines)
 
     def _arrange(self, shown: list[tuple[int, dict[str, Any]]], columns: int) -> tuple[list[str], list[list[str]]]:
         """(the heads of the columns, the cells of each trial), no wider than so many columns if possible."""
-        names = shorten(list(dict.fromkeys(path for _, trial in shown for path in trial["params"])))
+        paths = [*self.params, *(path for _, trial in shown for path in trial["params"])]
+        names = shorten(list(dict.fromkeys(paths)))
         facts = ["trial", "status", "epoch", "time", self.objective]
         heads = [*facts, *(name.replace("_", "_\n") for name in names.values())]
         cells = [self._facts(*one) + [text(one[1]["params"].get(path, "")) for path in names] for one in shown]
@@ -164,4 +172,6 @@ class TrialTable:
         line = f"{len(ended)} of {self.planned} trials ended, {running} running, {passed}"
         if ended and ended[0][1].get("objective") is not None:
             line += f"; best: trial {ended[0][0]}, {ended[0][1]['objective']:.4f}"
+        if not running and not ended and console.screen is not None:
+            line += f"; {console.screen.status.text}"
         return line

@@ -90,6 +90,22 @@ def test_what_does_not_fit_a_terminal_is_counted() -> None:
     assert lines[-1] == f"and {50 - len(shown)} more" and len(draw(table, 120)) == 53
 
 
+def test_trials_wait_in_the_table_from_the_beginning(terminal: Terminal) -> None:
+    table = TrialTable(3, "val/auroc", quiet=False, params=list(PARAMS))
+    with terminal.as_output(), open_screen(False, "starting Ray"):
+        lines = draw(table, 100, 24)
+        assert lines[0] == "0 of 3 trials ended, 0 running, 0:00; starting Ray" and "weight_" in lines[1]
+        assert [line.split() for line in lines[3:]] == [["0", "waiting"], ["1", "waiting"], ["2", "waiting"]]
+        table.update(1, how="waiting", params=PARAMS)  # begun before an interruption
+        table.update(2, how="planned", objective=0.8, epoch=3, params=PARAMS)
+        table.update(0, params=PARAMS)
+        lines = draw(table, 100, 24)
+        assert lines[0] == "1 of 3 trials ended, 1 running, 0:00; best: trial 2, 0.8000"
+        assert [line.split()[:2] for line in lines[3:]] == [["0", "running"], ["2", "done"], ["1", "waiting"]]
+        assert len(draw(table, 100)) == 5, "what stays at the end has no trials that wait"
+    terminal.end()
+
+
 def test_in_a_file_a_trial_is_a_line_when_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "stream", file := io.StringIO())
     fill(TrialTable(5, "val/auroc", quiet=False))
