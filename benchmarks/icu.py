@@ -1,11 +1,11 @@
 """Measure time and peak memory of preparing intensive-care data, and how both grow with the data.
 
-    python benchmarks/icu.py --physionet DIR --mimic3 DIR --scratch DIR [--folds 1 10 100] [--pandas-up-to 10]
-        [--rounds 5] [--meds DIR --meds-tab BIN]
+    python benchmarks/icu.py --physionet DIR --mimic3 DIR --mimic4 DIR --scratch DIR [--folds 1 10 100]
+        [--pandas-up-to 10] [--rounds 5] [--meds DIR --meds-tab BIN]
 
-PhysioNet 2012 is prepared completely. MIMIC-III's tables are replicated as CSV, each copy with new patient and stay
-ids (written in pieces, removed afterwards), and prepared in a separate process; up to 10 copies, the plain pandas
-script in icu_pandas.py does the same steps on the same files. A MEDS data set is also processed by MEDS-Tab (BIN is the
+PhysioNet 2012 is prepared completely. MIMIC's raw tables are replicated as CSV, each copy with new patient and stay
+ids (written in pieces, removed afterwards), and prepared in a separate process; of MIMIC-III, up to 10 copies, the
+plain pandas script in icu_pandas.py does the same steps on the same files. A MEDS data set is also processed by MEDS-Tab (BIN is the
 folder of its commands: describe, tabularize static and time series, with one window and two aggregations). The programs
 alternate for --rounds; results are medians. Peak memory is the largest resident set size of a process.
 """
@@ -22,9 +22,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-PATIENT, STAY, ADMISSION = 1_000_000, 1_000_000, 1_000_000  # added to the identifiers of each copy
-IDS = {"subject_id": PATIENT, "icustay_id": STAY, "hadm_id": ADMISSION}
-TABLES = ("ICUSTAYS", "PATIENTS", "ADMISSIONS", "CHARTEVENTS", "LABEVENTS", "PROCEDUREEVENTS_MV")
+IDS = ("subject_id", "icustay_id", "stay_id", "hadm_id", "specimen_id")
+STEP = 100_000_000  # added to the identifiers of each copy
+TABLES = {
+    "mimic3": ("ICUSTAYS", "PATIENTS", "ADMISSIONS", "CHARTEVENTS", "LABEVENTS", "PROCEDUREEVENTS_MV"),
+    "mimic4": (
+        *("icu/icustays", "icu/chartevents", "icu/procedureevents", "icu/outputevents"),
+        *("hosp/patients", "hosp/admissions", "hosp/labevents"),
+    ),
+}
 PREPARE = """
 import sys
 from pathlib import Path
@@ -34,18 +40,19 @@ print(meta.stays, "stays,", (meta.onsets or {})["stays"], "onsets")
 """
 
 
-def replicate(source: Path, out: Path, times: int) -> None:
-    """Write `times` copies of the tables of `source`, each with new identifiers."""
+def replicate(release: str, source: Path, out: Path, times: int) -> int:
+    """Write `times` copies of the tables of `source`, each with new identifiers; returns their size in bytes."""
     import polars as pl
 
-    out.mkdir(parents=True)
-    for name in TABLES:
+    for name in TABLES[release]:
         rows = pl.read_csv(gzip.decompress((source / f"{name}.csv.gz").read_bytes()), infer_schema=False)
-        ids = {column: IDS[column.lower()] for column in rows.columns if column.lower() in IDS}
+        ids = [column for column in rows.columns if column.lower() in IDS]
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
         with (out / f"{name}.csv").open("wb") as file:
             for copy in range(times):
-                moved = [(pl.col(c).cast(pl.Int64) + copy * step).cast(pl.String) for c, step in ids.items()]
+                moved = [(pl.col(column).cast(pl.Int64) + copy * STEP).cast(pl.String) for column in ids]
                 rows.with_columns(moved).write_csv(file, include_header=copy == 0)
+    return sum((out / f"{name}.csv").stat().st_size for name in TABLES[release])
 
 
 class Run(NamedTuple):
@@ -87,7 +94,8 @@ def alternate(rounds: int, **programs: list[list[str]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--physionet", type=Path)
-    parser.add_argument("--mimic3", type=Path)
+    for release in TABLES:
+        parser.add_argument(f"--{release}", type=Path)
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--folds", type=int, nargs="+", default=[1, 10, 100])
     parser.add_argument("--pandas-up-to", type=int, default=10)
@@ -101,13 +109,15 @@ def main() -> None:
     if args.physionet is not None:
         print("PhysioNet 2012 set a", flush=True)
         alternate(args.rounds, raylab=[[*python, "physionet2012", str(args.physionet), str(out)]])
-    for fold in args.folds if args.mimic3 is not None else ():
-        raw = args.scratch / f"mimic3-{fold}"
+    for release, fold in ((release, fold) for release in TABLES for fold in args.folds):
+        source, raw = getattr(args, release), args.scratch / f"{release}-{fold}"
+        if source is None:
+            continue
         try:
-            replicate(args.mimic3, raw, fold)
-            print(f"MIMIC-III x {fold}, {(raw / 'CHARTEVENTS.csv').stat().st_size / 2**30:.2f} GiB", flush=True)
-            programs = {"raylab": [[*python, "mimic3", str(raw), str(out)]]}
-            if fold <= args.pandas_up_to:
+            size = replicate(release, source, raw, fold)
+            print(f"{release} x {fold}, {size / 2**30:.2f} GiB", flush=True)
+            programs = {"raylab": [[*python, release, str(raw), str(out)]]}
+            if release == "mimic3" and fold <= args.pandas_up_to:
                 script, table = Path(__file__).with_name("icu_pandas.py"), args.scratch / "pandas.parquet"
                 programs["pandas"] = [[sys.executable, str(script), str(raw), str(table)]]
             alternate(args.rounds, **programs)
