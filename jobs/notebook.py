@@ -23,6 +23,7 @@ EXAMPLE = "raylab notebook --site local"
 CODE = Path(__file__).resolve().parents[1]
 GONE = Path(__file__).with_name("common") / "gone_kernel.py"
 VARIABLES = ("RAYLAB_SITES", home.GROUP, "MLFLOW_EXPERIMENT_NAME", login.FILE)
+PATHS = {"mlflow": "raylab-mlflow/runs", "dashboard": "raylab-dashboard/"}  # that the launcher opens
 TITLES = {"mlflow": "MLflow (raylab)", "dashboard": "Ray dashboard (raylab)"}
 START_SECONDS = 90  # of the MLflow server, on a busy machine
 
@@ -135,7 +136,7 @@ def describe_page(page: str) -> dict[str, Any]:
         "command": [sys.executable, "-m", "jobs.common.jupyter_proxy", page, "{unix_socket}"],
         "unix_socket": True,
         "timeout": START_SECONDS,
-        "launcher_entry": {"title": TITLES[page]},
+        "launcher_entry": {"title": TITLES[page], "path_info": PATHS[page]},
     }
 
 

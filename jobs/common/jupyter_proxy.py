@@ -6,16 +6,18 @@
 
 Jupyter uses the header Authorization itself, and its host name is none of those that MLflow allows: so requests are
 sent on under the address of the loopback port, without Jupyter's credentials, and with the token of the page, which the
-browser never sees. The address is looked up for each request: heads and servers come and go.
+browser never sees. The address is looked up for each request: heads and servers come and go. `/runs` opens MLflow at
+the runs of the experiment, as `raylab ui` does.
 """
 
 import asyncio
 import atexit
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, web
@@ -27,7 +29,7 @@ from jobs.common import home
 from jobs.common.environment import verb_environment
 from raylab.errors import RaylabError, SlurmError, UsageError
 from raylab.loopback import is_own_listener
-from tracking import server
+from tracking import runs, server, views
 from tracking.access import identity, login, secret
 
 OWN_REQUEST = ("none", "same-origin")  # values of Sec-Fetch-Site: requested by the user, by a page of Jupyter's origin
@@ -38,6 +40,11 @@ DROPPED = {
 }  # fmt: skip
 DROPPED_OF_ANSWER = {"connection", "keep-alive", "set-cookie", "trailer", "transfer-encoding", "upgrade"}
 BODY_BYTES = 1 << 30  # of a request
+# After a link or a login elsewhere the browser says that the request comes from there, also when it is repeated. This
+# page makes the next one; without the question mark the part from `#` on would be all that changes.
+ENTRANCE = (
+    '<!doctype html><meta charset="utf-8"><script>location.replace(location.pathname + "?" + location.hash)</script>\n'
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,10 @@ class Target:
     uri: str
     header: str
     token: str
+
+
+Shortcut = Callable[[Target], str]
+"""Returns the part of the page's address that a path of ours opens."""
 
 
 def find_mlflow() -> Target:
@@ -63,6 +74,14 @@ def find_mlflow() -> Target:
             atexit.register(serving.stop)
         uri = serving.uri
     return Target(uri, "Authorization", secret.create(where))
+
+
+def open_runs(target: Target) -> str:
+    """The part of MLflow's address that opens the runs of the experiment."""
+    from jobs.common.run_tracking import experiment_name  # with what MLflow's client loads, for this path alone
+
+    identity.trust(target.uri, secret.path(home.home()))
+    return views.publish_runs(runs.client(target.uri), experiment_name())
 
 
 def find_dashboard() -> Target:
@@ -89,18 +108,26 @@ def _relay_port(name: str) -> str | None:
 
 
 class Proxy:
-    """Sends requests on to the page that `find` returns, in a thread, because it may start processes."""
+    """Sends requests on to the page that `find` returns, in a thread, because it may start processes. `shortcuts`: by
+    path."""
 
-    def __init__(self, find: Callable[[], Target]) -> None:
-        self.find = find
+    def __init__(self, find: Callable[[], Target], shortcuts: Mapping[str, Shortcut]) -> None:
+        self.find, self.shortcuts = find, shortcuts
         self.target: Target | None = None
         self.finding = asyncio.Lock()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Sec-Fetch-Site", "none") not in OWN_REQUEST:
+            # Only of the entrances: other addresses may do something (Ray's dashboard ends actors by GET)
+            is_entrance = request.method == "GET" and request.path in ("/", *self.shortcuts)
+            if is_entrance and request.headers.get("Sec-Fetch-Dest") == "document":
+                return web.Response(text=ENTRANCE, content_type="text/html")
             return web.Response(status=403, text="403: this request comes from another page.\n")
         try:
             target = await self.locate()
+            if shortcut := self.shortcuts.get(request.path):
+                page = await asyncio.to_thread(shortcut, target)
+                return web.Response(status=303, headers={"Location": f"./{page}", "Cache-Control": "no-store"})
             return await self.forward(request, target)
         except RaylabError as error:
             return web.Response(status=502, text=f"raylab: {error}\n")
@@ -143,14 +170,17 @@ class Proxy:
             return response
 
 
-def make_app(find: Callable[[], Target]) -> web.Application:
+def make_app(find: Callable[[], Target], shortcuts: Mapping[str, Shortcut] = MappingProxyType({})) -> web.Application:
     """The proxy of one page."""
     app = web.Application(client_max_size=BODY_BYTES)
-    app.router.add_route("*", "/{path:.*}", Proxy(find).handle)
+    app.router.add_route("*", "/{path:.*}", Proxy(find, shortcuts).handle)
     return app
 
 
-PAGES = {"mlflow": find_mlflow, "dashboard": find_dashboard}
+PAGES: dict[str, tuple[Callable[[], Target], dict[str, Shortcut]]] = {
+    "mlflow": (find_mlflow, {"/runs": open_runs}),
+    "dashboard": (find_dashboard, {}),
+}
 
 
 def main() -> None:
@@ -158,7 +188,7 @@ def main() -> None:
     if socket.parent.stat().st_mode & 0o077 or socket.parent.stat().st_uid != os.getuid():
         sys.exit(f"raylab: others can open {socket.parent}, and would be let into {page}")
     with verb_environment():
-        web.run_app(make_app(PAGES[page]), path=str(socket), access_log=None, print=None)
+        web.run_app(make_app(*PAGES[page]), path=str(socket), access_log=None, print=None)
 
 
 if __name__ == "__main__":
