@@ -5,9 +5,10 @@
 
 PhysioNet 2012 is prepared completely. MIMIC's raw tables are replicated as CSV, each copy with new patient and stay
 ids (written in pieces, removed afterwards), and prepared in a separate process; of MIMIC-III, up to 10 copies, the
-plain pandas script in icu_pandas.py does the same steps on the same files. A MEDS data set is also processed by MEDS-Tab (BIN is the
-folder of its commands: describe, tabularize static and time series, with one window and two aggregations). The programs
-alternate for --rounds; results are medians. Peak memory is the largest resident set size of a process.
+plain pandas script in icu_pandas.py does the same steps on the same files. A MEDS data set is also processed by
+MEDS-Tab (BIN is the folder of its commands: describe, tabularize static and time series, with one window and two
+aggregations). The programs alternate for --rounds; results are medians. Peak memory is the largest resident set size of
+a process.
 """
 
 import argparse

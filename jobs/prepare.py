@@ -65,7 +65,8 @@ def _add_option(parser: Any, name: str, fields: Mapping[str, FieldInfo], is_of_a
     titles: dict[str, list[str]] = {}  # by what the option means to them
     for title, one in fields.items():
         titles.setdefault(_describe(one), []).append(title)
-    texts = list(titles) if is_of_all and len(titles) == 1 else [f"{', '.join(of)}: {text}" for text, of in titles.items()]
+    is_one = is_of_all and len(titles) == 1
+    texts = list(titles) if is_one else [f"{', '.join(of)}: {text}" for text, of in titles.items()]
     parser.add_argument(option, dest=name, default=argparse.SUPPRESS, help="; ".join(texts), **more)
 
 

@@ -1,6 +1,7 @@
 """raylab ui: serve the MLflow pages on a loopback port, accessible only to their owner, until Ctrl+C."""
 
 import argparse
+import os
 import socket
 import sys
 import time
@@ -50,6 +51,8 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if not args.quiet:
         say(f"MLflow: {link}\n{LINK}")
         say(f"from another computer, first run: ssh -N -L {port}:127.0.0.1:{port} {socket.gethostname()}")
+        if "JUPYTER_SERVER_URL" in os.environ:  # a terminal of JupyterLab, whose browser may be anywhere
+            say("in this JupyterLab without that: MLflow in its launcher, see docs/notebook.md")
     if args.detach:
         return {"uri": serving.uri, "pid": serving.pid, "link": link}
     if not args.quiet:

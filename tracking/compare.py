@@ -205,7 +205,7 @@ def find_score(row: Mapping[str, Any], split: str, name: str) -> Score | None:
 def interval(row: Mapping[str, Any], score: str) -> str:
     """ "0.812 [0.790, 0.833]", with more digits if the ends would look the same; "0.812 (too few)" if there is no
     interval; "0.812" if neither is known, "" without the score."""
-    split = next(split for split in SPLITS if score.startswith(f"{split}/"))
+    split = next((split for split in SPLITS if score.startswith(f"{split}/")), "")
     found = find_score(row, split, score.removeprefix(f"{split}/"))
     return "" if found is None else str(found.shorten())
 

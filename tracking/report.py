@@ -280,7 +280,8 @@ def _run(row: Row, names: Mapping[str, str], extras: Extras, style: plots.Style)
             for split in splits
         ],
         "scores": {
-            name: [texts.get((name, split), "") for split in splits] for name in dict.fromkeys(name for name, _ in scores)
+            name: [texts.get((name, split), "") for split in splits]
+            for name in dict.fromkeys(name for name, _ in scores)
         },
         "reasons": reasons,
         "data_facts": extras.data,

@@ -62,8 +62,8 @@ def take_fitting(cells: list[list[str]], height: int) -> list[list[str]]:
 
 
 class TrialTable:
-    """Trials by number: {"how", "objective", "epoch", "params"}; `how` is "waiting" until the trial begins and "running"
-    until it ends. The others of the `planned` trials wait without `params`, whose paths are known."""
+    """Trials by number: {"how", "objective", "epoch", "params"}; `how` is "waiting" until the trial begins, and
+    "running" until it ends. The others of the `planned` trials wait without `params`, whose paths are known."""
 
     def __init__(self, planned: int, objective: str, quiet: bool, params: Sequence[str] = ()) -> None:
         self.planned, self.objective, self.quiet, self.params = planned, objective, quiet, params

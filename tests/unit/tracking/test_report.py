@@ -197,7 +197,12 @@ def test_a_score_of_too_few_patients_says_so_in_the_table_and_on_the_page(split:
     (told,) = compare.to_json_rows(frame(few))
     assert told["scores"]["auroc"] == {"value": 1.0, "low": None, "high": None, "why": why}
     page = write_report(tmp_path / "r.html", frame(few), {}, {}, "title").read_text()
-    assert page.count("1.000 (too few)") == 1 and page.count(why) == 1 and "no_interval" not in page and "no interval." not in page
+    assert (
+        page.count("1.000 (too few)") == 1
+        and page.count(why) == 1
+        and "no_interval" not in page
+        and "no interval." not in page
+    )
 
 
 def test_an_interval_of_some_width_never_looks_as_if_it_had_none() -> None:
