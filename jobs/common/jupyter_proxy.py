@@ -45,6 +45,12 @@ BODY_BYTES = 1 << 30  # of a request
 ENTRANCE = (
     '<!doctype html><meta charset="utf-8"><script>location.replace(location.pathname + "?" + location.hash)</script>\n'
 )
+# While the page starts: Jupyter gives up a process that answers nothing for some time
+STARTING = (
+    '<!doctype html><meta charset="utf-8"><title>raylab</title><p style="font-family: sans-serif">Starting ...</p>'
+    "<script>setTimeout(() => location.reload(), 1000)</script>\n"
+)
+PATIENCE = 1.0  # seconds until a person is told that the page starts
 
 
 @dataclass(frozen=True)
@@ -113,18 +119,19 @@ class Proxy:
 
     def __init__(self, find: Callable[[], Target], shortcuts: Mapping[str, Shortcut]) -> None:
         self.find, self.shortcuts = find, shortcuts
-        self.target: Target | None = None
-        self.finding = asyncio.Lock()
+        self.finding: asyncio.Task[Target] | None = None  # one for all requests
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        is_entrance = request.method == "GET" and request.path in ("/", *self.shortcuts)
         if request.headers.get("Sec-Fetch-Site", "none") not in OWN_REQUEST:
-            # Only of the entrances: other addresses may do something (Ray's dashboard ends actors by GET)
-            is_entrance = request.method == "GET" and request.path in ("/", *self.shortcuts)
+            # Not of other addresses, which may do something: Ray's dashboard ends actors by GET
             if is_entrance and request.headers.get("Sec-Fetch-Dest") == "document":
                 return web.Response(text=ENTRANCE, content_type="text/html")
             return web.Response(status=403, text="403: this request comes from another page.\n")
         try:
-            target = await self.locate()
+            target = await self.locate(PATIENCE if is_entrance else None)
+            if target is None:
+                return web.Response(status=503, text=STARTING, content_type="text/html", headers={"Retry-After": "1"})
             if shortcut := self.shortcuts.get(request.path):
                 page = await asyncio.to_thread(shortcut, target)
                 return web.Response(status=303, headers={"Location": f"./{page}", "Cache-Control": "no-store"})
@@ -132,19 +139,27 @@ class Proxy:
         except RaylabError as error:
             return web.Response(status=502, text=f"raylab: {error}\n")
         except ClientError as error:
-            self.target = None
+            self.finding = None
             return web.Response(status=502, text=f"raylab: the page does not answer: {error}\n  next: reload\n")
 
-    async def locate(self) -> Target:
-        """The page, which is looked up again when nobody of ours listens at its address any more."""
-        async with self.finding:
-            if self.target is None or not is_own_listener(urlsplit(self.target.uri).port or 80):
-                self.target = None
-                target = await asyncio.to_thread(self.find)
-                if target.header == "Authorization":
-                    await asyncio.to_thread(identity.prove, target.uri, target.token)
-                self.target = target
-            return self.target
+    async def locate(self, patience: float | None) -> Target | None:
+        """The page, which is looked up again when nobody of ours listens at its address any more; None if that takes
+        longer than `patience` seconds."""
+        finding = self.finding
+        if finding is None or (finding.done() and not is_own_listener(urlsplit(finding.result().uri).port or 80)):
+            finding = self.finding = asyncio.create_task(self._find())
+        await asyncio.wait({finding}, timeout=patience)
+        if not finding.done():
+            return None
+        if finding.exception() is not None and self.finding is finding:
+            self.finding = None
+        return finding.result()
+
+    async def _find(self) -> Target:
+        target = await asyncio.to_thread(self.find)
+        if target.header == "Authorization":
+            await asyncio.to_thread(identity.prove, target.uri, target.token)
+        return target
 
     async def forward(self, request: web.Request, target: Target) -> web.StreamResponse:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in DROPPED}
