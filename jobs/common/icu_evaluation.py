@@ -14,6 +14,7 @@ from raylab.data.icu.dataset import IcuSamples
 from raylab.errors import DataError, UsageError
 from raylab.evaluation import alarms, clinical
 from raylab.evaluation.metrics import binary_scores
+from raylab.score import fold_reasons
 from raylab.tasks.evaluation import Evaluation
 
 AGES = ((0, 45), (45, 65), (65, 80), (80, 121))  # years, the upper one excluded
@@ -98,8 +99,11 @@ def compare_recalibration(
 def tell(more: dict[str, Any]) -> None:
     """Print the clinical scores and the recalibration."""
     say("  net benefit (in brackets: of treating everyone):")
+    texts, reasons = fold_reasons({row.threshold: row.model for row in more["decision_curve"]})
     for row in more["decision_curve"]:
-        say(f"    at {row.threshold:<4g} {row.model} ({row.everybody:.3f})")
+        say(f"    at {row.threshold:<4g} {texts[row.threshold]} ({row.everybody:.3f})")
+    for reason in reasons:
+        say(f"    {reason}")
     say("  subgroups, AUROC:")
     for name, of in more["subgroups"].items():
         say(f"    {name:<22} {of.positive:>5} of {of.n:<6} {of.why or of.scores['auroc']}")
