@@ -23,7 +23,16 @@ from tracking.provenance import Provenance, render
 
 CHARTS = ("pf", "sf", "spo2", "fio2", "peep", "resp_rate", "paco2", "ph", "hr", "map", "temp", "lactate")
 """Series that are drawn as curves; a line of marks shows when each of the others was measured."""
-UNITS = {"1/min": "/min", "degC": "°C", "ug/L": "µg/L", "K/uL": "×10⁹/L", "cmH2O": "cmH₂O", "pH": "", "points": ""}
+UNITS = {
+    "1/min": "/min",
+    "degC": "°C",
+    "ug/L": "µg/L",
+    "K/uL": "×10⁹/L",
+    "cmH2O": "cmH₂O",
+    "mL/cmH2O": "mL/cmH₂O",
+    "pH": "",
+    "points": "",
+}
 WORDS = {
     "mech_vent": {1: "yes", 0: "no"},
     "niv": {1: "yes", 0: "no"},

@@ -87,6 +87,7 @@ def test_drawings():
     assert nice_ticks(65, 103) == [70, 80, 90, 100] and len(nice_ticks(7.3, 7.45)) in (2, 3, 4)
     assert spread([(50, "b", ""), (45, "a", "")]) == [(45, "a", ""), (58, "b", "")]
     assert words("fio2", 0.405) == "40.5 %" and words("mech_vent", 1.0) == "yes" and words("vp_shunt", 0.123) == "0.12"
+    assert words("compliance", 38.8) == "38.8 mL/cmH₂O"
     assert all(concept.title for concept in CONCEPTS.values())
     assert len({concept.title for concept in CONCEPTS.values()}) == len(CONCEPTS)
 
