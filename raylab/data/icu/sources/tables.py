@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # imported on demand, because the import takes longer than re
 CHUNK = 8 << 20  # bytes of text parsed at a time
 LINE = 64 << 20  # bytes of the longest line, or of lines within quotes: a small gzip file may unpack to any size
 PIECE = 1 << 30  # bytes of text per batch of patients
+ROW = 100  # bytes of a row of charted values as text
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 MANY_STRANGE = 0.1  # fraction of a table's identifiers missing from another table above which there is a warning
 PLACES = 1 << 32
@@ -363,12 +364,16 @@ def _parquet(file: Path, schema: Schema, table: str) -> Iterator[pl.DataFrame]:
 
     try:
         columns = _columns(file, list(pl.read_parquet_schema(file)), schema, table)
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=500_000, columns=list(columns)):
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=BATCH, columns=list(columns)):
             part = pl.from_arrow(batch)
             assert isinstance(part, pl.DataFrame)
             yield part.rename(columns)
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError) as error:
-        raise DataError(f"{file} is damaged or not parquet", str(error).splitlines()[0], "copy it again") from error
+        raise _damaged_parquet(file, error) from error
+
+
+def _damaged_parquet(file: Path, error: Exception) -> DataError:
+    return DataError(f"{file} is damaged or not parquet", str(error).splitlines()[0], "copy it again")
 
 
 def in_batches(parts: Iterable[pl.DataFrame], rows: int = BATCH) -> Iterator[pl.DataFrame]:
@@ -430,6 +435,18 @@ class Pieces:
 
 
 def piece_count(*files: Path) -> int:
-    """Return the number of batches for these tables, by their size; compressed files count ten times theirs."""
-    size = sum(file.stat().st_size * (10 if file.suffix.lower() == ".gz" else 1) for file in files)
-    return max(1, -(-size // PIECE))
+    """Return the number of batches for these tables, by the size that they have as text."""
+    return max(1, -(-sum(map(_text_bytes, files)) // PIECE))
+
+
+def _text_bytes(file: Path) -> int:
+    """About how many bytes a table has as text. Parquet takes a tenth of them, or a hundredth where values repeat."""
+    if file.suffix.lower() == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return int(pq.read_metadata(file).num_rows) * ROW
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged_parquet(file, error) from error
+    return file.stat().st_size * (10 if file.suffix.lower() == ".gz" else 1)

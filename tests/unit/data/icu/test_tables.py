@@ -100,3 +100,15 @@ def test_pieces_keep_every_row_and_each_patient_in_one(tmp_path, count):
 def test_pieces_without_a_row_are_empty_tables(tmp_path):
     kinds = pl.Schema({"subject_id": pl.String, "value": pl.Int64})
     assert [piece.collect().shape for piece in Pieces(tmp_path, "none", 2).close(kinds)] == [(0, 2), (0, 2)]
+
+
+def test_tables_of_parquet_are_cut_by_their_rows(tmp_path, monkeypatch):
+    """Their files are small where values repeat: by their size, one batch would hold everybody."""
+    monkeypatch.setattr(tables, "PIECE", 10_000)
+    rows = pl.DataFrame({"subject_id": ["1"] * 1000, "value": ["7"] * 1000})
+    rows.write_parquet(tmp_path / "charts.parquet")
+    assert (tmp_path / "charts.parquet").stat().st_size < tables.PIECE
+    assert tables.piece_count(tmp_path / "charts.parquet") == 1000 * tables.ROW / tables.PIECE
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="torn.parquet is damaged or not parquet"):
+        tables.piece_count(tmp_path / "torn.parquet")
