@@ -110,5 +110,5 @@ def test_tables_of_parquet_are_cut_by_their_rows(tmp_path, monkeypatch):
     assert (tmp_path / "charts.parquet").stat().st_size < tables.PIECE
     assert tables.piece_count(tmp_path / "charts.parquet") == 1000 * tables.ROW / tables.PIECE
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match="torn.parquet is damaged or not parquet"):
+    with pytest.raises(DataError, match=r"torn\.parquet is damaged or not parquet"):
         tables.piece_count(tmp_path / "torn.parquet")
