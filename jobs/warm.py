@@ -81,7 +81,7 @@ def start(workers: int) -> WarmRay:
 
 def stop(warm: WarmRay) -> None:
     """End the Ray and the process that keeps it."""
-    keeper = find_own(warm.pid, warm.started)
+    keeper = find_own(warm)
     if keeper is None:
         return
     end_tree(keeper, keeper.terminate, END_SECONDS)

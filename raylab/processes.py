@@ -2,18 +2,54 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
+from pydantic import Field
 
-TOLERANCE_SECONDS = 1.0  # of a start time, which the kernel gives in ticks since boot
+from raylab.documents import Document
+
+PROC = Path("/proc")
+# Of a start in Unix time, which follows the clock: it jumps by a second and more when the clock is set
+TOLERANCE_SECONDS = 1.5
 
 
-def find_own(pid: int, started: float) -> psutil.Process | None:
-    """The process `pid` of this user that started at the time `started` (Unix seconds); None if it is gone."""
+class StartedProcess(Document):
+    """A process of this machine, and its start, by which it differs from a later one with the same id."""
+
+    pid: int = Field(ge=0)
+    started: float
+    """Unix time in seconds, as the clock was when the file was written"""
+    start: str = ""
+    """BOOT/TICKS, which no clock changes; empty in files of earlier versions, and where the kernel does not tell it"""
+
+    @staticmethod
+    def of(pid: int) -> "StartedProcess":
+        """The process `pid` that is there now; psutil.NoSuchProcess if there is none."""
+        return StartedProcess(pid=pid, started=psutil.Process(pid).create_time(), start=read_start(pid))
+
+
+def read_start(pid: int) -> str:
+    """When the process `pid` started: the id of this boot of the machine, and the clock ticks since; empty where the
+    kernel does not tell them."""
     try:
-        process = psutil.Process(pid)
-        is_it = abs(process.create_time() - started) < TOLERANCE_SECONDS and process.uids().real == os.getuid()
-        return process if is_it and process.status() != psutil.STATUS_ZOMBIE else None
+        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return f"{boot}/{fields[19]}"  # field 22 of proc(5), which counts the two before the parenthesis
+
+
+def find_own(known: StartedProcess) -> psutil.Process | None:
+    """The `known` process if it is this user's and still there; else None."""
+    try:
+        process = psutil.Process(known.pid)
+        if known.start:
+            is_it = read_start(known.pid) == known.start
+        else:
+            is_it = abs(process.create_time() - known.started) < TOLERANCE_SECONDS
+        is_own = is_it and process.uids().real == os.getuid()
+        return process if is_own and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
 

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from raylab.documents import Document, read_document
+from raylab.documents import read_document
 from raylab.errors import TrackingError
 from raylab.files import locked, write_json
 from raylab.loopback import listener_uids
-from raylab.processes import end_tree, find_own
+from raylab.processes import StartedProcess, end_tree, find_own
 from raylab.storage import check_writable
 from tracking.access import identity, secret
 from tracking.runs import database, database_uri
@@ -43,12 +43,10 @@ ENVIRONMENT = {
 GUNICORN = "--worker-class gthread --threads 16 --graceful-timeout 3 --no-control-socket"
 
 
-class Facts(Document):
+class Facts(StartedProcess):
     """server.json"""
 
     uri: str
-    pid: int
-    started: float
     host: str
     app: str = ""
 
@@ -130,9 +128,9 @@ def serve(home: Path, port: int = 5000) -> Server:
             )
         finally:
             os.close(log)
-        started = psutil.Process(process.pid).create_time()
         server = Server(f"http://{HOST}:{port}", process.pid, home, is_new=True)
-        facts = Facts(uri=server.uri, pid=server.pid, started=started, host=socket.gethostname(), app=APP)
+        started = StartedProcess.of(process.pid).to_json()
+        facts = Facts(uri=server.uri, host=socket.gethostname(), app=APP, **started)
         write_json(directory / "server.json", facts.to_json())
         identity.trust(server.uri, secret.path(home))
         try:
@@ -171,7 +169,7 @@ def running(home: Path) -> Server | None:
     known = read_document(path, Facts, f"end the MLflow server that serves {home}, if any, and remove the file")
     if known.host != socket.gethostname():
         return None
-    if find_own(known.pid, known.started) is None:
+    if find_own(known) is None:
         return None
     identity.trust(known.uri, secret.path(home))
     return Server(known.uri, known.pid, home, known.app)

@@ -11,12 +11,11 @@ import sys
 import time
 from typing import Any
 
-import psutil
-
 from jobs.common.home import home
 from jobs.common.session import ray_session
 from jobs.common.warm_ray import WarmRay, identify, record_file
 from raylab.files import locked, write_json
+from raylab.processes import StartedProcess
 
 IDLE_SECONDS = 1800.0  # without a command, after which the Ray ends
 REFILL_SECONDS = 20.0  # before spare workers are replaced: a run that has just taken them starts without their imports
@@ -38,15 +37,13 @@ def keep(workers: int) -> None:
             pool = create_pool()
             for _ in range(workers):
                 add_worker(pool)
-            own = psutil.Process()
             warm = WarmRay(
                 address=ray.get_runtime_context().gcs_address,
                 token=os.environ["RAY_AUTH_TOKEN"],
                 cpus=int(ray.cluster_resources()["CPU"]),
-                pid=own.pid,
-                started=own.create_time(),
                 directory=os.environ["RAY_TMPDIR"],
                 identity=identity,
+                **StartedProcess.of(os.getpid()).to_json(),
             )
             write_json(record, warm.to_json())
             try:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from pydantic import Field
 
 import raylab
@@ -31,10 +30,10 @@ from jobs.common.environment import verb_environment
 from jobs.common.interrupts import handle_interrupts
 from jobs.common.results import Run
 from raylab.config.recipe import Recipe
-from raylab.documents import Document, read_document
+from raylab.documents import read_document
 from raylab.errors import RaylabError, RunError, UsageError
 from raylab.files import is_unlocked, locked, write_json
-from raylab.processes import find_own
+from raylab.processes import StartedProcess, find_own
 from raylab.tasks.plugins import load_all, loaded_code
 from raylab.tasks.recipes import parse_recipe
 from raylab.training.run_record import FILE, RESUMABLE, RunRecord
@@ -43,7 +42,7 @@ CODE = Path(__file__).resolve().parents[2]
 WATCH_SECONDS = {"running": 1.0, "submitted": 5.0}  # between two looks; a queue is asked less often
 
 
-class Submission(Document):
+class Submission(StartedProcess):
     """HOME/submitted/NAME.json"""
 
     function: str
@@ -55,9 +54,9 @@ class Submission(Document):
     job: str = ""
     """id of the cluster's job"""
     host: str = ""
-    pid: int = 0
+    """the machine of the process, without a cluster"""
+    pid: int = Field(0, ge=0)
     started: float = 0.0
-    """the process, without a cluster: its machine, id and start (Unix seconds)"""
     error: str | None = None
     """why the call failed"""
     plugins: list[tuple[str, str]] = Field([])
@@ -72,6 +71,7 @@ class Process:
     host: str = ""
     pid: int = 0
     started: float = 0.0
+    start: str = ""
 
 
 class Cluster(ABC):
@@ -153,10 +153,10 @@ class ThisMachine(Cluster):
                 stderr=output,
                 start_new_session=True,
             )
-        return Process(host=socket.gethostname(), pid=process.pid, started=psutil.Process(process.pid).create_time())
+        return Process(host=socket.gethostname(), **StartedProcess.of(process.pid).to_json())
 
     def is_alive(self, submission: Submission, name: str) -> bool:
-        return submission.host == socket.gethostname() and find_own(submission.pid, submission.started) is not None
+        return submission.host == socket.gethostname() and find_own(submission) is not None
 
     def stop(self, submission: Submission) -> None:
         if self.is_alive(submission, ""):

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jobs.common.home import home
-from raylab.documents import Document, read_document
+from raylab.documents import read_document
 from raylab.errors import UsageError
 from raylab.files import hash_files
 from raylab.loopback import is_own_listener
-from raylab.processes import find_own
+from raylab.processes import StartedProcess, find_own
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ OF_SHELLS = re.compile(
 )
 
 
-class WarmRay(Document):
-    """The Ray at `address`, which declares `cpus`: `pid`, started at `started`, keeps it; its files are in `directory`.
+class WarmRay(StartedProcess):
+    """The Ray at `address`, which declares `cpus`: this process keeps it; its files are in `directory`.
 
     `identity`: hashes of what its processes run, by name.
     """
@@ -44,8 +44,6 @@ class WarmRay(Document):
     address: str
     token: str
     cpus: int
-    pid: int
-    started: float
     directory: str
     identity: dict[str, str]
 
@@ -64,7 +62,7 @@ def find_running() -> WarmRay | None:
         why = f"its mode is {status.st_mode & 0o777:04o} and its owner {status.st_uid}"
         raise UsageError(f"{path} may be another user's", why, f"rm {path}")
     warm = read_document(path, WarmRay, f"rm {path}")
-    return warm if find_own(warm.pid, warm.started) else None
+    return warm if find_own(warm) else None
 
 
 def find_usable() -> WarmRay | None:

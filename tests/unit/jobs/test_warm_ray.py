@@ -4,13 +4,13 @@ import os
 import re
 from pathlib import Path
 
-import psutil
 import pytest
 
 from jobs.common import session, warm_ray
 from jobs.common.warm_ray import WarmRay, find_running, find_usable, identify, record_file
 from raylab.errors import UsageError
 from raylab.files import write_json
+from raylab.processes import StartedProcess
 
 
 @pytest.fixture
@@ -21,15 +21,13 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WarmRay:
     monkeypatch.setattr(warm_ray, "is_own_listener", lambda port: port == 4000)
     of_pytest = "|PYTEST_CURRENT_TEST"  # it changes between the fixture and the test
     monkeypatch.setattr(warm_ray, "OF_SHELLS", re.compile(warm_ray.OF_SHELLS.pattern + of_pytest))
-    own = psutil.Process()
     warm = WarmRay(
         address="127.0.0.1:4000",
         token="secret",
         cpus=2,
-        pid=own.pid,
-        started=own.create_time(),
         directory="/tmp/rlab-x",
         identity=identify(),
+        **StartedProcess.of(os.getpid()).to_json(),
     )
     write_json(record_file(), warm.to_json())
     return warm
@@ -80,7 +78,7 @@ def test_a_changed_lock_file_is_another_set_of_packages(monkeypatch: pytest.Monk
 
 
 def test_one_whose_process_is_gone_is_not_used(record: WarmRay) -> None:
-    rewrite(record, started=record.started - 60)
+    rewrite(record, start="another boot/1")
     assert find_running() is None and find_usable() is None
 
 

@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from raylab.errors import TrackingError
 from raylab.files import write_json
+from raylab.processes import StartedProcess
 from tracking import runs, server
 from tracking.access import login, secret
 
@@ -89,14 +89,13 @@ def test_the_environment_names_the_address(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_server_that_does_not_listen_yet_is_not_asked(tmp_path: Path) -> None:
     """A command that comes while a home's server starts uses the database, as without a server."""
-    own = psutil.Process()
     database = runs.database(tmp_path)
     secret.create(tmp_path)
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{port.getsockname()[1]}"
         host = socket.gethostname()
-        facts = server.Facts(uri=uri, pid=own.pid, started=own.create_time(), host=host, app=server.APP)
+        facts = server.Facts(uri=uri, host=host, app=server.APP, **StartedProcess.of(os.getpid()).to_json())
         write_json(database.parent / "server.json", facts.to_json())
         assert runs.reach(runs.database_uri(database)) == runs.database_uri(database)
         port.listen()
