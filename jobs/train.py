@@ -174,7 +174,7 @@ def start(
 
         uri = run_tracking.checked_address()
         recipe = enough_shards(run_tracking.with_weights(recipe, uri), quiet)
-        work = training.inspect(recipe, data)
+        work = training.inspect(recipe, data, parent)
         training.check_gpu(recipe, is_here=recipe.scaling.workers[1] == 0 or cluster_address() is None)
         if parent is not None:
             read_model(parent)
@@ -200,6 +200,7 @@ def dry_run(recipe: Recipe, data: Path, quiet: bool, place: Place = HERE) -> dic
     """Check a recipe and its data as `start` does, and print how its maximum number of workers divides a batch, and
     what it will cost at a place. Raises UsageError if the budget does not suffice."""
     from jobs.common import forecast, training
+    from raylab.data.sampler import last_batch
 
     find_task(recipe.task).read_meta(data)
     recipe = enough_shards(recipe, quiet)
@@ -213,7 +214,7 @@ def dry_run(recipe: Recipe, data: Path, quiet: bool, place: Place = HERE) -> dic
         "most_shards_of_a_worker": -(-shards // most),
         "samples_of_a_shard": [least, largest],
         "steps": work.steps,
-        "last_batch": (work.samples - 1) % batch + 1,
+        "last_batch": last_batch(work.samples, batch),
         "cpus": most * recipe.scaling.cpus_per_worker,
         "gpus": most if recipe.scaling.gpu else 0,
     }

@@ -187,7 +187,8 @@ def start(recipe: Recipe, data: Path, name: str | None, quiet: bool) -> dict[str
     meta = find_task(recipe.task).read_meta(data)
     uri = run_tracking.checked_address()
     recipe = train.enough_shards(run_tracking.with_weights(recipe, uri), quiet)
-    training.inspect(recipe, data)
+    is_fixed = not any(path.startswith(("loop.", "model.")) for path in recipe.search.space)
+    training.inspect(recipe, data, checks_batches=is_fixed)
     training.check_gpu(recipe, is_here=cluster_address() is None)
     check(recipe)  # before the run exists
     directory = home.new_run(name, f"{recipe.task}-search")

@@ -117,7 +117,7 @@ def make_plan(args: argparse.Namespace, data: Path) -> tuple[Plan, list[int]]:
     undisturbed = {"checkpoint_steps": None, "checkpoint_seconds": None, "early_stopping_patience": None}
     settings = {"scaling.workers": 0} | {f"loop.{name}": value for name, value in undisturbed.items()}
     recipe = override(with_enough_shards(recipe), settings)
-    work = training.inspect(recipe, data)
+    work = training.inspect(recipe, data, checks_batches=False)
     if work.steps == 1 and recipe.loop.epochs > 1:
         raise UsageError(
             f"the model {recipe.model.name} is fitted at once",

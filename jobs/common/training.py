@@ -17,7 +17,8 @@ from raylab.models.baselines import Fitted
 from raylab.tasks import find_task
 from raylab.tasks.plugins import check_network
 from raylab.training import imbalance
-from raylab.training.run import execute, load_samples
+from raylab.training.batchnorm import check_smallest_shard
+from raylab.training.run import execute, is_transferred, load_samples
 from raylab.training.run_result import read_result
 from raylab.work import WorkMeter, write_to
 from tracking.outbox import Outbox
@@ -31,14 +32,21 @@ class Work(NamedTuple):
     steps: int
 
 
-def inspect(recipe: Recipe, data: Path) -> Work:
-    """Load train and val and build the model once, to raise errors in recipe and data before anything starts."""
+def inspect(recipe: Recipe, data: Path, parent: Path | None = None, checks_batches: bool = True) -> Work:
+    """Load train and val and build the model once, to raise errors in recipe and data before anything starts.
+
+    `parent`: the run from whose weights this one starts. `checks_batches`: whether the run takes the batches of this
+    recipe, epoch by epoch.
+    """
     job = find_task(recipe.task)
     train = job.load(data, "train", recipe.data, None)
     imbalance.check(recipe, train)
     job.load(data, "val", recipe.data, train.spec)
     check_network(job, recipe, train)
-    is_fitted = isinstance(job.model(recipe, train.spec), Fitted)
+    model = job.model(recipe, train.spec)
+    is_fitted = isinstance(model, Fitted)
+    if checks_batches and not is_fitted:
+        check_smallest_shard(recipe, model, train, is_transferred(recipe, parent))
     steps = recipe.loop.epochs * steps_per_epoch(len(train), recipe.loop.global_batch_size)
     return Work(len(train), 1 if is_fitted else steps)
 

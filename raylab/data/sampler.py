@@ -16,6 +16,16 @@ def steps_per_epoch(samples: int, batch: int) -> int:
     return -(-samples // batch)
 
 
+def smallest_shard(samples: int, batch: int, shards: int) -> int:
+    """The fewest rows that any shard has, in the last batch of an epoch; empty shards do not count."""
+    return max(1, last_batch(samples, batch) // shards)
+
+
+def last_batch(samples: int, batch: int) -> int:
+    """Rows of the last batch of an epoch; no batch has fewer."""
+    return (samples - 1) % batch + 1
+
+
 def shards_of(step: int, samples: int, batch: int, shards: int, seed: int) -> tuple[int, list[np.ndarray]]:
     """Epoch of `step`, and the sample indices of its logical shards, `shards` arrays of int64.
 

@@ -8,7 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raylab.config.recipe import Recipe
+from raylab.data.sampler import last_batch, smallest_shard, steps_per_epoch
 from raylab.data.samples import Samples
+from raylab.errors import UsageError
+from raylab.training.finetune import FinetuneSchedule
 from raylab.training.process_group import ProcessGroup
 
 REESTIMATE = 1024  # maximum rows; means over that many are stable
@@ -71,6 +75,45 @@ class ShardStatistics:
         counts = [layer.num_batches_tracked for layer in learning if layer.num_batches_tracked is not None]
         if counts:
             torch._foreach_add_(counts, len(rows))
+
+
+@torch.no_grad()
+def check_smallest_shard(recipe: Recipe, model: nn.Module, samples: Samples, transferred: bool) -> None:
+    """Raise UsageError if training `model` would fail at a shard of one row, because a batch norm then has one value
+    per channel. The network computes one row as in the last step, so it cannot be used for training any more.
+    """
+    batch, shards = recipe.loop.global_batch_size, recipe.loop.shards
+    if smallest_shard(len(samples), batch, shards) > 1:
+        return
+    schedule = FinetuneSchedule(recipe, model, steps_per_epoch(len(samples), batch), transferred)
+    schedule.prepare_step(model, schedule.planned - 1)  # of no step do more layers learn
+    try:
+        model(samples.batch(np.zeros(1, dtype=np.int64)))
+    except ValueError as error:
+        if not is_too_few_values(error):
+            raise
+        last = last_batch(len(samples), batch)
+        raise UsageError(
+            "a shard of one sample is too small for the batch norm of this network",
+            f"the last of {len(samples)} samples in batches of {batch} are {last}, in {shards} shards",
+            f"set {advise_batches(len(samples), batch, shards)}, or use larger images",
+        ) from error
+
+
+def is_too_few_values(error: ValueError) -> bool:
+    """Whether batch norm has raised `error`, for a single row with a map of one pixel."""
+    return "more than 1 value per channel" in str(error)
+
+
+def advise_batches(samples: int, batch: int, shards: int) -> str:
+    """Settings with which every shard has two rows or more: the nearest batch, and as many shards as possible."""
+    choices = []
+    fitting = [size for size in range(1, samples + 1) if smallest_shard(samples, size, shards) > 1]
+    if fitting:
+        choices.append(f"loop.global_batch_size={min(fitting, key=lambda size: abs(size - batch))}")
+    if (most := last_batch(samples, batch) // 2) > 0:
+        choices.append(f"loop.shards={most}")
+    return " or ".join(choices)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from raylab.errors import CheckpointError, UsageError
 from raylab.models.baselines import Fitted
 from raylab.tasks.base import Task
 from raylab.training.adamw import AdamW
-from raylab.training.batchnorm import ShardStatistics, reestimate
+from raylab.training.batchnorm import ShardStatistics, is_too_few_values, reestimate
 from raylab.training.deferred_metrics import DeferredMetrics
 from raylab.training.finetune import FinetuneSchedule
 from raylab.training.gradients import clip_norm, flatten_gradients
@@ -442,7 +442,7 @@ class Training:
         try:
             logits = forward(self.model, x, recipe.loop.bf16, recipe.loop.channels_last, self.device)
         except ValueError as error:  # raised by batch norm for a single sample with a feature map of one pixel
-            if "more than 1 value per channel" not in str(error):
+            if not is_too_few_values(error):
                 raise
             raise UsageError(
                 f"a shard of {len(x)} sample at step {self.progress.step} is too small for batch norm",

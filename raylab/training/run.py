@@ -63,6 +63,11 @@ Send = Callable[[list[Metrics]], int]
 """Passes rows of metrics on; returns the last step whose row has arrived for good. Called by rank 0 alone."""
 
 
+def is_transferred(recipe: Recipe, parent: Path | None) -> bool:
+    """Whether a run starts from trained weights: those of the run `parent`, or those that the recipe names."""
+    return recipe.transfer.mode != "scratch" and (parent is not None or recipe.model.weights_path is not None)
+
+
 def load_samples(recipe: Recipe, data: Path) -> tuple[Samples, Samples]:
     """Return the train and val splits of the prepared directory `data`, as the recipe asks for them."""
     task = find_task(recipe.task)
@@ -97,7 +102,7 @@ def execute(
     scratch = recipe.transfer.mode == "scratch"
     if scratch:
         recipe = without_weights(recipe)
-    transferred = not scratch and (parent is not None or recipe.model.weights_path is not None)
+    transferred = is_transferred(recipe, parent)
 
     recorder = Recorder(directory, recipe, train.spec, send, saved, flush_seconds, on_training, step_times)
 

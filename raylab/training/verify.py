@@ -20,7 +20,7 @@ from raylab.tasks import find_task
 from raylab.training import checkpoint, ledger
 from raylab.training.loop import Report, Training
 from raylab.training.progress import Metrics
-from raylab.training.run import WEIGHTS, inherit
+from raylab.training.run import WEIGHTS, inherit, is_transferred
 
 
 class Interval(NamedTuple):
@@ -140,7 +140,7 @@ class Verifier:
         scratch = recipe.transfer.mode == "scratch"
         self.recipe = without_weights(recipe) if scratch else recipe
         self.directory, self.parent = directory, None if scratch else parent
-        self.transferred = not scratch and (parent is not None or recipe.model.weights_path is not None)
+        self.transferred = is_transferred(recipe, parent)
         self.task = find_task(recipe.task)
         self.train = self.task.load(data, "train", recipe.data, None)
         self.val = self.task.load(data, "val", recipe.data, self.train.spec)
