@@ -113,8 +113,8 @@ class ShardGraphs:
 
 
 def compute_pass(
-    x: Tensor, y: Tensor, count: int, losses: Losses, weights: list[nn.Parameter]
+    x: Tensor, y: Tensor, count: int, losses: Losses, weights: list[nn.Parameter], out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of the losses of a shard and the gradient [P] of that sum / count, in new memory."""
+    """Return the sum of the losses of a shard and the gradient [P] of that sum / count, in `out` or in new memory."""
     loss = losses(x, y).sum()
-    return loss.detach(), shard_gradient(loss / count, weights)
+    return loss.detach(), shard_gradient(loss / count, weights, out)
