@@ -106,7 +106,14 @@ def main(argv: list[str] | None = None) -> int:
         console.flush_output()
     if console.lost is not None and code == 0 and (failure := console.explain_lost_output(console.lost)):
         code = explain_end(failure, words[0])
+    end_stuck_ray(code)
     return code
+
+
+def end_stuck_ray(code: int) -> None:
+    """End this process with `code` if it has used a Ray that does not end (session.py)."""
+    if session := sys.modules.get("jobs.common.session"):
+        session.exit_if_stuck(code)
 
 
 def explain_end(error: BaseException, verb: str) -> int:

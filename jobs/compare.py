@@ -78,6 +78,7 @@ def compare(
         raise UsageError(
             f"experiment '{experiment}' has none of the runs {names}", do="--experiment E: that of the runs"
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
     path = Path(report.report(uri, experiment, path, frame, differences)).absolute()
     if not quiet:
         say(table(frame, console.count_columns()))

@@ -116,7 +116,8 @@ def score(directory: Path, data: Path, split: Split, recalibrate: int | None, qu
     leaked = leakage_of_run(directory, data, split)
     uri = run_tracking.checked_address()
     if recalibrate is not None and (kind != "icu" or recalibrate < 1):
-        raise UsageError("--recalibrate takes a positive number of patients and requires a task on intensive-care data")
+        what = "--recalibrate takes a positive number of patients and requires a task on intensive-care data"
+        raise UsageError(what, do="--recalibrate N, or leave it out")
     scored = replace(scores.score_run(directory, data, split), leakage=leaked)
     if kind == "icu":
         recipe = read_recipe(directory / "recipe.json")
@@ -224,19 +225,19 @@ def leakage_of_run(directory: Path, data: Path, split: str) -> dict[str, Any]:
         return leakage(find_task(run_record.task).data_task, Path(run.data), data, split, run.data_hash)
 
     own, parents = check(run_record), {}
-    run = run_record
+    run, seen = run_record, [directory]
     while True:
         weights = read_recipe(directory / "recipe.json").model.weights_path
         if run.parent is None:
             if weights is not None:
                 parents[weights] = {"checked": False, "why": "the training data of a weights file is unknown"}
             return own | ({"parents": parents} if parents else {})
-        try:
-            directory = home.find(run.parent)
-        except UsageError:
+        parent = home.find_parent(run)
+        if parent is None or parent in seen:  # a damaged record may name any run
             parents[run.parent] = {"checked": False, "why": "the run is no longer in this home"}
             return own | {"parents": parents}
-        run = home.note(directory)
+        directory, run = parent, home.note(parent)
+        seen.append(parent)
         parents[run.name] = check(run)
 
 

@@ -12,13 +12,14 @@ from jobs.common import bundle_card, home, outputs, provenance, research_object,
 from jobs.common.console import say
 from jobs.common.environment import verb_environment
 from jobs.common.model_inputs import ModelInputs, inputs_of
-from jobs.common.results import RunReference, find_run
+from jobs.common.results import RunReference, ScoresFile, find_run
 from raylab import __version__
-from raylab.data.prepared import Meta
-from raylab.documents import read_json
+from raylab.data.prepared import Meta, sha256
+from raylab.documents import read_document
 from raylab.errors import DataError, UsageError
 from raylab.evaluation.site_report import LIMIT
 from raylab.tasks.base import Task
+from raylab.training import ledger
 from tracking.runs import PRIVACY
 
 EXAMPLE = "raylab export NAME --out NAME.raylab"
@@ -190,12 +191,24 @@ def read_exported(directory: Path) -> Exported:
     task, recipe, spec, network = read_model(directory)
     inputs = inputs_of(task, spec)
     record = home.note(directory)
+    check_weights(directory)
     meta = task.read_meta(Path(record.data))
     if meta.data_hash != record.data_hash:
         raise DataError(f"{record.data} is no longer the data of {directory.name}", "its data hash differs")
     check_statistics(inputs.count_patients(Path(record.data)), inputs.names, LIMIT)
     parameters = sum(weight.numel() for weight in network.parameters())
     return Exported(task, inputs, meta, recipe.model.name, parameters)
+
+
+def check_weights(directory: Path) -> None:
+    """Raise DataError if the weights of a finished run are not those that its ledger names."""
+    ends = [entry for entry in ledger.read_ledger(directory / ledger.FILE) if isinstance(entry, ledger.Finish)]
+    if ends and sha256(directory / "model" / "model.safetensors") != ends[-1].model_sha256:
+        raise DataError(
+            f"the weights of {directory.name} are not those with which it ended",
+            "model/model.safetensors does not have the hash in the ledger",
+            f"raylab verify {directory.name} says what was changed; raylab rerun {directory.name} trains it again",
+        )
 
 
 def check_output(path: Path) -> Path:
@@ -218,8 +231,8 @@ def check_statistics(patients: Mapping[str, int], concepts: tuple[str, ...], lim
 
 def read_scores(directory: Path, data_hash: str, task: Task) -> tuple[dict[str, dict[str, float | None]], list[str]]:
     """The run's scores on the val split of its data, with their intervals; and what is too few for any, in words."""
-    content = read_json(directory / "scores" / f"val-{data_hash[:12]}.json", dict[str, Any], "raylab resume NAME")
-    told, few = research_object.tell_scores(content)
+    path = directory / "scores" / f"val-{data_hash[:12]}.json"
+    told, few = research_object.tell_scores(read_document(path, ScoresFile, f"raylab resume {directory.name}"))
     shown = [name for name in dict.fromkeys((*task.primary, *SHOWN)) if name in told]
     return {name: {end: getattr(told[name], end) for end in ("value", "low", "high")} for name in shown}, few
 

@@ -23,7 +23,7 @@ from raylab.data.prepared import META
 from raylab.errors import DataError, RunError, UsageError, unknown
 from raylab.files import write_json
 from raylab.tasks import find_task
-from raylab.tasks.recipes import parse_recipe, read_recipe, update_recipe
+from raylab.tasks.recipes import parse_stored_recipe, read_recipe
 from raylab.training.cpu import cpu_kind
 from raylab.training.model_note import PLACE
 from tracking import runs
@@ -115,7 +115,7 @@ def find_goal(what: str | Path, run: str | None) -> Provenance:
     if Path(what).is_file():
         found = {one.name: one for one in read_provenance(Path(what))}
         if not found:
-            raise UsageError(f"{what} shows no run")
+            raise UsageError(f"{what} shows no run", do="give another file, or the name of the run")
         if run is None and len(found) > 1:
             raise UsageError(f"{what} shows {len(found)} runs: {', '.join(found)}", do=f"--run {next(iter(found))}")
         if run is not None and run not in found:
@@ -151,7 +151,7 @@ def repeat(goal: Provenance, data: Path | None, name: str | None, quiet: bool) -
             "an earlier version wrote the file, or the run is no longer in this home",
             "give the run's directory, or a figure of its own",
         )
-    recipe = override(parse_recipe(update_recipe(goal.recipe) | {"search": {}}), {"scaling.workers": 0})
+    recipe = override(parse_goal(goal), {"scaling.workers": 0})
     source = find_data(goal, data)
     with checked_out(goal) as (code, differences):
         differences = differences + compare_environment(goal)
@@ -167,6 +167,14 @@ def repeat(goal: Provenance, data: Path | None, name: str | None, quiet: bool) -
         else:
             train.train(recipe, source, name=new.name, parent=parent, quiet=quiet)
     return new, [*of_parent, *differences]
+
+
+def parse_goal(goal: Provenance) -> Recipe:
+    """The recipe of `goal`, without its search; UsageError if it is damaged."""
+    document = {**(goal.recipe or {}), "search": {}}
+    return parse_stored_recipe(
+        document, f"the recipe of {goal.name} is damaged", "give another copy of the file or run"
+    )
 
 
 def find_begun(name: str, goal: Provenance, recipe: Recipe, data: Path) -> Path | None:
@@ -297,7 +305,7 @@ def compare_environment(goal: Provenance) -> list[str]:
         ("torch", goal.torch_version, here["raylab.torch_version"]),
         ("CPU", "; ".join(goal.cpus), cpu_kind()),
     ]
-    gpu = ["it was trained on GPUs, which promise no bits"] * bool(goal.recipe and goal.recipe["scaling"]["gpu"])
+    gpu = ["it was trained on GPUs, which promise no bits"] * (goal.recipe is not None and parse_goal(goal).scaling.gpu)
     return gpu + [f"{what}: {then or 'not recorded'}, here {now}" for what, then, now in pairs if then != now]
 
 

@@ -52,8 +52,7 @@ def resume(run: RunReference, *, quiet: bool = False) -> Run:
     with open_screen(quiet, f"{directory.name}: resuming"), run_tracking.reopen_run(directory) as forwarder:
         if run_record.kind == "tune":
             return Run.of(tune.continue_search(directory, recipe, data, forwarder, quiet))
-        ancestor = run_record.parent_directory or run_record.parent
-        parent = None if ancestor is None else home.find(ancestor)
+        parent = home.require_parent(run_record)
         with start_workers(recipe) as workers:
             work = training.inspect(recipe, data)
             return Run.of(training.continue_run(directory, recipe, data, parent, quiet, workers, work))

@@ -104,6 +104,12 @@ def check(
     """Raise UsageError if a run of `records` still needs the run in `directory`, or if its parts are still needed.
     `others` go with it."""
     record = home.note(directory)
+    if directory.is_symlink():
+        raise UsageError(
+            f"{directory} is a link to a run",
+            "what it refers to may not be yours to remove",
+            f"name the run itself, {directory.resolve()}, or remove the link: rm {directory}",
+        )
     if only is not None:
         if record.status != "FINISHED":
             raise UsageError(

@@ -10,6 +10,7 @@ from typing import Any
 from jobs import cli
 from jobs.common import home, provenance
 from jobs.common.console import say, set_status
+from jobs.common.disk_use import measure
 from jobs.common.environment import verb_environment
 from jobs.common.results import RunReference, find_run
 from jobs.rerun import compare_environment
@@ -59,7 +60,7 @@ def verify(
     cannot be verified at all.
     """
     if samples < 0:
-        raise UsageError("--samples takes a number from 0 up")
+        raise UsageError("--samples takes a number from 0 up", do=f"--samples {SAMPLES}")
     directory = find_run(run)
     record = home.note(directory)
     if record.kind == "federate":
@@ -75,7 +76,7 @@ def verify(
     from raylab.training import verify as verifying  # loads torch
     from raylab.training.run import hash_recipe
 
-    result, content = read_result(directory), (directory / ledger.FILE).read_bytes()
+    result, content = read_result(directory), ledger.read_content(directory / ledger.FILE)
     chain = ledger.follow_chain(content)
     claims = verifying.read_claims(ledger.read_ledger(directory / ledger.FILE))
     problems = check_chain(chain, content, head, result.get("ledger_sha256"))
@@ -83,7 +84,7 @@ def verify(
     recipe, place = read_recipe(directory / "recipe.json"), Path(data or record.data).absolute()
     if find_task(recipe.task).read_meta(place).data_hash != record.data_hash:
         raise DataError(f"{place} is not the data of {directory.name}", "its data hash differs", "give --data DIR")
-    document = read_json(directory / "recipe.json", dict)
+    document = read_json(directory / "recipe.json", dict, "restore it: the run itself writes it")
     if claims.recipes and hash_recipe(document) not in claims.recipes:
         problems.append("recipe.json is not the recipe that the ledger names")
     kept = checkpoint.list_checkpoints(directory / "checkpoints")
@@ -93,9 +94,7 @@ def verify(
     chosen = sorted(random.Random(seed).sample(possible, min(samples, len(possible))))
     done: list[dict[str, Any]] = []
     if chosen:
-        ancestor = record.parent_directory or record.parent
-        parent = None if ancestor is None else home.find(ancestor)
-        verifier = verifying.Verifier(directory, recipe, place, parent)
+        verifier = verifying.Verifier(directory, recipe, place, home.require_parent(record))
         for interval in chosen:
             set_status(f"computing steps {interval.start + 1} to {interval.stop} again")
             difference = verifier.check(interval, claims)
@@ -104,7 +103,7 @@ def verify(
                 problems.append(f"interval {interval.start} to {interval.stop}: {difference}")
             elif not quiet:
                 say(f"steps {interval.start + 1} to {interval.stop}: the same to the bit")
-    bytes_kept = sum(path.stat().st_size for one in kept for path in one.iterdir())
+    bytes_kept = sum(measure(one).bytes for one in kept)
     differences = compare_environment(provenance.describe(directory))
     out = {
         "run": directory.name,

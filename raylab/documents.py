@@ -1,12 +1,12 @@
 """Typed JSON documents, validated when read; an error names the file and the field."""
 
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from raylab.errors import DataError
+from raylab.files import parse_json
 
 
 class Document(BaseModel):
@@ -53,7 +53,7 @@ def read_json(path: Path, kind: Any, do: str = "") -> Any:
 
 def _read(path: Path, do: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} could not be read as JSON", str(error), do) from error
 

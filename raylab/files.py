@@ -64,6 +64,14 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text. ValueError if it is none, or is nested more deeply than Python can read."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects in a JSONL file that is appended to, without lines truncated by a crash."""
     if not path.is_file():
@@ -71,7 +79,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in path.read_text(errors="replace").split("\n")[:-1]:
         with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
+            found.append(parse_json(line))
     return [line for line in found if isinstance(line, dict)]
 
 

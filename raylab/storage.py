@@ -17,8 +17,13 @@ CAUSES = {
     errno.EROFS: ("the file system is read-only", OWN),
     errno.EACCES: ("permission denied: it belongs to another user, or it is read-only", OWN),
     errno.EPERM: ("permission denied: it belongs to another user, or it is read-only", OWN),
+    errno.ENAMETOOLONG: ("the name is too long", "give a shorter one"),
+    errno.EISDIR: ("it is a directory", "move the directory away, or give another path"),
+    errno.ENOTDIR: ("a part of this path is a file", "move the file away, or give another path"),
     errno.EIO: ("the disk reports an error", "check the disk, or use another one"),
 }
+OF_NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR)
+OF_INPUT = (errno.EROFS, errno.EACCES, errno.EPERM, *OF_NAMES)
 # Libraries that do not raise OSError (safetensors, polars, torch, SQLite) have these words in their messages
 WORDS = {
     "No space left on device": errno.ENOSPC,
@@ -64,8 +69,8 @@ def explain_storage_error(error: BaseException, name: str = "") -> RaylabError |
             number = next((number for words, number in WORDS.items() if words in str(link)), None)
         if number is not None:
             path = getattr(link, "filename", None)
-            what = f"{name or path or 'a file'} could not be written"
-            kind = DataError if number in (errno.EROFS, errno.EACCES, errno.EPERM) else RunError
-            return kind(what, *CAUSES[number])
+            done = "opened" if number in (errno.EACCES, errno.EPERM, *OF_NAMES) else "written"  # reading may be denied
+            what = f"{name or path or 'a file'} could not be {done}"
+            return (DataError if number in OF_INPUT else RunError)(what, *CAUSES[number])
         link = link.__cause__ or link.__context__
     return None

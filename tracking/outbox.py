@@ -30,7 +30,7 @@ from typing import Any
 
 from raylab.documents import Document, read_document
 from raylab.errors import DataError, TrackingError
-from raylab.files import atomic_write, flock, write_json
+from raylab.files import atomic_write, flock, parse_json, write_json
 from tracking.access import login
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def read(directory: Path, offset: int = 0) -> Iterator[tuple[int, Record | None]
                 return
             offset += len(line)
             try:
-                record = _checked(json.loads(line))
+                record = _checked(parse_json(line))
             except (ValueError, TypeError, AttributeError):
                 log.warning("%s: skipped a line that is not a record, ending at byte %d", path, offset)
                 record = None

@@ -7,7 +7,9 @@ In a PNG file it is the text chunk `raylab`, in an HTML page `<meta name="raylab
 import json
 import logging
 import zipfile
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from raylab.errors import DataError
 log = logging.getLogger(__name__)
 
 KEY = "raylab"
+AGAIN = "give the original file, or the name of the run"
 CRATE_MEMBER = "provenance.json"
 MOST_BYTES = 1 << 26  # of the JSON list in an archive
 
@@ -114,17 +117,17 @@ def read_provenance(path: Path) -> tuple[Provenance, ...]:
         else:
             text = _read_png(path) if start == b"\x89PNG" else _read_html(path.read_bytes())
     except OSError as error:
-        raise DataError(f"{path} could not be read", error.strerror or str(error)) from error
+        raise DataError(f"{path} could not be read", error.strerror or str(error), AGAIN) from error
     if text is None:
         raise DataError(
             f"{path} does not say from which runs it comes",
             "it is no PNG figure, HTML report or research object of raylab, or another program has written it again",
-            "give the original file, or the name of the run",
+            AGAIN,
         )
     try:
         return TypeAdapter(tuple[Provenance, ...]).validate_json(text)
     except ValidationError as error:
-        raise DataError(f"the provenance in {path} is damaged", describe_problems(error)) from error
+        raise DataError(f"the provenance in {path} is damaged", describe_problems(error), AGAIN) from error
 
 
 def _read_crate(path: Path) -> str | None:
@@ -135,7 +138,7 @@ def _read_crate(path: Path) -> str | None:
             if archive.getinfo(CRATE_MEMBER).file_size > MOST_BYTES:
                 raise DataError(f"{path}: {CRATE_MEMBER} is larger than {MOST_BYTES >> 20} MiB", do="copy it again")
             return archive.read(CRATE_MEMBER).decode(errors="replace")
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{path} could not be read as a zip archive", str(error), "copy it again") from error
 
 
@@ -143,8 +146,9 @@ def _read_png(path: Path) -> str | None:
     try:
         with Image.open(path) as image:
             found = image.info.get(KEY)
-    except (OSError, UnidentifiedImageError, ValueError) as error:  # ValueError: a text chunk beyond Pillow's limit
-        raise DataError(f"{path} could not be read as PNG", str(error)) from error
+    # ValueError: a text chunk beyond Pillow's limit
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} could not be read as PNG", str(error), AGAIN) from error
     return found if isinstance(found, str) else None
 
 
@@ -163,5 +167,6 @@ class _Meta(HTMLParser):
 
 def _read_html(content: bytes) -> str | None:
     parser = _Meta()
-    parser.feed(content.decode(errors="replace"))
+    with suppress(AssertionError):  # of a declaration that no browser accepts; the element comes first in our pages
+        parser.feed(content.decode(errors="replace"))
     return parser.content

@@ -26,8 +26,11 @@ NOTHING = Use(0, 0)
 
 
 def list_paths(directory: Path, part: str) -> list[Path]:
-    """The files and directories of a part of a run."""
+    """The files and directories of a part of a run; not those behind a link, which may be anybody's."""
     found = [path for pattern in PARTS[part] for path in sorted(directory.glob(pattern))]
+    found = [
+        path for path in found if path.parent.resolve() == directory.resolve() / path.parent.relative_to(directory)
+    ]
     return [path for path in found if not is_of_winner(path, directory)] if part == "trials" else found
 
 

@@ -86,16 +86,16 @@ def new_directory(directory: Path) -> Iterator[Path]:
     if not directory.parent.exists():
         directory.parent.mkdir(parents=True)
         keep_out_of_git_and_uploads(home())
+    hidden = directory.with_name(OPENING)
     with locked(directory.with_name(OPENING + ".lock")):
-        _remove_opening()
+        _remove_opening(hidden)
         check_free(directory)
-        hidden = directory.with_name(OPENING)
         hidden.mkdir(mode=0o700)
         try:
             yield hidden
             hidden.rename(directory)
         except BaseException:
-            _remove_opening()
+            _remove_opening(hidden)
             raise
 
 
@@ -110,22 +110,23 @@ def remove(directory: Path) -> None:
     if directory.parent == home() / "runs":
         for ending in (".json", ".log"):
             (home() / "submitted" / f"{directory.name}{ending}").unlink(missing_ok=True)
+    hidden = directory.with_name(OPENING)
     with locked(directory.with_name(OPENING + ".lock")):
-        _remove_opening()
-        directory.rename(directory.with_name(OPENING))
-        _remove_opening()
+        _remove_opening(hidden)
+        directory.rename(hidden)
+        _remove_opening(hidden)
 
 
 def remove_leftovers() -> None:
     """Remove what a process has left that was killed while it opened a run."""
-    if (home() / "runs" / OPENING).exists():
-        with locked(home() / "runs" / (OPENING + ".lock")):
-            _remove_opening()
-
-
-def _remove_opening() -> None:
-    """Remove the hidden directory of a new run. The caller holds its lock, so that nobody fills it."""
     hidden = home() / "runs" / OPENING
+    if hidden.exists():
+        with locked(hidden.with_name(OPENING + ".lock")):
+            _remove_opening(hidden)
+
+
+def _remove_opening(hidden: Path) -> None:
+    """Remove the hidden directory of a new run. The caller holds its lock, so that nobody fills it."""
     if hidden.exists():
         shutil.rmtree(hidden)
 
@@ -185,7 +186,7 @@ def find(run: str) -> Path:
     """
     runs = home() / "runs"
     for path in (runs / run, home() / run, Path(run)):
-        if (path / "run.json").is_file():
+        if _has_record(path):
             directory = path.absolute()
             if original := original_of(directory):
                 raise UsageError(
@@ -201,6 +202,42 @@ def find(run: str) -> Path:
     if not names:
         raise UsageError(f"there is no run '{run}'", f"no runs in {runs}", "raylab train TASK --data DIR")
     raise unknown("run", run, names)
+
+
+def _has_record(directory: Path) -> bool:
+    """Whether `directory` is a run or trial; UsageError if the file system cannot tell, as for a name that is too
+    long."""
+    try:
+        return (directory / FILE).is_file()
+    except OSError as error:
+        what, why = f"'{str(directory)[:200]}' cannot be a run", error.strerror or str(error)
+        raise UsageError(what, why, "raylab runs lists the runs of this home") from error
+
+
+def find_parent(record: RunRecord) -> Path | None:
+    """The run from whose weights that of `record` started, or whose model it scored; None if it had none, or if this
+    home no longer has it. Another run may have its name by now."""
+    if record.parent is None:
+        return None
+    named = Path(record.parent_directory) if record.parent_directory else None
+    try:
+        directory = named if named is not None and _has_record(named) else find(record.parent)
+    except UsageError:
+        return None
+    run_id = record.tags.get("raylab.parent")  # none: an earlier version wrote it, or MLflow did not have it yet
+    return directory if not run_id or note(directory).run_id == run_id else None
+
+
+def require_parent(record: RunRecord) -> Path | None:
+    """The same, for work that needs its weights: UsageError if this home no longer has it."""
+    parent = find_parent(record)
+    if parent is None and record.parent is not None:
+        raise UsageError(
+            f"the run {record.parent}, from whose weights {record.name} starts, is missing",
+            "this home has no run of this name, or it is another run",
+            f"restore its directory, or see raylab rerun {record.name}, which repeats it",
+        )
+    return parent
 
 
 def find_work(kind: Kind, out: Path, name: str | None) -> Path | None:

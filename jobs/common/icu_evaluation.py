@@ -75,7 +75,8 @@ def compare_recalibration(
     job, recipe, others, network = scores.load(directory, data, split)
     patients = np.unique(others.group)
     if few > len(patients):
-        raise UsageError(f"--recalibrate {few}: the {split} split of {data} has only {len(patients)} patients")
+        what = f"--recalibrate {few}: the {split} split of {data} has only {len(patients)} patients"
+        raise UsageError(what, do=f"--recalibrate N with N up to {len(patients)}")
     chosen = np.random.default_rng(seed).choice(patients, few, replace=False)
     inside = np.isin(others.group, chosen)
     p_few = scores.probabilities(job, recipe, others, network)[inside]

@@ -5,6 +5,7 @@
 WORKERS processes have imported what training needs and wait for a run. Those that a run took are replaced.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import time
 from typing import Any
 
 from jobs.common.home import home
-from jobs.common.session import ray_session
+from jobs.common.session import exit_if_stuck, ray_session
 from jobs.common.warm_ray import WarmRay, identify, record_file
 from raylab.files import locked, write_json
 from raylab.processes import StartedProcess
@@ -79,4 +80,6 @@ def is_used() -> bool:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-    keep(int(sys.argv[1]))
+    with contextlib.suppress(SystemExit):  # it was told to end
+        keep(int(sys.argv[1]))
+    exit_if_stuck(0)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.common import home
+from jobs.common.results import ScoresFile
 from raylab.data.images.dataset import LUNG_BOX
 from raylab.data.images.meta import MASKS, ImageMeta
 from raylab.data.prepared import META
-from raylab.documents import Document, read_document, read_json
+from raylab.documents import read_document, read_json
 from raylab.errors import DataError
 from raylab.evaluation.overlap import in_words
 from raylab.files import write_text
@@ -25,14 +26,9 @@ from tracking.outbox import Outbox
 log = logging.getLogger(__name__)
 
 
-class ScoresFile(Document):
-    """What the card shows of a file that `scores.keep` writes."""
+class CardScores(ScoresFile):
+    """What the card shows of such a file."""
 
-    data: str
-    split: str
-    n: int
-    patients: int
-    classes: dict[str, int]
     macro_recall: Score
     accuracy: Score
     auroc: Score
@@ -148,7 +144,7 @@ def write(directory: Path, parameters: int) -> Path:
 def _read_scores(file: Path) -> dict[str, Any] | None:
     """A file of scores/; None, with a warning, if it is damaged: the card is then written without it."""
     try:
-        content: dict[str, Any] = read_json(file, ScoresFile)
+        content: dict[str, Any] = read_json(file, CardScores)
     except DataError as error:
         log.warning("skipped: %s", error)
         return None

@@ -13,7 +13,7 @@ from raylab.data.icu.contributors import count_contributors
 from raylab.data.icu.meta import IcuMeta
 from raylab.data.images.meta import MASKS, ImageMeta
 from raylab.data.images.scenes.meta import SceneMeta
-from raylab.errors import UsageError
+from raylab.errors import DataError, UsageError
 from raylab.tasks.base import Task
 
 Means = dict[str, float | None]
@@ -154,10 +154,17 @@ KINDS: dict[str, type[ModelInputs]] = {"icu": IcuInputs, "images": ImageInputs, 
 
 
 def inputs_of(task: Task, spec: dict[str, Any]) -> ModelInputs:
-    """The inputs of a model of `task`; UsageError if it is of no data of patients or places."""
+    """The inputs of a model of `task`. UsageError if it is of no data of patients or places, and DataError if the spec
+    does not describe them."""
     if task.kind not in KINDS:
         raise UsageError(f"task '{task.name}' has no data of a site: a model of it is not handed over as a bundle")
-    return KINDS[task.kind](spec)
+    inputs = KINDS[task.kind](spec)
+    try:
+        _ = inputs.names, inputs.units, inputs.trained, inputs.describe()
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        why = f"its description of the inputs is incomplete ({type(error).__name__}: {error})"
+        raise DataError(f"the model of task '{task.name}' is damaged", why, "restore its model.json") from error
+    return inputs
 
 
 def _count_train(data: Path, column: str) -> int:

@@ -1,7 +1,6 @@
 """Checks of output paths that the user gives, before any work: they can be written, and only an earlier file of the
 same kind is replaced."""
 
-import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from raylab.errors import DataError
+from raylab.files import parse_json
 from raylab.storage import check_writable, explain_storage_error
 
 OWNED = ("meta.json", "run.json", "sweep.json")  # mark a prepared directory, a run and a sweep
@@ -20,6 +20,8 @@ def check(path: Path, option: str, kind: str) -> None:
     check_directory(path.parent, option)
     if path.is_dir():
         raise DataError(f"{option} {path} is a directory", do="give a file name")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{option} {path} is not a plain file", "it is a pipe, socket or device", "give a file name")
     if owned := next((name for name in OWNED if (path.parent / name).is_file()), None):
         raise DataError(
             f"{option} {path} is inside a directory that raylab manages",
@@ -46,7 +48,7 @@ def check_directory(path: Path, option: str) -> None:
 
 def _is_result(path: Path) -> bool:
     try:
-        return isinstance(json.loads(path.read_text()), dict)
+        return isinstance(parse_json(path.read_text()), dict)
     except (OSError, ValueError):
         return False
 

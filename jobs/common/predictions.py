@@ -6,6 +6,7 @@ running numbers, and the identifiers of the rows are a hash.
 
 import hashlib
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def read(directory: Path, split: str, data_hash: str, again: str) -> KeptPredict
         raise DataError(f"run {directory.name} has no predictions of the {split} split", why, again)
     try:
         with np.load(file, allow_pickle=False) as found:
-            return KeptPredictions(
+            kept = KeptPredictions(
                 found["y"],
                 found["p"],
                 found["group"],
@@ -77,5 +78,10 @@ def read(directory: Path, split: str, data_hash: str, again: str) -> KeptPredict
                 [str(name) for name in found["classes"]],
                 str(found["unit"]) if "unit" in found else "patient",  # kept before units were
             )
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        lengths = {len(kept.y), len(kept.p), len(kept.group)}
+    except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{file} is damaged", str(error), again) from error
+    is_number = np.issubdtype(kept.p.dtype, np.floating) and kept.p.ndim in (1, 2) and np.isfinite(kept.p).all()
+    if len(lengths) > 1 or not is_number:
+        raise DataError(f"{file} is damaged", "it does not have one probability or more for each row", again)
+    return kept

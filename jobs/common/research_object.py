@@ -20,10 +20,10 @@ from urllib.parse import quote
 from jobs.common import home, provenance
 from jobs.common.model_inputs import KINDS
 from jobs.common.outputs import is_report
-from jobs.common.results import read_scores
+from jobs.common.results import ScoresFile
 from raylab import __version__
 from raylab.data.prepared import sha256
-from raylab.documents import read_json
+from raylab.documents import read_document
 from raylab.errors import DataError, UsageError
 from raylab.evaluation.site_report import LIMIT, find_few, tell_count
 from raylab.files import atomic_write
@@ -120,44 +120,43 @@ def collect(directory: Path, with_figures: bool) -> tuple[RunPart, list[str]]:
     scores: dict[str, dict[str, Score]] = {}
     left_out = []
     for file in sorted((directory / "scores").glob("*.json")):
-        content = read_json(file, dict[str, Any], f"raylab resume {name}")
-        counts = {each: int(content[each]) for each in ("n", "patients")}
-        found, few = tell_scores(content)
+        kept = read_document(file, ScoresFile, f"raylab evaluate {origin.task} --run {name} ... writes it again")
+        found, few = tell_scores(kept)
         if few:
-            left_out.append(f"{name}, scores on {content['split']}: {'; '.join(few)}; the least is {LIMIT}")
+            left_out.append(f"{name}, scores on {kept.split}: {'; '.join(few)}; the least is {LIMIT}")
             continue
         scores[file.stem] = found
         told[file.stem] = {
-            "split": content["split"],
-            "data_hash": content["data"],
-            "rows": tell_count(counts["n"]),
-            "patients": tell_count(counts["patients"]),
-            "classes": {each: tell_count(n) for each, n in content["classes"].items()},
+            "split": kept.split,
+            "data_hash": kept.data,
+            "rows": tell_count(kept.n),
+            "patients": tell_count(kept.patients),
+            "classes": {each: tell_count(n) for each, n in kept.classes.items()},
             "scores": {each: {"value": s.value, "low": s.low, "high": s.high} for each, s in found.items()},
         }
-        if content["data"] != origin.data_hash:
+        if kept.data != origin.data_hash:
             continue
-        figures = sorted((directory / "plots").glob(f"{content['split']}-*.png"))
-        if any(0 < n < LIMIT for row in content.get("confusion", []) for n in row):
-            shown = [figure for figure in figures if figure.stem != f"{content['split']}-confusion"]
+        figures = sorted((directory / "plots").glob(f"{kept.split}-*.png"))
+        if any(0 < n < LIMIT for row in kept.confusion for n in row):
+            shown = [figure for figure in figures if figure.stem != f"{kept.split}-confusion"]
             if len(shown) < len(figures):
-                left_out.append(f"{name}, the confusion matrix of {content['split']}: it has counts below {LIMIT}")
+                left_out.append(f"{name}, the confusion matrix of {kept.split}: it has counts below {LIMIT}")
             figures = shown
         if origin.synthetic or with_figures:
             files |= {f"plots/{figure.name}": figure for figure in figures}
         elif figures:
-            left_out.append(f"{name}, {len(figures)} figures of {content['split']}: --figures adds them")
+            left_out.append(f"{name}, {len(figures)} figures of {kept.split}: --figures adds them")
     files["metrics.json"] = _encode(told)
     starts = ledger.starts(ledger.read_ledger(directory / ledger.FILE))
     return RunPart(name, origin, files, scores, starts[0].time if starts else None), left_out
 
 
-def tell_scores(details: Mapping[str, Any]) -> tuple[dict[str, Score], list[str]]:
+def tell_scores(kept: ScoresFile) -> tuple[dict[str, Score], list[str]]:
     """The scores of a file of scores/ that may leave a site, without those that compare few rows; and what of its rows
     is too few for any, in words."""
-    if few := find_few(int(details["n"]), int(details["patients"]), details["classes"]):
+    if few := find_few(kept.n, kept.patients, kept.classes):
         return {}, few
-    return {name: s for name, s in read_scores(details).items() if s.n is None or min(s.n) >= LIMIT}, []
+    return {name: s for name, s in kept.scores().items() if s.n is None or min(s.n) >= LIMIT}, []
 
 
 def check_report(path: Path) -> Path:
@@ -193,6 +192,7 @@ def write(
     members |= {f"runs/{part.name}/{name}": content for part in parts for name, content in part.files.items()}
     members |= {} if report is None else {REPORT: report}
     document = describe(experiment, parts, [_describe_file(name, of) for name, of in members.items()], authors, licence)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
         directories = {f"runs/{part.name}/": b"" for part in parts}
         for name, content in {METADATA: _encode(document), **directories, **members}.items():

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import Field, model_validator
 
 from jobs.common import home
-from raylab.documents import read_json
+from raylab.documents import Document, read_json
 from raylab.errors import DataError
 from raylab.score import Score
 from raylab.training.run_result import read_result
@@ -132,6 +134,27 @@ def read_scores(details: Mapping[str, Any]) -> dict[str, Score]:
         for name, entry in details.items()
         if isinstance(entry, dict) and {"value", "low", "high"} <= entry.keys()
     }
+
+
+class ScoresFile(Document):
+    """scores/SPLIT-DATA.json: scores, which are its other fields, and the rows that they rest on."""
+
+    data: str
+    """hash of the data"""
+    split: str
+    n: int
+    patients: int
+    classes: dict[str, int]
+    confusion: list[list[int]] = Field([])
+    """rows by class and prediction, where there are classes"""
+
+    @model_validator(mode="after")
+    def _check_scores(self) -> Self:
+        self.scores()
+        return self
+
+    def scores(self) -> dict[str, Score]:
+        return read_scores(self.model_extra or {})
 
 
 def _scores_of(details: dict[str, Any]) -> dict[str, Score]:

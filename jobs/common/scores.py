@@ -10,6 +10,7 @@ import numpy as np
 
 from jobs.common import cxr_controls, description, home, predictions
 from jobs.common.console import list_counts, say
+from jobs.common.model_inputs import KINDS, inputs_of
 from raylab.config.recipe import IcuData, Recipe
 from raylab.data.icu import cohorts
 from raylab.data.icu.dataset import IcuSamples
@@ -35,6 +36,8 @@ BOOTSTRAPS = 1000
 def load(directory: Path, data: Path, split: str) -> tuple[Task, Recipe, Samples, Any]:
     """Load (task, recipe, samples, network) of run `directory` on `data`, normalised with the run's own statistics."""
     job, recipe, spec, network = read_model(directory)
+    if job.kind in KINDS:
+        inputs_of(job, spec)  # DataError for an incomplete one
     return job, recipe, job.load(data, split, recipe.data, spec), network
 
 

@@ -9,11 +9,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import psutil
 
@@ -32,6 +32,8 @@ LOGS = "ray-logs"  # directory next to a session's log
 T = TypeVar("T")
 END_SECONDS = 60.0  # that a start of Ray and its end may take
 STARTS = 3  # attempts to start a local Ray, which gives its helper processes 15 s: too little on a busy machine
+
+stuck: "list[_Connection[Any]]" = []  # whose Ray did not end in time
 
 # Ray reads these variables and the token at import: call `ray_environment` before anything imports it
 ENVIRONMENT = {
@@ -146,6 +148,24 @@ def ray_ahead(cpus: float, prepare: Callable[[], T]) -> Iterator[Callable[[Path]
             raise
 
 
+def exit_if_stuck(code: int) -> None:
+    """End this process with `code`, and its local Ray, if Ray has not ended in END_SECONDS; call this last of all.
+
+    Where Ray's GCS does not answer, as on a machine without a free core, Ray waits for it without a limit, and so does
+    what Ray and Tune do when an interpreter ends.
+    """
+    alive = [connection for connection in stuck if connection.thread.is_alive()]
+    if not alive:
+        return
+    log.warning("Ray did not end within %.0f s; its processes are killed", END_SECONDS)
+    for connection in alive:
+        connection.kill()
+    for file in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            file.flush()
+    os._exit(code)
+
+
 class _Connection(Generic[T]):
     """The thread that connects to Ray and holds the connection.
 
@@ -169,6 +189,8 @@ class _Connection(Generic[T]):
         self.must_end.set()
         # A start is waited for: if Ray's processes ended in the middle of it, Ray would end this process as well
         self.thread.join(END_SECONDS)
+        if self.thread.is_alive():
+            stuck.append(self)
 
     def wait(self, log: Path) -> T:
         """What `prepare` returned, once Ray is connected; raises RunError if it cannot be."""
@@ -208,9 +230,12 @@ class _Connection(Generic[T]):
         processes = [] if self.scratch is None else _list_processes(self.scratch)
         with _no_garbage():
             sys.modules["ray"].shutdown()
-        for process in processes:  # Ray's agents are told to end by a signal that they block
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        _kill(processes)  # Ray's agents are told to end by a signal that they block
+
+    def kill(self) -> None:
+        """Kill the processes of a local Ray."""
+        if self.scratch is not None:
+            _kill(_list_processes(self.scratch))
 
     def _connect(self) -> None:
         import ray
@@ -282,6 +307,12 @@ def _list_processes(scratch: Scratch) -> list[psutil.Process]:
             if str(scratch.ray) in " ".join(child.cmdline()):
                 found += [child, *child.children(recursive=True)]
     return found
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @contextmanager

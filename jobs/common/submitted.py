@@ -323,11 +323,13 @@ def carry_out(path: Path) -> Run:
 
 def main() -> int:
     handle_interrupts()
+    code = 0
     try:
         carry_out(Path(sys.argv[1]))
     except (Exception, KeyboardInterrupt) as error:
-        return cli.explain_end(error, "train")
-    return 0
+        code = cli.explain_end(error, "train")
+    cli.end_stuck_ray(code)
+    return code
 
 
 if __name__ == "__main__":

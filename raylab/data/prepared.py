@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, overload
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from raylab.data import datalad
 from raylab.documents import Document, parse_document
 from raylab.errors import DataError
-from raylab.files import IGNORE_FILES, UPLOADS, keep_out_of_git_and_uploads
+from raylab.files import IGNORE_FILES, UPLOADS, keep_out_of_git_and_uploads, parse_json
 from raylab.storage import check_writable
 
 FORMAT = 2
@@ -143,6 +143,7 @@ def publish(out: Path, write: Callable[[Path], M], task: str, replace: bool = Fa
     If `write` raises, nothing is left behind. If `out` holds prepared data of `task`, it is replaced only with
     `replace`, and only once the new data is complete; any other non-empty directory is rejected (`check_vacant`).
     """
+    check_path(out)
     out = out.resolve()  # the directory itself, in case `out` is a symbolic link
     check_vacant(out, task, replace)
     datasets = [state for path in inputs if (state := datalad.read_state(path)) is not None]
@@ -186,6 +187,17 @@ def publish(out: Path, write: Callable[[Path], M], task: str, replace: bool = Fa
         shutil.rmtree(work, ignore_errors=True)
         raise
     return meta
+
+
+def check_path(directory: Path) -> None:
+    """Raise DataError for a path that polars cannot open, and records cannot name."""
+    try:
+        str(directory.absolute()).encode()
+    except UnicodeEncodeError as error:
+        why = "its bytes are not UTF-8, so it can be neither opened as a table nor recorded"
+        raise DataError(
+            f"{directory} has a name that is not text", why, "rename it, or link to it by another"
+        ) from error
 
 
 def check_vacant(out: Path, task: str, replace: bool) -> None:
@@ -240,7 +252,7 @@ def _contents(directory: Path) -> Contents | None:
     """Read meta.json of the directory, of any format version; None if it is not prepared data."""
     try:
         return Contents.model_validate_json((directory / META).read_text())
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         return None
 
 
@@ -255,6 +267,7 @@ def read_meta(directory: Path, task: str | None, kind: type[Meta] = Meta) -> Met
     in another format version, or if a file no longer has its recorded hash.
     """
     directory = Path(directory)
+    check_path(directory)
     make = kind.made_by.format(task=task or "TASK")
     again, elsewhere = f"{make} {directory}", f"{make} OTHER_DIR"
     if not directory.is_dir():
@@ -265,8 +278,8 @@ def read_meta(directory: Path, task: str | None, kind: type[Meta] = Meta) -> Met
         do = elsewhere if any(directory.iterdir()) else again
         raise DataError(f"{directory} is not prepared data (no meta.json)", do=do)
     try:
-        content: Any = json.loads(path.read_text())
-    except ValueError as error:
+        content: Any = parse_json(path.read_text())
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} could not be read as JSON", str(error), elsewhere) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         version = content.get("format") if isinstance(content, dict) else None

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 from raylab.distributed.rendezvous import Rendezvous
 
 START_SECONDS = 60.0  # in which a process that starts says at least once that it is alive: imports may hold it up
+LOAD_SECONDS = 300.0  # that a start may take in any case: it imports libraries, checks the data and loads it
+SLOWEST = 10  # how many times longer than the quickest worker another may take to start
 WATCH_SECONDS = 1.0  # a worker's watch is answered at least this often: its next one is its heartbeat
 LEFT = "it has left"
 
@@ -53,12 +55,13 @@ class Signal:
 
 class Delivery(NamedTuple):
     """What the driver takes at a time: `rows` of metrics, by member the load of its node, why each worker that is gone
-    is gone, and by member records of its work."""
+    is gone, by member records of its work, and by member since how many seconds it starts."""
 
     rows: list[dict[str, Any]]
     node_samples: list[tuple[str, dict[str, float]]]
     gone: dict[str, str]
     work: list[tuple[str, dict[str, Any]]]
+    starting: dict[str, float]
 
 
 class Membership(Rendezvous):
@@ -66,7 +69,8 @@ class Membership(Rendezvous):
     `form` again when told to.
 
     `minimum`: workers with which an attempt begins. A worker is expelled that does not watch for `silence_seconds`,
-    keeps all others waiting for as long, or does not greet for START_SECONDS while it starts.
+    keeps all others waiting for as long, does not greet for START_SECONDS while it starts, or is not ready when another
+    one has long been, as where its data is on a disk that hangs.
     """
 
     def __init__(self, minimum: int, silence_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -76,6 +80,8 @@ class Membership(Rendezvous):
         self.roster = Roster(0, (), ())
         self.is_broken = False
         self.starting: dict[str, float] = {}  # of each worker that is yet to join: when it last called
+        self.began: dict[str, float] = {}  # of each worker that is yet to join: when it first called
+        self.quickest: float | None = None  # seconds that a worker took to start
         self.heard: dict[str, float] = {}  # of each worker that may train: when it last called
         self.leaving: set[str] = set()
         self.expelled: dict[str, str] = {}
@@ -91,6 +97,7 @@ class Membership(Rendezvous):
         if member in self.heard or member in self.expelled:
             return False
         self.starting[member] = self.clock()
+        self.began.setdefault(member, self.starting[member])
         return True
 
     async def join(self, member: str, identity: Mapping[str, str]) -> str | None:
@@ -102,8 +109,12 @@ class Membership(Rendezvous):
             if own != self.identity.get(name):
                 return f"its {name} is {own}, that of the other workers {self.identity.get(name)}"
         self.starting.pop(member, None)
+        began = self.began.pop(member, None)
         if member not in self.expelled:
             self.heard[member] = self.clock()
+            if began is not None:
+                took = self.heard[member] - began
+                self.quickest = took if self.quickest is None else min(took, self.quickest)
         return None
 
     async def form(self, member: str, generation: int, position: int, seconds: float) -> Roster | str | None:
@@ -155,7 +166,7 @@ class Membership(Rendezvous):
 
     async def remove(self, member: str, why: str, was_needed: bool = True) -> None:
         """`member` has died, has left or is expelled; the others go on, in a new group if it `was_needed`."""
-        self.starting.pop(member, None)
+        self._forget_start(member)
         if self.heard.pop(member, None) is None:
             return
         self.expelled[member] = why
@@ -173,8 +184,15 @@ class Membership(Rendezvous):
         now, limit = self.clock(), self.silence_seconds
         to_start = max(limit, START_SECONDS)
         for member in [m for m, at in self.starting.items() if now - at > to_start]:
-            del self.starting[member]
+            self._forget_start(member)
             self.expelled[member] = f"it was silent for {to_start:g} s while it started"
+        if self.quickest is not None:
+            to_load = max(LOAD_SECONDS, SLOWEST * self.quickest)
+            for member in [m for m, at in self.began.items() if now - at > to_load]:
+                self._forget_start(member)
+                self.expelled[member] = (
+                    f"it was not ready after {to_load:.0f} s, another worker after {self.quickest:.0f} s"
+                )
         for member in [m for m, at in self.heard.items() if now - at > limit]:
             await self.remove(member, f"it was silent for {limit:g} s")
         if self.waiting_since is not None and now - self.waiting_since > limit:
@@ -206,7 +224,12 @@ class Membership(Rendezvous):
         self.rows = []
         samples, self.node_samples = self.node_samples, []
         work, self.work = self.work, []
-        return Delivery(rows, samples, self.expelled, work)
+        starting = {member: self.clock() - at for member, at in self.began.items()}
+        return Delivery(rows, samples, self.expelled, work, starting)
+
+    def _forget_start(self, member: str) -> None:
+        self.starting.pop(member, None)
+        self.began.pop(member, None)
 
     def _signal(self, member: str, generation: int) -> Signal:
         if member in self.expelled:

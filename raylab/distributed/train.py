@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylab.config.recipe import Recipe
 from raylab.distributed.cluster_allocator import find_allocator
-from raylab.distributed.membership import LEFT, Delivery, Membership
+from raylab.distributed.membership import LEFT, LOAD_SECONDS, Delivery, Membership
 from raylab.distributed.memory_monitor import explain_memory_kill
 from raylab.distributed.spares import find_pool
 from raylab.distributed.worker import End, Worker, note_of
@@ -100,6 +100,7 @@ class Supervisor:
         # Actors that were killed. Where the last reference goes together with the kill, Ray may take the kill for
         # superfluous and wait for the actor's own end, up to 30 s, in which it keeps its CPUs.
         self.killed: list[Any] = []
+        self.told: set[str] = set()  # workers of whose slow start the user was told
         for node, count in self.allowed_workers().items():
             self.warm[node] = [self.create_worker(node) for _ in range(count)]
 
@@ -288,8 +289,25 @@ class Supervisor:
             self.step = new[-1]["step"]
         gone = delivery.gone
         for name in [name for name in self.workers if name in gone and gone[name] != LEFT]:
+            where = self.describe_place(name)
             self.end_worker(name, gone[name])
-            self.note_failure(f"a worker was expelled: {gone[name]}")
+            self.note_failure(f"a worker was expelled, {where}: {gone[name]}")
+        self.tell_slow(delivery.starting)
+
+    def tell_slow(self, starting: Mapping[str, float]) -> None:
+        """Warn, once, of each worker that takes long to start; by member since how many seconds it does."""
+        slow = {name for name, seconds in starting.items() if seconds > LOAD_SECONDS} & self.workers.keys()
+        for name in sorted(slow - self.told):
+            self.on_warning(
+                f"{self.describe_place(name)} is not ready after {starting[name]:.0f} s: it checks and loads the data, "
+                "or its disk hangs; `ls` of the data directory on that node tells"
+            )
+        self.told |= slow
+
+    def describe_place(self, name: str) -> str:
+        """`worker-1 on node7`"""
+        hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
+        return f"{name} on {hosts.get(self.workers[name].node, 'a node that is gone')}"
 
     def end_worker(self, name: str, why: str, was_needed: bool = True) -> None:
         ray.get(self.membership.remove.remote(name, why, was_needed))

@@ -1,6 +1,5 @@
 """Recipes by task: read from files and documents, and those that ship."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from raylab.config.old_names import rename_fields
 from raylab.config.overrides import has_field
 from raylab.config.recipe import Recipe, Search, model_family, validate
 from raylab.errors import UsageError
+from raylab.files import parse_json
 from raylab.tasks import TASKS, find_task, load_installed
 from raylab.tasks.plugins import load_stored, search_of
 
@@ -22,13 +22,24 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe in a JSON file that a run has written, beside the code that it needs; UsageError when there is none
     that can be used."""
     load_stored(path.parent)
+    what, do = f"{path} is not a valid recipe file", "restore it: the run itself writes it"
     try:
-        return parse_recipe(update_recipe(json.loads(path.read_text(encoding="utf-8"))))
+        document = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(what, f"{type(error).__name__}: {error}", do) from error
+    return parse_stored_recipe(document, what, do)
+
+
+def parse_stored_recipe(document: Any, what: str, do: str) -> Recipe:
+    """The recipe of a JSON value that this or an earlier version has stored. Raises UsageError, which says `what` could
+    not be read and what to `do`, for a value of any other form."""
+    try:
+        return parse_recipe(update_recipe(document))
     except UsageError as error:
         why = f"{error.what}{f': {error.why}' if error.why else ''}"
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:  # of a document of any other form
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         why = f"{type(error).__name__}: {error}"
-    raise UsageError(f"{path} is not a valid recipe file", why, "restore it: the run itself writes it")
+    raise UsageError(what, why, do)
 
 
 def update_recipe(document: dict[str, Any]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def check_smallest_shard(recipe: Recipe, model: nn.Module, samples: Samples, tra
         last = last_batch(len(samples), batch)
         raise UsageError(
             "a shard of one sample is too small for the batch norm of this network",
-            f"the last of {len(samples)} samples in batches of {batch} are {last}, in {shards} shards",
+            f"the last of {len(samples)} samples in batches of {batch} are {last}, cut into {shards} shard(s)",
             f"set {advise_batches(len(samples), batch, shards)}, or use larger images",
         ) from error
 

@@ -17,6 +17,7 @@ from raylab.documents import Document, describe_problems
 from raylab.errors import DataError, UsageError
 from raylab.evaluation.site_report import LIMIT
 from raylab.files import atomic_write
+from raylab.storage import explain_storage_error
 
 FORMAT = 1
 BUNDLE, SIGNATURE, SIGNER, CARD = "bundle.json", "signature", "signer", "README.md"
@@ -70,9 +71,17 @@ def read_key(path: Path) -> Any:
     """
     keys = _ed25519()
     if not path.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with atomic_write(path) as beside:
-            beside.write_text(keys.Ed25519PrivateKey.generate().private_bytes_raw().hex() + "\n")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with atomic_write(path) as beside:
+                beside.write_text(keys.Ed25519PrivateKey.generate().private_bytes_raw().hex() + "\n")
+        except OSError as error:
+            what = f"no signing key could be written to {path}"
+            raise explain_storage_error(error, str(path)) or DataError(
+                what, error.strerror or str(error), "give --key another path"
+            ) from error
+    if not path.is_file():
+        raise DataError(f"{path} is not a plain file", do="give --key the file of a key, or a new name")
     if path.stat().st_mode & 0o077:
         raise DataError(f"{path} can be read by others", "whoever has it can sign in your name", f"chmod 600 {path}")
     try:
@@ -102,6 +111,7 @@ def write_bundle(path: Path, bundle: Bundle, contents: Mapping[str, bytes], key:
     files = {name: hashlib.sha256(contents[name]).hexdigest() for name in HASHED}
     note = (bundle.model_copy(update={"files": files}).model_dump_json(indent=1) + "\n").encode()
     signed = {BUNDLE: note, SIGNATURE: key.sign(note).hex().encode(), SIGNER: public_key(key).encode()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
         for name in MEMBERS:
             archive.writestr(zipfile.ZipInfo(name, EPOCH), {**contents, **signed}[name])
@@ -149,7 +159,7 @@ def _read_members(path: Path) -> dict[str, bytes]:
             if any(info.file_size > MOST_BYTES or info.compress_type != zipfile.ZIP_STORED for info in infos):
                 raise _damaged(path, "a member is compressed or too large")
             return {info.filename: archive.read(info) for info in infos}
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise _damaged(path, str(error)) from error
 
 

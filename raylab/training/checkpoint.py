@@ -140,7 +140,7 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 def is_valid(path: Path) -> bool:
     state, note = path / "state.pt", path / "sha256"
-    return state.is_file() and note.is_file() and sha256(state) == note.read_text().strip()
+    return state.is_file() and note.is_file() and sha256(state).encode() == note.read_bytes().strip()
 
 
 def find_newest(directory: Path) -> tuple[Path | None, list[Path]]:
@@ -168,8 +168,10 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path / "state.pt", map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message advises unpickling it anyway
         raise CheckpointError(f"{path} could not be read", "it contains more than tensors and plain values") from error
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged archive fails in many ways
         raise CheckpointError(f"{path} could not be read", str(error).partition("\n")[0]) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} could not be read", "it does not contain the state of a run")
     return state
 
 

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 from raylab.documents import Document, parse_document
 from raylab.errors import DataError
-from raylab.files import read_lines
+from raylab.files import parse_json, read_lines
 
 FILE = "ledger.jsonl"
+RESTORE = "restore it from a copy; it alone says what the run has computed"
 
 
 class Entry(Document):
@@ -130,6 +131,14 @@ def _link(head: str, content: bytes) -> str:
     return hashlib.sha256(head.encode() + content).hexdigest()
 
 
+def read_content(path: Path) -> bytes:
+    """Return the content of a finished run's ledger; DataError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} could not be read", error.strerror or str(error), RESTORE) from error
+
+
 def complete_lines(content: bytes) -> bytes:
     """Return the content of a ledger without the lines at its end that a crash has truncated."""
     lines = content.split(b"\n")[:-1]
@@ -140,7 +149,7 @@ def complete_lines(content: bytes) -> bytes:
 
 def _is_object(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(parse_json(line), dict)
     except ValueError:
         return False
 
@@ -183,8 +192,8 @@ def parse_entry(line: dict[str, Any], path: Path) -> Entry:
     """Parse one line of the ledger at `path`; DataError names the missing or invalid field."""
     kind = next((kind for field, kind in ENTRIES.items() if field in line), None)
     if kind is None:
-        raise DataError(f"{path} has a line of an unknown kind", f"it has none of: {', '.join(ENTRIES)}")
-    return parse_document(line, kind, path)
+        raise DataError(f"{path} has a line of an unknown kind", f"it has none of: {', '.join(ENTRIES)}", RESTORE)
+    return parse_document(line, kind, path, RESTORE)
 
 
 def read_ledger(path: Path) -> list[Entry]:
@@ -195,6 +204,12 @@ def read_ledger(path: Path) -> list[Entry]:
 def steps(entries: Iterable[Entry]) -> list[int]:
     """Return the computed steps; a step that was computed twice appears twice."""
     return [entry.step for entry in entries if isinstance(entry, Step)]
+
+
+def count_gaps(numbers: set[int]) -> int:
+    """Return how many numbers from 1 to the largest are missing; a damaged ledger may have any number."""
+    positive = [number for number in numbers if number > 0]
+    return max(positive, default=0) - len(positive)
 
 
 def starts(entries: Iterable[Entry]) -> list[Start]:
@@ -234,6 +249,6 @@ def summarise_ledger(path: Path) -> dict[str, Any]:
         "workers": [group.workers for group in groups(entries)],
         "cpus": sorted({kind for group in groups(entries) for kind in group.cpus}),
         "steps_repeated": repeated,
-        "gaps": len(set(range(1, max(seen, default=0) + 1)) - seen),
+        "gaps": count_gaps(seen),
         "damaged_checkpoints": sum(len(start.damaged) for start in begun),
     }

@@ -41,8 +41,9 @@ from raylab.models.weights import fill, match_inputs
 from raylab.storage import describe_cause
 from raylab.tasks import find_task
 from raylab.tasks.base import Task
+from raylab.tasks.plugin_code import explain_own_error
 from raylab.tasks.plugins import FOLDER, code_of, load_stored
-from raylab.tasks.recipes import parse_recipe, update_recipe
+from raylab.tasks.recipes import parse_stored_recipe
 from raylab.training import checkpoint, ledger
 from raylab.training.checkpoint_writer import CheckpointWriter, Written
 from raylab.training.cpu import WIDTH, cpu_kind, decode_kind, encode_kind
@@ -373,7 +374,7 @@ def hash_recipe(document: dict[str, Any]) -> str:
     """Return the SHA-256 of all that a recipe's JSON document says of the result: not of the workers, of a search, or
     of weights that training from scratch ignores."""
     own = {part: fields for part, fields in document.items() if part not in ("scaling", "search")}
-    if own["transfer"]["mode"] == "scratch":
+    if own.get("transfer", {}).get("mode") == "scratch":
         own["model"] = {name: value for name, value in own["model"].items() if name != "weights"}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
@@ -400,11 +401,23 @@ def read_model(directory: Path) -> tuple[Task, Recipe, dict[str, Any], nn.Module
         )
     note = read_model_note(directory)
     load_stored(path.parent)
-    recipe = parse_recipe(update_recipe(note.recipe))
+    do = f"restore it; or remove the run's result.json, then: raylab resume {directory.name}"
+    recipe = parse_stored_recipe(note.recipe, f"{path} has no valid recipe", do)
     job = find_task(recipe.task)
-    # The weights that it started from are not needed, and may no longer exist
-    model = job.model(without_weights(recipe), note.spec)
-    model.load_state_dict(_tensors(path.with_name(WEIGHTS)))
+    try:
+        # The weights that it started from are not needed, and may no longer exist
+        model = job.model(without_weights(recipe), note.spec)
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        if explain_own_error(error) is not None:
+            raise
+        why = f"no network can be built for its inputs ({type(error).__name__}: {error})"
+        raise DataError(f"{path} is damaged", why, do) from error
+    weights = path.with_name(WEIGHTS)
+    try:
+        model.load_state_dict(_tensors(weights))
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:300]
+        raise DataError(f"{weights} does not have the weights of the network in {path.name}", why, do) from error
     return job, recipe, note.spec, model
 
 
@@ -442,4 +455,6 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = load_file(path)
         return tensors
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{path} could not be read as safetensors", str(error)) from error
+        run = path.parents[1].name
+        do = f"restore it; or remove the run's result.json, then: raylab resume {run}"
+        raise DataError(f"{path} could not be read as safetensors", str(error), do) from error

@@ -25,6 +25,9 @@ class RunResult(Document):
     best: Best
     val: dict[str, Any]
     weights_sha256: str
+    ledger_sha256: str | None = None
+    """none: an earlier version wrote it"""
+    cpus: list[str] = Field([])
     attempts: int
     steps_repeated: int
     stopped: str

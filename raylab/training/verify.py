@@ -6,6 +6,7 @@ checkpoint in the ledger, whether that one is kept or not: computed again, all i
 be equal to the bit.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from raylab.config.overrides import without_weights
 from raylab.config.recipe import Recipe
 from raylab.data.prepared import sha256
-from raylab.errors import DataError
+from raylab.errors import CheckpointError, DataError
 from raylab.models.baselines import Fitted
 from raylab.tasks import find_task
 from raylab.training import checkpoint, ledger
@@ -62,9 +63,9 @@ def read_claims(entries: Iterable[ledger.Entry]) -> Claims:
             finish = entry
         elif isinstance(entry, ledger.Start) and entry.recipe_sha256:
             recipes.add(entry.recipe_sha256)
-    missing = sorted(set(range(1, max(losses, default=0) + 1)) - losses.keys())
-    if missing:
-        wrong.append(f"{len(missing)} steps are missing, the first is step {missing[0]}")
+    if missing := ledger.count_gaps(set(losses)):
+        first = next(step for step in itertools.count(1) if step not in losses)
+        wrong.append(f"{missing} steps are missing, the first is step {first}")
     if len(recipes) > 1:
         wrong.append("attempts started with different recipes")
     return Claims(losses, states, wrong, finish, recipes)
@@ -94,19 +95,27 @@ def check_model(directory: Path, claims: Claims) -> list[str]:
         if not checkpoint.is_valid(path):
             wrong.append(f"checkpoints/{path.name} is damaged: its checksum does not match")
             continue
-        state, step = checkpoint.load(path), int(path.name.removeprefix("step-"))
+        try:
+            state, step = checkpoint.load(path), int(path.name.removeprefix("step-"))
+        except CheckpointError as error:
+            wrong.append(f"checkpoints/{path.name} could not be read: {error.why}")
+            continue
         if step in claims.states and checkpoint.hash_state(state) != claims.states[step]:
             wrong.append(f"checkpoints/{path.name} does not have the state that the ledger names")
         elif step == claims.finish.finished and model.is_file():
-            wrong += _compare_model(model, state["progress"]["best_model"])
+            wrong += _compare_model(model, state.get("progress", {}).get("best_model", {}))
     return wrong
 
 
 def _compare_model(model: Path, best: dict[str, Any]) -> list[str]:
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = load_file(model)
+    try:
+        tensors = load_file(model)
+    except (OSError, SafetensorError) as error:
+        return [f"model/{WEIGHTS} could not be read as safetensors: {error}"]
     same = tensors.keys() == best.keys() and all(torch.equal(tensors[name], best[name].cpu()) for name in best)
     return [] if same else [f"model/{WEIGHTS} is not the best network of the last checkpoint"]
 

@@ -193,6 +193,48 @@ def test_a_worker_that_falls_silent_before_it_joins_is_expelled():
     run(story())
 
 
+def test_a_worker_that_answers_but_does_not_load_its_data_is_expelled():
+    async def story() -> None:
+        clock = Clock()
+        membership = Membership(2, 10, clock)
+        for clock.now in range(0, 1000, 5):  # nobody knows how long the data takes
+            assert await membership.greet("a") and await membership.greet("b")
+        delivery = await membership.receive(0)
+        assert delivery.gone == {} and delivery.starting == {"a": 995.0, "b": 995.0}
+        assert await membership.greet("c")
+        clock.now = 1037.0
+        await membership.join("c", SAME)
+        assert membership.quickest == 42.0
+        gone = (await membership.receive(0)).gone
+        assert gone == dict.fromkeys(("a", "b"), "it was not ready after 420 s, another worker after 42 s")
+        assert not await membership.greet("b")
+        await membership.join("b", SAME)
+        assert await membership.form("b", 0, -1, 0.01) == gone["b"], "it comes too late"
+        await membership.join("d", SAME)
+        assert (await form(membership, c=-1, d=-1))["c"].members == ("c", "d")
+
+    run(story())
+
+
+def test_a_quick_start_of_one_leaves_the_others_minutes():
+    async def story() -> None:
+        clock = Clock()
+        membership = Membership(1, 10, clock)
+        for clock.now in (0.0, 1.0):
+            assert await membership.greet("a") and await membership.greet("b")
+        await membership.join("a", SAME)
+        for clock.now in range(5, 300, 5):
+            assert await membership.greet("b")
+            await membership.watch("a", 0, Signal(), 0)
+        assert (await membership.receive(0)).gone == {}
+        for clock.now in range(300, 311, 5):
+            await membership.greet("b")
+            await membership.watch("a", 0, Signal(), 0)
+        assert (await membership.receive(0)).gone == {"b": "it was not ready after 300 s, another worker after 1 s"}
+
+    run(story())
+
+
 def test_a_member_that_watches_but_does_not_come_is_expelled():
     async def story() -> None:
         clock = Clock()
@@ -251,7 +293,7 @@ def test_rows_wait_until_the_driver_has_them():
         membership = await joined("a")
         assert await membership.send([{"step": 1}, {"step": 2}]) == 0, "on their way, not arrived"
         assert [row["step"] for row in (await membership.receive(0)).rows] == [1, 2]
-        assert await membership.receive(2) == Delivery([], [], {}, [])
+        assert await membership.receive(2) == Delivery([], [], {}, [], {})
         assert await membership.send([]) == 2
 
     run(story())

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raylab.distributed.train import Supervisor, first_on_node
+from raylab.distributed import train
+from raylab.distributed.train import Running, Supervisor, first_on_node
 from raylab.errors import RunError
 
 
@@ -36,3 +37,17 @@ def test_a_run_goes_on_without_a_node_that_differs():
     run.step = 0
     with pytest.raises(RunError, match=r"(?s)workers of run first differ.*torch is 2\.14.*raylab resume first"):
         run.note_refusal("n3", "its version of torch is 2.14")
+
+
+def test_a_slow_start_is_told_once_with_worker_and_node(monkeypatch):
+    warnings: list[str] = []
+    run = Supervisor.__new__(Supervisor)
+    run.on_warning, run.told = warnings.append, set()
+    run.workers = {name: Running(None, None, "n7") for name in ("worker-0", "worker-1")}
+    monkeypatch.setattr(train.ray, "nodes", lambda: [{"NodeID": "n7", "NodeManagerHostname": "node7"}])
+    run.tell_slow({"worker-0": 10.0, "worker-1": 250.0, "dropped": 900.0})
+    assert not warnings
+    for seconds in (301.0, 302.0):
+        run.tell_slow({"worker-0": 10.0, "worker-1": seconds})
+    (warning,) = warnings
+    assert warning.startswith("worker-1 on node7 is not ready after 301 s")

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +23,10 @@ from raylab.data.icu.meta import IcuMeta
 from raylab.data.icu.prepare import prepare_icu
 from raylab.data.icu.site_statistics import NAMES, pool_statistics, sum_statistics
 from raylab.data.prepared import read_meta, sha256
+from raylab.federation import sums as sums_of_sites
 from raylab.federation.agreement import Agreement, propose, read_agreement, sign, write_agreement
 from raylab.federation.arithmetic import describe_arithmetic
-from raylab.federation.exchange import Exchange
+from raylab.federation.exchange import Exchange, Inbox
 from raylab.federation.federation import PooledSamples
 from raylab.federation.journal import Journal
 from raylab.federation.keys import PrivateKeys
@@ -37,6 +39,7 @@ from raylab.tasks.recipes import shipped_recipe
 from raylab.training import checkpoint
 from raylab.training.ledger import Average, read_ledger
 from raylab.training.loop import Report, Training
+from tests.wait import wait_for
 
 SITES = ("north", "south", "west")
 PATIENTS = {"north": 120, "south": 60, "west": 80}
@@ -105,9 +108,25 @@ def sign_in(agreement: Agreement, keys: dict[str, PrivateKeys], exchange: Path) 
         sign(read_agreement(exchange), each, exchange)
 
 
+class Clock:
+    """The time of a site, which is an hour ahead from the first sleep on that ends after `file` was written."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.ahead = file, 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+        self.ahead = 3600.0 if self.file.exists() else 0.0
+
+
 def run_site(exchange: Path, keys: PrivateKeys, data: Path, directory: Path, kill_at: int | None = None) -> Any:
-    """Train as one site; with `kill_at`, this process ends itself by SIGKILL after that many rounds."""
+    """Train as one site; with `kill_at`, this process ends itself by SIGKILL after that many rounds. Its patience is
+    over once the file `over` is beside the exchange directory."""
     agreement = read_agreement(exchange)
+    sums_of_sites.time = Clock(exchange.with_name("over"))  # type: ignore[assignment]
     directory.mkdir(exist_ok=True)
 
     def saved_step() -> int:
@@ -294,14 +313,24 @@ def test_averaged_weights_are_the_same_after_kills(tmp_path, data, processes):
     assert len(list((tmp_path / "exchange" / "messages").glob("*-average.*"))) >= 3
 
 
+def is_stuck(exchange: Path) -> bool:
+    """Whether north and west have sent their parts of the same round, in which nothing of south is."""
+    files = list(Inbox(exchange, read_agreement(exchange)).list_files())
+    newest = {name: max(round.order for _, round, _, sender, _ in files if sender == name) for name in SITES}
+    return newest["south"] < newest["north"] == newest["west"]
+
+
 def test_the_others_go_on_without_a_lost_site(tmp_path, data, processes):
     """And the pooled run that leaves the same rows out from the same step on has the same weights."""
-    keys = set_up(tmp_path / "exchange", patience=4.0)
+    keys = set_up(tmp_path / "exchange")
     for name in SITES:
         kill_at = 9 if name == "south" else None
         processes.start(name, tmp_path / "exchange", keys[name], data[name], tmp_path / name, kill_at)
-    results = {name: processes.wait(name) for name in SITES}
-    assert results["south"] is None and results["north"]["weights_sha256"] == results["west"]["weights_sha256"]
+    assert processes.wait("south") is None
+    wait_for(lambda: is_stuck(tmp_path / "exchange"), 240, "the round that the lost site is not in")
+    (tmp_path / "over").touch()
+    results = {name: processes.wait(name) for name in ("north", "west")}
+    assert results["north"]["weights_sha256"] == results["west"]["weights_sha256"]
     assert results["north"]["federation"]["sites"] == ["north", "west"]
     agreement = read_agreement(tmp_path / "exchange")
     excluded = find_exclusions(Exchange(tmp_path / "exchange", agreement, keys["north"]))

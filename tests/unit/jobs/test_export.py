@@ -195,6 +195,7 @@ def test_a_statistic_over_few_patients_does_not_leave(ards_data):
     with pytest.raises(DataError, match=r"may tell of single patients: hr"):
         export.check_statistics(patients | {"hr": LIMIT - 1}, ("hr", "pao2"), LIMIT)
     spec = {"features": ["hr", "pao2"], "static": [], "static_mean": [], "static_std": []}
+    spec |= {"hours": 12, "landmark_h": 12.0, "label": {}}
     inputs = inputs_of(find_task("ards"), spec | {"mean": [80.0, 90.0], "std": [10.0, 20.0]})
     meta = read_meta(ards_data, "ards", IcuMeta)
     shift = bundle_evaluation.describe_shift(inputs, meta, patients | {"pao2": LIMIT - 1})

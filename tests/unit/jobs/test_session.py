@@ -1,6 +1,8 @@
 """What the end of a connection to Ray does in this process."""
 
 import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -88,3 +90,28 @@ def test_a_ray_that_does_not_start_names_the_next_command(kind: str, then: str, 
         connection.wait(log)
     assert len(attempts) == STARTS and "too slowly" in error.value.why
     assert then in error.value.do and str(log) in error.value.do
+
+
+STUCK = """
+import atexit, threading
+from jobs import cli
+from jobs.common import session
+session.END_SECONDS = 0.1
+session._Connection._connect = lambda self: None
+session._Connection._disconnect = lambda self: threading.Event().wait({seconds})
+atexit.register(lambda: print("the interpreter ends") or threading.Event().wait({seconds}))
+cli.run = lambda verb, words: use()
+def use():
+    with session._Connection(1, "elsewhere", None, lambda: None):
+        raise KeyboardInterrupt
+print(cli.main(["tune"]))
+"""
+
+
+@pytest.mark.parametrize(("seconds", "printed"), [("None", ""), ("0", "130\nthe interpreter ends\n")])
+def test_a_ray_that_does_not_end_does_not_keep_the_process(seconds: str, printed: str) -> None:
+    """What Ray and Tune do when an interpreter ends would wait for it as well."""
+    words = [sys.executable, "-c", STUCK.format(seconds=seconds)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.stdout == printed and done.returncode == (0 if printed else 130)
+    assert "raylab: interrupted" in done.stderr and ("did not end" in done.stderr) is not bool(printed)

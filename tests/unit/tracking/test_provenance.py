@@ -1,6 +1,9 @@
 """What figures and reports say of their runs, and what is said of files that say nothing."""
 
 import io
+import struct
+import zipfile
+import zlib
 
 import pytest
 from PIL import Image
@@ -37,6 +40,34 @@ def test_foreign_files_are_refused(content, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(content)
     with pytest.raises(DataError):
+        read_provenance(path)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_a_figure_that_would_fill_the_memory_is_refused(tmp_path):
+    size = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IEND", b""))
+    with pytest.raises(DataError, match="could not be read as PNG"):
+        read_provenance(tmp_path / "huge.png")
+
+
+def test_a_declaration_that_no_browser_accepts_is_no_report(tmp_path):
+    (tmp_path / "page.html").write_bytes(b"<![\x00odd[")
+    with pytest.raises(DataError, match="does not say from which runs"):
+        read_provenance(tmp_path / "page.html")
+
+
+def test_a_research_object_with_damaged_bytes_is_refused(tmp_path):
+    path = tmp_path / "x.crate.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("provenance.json", render([RUN, PARENT]))
+    content = bytearray(path.read_bytes())
+    content[60:90] = bytes(30)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="could not be read as a zip archive"):
         read_provenance(path)
 
 

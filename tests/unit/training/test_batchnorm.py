@@ -1,23 +1,23 @@
 """Shards that are too small for batch norm, found before a run starts."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from raylab.config.overrides import override
 from raylab.data.sampler import shards_of, smallest_shard
 from raylab.errors import UsageError
 from raylab.tasks.recipes import shipped_recipe
-from raylab.config.overrides import override
 from raylab.training.batchnorm import check_smallest_shard
 
 
 class Rows:
     """`count` rows of one channel and `size` pixels."""
 
-    spec: dict[str, Any] = {}
+    spec: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, count: int, size: int = 1) -> None:
         self.count, self.size = count, size

@@ -11,9 +11,9 @@ from test_run import RECIPE, Rows, killed
 
 from raylab.config.overrides import override
 from raylab.data.prepared import sha256
-from raylab.errors import DataError
+from raylab.errors import DataError, UsageError
 from raylab.training import checkpoint, ledger
-from raylab.training.run import execute, load_samples
+from raylab.training.run import execute, load_samples, read_model
 from raylab.training.verify import Claims, Interval, Verifier, check_model, list_intervals, read_claims
 
 # 6 steps in 3 epochs; every checkpoint is kept
@@ -156,6 +156,64 @@ def test_another_model_is_found(copy):
     assert check_model(copy, claims_of(copy)) == [
         "model/model.safetensors is not the best network of the last checkpoint"
     ]
+
+
+def test_a_model_that_is_cut_off_is_found(copy):
+    path = copy / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    found = check_model(copy, claims_of(copy))
+    assert len(found) == 2 and "not the file" in found[0] and "could not be read as safetensors" in found[1]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b""])
+def test_a_checksum_that_is_no_text_is_a_damaged_checkpoint(content, copy):
+    newest = checkpoint.list_checkpoints(copy / "checkpoints")[0]
+    (newest / "sha256").write_bytes(content)
+    assert check_model(copy, claims_of(copy)) == [f"checkpoints/{newest.name} is damaged: its checksum does not match"]
+
+
+@pytest.mark.parametrize("state", [[1, 2], {}])
+def test_a_checkpoint_that_holds_no_state_is_found(state, copy):
+    newest = checkpoint.list_checkpoints(copy / "checkpoints")[0]
+    torch.save(state, newest / "state.pt")
+    (newest / "sha256").write_text(sha256(newest / "state.pt"))
+    (found,) = check_model(copy, claims_of(copy))
+    assert newest.name in found
+
+
+def test_a_step_of_a_damaged_ledger_may_have_any_number(copy):
+    with (copy / ledger.FILE).open("a") as file:
+        file.write('{"attempt": 0, "step": 999999999999, "loss": 1.0}\n')
+        file.write("[" * 100_000 + "\n")
+    assert claims_of(copy).contradictions == ["999999999992 steps are missing, the first is step 7"]
+    assert ledger.summarise_ledger(copy / ledger.FILE)["gaps"] == 999999999992
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spec": {}},
+        {"spec": {"kind": "unknown"}},
+        {"spec": {"kind": "icu-hourly", "features": 3}},
+        {"recipe": {}},
+        {"recipe": {"task": "ards", "search": 5}},
+    ],
+)
+def test_a_note_that_no_network_can_be_built_from_is_damaged(change, copy):
+    path = copy / "model" / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises((DataError, UsageError), match=r"(?s)model\.json .*next: restore it") as found:
+        read_model(copy)
+    assert found.value.exit_code == 2
+
+
+def test_weights_of_another_network_are_named(copy):
+    path = copy / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, path)
+    with pytest.raises(DataError, match="does not have the weights of the network"):
+        read_model(copy)
 
 
 def test_contradictions_of_attempts_are_found(tmp_path):
