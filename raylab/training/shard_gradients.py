@@ -23,7 +23,7 @@ from raylab.training.shard_graphs import Losses, ShardGraphs, can_record, comput
 ALIGNMENT = 16  # elements: 64 bytes, as torch aligns tensors
 VECTOR = 32  # elements: two AVX-512 registers, the longest step of torch's loops
 CHECKS = 8  # the rarest differences seen so far showed in each of them (docs/log.md)
-PASS_BYTES = 2**28  # of gradients in one pass
+PASS_BYTES = 2**28  # of gradients in one pass, and of those of single shards that are kept
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,14 @@ class ShardGradients:
                 yield shard, *self.graphs.compute(shard, each.x, each.y, count, losses, seed)
             else:
                 seed()
-                if shard not in self.rows:
-                    self.rows[shard] = torch.empty(self.size, device=self.device)
-                yield shard, *compute_pass(each.x, each.y, count, losses, self.weights, self.rows[shard])
+                yield shard, *compute_pass(each.x, each.y, count, losses, self.weights, self._row(shard))
+
+    def _row(self, shard: int) -> Tensor | None:
+        """Return memory for the gradient [P] of a single shard; None, for new memory, where PASS_BYTES are kept: a rank
+        may have hundreds of shards."""
+        if shard not in self.rows and len(self.rows) < PASS_BYTES // (4 * self.size):
+            self.rows[shard] = torch.empty(self.size, device=self.device)
+        return self.rows.get(shard)
 
     def _seed(self, seed: int) -> None:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed does it for all devices, at 0.6 ms a call

@@ -69,7 +69,7 @@ class ImageInputs:
         """x float32 [B, 1, S, S] = (pixel / 255 - mean) / std; `augment` = (seed, epoch), see Samples."""
         return self.read(index, augment).inputs("cpu")
 
-    def read(self, index: NDArray[Any], augment: tuple[int, int] | None = None) -> "Views":
+    def read(self, index: NDArray[Any], augment: tuple[int, int] | None = None) -> Views:
         """What `batch` is computed from."""
         x_B1SS = self.views(index)
         if mask := self.spec.get("mask"):  # before augmentation, which would move lungs out of the box

@@ -11,6 +11,7 @@ from raylab.config.recipe import CXR_FRONTAL, CovidNetModel, RecurrentModel, Res
 from raylab.models import network, recurrent
 from raylab.models.ensemble import Ensemble
 from raylab.models.shard_pass import Linear
+from raylab.training import shard_gradients
 from raylab.training.gradients import shard_gradient
 from raylab.training.shard_gradients import CHECKS, VECTOR, Losses, ShardGradients, ShardInputs, can_take_passes
 
@@ -192,3 +193,15 @@ def test_a_weight_outside_its_layer_is_an_error():
     inputs = ShardInputs(range(2), x, torch.zeros(len(x), dtype=torch.int64))
     with pytest.raises(AssertionError, match="outside its layer"):
         compute(start(model), inputs, lambda x, y: model(x)[:, 0] * model[0].weight.sum())
+
+
+def test_the_memory_of_single_shards_is_bounded_and_changes_no_bit(monkeypatch):
+    generator = np.random.default_rng(3)
+    model = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 1))
+    parts = [sample_inputs(generator, range(shard, shard + 1), 4, 1, 5) for shard in range(6)]
+    every = [each for part in parts for each in compute(start(model), part, losses_of(model))]
+    gradients = start(model)
+    monkeypatch.setattr(shard_gradients, "PASS_BYTES", 2 * 4 * gradients.size)
+    for _ in range(2):
+        assert are_equal([each for part in parts for each in compute(gradients, part, losses_of(model))], every)
+        assert len(gradients.rows) == 2
