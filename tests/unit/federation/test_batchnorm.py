@@ -4,6 +4,7 @@ The sites of most tests are threads of one process that compute one at a time: t
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from raylab.config.overrides import override
 from raylab.data.images.prepare import prepare_images
 from raylab.data.images.scenes.meta import SceneMeta
 from raylab.data.images.scenes.prepare import prepare_scenes
-from raylab.data.images.scenes.scene import SceneRequest
+from raylab.data.images.scenes.scene import SceneRequest, SceneSource
 from raylab.data.images.scenes.site_statistics import pool_statistics, sum_statistics
 from raylab.data.images.scenes.sources import synthetic
 from raylab.data.prepared import read_meta
@@ -47,29 +48,33 @@ TASKS = {
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The prepared scenes of each site, which differ in number and brightness."""
-    found = {}
-    for seed, name in enumerate(SITES):
-        found[name] = tmp_path_factory.mktemp("scenes") / name
-        source = synthetic.read(SceneRequest(None, seed, 80 + 16 * seed, 19))
+
+    def brighten(source: SceneSource, seed: int) -> SceneSource:
         pixels = [source.read(at) * (1 + seed) for at in range(len(source.scenes))]
-        prepare_scenes("landcover", found[name], replace(source, read=pixels.__getitem__), seed=0)
-    return found
+        return replace(source, read=pixels.__getitem__)
+
+    return prepare_sites(tmp_path_factory.mktemp("scenes"), "landcover", brighten)
 
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Prepared scenes of each site, every third of which has a second label."""
-    found = {}
-    for seed, name in enumerate(SITES):
-        found[name] = tmp_path_factory.mktemp("labelled") / name
-        source = synthetic.read(SceneRequest(None, seed, 80 + 16 * seed, 19))
+
+    def label(source: SceneSource, seed: int) -> SceneSource:
         scenes = [
             replace(scene, labels=tuple(sorted({*scene.labels, (scene.labels[0] + 1) % 4}))) if at % 3 == 0 else scene
             for at, scene in enumerate(source.scenes)
         ]
-        changed = replace(source, scenes=scenes, several_labels=True)
-        prepare_scenes("landcover-multilabel", found[name], changed, seed=0)
-    return found
+        return replace(source, scenes=scenes, several_labels=True)
+
+    return prepare_sites(tmp_path_factory.mktemp("labelled"), "landcover-multilabel", label)
+
+
+def prepare_sites(folder: Path, task: str, change: Callable[[SceneSource, int], SceneSource]) -> dict[str, Path]:
+    for seed, name in enumerate(SITES):
+        source = synthetic.read(SceneRequest(None, seed, 80 + 16 * seed, 19))
+        prepare_scenes(task, folder / name, change(source, seed), seed=0)
+    return {name: folder / name for name in SITES}
 
 
 def agree(keys: dict[str, PrivateKeys], task: str = "landcover", local_steps: Any = None) -> Agreement:
